@@ -1,0 +1,90 @@
+"""Every error this package raises on purpose, and nothing else.
+
+AloraError
+├── LibraryError                 the native library is missing, of another version, or came too late
+├── ClosedError                  the model or session was closed
+├── InputError                   an argument is out of range or of the wrong kind (also a ValueError)
+├── FileFormatError              a file is not what it should be: truncated, malformed, another format
+├── ModelError                   a base model cannot be used
+├── AdapterError
+│   ├── AdapterFormatError       an adapter file is malformed (also a FileFormatError)
+│   ├── AdapterMismatchError     a sound adapter that was made for another base
+│   ├── AdapterInUseError        an adapter is still active, or its name is taken
+│   └── UnknownAdapterError      no adapter of that name is loaded
+├── InvocationNotFoundError      text that was meant to contain an invocation does not
+├── ConvertError                 a PEFT adapter cannot be converted
+│   └── UnsupportedAdapterError  it uses something that would not convert exactly
+└── DecodeError                  a batch could not be computed
+    └── CacheFullError           the KV cache has no room for it
+
+A message names the file, the field or tensor, what was expected, what was found and the way out.
+"""
+
+from __future__ import annotations
+
+
+class AloraError(Exception):
+    """Base of all errors raised by alora_gguf."""
+
+
+class LibraryError(AloraError):
+    """The native library cannot be used."""
+
+
+class ClosedError(AloraError):
+    """A model or session was used after it was closed."""
+
+
+class InputError(AloraError, ValueError):
+    """An argument is out of range or of the wrong kind."""
+
+
+class FileFormatError(AloraError):
+    """A file is truncated, malformed, or of another format than expected."""
+
+
+class ModelError(AloraError):
+    """A base model cannot be used."""
+
+
+class AdapterError(AloraError):
+    """An adapter cannot be used."""
+
+
+class AdapterFormatError(AdapterError, FileFormatError):
+    """An adapter file is malformed."""
+
+
+class AdapterMismatchError(AdapterError):
+    """A sound adapter does not fit this base."""
+
+
+class AdapterInUseError(AdapterError):
+    """An adapter is still active, or its name is taken."""
+
+
+class UnknownAdapterError(AdapterError, KeyError):
+    """No adapter of that name is loaded."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class InvocationNotFoundError(AloraError):
+    """Text that was meant to contain an adapter's invocation does not."""
+
+
+class ConvertError(AloraError):
+    """A PEFT adapter cannot be converted."""
+
+
+class UnsupportedAdapterError(ConvertError):
+    """A PEFT adapter uses something that would not convert exactly."""
+
+
+class DecodeError(AloraError):
+    """A batch could not be computed; the cells that were there before it are intact."""
+
+
+class CacheFullError(DecodeError):
+    """The KV cache has no room for the tokens of a batch."""

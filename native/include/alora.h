@@ -1,0 +1,95 @@
+// The C API of alora-gguf: a bank of LoRA and aLoRA adapters inside a llama_context, from which
+// every token of a batch selects its own. It is compiled into libllama, next to llama.h.
+//
+// Five concepts:
+//   bank        all adapters of one context, stacked per target weight in the weight's own memory
+//   slot        an adapter's index in the bank; slot 0 is the base model and contributes exactly zero
+//   activation  (sequence, first position, slot, scale): from that position on, tokens of that
+//               sequence are computed with that slot; a plain LoRA is one activated at position 0
+//   target      a base weight that an adapter changes
+//   reserve     upstream's word for sizing the compute buffers by building worst-case graphs
+//
+// Contract: nothing here aborts or throws. A function that can fail returns a negative alora_status
+// and leaves a sentence in alora_last_error(). Calls on one context must not run at the same time,
+// as for llama_decode(). The bank is freed with its context.
+#ifndef ALORA_H
+#define ALORA_H
+
+#include "llama.h"
+
+#define ALORA_API_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t alora_slot;
+
+enum alora_status {
+    ALORA_OK           =  0,
+    ALORA_ERR_ARGUMENT = -1,  // null pointer; slot, sequence, position or scale out of range
+    ALORA_ERR_FORMAT   = -2,  // not a GGUF adapter, or one with malformed metadata or tensors
+    ALORA_ERR_MISMATCH = -3,  // a well-formed adapter that this base cannot use
+    ALORA_ERR_BUSY     = -4,  // the slot is active on a sequence
+    ALORA_ERR_MEMORY   = -5,  // a buffer could not be allocated; the bank is as it was before
+};
+
+// What the bank and the graphs of a context amount to; for tests, benchmarks and reports.
+struct alora_stats {
+    int64_t n_reserves;     // worst-case graphs reserved since the context was created
+    int64_t n_graphs;       // graphs built for a batch (a batch that reuses the last one adds none)
+    int64_t n_nodes;        // nodes of the graph that the last batch used
+    int64_t compute_bytes;  // compute buffers of all backends
+    int64_t bank_bytes;     // adapter buffers of all backends
+    int32_t n_targets;      // targets of the bank
+    int32_t n_slots;        // slots the bank has room for, the base's slot 0 included
+    int32_t n_adapters;     // slots in use, slot 0 not counted
+    int32_t rank;           // largest rank that fits without growing, 0 while there is no target
+};
+
+// ALORA_API_VERSION of the library that is loaded.
+LLAMA_API int32_t alora_api_version(void);
+
+// The sentence that belongs to this thread's last failure ("" if there was none); valid until the
+// thread's next call of a function of this header.
+LLAMA_API const char * alora_last_error(void);
+
+// Makes room for n_adapters adapters of up to `rank` before the first is added, so that adding
+// them reserves once at most. Never shrinks. n_adapters in [1, 1023], rank in [1, 4096].
+LLAMA_API int32_t alora_bank_reserve(struct llama_context * ctx, int32_t n_adapters, int32_t rank);
+
+// Adds an adapter from the bytes of its GGUF file (not kept). Returns its slot (>= 1) or an error.
+//
+// Checked: metadata and its types, tensor pairs, names, types, shapes, finite values, and that the
+// architecture's graph uses each target in a way the bank can change. An adapter of which one
+// target fails is refused whole. alpha/rank is folded into B, so an activation's scale of 1 is the
+// adapter as trained.
+//
+// Does not reserve when its targets and ranks fit the bank; otherwise the bank grows and the
+// context reserves once, before this returns.
+LLAMA_API alora_slot alora_adapter_add(struct llama_context * ctx, const void * gguf, size_t size);
+
+// Frees a slot for another adapter. ALORA_ERR_BUSY while any activation names it.
+LLAMA_API int32_t alora_adapter_remove(struct llama_context * ctx, alora_slot slot);
+
+// Tokens of `seq` at positions >= first use `slot` at `scale` (finite; multiplies the adapter's own
+// alpha/rank) in every later llama_decode(). Replaces the sequence's activations from `first` on and
+// keeps those before it, so slot 0 ends an activation at a position. Only records it: nothing is
+// built, reserved or allocated on a device, and cells already in the cache stay as they are.
+LLAMA_API int32_t alora_activate(
+        struct llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot, float scale);
+
+// Forgets all activations of `seq`, or of every sequence when seq is -1.
+LLAMA_API int32_t alora_deactivate(struct llama_context * ctx, llama_seq_id seq);
+
+// The slot that a token of `seq` at `pos` uses, and its scale (may be NULL; 1 for slot 0).
+LLAMA_API alora_slot alora_slot_at(
+        const struct llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale);
+
+LLAMA_API int32_t alora_stats_get(const struct llama_context * ctx, struct alora_stats * stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // ALORA_H
