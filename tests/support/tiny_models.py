@@ -1,0 +1,202 @@
+"""Seeded tiny models of every family, as transformers directories and as F32 base GGUFs.
+
+They are random, but scaled like trained ones: activations of size one, logits of a few units, so
+that an adapter's effect stands far above rounding. Built once into build/test-models and kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .upstream import ROOT, upstream_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+N_VOCAB = 320
+_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 128, 4, 2, 32
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": _HIDDEN,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _KV_HEADS,
+    "max_position_embeddings": 2048,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.25,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A transformers configuration class and what of it differs from the common shape."""
+
+    config: str
+    options: dict[str, Any]
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("LlamaConfig", {}),
+    "mistral": Family("MistralConfig", {"head_dim": 64, "sliding_window": None}),
+    "granite": Family("GraniteConfig", {**_GRANITE, "tie_word_embeddings": True}),
+    "qwen2": Family("Qwen2Config", {}),
+    "qwen3": Family("Qwen3Config", {"head_dim": 64}),
+    # upstream: every sixth layer attends to everything, the others to a window
+    "gemma3": Family(
+        "Gemma3TextConfig",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": _HEAD_DIM,
+            "query_pre_attn_scalar": _HEAD_DIM,
+            "sliding_window": 16,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "phi3": Family("Phi3Config", {"pad_token_id": 0, "sliding_window": None}),
+    "granitemoe": Family(
+        "GraniteMoeConfig",
+        {**_GRANITE, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "granitemoehybrid": Family(
+        "GraniteMoeHybridConfig",
+        {
+            **_GRANITE,
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 192,  # upstream wants it equal to intermediate_size
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_state": 16,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A family's model on disk: `directory` as transformers saved it, `gguf` the F32 base."""
+
+    family: str
+    directory: Path
+    gguf: Path
+
+    def load(self) -> PreTrainedModel:
+        """A fresh torch model, float32 and in eval mode."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            self.directory, dtype=torch.float32, attn_implementation="eager"
+        )
+        return model.eval()
+
+
+@functools.cache
+def tiny_model(family: str) -> TinyModel:
+    """The tiny model of a family of FAMILIES; the first call builds all that are missing."""
+    folder = _cache()
+    build(name for name in FAMILIES if not (folder / name / "base.gguf").is_file())
+    return TinyModel(family, folder / family, folder / family / "base.gguf")
+
+
+def build(families: Iterable[str]) -> None:
+    """Writes the given families into the cache; two processes may do so at once."""
+    names = list(families)
+    if not names:
+        return
+    folder = _cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        work = Path(temporary)
+        for name in names:
+            _make(name).save_pretrained(work / name)
+            _write_vocabulary(work / name)
+        script = Path(__file__).with_name("write_base.py")
+        pairs = [arg for n in names for arg in (str(work / n), str(work / n / "base.gguf"))]
+        run = subprocess.run(
+            [sys.executable, str(script), str(upstream_tree()), *pairs],
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode:
+            raise RuntimeError(f"{script.name} failed:\n{run.stderr}")
+        for name in names:
+            try:
+                os.replace(work / name, folder / name)
+            except OSError:  # another process was faster; its model is the same
+                shutil.rmtree(work / name)
+
+
+def _cache() -> Path:
+    """build/test-models/<hash of what decides the models>."""
+    here = Path(__file__)
+    parts = [here.read_bytes(), here.with_name("write_base.py").read_bytes()]
+    parts += [importlib.metadata.version(p).encode() for p in ("transformers", "torch")]
+    root = Path(os.environ.get("ALORA_TEST_CACHE", ROOT / "build" / "test-models"))
+    return root / hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _make(family: str) -> PreTrainedModel:
+    import torch
+    import transformers
+
+    spec = FAMILIES[family]
+    config = getattr(transformers, spec.config)(**{**_COMMON, **spec.options})
+    torch.manual_seed(sum(family.encode()))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _fill(name, parameter)
+    model.generation_config = transformers.GenerationConfig()
+    return model.eval()
+
+
+def _fill(name: str, parameter: Any) -> None:
+    """Scales a parameter as if trained: unit activations in, unit activations out."""
+    import torch
+
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("A_log", "D", "dt_bias") or "conv1d" in name:
+        return  # the state space's own initialisation is sensible
+    if "norm" in name:  # gemma stores a norm's weight less one
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    elif leaf == "bias":
+        parameter.copy_(torch.randn_like(parameter) * 0.1)
+    elif "embed_tokens" in name:
+        parameter.copy_(torch.randn_like(parameter) * _HIDDEN**-0.5)
+    else:
+        parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+
+
+def _write_vocabulary(directory: Path) -> None:
+    """Upstream's gemma converter reads only the number of tokens from it."""
+    vocabulary = ",".join(f'"t{i}":{i}' for i in range(N_VOCAB))
+    (directory / "tokenizer.json").write_text(
+        '{"model":{"vocab":{' + vocabulary + '}},"added_tokens":[]}'
+    )

@@ -1,0 +1,33 @@
+"""Finds the unpatched upstream tree, whose converters are the tests' peers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def upstream_tree() -> Path:
+    """The pristine llama.cpp tree; fetched on first use. ALORA_UPSTREAM_TREE overrides it."""
+    override = os.environ.get("ALORA_UPSTREAM_TREE")
+    if override:
+        return Path(override)
+    # where CMake puts it, so that a build and the tests share one download
+    dest = ROOT / "build" / "upstream"
+    script = ROOT / "native" / "fetch_upstream.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "--no-patch", "--dest", str(dest)],
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        raise RuntimeError(f"{script.name} failed:\n{run.stderr or run.stdout}")
+    tree = Path(run.stdout.strip().splitlines()[-1])
+    if not (tree / "conversion").is_dir():
+        raise RuntimeError(f"{tree} holds no `conversion` package")
+    return tree
