@@ -169,7 +169,7 @@ def describe_foreign(start: bytes) -> str | None:
 
 def _map(path: Path) -> memoryview:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FileFormatError(f"{path}: the file is empty; download or write it again")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -109,5 +109,5 @@ class TensorInfo:
 
     @property
     def type_name(self) -> str:
-        """ggml's name of the type, such as "F16" or "Q4_K"."""
+        """Its name in ggml, such as "F16" or "Q4_K"."""
         return GGML_TYPES[self.type][0]

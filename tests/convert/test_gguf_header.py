@@ -74,10 +74,14 @@ def sound(tmp_path: Path) -> Path:
 
 def test_reads_what_ggufs_writer_wrote(sound: Path) -> None:
     header = read_header(sound)
-    assert header.version == 3 and header.architecture == "llama"
-    assert header.metadata["an.uint"] == 7 and header.types["an.uint"] is ValueType.UINT32
-    assert header.metadata["a.float"] == 0.5 and header.types["a.float"] is ValueType.FLOAT32
-    assert header.metadata["a.bool"] is True and header.metadata["a.string"] == "Grüße"
+    assert header.version == 3
+    assert header.architecture == "llama"
+    assert header.metadata["an.uint"] == 7
+    assert header.types["an.uint"] is ValueType.UINT32
+    assert header.metadata["a.float"] == 0.5
+    assert header.types["a.float"] is ValueType.FLOAT32
+    assert header.metadata["a.bool"] is True
+    assert header.metadata["a.string"] == "Grüße"
     assert list(header.array("ids")) == [1, 2, 3]
     assert header.array("tokenizer.ggml.tokens") == ["a", "", "ß" * 200, "b"]
     assert header.tensors["x.weight"].shape == (3, 2)
@@ -93,13 +97,16 @@ def test_bytes_and_path_read_alike(sound: Path) -> None:
     from_path, from_bytes = read_header(sound), read_header(sound.read_bytes())
     assert from_path.metadata == from_bytes.metadata
     assert from_path.tensors == from_bytes.tensors
-    assert from_bytes.name == "<bytes>" and from_path.name == str(sound)
+    assert from_bytes.name == "<bytes>"
+    assert from_path.name == str(sound)
 
 
 def test_arrays_stay_in_the_file(sound: Path) -> None:
     ref = read_header(sound).metadata["tokenizer.ggml.tokens"]
     assert isinstance(ref, ArrayRef)
-    assert ref.type is ValueType.STRING and ref.count == 4 and ref.nbytes == 4 * 8 + 402
+    assert ref.type is ValueType.STRING
+    assert ref.count == 4
+    assert ref.nbytes == 4 * 8 + 402
 
 
 def test_a_large_vocabulary_costs_milliseconds() -> None:

@@ -6,23 +6,20 @@ that an adapter's effect stands far above rounding. Built once into build/test-m
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .upstream import ROOT, upstream_tree
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 N_VOCAB = 320
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 128, 4, 2, 32
@@ -106,7 +103,7 @@ class TinyModel:
     directory: Path
     gguf: Path
 
-    def load(self) -> PreTrainedModel:
+    def load(self) -> Any:
         """A fresh torch model, float32 and in eval mode."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -114,7 +111,7 @@ class TinyModel:
         model = AutoModelForCausalLM.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="eager"
         )
-        return model.eval()
+        return model.eval()  # type: ignore[no-untyped-call]
 
 
 @functools.cache
@@ -147,10 +144,8 @@ def build(families: Iterable[str]) -> None:
         if run.returncode:
             raise RuntimeError(f"{script.name} failed:\n{run.stderr}")
         for name in names:
-            try:
-                os.replace(work / name, folder / name)
-            except OSError:  # another process was faster; its model is the same
-                shutil.rmtree(work / name)
+            with contextlib.suppress(OSError):  # another process was faster; its model is the same
+                (work / name).replace(folder / name)
 
 
 def _cache() -> Path:
@@ -162,18 +157,18 @@ def _cache() -> Path:
     return root / hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
-def _make(family: str) -> PreTrainedModel:
+def _make(family: str) -> Any:
     import torch
     import transformers
 
     spec = FAMILIES[family]
     config = getattr(transformers, spec.config)(**{**_COMMON, **spec.options})
     torch.manual_seed(sum(family.encode()))
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _fill(name, parameter)
-    model.generation_config = transformers.GenerationConfig()
     return model.eval()
 
 

@@ -19,9 +19,13 @@ def hybrid_config(hparams: dict[str, Any]) -> None:
     hparams["layer_types"] = [names.get(t, t) for t in hparams["layer_types"]]
 
 
-def write(tree: Path, source: Path, target: Path) -> None:
+def write(source: Path, target: Path) -> None:
     import gguf
-    from conversion import ModelType, get_model_architecture, get_model_class
+    from conversion import (  # type: ignore[import-not-found]
+        ModelType,
+        get_model_architecture,
+        get_model_class,
+    )
 
     hparams = json.loads((source / "config.json").read_text())
     family = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
@@ -46,7 +50,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     pairs = sys.argv[2:]
     for source, target in zip(pairs[::2], pairs[1::2], strict=True):
-        write(tree, Path(source), Path(target))
+        write(Path(source), Path(target))
 
 
 if __name__ == "__main__":

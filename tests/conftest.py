@@ -1,1 +1,0 @@
-"""Makes tests/support importable as `support` (pytest puts this file's directory on the path)."""

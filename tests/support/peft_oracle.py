@@ -1,0 +1,195 @@
+"""PEFT as the oracle: makes adapters, saves them as users have them, and says what they compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .tiny_models import TinyModel
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_EXPERTS = ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]
+
+# what a target set means for a family; None stands for PEFT's own "all-linear"
+_TARGETS: dict[str, dict[str, list[str] | str]] = {
+    "attention": {"*": _ATTENTION, "phi3": ["qkv_proj", "o_proj"]},
+    "all-linear": {"*": "all-linear"},
+}
+
+
+@dataclass(frozen=True)
+class TinyAdapter:
+    """An adapter directory as PEFT's save_pretrained wrote it; `invocation` is None for a LoRA."""
+
+    model: TinyModel
+    directory: Path
+    invocation: tuple[int, ...] | None
+
+
+def make_adapter(
+    model: TinyModel,
+    directory: Path,
+    *,
+    targets: str = "attention",
+    invocation: Sequence[int] | None = None,
+    rank: int = 8,
+    alpha: int = 16,
+    seed: int = 0,
+    size: float = 0.1,
+    **options: Any,
+) -> TinyAdapter:
+    """Writes a random adapter for `model` into `directory`.
+
+    PEFT (0.21) refuses an aLoRA on fused expert parameters; such an adapter is saved as a LoRA, and
+    only the returned record, and with it the functions below, know its invocation.
+
+    targets     "attention", or "all-linear": all linear layers and, where the family has experts,
+                these too (through PEFT's target_parameters)
+    invocation  token ids of an aLoRA; None makes a plain LoRA
+    size        how large the adapter's output is, relative to its input and before alpha/rank
+    options     further fields of peft.LoraConfig
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    modules = _TARGETS[targets].get(model.family, _TARGETS[targets]["*"])
+    if targets == "all-linear" and model.family == "granitemoe":
+        options.setdefault("target_parameters", _EXPERTS)
+    experts = "target_parameters" in options
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=options.pop("target_modules", modules),
+        alora_invocation_tokens=None if invocation is None or experts else list(invocation),
+        init_lora_weights=False,
+        **options,
+    )
+    peft_model = get_peft_model(model.load(), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_" in name:
+                gain = size if "lora_B" in name or "embedding_B" in name else 1.0
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * gain * parameter.shape[-1] ** -0.5)
+    peft_model.save_pretrained(str(directory))
+    return TinyAdapter(model, directory, None if invocation is None else tuple(invocation))
+
+
+def reference_logits(
+    model: TinyModel,
+    adapter: TinyAdapter | None,
+    tokens: Sequence[int],
+    *,
+    first: int | None = None,
+) -> NDArray[np.float32]:
+    """Logits [n_tokens, n_vocab] of `tokens`; without an adapter, the base's.
+
+    An aLoRA is on from the first token of the last occurrence of its invocation, as PEFT finds it,
+    or from position `first`. Where the invocation does not occur, PEFT computes the base.
+    """
+    import torch
+
+    ids = torch.tensor([list(tokens)])
+    with torch.no_grad():
+        if adapter is None:
+            logits = _base(model)(input_ids=ids, use_cache=False).logits
+        elif adapter.invocation is None:
+            logits = _with_adapter(adapter)(input_ids=ids, use_cache=False).logits
+        else:
+            start = activation_point(adapter, tokens) if first is None else first
+            logits = _activated(adapter, ids, start)
+    return np.asarray(logits[0].numpy(), dtype=np.float32)
+
+
+def reference_greedy(
+    model: TinyModel, adapter: TinyAdapter | None, tokens: Sequence[int], n: int
+) -> list[int]:
+    """The `n` most likely next tokens, one after another.
+
+    Everything is computed afresh for each, without a cache. The activation point is that of
+    `tokens`: what is generated cannot move it.
+    """
+    first = None
+    if adapter is not None and adapter.invocation is not None:
+        first = activation_point(adapter, tokens)
+    sequence = list(tokens)
+    for _ in range(n):
+        logits = reference_logits(model, adapter, sequence, first=first)
+        sequence.append(int(logits[-1].argmax()))
+    return sequence[len(tokens) :]
+
+
+def activation_point(adapter: TinyAdapter, tokens: Sequence[int]) -> int:
+    """The position PEFT activates an aLoRA at; len(tokens) if its invocation does not occur."""
+    import torch
+    from peft.tuners.lora.variants import calculate_alora_offsets
+
+    config = SimpleNamespace(alora_invocation_tokens=adapter.invocation)
+    configs: Any = {"default": config}
+    offsets = calculate_alora_offsets(configs, "default", torch.tensor([list(tokens)]))
+    return len(tokens) - (offsets[0] or 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _base(model: TinyModel) -> Any:
+    return model.load()
+
+
+@functools.lru_cache(maxsize=16)
+def _with_adapter(adapter: TinyAdapter) -> PeftModel:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(adapter.model.load(), str(adapter.directory)).eval()
+
+
+def _activated(adapter: TinyAdapter, ids: torch.Tensor, first: int) -> torch.Tensor:
+    """Logits [1, n_tokens, n_vocab] with an aLoRA on from `first`."""
+    peft_model = _with_adapter(adapter)
+    n_tokens = ids.shape[1]
+    options: dict[str, Any] = {}
+    masked = []
+    if peft_model.active_peft_config.alora_invocation_tokens:
+        options["alora_offsets"] = [n_tokens - first or None]
+    else:
+        masked = _mask(peft_model, n_tokens, first)
+    try:
+        output = peft_model(input_ids=ids, use_cache=False, **options)
+    finally:
+        for module in masked:
+            del module.forward  # what _mask set on the instance; the class's own is back
+    return output.logits  # type: ignore[no-any-return]
+
+
+def _mask(peft_model: PeftModel, n_tokens: int, first: int) -> list[Any]:
+    """Makes a LoRA an activated one: each token takes a layer's adapted or base output.
+
+    Works for any layer whose output has a row per token. Returns the modules it changed.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in peft_model.modules() if isinstance(m, LoraLayer)]
+    nested = {id(m.base_layer) for m in layers}  # a second expert parameter wraps the first
+    on = (torch.arange(n_tokens) >= first)[:, None]
+
+    def masked(layer: Any) -> Any:
+        adapted, base = layer.forward, layer.get_base_layer()
+        return lambda x, *rest: torch.where(on, adapted(x, *rest), base(x, *rest))
+
+    outer = [m for m in layers if id(m) not in nested]
+    for layer in outer:
+        layer.forward = masked(layer)
+    return outer
