@@ -1,0 +1,398 @@
+#include "alora-bank.h"
+
+#include "alora.h"
+#include "ggml-backend.h"
+#include "llama-arch.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+// add, mul by scale and two products, a reshape or view around each
+static constexpr uint32_t NODES_PER_USE = 12;
+
+// slots to begin with, and the ranks' granularity: rows of B should begin on 16 bytes on a CPU, and
+// other backends' mul_mat_id wants rows of 32
+static constexpr int32_t FIRST_SLOTS = 5;
+static constexpr int64_t RANK_STEP_HOST = 8;
+static constexpr int64_t RANK_STEP_DEVICE = 32;
+
+static alora_error mismatch(const std::string & what) {
+    return alora_error(ALORA_ERR_MISMATCH, what);
+}
+
+static std::string shape_text(const ggml_tensor * t) {
+    std::string text = "[" + std::to_string(t->ne[0]);
+    for (int i = 1; i < ggml_n_dims(t); ++i) {
+        text += ", " + std::to_string(t->ne[i]);
+    }
+    return text + "]";
+}
+
+static size_t bytes_a(const alora_target & t) {
+    return ggml_row_size(t.type_a, t.cols_a()) * t.rows_a() * t.n_expert();
+}
+
+static size_t bytes_b(const alora_target & t) {
+    return ggml_row_size(t.type_b, t.cols_b()) * t.rows_b() * t.n_expert();
+}
+
+// The memory an adapter of this weight should lie in: the weight's own, except that the CPU's
+// repacking buffers take no adapters.
+static ggml_backend_buffer_type_t buffer_type(const ggml_tensor * weight) {
+    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(weight->buffer);
+
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    auto get_extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
+    if (get_extra) {
+        for (auto * extra = get_extra(cpu); extra && *extra; ++extra) {
+            if (*extra == buft) {
+                return ggml_backend_dev_buffer_type(cpu);
+            }
+        }
+    }
+    return buft;
+}
+
+bool alora_target::on_host() const {
+    return ggml_backend_buft_is_host(buffer_type(weight));
+}
+
+//
+// for the graph
+//
+
+const alora_target * alora_bank::find(alora_op op, const char * weight) const {
+    const auto it = by_key.find({ op, weight });
+    return it == by_key.end() ? nullptr : &it->second;
+}
+
+void alora_bank::note_use(alora_op op, const char * weight, bool row_is_token) {
+    alora_use & use = uses[{ op, weight }];
+    if (use.graph != n_reserves) {
+        use.graph      = n_reserves;
+        use.n_in_graph = 0;
+    }
+    use.n_in_graph++;
+    use.n_max = std::max(use.n_max, use.n_in_graph);
+    use.row_is_token &= row_is_token;
+}
+
+uint32_t alora_bank::n_nodes() const {
+    uint32_t n = 0;
+    for (const auto & [key, target] : by_key) {
+        n += NODES_PER_USE * uses.at(key).n_max;
+    }
+    return n;
+}
+
+//
+// matching an adapter's tensors with the base's weights
+//
+
+void alora_bank::check_shapes(
+        const std::string & name, const alora_target & target, const alora_pair & pair) const {
+    const ggml_tensor * w = target.weight;
+    const ggml_tensor * a = pair.a.info;
+    const ggml_tensor * b = pair.b.info;
+
+    // the embedding's A is looked up by row, so it lies the other way round
+    const bool    embd   = target.op == alora_op::embd;
+    const int64_t n_in   = embd ? a->ne[1] : a->ne[0];
+    const int64_t rank_a = embd ? a->ne[0] : a->ne[1];
+    const int64_t n_exp  = target.n_expert();
+    const bool    fits   = n_in == (embd ? w->ne[1] : w->ne[0]) && b->ne[1] == target.rows_b() &&
+                      a->ne[2] == n_exp && b->ne[2] == n_exp && a->ne[3] == 1 && b->ne[3] == 1;
+    if (!fits) {
+        throw mismatch(
+                "'" + name + "' is " + shape_text(w) + " in this base, which A " + shape_text(a) + " and B " +
+                shape_text(b) + " do not fit: the adapter was made for another base");
+    }
+    if (rank_a != b->ne[0] || rank_a < 1 || rank_a > 4096) {
+        throw alora_error(
+                ALORA_ERR_FORMAT,
+                "'" + name + "': A " + shape_text(a) + " and B " + shape_text(b) + " have no common rank in [1, 4096]");
+    }
+}
+
+alora_target alora_bank::match(const std::string & name, const alora_pair & pair) const {
+    const ggml_tensor * weight = model.get_tensor(name.c_str());
+    if (!weight) {
+        throw mismatch("this base has no tensor '" + name + "': the adapter was made for another base");
+    }
+
+    // token_embd.weight may also be multiplied with, as a tied output; an adapter on it means the
+    // embedding, as in PEFT
+    alora_target target = {};
+    target.weight       = weight;
+    const alora_use * use = nullptr;
+    for (const alora_op op : { alora_op::embd, alora_op::mm_id, alora_op::mm }) {
+        const auto it = uses.find({ op, name });
+        if (it != uses.end()) {
+            target.op = op;
+            use       = &it->second;
+            break;
+        }
+    }
+    if (!use) {
+        throw mismatch(
+                "architecture '" + std::string(llm_arch_name(model.arch)) + "' uses '" + name +
+                "' in a way adapters have no part in: an adapter on it would do nothing");
+    }
+    if (!use->row_is_token) {
+        throw mismatch(
+                "architecture '" + std::string(llm_arch_name(model.arch)) + "' multiplies '" + name +
+                "' with rows that are not one per token: an adapter cannot be selected for them");
+    }
+
+    // upstream multiplies the sum of base and adapter by this scale, which is wrong for the adapter
+    const std::string stem  = name.substr(0, name.rfind('.'));
+    const bool        dense = stem.find("ffn_") != std::string::npos && target.op == alora_op::mm;
+    if (dense && model.get_tensor((stem + ".scale").c_str())) {
+        throw mismatch("'" + name + "' has a separate scale, which upstream would apply to the adapter too");
+    }
+
+    check_shapes(name, target, pair);
+
+    const int64_t step = target.on_host() ? RANK_STEP_HOST : RANK_STEP_DEVICE;
+    target.rank        = GGML_PAD(std::max(pair.b.info->ne[0], min_rank), step);
+    target.type_a      = alora_type_stored(pair.a.info->type);
+    target.type_b      = alora_type_stored(pair.b.info->type);
+    return target;
+}
+
+//
+// growing
+//
+
+alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_slots_new) const {
+    target_map targets = by_key;
+    for (const auto & [key, want] : wanted) {
+        const auto [it, is_new] = targets.emplace(key, want);
+        if (!is_new) {
+            alora_target & have = it->second;
+            have.rank   = std::max(have.rank, want.rank);
+            have.type_a = alora_type_common(have.type_a, want.type_a);
+            have.type_b = alora_type_common(have.type_b, want.type_b);
+        }
+    }
+    for (auto & [key, target] : targets) {
+        const int64_t step = target.on_host() ? RANK_STEP_HOST : RANK_STEP_DEVICE;
+        target.rank        = std::max(target.rank, (int64_t) GGML_PAD(min_rank, step));
+        target.slot_rank.resize(n_slots_new, 0);
+    }
+    return targets;
+}
+
+void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & into) const {
+    std::map<ggml_backend_buffer_type_t, ggml_context *> by_buft;
+    for (auto & [key, target] : targets) {
+        ggml_context *& ctx = by_buft[buffer_type(target.weight)];
+        if (!ctx) {
+            ctx = ggml_init({ 2 * targets.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true });
+            into.ctxs.emplace_back(ctx);
+        }
+        const int64_t n = target.n_expert() * n_slots_new;
+        target.a = target.op == alora_op::embd
+                ? ggml_new_tensor_2d(ctx, target.type_a, target.cols_a(), target.rows_a() * n)
+                : ggml_new_tensor_3d(ctx, target.type_a, target.cols_a(), target.rows_a(), n);
+        target.b = ggml_new_tensor_3d(ctx, target.type_b, target.cols_b(), target.rows_b(), n);
+        ggml_format_name(target.a, "%s.bank_a", key.second.c_str());
+        ggml_format_name(target.b, "%s.bank_b", key.second.c_str());
+    }
+    for (const auto & [buft, ctx] : by_buft) {
+        ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+        if (!buf) {
+            throw alora_error(
+                    ALORA_ERR_MEMORY,
+                    std::string("no memory in ") + ggml_backend_buft_name(buft) + " for " +
+                            std::to_string(n_slots_new - 1) + " adapters of this rank");
+        }
+        ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        into.bufs.emplace_back(buf);
+    }
+}
+
+// Fills one slot of a target; no pair means that it leaves the target as it is.
+static void write_slot(alora_target & target, int32_t slot, const alora_pair * pair, float alpha) {
+    const size_t n_a = bytes_a(target);
+    const size_t n_b = bytes_b(target);
+
+    std::vector<uint8_t> a;
+    std::vector<uint8_t> b;
+    int64_t              rank = 0;
+    if (pair) {
+        const auto read = [](const alora_pair::matrix & m) {
+            return alora_matrices{
+                m.info->ne[0], m.info->ne[1], m.info->ne[2], alora_to_f32(m.info->type, m.data, ggml_nelements(m.info))
+            };
+        };
+        rank = pair->b.info->ne[0];
+        a    = alora_pack(read(pair->a), target.type_a, target.rows_a(), target.cols_a(), 1.0f);
+        b    = alora_pack(
+                read(pair->b), target.type_b, target.rows_b(), target.cols_b(), alpha != 0.0f ? alpha / rank : 1.0f);
+    } else {
+        a.resize(n_a, 0);
+        b.resize(n_b, 0);
+    }
+    ggml_backend_tensor_set(target.a, a.data(), slot * n_a, n_a);
+    ggml_backend_tensor_set(target.b, b.data(), slot * n_b, n_b);
+    target.slot_rank[slot] = rank;
+}
+
+// One matrix stack of a slot, moved from its old place to a new one of other type or rank.
+static void move_slot(
+        const ggml_tensor * from, ggml_tensor * to, alora_matrices shape, size_t n_from, size_t n_to, int32_t slot,
+        int64_t rows, int64_t cols) {
+    std::vector<uint8_t> bytes(n_from);
+    ggml_backend_tensor_get(from, bytes.data(), slot * n_from, n_from);
+    shape.values = alora_to_f32(from->type, bytes.data(), shape.count * shape.rows * shape.cols);
+
+    const std::vector<uint8_t> packed = alora_pack(shape, to->type, rows, cols, 1.0f);
+    ggml_backend_tensor_set(to, packed.data(), slot * n_to, n_to);
+}
+
+void alora_bank::copy_slots(target_map & targets) const {
+    for (auto & [key, target] : targets) {
+        const auto old = by_key.find(key);
+        write_slot(target, 0, nullptr, 0.0f);
+        for (int32_t slot = 1; slot < n_slots; ++slot) {
+            if (!used[slot]) {
+                continue;
+            }
+            if (old == by_key.end() || old->second.slot_rank[slot] == 0) {
+                write_slot(target, slot, nullptr, 0.0f);
+                continue;
+            }
+            const alora_target & o = old->second;
+            move_slot(
+                    o.a, target.a, { o.cols_a(), o.rows_a(), o.n_expert(), {} }, bytes_a(o), bytes_a(target), slot,
+                    target.rows_a(), target.cols_a());
+            move_slot(
+                    o.b, target.b, { o.cols_b(), o.rows_b(), o.n_expert(), {} }, bytes_b(o), bytes_b(target), slot,
+                    target.rows_b(), target.cols_b());
+        }
+    }
+}
+
+void alora_bank::adopt(target_map && targets, int32_t n_slots_new, storage && new_memory) {
+    by_key  = std::move(targets);
+    memory  = std::move(new_memory);
+    n_slots = n_slots_new;
+    used.resize(n_slots, false);
+    generation++;
+}
+
+bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
+    const int32_t n_slots_new  = std::max(n_slots, n_adapters + 1);
+    const int64_t old_min_rank = min_rank;
+    min_rank                   = std::max(min_rank, rank);
+    if (n_slots_new == n_slots && rank <= largest_rank()) {
+        return false;
+    }
+
+    target_map targets = merged({}, n_slots_new);
+    storage    new_memory;
+    try {
+        allocate(targets, n_slots_new, new_memory);
+    } catch (...) {
+        min_rank = old_min_rank;
+        throw;
+    }
+    copy_slots(targets);
+    adopt(std::move(targets), n_slots_new, std::move(new_memory));
+    return !by_key.empty();
+}
+
+//
+// adding and removing
+//
+
+static void check_values(const std::string & name, const alora_target & target, const alora_pair & pair, float alpha) {
+    const float scale  = alpha != 0.0f ? alpha / pair.b.info->ne[0] : 1.0f;
+    const auto  values = [](const alora_pair::matrix & m) {
+        return alora_to_f32(m.info->type, m.data, ggml_nelements(m.info));
+    };
+    if (!alora_fits(values(pair.a), target.type_a, 1.0f) || !alora_fits(values(pair.b), target.type_b, scale)) {
+        throw alora_error(
+                ALORA_ERR_FORMAT,
+                "'" + name + "' holds NaN, infinity, or a value that " + ggml_type_name(target.type_b) +
+                        " cannot hold once multiplied by alpha/rank");
+    }
+}
+
+alora_bank::change alora_bank::add(const alora_file & file) {
+    if (file.architecture != llm_arch_name(model.arch)) {
+        throw mismatch(
+                "the adapter is for architecture '" + file.architecture + "', this base is '" +
+                llm_arch_name(model.arch) + "'");
+    }
+    for (const llama_token token : file.invocation) {
+        if (token < 0 || (uint32_t) token >= model.vocab.n_tokens()) {
+            throw mismatch(
+                    "invocation token " + std::to_string(token) + " is outside this base's vocabulary of " +
+                    std::to_string(model.vocab.n_tokens()));
+        }
+    }
+
+    target_map wanted;
+    for (const auto & [name, pair] : file.pairs) {
+        alora_target target = match(name, pair);
+        check_values(name, target, pair, file.alpha);
+        wanted.emplace(key{ target.op, name }, std::move(target));
+    }
+
+    const auto    free_slot = std::find(used.begin(), used.end(), false);
+    const int32_t slot      = (int32_t) (free_slot - used.begin());
+    bool          fits      = slot < n_slots;
+    for (const auto & [key, want] : wanted) {
+        const auto have = by_key.find(key);
+        fits = fits && have != by_key.end() && want.rank <= have->second.rank &&
+               alora_type_common(want.type_a, have->second.type_a) == have->second.type_a &&
+               alora_type_common(want.type_b, have->second.type_b) == have->second.type_b;
+    }
+    if (!fits) {
+        const int32_t n_slots_new = slot < n_slots ? n_slots : std::max(FIRST_SLOTS, 2 * n_slots - 1);
+        target_map    targets     = merged(wanted, n_slots_new);
+        storage       new_memory;
+        allocate(targets, n_slots_new, new_memory);
+        copy_slots(targets);
+        adopt(std::move(targets), n_slots_new, std::move(new_memory));
+    }
+
+    for (auto & [key, target] : by_key) {
+        const auto pair = file.pairs.find(key.second);
+        write_slot(target, slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
+    }
+    used[slot] = true;
+    generation++;
+    return { slot, !fits };
+}
+
+void alora_bank::remove(int32_t slot) {
+    used[slot] = false;
+    for (auto & [key, target] : by_key) {
+        target.slot_rank[slot] = 0;
+    }
+    generation++;
+}
+
+int32_t alora_bank::adapters() const {
+    return (int32_t) std::count(used.begin() + 1, used.end(), true);
+}
+
+int64_t alora_bank::largest_rank() const {
+    int64_t rank = by_key.empty() ? min_rank : INT64_MAX;
+    for (const auto & [key, target] : by_key) {
+        rank = std::min(rank, target.rank);
+    }
+    return rank;
+}
+
+size_t alora_bank::n_bytes() const {
+    size_t n = 0;
+    for (const auto & buf : memory.bufs) {
+        n += ggml_backend_buffer_get_size(buf.get());
+    }
+    return n;
+}

@@ -1,0 +1,380 @@
+#include "alora-graph.h"
+
+#include "alora-bank.h"
+#include "alora-error.h"
+#include "llama-batch.h"
+#include "llama-cparams.h"
+#include "llama-graph.h"
+
+#include <algorithm>
+
+using shape = alora_plan::shape;
+
+alora_ref alora_ref_new(const llama_model & model) {
+    return { std::make_shared<alora_bank>(model), {} };
+}
+
+//
+// which graph a batch needs
+//
+
+static alora_choice choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
+    // alora_check_batch() made sure that all sequences of a token agree
+    return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
+}
+
+static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) {
+    alora_plan plan;
+    if (bank.activations.empty()) {
+        return plan;
+    }
+
+    bool has_base  = false;
+    bool has_scale = false;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        const alora_choice choice = choice_of(bank, ubatch, i);
+        if (choice.slot == 0) {
+            has_base = true;
+            continue;
+        }
+        has_scale |= choice.scale != 1.0f;
+        if (plan.kind == shape::stock) {
+            plan.kind = shape::single;
+            plan.slot = choice.slot;
+        } else if (plan.slot != choice.slot) {
+            plan.kind = shape::mixed;
+        }
+    }
+
+    switch (plan.kind) {
+        case shape::stock:
+            break;
+        case shape::single:
+            plan.scaled     = has_scale || has_base;
+            plan.generation = bank.generation;
+            break;
+        case shape::mixed:
+            plan.slot       = 0;
+            plan.scaled     = has_scale;
+            plan.generation = bank.generation;
+            break;
+    }
+    return plan;
+}
+
+llama_cparams alora_planned(const llama_cparams & cparams, const llama_ubatch & ubatch, bool reserve) {
+    llama_cparams planned = cparams;
+    alora_bank &  bank    = *cparams.alora.bank;
+    if (reserve) {
+        bank.note_reserve();
+        planned.alora.plan         = {};
+        planned.alora.plan.reserve = true;
+        if (bank.targets() > 0) {
+            planned.alora.plan.kind       = shape::mixed;
+            planned.alora.plan.scaled     = true;
+            planned.alora.plan.generation = bank.generation;
+        }
+    } else {
+        planned.alora.plan = plan_of(bank, ubatch);
+    }
+    return planned;
+}
+
+uint32_t alora_n_nodes(const llama_cparams & cparams) {
+    return cparams.alora.bank->n_nodes();
+}
+
+bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch) {
+    if (batch.tokens.size() > cparams.n_batch) {
+        alora_set_error(
+                "a batch of " + std::to_string(batch.tokens.size()) + " tokens exceeds n_batch = " +
+                std::to_string(cparams.n_batch) + ": split it");
+        return false;
+    }
+
+    const alora_activations & activations = cparams.alora.bank->activations;
+    if (activations.empty()) {
+        return true;
+    }
+    for (size_t i = 0; i < batch.tokens.size(); ++i) {
+        const auto &       token = batch.tokens[i];
+        const llama_seq_id first = token.seq_ids.empty() ? 0 : *token.seq_ids.begin();
+        for (const llama_seq_id seq : token.seq_ids) {
+            if (!(activations.at(seq, token.pos[0]) == activations.at(first, token.pos[0]))) {
+                alora_set_error(
+                        "token " + std::to_string(i) + " at position " + std::to_string(token.pos[0]) +
+                        " belongs to sequences " + std::to_string(first) + " and " + std::to_string(seq) +
+                        ", which have different adapters active there: give each its own token");
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+//
+// the inputs that say which token uses which slot
+//
+
+// The rows that a product has: one per token of the batch or, in the last layer, per output.
+struct alora_rows {
+    int64_t       n      = 0;
+    ggml_tensor * slots  = nullptr;  // I32 [1, n]
+    ggml_tensor * scales = nullptr;  // F32 [1, 1, n]
+    ggml_tensor * expert = nullptr;  // I32 [1, n_expert, n]: slot*n_expert + e for each expert e
+};
+
+class alora_input : public llm_graph_input_i {
+  public:
+    alora_input(std::shared_ptr<alora_bank> bank, const alora_plan & plan, int64_t n_tokens, int64_t n_outputs) :
+        bank(std::move(bank)), plan(plan) {
+        tokens.n  = n_tokens;
+        outputs.n = n_outputs;
+    }
+
+    void set_input(const llama_ubatch * ubatch) override;
+
+    // llm_graph_params::allow_reuse() has compared the plan and the numbers of rows
+    bool can_reuse(const llm_graph_params &) override { return true; }
+
+    // The rows of a product with n of them. Where both have n, every token is an output, in order.
+    alora_rows & rows_for(int64_t n) { return n == tokens.n ? tokens : outputs; }
+
+    ggml_tensor * slots(ggml_context * ctx, alora_rows & rows) {
+        return rows.slots ? rows.slots : rows.slots = new_input(ctx, GGML_TYPE_I32, 1, rows.n, 1, "alora_slots");
+    }
+
+    ggml_tensor * scales(ggml_context * ctx, alora_rows & rows) {
+        return rows.scales ? rows.scales : rows.scales = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
+    }
+
+    ggml_tensor * expert(ggml_context * ctx, alora_rows & rows, int64_t n_expert) {
+        return rows.expert ? rows.expert
+                           : rows.expert = new_input(ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
+    }
+
+    // I32 [n_tokens]: the row slot*n_vocab + token of the embedding's stacked A
+    ggml_tensor * embedding(ggml_context * ctx, int64_t vocab) {
+        n_vocab = vocab;
+        return embd_rows ? embd_rows
+                         : embd_rows = new_input(ctx, GGML_TYPE_I32, tokens.n, 1, 1, "alora_embd_rows");
+    }
+
+  private:
+    static ggml_tensor * new_input(
+            ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char * name) {
+        ggml_tensor * t = ggml_new_tensor_3d(ctx, type, ne0, ne1, ne2);
+        ggml_set_input(t);
+        ggml_set_name(t, name);
+        return t;
+    }
+
+    void fill(alora_rows & rows, const std::vector<alora_choice> & choices) const;
+
+    std::shared_ptr<alora_bank> bank;
+    alora_plan                  plan;
+    alora_rows                  tokens;
+    alora_rows                  outputs;
+    ggml_tensor *               embd_rows = nullptr;
+    int64_t                     n_vocab   = 0;
+};
+
+template <typename T> static void upload(ggml_tensor * t, const std::vector<T> & values) {
+    // no buffer: nothing in the graph reads it
+    if (t && t->buffer) {
+        ggml_backend_tensor_set(t, values.data(), 0, values.size() * sizeof(T));
+    }
+}
+
+void alora_input::fill(alora_rows & rows, const std::vector<alora_choice> & choices) const {
+    std::vector<int32_t> slots;
+    std::vector<float>   scales;
+    std::vector<int32_t> experts;
+    const int64_t        n_expert = rows.expert ? rows.expert->ne[1] : 0;
+    for (const alora_choice & choice : choices) {
+        slots.push_back(choice.slot);
+        scales.push_back(choice.slot == 0 ? 0.0f : choice.scale);
+        for (int64_t e = 0; e < n_expert; ++e) {
+            experts.push_back((int32_t) (choice.slot * n_expert + e));
+        }
+    }
+    upload(rows.slots, slots);
+    upload(rows.scales, scales);
+    upload(rows.expert, experts);
+}
+
+void alora_input::set_input(const llama_ubatch * ubatch) {
+    std::vector<alora_choice> all;
+    std::vector<alora_choice> out;
+    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+        all.push_back(choice_of(*bank, *ubatch, i));
+        if (ubatch->output && ubatch->output[i]) {
+            out.push_back(all.back());
+        }
+    }
+    fill(tokens, all);
+    if (outputs.n == (int64_t) out.size()) {
+        fill(outputs, out);
+    }
+
+    if (embd_rows && ubatch->token) {
+        std::vector<int32_t> ids;
+        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+            ids.push_back((int32_t) (all[i].slot * n_vocab + ubatch->token[i]));
+        }
+        upload(embd_rows, ids);
+    }
+}
+
+//
+// the products
+//
+
+static alora_input & input_of(const llm_graph_context & graph) {
+    for (const auto & input : graph.res->inputs) {
+        if (auto * found = dynamic_cast<alora_input *>(input.get())) {
+            return *found;
+        }
+    }
+    const alora_ref & ref = graph.cparams.alora;
+    return *static_cast<alora_input *>(graph.res->add_input(
+            std::make_unique<alora_input>(ref.bank, ref.plan, graph.n_tokens, graph.n_outputs)));
+}
+
+// The target to change, or null if this graph leaves the weight as it is. Notes the use on the way.
+static const alora_target * target_for(
+        const llm_graph_context & graph, alora_op op, const ggml_tensor * w, bool row_is_token) {
+    const alora_ref & ref = graph.cparams.alora;
+    if (ref.plan.reserve) {
+        ref.bank->note_use(op, w->name, row_is_token);
+    } else if (op == alora_op::embd) {
+        ref.bank->n_graphs++;
+    }
+    if (ref.plan.kind == shape::stock || !row_is_token) {
+        return nullptr;
+    }
+    const alora_target * target = ref.bank->find(op, w->name);
+    if (target && ref.plan.kind == shape::single && target->slot_rank[ref.plan.slot] == 0) {
+        return nullptr;
+    }
+    return target;
+}
+
+// Rank of the views of a single slot: its own where the products take rows shorter than their
+// stride, which is only sure on the CPU.
+static int64_t view_rank(const alora_target & target, int32_t slot) {
+    return target.on_host() ? target.slot_rank[slot] : target.rank;
+}
+
+// One slot's matrices of a stack, `cols` x `rows` of each.
+static ggml_tensor * slot_view(
+        ggml_context * ctx, ggml_tensor * stack, int32_t slot, int64_t n_expert, int64_t cols, int64_t rows) {
+    const size_t offset = slot * n_expert * stack->nb[2];
+    return n_expert == 1 ? ggml_view_2d(ctx, stack, cols, rows, stack->nb[1], offset)
+                         : ggml_view_3d(ctx, stack, cols, rows, n_expert, stack->nb[1], stack->nb[2], offset);
+}
+
+ggml_tensor * alora_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
+    const int64_t        n_rows = ggml_nrows(cur);
+    const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
+    const alora_target * target = target_for(graph, alora_op::mm, w, known);
+    if (!target) {
+        return res;
+    }
+
+    ggml_context *     ctx   = graph.ctx0;
+    const alora_plan & plan  = graph.cparams.alora.plan;
+    alora_input &      input = input_of(graph);
+    alora_rows &       rows  = input.rows_for(n_rows);
+
+    ggml_tensor * ax;
+    ggml_tensor * delta;
+    if (plan.kind == shape::single) {
+        const int64_t rank = view_rank(*target, plan.slot);
+        ax = ggml_mul_mat(ctx, slot_view(ctx, target->a, plan.slot, 1, target->cols_a(), rank), cur);
+        if (plan.scaled) {
+            ggml_tensor * scales = input.scales(ctx, rows);
+            ax = ggml_mul(ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
+        }
+        delta = ggml_mul_mat(ctx, slot_view(ctx, target->b, plan.slot, 1, rank, target->rows_b()), ax);
+    } else {
+        ggml_tensor * x = ggml_is_contiguous(cur) ? ggml_reshape_3d(ctx, cur, cur->ne[0], 1, n_rows)
+                                                  : ggml_cont_3d(ctx, cur, cur->ne[0], 1, n_rows);
+        ax = ggml_mul_mat_id(ctx, target->a, x, input.slots(ctx, rows));
+        if (plan.scaled) {
+            ax = ggml_mul(ctx, ax, input.scales(ctx, rows));
+        }
+        delta = ggml_mul_mat_id(ctx, target->b, ax, input.slots(ctx, rows));
+        delta = ggml_reshape_4d(ctx, delta, res->ne[0], res->ne[1], res->ne[2], res->ne[3]);
+    }
+    return ggml_add(ctx, res, delta);
+}
+
+ggml_tensor * alora_mm_id(
+        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * ids, ggml_tensor * res) {
+    const int64_t        n_rows = ids->ne[1];
+    const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
+    const alora_target * target = target_for(graph, alora_op::mm_id, w, known);
+    if (!target) {
+        return res;
+    }
+
+    ggml_context *     ctx   = graph.ctx0;
+    const alora_plan & plan  = graph.cparams.alora.plan;
+    const int64_t      n_exp = target->n_expert();
+    alora_input &      input = input_of(graph);
+    alora_rows &       rows  = input.rows_for(n_rows);
+
+    ggml_tensor * a = target->a;
+    ggml_tensor * b = target->b;
+    if (plan.kind == shape::single) {
+        const int64_t rank = view_rank(*target, plan.slot);
+        a = slot_view(ctx, a, plan.slot, n_exp, target->cols_a(), rank);
+        b = slot_view(ctx, b, plan.slot, n_exp, rank, target->rows_b());
+    } else {
+        // look the chosen experts up among the matrices of each token's slot
+        ids = ggml_get_rows(ctx, input.expert(ctx, rows, n_exp), ids);
+        ids = ggml_reshape_2d(ctx, ids, ids->ne[1], ids->ne[2]);
+    }
+
+    ggml_tensor * ax = ggml_mul_mat_id(ctx, a, cur, ids);
+    if (plan.scaled) {
+        ax = ggml_mul(ctx, ax, input.scales(ctx, rows));
+    }
+    return ggml_add(ctx, res, ggml_mul_mat_id(ctx, b, ax, ids));
+}
+
+ggml_tensor * alora_embd(
+        const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens, ggml_tensor * res) {
+    const alora_target * target = target_for(graph, alora_op::embd, tok_embd, true);
+    if (!target) {
+        return res;
+    }
+
+    ggml_context *     ctx     = graph.ctx0;
+    const alora_plan & plan    = graph.cparams.alora.plan;
+    const int64_t      n_vocab = target->rows_a();
+    alora_input &      input   = input_of(graph);
+    alora_rows &       rows    = input.rows_for(graph.n_tokens);
+
+    ggml_tensor * ax;
+    ggml_tensor * delta;
+    if (plan.kind == shape::single) {
+        ggml_tensor * a = ggml_view_2d(
+                ctx, target->a, target->rank, n_vocab, target->a->nb[1], plan.slot * n_vocab * target->a->nb[1]);
+        ax = ggml_get_rows(ctx, a, tokens);
+        if (plan.scaled) {
+            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
+        }
+        delta = ggml_mul_mat(ctx, slot_view(ctx, target->b, plan.slot, 1, target->rank, target->rows_b()), ax);
+    } else {
+        ax = ggml_get_rows(ctx, target->a, input.embedding(ctx, n_vocab));
+        if (plan.scaled) {
+            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
+        }
+        delta = ggml_mul_mat_id(
+                ctx, target->b, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n), input.slots(ctx, rows));
+        delta = ggml_reshape_2d(ctx, delta, res->ne[0], rows.n);
+    }
+    return ggml_add(ctx, res, delta);
+}

@@ -1,0 +1,38 @@
+// Packing adapter matrices into the bank's stacked tensors: types, padding, folding. Host memory
+// only; knows nothing of graphs or backends.
+#pragma once
+
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+// A stack of `count` matrices of `rows` rows with `cols` values each, row by row, as F32.
+struct alora_matrices {
+    int64_t            cols  = 0;
+    int64_t            rows  = 0;
+    int64_t            count = 1;
+    std::vector<float> values;
+};
+
+// The types an adapter's tensors may have in a file.
+bool alora_type_readable(ggml_type type);
+
+// The bank's type for a tensor of a readable type: itself, or F16 for Q8_0, whose blocks of 32
+// would not survive the padding of ranks.
+ggml_type alora_type_stored(ggml_type type);
+
+// The type that holds values of both stored types exactly.
+ggml_type alora_type_common(ggml_type a, ggml_type b);
+
+// Values of `n` elements of `type` at `data`, in any readable type.
+std::vector<float> alora_to_f32(ggml_type type, const void * data, int64_t n);
+
+// Whether every value is finite in `type` after multiplication by `scale`.
+bool alora_fits(const std::vector<float> & values, ggml_type type, float scale);
+
+// Bytes of `type` for `count` matrices of `rows` x `cols`: `source` times `scale` in the upper left
+// corner of each, zeros elsewhere. rows >= source.rows and cols >= source.cols.
+std::vector<uint8_t> alora_pack(
+        const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols, float scale);

@@ -1,0 +1,216 @@
+// The C API: checks arguments, turns exceptions into statuses, and tells the context what changed.
+#include "alora.h"
+
+#include "alora-bank.h"
+#include "alora-error.h"
+#include "alora-file.h"
+#include "llama-context.h"
+
+#include <cmath>
+
+static thread_local std::string last_error;
+
+void alora_set_error(const std::string & what) {
+    last_error = what;
+}
+
+// The one friend that upstream's context has.
+struct alora_access {
+    static alora_bank & bank(llama_context * ctx) { return *ctx->cparams.alora.bank; }
+
+    static const alora_bank & bank(const llama_context * ctx) { return *ctx->cparams.alora.bank; }
+
+    static uint32_t n_seq_max(const llama_context * ctx) {
+        // with a unified cache upstream accepts every id, however few were asked for
+        return ctx->cparams.kv_unified ? LLAMA_MAX_SEQ : ctx->cparams.n_seq_max;
+    }
+
+    static bool has_encoder(const llama_context * ctx) { return llama_model_has_encoder(&ctx->model); }
+
+    static void reserve(llama_context * ctx) {
+        ctx->sched_need_reserve = true;
+        try {
+            ctx->sched_reserve();
+        } catch (const std::exception & error) {
+            ctx->sched_need_reserve = true;
+            throw alora_error(ALORA_ERR_MEMORY, std::string("compute buffers for the adapters: ") + error.what());
+        }
+    }
+
+    static int64_t n_nodes(const llama_context * ctx) {
+        return ctx->gf_res_prev_active ? ggml_graph_n_nodes(ctx->gf_res_prev_active->get_gf()) : 0;
+    }
+
+    static int64_t compute_bytes(const llama_context * ctx) {
+        int64_t n = 0;
+        for (ggml_backend_t backend : ctx->backend_ptrs) {
+            n += ctx->sched ? ggml_backend_sched_get_buffer_size(ctx->sched.get(), backend) : 0;
+        }
+        return n;
+    }
+};
+
+static alora_error bad_argument(const std::string & what) {
+    return alora_error(ALORA_ERR_ARGUMENT, what);
+}
+
+// Runs `body`; its exceptions become a status and a sentence.
+template <typename F> static int32_t guarded(const F & body) {
+    last_error.clear();
+    try {
+        return body();
+    } catch (const alora_error & error) {
+        last_error = error.what();
+        return error.status;
+    } catch (const std::bad_alloc &) {
+        last_error = "out of memory";
+        return ALORA_ERR_MEMORY;
+    } catch (const std::exception & error) {
+        last_error = error.what();
+        return ALORA_ERR_ARGUMENT;
+    }
+}
+
+static void check_context(const llama_context * ctx) {
+    if (!ctx) {
+        throw bad_argument("the context is null");
+    }
+}
+
+static void check_seq(const llama_context * ctx, llama_seq_id seq) {
+    if (seq < 0 || (uint32_t) seq >= alora_access::n_seq_max(ctx)) {
+        throw bad_argument(
+                "sequence " + std::to_string(seq) + " is not in [0, " +
+                std::to_string(alora_access::n_seq_max(ctx)) + ")");
+    }
+}
+
+static void check_slot(const alora_bank & bank, alora_slot slot) {
+    if (!bank.in_use(slot)) {
+        throw bad_argument("slot " + std::to_string(slot) + " holds no adapter");
+    }
+}
+
+int32_t alora_api_version(void) {
+    return ALORA_API_VERSION;
+}
+
+const char * alora_last_error(void) {
+    return last_error.c_str();
+}
+
+int32_t alora_bank_reserve(llama_context * ctx, int32_t n_adapters, int32_t rank) {
+    return guarded([&] {
+        check_context(ctx);
+        if (n_adapters < 1 || n_adapters > 1023 || rank < 1 || rank > 4096) {
+            throw bad_argument("n_adapters should be in [1, 1023] and rank in [1, 4096]");
+        }
+        ctx->synchronize();
+        if (alora_access::bank(ctx).make_room(n_adapters, rank)) {
+            alora_access::reserve(ctx);
+        }
+        return (int32_t) ALORA_OK;
+    });
+}
+
+alora_slot alora_adapter_add(llama_context * ctx, const void * gguf, size_t size) {
+    return guarded([&] {
+        check_context(ctx);
+        if (!gguf || size == 0) {
+            throw bad_argument("the adapter's bytes are missing");
+        }
+        if (alora_access::has_encoder(ctx)) {
+            throw alora_error(ALORA_ERR_MISMATCH, "models with an encoder are not supported");
+        }
+        const alora_file file(gguf, size);
+        ctx->synchronize();
+
+        alora_bank &             bank   = alora_access::bank(ctx);
+        const alora_bank::change change = bank.add(file);
+        if (change.grew) {
+            try {
+                alora_access::reserve(ctx);
+            } catch (...) {
+                bank.remove(change.slot);
+                throw;
+            }
+        }
+        return change.slot;
+    });
+}
+
+int32_t alora_adapter_remove(llama_context * ctx, alora_slot slot) {
+    return guarded([&] {
+        check_context(ctx);
+        alora_bank & bank = alora_access::bank(ctx);
+        check_slot(bank, slot);
+        if (bank.activations.uses(slot)) {
+            throw alora_error(ALORA_ERR_BUSY, "slot " + std::to_string(slot) + " is active on a sequence");
+        }
+        ctx->synchronize();
+        bank.remove(slot);
+        return (int32_t) ALORA_OK;
+    });
+}
+
+int32_t alora_activate(llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot, float scale) {
+    return guarded([&] {
+        check_context(ctx);
+        check_seq(ctx, seq);
+        alora_bank & bank = alora_access::bank(ctx);
+        if (slot != 0) {
+            check_slot(bank, slot);
+        }
+        if (first < 0 || !std::isfinite(scale)) {
+            throw bad_argument("the first position should be at least 0 and the scale finite");
+        }
+        // at scale 0 an adapter is the base
+        const bool base = slot == 0 || scale == 0.0f;
+        bank.activations.set(seq, first, base ? alora_choice{} : alora_choice{ slot, scale });
+        return (int32_t) ALORA_OK;
+    });
+}
+
+int32_t alora_deactivate(llama_context * ctx, llama_seq_id seq) {
+    return guarded([&] {
+        check_context(ctx);
+        if (seq != -1) {
+            check_seq(ctx, seq);
+        }
+        alora_access::bank(ctx).activations.clear(seq);
+        return (int32_t) ALORA_OK;
+    });
+}
+
+alora_slot alora_slot_at(const llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale) {
+    return guarded([&] {
+        check_context(ctx);
+        check_seq(ctx, seq);
+        const alora_choice choice = alora_access::bank(ctx).activations.at(seq, pos);
+        if (scale) {
+            *scale = choice.scale;
+        }
+        return choice.slot;
+    });
+}
+
+int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
+    return guarded([&] {
+        check_context(ctx);
+        if (!stats) {
+            throw bad_argument("stats is null");
+        }
+        const alora_bank & bank = alora_access::bank(ctx);
+        *stats                  = {};
+        stats->n_reserves       = bank.n_reserves;
+        stats->n_graphs         = bank.n_graphs;
+        stats->n_nodes          = alora_access::n_nodes(ctx);
+        stats->compute_bytes    = alora_access::compute_bytes(ctx);
+        stats->bank_bytes       = (int64_t) bank.n_bytes();
+        stats->n_targets        = bank.targets();
+        stats->n_slots          = bank.slots();
+        stats->n_adapters       = bank.adapters();
+        stats->rank             = (int32_t) bank.largest_rank();
+        return (int32_t) ALORA_OK;
+    });
+}
