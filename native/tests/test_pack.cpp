@@ -1,0 +1,92 @@
+// Packing: types, rank padding, folding of alpha/rank, and what does not fit.
+#include "alora-pack.h"
+#include "check.h"
+
+#include <cmath>
+#include <limits>
+
+static alora_matrices counting(int64_t cols, int64_t rows, int64_t count) {
+    alora_matrices m{ cols, rows, count, {} };
+    for (int64_t i = 0; i < cols * rows * count; ++i) {
+        m.values.push_back((float) i - 7.0f);
+    }
+    return m;
+}
+
+// Every value times `scale` where the source has one, and zero in the padding.
+static void check_packed(const alora_matrices & m, ggml_type type, int64_t rows, int64_t cols, float scale) {
+    const auto packed = alora_pack(m, type, rows, cols, scale);
+    CHECK(packed.size() == (size_t) (m.count * rows) * ggml_row_size(type, cols));
+    const auto values = alora_to_f32(type, packed.data(), m.count * rows * cols);
+    for (int64_t k = 0; k < m.count; ++k) {
+        for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t j = 0; j < cols; ++j) {
+                const bool  inside   = i < m.rows && j < m.cols;
+                const float expected = inside ? m.values[(k * m.rows + i) * m.cols + j] * scale : 0.0f;
+                CHECK(values[(k * rows + i) * cols + j] == expected);
+            }
+        }
+    }
+}
+
+static void test_padding() {
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        check_packed(counting(6, 5, 1), type, 5, 6, 1.0f);   // nothing to pad
+        check_packed(counting(6, 5, 1), type, 8, 6, 1.0f);   // A: more rows
+        check_packed(counting(5, 6, 1), type, 6, 8, 2.0f);   // B: longer rows, alpha/rank folded
+        check_packed(counting(3, 4, 5), type, 8, 8, 0.5f);   // experts
+    }
+}
+
+static void test_a_power_of_two_folds_exactly_into_f16() {
+    alora_matrices m{ 3, 1, 1, { 0.1f, -3.3f, 1e-3f } };
+    for (float & value : m.values) {
+        value = ggml_fp16_to_fp32(ggml_fp32_to_fp16(value));
+    }
+    check_packed(m, GGML_TYPE_F16, 1, 8, 2.0f);
+}
+
+static void test_q8_0_is_read_and_kept_as_f16() {
+    std::vector<float> row(32);
+    for (int i = 0; i < 32; ++i) {
+        row[i] = (float) (i - 16) / 16.0f;
+    }
+    std::vector<uint8_t> quantized(ggml_row_size(GGML_TYPE_Q8_0, 32));
+    ggml_quantize_chunk(GGML_TYPE_Q8_0, row.data(), quantized.data(), 0, 1, 32, nullptr);
+
+    CHECK(alora_type_readable(GGML_TYPE_Q8_0));
+    CHECK(alora_type_stored(GGML_TYPE_Q8_0) == GGML_TYPE_F16);
+    const auto values = alora_to_f32(GGML_TYPE_Q8_0, quantized.data(), 32);
+    for (int i = 0; i < 32; ++i) {
+        CHECK(std::fabs(values[i] - row[i]) <= 1.0f / 127);
+    }
+}
+
+static void test_types() {
+    CHECK(!alora_type_readable(GGML_TYPE_I32) && !alora_type_readable(GGML_TYPE_F64));
+    CHECK(alora_type_common(GGML_TYPE_F16, GGML_TYPE_F16) == GGML_TYPE_F16);
+    // neither holds the other's values
+    CHECK(alora_type_common(GGML_TYPE_F16, GGML_TYPE_BF16) == GGML_TYPE_F32);
+}
+
+static void test_what_does_not_fit() {
+    const float inf = std::numeric_limits<float>::infinity();
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        CHECK(alora_fits({ 0.0f, -1.0f, 3e4f }, type, 1.0f));
+        CHECK(!alora_fits({ 0.0f, nan }, type, 1.0f));
+        CHECK(!alora_fits({ -inf }, type, 1.0f));
+    }
+    CHECK(!alora_fits({ 4e4f }, GGML_TYPE_F16, 2.0f));
+    CHECK(alora_fits({ 4e4f }, GGML_TYPE_BF16, 2.0f));
+    CHECK(!alora_fits({ 3e38f }, GGML_TYPE_F32, 2.0f));
+}
+
+int main() {
+    test_padding();
+    test_a_power_of_two_folds_exactly_into_f16();
+    test_q8_0_is_read_and_kept_as_f16();
+    test_types();
+    test_what_does_not_fit();
+    return 0;
+}
