@@ -1,0 +1,119 @@
+# Everything happens in .venv/ and build/. `make demo` and `make test` set up what they need; a second
+# run does only what changed. The plain pip commands behind them are in README.md.
+#
+#   make setup   the package, editable, with its native library    make lint    linters
+#   make demo    the main job, once                                make test    linters and all tests
+#   make bench   the benchmarks                                    make clean   remove .venv and build
+#
+# Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE_BUILD := build/native
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Set by the caller or not at all: Ninja uses every core by itself.
+ifdef JOBS
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+endif
+# CI=true makes warnings in our own C++ errors.
+WERROR := $(if $(CI),ON,OFF)
+SETTINGS := -C cmake.define.ALORA_WERROR=$(WERROR) -C cmake.define.ALORA_BUILD_TESTS=OFF
+
+BASE := $(VENV)/.stamp-base
+PACKAGE := $(VENV)/.stamp-package
+CHECKS := $(VENV)/.stamp-checks
+FLAGS := build/flags
+
+native_sources := $(shell find native/include native/src native/patches -type f) \
+	native/upstream.txt native/fetch_upstream.py
+cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
+python_files := alora_gguf convert cli native tests $(wildcard benchmarks examples)
+
+.PHONY: help setup setup-checks demo test lint test-native test-stock test-python bench format clean
+help:
+	@sed -n 's/^#   /  /p' Makefile
+
+# ---- set-up --------------------------------------------------------------------------------------
+
+setup: $(PACKAGE)
+setup-checks: $(PACKAGE) $(CHECKS)
+
+$(BASE): requirements.txt requirements-build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "alora-gguf needs Python 3.10 or newer, and $(PYTHON) is not." \
+	         "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { \
+	    echo "$(PYTHON) cannot create a virtual environment" \
+	         "(Debian, Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@$(PIP) install --upgrade 'pip>=23.1'
+	@$(PIP) install -r requirements-build.txt -r requirements.txt
+	@touch $@
+
+# Written only when it would differ, so that other flags mean another build and the same ones do not.
+$(FLAGS): FORCE
+	@mkdir -p build
+	@echo '$(CMAKE_ARGS) $(WERROR)' | cmp -s - $@ || echo '$(CMAKE_ARGS) $(WERROR)' > $@
+FORCE:
+
+# Editable: a change of a Python file needs no new installation.
+$(PACKAGE): $(BASE) $(FLAGS) pyproject.toml CMakeLists.txt $(native_sources)
+	@echo "Building the native library (the first time takes some minutes)"
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e .
+	@touch $@
+
+$(CHECKS): $(BASE) pyproject.toml
+	@echo "Installing what the tests and linters need"
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[test,lint]'
+	@touch $(PACKAGE) $@
+
+# ---- use -----------------------------------------------------------------------------------------
+
+demo: setup
+	@$(BIN)/alora-gguf demo
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+# ---- checks --------------------------------------------------------------------------------------
+
+test: lint test-native test-stock test-python
+
+# convert/ and cli/ are packages of alora_gguf once installed; mypy sees them there through links.
+lint: setup-checks
+	@$(BIN)/ruff check $(python_files)
+	@$(BIN)/ruff format --check $(python_files)
+	@rm -rf build/typecheck && mkdir -p build/typecheck/alora_gguf
+	@ln -s $(CURDIR)/alora_gguf/*.py $(CURDIR)/alora_gguf/py.typed $(CURDIR)/convert $(CURDIR)/cli \
+	    build/typecheck/alora_gguf/
+	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
+	@$(BIN)/mypy native/fetch_upstream.py
+	@$(BIN)/clang-format --dry-run --Werror $(cxx_files)
+
+format: setup-checks
+	@$(BIN)/ruff check --fix --quiet $(python_files) || true
+	@$(BIN)/ruff format $(python_files)
+	@$(BIN)/clang-format -i $(cxx_files)
+
+test-native: setup-checks
+	@$(BIN)/cmake $(NATIVE_BUILD) -DALORA_BUILD_TESTS=ON > build/test-native.log || { \
+	    cat build/test-native.log; exit 1; }
+	@$(BIN)/cmake --build $(NATIVE_BUILD) > build/test-native.log || { \
+	    cat build/test-native.log; exit 1; }
+	@$(BIN)/ctest --test-dir $(NATIVE_BUILD) --output-on-failure --no-tests=ignore
+
+# Built here and not by the first test that needs it, whose time it would spoil.
+test-stock: setup-checks
+	@echo "Building the unpatched library to compare with"
+	@$(BIN)/python -m tests.stock
+
+test-python: setup-checks
+	@$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist

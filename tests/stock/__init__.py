@@ -1,0 +1,85 @@
+"""The stock libllama that results are compared with: the pinned upstream without our patch.
+
+It shares ggml with the installed alora-gguf, so a difference in results can only come from libllama.
+`python -m tests.stock` builds it ahead of the tests and prints where it is.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import functools
+import hashlib
+import importlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from alora_gguf._library_path import library_dir
+from tests.support.upstream import upstream_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "stock"
+
+
+@functools.cache
+def stock_library_dir() -> Path:
+    """The folder with stock libllama and its ggml, for LLAMA_CPP_LIB_PATH of a subprocess.
+
+    Builds it if it is missing or older than its sources; takes no time otherwise.
+    """
+    for patch in sorted((ROOT / "native" / "patches").glob("*.patch")):
+        if re.search(r"^\+\+\+ (b/)?ggml/", patch.read_text(encoding="utf-8"), re.MULTILINE):
+            raise RuntimeError(
+                f"{patch} changes ggml, which the stock library shares with ours; "
+                "tests/stock must build its own ggml then"
+            )
+    pristine = upstream_tree()
+    folder = BUILD / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in sorted(library_dir().iterdir()):
+        if "ggml" in library.name and not _same(library, folder / library.name):
+            shutil.copy2(library, folder / library.name)
+
+    made_from = [pristine / ".alora-stamp.json", Path(__file__).with_name("CMakeLists.txt")]
+    made_from += sorted(path for path in folder.iterdir() if "ggml" in path.name)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in made_from)).hexdigest()
+    stamp = BUILD / "made-from.txt"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+        return folder
+
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    if cmake is None:
+        raise RuntimeError("CMake was not found: pip install -r requirements-build.txt")
+    configure = [cmake, "-S", Path(__file__).parent, "-B", BUILD, f"-DPRISTINE={pristine}"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release"]
+    if ninja is not None:
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    _run(configure)
+    _run([cmake, "--build", BUILD, "--target", "llama", "--parallel", str(os.cpu_count() or 1)])
+    stamp.write_text(digest, encoding="utf-8")
+    return folder
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def _tool(name: str) -> str | None:
+    """A build tool: from its PyPI package when installed, else from PATH."""
+    try:
+        folder = importlib.import_module(name)
+    except ImportError:
+        return shutil.which(name)
+    constant = {"cmake": "CMAKE_BIN_DIR", "ninja": "BIN_DIR"}[name]
+    return shutil.which(name, path=str(getattr(folder, constant)))
+
+
+def _run(command: list[str | Path]) -> str:
+    """Standard output of a command; its whole output in the error when it fails."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        words = " ".join(str(word) for word in command)
+        raise RuntimeError(f"{words}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
