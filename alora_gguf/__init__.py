@@ -1,0 +1,86 @@
+"""Activated LoRA for llama.cpp: ask many adapters about one cached conversation.
+
+The public names, each loaded when it is first used: importing this package loads neither the
+native library nor llama_cpp nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdapterFile": "adapter",
+    "AdapterError": "errors",
+    "AdapterFormatError": "errors",
+    "AdapterInUseError": "errors",
+    "AdapterMismatchError": "errors",
+    "AloraError": "errors",
+    "CacheFullError": "errors",
+    "ClosedError": "errors",
+    "ContextOptions": "options",
+    "ConvertError": "errors",
+    "DecodeError": "errors",
+    "FileFormatError": "errors",
+    "Generation": "generation",
+    "InputError": "errors",
+    "Invocation": "invoke",
+    "InvocationNotFoundError": "errors",
+    "LibraryError": "errors",
+    "Model": "model",
+    "ModelError": "errors",
+    "Provenance": "provenance",
+    "Sampling": "sampling",
+    "Session": "session",
+    "Stats": "_native",
+    "Timings": "timings",
+    "UnknownAdapterError": "errors",
+    "UnsupportedAdapterError": "errors",
+    "Verdict": "invoke",
+}
+
+if TYPE_CHECKING:
+    from ._native import Stats as Stats
+    from .adapter import AdapterFile as AdapterFile
+    from .errors import AdapterError as AdapterError
+    from .errors import AdapterFormatError as AdapterFormatError
+    from .errors import AdapterInUseError as AdapterInUseError
+    from .errors import AdapterMismatchError as AdapterMismatchError
+    from .errors import AloraError as AloraError
+    from .errors import CacheFullError as CacheFullError
+    from .errors import ClosedError as ClosedError
+    from .errors import ConvertError as ConvertError
+    from .errors import DecodeError as DecodeError
+    from .errors import FileFormatError as FileFormatError
+    from .errors import InputError as InputError
+    from .errors import InvocationNotFoundError as InvocationNotFoundError
+    from .errors import LibraryError as LibraryError
+    from .errors import ModelError as ModelError
+    from .errors import UnknownAdapterError as UnknownAdapterError
+    from .errors import UnsupportedAdapterError as UnsupportedAdapterError
+    from .generation import Generation as Generation
+    from .invoke import Invocation as Invocation
+    from .invoke import Verdict as Verdict
+    from .model import Model as Model
+    from .options import ContextOptions as ContextOptions
+    from .provenance import Provenance as Provenance
+    from .sampling import Sampling as Sampling
+    from .session import Session as Session
+    from .timings import Timings as Timings
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all are strings)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

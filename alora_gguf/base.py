@@ -1,0 +1,104 @@
+"""A base model's file, looked at before llama.cpp sees it: what it is, what adapters may target."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .errors import FileFormatError, ModelError
+from .gguf_header import GGUFHeader, read_header
+from .gguf_types import ArrayRef, TensorInfo, ValueType
+
+# Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
+_UNUSABLE: Final = {"F64", "I64"}
+_SPLIT: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """A base model's GGUF file (or files, if it is split).
+
+    `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
+    does not say.
+    """
+
+    path: Path
+    architecture: str
+    tensors: dict[str, TensorInfo]
+    n_vocab: int | None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> BaseFile:
+        """Reads and checks the header. Raises FileFormatError if it is no sound GGUF file, and
+        ModelError if it is one that cannot serve as a base.
+        """
+        file = Path(path)
+        try:
+            header = read_header(file)
+        except FileFormatError as error:
+            raise ModelError(f"base model {error}") from error
+        _require_model(header, file)
+        tensors = dict(header.tensors)
+        for part in _other_parts(header, file):
+            try:
+                tensors.update(read_header(part).tensors)
+            except FileFormatError as error:
+                raise ModelError(f"base model, another part of {file.name}: {error}") from error
+        for info in tensors.values():
+            if info.type_name in _UNUSABLE:
+                raise ModelError(
+                    f"{file}: tensor '{info.name}' is {info.type_name}, which llama.cpp cannot "
+                    "compute with; convert the model again with F32, F16 or quantized weights"
+                )
+        return cls(file, header.architecture, tensors, _vocabulary_size(header))
+
+
+def _require_model(header: GGUFHeader, file: Path) -> None:
+    kind = header.metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise ModelError(
+            f"{file}: is an adapter (general.type = adapter), not a base model; open the base "
+            "model's file and pass this one as an adapter"
+        )
+    if kind != "model":
+        raise ModelError(f"{file}: general.type is {kind!r}, expected 'model'")
+    if "general.architecture" not in header.metadata:
+        raise ModelError(f"{file}: the metadata key 'general.architecture' is missing")
+    try:
+        arch = header.architecture
+    except FileFormatError as error:
+        raise ModelError(f"base model {error}") from error
+    if arch == "clip":
+        raise ModelError(f"{file}: is a vision projector (mmproj), not a base model")
+    if not header.tensors:
+        raise ModelError(f"{file}: holds a vocabulary but no weights; download the whole model")
+
+
+def _other_parts(header: GGUFHeader, file: Path) -> list[Path]:
+    """The other files of a model that is split into several."""
+    count = header.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    match = _SPLIT.match(file.name)
+    if match is None or int(match["count"]) != count:
+        raise ModelError(
+            f"{file}: is one of {count} parts, but is not named like one (NAME-00001-of-"
+            f"{count:05}.gguf); keep the names the parts were published under"
+        )
+    if int(match["number"]) != 1:
+        first = f"{match['stem']}-00001-of-{count:05}.gguf"
+        raise ModelError(f"{file}: is part {int(match['number'])} of {count}; open {first} instead")
+    return [
+        file.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)
+    ]
+
+
+def _vocabulary_size(header: GGUFHeader) -> int | None:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING:
+        return tokens.count
+    size = header.metadata.get(f"{header.architecture}.vocab_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None

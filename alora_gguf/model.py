@@ -1,0 +1,179 @@
+"""A base model with its context and its adapters: what a program opens first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING
+
+from .adapter import AdapterFile
+from .bank import Bank, Use
+from .base import BaseFile
+from .checks import check_int
+from .engine import Engine
+from .options import ContextOptions
+from .session import Session
+
+if TYPE_CHECKING:
+    from ._native import Stats
+
+PathLike = str | os.PathLike[str]
+
+
+class Model:
+    """A loaded base model. Opens, serves sessions, is closed; also a context manager.
+
+    One model may be used from several threads: calls take turns. It holds one KV cache of n_ctx
+    cells that all its sessions and their forks share.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        adapters: Mapping[str, PathLike] | None = None,
+        n_ctx: int | None = None,
+        n_seq_max: int | None = None,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        options: ContextOptions | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
+
+        `n_ctx`, `n_seq_max` and `n_threads` override those of `options`. `n_gpu_layers` layers go
+        to the GPU, all if it is negative. `verbose` shows llama.cpp's log.
+
+        Raises LibraryError, ModelError, InputError, and AdapterError for the adapters.
+        """
+        check_int(n_gpu_layers, "n_gpu_layers", -(2**31))
+        options = options or ContextOptions()
+        options = replace(
+            options,
+            n_ctx=options.n_ctx if n_ctx is None else n_ctx,
+            n_seq_max=options.n_seq_max if n_seq_max is None else n_seq_max,
+            n_threads=options.n_threads if n_threads is None else n_threads,
+        )
+        self._base = BaseFile.read(path)
+        self._engine = Engine(self._base.path, options, n_gpu_layers=n_gpu_layers, verbose=verbose)
+        self._bank = Bank(self._engine, self._base, options.max_adapters)
+        try:
+            with self._engine.lock:
+                self._bank.load(adapters or {})
+        except BaseException:
+            self._engine.close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """The file it was loaded from."""
+        return str(self._base.path)
+
+    @property
+    def architecture(self) -> str:
+        """general.architecture of the file, such as "llama"."""
+        return self._base.architecture
+
+    @property
+    def n_ctx(self) -> int:
+        """Cells of the KV cache."""
+        return self._engine.books.n_cells
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary."""
+        return self._engine.vocab.n_tokens
+
+    # Adapters ------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterFile]:
+        """The loaded adapters by name, read-only."""
+        return MappingProxyType(dict(self._bank))
+
+    def load_adapter(self, name: str, path: PathLike) -> AdapterFile:
+        """Loads one more adapter under `name`.
+
+        Raises AdapterFormatError, AdapterMismatchError, or AdapterInUseError if the name is taken.
+        """
+        with self._engine.lock:
+            _ = self._engine.ctx
+            self._bank.load({name: path})
+            return self._bank[name]
+
+    def unload_adapter(self, name: str) -> None:
+        """Frees an adapter. Cells it computed stay, for the same weights loaded again.
+
+        Raises AdapterInUseError while a generation uses it, UnknownAdapterError.
+        """
+        with self._engine.lock:
+            _ = self._engine.ctx
+            self._bank.unload(name)
+
+    # Sessions and text ---------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """A new, empty conversation. Raises CacheFullError if all sequences are in use."""
+        return Session(self)
+
+    def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of `text`; control tokens written in it are recognized with `parse_special`,
+        those that begin a text are added with `add_special`. Raises ModelError without a
+        vocabulary.
+        """
+        with self._engine.lock:
+            _ = self._engine.ctx
+            return self._engine.vocab.tokenize(
+                text, add_special=add_special, parse_special=parse_special
+            )
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of `tokens`; control tokens are shown with `special`. Raises ModelError without
+        a vocabulary, InputError for a token outside it.
+        """
+        with self._engine.lock:
+            _ = self._engine.ctx
+            vocab = self._engine.vocab
+            return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
+
+    def stats(self) -> Stats:
+        """Counters of the context's graphs, buffers and adapters."""
+        with self._engine.lock:
+            return self._engine.native.stats(self._engine.ctx)
+
+    # The life of a model -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Frees everything. Its sessions can then only be closed. A second call does nothing."""
+        with self._engine.lock:
+            self._engine.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._engine.closed
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What Session needs --------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below: batches, sequences and cells. Not part of the public API."""
+        return self._engine
+
+    def use(self, adapter: str | None, scale: float) -> Use:
+        """Resolves an adapter's name. Not part of the public API."""
+        return self._bank.use(adapter, scale)

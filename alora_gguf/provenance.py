@@ -1,0 +1,127 @@
+"""Who computed each cached token, and the one rule of reuse that follows from it.
+
+A cell of the KV cache may stand in for a token exactly if the same token, the same adapter weights
+and the same scale would compute it, and all cells before it may, too. Adapters are known by the
+hash of their weights: names and slots get reused.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What computed a token: an adapter (`identity`, the hash of its weights) at a scale, or the
+    base (`identity` None, scale 1).
+    """
+
+    identity: str | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, identity: str | None, scale: float) -> Provenance:
+        """A scale of 0 is the base; other scales are compared as the float32 that ggml computes
+        with.
+        """
+        scale32: float = struct.unpack("<f", struct.pack("<f", scale))[0]
+        if identity is None or scale32 == 0.0:
+            return BASE
+        return cls(identity, scale32)
+
+
+BASE: Final = Provenance()
+
+Spans = tuple[tuple[int, Provenance], ...]
+"""(first position, provenance) in ascending order, the first at 0; each holds until the next."""
+
+
+def spans_for(first: int | None, provenance: Provenance) -> Spans:
+    """The spans of a text that `provenance` computes from position `first` on (None: nowhere)."""
+    if first is None or provenance == BASE:
+        return ((0, BASE),)
+    if first == 0:
+        return ((0, provenance),)
+    return ((0, BASE), (first, provenance))
+
+
+class CachedTokens:
+    """The tokens in a sequence's cells, in order, and the provenance of each."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._starts: list[int] = [0]
+        self._kinds: list[Provenance] = [BASE]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """A copy of the tokens."""
+        return self._tokens.copy()
+
+    @property
+    def spans(self) -> Spans:
+        """The provenance of all tokens, run-length coded."""
+        return tuple(zip(self._starts, self._kinds, strict=True))
+
+    def at(self, position: int) -> Provenance:
+        """The provenance of the token at `position` (0-based)."""
+        return self._kinds[bisect_right(self._starts, position) - 1]
+
+    def extend(self, tokens: Sequence[int], spans: Spans) -> None:
+        """Appends tokens; `spans` count from the start of the sequence, as everywhere here."""
+        old, new = len(self._tokens), len(self._tokens) + len(tokens)
+        self._tokens.extend(tokens)
+        ends = [start for start, _ in spans[1:]] + [new]
+        for (begin, kind), end in zip(spans, ends, strict=True):
+            start = max(begin, old)
+            if start >= min(end, new):
+                continue
+            if start == 0:
+                self._starts, self._kinds = [0], [kind]
+            elif self._kinds[-1] != kind:
+                self._starts.append(start)
+                self._kinds.append(kind)
+
+    def truncate(self, n: int) -> None:
+        """Keeps the first `n` tokens."""
+        del self._tokens[n:]
+        keep = max(1, bisect_right(self._starts, n - 1))
+        del self._starts[keep:], self._kinds[keep:]
+        if n <= 0:
+            self._starts, self._kinds = [0], [BASE]
+
+    def copy(self, n: int) -> CachedTokens:
+        """A record of the first `n` tokens, for a fork."""
+        other = CachedTokens()
+        other._tokens = self._tokens[:n]
+        other._starts, other._kinds = self._starts.copy(), self._kinds.copy()
+        other.truncate(n)
+        return other
+
+    def common_prefix(self, tokens: Sequence[int], spans: Spans) -> int:
+        """How many leading cells may stand in for `tokens` computed as `spans` say: the longest
+        common prefix of (token, adapter identity, scale).
+        """
+        n = min(len(self._tokens), len(tokens))
+        same = n
+        if self._tokens[:n] != list(tokens[:n]):
+            same = next(i for i in range(n) if self._tokens[i] != tokens[i])
+        return min(same, self._same_kinds(spans, same))
+
+    def _same_kinds(self, spans: Spans, end: int) -> int:
+        """The first position below `end` at which `spans` differ from ours, or `end`."""
+        edges = sorted({*self._starts, *(start for start, _ in spans)})
+        starts = [start for start, _ in spans]
+        for edge in edges:
+            if edge >= end:
+                break
+            if spans[bisect_right(starts, edge) - 1][1] != self.at(edge):
+                return edge
+        return end

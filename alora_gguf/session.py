@@ -1,0 +1,341 @@
+"""One conversation: its tokens, the cells that hold them, and what it can be asked."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .bank import Use
+from .checks import check_int
+from .engine import Logits, Run
+from .errors import ClosedError, InputError
+from .generation import Generation
+from .invoke import Invocation, Parent, Verdict, run_invocations
+from .provenance import BASE, CachedTokens, Spans, spans_for
+from .sampling import Sampler, Sampling
+from .text import check_stops
+from .timings import Timings
+
+if TYPE_CHECKING:
+    import threading
+
+    from .model import Model
+
+
+class Session:
+    """A conversation on a Model; made by Model.session().
+
+    `tokens` is the conversation. Its cells hold as much of it as could be kept: after a call that
+    failed they may hold less, and the next call reads the rest. What can be reused is decided by
+    provenance alone: equal (token, adapter identity, scale).
+
+    Every method raises ClosedError once the session or its model is closed, CacheFullError when the
+    KV cache has no room, and leaves the conversation as it was when it raises.
+    """
+
+    def __init__(self, model: Model, *, _source: Session | None = None) -> None:
+        self._model = model
+        self._engine = engine = model.engine
+        with engine.lock:
+            if _source is None:
+                self._seq = engine.allocate()
+                self._cached, self._tokens = CachedTokens(), list[int]()
+                self._logits: Logits | None = None
+            else:
+                n = len(_source._cached)
+                self._seq = engine.fork(_source._seq, n)
+                self._cached, self._tokens = _source._cached.copy(n), _source._tokens.copy()
+                self._logits = _source._logits
+        self._generation: weakref.ref[Generation] | None = None
+        self._finalizer = weakref.finalize(self, engine.abandon, self._seq)
+        self._finalizer.atexit = False
+
+    # The conversation ----------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
+    def tokens(self) -> list[int]:
+        """The conversation's token ids, a copy."""
+        return self._tokens.copy()
+
+    @property
+    def text(self) -> str:
+        """The conversation's text, control tokens included."""
+        return self._engine.vocab.detokenize(self._tokens, special=True)
+
+    @property
+    def cached(self) -> int:
+        """How many of the conversation's tokens the KV cache holds."""
+        return len(self._cached)
+
+    @property
+    def provenance(self) -> Spans:
+        """Who computed the cached tokens: (first position, provenance) pairs in order."""
+        return self._cached.spans
+
+    def append(
+        self, text: str | Sequence[int], *, adapter: str | None = None, scale: float = 1.0
+    ) -> Timings:
+        """Adds text (control tokens in it are recognized; a first text gets the model's
+        beginning-of-sequence token) or token ids, and reads them.
+
+        With an `adapter`, the tokens from its invocation's last occurrence on are computed with it
+        (a plain LoRA: all tokens). Without one, all are the base's: cells that an adapter computed
+        earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
+        """
+        with self.lock:
+            self._begin()
+            return self.sync(self._tokens + self._encode(text), adapter=adapter, scale=scale)
+
+    def sync(
+        self, tokens: Sequence[int], *, adapter: str | None = None, scale: float = 1.0
+    ) -> Timings:
+        """Makes the conversation exactly `tokens`, reading only what the cache does not hold."""
+        started = time.perf_counter()
+        with self.lock:
+            self._begin()
+            use = self._model.use(adapter, scale)
+            checked = self._engine.vocab.check(tokens, "tokens")
+            reused, evaluated, note = self._read(checked, use)
+            total = time.perf_counter() - started
+            return Timings(reused, evaluated, 0, None, total, note)
+
+    prefill = sync
+
+    def rewind(self, n: int) -> None:
+        """Forgets all but the first `n` tokens."""
+        with self.lock:
+            self._begin()
+            self.forget(check_int(n, "n", 0, len(self._tokens)))
+
+    def fork(self) -> Session:
+        """A second conversation that goes on from here; the cells up to here are shared."""
+        with self.lock:
+            self._begin()
+            return Session(self._model, _source=self)
+
+    def generate(
+        self,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        adapter: str | None = None,
+        scale: float = 1.0,
+    ) -> Generation:
+        """Starts a reply to the conversation, which is read first if need be.
+
+        Returns an iterator of its text; `generate(...).read()` gives the whole. With an `adapter`
+        as for append(). Raises as append() does, and InputError if there is nothing to reply to.
+        """
+        started = time.perf_counter()
+        stops = check_stops(stop)
+        check_int(max_tokens, "max_tokens", 1)
+        with self.lock:
+            self._begin()
+            if not self._tokens:
+                raise InputError("the conversation is empty; append something to it first")
+            sampler = Sampler(sampling or Sampling(), self._engine.vocab)
+            use = self._model.use(adapter, scale)
+            reused, evaluated, note = self._read(self._tokens, use, logits=True)
+            first = use.first_position(self._tokens, self._engine.vocab)
+            generation = Generation(
+                self,
+                sampler,
+                stops=stops,
+                max_tokens=max_tokens,
+                use=use,
+                spans=spans_for(first, use.provenance),
+                prefill=Timings(reused, evaluated, 0, None, 0.0, note),
+                started=started,
+            )
+            if use.slot and first is not None:
+                self._engine.activate(self._seq, first, use.slot, use.scale)
+            self._generation = weakref.ref(generation)
+            return generation
+
+    def invoke(
+        self, invocation: Invocation, *, on_text: Callable[[int, str], None] | None = None
+    ) -> Verdict:
+        """Asks one adapter about the conversation; see invoke_many()."""
+        return self.invoke_many([invocation], on_text=on_text)[0]
+
+    def invoke_many(
+        self,
+        invocations: Sequence[Invocation],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Verdict]:
+        """Asks several adapters about the conversation at once, each on a fork of it, which is then
+        dropped: the conversation and its cells stay as they are.
+
+        All suffixes are read in one batch, and all replies grow by a token per step in one batch.
+        When there are more than the free sequences or cells allow, they take turns, in order.
+        `on_text(index, piece)` is called with each piece of text as it becomes certain.
+
+        Returns one Verdict per invocation, in order. Raises InvocationNotFoundError,
+        UnknownAdapterError, InputError before anything is read, CacheFullError if not even one
+        fits.
+        """
+        with self.lock:
+            self._begin()
+            if len(self._cached) < len(self._tokens) and not len(self._cached.spans) > 1:
+                # a call failed before: read the rest once instead of once per fork
+                self._read(self._tokens, self._model.use(None, 1.0))
+            parent = Parent(self._seq, self._cached, tuple(self._tokens), self._logits)
+            return run_invocations(self._model, parent, invocations, on_text)
+
+    # The life of a session -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Gives the cells back. A second call does nothing."""
+        with self.lock:
+            self._end_live_generation()
+            if self._finalizer.detach():
+                self._engine.drop(self._seq)
+
+    @property
+    def closed(self) -> bool:
+        return not self._finalizer.alive or self._engine.closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        """Every call starts here: is there something to work on, and do books and record agree?"""
+        if not self._finalizer.alive:
+            raise ClosedError("the session was closed")
+        _ = self._engine.ctx  # raises ClosedError after the model's close()
+        self._end_live_generation()
+        # an interrupt may have struck between the two; what both have is certain
+        n = min(len(self._cached), self._engine.books.length(self._seq))
+        if n < len(self._cached) or n < self._engine.books.length(self._seq):
+            self._cut(n)
+
+    def _end_live_generation(self) -> None:
+        generation = self._generation() if self._generation is not None else None
+        self._generation = None
+        if generation is not None:
+            generation.close()
+
+    # What Generation needs -----------------------------------------------------------------------
+
+    @property
+    def lock(self) -> threading.RLock:
+        return self._engine.lock
+
+    def last_logits(self) -> Logits:
+        """The logits after the last token, [n_vocab]."""
+        if self._engine.closed or not self._finalizer.alive:
+            raise ClosedError("the session or its model was closed during a generation")
+        if self._logits is None:
+            raise InputError("the conversation has changed during a generation")
+        return self._logits
+
+    def is_end(self, token: int) -> bool:
+        return self._engine.vocab.is_end(token)
+
+    def piece(self, token: int) -> bytes:
+        return self._engine.vocab.piece(token)
+
+    def advance(self, token: int, use: Use, spans: Spans) -> None:
+        """Adds a generated token and reads it; `use` is active already."""
+        n = len(self._cached)
+        try:
+            (logits,) = self._engine.decode([Run(self._seq, [token])])
+            self._cached.extend([token], spans)
+            self._tokens.append(token)
+            self._logits = logits
+        except BaseException:
+            self._cut(n)
+            del self._tokens[n:]
+            raise
+
+    def forget(self, n: int) -> None:
+        """Takes the tokens from position `n` on out of the conversation."""
+        del self._tokens[n:]
+        # a memory that cannot rewind keeps its cells until it is known what comes next
+        if self._engine.rewinds and n < len(self._cached):
+            self._cut(n)
+
+    def end_generation(self, generation: Generation) -> None:
+        self._engine.deactivate(self._seq) if self._finalizer.alive else None
+        if self._generation is not None and self._generation() is generation:
+            self._generation = None
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _encode(self, text: str | Sequence[int]) -> list[int]:
+        vocab = self._engine.vocab
+        if not isinstance(text, str):
+            return vocab.check(text, "tokens")
+        if not self._tokens:
+            return vocab.tokenize_start(text) if text else []
+        return vocab.tokenize(text, add_special=False, parse_special=True)
+
+    def _read(self, tokens: list[int], use: Use, *, logits: bool = False) -> tuple[int, int, str]:
+        """Makes the cells hold `tokens` as `use` computes them, and `tokens` the conversation.
+
+        Returns (reused, evaluated, why not more was reused). With `logits`, those after the last
+        token are there afterwards.
+        """
+        engine = self._engine
+        first = use.first_position(tokens, engine.vocab)
+        spans = spans_for(first, use.provenance)
+        keep = self._cached.common_prefix(tokens, spans)
+        note = self._note(tokens, spans, keep)
+        if keep == len(tokens) and logits and (self._logits is None or keep < len(self._cached)):
+            keep -= 1  # the last token is read again for its logits
+        if keep < len(self._cached):
+            engine.require_room(len(tokens) - keep, freed=engine.books.freed_by(self._seq, keep))
+            if self._cut(keep) < keep:
+                keep = 0
+                note = "this model's memory cannot rewind, so everything was read again"
+        old = self._tokens
+        rest = tokens[keep:]
+        try:
+            if rest:
+                if use.slot and first is not None:
+                    engine.activate(self._seq, first, use.slot, use.scale)
+                (self._logits,) = engine.decode([Run(self._seq, rest)])
+                self._cached.extend(rest, spans)
+            self._tokens = list(tokens)
+        except BaseException:
+            self._tokens = old
+            self._cut(keep)
+            raise
+        finally:
+            engine.deactivate(self._seq)
+        return keep, len(rest), note
+
+    def _cut(self, n: int) -> int:
+        """Keeps the first `n` cells, or fewer where the memory cannot rewind; returns how many."""
+        if n < len(self._cached):
+            self._logits = None
+        self._cached.truncate(n)
+        left = self._engine.truncate(self._seq, n)
+        self._cached.truncate(left)
+        return left
+
+    def _note(self, tokens: list[int], spans: Spans, keep: int) -> str:
+        if keep >= min(len(self._cached), len(tokens)):
+            return ""
+        if self._cached.tokens[keep] != tokens[keep]:
+            return f"the conversation differs from the cached one at token {keep}"
+        by = self._cached.at(keep)
+        who = "the base" if by == BASE else f"an adapter at scale {by.scale:g}"
+        return f"tokens from {keep} on were in the cache, but computed by {who}"

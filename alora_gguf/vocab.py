@@ -1,0 +1,109 @@
+"""A model's vocabulary: text to token ids and back, and which tokens end a reply."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import InputError, ModelError
+
+_NONE = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+class Vocabulary:
+    """The vocabulary of one loaded model; used up with it."""
+
+    def __init__(self, llama: Any, model: int, name: str) -> None:
+        self._llama = llama
+        self._name = name
+        self.handle = llama.llama_model_get_vocab(model)
+        self.n_tokens: int = llama.llama_vocab_n_tokens(self.handle)
+        self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._eog: dict[int, bool] = {}
+
+    def _need_text(self) -> None:
+        if not self.has_text:
+            raise ModelError(
+                f"{self._name}: has no vocabulary (tokenizer.ggml.model is 'none'), so text cannot "
+                "be used with it; pass token ids"
+            )
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. Raises ModelError if the model has no vocabulary."""
+        self._need_text()
+        data = text.encode("utf-8")
+        size = len(data) + 8  # no more tokens than bytes, and a few special ones
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            n = self._llama.llama_tokenize(
+                self.handle, data, len(data), buffer, size, add_special, parse_special
+            )
+            if n >= 0:
+                return list(buffer[:n])
+            if -n <= size:
+                raise InputError(f"{self._name}: llama.cpp could not tokenize the text")
+            size = -n
+
+    def tokenize_start(self, text: str) -> list[int]:
+        """Token ids of a conversation's beginning: with the beginning-of-sequence token where the
+        model wants one and `text` does not bring it.
+        """
+        tokens = self.tokenize(text, add_special=False, parse_special=True)
+        if self._llama.llama_vocab_get_add_bos(self.handle):
+            bos = self._llama.llama_vocab_bos(self.handle)
+            if bos >= 0 and tokens[:1] != [bos]:
+                return [bos, *tokens]
+        return tokens
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; those of control tokens only with `special`."""
+        key = (token, special)
+        if key not in self._pieces:
+            self._pieces[key] = self._piece(token, special) if self.has_text else b""
+        return self._pieces[key]
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = self._llama.llama_token_to_piece(self.handle, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
+        """The text of `tokens`. Raises ModelError if the model has no vocabulary."""
+        self._need_text()
+        return b"".join(self.piece(t, special=special) for t in tokens).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends a reply (end of sequence, of turn, ...)."""
+        if not self.has_text:
+            return False
+        if token not in self._eog:
+            self._eog[token] = bool(self._llama.llama_vocab_is_eog(self.handle, token))
+        return self._eog[token]
+
+    def check(self, tokens: Sequence[int], what: str) -> list[int]:
+        """`tokens` as a list of plain ints. Raises InputError for one outside the vocabulary."""
+        out = []
+        for i, token in enumerate(tokens):
+            try:
+                value = token.__index__()
+            except AttributeError:
+                raise InputError(f"{what}: token {i} is {token!r}, expected an integer") from None
+            if isinstance(token, bool) or not 0 <= value < self.n_tokens:
+                raise InputError(
+                    f"{what}: token {i} is {token!r}, expected an id in [0, {self.n_tokens})"
+                )
+            out.append(value)
+        return out
+
+    def show(self, tokens: Sequence[int]) -> str:
+        """Ids and pieces, for messages: `12 "<cert", 7 "ain"`."""
+        if not self.has_text:
+            return ", ".join(map(str, tokens))
+        pieces = (self.piece(t, special=True).decode("utf-8", "replace") for t in tokens)
+        return ", ".join(f'{t} "{p}"' for t, p in zip(tokens, pieces, strict=True))
