@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -119,6 +120,18 @@ def verify(pin: Pin, sdist: Path) -> None:
 
 def unpack(sdist: Path, tree: Path) -> None:
     """Writes KEPT of the sdist's vendor/llama.cpp below `tree`; regular files only."""
+    try:
+        unpack_members(sdist, tree)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise FetchError(f"{sdist}: not a sound .tar.gz file ({error}); fetch it again") from error
+    if not (tree / "CMakeLists.txt").is_file():
+        raise FetchError(
+            f"{sdist}: has no vendor/llama.cpp/CMakeLists.txt; see 'Moving to a newer upstream' in "
+            "native/README.md if the pin changed"
+        )
+
+
+def unpack_members(sdist: Path, tree: Path) -> None:
     with tarfile.open(sdist, "r:gz") as archive:
         for member in archive:
             parts = PurePosixPath(member.name).parts
@@ -134,11 +147,6 @@ def unpack(sdist: Path, tree: Path) -> None:
             with source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)
             target.chmod(0o755 if member.mode & 0o100 else 0o644)
-    if not (tree / "CMakeLists.txt").is_file():
-        raise FetchError(
-            f"{sdist}: has no vendor/llama.cpp/CMakeLists.txt; see 'Moving to a newer upstream' in "
-            "native/README.md if the pin changed"
-        )
 
 
 # ---- trees with a stamp --------------------------------------------------------------------------
@@ -299,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
         tree = make_pristine(dest, pin, options.sdist)
         if not options.no_patch:
             tree = make_patched(dest, tree, pin, sorted(options.patches.glob("*.patch")))
-    except (FetchError, OSError, tarfile.TarError) as error:
+    except (FetchError, OSError) as error:
         print(f"fetch_upstream.py: {error}", file=sys.stderr)
         return 1
     print(tree)

@@ -49,7 +49,7 @@ def stock_library_dir() -> Path:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return folder
 
-    cmake, ninja = _tool("cmake"), _tool("ninja")
+    cmake, ninja = build_tool("cmake"), build_tool("ninja")
     if cmake is None:
         raise RuntimeError("CMake was not found: pip install -r requirements-build.txt")
     configure = [cmake, "-S", Path(__file__).parent, "-B", BUILD, f"-DPRISTINE={pristine}"]
@@ -66,7 +66,7 @@ def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def _tool(name: str) -> str | None:
+def build_tool(name: str) -> str | None:
     """A build tool: from its PyPI package when installed, else from PATH."""
     try:
         folder = importlib.import_module(name)
