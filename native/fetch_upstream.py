@@ -28,7 +28,7 @@ NATIVE = Path(__file__).resolve().parent
 SDIST_VARIABLE = "ALORA_UPSTREAM_SDIST"
 STAMP = ".alora-stamp.json"
 
-# What of vendor/llama.cpp is kept: the libraries' sources, and the converters that tests compare with.
+# What of vendor/llama.cpp is kept: the libraries' sources, and the converters that tests run.
 KEPT = (
     "CMakeLists.txt",
     "LICENSE",
@@ -80,7 +80,12 @@ def download(pin: Pin, folder: Path) -> Path:
     kept_out = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
     env = {name: value for name, value in os.environ.items() if name not in kept_out}
     done = subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
     output = done.stdout.decode("utf-8", "replace").strip()
     if done.returncode != 0 and "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
@@ -296,8 +301,12 @@ def main(arguments: list[str] | None = None) -> int:
         default=os.environ.get(SDIST_VARIABLE) or None,
         help=f"use this source distribution, without network (default: ${SDIST_VARIABLE})",
     )
-    parser.add_argument("--pin", type=Path, default=NATIVE / "upstream.txt", help="requirement file")
-    parser.add_argument("--patches", type=Path, default=NATIVE / "patches", help="folder of *.patch")
+    parser.add_argument(
+        "--pin", type=Path, default=NATIVE / "upstream.txt", help="requirement file"
+    )
+    parser.add_argument(
+        "--patches", type=Path, default=NATIVE / "patches", help="folder of *.patch"
+    )
     options = parser.parse_args(arguments)
 
     try:

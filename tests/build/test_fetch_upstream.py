@@ -244,9 +244,7 @@ def move_hunk(text: str) -> str:
 
 
 @pytest.mark.parametrize("spoil", [edit_hunk, move_hunk])
-def test_a_hunk_that_does_not_match_is_named(
-    project: Project, spoil: Callable[[str], str]
-) -> None:
+def test_a_hunk_that_does_not_match_is_named(project: Project, spoil: Callable[[str], str]) -> None:
     project.patch(spoil(PATCH.format(file="a.cpp")))
     message = project.refused()
     assert "hooks.patch does not apply to thing==1.0" in message

@@ -1,6 +1,6 @@
 """The stock libllama that results are compared with: the pinned upstream without our patch.
 
-It shares ggml with the installed alora-gguf, so a difference in results can only come from libllama.
+It shares ggml with the installed alora-gguf, so only libllama can make results differ.
 `python -m tests.stock` builds it ahead of the tests and prints where it is.
 """
 
