@@ -1,0 +1,11 @@
+"""From a PEFT adapter directory to an adapter GGUF: exactly, or refused by name.
+
+Needs the adapter and the base GGUF; neither torch nor transformers nor the native library.
+"""
+
+from __future__ import annotations
+
+from .conversion import convert_adapter
+from .report import ConversionReport
+
+__all__ = ["ConversionReport", "convert_adapter"]

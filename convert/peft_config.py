@@ -1,0 +1,313 @@
+"""adapter_config.json: every field is honoured exactly, is known to change nothing, or refused.
+
+The table of PEFT's fields (0.21) is at the end; what PEFT itself does with them is in its
+LoraConfig. A field that this module has never heard of is refused if it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
+
+FILE_NAME: Final = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What of an adapter's configuration decides its numbers.
+
+    `alpha` over `rank` (or over its square root, `rslora`) is a module's scale; the patterns map a
+    regular expression on module names to another value. `invocation` is None for a plain LoRA.
+    """
+
+    path: Path
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+    invocation: tuple[int, ...] | None
+    invocation_text: str | None
+    base_model: str | None
+    peft_version: str | None
+    ties_weights: bool
+
+    def rank_of(self, module: str) -> int:
+        """The rank that the configuration gives a module, such as "model.layers.0.mlp.up_proj"."""
+        return int(_by_pattern(self.rank_pattern, module, self.rank))
+
+    def scale_of(self, module: str) -> float:
+        """What PEFT multiplies a module's B·A with."""
+        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def read_config(path: Path) -> PeftConfig:
+    """Reads and checks an adapter_config.json.
+
+    Raises FileFormatError if it is not sound JSON with fields of the right types, and
+    UnsupportedAdapterError, naming the field and the way out, for what would not convert exactly.
+    """
+    fields = _load(path)
+    refuse = _Refuser(path)
+    _check_type(fields, path)
+    for name, value in fields.items():
+        if name in _REFUSED and value not in _REFUSED[name].unset:
+            refuse(name, value, _REFUSED[name].reason, _REFUSED[name].way_out)
+        if name not in _REFUSED and name not in _HONOURED and name not in _HARMLESS and value:
+            refuse(
+                name,
+                value,
+                "is unknown to this converter, so it may change what the adapter computes",
+                f"if you know that it does not, remove it from {FILE_NAME}",
+            )
+    _check_init(fields.get("init_lora_weights", True), refuse)
+    if fields.get("lora_alpha") in (0, 0.0):
+        refuse("lora_alpha", 0, "makes the adapter change nothing", "set the alpha it was made for")
+    alphas = _pattern(fields, "alpha_pattern", path, _is_number, "finite numbers")
+    if 0 in alphas.values():
+        refuse("alpha_pattern", alphas, "holds an alpha of 0, which switches modules off", _REMOVE)
+    text = _typed(fields, "invocation_string", None, lambda v: isinstance(v, str), "a string", path)
+    return PeftConfig(
+        path=path,
+        rank=_typed(fields, "r", 8, _is_rank, "a positive integer", path),
+        alpha=float(_typed(fields, "lora_alpha", 8, _is_number, "a finite number", path)),
+        rank_pattern=_pattern(fields, "rank_pattern", path, _is_rank, "positive integers"),
+        alpha_pattern={key: float(value) for key, value in alphas.items()},
+        rslora=_typed(fields, "use_rslora", False, _is_bool, "true or false", path),
+        invocation=_invocation(fields, path, refuse),
+        invocation_text=text or None,
+        base_model=_text(fields.get("base_model_name_or_path")),
+        peft_version=_text(fields.get("peft_version")),
+        ties_weights=bool(fields.get("ensure_weight_tying")),
+    )
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    reason: str
+    way_out: str
+    unset: tuple[Any, ...] = (None, False, "", 0)
+
+
+class _Refuser:
+    """Raises UnsupportedAdapterError in one form for every field."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, field: str, value: Any, reason: str, way_out: str) -> NoReturn:
+        shown = json.dumps(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise UnsupportedAdapterError(f"{self.path}: {field} = {shown} {reason}; {way_out}")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{path}: there is no such file; a PEFT adapter directory holds {FILE_NAME} and "
+            "adapter_model.safetensors"
+        ) from None
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: is not JSON: {error}; save the adapter again") from None
+    if not isinstance(fields, dict):
+        raise FileFormatError(f"{path}: holds {type(fields).__name__}, expected a JSON object")
+    return fields
+
+
+def _check_type(fields: dict[str, Any], path: Path) -> None:
+    if fields.get("peft_type") != "LORA":
+        raise UnsupportedAdapterError(
+            f"{path}: peft_type = {json.dumps(fields.get('peft_type'))} is not a LoRA; only "
+            '"LORA" can be converted'
+        )
+    if fields.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UnsupportedAdapterError(
+            f"{path}: task_type = {json.dumps(fields['task_type'])} trains more than a language "
+            'model computes; only "CAUSAL_LM" can be converted'
+        )
+
+
+def _check_init(init: Any, refuse: _Refuser) -> None:
+    """Refuses initialisations that changed the base, or of which that is not known."""
+    if isinstance(init, bool) or init is None or init in _PLAIN_INITS:
+        return
+    refuse(
+        "init_lora_weights",
+        init,
+        "belongs to an initialisation that changes the base model's weights too",
+        "save it as a plain LoRA, with save_pretrained(..., "
+        "path_initial_model_for_weight_conversion=...)",
+    )
+
+
+def _invocation(fields: dict[str, Any], path: Path, refuse: _Refuser) -> tuple[int, ...] | None:
+    ids = fields.get("alora_invocation_tokens")
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise _wrong(path, "alora_invocation_tokens", ids, "a list of token ids")
+    if not ids:
+        refuse(
+            "alora_invocation_tokens",
+            ids,
+            "is empty, so nothing could ever switch the adapter on",
+            "give the ids it was trained with, or null if it is a plain LoRA",
+        )
+    return tuple(ids)
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT's own
+    get_pattern_key finds it: at the start of the name or after a dot.
+    """
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return patterns.get(module, default)
+
+
+def _pattern(
+    fields: dict[str, Any], name: str, path: Path, check: Callable[[Any], bool], expected: str
+) -> dict[str, Any]:
+    value = fields.get(name) or {}
+    if not isinstance(value, dict) or not all(check(v) for v in value.values()):
+        raise _wrong(path, name, value, f"module names with {expected}")
+    try:
+        for key in value:
+            re.compile(rf"(.*\.)?({key})$")
+    except re.error as error:
+        raise FileFormatError(
+            f"{path}: {name} holds '{key}', which is no regular expression: {error}"
+        ) from None
+    return value
+
+
+def _typed(
+    fields: dict[str, Any],
+    name: str,
+    default: Any,
+    check: Callable[[Any], bool],
+    expected: str,
+    path: Path,
+) -> Any:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not check(value):
+        raise _wrong(path, name, value, expected)
+    return value
+
+
+def _wrong(path: Path, name: str, value: Any, expected: str) -> FileFormatError:
+    return FileFormatError(f"{path}: {name} is {json.dumps(value)[:60]}, expected {expected}")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it fits the float32 that an adapter GGUF keeps its alpha in."""
+    return type(value) in (int, float) and -3e38 < value < 3e38
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+_REMOVE: Final = "leave those modules out of target_modules"
+_TRAIN: Final = "only a plain LoRA converts exactly: merge it into the base, or train without it"
+_EMPTY: Final[tuple[Any, ...]] = (None, False, "", 0, {}, [])
+
+_REFUSED: Final[dict[str, _Refusal]] = {
+    "use_dora": _Refusal("is DoRA, whose magnitudes an adapter GGUF cannot hold", _TRAIN),
+    "lora_bias": _Refusal("adds biases, which an adapter GGUF cannot hold", _TRAIN),
+    "bias": _Refusal("trained the base's biases too", _TRAIN, unset=(None, False, "", 0, "none")),
+    "modules_to_save": _Refusal(
+        "replaces whole modules of the base", "merge them into the base, or train without", _EMPTY
+    ),
+    "trainable_token_indices": _Refusal(
+        "changes rows of the base's embeddings",
+        "merge them into the base, or train without",
+        _EMPTY,
+    ),
+    "target_parameters": _Refusal(
+        "adapts fused expert parameters, which this version does not convert",
+        "target the attention modules only",
+        _EMPTY,
+    ),
+    "layer_replication": _Refusal(
+        "builds a model with repeated layers, which is not the base", _TRAIN, _EMPTY
+    ),
+    "use_qalora": _Refusal("is QA-LoRA, whose pooled inputs a GGUF cannot express", _TRAIN),
+    "megatron_config": _Refusal("belongs to Megatron's parallel layers", _TRAIN, _EMPTY),
+    "use_bdlora": _Refusal("is BD-LoRA, with block-diagonal factors", _TRAIN, _EMPTY),
+    "arrow_config": _Refusal("is Arrow, which routes between adapters", _TRAIN, _EMPTY),
+    "kasa_config": _Refusal("is KaSA, which changes the base's weights", _TRAIN, _EMPTY),
+    "monteclora_config": _Refusal("is MonteCLoRA, which samples its weights", _TRAIN, _EMPTY),
+    "cross_stream": _Refusal("adds a residual stream that the base does not have", _TRAIN, _EMPTY),
+}
+
+# initialisations that leave the base's weights as they are
+_PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
+
+# read_config() puts these into a PeftConfig, or checks them
+_HONOURED: Final = frozenset(
+    {
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "init_lora_weights",
+        "invocation_string",
+        "lora_alpha",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "task_type",
+        "use_rslora",
+    }
+)
+
+# Of no effect on a trained adapter's numbers: they steered training, or chose the modules that the
+# weights now show, or (fan_in_fan_out) describe how the base stores its weight, which a low-rank
+# pair does not depend on. VeLoRA compresses activations for the backward pass only.
+_HARMLESS: Final = frozenset(
+    {
+        "auto_mapping",
+        "corda_config",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "velora_config",
+    }
+)

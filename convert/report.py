@@ -1,0 +1,42 @@
+"""What a conversion did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The outcome of convert_adapter().
+
+    kind          "alora" or "lora"
+    invocation    token ids that switch an aLoRA on; empty for a LoRA
+    targets       how many weights of each kind are changed, such as {"attn_q": 32}
+    ranks         the ranks that occur, ascending
+    alpha         adapter.lora.alpha; every other scale is folded into B
+    folded        for how many weights B was rescaled (rsLoRA, alpha_pattern)
+    nbytes        the size of the file
+    source_sha256 of the adapter's weights
+    warnings      what the user should know, one sentence each
+    """
+
+    out: Path
+    name: str
+    kind: str
+    architecture: str
+    invocation: tuple[int, ...]
+    targets: dict[str, int]
+    ranks: tuple[int, ...]
+    alpha: float
+    folded: int
+    outtype: str
+    nbytes: int
+    seconds: float
+    source_sha256: str
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**asdict(self), "out": str(self.out)}

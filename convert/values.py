@@ -1,0 +1,92 @@
+"""The numbers of a conversion: folding a scale into B, the order of heads, one rounding, checks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alora_gguf.errors import ConvertError, FileFormatError
+
+# output type -> (ggml's type number, llama.cpp's general.file_type)
+OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32)}
+
+
+def head_order(rows: NDArray[np.floating], heads: int) -> NDArray[np.floating]:
+    """Rows [n_out, r] of a query or key projection in llama.cpp's order.
+
+    transformers rotates the first half of a head with the second half, llama.cpp neighbours with
+    each other: row i of the first half goes to 2i, row i of the second to 2i + 1. (`permute` in
+    upstream's conversion/llama.py does the same to the base.)
+    """
+    n_out, rank = rows.shape
+    halves = rows.reshape(heads, 2, n_out // heads // 2, rank)
+    ordered: NDArray[np.floating] = halves.swapaxes(1, 2).reshape(n_out, rank)
+    return ordered
+
+
+def fold(b: NDArray[np.float32], factor: float) -> NDArray[np.floating]:
+    """B times `factor` in float64; B itself if the factor is 1, so that nothing is rounded."""
+    return b if factor == 1.0 else b.astype(np.float64) * factor
+
+
+def check_finite(values: NDArray[np.float32], file: str, tensor: str) -> None:
+    """Raises FileFormatError if a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise FileFormatError(
+            f"{file}: tensor '{tensor}' has {bad} values that are NaN or infinite; the adapter is "
+            "damaged or its training diverged"
+        )
+
+
+def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> tuple[bytes, int]:
+    """`values` rounded once to `outtype` (to nearest, ties to even), as a file keeps them.
+
+    Returns the bytes and how many values other than zero became zero. Raises ConvertError if a
+    value is too large for the type, or if all of them became zero.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        if outtype == "f16":
+            rounded: NDArray[np.generic] = values.astype("<f2")
+        elif outtype == "bf16":
+            rounded = _to_bf16(values)
+        else:
+            rounded = values.astype("<f4")
+    if outtype == "bf16":
+        overflowed = bool(((rounded.view("<u2") & 0x7FFF) == 0x7F80).any())
+        zero = (rounded.view("<u2") & 0x7FFF) == 0
+    else:
+        overflowed = not np.isfinite(rounded).all()
+        zero = rounded == 0
+    if overflowed:
+        largest = float(np.abs(values).max())
+        raise ConvertError(
+            f"tensor '{tensor}' has values up to {largest:.4g}, too large for {outtype}; "
+            "choose f32 (or bf16) with --outtype"
+        )
+    lost = int(np.count_nonzero(zero & (values != 0)))
+    if lost and lost == np.count_nonzero(values):
+        raise ConvertError(
+            f"all values of tensor '{tensor}' are too small for {outtype} and would become zero; "
+            "choose f32 (or bf16) with --outtype"
+        )
+    return rounded.tobytes(), lost
+
+
+def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Rounds to bfloat16 (as uint16), once: float64 goes through a float32 rounded to odd.
+
+    Rounding to odd keeps, in the last bit, whether anything was cut off, which is all that the
+    second rounding needs to know (Boldo and Melquiond, 2008).
+    """
+    single = values.astype(np.float32)
+    bits = single.view(np.uint32).copy()
+    if values.dtype == np.float64:
+        inexact = single.astype(np.float64) != values
+        too_far = inexact & (np.abs(single.astype(np.float64)) > np.abs(values))
+        bits -= too_far.astype(np.uint32)  # one step towards zero: the magnitude is the low bits
+        bits |= inexact.astype(np.uint32)
+    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return rounded
