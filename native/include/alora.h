@@ -26,7 +26,7 @@ extern "C" {
 typedef int32_t alora_slot;
 
 enum alora_status {
-    ALORA_OK           =  0,
+    ALORA_OK           = 0,
     ALORA_ERR_ARGUMENT = -1,  // null pointer; slot, sequence, position or scale out of range
     ALORA_ERR_FORMAT   = -2,  // not a GGUF adapter, or one with malformed metadata or tensors
     ALORA_ERR_MISMATCH = -3,  // a well-formed adapter that this base cannot use
@@ -77,7 +77,8 @@ LLAMA_API int32_t alora_adapter_remove(struct llama_context * ctx, alora_slot sl
 // keeps those before it, so slot 0 ends an activation at a position. Only records it: nothing is
 // built, reserved or allocated on a device, and cells already in the cache stay as they are.
 LLAMA_API int32_t alora_activate(
-        struct llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot, float scale);
+        struct llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot,
+        float scale);
 
 // Forgets all activations of `seq`, or of every sequence when seq is -1.
 LLAMA_API int32_t alora_deactivate(struct llama_context * ctx, llama_seq_id seq);

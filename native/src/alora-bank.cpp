@@ -12,8 +12,8 @@ static constexpr uint32_t NODES_PER_USE = 12;
 
 // slots to begin with, and the ranks' granularity: rows of B should begin on 16 bytes on a CPU, and
 // other backends' mul_mat_id wants rows of 32
-static constexpr int32_t FIRST_SLOTS = 5;
-static constexpr int64_t RANK_STEP_HOST = 8;
+static constexpr int32_t FIRST_SLOTS      = 5;
+static constexpr int64_t RANK_STEP_HOST   = 8;
 static constexpr int64_t RANK_STEP_DEVICE = 32;
 
 static alora_error mismatch(const std::string & what) {
@@ -42,7 +42,7 @@ static ggml_backend_buffer_type_t buffer_type(const ggml_tensor * weight) {
     ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(weight->buffer);
 
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    auto get_extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+    auto get_extra         = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
             ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
     if (get_extra) {
         for (auto * extra = get_extra(cpu); extra && *extra; ++extra) {
@@ -102,29 +102,30 @@ void alora_bank::check_shapes(
     const int64_t rank_a = embd ? a->ne[0] : a->ne[1];
     const int64_t n_exp  = target.n_expert();
     const bool    fits   = n_in == (embd ? w->ne[1] : w->ne[0]) && b->ne[1] == target.rows_b() &&
-                      a->ne[2] == n_exp && b->ne[2] == n_exp && a->ne[3] == 1 && b->ne[3] == 1;
+                           a->ne[2] == n_exp && b->ne[2] == n_exp && a->ne[3] == 1 && b->ne[3] == 1;
     if (!fits) {
         throw mismatch(
-                "'" + name + "' is " + shape_text(w) + " in this base, which A " + shape_text(a) + " and B " +
-                shape_text(b) + " do not fit: the adapter was made for another base");
+                "'" + name + "' is " + shape_text(w) + " in this base, which A " + shape_text(a) +
+                " and B " + shape_text(b) + " do not fit: the adapter was made for another base");
     }
     if (rank_a != b->ne[0] || rank_a < 1 || rank_a > 4096) {
         throw alora_error(
-                ALORA_ERR_FORMAT,
-                "'" + name + "': A " + shape_text(a) + " and B " + shape_text(b) + " have no common rank in [1, 4096]");
+                ALORA_ERR_FORMAT, "'" + name + "': A " + shape_text(a) + " and B " + shape_text(b) +
+                                          " have no common rank in [1, 4096]");
     }
 }
 
 alora_target alora_bank::match(const std::string & name, const alora_pair & pair) const {
     const ggml_tensor * weight = model.get_tensor(name.c_str());
     if (!weight) {
-        throw mismatch("this base has no tensor '" + name + "': the adapter was made for another base");
+        throw mismatch(
+                "this base has no tensor '" + name + "': the adapter was made for another base");
     }
 
     // token_embd.weight may also be multiplied with, as a tied output; an adapter on it means the
     // embedding, as in PEFT
-    alora_target target = {};
-    target.weight       = weight;
+    alora_target target   = {};
+    target.weight         = weight;
     const alora_use * use = nullptr;
     for (const alora_op op : { alora_op::embd, alora_op::mm_id, alora_op::mm }) {
         const auto it = uses.find({ op, name });
@@ -141,7 +142,8 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
     }
     if (!use->row_is_token) {
         throw mismatch(
-                "architecture '" + std::string(llm_arch_name(model.arch)) + "' multiplies '" + name +
+                "architecture '" + std::string(llm_arch_name(model.arch)) + "' multiplies '" +
+                name +
                 "' with rows that are not one per token: an adapter cannot be selected for them");
     }
 
@@ -149,7 +151,9 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
     const std::string stem  = name.substr(0, name.rfind('.'));
     const bool        dense = stem.find("ffn_") != std::string::npos && target.op == alora_op::mm;
     if (dense && model.get_tensor((stem + ".scale").c_str())) {
-        throw mismatch("'" + name + "' has a separate scale, which upstream would apply to the adapter too");
+        throw mismatch(
+                "'" + name +
+                "' has a separate scale, which upstream would apply to the adapter too");
     }
 
     check_shapes(name, target, pair);
@@ -171,9 +175,9 @@ alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_s
         const auto [it, is_new] = targets.emplace(key, want);
         if (!is_new) {
             alora_target & have = it->second;
-            have.rank   = std::max(have.rank, want.rank);
-            have.type_a = alora_type_common(have.type_a, want.type_a);
-            have.type_b = alora_type_common(have.type_b, want.type_b);
+            have.rank           = std::max(have.rank, want.rank);
+            have.type_a         = alora_type_common(have.type_a, want.type_a);
+            have.type_b         = alora_type_common(have.type_b, want.type_b);
         }
     }
     for (auto & [key, target] : targets) {
@@ -189,13 +193,16 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
     for (auto & [key, target] : targets) {
         ggml_context *& ctx = by_buft[buffer_type(target.weight)];
         if (!ctx) {
-            ctx = ggml_init({ 2 * targets.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true });
+            ctx = ggml_init(
+                    { 2 * targets.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true });
             into.ctxs.emplace_back(ctx);
         }
         const int64_t n = target.n_expert() * n_slots_new;
-        target.a = target.op == alora_op::embd
-                ? ggml_new_tensor_2d(ctx, target.type_a, target.cols_a(), target.rows_a() * n)
-                : ggml_new_tensor_3d(ctx, target.type_a, target.cols_a(), target.rows_a(), n);
+        target.a        = target.op == alora_op::embd
+                                  ? ggml_new_tensor_2d(
+                                            ctx, target.type_a, target.cols_a(), target.rows_a() * n)
+                                  : ggml_new_tensor_3d(
+                                            ctx, target.type_a, target.cols_a(), target.rows_a(), n);
         target.b = ggml_new_tensor_3d(ctx, target.type_b, target.cols_b(), target.rows_b(), n);
         ggml_format_name(target.a, "%s.bank_a", key.second.c_str());
         ggml_format_name(target.b, "%s.bank_b", key.second.c_str());
@@ -204,9 +211,9 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
         ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
         if (!buf) {
             throw alora_error(
-                    ALORA_ERR_MEMORY,
-                    std::string("no memory in ") + ggml_backend_buft_name(buft) + " for " +
-                            std::to_string(n_slots_new - 1) + " adapters of this rank");
+                    ALORA_ERR_MEMORY, std::string("no memory in ") + ggml_backend_buft_name(buft) +
+                                              " for " + std::to_string(n_slots_new - 1) +
+                                              " adapters of this rank");
         }
         ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         into.bufs.emplace_back(buf);
@@ -223,14 +230,14 @@ static void write_slot(alora_target & target, int32_t slot, const alora_pair * p
     int64_t              rank = 0;
     if (pair) {
         const auto read = [](const alora_pair::matrix & m) {
-            return alora_matrices{
-                m.info->ne[0], m.info->ne[1], m.info->ne[2], alora_to_f32(m.info->type, m.data, ggml_nelements(m.info))
-            };
+            return alora_matrices{ m.info->ne[0], m.info->ne[1], m.info->ne[2],
+                alora_to_f32(m.info->type, m.data, ggml_nelements(m.info)) };
         };
         rank = pair->b.info->ne[0];
         a    = alora_pack(read(pair->a), target.type_a, target.rows_a(), target.cols_a(), 1.0f);
         b    = alora_pack(
-                read(pair->b), target.type_b, target.rows_b(), target.cols_b(), alpha != 0.0f ? alpha / rank : 1.0f);
+                read(pair->b), target.type_b, target.rows_b(), target.cols_b(),
+                alpha != 0.0f ? alpha / rank : 1.0f);
     } else {
         a.resize(n_a, 0);
         b.resize(n_b, 0);
@@ -242,8 +249,8 @@ static void write_slot(alora_target & target, int32_t slot, const alora_pair * p
 
 // One matrix stack of a slot, moved from its old place to a new one of other type or rank.
 static void move_slot(
-        const ggml_tensor * from, ggml_tensor * to, alora_matrices shape, size_t n_from, size_t n_to, int32_t slot,
-        int64_t rows, int64_t cols) {
+        const ggml_tensor * from, ggml_tensor * to, alora_matrices shape, size_t n_from,
+        size_t n_to, int32_t slot, int64_t rows, int64_t cols) {
     std::vector<uint8_t> bytes(n_from);
     ggml_backend_tensor_get(from, bytes.data(), slot * n_from, n_from);
     shape.values = alora_to_f32(from->type, bytes.data(), shape.count * shape.rows * shape.cols);
@@ -266,11 +273,11 @@ void alora_bank::copy_slots(target_map & targets) const {
             }
             const alora_target & o = old->second;
             move_slot(
-                    o.a, target.a, { o.cols_a(), o.rows_a(), o.n_expert(), {} }, bytes_a(o), bytes_a(target), slot,
-                    target.rows_a(), target.cols_a());
+                    o.a, target.a, { o.cols_a(), o.rows_a(), o.n_expert(), {} }, bytes_a(o),
+                    bytes_a(target), slot, target.rows_a(), target.cols_a());
             move_slot(
-                    o.b, target.b, { o.cols_b(), o.rows_b(), o.n_expert(), {} }, bytes_b(o), bytes_b(target), slot,
-                    target.rows_b(), target.cols_b());
+                    o.b, target.b, { o.cols_b(), o.rows_b(), o.n_expert(), {} }, bytes_b(o),
+                    bytes_b(target), slot, target.rows_b(), target.cols_b());
         }
     }
 }
@@ -308,16 +315,19 @@ bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
 // adding and removing
 //
 
-static void check_values(const std::string & name, const alora_target & target, const alora_pair & pair, float alpha) {
+static void check_values(
+        const std::string & name, const alora_target & target, const alora_pair & pair,
+        float alpha) {
     const float scale  = alpha != 0.0f ? alpha / pair.b.info->ne[0] : 1.0f;
     const auto  values = [](const alora_pair::matrix & m) {
         return alora_to_f32(m.info->type, m.data, ggml_nelements(m.info));
     };
-    if (!alora_fits(values(pair.a), target.type_a, 1.0f) || !alora_fits(values(pair.b), target.type_b, scale)) {
+    if (!alora_fits(values(pair.a), target.type_a, 1.0f) ||
+            !alora_fits(values(pair.b), target.type_b, scale)) {
         throw alora_error(
-                ALORA_ERR_FORMAT,
-                "'" + name + "' holds NaN, infinity, or a value that " + ggml_type_name(target.type_b) +
-                        " cannot hold once multiplied by alpha/rank");
+                ALORA_ERR_FORMAT, "'" + name + "' holds NaN, infinity, or a value that " +
+                                          ggml_type_name(target.type_b) +
+                                          " cannot hold once multiplied by alpha/rank");
     }
 }
 
@@ -330,7 +340,8 @@ alora_bank::change alora_bank::add(const alora_file & file) {
     for (const llama_token token : file.invocation) {
         if (token < 0 || (uint32_t) token >= model.vocab.n_tokens()) {
             throw mismatch(
-                    "invocation token " + std::to_string(token) + " is outside this base's vocabulary of " +
+                    "invocation token " + std::to_string(token) +
+                    " is outside this base's vocabulary of " +
                     std::to_string(model.vocab.n_tokens()));
         }
     }
@@ -352,9 +363,10 @@ alora_bank::change alora_bank::add(const alora_file & file) {
                alora_type_common(want.type_b, have->second.type_b) == have->second.type_b;
     }
     if (!fits) {
-        const int32_t n_slots_new = slot < n_slots ? n_slots : std::max(FIRST_SLOTS, 2 * n_slots - 1);
-        target_map    targets     = merged(wanted, n_slots_new);
-        storage       new_memory;
+        const int32_t n_slots_new =
+                slot < n_slots ? n_slots : std::max(FIRST_SLOTS, 2 * n_slots - 1);
+        target_map targets = merged(wanted, n_slots_new);
+        storage    new_memory;
         allocate(targets, n_slots_new, new_memory);
         copy_slots(targets);
         adopt(std::move(targets), n_slots_new, std::move(new_memory));

@@ -26,11 +26,11 @@ enum class alora_op {
 struct alora_target {
     alora_op            op;
     const ggml_tensor * weight;
-    int64_t             rank = 0;  // room; shorter adapters are padded with zeros
+    int64_t             rank   = 0;  // room; shorter adapters are padded with zeros
     ggml_type           type_a = GGML_TYPE_COUNT;
     ggml_type           type_b = GGML_TYPE_COUNT;
-    ggml_tensor *       a = nullptr;
-    ggml_tensor *       b = nullptr;
+    ggml_tensor *       a      = nullptr;
+    ggml_tensor *       b      = nullptr;
 
     std::vector<int64_t> slot_rank;  // [n_slots]; 0: the slot leaves this target as it is
 
@@ -100,7 +100,8 @@ class alora_bank {
     using target_map = std::map<key, alora_target>;
 
     alora_target match(const std::string & name, const alora_pair & pair) const;
-    void         check_shapes(const std::string & name, const alora_target & target, const alora_pair & pair) const;
+    void         check_shapes(
+            const std::string & name, const alora_target & target, const alora_pair & pair) const;
 
     // The targets with the types, ranks and slots that hold what is there and `wanted` too.
     target_map merged(const target_map & wanted, int32_t n_slots_new) const;

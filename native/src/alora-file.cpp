@@ -14,8 +14,8 @@ static int64_t find_typed(const gguf_context * gguf, const char * key, gguf_type
     const int64_t id = gguf_find_key(gguf, key);
     if (id >= 0 && gguf_get_kv_type(gguf, id) != type) {
         throw malformed(
-                std::string("key '") + key + "' should be of type " + gguf_type_name(type) + " but is " +
-                gguf_type_name(gguf_get_kv_type(gguf, id)));
+                std::string("key '") + key + "' should be of type " + gguf_type_name(type) +
+                " but is " + gguf_type_name(gguf_get_kv_type(gguf, id)));
     }
     return id;
 }
@@ -28,11 +28,13 @@ static std::string string_value(const gguf_context * gguf, const char * key) {
     return gguf_get_val_str(gguf, id);
 }
 
-static void expect_value(const gguf_context * gguf, const char * key, const std::string & expected) {
+static void expect_value(
+        const gguf_context * gguf, const char * key, const std::string & expected) {
     const std::string found = string_value(gguf, key);
     if (found != expected) {
         throw malformed(
-                std::string("key '") + key + "' should be '" + expected + "' but is '" + found + "'");
+                std::string("key '") + key + "' should be '" + expected + "' but is '" + found +
+                "'");
     }
 }
 
@@ -44,7 +46,9 @@ static float alpha_value(const gguf_context * gguf) {
     }
     const float alpha = gguf_get_val_f32(gguf, id);
     if (!std::isfinite(alpha) || alpha == 0.0f) {
-        throw malformed(std::string("key '") + key + "' should be finite and not 0 but is " + std::to_string(alpha));
+        throw malformed(
+                std::string("key '") + key + "' should be finite and not 0 but is " +
+                std::to_string(alpha));
     }
     return alpha;
 }
@@ -58,18 +62,22 @@ static std::vector<llama_token> invocation_value(const gguf_context * gguf) {
     const gguf_type type = gguf_get_arr_type(gguf, id);
     if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
         throw malformed(
-                std::string("key '") + key + "' should hold uint32 values but holds " + gguf_type_name(type));
+                std::string("key '") + key + "' should hold uint32 values but holds " +
+                gguf_type_name(type));
     }
     const size_t n = gguf_get_arr_n(gguf, id);
     if (n == 0) {
-        throw malformed(std::string("key '") + key + "' is empty: an aLoRA without an invocation is never on");
+        throw malformed(
+                std::string("key '") + key +
+                "' is empty: an aLoRA without an invocation is never on");
     }
     const auto * tokens = (const llama_token *) gguf_get_arr_data(gguf, id);
     return { tokens, tokens + n };
 }
 
 static bool strip_suffix(std::string & name, const std::string & suffix) {
-    if (name.size() <= suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) {
+    if (name.size() <= suffix.size() ||
+            name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) {
         return false;
     }
     name.resize(name.size() - suffix.size());
@@ -78,7 +86,7 @@ static bool strip_suffix(std::string & name, const std::string & suffix) {
 
 alora_file::alora_file(const void * data, size_t size) {
     ggml_context *   ctx    = nullptr;
-    gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ &ctx };
+    gguf_init_params params = { /*.no_alloc =*/true, /*.ctx =*/&ctx };
 
     gguf.reset(gguf_init_from_buffer(data, size, params));
     if (!gguf) {
@@ -93,7 +101,8 @@ alora_file::alora_file(const void * data, size_t size) {
     invocation   = invocation_value(gguf.get());
 
     const size_t begin = gguf_get_data_offset(gguf.get());
-    for (ggml_tensor * info = ggml_get_first_tensor(ctx); info; info = ggml_get_next_tensor(ctx, info)) {
+    for (ggml_tensor * info = ggml_get_first_tensor(ctx); info;
+            info            = ggml_get_next_tensor(ctx, info)) {
         std::string target = info->name;
         const bool  is_a   = strip_suffix(target, ".lora_a");
         if (!is_a && !strip_suffix(target, ".lora_b")) {
@@ -101,14 +110,16 @@ alora_file::alora_file(const void * data, size_t size) {
         }
         if (!alora_type_readable(info->type)) {
             throw malformed(
-                    std::string("tensor '") + info->name + "' has type " + ggml_type_name(info->type) +
-                    "; F32, F16, BF16 and Q8_0 are supported");
+                    std::string("tensor '") + info->name + "' has type " +
+                    ggml_type_name(info->type) + "; F32, F16, BF16 and Q8_0 are supported");
         }
-        const size_t offset = begin + gguf_get_tensor_offset(gguf.get(), gguf_find_tensor(gguf.get(), info->name));
+        const size_t offset = begin + gguf_get_tensor_offset(
+                                              gguf.get(), gguf_find_tensor(gguf.get(), info->name));
         if (offset > size || ggml_nbytes(info) > size - offset) {
-            throw malformed(std::string("tensor '") + info->name + "' reaches past the end of the file");
+            throw malformed(
+                    std::string("tensor '") + info->name + "' reaches past the end of the file");
         }
-        alora_pair & pair = pairs[target];
+        alora_pair & pair        = pairs[target];
         (is_a ? pair.a : pair.b) = { info, (const uint8_t *) data + offset };
     }
 
@@ -117,7 +128,8 @@ alora_file::alora_file(const void * data, size_t size) {
     }
     for (const auto & [target, pair] : pairs) {
         if (!pair.a.info || !pair.b.info) {
-            throw malformed("tensor '" + target + (pair.a.info ? ".lora_b" : ".lora_a") + "' is missing");
+            throw malformed(
+                    "tensor '" + target + (pair.a.info ? ".lora_b" : ".lora_a") + "' is missing");
         }
     }
 }

@@ -30,10 +30,10 @@ struct alora_pair {
 };
 
 struct alora_file {
-    std::string                       architecture;
-    float                             alpha = 0.0f;  // 0: the key is missing, alpha/rank counts as 1
-    std::vector<llama_token>          invocation;    // empty for a plain LoRA
-    std::map<std::string, alora_pair> pairs;         // by the name of the target
+    std::string              architecture;
+    float                    alpha = 0.0f;    // 0: the key is missing, alpha/rank counts as 1
+    std::vector<llama_token> invocation;      // empty for a plain LoRA
+    std::map<std::string, alora_pair> pairs;  // by the name of the target
 
     // Throws alora_error with ALORA_ERR_FORMAT. `data` must outlive the object.
     alora_file(const void * data, size_t size);

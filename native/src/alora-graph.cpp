@@ -62,7 +62,8 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     return plan;
 }
 
-llama_cparams alora_planned(const llama_cparams & cparams, const llama_ubatch & ubatch, bool reserve) {
+llama_cparams alora_planned(
+        const llama_cparams & cparams, const llama_ubatch & ubatch, bool reserve) {
     llama_cparams planned = cparams;
     alora_bank &  bank    = *cparams.alora.bank;
     if (reserve) {
@@ -87,8 +88,8 @@ uint32_t alora_n_nodes(const llama_cparams & cparams) {
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch) {
     if (batch.tokens.size() > cparams.n_batch) {
         alora_set_error(
-                "a batch of " + std::to_string(batch.tokens.size()) + " tokens exceeds n_batch = " +
-                std::to_string(cparams.n_batch) + ": split it");
+                "a batch of " + std::to_string(batch.tokens.size()) +
+                " tokens exceeds n_batch = " + std::to_string(cparams.n_batch) + ": split it");
         return false;
     }
 
@@ -102,8 +103,9 @@ bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & ba
         for (const llama_seq_id seq : token.seq_ids) {
             if (!(activations.at(seq, token.pos[0]) == activations.at(first, token.pos[0]))) {
                 alora_set_error(
-                        "token " + std::to_string(i) + " at position " + std::to_string(token.pos[0]) +
-                        " belongs to sequences " + std::to_string(first) + " and " + std::to_string(seq) +
+                        "token " + std::to_string(i) + " at position " +
+                        std::to_string(token.pos[0]) + " belongs to sequences " +
+                        std::to_string(first) + " and " + std::to_string(seq) +
                         ", which have different adapters active there: give each its own token");
                 return false;
             }
@@ -126,7 +128,9 @@ struct alora_rows {
 
 class alora_input : public llm_graph_input_i {
   public:
-    alora_input(std::shared_ptr<alora_bank> bank, const alora_plan & plan, int64_t n_tokens, int64_t n_outputs) :
+    alora_input(
+            std::shared_ptr<alora_bank> bank, const alora_plan & plan, int64_t n_tokens,
+            int64_t n_outputs) :
         bank(std::move(bank)), plan(plan) {
         tokens.n  = n_tokens;
         outputs.n = n_outputs;
@@ -141,28 +145,34 @@ class alora_input : public llm_graph_input_i {
     alora_rows & rows_for(int64_t n) { return n == tokens.n ? tokens : outputs; }
 
     ggml_tensor * slots(ggml_context * ctx, alora_rows & rows) {
-        return rows.slots ? rows.slots : rows.slots = new_input(ctx, GGML_TYPE_I32, 1, rows.n, 1, "alora_slots");
+        return rows.slots ? rows.slots
+                          : rows.slots = new_input(ctx, GGML_TYPE_I32, 1, rows.n, 1, "alora_slots");
     }
 
     ggml_tensor * scales(ggml_context * ctx, alora_rows & rows) {
-        return rows.scales ? rows.scales : rows.scales = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
+        return rows.scales
+                       ? rows.scales
+                       : rows.scales = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
     }
 
     ggml_tensor * expert(ggml_context * ctx, alora_rows & rows, int64_t n_expert) {
         return rows.expert ? rows.expert
-                           : rows.expert = new_input(ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
+                           : rows.expert = new_input(
+                                     ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
     }
 
     // I32 [n_tokens]: the row slot*n_vocab + token of the embedding's stacked A
     ggml_tensor * embedding(ggml_context * ctx, int64_t vocab) {
         n_vocab = vocab;
         return embd_rows ? embd_rows
-                         : embd_rows = new_input(ctx, GGML_TYPE_I32, tokens.n, 1, 1, "alora_embd_rows");
+                         : embd_rows =
+                                   new_input(ctx, GGML_TYPE_I32, tokens.n, 1, 1, "alora_embd_rows");
     }
 
   private:
     static ggml_tensor * new_input(
-            ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char * name) {
+            ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2,
+            const char * name) {
         ggml_tensor * t = ggml_new_tensor_3d(ctx, type, ne0, ne1, ne2);
         ggml_set_input(t);
         ggml_set_name(t, name);
@@ -268,13 +278,17 @@ static int64_t view_rank(const alora_target & target, int32_t slot) {
 
 // One slot's matrices of a stack, `cols` x `rows` of each.
 static ggml_tensor * slot_view(
-        ggml_context * ctx, ggml_tensor * stack, int32_t slot, int64_t n_expert, int64_t cols, int64_t rows) {
+        ggml_context * ctx, ggml_tensor * stack, int32_t slot, int64_t n_expert, int64_t cols,
+        int64_t rows) {
     const size_t offset = slot * n_expert * stack->nb[2];
-    return n_expert == 1 ? ggml_view_2d(ctx, stack, cols, rows, stack->nb[1], offset)
-                         : ggml_view_3d(ctx, stack, cols, rows, n_expert, stack->nb[1], stack->nb[2], offset);
+    return n_expert == 1
+                   ? ggml_view_2d(ctx, stack, cols, rows, stack->nb[1], offset)
+                   : ggml_view_3d(
+                             ctx, stack, cols, rows, n_expert, stack->nb[1], stack->nb[2], offset);
 }
 
-ggml_tensor * alora_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
+ggml_tensor * alora_mm(
+        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
     const int64_t        n_rows = ggml_nrows(cur);
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
     const alora_target * target = target_for(graph, alora_op::mm, w, known);
@@ -291,16 +305,19 @@ ggml_tensor * alora_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_te
     ggml_tensor * delta;
     if (plan.kind == shape::single) {
         const int64_t rank = view_rank(*target, plan.slot);
-        ax = ggml_mul_mat(ctx, slot_view(ctx, target->a, plan.slot, 1, target->cols_a(), rank), cur);
+        ax                 = ggml_mul_mat(
+                ctx, slot_view(ctx, target->a, plan.slot, 1, target->cols_a(), rank), cur);
         if (plan.scaled) {
             ggml_tensor * scales = input.scales(ctx, rows);
-            ax = ggml_mul(ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
+            ax                   = ggml_mul(
+                    ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
         }
-        delta = ggml_mul_mat(ctx, slot_view(ctx, target->b, plan.slot, 1, rank, target->rows_b()), ax);
+        delta = ggml_mul_mat(
+                ctx, slot_view(ctx, target->b, plan.slot, 1, rank, target->rows_b()), ax);
     } else {
         ggml_tensor * x = ggml_is_contiguous(cur) ? ggml_reshape_3d(ctx, cur, cur->ne[0], 1, n_rows)
                                                   : ggml_cont_3d(ctx, cur, cur->ne[0], 1, n_rows);
-        ax = ggml_mul_mat_id(ctx, target->a, x, input.slots(ctx, rows));
+        ax              = ggml_mul_mat_id(ctx, target->a, x, input.slots(ctx, rows));
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, input.scales(ctx, rows));
         }
@@ -311,7 +328,8 @@ ggml_tensor * alora_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_te
 }
 
 ggml_tensor * alora_mm_id(
-        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * ids, ggml_tensor * res) {
+        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * ids,
+        ggml_tensor * res) {
     const int64_t        n_rows = ids->ne[1];
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
     const alora_target * target = target_for(graph, alora_op::mm_id, w, known);
@@ -329,8 +347,8 @@ ggml_tensor * alora_mm_id(
     ggml_tensor * b = target->b;
     if (plan.kind == shape::single) {
         const int64_t rank = view_rank(*target, plan.slot);
-        a = slot_view(ctx, a, plan.slot, n_exp, target->cols_a(), rank);
-        b = slot_view(ctx, b, plan.slot, n_exp, rank, target->rows_b());
+        a                  = slot_view(ctx, a, plan.slot, n_exp, target->cols_a(), rank);
+        b                  = slot_view(ctx, b, plan.slot, n_exp, rank, target->rows_b());
     } else {
         // look the chosen experts up among the matrices of each token's slot
         ids = ggml_get_rows(ctx, input.expert(ctx, rows, n_exp), ids);
@@ -345,7 +363,8 @@ ggml_tensor * alora_mm_id(
 }
 
 ggml_tensor * alora_embd(
-        const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens, ggml_tensor * res) {
+        const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens,
+        ggml_tensor * res) {
     const alora_target * target = target_for(graph, alora_op::embd, tok_embd, true);
     if (!target) {
         return res;
@@ -361,19 +380,22 @@ ggml_tensor * alora_embd(
     ggml_tensor * delta;
     if (plan.kind == shape::single) {
         ggml_tensor * a = ggml_view_2d(
-                ctx, target->a, target->rank, n_vocab, target->a->nb[1], plan.slot * n_vocab * target->a->nb[1]);
+                ctx, target->a, target->rank, n_vocab, target->a->nb[1],
+                plan.slot * n_vocab * target->a->nb[1]);
         ax = ggml_get_rows(ctx, a, tokens);
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
         }
-        delta = ggml_mul_mat(ctx, slot_view(ctx, target->b, plan.slot, 1, target->rank, target->rows_b()), ax);
+        delta = ggml_mul_mat(
+                ctx, slot_view(ctx, target->b, plan.slot, 1, target->rank, target->rows_b()), ax);
     } else {
         ax = ggml_get_rows(ctx, target->a, input.embedding(ctx, n_vocab));
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
         }
         delta = ggml_mul_mat_id(
-                ctx, target->b, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n), input.slots(ctx, rows));
+                ctx, target->b, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n),
+                input.slots(ctx, rows));
         delta = ggml_reshape_2d(ctx, delta, res->ne[0], rows.n);
     }
     return ggml_add(ctx, res, delta);

@@ -21,14 +21,15 @@ struct alora_plan {
         mixed,   // several slots: products select theirs by id
     };
 
-    shape    kind       = shape::stock;
-    int32_t  slot       = 0;      // single: the slot
-    bool     scaled     = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
-    bool     reserve    = false;  // built to size buffers, never computed
-    uint64_t generation = 0;      // of the bank; 0 for stock, which reads nothing of it
+    shape   kind = shape::stock;
+    int32_t slot = 0;      // single: the slot
+    bool scaled  = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
+    bool reserve = false;  // built to size buffers, never computed
+    uint64_t generation = 0;  // of the bank; 0 for stock, which reads nothing of it
 
     bool operator==(const alora_plan & other) const {
-        return kind == other.kind && slot == other.slot && scaled == other.scaled && generation == other.generation;
+        return kind == other.kind && slot == other.slot && scaled == other.scaled &&
+               generation == other.generation;
     }
 };
 
@@ -38,13 +39,16 @@ struct alora_ref {
     std::shared_ptr<alora_bank> bank;
     alora_plan                  plan;
 
-    bool operator==(const alora_ref & other) const { return bank == other.bank && plan == other.plan; }
+    bool operator==(const alora_ref & other) const {
+        return bank == other.bank && plan == other.plan;
+    }
 };
 
 alora_ref alora_ref_new(const llama_model & model);
 
 // A copy of cparams with the plan for this batch; while reserving, the costliest plan there is.
-llama_cparams alora_planned(const llama_cparams & cparams, const llama_ubatch & ubatch, bool reserve);
+llama_cparams alora_planned(
+        const llama_cparams & cparams, const llama_ubatch & ubatch, bool reserve);
 
 // Nodes to reserve for the bank's part of a graph.
 uint32_t alora_n_nodes(const llama_cparams & cparams);
@@ -54,8 +58,11 @@ uint32_t alora_n_nodes(const llama_cparams & cparams);
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch);
 
 // Each returns `res`, the base's result, plus what the bank adds to it (`res` itself if nothing).
-ggml_tensor * alora_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res);
+ggml_tensor * alora_mm(
+        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res);
 ggml_tensor * alora_mm_id(
-        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * ids, ggml_tensor * res);
+        const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * ids,
+        ggml_tensor * res);
 ggml_tensor * alora_embd(
-        const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens, ggml_tensor * res);
+        const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens,
+        ggml_tensor * res);

@@ -25,7 +25,9 @@ struct alora_access {
         return ctx->cparams.kv_unified ? LLAMA_MAX_SEQ : ctx->cparams.n_seq_max;
     }
 
-    static bool has_encoder(const llama_context * ctx) { return llama_model_has_encoder(&ctx->model); }
+    static bool has_encoder(const llama_context * ctx) {
+        return llama_model_has_encoder(&ctx->model);
+    }
 
     static void reserve(llama_context * ctx) {
         ctx->sched_need_reserve = true;
@@ -33,7 +35,9 @@ struct alora_access {
             ctx->sched_reserve();
         } catch (const std::exception & error) {
             ctx->sched_need_reserve = true;
-            throw alora_error(ALORA_ERR_MEMORY, std::string("compute buffers for the adapters: ") + error.what());
+            throw alora_error(
+                    ALORA_ERR_MEMORY,
+                    std::string("compute buffers for the adapters: ") + error.what());
         }
     }
 
@@ -145,7 +149,8 @@ int32_t alora_adapter_remove(llama_context * ctx, alora_slot slot) {
         alora_bank & bank = alora_access::bank(ctx);
         check_slot(bank, slot);
         if (bank.activations.uses(slot)) {
-            throw alora_error(ALORA_ERR_BUSY, "slot " + std::to_string(slot) + " is active on a sequence");
+            throw alora_error(
+                    ALORA_ERR_BUSY, "slot " + std::to_string(slot) + " is active on a sequence");
         }
         ctx->synchronize();
         bank.remove(slot);
@@ -153,7 +158,8 @@ int32_t alora_adapter_remove(llama_context * ctx, alora_slot slot) {
     });
 }
 
-int32_t alora_activate(llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot, float scale) {
+int32_t alora_activate(
+        llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot, float scale) {
     return guarded([&] {
         check_context(ctx);
         check_seq(ctx, seq);
@@ -182,7 +188,8 @@ int32_t alora_deactivate(llama_context * ctx, llama_seq_id seq) {
     });
 }
 
-alora_slot alora_slot_at(const llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale) {
+alora_slot alora_slot_at(
+        const llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale) {
     return guarded([&] {
         check_context(ctx);
         check_seq(ctx, seq);

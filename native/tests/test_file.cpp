@@ -69,32 +69,76 @@ static void test_a_sound_adapter() {
 }
 
 static void test_metadata() {
-    check_refused(adapter([](auto * g, auto *) { gguf_set_val_u32(g, "general.type", 1); }), "'general.type' should be of type str");
-    check_refused(adapter([](auto * g, auto *) { gguf_set_val_str(g, "general.type", "model"); }), "should be 'adapter' but is 'model'");
-    check_refused(adapter([](auto * g, auto *) { gguf_remove_key(g, "general.type"); }), "'general.type' is missing");
-    check_refused(adapter([](auto * g, auto *) { gguf_set_val_f32(g, "adapter.type", 1); }), "'adapter.type' should be of type str");
-    check_refused(adapter([](auto * g, auto *) { gguf_set_val_bool(g, "general.architecture", true); }), "'general.architecture' should be of type str");
-    check_refused(adapter([](auto * g, auto *) { gguf_set_val_str(g, "adapter.lora.alpha", "16"); }), "'adapter.lora.alpha' should be of type f32");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_set_val_u32(g, "general.type", 1); }),
+            "'general.type' should be of type str");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_set_val_str(g, "general.type", "model"); }),
+            "should be 'adapter' but is 'model'");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_remove_key(g, "general.type"); }),
+            "'general.type' is missing");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_set_val_f32(g, "adapter.type", 1); }),
+            "'adapter.type' should be of type str");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_set_val_bool(g, "general.architecture", true); }),
+            "'general.architecture' should be of type str");
+    check_refused(
+            adapter([](auto * g, auto *) { gguf_set_val_str(g, "adapter.lora.alpha", "16"); }),
+            "'adapter.lora.alpha' should be of type f32");
     for (const float alpha : { 0.0f, std::nanf(""), std::numeric_limits<float>::infinity() }) {
-        check_refused(adapter([=](auto * g, auto *) { gguf_set_val_f32(g, "adapter.lora.alpha", alpha); }), "should be finite and not 0");
+        check_refused(
+                adapter([=](auto * g, auto *) {
+                    gguf_set_val_f32(g, "adapter.lora.alpha", alpha);
+                }),
+                "should be finite and not 0");
     }
 }
 
 static void test_invocation() {
     const char * key = "adapter.alora.invocation_tokens";
-    check_refused(adapter([=](auto * g, auto *) { gguf_set_val_u32(g, key, 5); }), "should be of type arr");
-    check_refused(adapter([=](auto * g, auto *) { gguf_set_arr_data(g, key, GGUF_TYPE_UINT32, nullptr, 0); }), "is empty");
+    check_refused(
+            adapter([=](auto * g, auto *) { gguf_set_val_u32(g, key, 5); }),
+            "should be of type arr");
+    check_refused(
+            adapter([=](auto * g, auto *) {
+                gguf_set_arr_data(g, key, GGUF_TYPE_UINT32, nullptr, 0);
+            }),
+            "is empty");
     const double tokens[] = { 5.0 };
-    check_refused(adapter([=](auto * g, auto *) { gguf_set_arr_data(g, key, GGUF_TYPE_FLOAT64, tokens, 1); }), "should hold uint32");
+    check_refused(
+            adapter([=](auto * g, auto *) {
+                gguf_set_arr_data(g, key, GGUF_TYPE_FLOAT64, tokens, 1);
+            }),
+            "should hold uint32");
 }
 
 static void test_tensors() {
-    check_refused(adapter([](auto * g, auto * c) { add_tensor(g, c, "blk.1.attn_q.weight.lora_a", GGML_TYPE_F32); }), "'blk.1.attn_q.weight.lora_b' is missing");
-    check_refused(adapter([](auto * g, auto * c) { add_tensor(g, c, "blk.1.attn_q.weight.lora_b", GGML_TYPE_F32); }), "'blk.1.attn_q.weight.lora_a' is missing");
-    check_refused(adapter([](auto * g, auto * c) { add_tensor(g, c, "blk.1.attn_norm.weight", GGML_TYPE_F32); }), "neither a .lora_a nor a .lora_b");
-    check_refused(adapter([](auto * g, auto * c) { add_tensor(g, c, ".lora_a", GGML_TYPE_F32); }), "neither a .lora_a nor a .lora_b");
+    check_refused(
+            adapter([](auto * g, auto * c) {
+                add_tensor(g, c, "blk.1.attn_q.weight.lora_a", GGML_TYPE_F32);
+            }),
+            "'blk.1.attn_q.weight.lora_b' is missing");
+    check_refused(
+            adapter([](auto * g, auto * c) {
+                add_tensor(g, c, "blk.1.attn_q.weight.lora_b", GGML_TYPE_F32);
+            }),
+            "'blk.1.attn_q.weight.lora_a' is missing");
+    check_refused(
+            adapter([](auto * g, auto * c) {
+                add_tensor(g, c, "blk.1.attn_norm.weight", GGML_TYPE_F32);
+            }),
+            "neither a .lora_a nor a .lora_b");
+    check_refused(
+            adapter([](auto * g, auto * c) { add_tensor(g, c, ".lora_a", GGML_TYPE_F32); }),
+            "neither a .lora_a nor a .lora_b");
     for (const ggml_type type : { GGML_TYPE_I32, GGML_TYPE_F64, GGML_TYPE_Q4_0 }) {
-        check_refused(adapter([=](auto * g, auto * c) { add_tensor(g, c, "blk.1.attn_q.weight.lora_a", type); }), "F32, F16, BF16 and Q8_0 are supported");
+        check_refused(
+                adapter([=](auto * g, auto * c) {
+                    add_tensor(g, c, "blk.1.attn_q.weight.lora_a", type);
+                }),
+                "F32, F16, BF16 and Q8_0 are supported");
     }
 }
 

@@ -14,15 +14,17 @@ static alora_matrices counting(int64_t cols, int64_t rows, int64_t count) {
 }
 
 // Every value times `scale` where the source has one, and zero in the padding.
-static void check_packed(const alora_matrices & m, ggml_type type, int64_t rows, int64_t cols, float scale) {
+static void check_packed(
+        const alora_matrices & m, ggml_type type, int64_t rows, int64_t cols, float scale) {
     const auto packed = alora_pack(m, type, rows, cols, scale);
     CHECK(packed.size() == (size_t) (m.count * rows) * ggml_row_size(type, cols));
     const auto values = alora_to_f32(type, packed.data(), m.count * rows * cols);
     for (int64_t k = 0; k < m.count; ++k) {
         for (int64_t i = 0; i < rows; ++i) {
             for (int64_t j = 0; j < cols; ++j) {
-                const bool  inside   = i < m.rows && j < m.cols;
-                const float expected = inside ? m.values[(k * m.rows + i) * m.cols + j] * scale : 0.0f;
+                const bool  inside = i < m.rows && j < m.cols;
+                const float expected =
+                        inside ? m.values[(k * m.rows + i) * m.cols + j] * scale : 0.0f;
                 CHECK(values[(k * rows + i) * cols + j] == expected);
             }
         }
@@ -31,10 +33,10 @@ static void check_packed(const alora_matrices & m, ggml_type type, int64_t rows,
 
 static void test_padding() {
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
-        check_packed(counting(6, 5, 1), type, 5, 6, 1.0f);   // nothing to pad
-        check_packed(counting(6, 5, 1), type, 8, 6, 1.0f);   // A: more rows
-        check_packed(counting(5, 6, 1), type, 6, 8, 2.0f);   // B: longer rows, alpha/rank folded
-        check_packed(counting(3, 4, 5), type, 8, 8, 0.5f);   // experts
+        check_packed(counting(6, 5, 1), type, 5, 6, 1.0f);  // nothing to pad
+        check_packed(counting(6, 5, 1), type, 8, 6, 1.0f);  // A: more rows
+        check_packed(counting(5, 6, 1), type, 6, 8, 2.0f);  // B: longer rows, alpha/rank folded
+        check_packed(counting(3, 4, 5), type, 8, 8, 0.5f);  // experts
     }
 }
 

@@ -58,9 +58,9 @@ static void test_clearing() {
 
 // against a table with an entry for every position
 static void test_random_histories() {
-    std::mt19937                                  rng(1);
-    alora_activations                             activations;
-    std::map<int, std::map<int, alora_choice>>    table;
+    std::mt19937                               rng(1);
+    alora_activations                          activations;
+    std::map<int, std::map<int, alora_choice>> table;
     for (int step = 0; step < 2000; ++step) {
         const int seq = (int) (rng() % 4);
         if (rng() % 10 == 0) {

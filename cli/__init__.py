@@ -1,0 +1,96 @@
+"""The `alora-gguf` command: one module per subcommand, and the one place that exits.
+
+Subcommands are imported when they are asked for, so that `--help` needs nothing but click.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from alora_gguf import __version__
+from alora_gguf.errors import AloraError
+
+# name -> what `alora-gguf --help` says of it; the module of that name has it as `command`
+_COMMANDS = {
+    "convert": "Turn a PEFT adapter directory into an adapter GGUF.",
+    "demo": "Ask several adapters about one cached conversation, and show what that costs.",
+}
+
+EXIT_USER = 1  # the user can mend it
+EXIT_BUG = 3  # only we can
+EXIT_INTERRUPTED = 130
+
+
+class _LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog="See `alora-gguf COMMAND --help` for a command's options.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="alora-gguf")
+def group() -> None:
+    """Activated LoRA for llama.cpp: many adapters on one cached conversation."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit status.
+
+    0 done; 1 something the user can mend, said in one sentence; 2 wrong usage; 130 interrupted;
+    3 a bug of ours, with a log file.
+    """
+    try:
+        group.main(arguments, prog_name="alora-gguf", standalone_mode=False)
+    except click.exceptions.Exit as request:  # --help, --version
+        return request.exit_code
+    except click.ClickException as error:  # wrong usage; click has the wording
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return EXIT_INTERRUPTED
+    except (AloraError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_USER
+    except Exception:
+        click.echo(
+            f"Error: a bug in alora-gguf. Please report it with this file: {_write_log(arguments)}",
+            err=True,
+        )
+        return EXIT_BUG
+    return 0
+
+
+def _write_log(arguments: list[str]) -> Path:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="alora-gguf-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"alora-gguf {__version__}\nPython {sys.version}\n{arguments}\n\n")
+        traceback.print_exc(file=log)
+    return Path(log.name)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""The C API without the binding: contexts, batches, and random adapters on the tiny models."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from alora_gguf._native import Native, Stats, load
+from alora_gguf.gguf_header import read_header
+from tests.support.tiny_models import N_VOCAB, TinyModel
+
+Logits = NDArray[np.float32]
+Token = tuple[int, int, tuple[int, ...]]  # id, position, sequences
+
+F32 = 0  # ggml_type
+FLASH_ATTENTION_OFF = 0
+
+
+class Base:
+    """A loaded base model."""
+
+    def __init__(self, model: TinyModel) -> None:
+        self.native: Native = load()
+        self.llama: Any = self.native.llama
+        params = self.llama.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.handle = self.llama.llama_model_load_from_file(str(model.gguf).encode(), params)
+        assert self.handle
+
+    def context(self, *, n_batch: int = 256, n_seq_max: int = 8) -> Context:
+        return Context(self, n_batch, n_seq_max)
+
+    def close(self) -> None:
+        self.llama.llama_model_free(self.handle)
+
+
+class Context:
+    """A context with F32 cells, so that only the order of additions differs between graphs."""
+
+    def __init__(self, base: Base, n_batch: int, n_seq_max: int) -> None:
+        self.base, self.native, self.llama = base, base.native, base.llama
+        params = self.llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = 1024, n_batch, n_batch
+        params.n_seq_max, params.kv_unified = n_seq_max, True
+        params.n_threads = params.n_threads_batch = 1  # too small to share
+        params.type_k = params.type_v = F32
+        params.flash_attn_type = FLASH_ATTENTION_OFF
+        self.handle = self.llama.llama_init_from_model(base.handle, params)
+        assert self.handle
+
+    def close(self) -> None:
+        self.llama.llama_free(self.handle)
+
+    def clear(self) -> None:
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.handle), True)
+
+    def add(self, adapter: Path) -> int:
+        return self.native.adapter_add(self.handle, adapter.read_bytes(), str(adapter))
+
+    def activate(self, seq: int, first: int, slot: int, scale: float = 1.0) -> None:
+        self.native.activate(self.handle, seq, first, slot, scale)
+
+    def deactivate(self, seq: int = -1) -> None:
+        self.native.deactivate(self.handle, seq)
+
+    def stats(self) -> Stats:
+        return self.native.stats(self.handle)
+
+    def stock_lora(self, adapter: Path, scale: float) -> None:
+        """Attaches an adapter the way stock llama.cpp does; it lives as long as the model."""
+        lora = self.llama.llama_adapter_lora_init(self.base.handle, str(adapter).encode())
+        assert lora
+        array = (self.llama.llama_adapter_lora_p_ctypes * 1)(lora)
+        self.llama.llama_set_adapters_lora(self.handle, array, 1, (ctypes.c_float * 1)(scale))
+
+    def decode(
+        self, tokens: Iterable[Token], want: Callable[[Token], bool] = lambda _: True
+    ) -> Logits:
+        """The logits [n_wanted, n_vocab] of the tokens that are wanted, in order."""
+        status, rows = self.try_decode(tokens, want)
+        assert status == 0, (status, self.native.last_error())
+        return rows
+
+    def try_decode(
+        self, tokens: Iterable[Token], want: Callable[[Token], bool] = lambda _: True
+    ) -> tuple[int, Logits]:
+        tokens = list(tokens)
+        batch = self.llama.llama_batch_init(len(tokens), 0, 8)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, (token, position, seqs) in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, len(seqs)
+                for k, seq in enumerate(seqs):
+                    batch.seq_id[i][k] = seq
+                batch.logits[i] = want(tokens[i])
+            status = self.llama.llama_decode(self.handle, batch)
+            rows = [
+                np.ctypeslib.as_array(
+                    self.llama.llama_get_logits_ith(self.handle, i), (N_VOCAB,)
+                ).copy()
+                for i in range(len(tokens))
+                if status == 0 and batch.logits[i]
+            ]
+            return status, np.array(rows, np.float32)
+        finally:
+            self.llama.llama_batch_free(batch)
+
+
+def sequence(tokens: Iterable[int], seq: int = 0, start: int = 0) -> list[Token]:
+    return [(token, start + i, (seq,)) for i, token in enumerate(tokens)]
+
+
+def difference(ours: Logits, theirs: Logits) -> float:
+    """The largest difference, relative to the largest logit."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+_LINEAR = {
+    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"),
+    *("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+    *("ssm_in", "ssm_out", "output"),
+}
+
+
+def write_adapter(
+    path: Path,
+    model: TinyModel,
+    *,
+    rank: int,
+    seed: int = 0,
+    alpha: float = 16.0,
+    only: str = "",
+    embedding: bool = False,
+    dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
+    """A random adapter on all of a tiny model's linear layers whose names contain `only`."""
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(str(path), read_header(model.gguf).architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+
+    def add(name: str, *shape: int, gain: float = 1.0) -> None:
+        values = rng.standard_normal(shape, dtype="float32") * np.float32(gain * shape[-1] ** -0.5)
+        writer.add_tensor(name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
+
+    for name, tensor in read_header(model.gguf).tensors.items():
+        layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        if name == "token_embd.weight" and embedding:
+            add(f"{name}.lora_a", tensor.shape[1], rank, gain=rank**0.5)
+            add(f"{name}.lora_b", tensor.shape[0], rank, gain=0.2 * tensor.shape[0] ** -0.5)
+        elif layer in _LINEAR and only in name and name.endswith(".weight"):
+            experts = tensor.shape[2:]
+            add(f"{name}.lora_a", *experts, rank, tensor.shape[0])
+            add(f"{name}.lora_b", *experts, tensor.shape[1], rank, gain=0.2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
