@@ -172,17 +172,16 @@ class Native:
         return Stats(*(getattr(raw, field[0]) for field in _StatsStruct._fields_))
 
 
-_loaded: Native | None = None  # the library, never an engine: a process can load only one
+_loaded: list[Native] = []  # the library, never an engine: a process can load only one
 _loading = threading.Lock()
 
 
 def load() -> Native:
     """Loads the library at the first call. Raises LibraryError, with what to do about it."""
-    global _loaded
     with _loading:
-        if _loaded is None:
-            _loaded = _load(_library_dir())
-        return _loaded
+        if not _loaded:
+            _loaded.append(_load(_library_dir()))
+        return _loaded[0]
 
 
 def _library_dir() -> Path:

@@ -40,6 +40,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
+        """r, which A and B share."""
         return self.a.shape[0] if _is_embedding(self.target) else self.a.shape[1]
 
 
@@ -63,6 +64,7 @@ class AdapterFile:
 
     @property
     def rank(self) -> int:
+        """The largest rank of its pairs."""
         return max(pair.rank for pair in self.pairs)
 
     @property

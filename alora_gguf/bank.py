@@ -32,6 +32,7 @@ class Use:
 
     @property
     def provenance(self) -> Provenance:
+        """What the cells of adapted tokens are remembered as."""
         return BASE if self.file is None else Provenance.of(self.file.identity, self.scale)
 
     def first_position(self, tokens: Sequence[int], vocab: Vocabulary) -> int | None:

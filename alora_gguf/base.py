@@ -32,21 +32,15 @@ class BaseFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> BaseFile:
-        """Reads and checks the header. Raises FileFormatError if it is no sound GGUF file, and
-        ModelError if it is one that cannot serve as a base.
+        """Reads and checks the header. Raises ModelError if it is missing, no sound GGUF file, or
+        one that cannot serve as a base.
         """
         file = Path(path)
-        try:
-            header = read_header(file)
-        except FileFormatError as error:
-            raise ModelError(f"base model {error}") from error
+        header = _read(file)
         _require_model(header, file)
         tensors = dict(header.tensors)
         for part in _other_parts(header, file):
-            try:
-                tensors.update(read_header(part).tensors)
-            except FileFormatError as error:
-                raise ModelError(f"base model, another part of {file.name}: {error}") from error
+            tensors.update(_read(part).tensors)
         for info in tensors.values():
             if info.type_name in _UNUSABLE:
                 raise ModelError(
@@ -54,6 +48,13 @@ class BaseFile:
                     "compute with; convert the model again with F32, F16 or quantized weights"
                 )
         return cls(file, header.architecture, tensors, _vocabulary_size(header))
+
+
+def _read(file: Path) -> GGUFHeader:
+    try:
+        return read_header(file)
+    except FileFormatError as error:
+        raise ModelError(f"base model {error}") from error
 
 
 def _require_model(header: GGUFHeader, file: Path) -> None:

@@ -6,8 +6,6 @@ named in error messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class CellBooks:
     """Sequence ids 0..n_seqs-1 and, for each one in use, the number of its cell per position."""
@@ -35,6 +33,7 @@ class CellBooks:
 
     @property
     def free_sequences(self) -> int:
+        """How many more sequences can be allocated."""
         return len(self._free)
 
     def length(self, seq: int) -> int:
@@ -42,10 +41,12 @@ class CellBooks:
         return len(self._cells[seq])
 
     def extend(self, seq: int, n: int) -> None:
+        """Gives `seq` another `n` cells of its own."""
         self._cells[seq].extend(range(self._next, self._next + n))
         self._next += n
 
     def truncate(self, seq: int, n: int) -> None:
+        """Takes the cells from position `n` on away from `seq`."""
         del self._cells[seq][n:]
 
     def share(self, source: int, target: int, n: int) -> None:
@@ -54,9 +55,10 @@ class CellBooks:
 
     def used(self) -> int:
         """Cells in use; shared ones count once."""
-        return self._union(self._cells)
+        return len(set().union(*self._cells.values()))
 
     def free(self) -> int:
+        """Cells not in use."""
         return self.n_cells - self.used()
 
     def freed_by(self, seq: int, n: int) -> int:
@@ -66,6 +68,3 @@ class CellBooks:
             if other != seq and tail:
                 tail.difference_update(cells)
         return len(tail)
-
-    def _union(self, seqs: Iterable[int]) -> int:
-        return len(set().union(*(self._cells[seq] for seq in seqs)))

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules need; each raises InputError with the argument's name."""
+"""Checks of arguments that several modules need; each raises InputError with the name."""
 
 from __future__ import annotations
 

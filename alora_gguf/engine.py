@@ -67,7 +67,7 @@ class Engine:
         except BaseException:
             llama.llama_model_free(model)
             raise
-        self._ctx: int | None = ctx
+        self._ctx = ctx
         self._memory = llama.llama_get_memory(ctx)
         # freed at exit if not before; refers to nothing that refers back to us
         self._finalizer = weakref.finalize(self, _free, llama, ctx, model)
@@ -118,17 +118,17 @@ class Engine:
     def close(self) -> None:
         """Frees context and weights; a second call does nothing."""
         with self.lock:
-            self._ctx = None
             self._finalizer()
 
     @property
     def closed(self) -> bool:
-        return self._ctx is None
+        """Whether the context is gone; true after close(), and while the interpreter exits."""
+        return not self._finalizer.alive
 
     @property
     def ctx(self) -> int:
         """The llama_context, for _native's functions."""
-        if self._ctx is None:
+        if self.closed:
             raise ClosedError(f"{self.path}: the model was closed")
         return self._ctx
 

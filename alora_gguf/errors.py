@@ -1,10 +1,10 @@
 """Every error this package raises on purpose, and nothing else.
 
 AloraError
-├── LibraryError                 the native library is missing, of another version, or came too late
+├── LibraryError                 the native library is missing, of another version, or too late
 ├── ClosedError                  the model or session was closed
-├── InputError                   an argument is out of range or of the wrong kind (also a ValueError)
-├── FileFormatError              a file is not what it should be: truncated, malformed, another format
+├── InputError                   an argument is out of range or of the wrong kind (a ValueError)
+├── FileFormatError              a file is not what it should be: truncated, malformed, another one
 ├── ModelError                   a base model cannot be used
 ├── AdapterError
 │   ├── AdapterFormatError       an adapter file is malformed (also a FileFormatError)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from .bank import Use
 from .provenance import Spans
 from .sampling import Sampler
 from .text import TextStream
@@ -36,7 +35,6 @@ class Generation(Iterator[str]):
         *,
         stops: tuple[str, ...],
         max_tokens: int,
-        use: Use,
         spans: Spans,
         prefill: Timings,
         started: float,
@@ -45,7 +43,6 @@ class Generation(Iterator[str]):
         self._sampler = sampler
         self._stream = TextStream(stops)
         self._max_tokens = max_tokens
-        self._use = use
         self._spans = spans
         self._prefill = prefill
         self._started = started
@@ -112,7 +109,7 @@ class Generation(Iterator[str]):
         if self._session.is_end(token):
             self._sampled += 1
             return self._end("stop")
-        self._session.advance(token, self._use, self._spans)
+        self._session.advance(token, self._spans)
         self._sampled += 1
         piece = self._stream.push(self._session.piece(token))
         if self._stream.stopped:

@@ -154,6 +154,7 @@ class Model:
 
     @property
     def closed(self) -> bool:
+        """Whether close() was called."""
         return self._engine.closed
 
     def __enter__(self) -> Model:

@@ -57,6 +57,7 @@ class Session:
 
     @property
     def model(self) -> Model:
+        """The model it was made by."""
         return self._model
 
     @property
@@ -117,7 +118,7 @@ class Session:
     def fork(self) -> Session:
         """A second conversation that goes on from here; the cells up to here are shared."""
         with self.lock:
-            self._begin()
+            self._begin(writes=False)
             return Session(self._model, _source=self)
 
     def generate(
@@ -150,7 +151,6 @@ class Session:
                 sampler,
                 stops=stops,
                 max_tokens=max_tokens,
-                use=use,
                 spans=spans_for(first, use.provenance),
                 prefill=Timings(reused, evaluated, 0, None, 0.0, note),
                 started=started,
@@ -173,7 +173,7 @@ class Session:
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Verdict]:
         """Asks several adapters about the conversation at once, each on a fork of it, which is then
-        dropped: the conversation and its cells stay as they are.
+        dropped: the conversation and its cells stay as they are, even amid a generation.
 
         All suffixes are read in one batch, and all replies grow by a token per step in one batch.
         When there are more than the free sequences or cells allow, they take turns, in order.
@@ -184,9 +184,10 @@ class Session:
         fits.
         """
         with self.lock:
-            self._begin()
-            if len(self._cached) < len(self._tokens) and not len(self._cached.spans) > 1:
-                # a call failed before: read the rest once instead of once per fork
+            self._begin(writes=False)
+            lags = len(self._cached) < len(self._tokens)
+            if lags and self._cached.spans == spans_for(None, BASE):
+                # a call failed before: read the rest once, not once per fork
                 self._read(self._tokens, self._model.use(None, 1.0))
             parent = Parent(self._seq, self._cached, tuple(self._tokens), self._logits)
             return run_invocations(self._model, parent, invocations, on_text)
@@ -202,6 +203,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
+        """Whether the session or its model was closed."""
         return not self._finalizer.alive or self._engine.closed
 
     def __enter__(self) -> Session:
@@ -215,12 +217,15 @@ class Session:
     ) -> None:
         self.close()
 
-    def _begin(self) -> None:
-        """Every call starts here: is there something to work on, and do books and record agree?"""
+    def _begin(self, *, writes: bool = True) -> None:
+        """Every call starts here: makes sure that there is something to work on, that no generation
+        is surprised by what the call `writes`, and that books and record agree.
+        """
         if not self._finalizer.alive:
             raise ClosedError("the session was closed")
         _ = self._engine.ctx  # raises ClosedError after the model's close()
-        self._end_live_generation()
+        if writes:
+            self._end_live_generation()
         # an interrupt may have struck between the two; what both have is certain
         n = min(len(self._cached), self._engine.books.length(self._seq))
         if n < len(self._cached) or n < self._engine.books.length(self._seq):
@@ -236,6 +241,7 @@ class Session:
 
     @property
     def lock(self) -> threading.RLock:
+        """The engine's."""
         return self._engine.lock
 
     def last_logits(self) -> Logits:
@@ -247,13 +253,15 @@ class Session:
         return self._logits
 
     def is_end(self, token: int) -> bool:
+        """Whether `token` ends a reply."""
         return self._engine.vocab.is_end(token)
 
     def piece(self, token: int) -> bytes:
+        """The bytes of `token`; none for a control token."""
         return self._engine.vocab.piece(token)
 
-    def advance(self, token: int, use: Use, spans: Spans) -> None:
-        """Adds a generated token and reads it; `use` is active already."""
+    def advance(self, token: int, spans: Spans) -> None:
+        """Adds a generated token and reads it; its adapter is active already."""
         n = len(self._cached)
         try:
             (logits,) = self._engine.decode([Run(self._seq, [token])])
@@ -273,7 +281,9 @@ class Session:
             self._cut(n)
 
     def end_generation(self, generation: Generation) -> None:
-        self._engine.deactivate(self._seq) if self._finalizer.alive else None
+        """Ends its adapter's activation."""
+        if self._finalizer.alive:
+            self._engine.deactivate(self._seq)
         if self._generation is not None and self._generation() is generation:
             self._generation = None
 
@@ -297,7 +307,7 @@ class Session:
         first = use.first_position(tokens, engine.vocab)
         spans = spans_for(first, use.provenance)
         keep = self._cached.common_prefix(tokens, spans)
-        note = self._note(tokens, spans, keep)
+        note = self._note(tokens, keep)
         if keep == len(tokens) and logits and (self._logits is None or keep < len(self._cached)):
             keep -= 1  # the last token is read again for its logits
         if keep < len(self._cached):
@@ -331,7 +341,7 @@ class Session:
         self._cached.truncate(left)
         return left
 
-    def _note(self, tokens: list[int], spans: Spans, keep: int) -> str:
+    def _note(self, tokens: list[int], keep: int) -> str:
         if keep >= min(len(self._cached), len(tokens)):
             return ""
         if self._cached.tokens[keep] != tokens[keep]:

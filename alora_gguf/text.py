@@ -35,7 +35,7 @@ class TextStream:
         self._ends: list[int] = []  # after each token, the characters it has begun
 
     def push(self, data: bytes) -> str:
-        """Adds a token's bytes; returns the text that is now certain: often "" or several tokens'."""
+        """Adds a token's bytes; returns the text that is certain now: often none."""
         self._held += self._decoder.decode(data)
         partial = bool(self._decoder.getstate()[0])
         self._ends.append(len(self.text) + len(self._held) + partial)

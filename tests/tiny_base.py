@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER = 64, 4, 2, 96, 2
+N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER = 64, 4, 2, 128, 2
 N_KV = N_EMBD // N_HEAD * N_HEAD_KV
 MERGES = ["t h", "th e", "Ġ a", "Ġ the", "i n", "e r", "< c", "a i", "ai n"]
 CONTROL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
@@ -59,9 +59,17 @@ BOS, END, USER, ASSISTANT = range(N_VOCAB - 4, N_VOCAB)
 
 
 def write_base(
-    path: Path, *, seed: int = 1, text: bool = True, tied: bool = False, dtype: Any = np.float32
+    path: Path,
+    *,
+    seed: int = 1,
+    text: bool = True,
+    tied: bool = False,
+    experts: int = 0,
+    replace: dict[str, tuple[np.ndarray[Any, Any], gguf.GGMLQuantizationType | None]] | None = None,
 ) -> Path:
-    """A random base model; without `text` it has no vocabulary (and the same number of tokens)."""
+    """A random base model; without `text` it has no vocabulary (and the same number of tokens).
+    `replace` puts other data, of the raw type given, in the place of a weight's.
+    """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -90,12 +98,21 @@ def write_base(
     if not tied:
         writer.add_tensor("output.weight", 0.5 * _random(rng, N_VOCAB, N_EMBD))
     writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
     for i in range(N_LAYER):
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(N_EMBD, np.float32))
+        if experts:
+            writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", _random(rng, experts, N_EMBD))
         for name, (n_in, n_out) in TARGETS.items():
-            weight = _random(rng, n_out, n_in) / np.float32(n_in**0.5)
-            writer.add_tensor(f"blk.{i}.{name}.weight", weight.astype(dtype))
+            stacked = experts and name.startswith("ffn")
+            shape = (experts, n_out, n_in) if stacked else (n_out, n_in)
+            full = f"blk.{i}.{name}{'_exps' if stacked else ''}.weight"
+            weight = _random(rng, *shape) / np.float32(n_in**0.5)
+            other, raw = (replace or {}).get(full, (weight, None))
+            writer.add_tensor(full, other, raw_dtype=raw)
     return _finish(writer, path)
 
 
@@ -109,7 +126,6 @@ def write_adapter(
     targets: Sequence[str] = ATTENTION,
     dtype: Any = np.float32,
     strength: float = 1.0,
-    extra: dict[str, np.ndarray[Any, Any]] | None = None,
 ) -> Path:
     """A random adapter: an aLoRA, or a plain LoRA if `invocation` is None or empty."""
     rng = np.random.default_rng(seed)
@@ -125,8 +141,6 @@ def write_adapter(
             b = strength * _random(rng, n_out, rank) / np.float32(rank**0.5)
             writer.add_tensor(f"blk.{i}.{name}.weight.lora_a", a.astype(dtype))
             writer.add_tensor(f"blk.{i}.{name}.weight.lora_b", b.astype(dtype))
-    for name, data in (extra or {}).items():
-        writer.add_tensor(name, data)
     return _finish(writer, path)
 
 

@@ -1,0 +1,78 @@
+"""The one rule of reuse, against a record that keeps a provenance per token."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alora_gguf.provenance import BASE, CachedTokens, Provenance, spans_for
+
+A, B = Provenance("a", 1.0), Provenance("b", 1.0)
+
+
+def record(tokens: list[int], first: int | None, who: Provenance) -> CachedTokens:
+    cached = CachedTokens()
+    cached.extend(tokens, spans_for(first, who))
+    return cached
+
+
+def test_base_cells_serve_everyone_up_to_the_activation() -> None:
+    cached = record([1, 2, 3, 4], None, BASE)
+    assert cached.common_prefix([1, 2, 3, 4, 5], spans_for(None, BASE)) == 4
+    assert cached.common_prefix([1, 2, 3, 4, 5], spans_for(2, A)) == 2
+    assert cached.common_prefix([1, 2, 3, 4, 5], spans_for(0, A)) == 0
+    assert cached.common_prefix([1, 2, 9, 4], spans_for(None, BASE)) == 2
+
+
+def test_adapted_cells_serve_only_the_same_weights_at_the_same_scale() -> None:
+    cached = record([1, 2, 3, 4], 2, A)
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(2, A)) == 4
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(2, B)) == 2
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(2, Provenance("a", 0.5))) == 2
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(3, A)) == 2
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(1, A)) == 1
+    assert cached.common_prefix([1, 2, 3, 4], spans_for(None, BASE)) == 2
+
+
+def test_a_scale_of_zero_is_the_base_and_scales_are_compared_as_float32() -> None:
+    assert Provenance.of("a", 0.0) == BASE
+    assert Provenance.of("a", -0.0) == BASE
+    assert Provenance.of(None, 3.0) == BASE
+    assert Provenance.of("a", 0.1) == Provenance.of("a", 0.1 + 1e-12)
+    assert Provenance.of("a", 0.1) != Provenance.of("a", 0.2)
+
+
+WHO = st.sampled_from([BASE, A, B, Provenance("a", 2.0)])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_it_equals_a_record_per_token(data: st.DataObject) -> None:
+    cached, naive = CachedTokens(), list[tuple[int, Provenance]]()
+    for _ in range(data.draw(st.integers(1, 6))):
+        if data.draw(st.booleans()):
+            n = data.draw(st.integers(0, len(naive)))
+            cached.truncate(n)
+            del naive[n:]
+        more = data.draw(st.lists(st.integers(0, 2), max_size=5))
+        first, who = data.draw(st.none() | st.integers(0, 10)), data.draw(WHO)
+        spans = spans_for(first, who)
+        start = len(naive)
+        cached.extend(more, spans)
+        naive += [
+            (t, who if first is not None and start + i >= first else BASE)
+            for i, t in enumerate(more)
+        ]
+        assert [(t, cached.at(i)) for i, t in enumerate(cached.tokens)] == naive
+        assert all(a[1] != b[1] for a, b in pairwise(cached.spans))
+        copy = cached.copy(len(naive) // 2)
+        assert [(t, copy.at(i)) for i, t in enumerate(copy.tokens)] == naive[: len(naive) // 2]
+    want = data.draw(st.lists(st.integers(0, 2), max_size=12))
+    first, who = data.draw(st.none() | st.integers(0, 10)), data.draw(WHO)
+    target = [(t, who if first is not None and i >= first else BASE) for i, t in enumerate(want)]
+    same = 0
+    while same < min(len(naive), len(target)) and naive[same] == target[same]:
+        same += 1
+    assert cached.common_prefix(want, spans_for(first, who)) == same
