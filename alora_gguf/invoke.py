@@ -224,7 +224,7 @@ def _read_trunk(engine: Engine, parent: Parent, plans: Sequence[_Plan]) -> Paren
 
 def _count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[_Plan]) -> None:
     """Books what the trunk read, which is forked further on, on the first plan that uses it."""
-    users = [plan for plan in plans if plan.parent is trunk]
+    users = [plan for plan in plans if plan.parent is trunk and plan.reuse]
     if trunk is None or not users:
         return
     plan = users[0]
