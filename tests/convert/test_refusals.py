@@ -1,0 +1,360 @@
+"""What would not convert exactly is refused by name, and leaves no file behind."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alora_gguf.errors import (
+    AdapterMismatchError,
+    AloraError,
+    ConvertError,
+    FileFormatError,
+    InputError,
+    UnsupportedAdapterError,
+)
+from tests.support.peft_files import N_EMBD, N_VOCAB, PREFIX, RANK, Case, write_base
+
+# facts about PEFT's fields: value, error, and what the message must say besides the field's name
+CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
+    ("peft_type", "IA3", UnsupportedAdapterError, r'peft_type = "IA3" is not a LoRA'),
+    ("peft_type", None, UnsupportedAdapterError, "peft_type = null is not a LoRA"),
+    ("task_type", "SEQ_CLS", UnsupportedAdapterError, 'only "CAUSAL_LM" can be converted'),
+    ("use_dora", True, UnsupportedAdapterError, "use_dora = true is DoRA.*train without it"),
+    ("lora_bias", True, UnsupportedAdapterError, "lora_bias = true adds biases"),
+    ("bias", "all", UnsupportedAdapterError, 'bias = "all" trained the base\'s biases too'),
+    ("bias", "lora_only", UnsupportedAdapterError, 'bias = "lora_only"'),
+    ("modules_to_save", ["lm_head"], UnsupportedAdapterError, r'modules_to_save = \["lm_head"\]'),
+    ("trainable_token_indices", [1], UnsupportedAdapterError, r"trainable_token_indices = \[1\]"),
+    ("trainable_token_indices", {"embed_tokens": [1]}, UnsupportedAdapterError, "embed_tokens"),
+    ("init_lora_weights", "pissa", UnsupportedAdapterError, "path_initial_model_for_weight_conv"),
+    ("init_lora_weights", "pissa_niter_16", UnsupportedAdapterError, "init_lora_weights"),
+    ("init_lora_weights", "corda", UnsupportedAdapterError, "changes the base model's weights"),
+    ("init_lora_weights", "olora", UnsupportedAdapterError, "init_lora_weights"),
+    ("init_lora_weights", "loftq", UnsupportedAdapterError, "init_lora_weights"),
+    ("init_lora_weights", "lora_ga", UnsupportedAdapterError, "init_lora_weights"),
+    ("target_parameters", ["experts.gate"], UnsupportedAdapterError, "fused expert parameters"),
+    ("layer_replication", [[0, 2]], UnsupportedAdapterError, "repeated layers"),
+    ("use_qalora", True, UnsupportedAdapterError, "QA-LoRA"),
+    ("megatron_config", {"a": 1}, UnsupportedAdapterError, "Megatron"),
+    ("use_bdlora", {"nblocks": 2}, UnsupportedAdapterError, "BD-LoRA"),
+    ("arrow_config", {"top_k": 2}, UnsupportedAdapterError, "Arrow"),
+    ("kasa_config", {"beta": 1}, UnsupportedAdapterError, "KaSA"),
+    ("monteclora_config", {"n": 1}, UnsupportedAdapterError, "MonteCLoRA"),
+    ("cross_stream", True, UnsupportedAdapterError, "residual stream"),
+    ("brand_new", {"x": 1}, UnsupportedAdapterError, r'brand_new = \{"x": 1\} is unknown'),
+    ("lora_alpha", 0, UnsupportedAdapterError, "lora_alpha = 0 makes the adapter change nothing"),
+    ("lora_alpha", "16", FileFormatError, 'lora_alpha is "16", expected a finite number'),
+    ("lora_alpha", float("inf"), FileFormatError, "lora_alpha is Infinity"),
+    ("lora_alpha", True, FileFormatError, "lora_alpha is true"),
+    ("alpha_pattern", {"q_proj": 0}, UnsupportedAdapterError, "alpha of 0"),
+    ("alpha_pattern", {"q_proj": "x"}, FileFormatError, "alpha_pattern is"),
+    ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is no regular expression"),
+    ("rank_pattern", {"q_proj": 1.5}, FileFormatError, "expected module names with positive"),
+    ("rank_pattern", {"q_proj": 2}, FileFormatError, r"has the rank 4, but .* says 2"),
+    (
+        "r",
+        8,
+        FileFormatError,
+        r"adapter_config.json \(r, rank_pattern\) says 8",
+    ),
+    ("r", -1, FileFormatError, "r is -1, expected a positive integer"),
+    ("use_rslora", "yes", FileFormatError, 'use_rslora is "yes", expected true or false'),
+    ("alora_invocation_tokens", [], UnsupportedAdapterError, "is empty"),
+    ("alora_invocation_tokens", "abc", FileFormatError, "expected a list of token ids"),
+    ("alora_invocation_tokens", [1.5], FileFormatError, "expected a list of token ids"),
+    ("alora_invocation_tokens", [N_VOCAB], AdapterMismatchError, "token ids 0 to 39.*contains 40"),
+    ("alora_invocation_tokens", [-1], AdapterMismatchError, "contains -1"),
+    ("invocation_string", 5, FileFormatError, "invocation_string is 5, expected a string"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "error", "message"), CONFIG)
+def test_config_fields(
+    case: Case, field: str, value: Any, error: type[AloraError], message: str
+) -> None:
+    case.config[field] = value
+    with pytest.raises(error, match=message) as caught:
+        case.convert()
+    if error is not AdapterMismatchError:  # that one speaks of the base
+        assert field in str(caught.value)
+    assert not case.out.exists()
+
+
+HARMLESS = {
+    "auto_mapping": None,
+    "corda_config": None,
+    "eva_config": {"rho": 2.0},
+    "exclude_modules": ["x"],
+    "fan_in_fan_out": True,
+    "inference_mode": True,
+    "init_lora_weights": "gaussian",
+    "layers_pattern": "layers",
+    "layers_to_transform": [0],
+    "lora_dropout": 0.1,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "revision": "main",
+    "target_modules": "all-linear",
+    "velora_config": {"num_groups": 2},
+    "bias": "none",
+    "brand_new": None,
+    "modules_to_save": [],
+    "use_dora": False,
+}
+
+
+def test_harmless_fields_change_nothing(case: Case) -> None:
+    case.convert()
+    plain = case.out.read_bytes()
+    case.config |= HARMLESS
+    case.convert(overwrite=True)
+    assert case.out.read_bytes() == plain
+
+
+def test_config_that_is_no_json_object(case: Case) -> None:
+    case.write()
+    path = case.source / "adapter_config.json"
+    from alora_gguf.convert import convert_adapter
+
+    for text, message in (("{", "is not JSON"), ("[1]", "holds list"), ("\xff", "is not JSON")):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(FileFormatError, match=message):
+            convert_adapter(case.source, case.base, case.out)
+    path.unlink()
+    with pytest.raises(FileFormatError, match=r"adapter_config.json: there is no such file"):
+        convert_adapter(case.source, case.base, case.out)
+
+
+Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
+X = np.ones((RANK, N_EMBD), dtype=np.float32)
+
+TENSORS: dict[str, tuple[dict[str, Any], type[AloraError], str]] = {
+    "DoRA": (
+        {f"{Q}.lora_magnitude_vector": X[0]},
+        UnsupportedAdapterError,
+        "lora_magnitude_vector' belongs to DoRA",
+    ),
+    "bias": ({f"{Q}.lora_B.bias": X[0]}, UnsupportedAdapterError, "lora_B.bias' is a bias"),
+    "whole weight": (
+        {f"{PREFIX}lm_head.weight": X},
+        UnsupportedAdapterError,
+        r"lm_head.weight' is a whole weight \(modules_to_save\)",
+    ),
+    "norm": (
+        {f"{PREFIX}model.norm.weight": X[0]},
+        UnsupportedAdapterError,
+        "model.norm.weight' is a whole weight",
+    ),
+    "named": (
+        {f"{Q}.lora_A.default.weight": X},
+        UnsupportedAdapterError,
+        "is not one of PEFT's lora_A.weight",
+    ),
+    "no prefix": ({"model.x.lora_A.weight": X}, UnsupportedAdapterError, "is not one of PEFT's"),
+    "resized vocabulary": (
+        {f"{PREFIX}lm_head.base_layer.weight": np.ones((N_VOCAB + 1, N_EMBD), np.float32)},
+        UnsupportedAdapterError,
+        "the adapter's vocabulary was resized",
+    ),
+    "unknown module": (
+        {
+            f"{PREFIX}model.layers.0.mlp.router.lora_A.weight": X,
+            f"{PREFIX}model.layers.0.mlp.router.lora_B.weight": X.T.copy(),
+        },
+        UnsupportedAdapterError,
+        "'model.layers.0.mlp.router' cannot be converted for llama; what can: mlp.down_proj",
+    ),
+    "layer beyond": (
+        {f"{PREFIX}model.layers.2.mlp.up_proj.lora_{k}.weight": X for k in "AB"},
+        AdapterMismatchError,
+        "has 2 layers, but the adapter changes 'model.layers.2.mlp.up_proj'",
+    ),
+    "half": (
+        {f"{PREFIX}model.layers.9.x.lora_A.weight": X},
+        FileFormatError,
+        "'model.layers.9.x' has a lora_A but no lora_B",
+    ),
+    "inner dimensions": (
+        {f"{Q}.lora_A.weight": X[:3]},
+        FileFormatError,
+        r"has lora_A \[3, 16\] and lora_B \[16, 4\], expected \[r, in\] and \[out, r\]",
+    ),
+    "one dimension": ({f"{Q}.lora_A.weight": X[0]}, FileFormatError, r"lora_A \[16\]"),
+    "other base": (
+        {f"{Q}.lora_A.weight": np.ones((RANK, N_EMBD + 1), np.float32)},
+        AdapterMismatchError,
+        "'blk.0.attn_q.weight' maps 16 to 16 values, but .* maps 17 to 16",
+    ),
+    "NaN": (
+        {f"{Q}.lora_A.weight": np.where(np.eye(RANK, N_EMBD), np.nan, 1).astype(np.float32)},
+        FileFormatError,
+        "lora_A.weight' has 4 values that are NaN or infinite",
+    ),
+    "infinite": (
+        {f"{Q}.lora_B.weight": np.full((N_EMBD, RANK), np.inf, np.float32)},
+        FileFormatError,
+        "has 64 values that are NaN or infinite",
+    ),
+    "float64": (
+        {f"{Q}.lora_A.weight": X.astype(np.float64)},
+        UnsupportedAdapterError,
+        "has the dtype F64, expected F32, F16 or BF16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors(case: Case, name: str) -> None:
+    changes, error, message = TENSORS[name]
+    case.tensors |= changes
+    with pytest.raises(error, match=message):
+        case.convert()
+    assert not case.out.exists()
+    assert not list(case.folder.glob(".*"))  # no temporary file either
+
+
+def test_values_too_large_or_too_small_for_f16(case: Case) -> None:
+    case.tensors[f"{Q}.lora_B.weight"] = np.full((N_EMBD, RANK), 1e5, np.float32)
+    with pytest.raises(ConvertError, match=r"values up to 1e\+05, too large for f16; choose f32"):
+        case.convert(outtype="f16")
+    case.tensors[f"{Q}.lora_B.weight"] = np.full((N_EMBD, RANK), 1e-9, np.float32)
+    with pytest.raises(ConvertError, match="too small for f16 and would become zero"):
+        case.convert(outtype="f16")
+    assert not case.out.exists()
+    for outtype in ("f32", "bf16"):
+        case.convert(outtype=outtype, overwrite=True)
+
+
+def test_some_lost_values_are_reported(case: Case) -> None:
+    case.tensors[f"{Q}.lora_B.weight"][0] = 1e-9
+    report = case.convert(outtype="f16")
+    assert report.warnings == (
+        f"'{Q}.lora_B.weight': 4 of 64 values are too small for f16 and became zero; "
+        "f32 would keep them",
+    )
+
+
+def test_adapter_of_zeros(case: Case) -> None:
+    for name, values in case.tensors.items():
+        if "lora_B" in name:
+            values[:] = 0
+    with pytest.raises(ConvertError, match="changes nothing; it was probably saved before"):
+        case.convert()
+    assert not case.out.exists()
+
+
+def test_no_lora_tensors(case: Case) -> None:
+    case.tensors.clear()
+    with pytest.raises(ConvertError, match="holds no LoRA tensors"):
+        case.convert()
+
+
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_tied_embeddings(case: Case, module: str) -> None:
+    write_base(case.base, tied=True)
+    case.add(module, N_EMBD, N_VOCAB)
+    with pytest.raises(UnsupportedAdapterError, match="uses one tensor as embedding and as output"):
+        case.convert()
+
+
+def test_embedding_of_an_alora(case: Case) -> None:
+    case.tensors[f"{PREFIX}model.embed_tokens.lora_embedding_A"] = np.ones((RANK, N_VOCAB))
+    case.tensors[f"{PREFIX}model.embed_tokens.lora_embedding_B"] = np.ones((N_EMBD, RANK))
+    with pytest.raises(UnsupportedAdapterError, match="PEFT does not define what activation means"):
+        case.convert()
+
+
+def test_bases_that_cannot_be(case: Case) -> None:
+    write_base(case.base, architecture="mamba")
+    with pytest.raises(UnsupportedAdapterError, match="'mamba' cannot be converted yet; supported"):
+        case.convert()
+    write_base(case.base, kind="adapter")
+    with pytest.raises(ConvertError, match="is a GGUF of type 'adapter', expected the base model"):
+        case.convert()
+    case.base.write_bytes(b"GGUF")
+    with pytest.raises(FileFormatError, match="truncated"):
+        case.convert()
+
+
+def test_split_base(case: Case) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(case.base, "llama")
+    writer.add_uint32("split.count", 3)
+    writer.add_tensor("token_embd.weight", np.zeros((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConvertError, match="one of 3 parts of a split model; join them first"):
+        case.convert()
+
+
+def test_sources_that_cannot_be(case: Case) -> None:
+    from alora_gguf.convert import convert_adapter
+
+    case.write()
+    weights = case.source / "adapter_model.safetensors"
+    with pytest.raises(InputError, match="is a file, expected the PEFT directory"):
+        convert_adapter(weights, case.base, case.out)
+    with pytest.raises(InputError, match="there is no such directory"):
+        convert_adapter(case.folder / "none", case.base, case.out)
+    weights.rename(case.source / "adapter_model.bin")
+    with pytest.raises(UnsupportedAdapterError, match=r"adapter_model\.bin, a pickle"):
+        convert_adapter(case.source, case.base, case.out)
+    (case.source / "adapter_model.bin").unlink()
+    with pytest.raises(FileFormatError, match=r"adapter_model\.safetensors: there is no such file"):
+        convert_adapter(case.source, case.base, case.out)
+
+
+def test_invocations_given_and_missing(case: Case) -> None:
+    with pytest.raises(InputError, match=r"= \[7, 8\] differs from the given .* \[7, 9\]"):
+        case.convert(invocation_tokens=[7, 9])
+    with pytest.raises(InputError, match="the invocation tokens are empty"):
+        case.convert(invocation_tokens=[])
+    assert case.convert(invocation_tokens=[7, 8]).invocation == (7, 8)
+    del case.config["alora_invocation_tokens"]
+    case.config["invocation_string"] = "<|start_of_role|>certainty"
+    with pytest.raises(UnsupportedAdapterError, match="pass the ids with --invocation-tokens"):
+        case.convert(overwrite=True)
+    report = case.convert(invocation_tokens=[3], overwrite=True)
+    assert report.kind == "alora"
+    assert report.warnings == ()
+    del case.config["invocation_string"]
+    report = case.convert(invocation_tokens=[3], overwrite=True)
+    assert "names no invocation" in report.warnings[0]
+    assert case.convert(overwrite=True).kind == "lora"
+
+
+def test_outtype_is_checked(case: Case) -> None:
+    with pytest.raises(InputError, match="outtype is 'q4_0', expected one of f32, f16, bf16"):
+        case.convert(outtype="q4_0")
+
+
+def test_config_messages_are_one_line_and_name_the_file(case: Case) -> None:
+    case.config["use_dora"] = True
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        case.convert()
+    assert str(caught.value).startswith(str(case.source / "adapter_config.json") + ": use_dora")
+    assert "\n" not in str(caught.value)
+
+
+FIELDS = [
+    *sorted({field for field, *_ in CONFIG} | set(HARMLESS)),
+    "ensure_weight_tying",
+    "base_model_name_or_path",
+    "peft_version",
+]
+VALUES = [None, 0, 1, -1, 10**400, 1.5, 1e300, float("nan"), "x", "", [], [1], [[]], {}, {"a": {}}]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_any_value_of_any_field_converts_or_is_refused(case: Case, field: str) -> None:
+    for value in [*VALUES, True, {"[": 1}, {"q_proj": 10**400}, {"q_proj": -1}]:
+        case.config[field] = value
+        with contextlib.suppress(AloraError):
+            case.convert(overwrite=True)
