@@ -72,7 +72,7 @@ class Engine:
         # freed at exit if not before; refers to nothing that refers back to us
         self._finalizer = weakref.finalize(self, _free, llama, ctx, model)
         self.n_batch: int = llama.llama_n_batch(ctx)
-        self._n_outputs = min(self.n_batch, options.n_outputs or options.n_seq_max)
+        self._n_outputs = min(self.n_batch, max(options.n_outputs or 0, options.n_seq_max))
         self.books = CellBooks(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._batch = _Batch(llama, self.n_batch)
         self._abandoned: deque[int] = deque()
@@ -98,8 +98,8 @@ class Engine:
         params.n_ubatch = min(options.n_ubatch, params.n_batch)
         params.n_seq_max = options.n_seq_max
         # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
-        # take 260 MB for a vocabulary of 128k
-        params.n_outputs_max = options.n_outputs or options.n_seq_max
+        # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
+        params.n_outputs_max = max(options.n_outputs or 0, options.n_seq_max)
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
         params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]

@@ -30,7 +30,7 @@ class ContextOptions:
     n_batch       most tokens of one llama_decode call
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another
-    n_outputs     most rows of logits of one call (None: n_seq_max)
+    n_outputs     most rows of logits of one call (None, and at least: n_seq_max)
     n_threads     CPU threads (None: one per physical core)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention

@@ -1,0 +1,58 @@
+"""One model, several threads: calls take turns, and answers are those of a single thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from conftest import Files
+
+import alora_gguf as ag
+
+GREEDY = ag.Sampling(temperature=0.0)
+
+
+def work(model: ag.Model, seed: int) -> tuple[object, ...]:
+    """A mixed job: reads, generates, invokes, rewinds."""
+    with model.session() as session:
+        session.append([(seed * 31 + i) % 250 for i in range(30 + seed)])
+        reply = session.generate(max_tokens=5, sampling=GREEDY)
+        text = reply.read()
+        names = ("sure", "other", "lora", None)
+        verdicts = session.invoke_many(
+            [ag.Invocation(names[(seed + k) % 4], [k], max_tokens=4) for k in range(3)]
+        )
+        session.rewind(20)
+        session.append([seed])
+        last = session.generate(max_tokens=3, sampling=GREEDY, adapter="lora")
+        last.read()
+        return text, [v.tokens for v in verdicts], last.tokens
+
+
+def test_eight_threads_get_what_one_would(files: Files) -> None:
+    jobs = [i % 10 for i in range(40)]
+    with files.model() as model:
+        alone = [work(model, seed) for seed in range(10)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda seed: work(model, seed), jobs))
+        assert together == [alone[seed] for seed in jobs]
+        assert model.engine.books.used() == 0
+        model.engine.collect()
+        assert model.engine.books.free_sequences == model.engine.books.n_seqs
+
+
+def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None:
+    model = files.model()
+
+    def until_closed() -> str:
+        try:
+            while True:
+                work(model, 3)
+        except ag.ClosedError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(until_closed) for _ in range(4)]
+        model.engine.lock.acquire()
+        model.engine.lock.release()
+        model.close()
+        assert all("closed" in each.result(timeout=60) for each in running)
