@@ -48,7 +48,13 @@ class BaseModel:
     @property
     def n_layers(self) -> int:
         """The number of transformer blocks."""
-        return self._integer("block_count")
+        count = self._integer("block_count")
+        if not 0 < count <= len(self.header.tensors):  # names are made for each: keep it bounded
+            raise FileFormatError(
+                f"{self.path}: '{self.architecture}.block_count' is {count}, but the file has "
+                f"{len(self.header.tensors)} tensors"
+            )
+        return count
 
     @cached_property
     def n_vocab(self) -> int:

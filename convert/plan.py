@@ -200,18 +200,18 @@ def _target(
         return ("token_embd.weight" if module == _EMBEDDING else "output.weight"), 0
     block = _BLOCK.fullmatch(module)
     layout = base.family.blocks.get(block[2]) if block else None
+    layer = int(block[1]) if block else 0
+    if layout and layer >= base.n_layers:
+        raise AdapterMismatchError(
+            f"{base.path}: has {base.n_layers} layers, but the adapter changes '{module}'; "
+            "was the adapter trained on another base?"
+        )
     name = names.get_name(module)
-    if block is None or layout is None or name is None:
+    if layout is None or name is None:
         known = ", ".join(sorted(base.family.blocks))
         raise UnsupportedAdapterError(
             f"{weights.path}: module '{module}' cannot be converted for {base.architecture}; "
             f"what can: {known} of model.layers.<n>, {_EMBEDDING} and {_HEAD}"
-        )
-    layer = int(block[1])
-    if layer >= base.n_layers:
-        raise AdapterMismatchError(
-            f"{base.path}: has {base.n_layers} layers, but the adapter changes '{module}'; is it "
-            "another base than the adapter was trained on?"
         )
     heads = 0 if layout == "plain" else base.n_heads(layer, keys=layout == "key heads")
     return f"{name}.weight", heads

@@ -47,32 +47,28 @@ def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> tuple[byt
     Returns the bytes and how many values other than zero became zero. Raises ConvertError if a
     value is too large for the type, or if all of them became zero.
     """
-    with np.errstate(over="ignore", under="ignore"):
-        if outtype == "f16":
-            rounded: NDArray[np.generic] = values.astype("<f2")
-        elif outtype == "bf16":
-            rounded = _to_bf16(values)
-        else:
-            rounded = values.astype("<f4")
     if outtype == "bf16":
-        overflowed = bool(((rounded.view("<u2") & 0x7FFF) == 0x7F80).any())
-        zero = (rounded.view("<u2") & 0x7FFF) == 0
+        bits, infinite = _to_bf16(values), 0x7F80
+    elif outtype == "f16":
+        with np.errstate(over="ignore", under="ignore"):
+            bits, infinite = values.astype("<f2").view("<u2"), 0x7C00
     else:
-        overflowed = not np.isfinite(rounded).all()
-        zero = rounded == 0
-    if overflowed:
+        with np.errstate(over="ignore", under="ignore"):
+            bits, infinite = values.astype("<f4").view("<u4"), 0x7F800000
+    magnitude = bits & (~bits.dtype.type(0) >> 1)  # without the sign
+    if magnitude.size and magnitude.max() >= infinite:
         largest = float(np.abs(values).max())
         raise ConvertError(
             f"tensor '{tensor}' has values up to {largest:.4g}, too large for {outtype}; "
             "choose f32 (or bf16) with --outtype"
         )
-    lost = int(np.count_nonzero(zero & (values != 0)))
-    if lost and lost == np.count_nonzero(values):
+    lost = int(np.count_nonzero(values)) - int(np.count_nonzero(magnitude))
+    if lost and not magnitude.any():
         raise ConvertError(
             f"all values of tensor '{tensor}' are too small for {outtype} and would become zero; "
             "choose f32 (or bf16) with --outtype"
         )
-    return rounded.tobytes(), lost
+    return bits.tobytes(), lost
 
 
 def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
