@@ -6,15 +6,25 @@ named in error messages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+Range = tuple[int, int]
+"""Numbers of cells, [begin, end)."""
+
 
 class CellBooks:
-    """Sequence ids 0..n_seqs-1 and, for each one in use, the number of its cell per position."""
+    """Sequence ids 0..n_seqs-1 and, for each one in use, the numbers of its cells by position.
+
+    Cells are numbered as they are written and never again, so a sequence is a short list of ranges,
+    and two sequences share a cell if both have its number.
+    """
 
     def __init__(self, n_seqs: int, n_cells: int) -> None:
         self.n_cells = n_cells
         self.n_seqs = n_seqs
         self._free = list(range(n_seqs - 1, -1, -1))
-        self._cells: dict[int, list[int]] = {}
+        self._ranges: dict[int, list[Range]] = {}
+        self._lengths: dict[int, int] = {}
         self._next = 0
 
     def allocate(self) -> int | None:
@@ -22,13 +32,14 @@ class CellBooks:
         if not self._free:
             return None
         seq = self._free[-1]
-        self._cells[seq] = []
+        self._ranges[seq], self._lengths[seq] = [], 0
         self._free.pop()
         return seq
 
     def release(self, seq: int) -> None:
         """Takes a sequence out of the books; one that is not in them is ignored."""
-        if self._cells.pop(seq, None) is not None:
+        self._lengths.pop(seq, None)
+        if self._ranges.pop(seq, None) is not None:
             self._free.append(seq)
 
     @property
@@ -38,24 +49,32 @@ class CellBooks:
 
     def length(self, seq: int) -> int:
         """The number of cells of `seq`, which is also its next position."""
-        return len(self._cells[seq])
+        return self._lengths[seq]
 
     def extend(self, seq: int, n: int) -> None:
         """Gives `seq` another `n` cells of its own."""
-        self._cells[seq].extend(range(self._next, self._next + n))
+        ranges, begin = self._ranges[seq], self._next
         self._next += n
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1] = (ranges[-1][0], begin + n)
+        else:
+            ranges.append((begin, begin + n))
+        self._lengths[seq] += n
 
     def truncate(self, seq: int, n: int) -> None:
         """Takes the cells from position `n` on away from `seq`."""
-        del self._cells[seq][n:]
+        if n < self._lengths[seq]:
+            self._ranges[seq] = _head(self._ranges[seq], n)
+            self._lengths[seq] = n
 
     def share(self, source: int, target: int, n: int) -> None:
         """`target`, which is empty, now has the first `n` cells of `source`."""
-        self._cells[target] = self._cells[source][:n]
+        self._ranges[target] = _head(self._ranges[source], n)
+        self._lengths[target] = n
 
     def used(self) -> int:
         """Cells in use; shared ones count once."""
-        return len(set().union(*self._cells.values()))
+        return _count(r for ranges in self._ranges.values() for r in ranges)
 
     def free(self) -> int:
         """Cells not in use."""
@@ -63,8 +82,26 @@ class CellBooks:
 
     def freed_by(self, seq: int, n: int) -> int:
         """How many cells truncating `seq` to `n` would free: those it shares with no other."""
-        tail = set(self._cells[seq][n:])
-        for other, cells in self._cells.items():
-            if other != seq and tail:
-                tail.difference_update(cells)
-        return len(tail)
+        left = {**self._ranges, seq: _head(self._ranges[seq], n)}
+        return self.used() - _count(r for ranges in left.values() for r in ranges)
+
+
+def _head(ranges: list[Range], n: int) -> list[Range]:
+    """The first `n` cells."""
+    head = []
+    for begin, end in ranges:
+        if n <= 0:
+            break
+        head.append((begin, min(end, begin + n)))
+        n -= end - begin
+    return head
+
+
+def _count(ranges: Iterable[Range]) -> int:
+    """How many different cells the ranges name."""
+    total, reached = 0, 0
+    for begin, end in sorted(ranges):
+        if end > reached:
+            total += end - max(begin, reached)
+            reached = end
+    return total

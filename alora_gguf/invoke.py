@@ -159,8 +159,9 @@ def _prompt(model: Model, parent: Parent, invocation: Invocation, use: Use) -> l
     prompt = [*parent.tokens, *ids]
     wanted = () if use.file is None else use.file.invocation
     if wanted and invocation.append_invocation:
-        at = find_last(prompt, wanted)
-        if at is None or at + len(wanted) <= len(parent.tokens):
+        # an occurrence may begin in the conversation, but one that ends there is an earlier turn's
+        tail = prompt[max(0, len(parent.tokens) - len(wanted) + 1) :]
+        if find_last(tail, wanted) is None:
             if isinstance(suffix, str) and vocab.detokenize(wanted, special=True) in suffix:
                 raise not_found(use, prompt, vocab)  # it would stand there twice
             prompt += wanted

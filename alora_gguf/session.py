@@ -80,6 +80,12 @@ class Session:
         """Who computed the cached tokens: (first position, provenance) pairs in order."""
         return self._cached.spans
 
+    def state(self) -> bytes:
+        """The conversation's cells as llama.cpp saves them, to compare one moment with another."""
+        with self.lock:
+            self._begin(writes=False)
+            return self._engine.state(self._seq)
+
     def append(
         self, text: str | Sequence[int], *, adapter: str | None = None, scale: float = 1.0
     ) -> Timings:
@@ -90,9 +96,11 @@ class Session:
         (a plain LoRA: all tokens). Without one, all are the base's: cells that an adapter computed
         earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
         """
+        started = time.perf_counter()
         with self.lock:
             self._begin()
-            return self.sync(self._tokens + self._encode(text), adapter=adapter, scale=scale)
+            use = self._model.use(adapter, scale)
+            return self._timed_read(self._tokens + self._encode(text), use, started)
 
     def sync(
         self, tokens: Sequence[int], *, adapter: str | None = None, scale: float = 1.0
@@ -102,10 +110,7 @@ class Session:
         with self.lock:
             self._begin()
             use = self._model.use(adapter, scale)
-            checked = self._engine.vocab.check(tokens, "tokens")
-            reused, evaluated, note = self._read(checked, use)
-            total = time.perf_counter() - started
-            return Timings(reused, evaluated, 0, None, total, note)
+            return self._timed_read(self._engine.vocab.check(tokens, "tokens"), use, started)
 
     prefill = sync
 
@@ -296,6 +301,10 @@ class Session:
         if not self._tokens:
             return vocab.tokenize_start(text) if text else []
         return vocab.tokenize(text, add_special=False, parse_special=True)
+
+    def _timed_read(self, tokens: list[int], use: Use, started: float) -> Timings:
+        reused, evaluated, note = self._read(tokens, use)
+        return Timings(reused, evaluated, 0, None, time.perf_counter() - started, note)
 
     def _read(self, tokens: list[int], use: Use, *, logits: bool = False) -> tuple[int, int, str]:
         """Makes the cells hold `tokens` as `use` computes them, and `tokens` the conversation.

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from conftest import Files
+from hypothesis import given
+from hypothesis import strategies as st
 
 import alora_gguf as ag
 from alora_gguf.cells import CellBooks
@@ -37,6 +39,42 @@ def test_books_count_shared_cells_once() -> None:
     books.release(1)
     assert books.used() == 0
     assert books.free_sequences == 2
+
+
+STEP = st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3), st.integers(0, 9))
+
+
+@given(st.lists(STEP, max_size=40))
+def test_books_equal_sets_of_cells(steps: list[tuple[int, int, int, int]]) -> None:
+    books, cells, fresh = CellBooks(4, 1000), dict[int, list[int]](), 0
+    for action, seq, other, wish in steps:
+        if action == 0 and len(cells) < 4:
+            new = books.allocate()
+            assert new is not None
+            assert new not in cells
+            cells[new] = []
+        elif seq not in cells:
+            continue
+        elif action == 1:
+            books.extend(seq, wish)
+            cells[seq] += range(fresh, fresh + wish)
+            fresh += wish
+        elif action == 2:
+            n = min(wish, len(cells[seq]))
+            kept = set().union(*(c for s, c in cells.items() if s != seq), cells[seq][:n])
+            assert books.freed_by(seq, n) == len(set(cells[seq][n:]) - kept)
+            books.truncate(seq, n)
+            del cells[seq][n:]
+        elif action == 3 and cells.get(other) == []:
+            n = min(wish, len(cells[seq]))
+            books.share(seq, other, n)
+            cells[other] = cells[seq][:n]
+        elif action == 4:
+            books.release(seq)
+            del cells[seq]
+        assert books.used() == len(set().union(*cells.values()))
+        assert all(books.length(s) == len(c) for s, c in cells.items())
+        assert books.free_sequences == 4 - len(cells)
 
 
 def test_logits_of_every_token_equal_those_of_each_prefix(engine: Engine) -> None:

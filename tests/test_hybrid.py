@@ -57,7 +57,7 @@ def reply(model: ag.Model, tokens: list[int], adapter: str | None) -> list[int]:
 def test_invocations_fork_the_whole_memory(model: ag.Model) -> None:
     session = model.session()
     session.sync(list(range(50)))
-    state = model.engine.state(session._seq)
+    state = session.state()
     verdicts = session.invoke_many(
         [ag.Invocation(n, [1, 2], max_tokens=8) for n in ("a", None, "a")]
     )
@@ -66,7 +66,7 @@ def test_invocations_fork_the_whole_memory(model: ag.Model) -> None:
     assert list(verdicts[0].tokens) == reply(model, [*tokens, *INVOCATION], "a")
     assert list(verdicts[1].tokens) == reply(model, tokens, None)
     assert verdicts[0].tokens == verdicts[2].tokens != verdicts[1].tokens
-    assert model.engine.state(session._seq) == state
+    assert session.state() == state
 
 
 def test_nothing_to_read_needs_no_rewind(model: ag.Model) -> None:

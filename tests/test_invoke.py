@@ -43,12 +43,12 @@ def test_eight_invocations_leave_the_base_cells_as_they_were(
     session: ag.Session, model: ag.Model
 ) -> None:
     engine = model.engine
-    state, used, tokens = engine.state(session._seq), engine.books.used(), session.tokens
+    state, used, tokens = session.state(), engine.books.used(), session.tokens
     logits = session.last_logits().copy()
     names = ["sure", "other", "lora", None] * 2
     verdicts = session.invoke_many([ag.Invocation(n, "Well? ", max_tokens=8) for n in names])
     assert [v.adapter for v in verdicts] == names
-    assert engine.state(session._seq) == state
+    assert session.state() == state
     assert engine.books.used() == used
     assert session.tokens == tokens
     assert np.array_equal(session.last_logits(), logits)
@@ -198,7 +198,7 @@ def test_a_conversation_an_adapter_wrote_is_read_again_once_for_all(
     session.append(TEXT + "<certainty>", adapter="sure")
     session.generate(max_tokens=10, sampling=GREEDY, adapter="sure").read()
     tokens, provenance = session.tokens, session.provenance
-    state = model.engine.state(session._seq)
+    state = session.state()
     at = provenance[1][0]
     verdicts = session.invoke_many([ag.Invocation(n, [1]) for n in ("other", None, "lora")])
     other, base, _ = verdicts
@@ -209,7 +209,7 @@ def test_a_conversation_an_adapter_wrote_is_read_again_once_for_all(
     assert list(other.tokens) == from_scratch(files, [*tokens, *suffix], "other")
     assert list(base.tokens) == from_scratch(files, [*tokens, 1], None)
     assert session.provenance == provenance
-    assert model.engine.state(session._seq) == state
+    assert session.state() == state
 
 
 def test_a_reply_by_a_plain_lora_serves_the_same_lora(model: ag.Model, files: Files) -> None:
@@ -255,7 +255,7 @@ def test_an_error_in_the_callback_drops_the_forks(
     session: ag.Session, model: ag.Model, error: BaseException
 ) -> None:
     engine = model.engine
-    state, used = engine.state(session._seq), engine.books.used()
+    state, used = session.state(), engine.books.used()
     calls = 0
 
     def on_text(_index: int, _piece: str) -> None:
@@ -268,7 +268,7 @@ def test_an_error_in_the_callback_drops_the_forks(
         session.invoke_many([ag.Invocation("sure"), ag.Invocation("lora")], on_text=on_text)
     assert engine.books.used() == used
     assert engine.books.free_sequences == engine.books.n_seqs - 1
-    assert engine.state(session._seq) == state
+    assert session.state() == state
     model.unload_adapter("sure")  # no activation is left behind
     session.append("go on")
 
@@ -311,24 +311,24 @@ def test_a_suffix_longer_than_the_room_says_what_is_needed(files: Files) -> None
     with files.model(n_ctx=256) as model:
         session = model.session()
         session.sync(list(range(200)))
-        state = model.engine.state(session._seq)
+        state = session.state()
         with pytest.raises(ag.CacheFullError, match=r"'sure': .*109 cells needed, 56 of 256 free"):
             session.invoke(ag.Invocation("sure", list(range(100))))
         with pytest.raises(ag.CacheFullError, match=r"'lora': .*201 cells needed, 56 of 256 free"):
             session.invoke_many([ag.Invocation("lora", [1])])
-        assert model.engine.state(session._seq) == state
+        assert session.state() == state
 
 
 def test_a_cache_that_fills_up_in_the_middle(files: Files) -> None:
     with files.model(n_ctx=256) as model:
         session = model.session()
         session.sync(list(range(200)))
-        state = model.engine.state(session._seq)
+        state = session.state()
         with pytest.raises(
             ag.CacheFullError, match=r"'sure': dropped after 48 tokens, the conversation is as it"
         ):
             session.invoke(ag.Invocation("sure", max_tokens=100))
-        assert model.engine.state(session._seq) == state
+        assert session.state() == state
         assert session.invoke(ag.Invocation("sure", max_tokens=20)).finish_reason == "length"
         session.append([1, 2, 3])
 

@@ -334,7 +334,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     session = model.session()
     session.append(TEXT)
     before = session.tokens
-    state = model.engine.state(session._seq)
+    state = session.state()
     real = Engine._decode_chunk
 
     def interrupted(self: Engine, *arguments: object) -> None:
@@ -357,7 +357,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
         assert model.engine.books.free_sequences == model.engine.books.n_seqs - 1
     monkeypatch.undo()
     sound(session)
-    assert model.engine.state(session._seq) == state
+    assert session.state() == state
     session.append(" more")
     assert close_to(session.last_logits(), fresh(files, session.tokens))
 
