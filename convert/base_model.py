@@ -78,8 +78,12 @@ class BaseModel:
             counts = self.header.array(key)
             if len(counts) <= layer:
                 raise FileFormatError(f"{self.path}: '{key}' has no entry for layer {layer}")
-            return int(counts[layer])
-        return self._integer(name)
+            count = int(counts[layer])
+        else:
+            count = self._integer(name)
+        if count <= 0:
+            raise FileFormatError(f"{self.path}: '{key}' is {count} for layer {layer}")
+        return count
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """A tensor's shape in ggml order, a weight's being (n_in, n_out); None if there is none."""

@@ -225,7 +225,7 @@ def _is_bool(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Whether it fits the float32 that an adapter GGUF keeps its alpha in."""
-    return type(value) in (int, float) and -3e38 < value < 3e38
+    return type(value) in (int, float) and (value == 0 or 1e-37 < abs(value) < 3e38)
 
 
 def _is_rank(value: Any) -> bool:

@@ -50,6 +50,7 @@ CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
     ("lora_alpha", "16", FileFormatError, 'lora_alpha is "16", expected a finite number'),
     ("lora_alpha", float("inf"), FileFormatError, "lora_alpha is Infinity"),
     ("lora_alpha", True, FileFormatError, "lora_alpha is true"),
+    ("lora_alpha", 1e-50, FileFormatError, "lora_alpha is 1e-50, expected a finite number"),
     ("alpha_pattern", {"q_proj": 0}, UnsupportedAdapterError, "alpha of 0"),
     ("alpha_pattern", {"q_proj": "x"}, FileFormatError, "alpha_pattern is"),
     ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is no regular expression"),
@@ -280,6 +281,22 @@ def test_bases_that_cannot_be(case: Case) -> None:
         case.convert()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_count", 2**31, "'llama.block_count' is 2147483648, but the file has 16 tensors"),
+        ("attention.head_count", 0, "'llama.attention.head_count' is 0 for layer 0"),
+        ("attention.head_count", [4], "'llama.attention.head_count' has no entry for layer 1"),
+        ("attention.head_count", 3, "has 16 rows, which 3 heads cannot share"),
+        ("attention.head_count", "4", "'llama.attention.head_count' must be of type uint32 or"),
+    ],
+)
+def test_bases_with_impossible_counts(case: Case, key: str, value: Any, message: str) -> None:
+    write_base(case.base, changes={key: value})
+    with pytest.raises(FileFormatError, match=message):
+        case.convert()
+
+
 def test_split_base(case: Case) -> None:
     import gguf
 
@@ -349,7 +366,24 @@ FIELDS = [
     "base_model_name_or_path",
     "peft_version",
 ]
-VALUES = [None, 0, 1, -1, 10**400, 1.5, 1e300, float("nan"), "x", "", [], [1], [[]], {}, {"a": {}}]
+VALUES: list[Any] = [
+    None,
+    0,
+    1,
+    -1,
+    10**400,
+    1.5,
+    1e300,
+    1e-300,
+    float("nan"),
+    "x",
+    "",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": {}},
+]
 
 
 @pytest.mark.parametrize("field", FIELDS)

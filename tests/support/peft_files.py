@@ -38,14 +38,29 @@ PREFIX = "base_model.model."
 
 
 def write_base(
-    path: Path, *, architecture: str = "llama", tied: bool = False, kind: str = "model"
+    path: Path,
+    *,
+    architecture: str = "llama",
+    tied: bool = False,
+    kind: str = "model",
+    changes: dict[str, Any] | None = None,
 ) -> Path:
-    """A base of zeros with the shapes above."""
+    """A base of zeros with the shapes above; `changes` are to its `<architecture>.` metadata."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)
-    writer.add_block_count(LAYERS)
-    writer.add_head_count(N_HEADS)
-    writer.add_head_count_kv(N_KV_HEADS)
+    counts: dict[str, Any] = {
+        "block_count": LAYERS,
+        "attention.head_count": N_HEADS,
+        "attention.head_count_kv": N_KV_HEADS,
+        **(changes or {}),
+    }
+    for key, value in counts.items():
+        if isinstance(value, list):
+            writer.add_array(f"{architecture}.{key}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"{architecture}.{key}", value)
+        else:
+            writer.add_uint32(f"{architecture}.{key}", value)
     shapes = {"token_embd": (N_EMBD, N_VOCAB)}
     if not tied:
         shapes["output"] = (N_EMBD, N_VOCAB)
