@@ -21,7 +21,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 endif
 # CI=true makes warnings in our own C++ errors.
 WERROR := $(if $(CI),ON,OFF)
-SETTINGS := -C cmake.define.ALORA_WERROR=$(WERROR) -C cmake.define.ALORA_BUILD_TESTS=OFF
+# A build folder of its own: an isolated pip build may bring another CMake, which compiles all anew.
+SETTINGS := -C build-dir=$(NATIVE_BUILD) \
+	-C cmake.define.ALORA_WERROR=$(WERROR) -C cmake.define.ALORA_BUILD_TESTS=OFF
 
 BASE := $(VENV)/.stamp-base
 PACKAGE := $(VENV)/.stamp-package
