@@ -25,13 +25,19 @@ FLASH_ATTENTION_OFF = 0
 class Base:
     """A loaded base model."""
 
-    def __init__(self, model: TinyModel) -> None:
-        self.native: Native = load()
-        self.llama: Any = self.native.llama
+    def __init__(self, path: Path, stock: Any = None) -> None:
+        """Loads `path` with our library, or with the one that `stock`, llama_cpp's module, has."""
+        self._native: Native | None = None if stock else load()
+        self.llama: Any = stock or self._native.llama
         params = self.llama.llama_model_default_params()
         params.n_gpu_layers = 0
-        self.handle = self.llama.llama_model_load_from_file(str(model.gguf).encode(), params)
+        self.handle = self.llama.llama_model_load_from_file(str(path).encode(), params)
         assert self.handle
+
+    @property
+    def native(self) -> Native:
+        assert self._native, "the stock library has no bank"
+        return self._native
 
     def context(self, *, n_batch: int = 256, n_seq_max: int = 8) -> Context:
         return Context(self, n_batch, n_seq_max)
@@ -44,7 +50,7 @@ class Context:
     """A context with F32 cells, so that only the order of additions differs between graphs."""
 
     def __init__(self, base: Base, n_batch: int, n_seq_max: int) -> None:
-        self.base, self.native, self.llama = base, base.native, base.llama
+        self.base, self.llama = base, base.llama
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = 1024, n_batch, n_batch
         params.n_seq_max, params.kv_unified = n_seq_max, True
@@ -53,6 +59,10 @@ class Context:
         params.flash_attn_type = FLASH_ATTENTION_OFF
         self.handle = self.llama.llama_init_from_model(base.handle, params)
         assert self.handle
+
+    @property
+    def native(self) -> Native:
+        return self.base.native
 
     def close(self) -> None:
         self.llama.llama_free(self.handle)
@@ -84,7 +94,7 @@ class Context:
     ) -> Logits:
         """The logits [n_wanted, n_vocab] of the tokens that are wanted, in order."""
         status, rows = self.try_decode(tokens, want)
-        assert status == 0, (status, self.native.last_error())
+        assert status == 0, status
         return rows
 
     def try_decode(

@@ -47,7 +47,7 @@ def set_up(family: str, folder: Path, **options: bool) -> Iterator[Setup]:
         write_adapter(folder / f"{rank}.gguf", model, rank=rank, seed=rank, **options)
         for rank in RANKS
     ]
-    base = Base(model)
+    base = Base(model.gguf)
     ctx = base.context()
     setup = Setup(base, ctx, [ctx.add(path) for path in adapters], adapters)
     setup.expected = [setup.stock(None), *(setup.stock(path) for path in adapters)]
@@ -196,7 +196,7 @@ def llama() -> TinyModel:
 
 @pytest.fixture
 def ctx(llama: TinyModel) -> Iterator[Context]:
-    base = Base(llama)
+    base = Base(llama.gguf)
     ctx = base.context()
     yield ctx
     ctx.close()
@@ -213,7 +213,7 @@ def test_embeddings(family: str, tmp_path: Path) -> None:
         for seed in (1, 2)
     ]
     plain = write_adapter(tmp_path / "plain.gguf", model, rank=8, seed=1, only="attn_q")
-    base = Base(model)
+    base = Base(model.gguf)
     ctx = base.context()
     slots = [ctx.add(path) for path in paths]
     expected = []
