@@ -7,6 +7,7 @@ imported, and each start of it costs seconds for torch and transformers.
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def stock_convert(requests: Sequence[Request]) -> None:
         [sys.executable, __file__, str(upstream_tree()), argument_lists],
         capture_output=True,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # small tensors: more threads only spin
     )
     if run.returncode:
         raise RuntimeError(f"convert_lora_to_gguf.py failed:\n{run.stderr}")

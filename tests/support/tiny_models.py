@@ -108,6 +108,7 @@ class TinyModel:
         import torch
         from transformers import AutoModelForCausalLM
 
+        torch.set_num_threads(1)  # these sizes gain nothing from more, and waiting threads spin
         model = AutoModelForCausalLM.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="eager"
         )
@@ -140,6 +141,7 @@ def build(families: Iterable[str]) -> None:
             [sys.executable, str(script), str(upstream_tree()), *pairs],
             capture_output=True,
             text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         if run.returncode:
             raise RuntimeError(f"{script.name} failed:\n{run.stderr}")
