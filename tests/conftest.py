@@ -12,6 +12,9 @@ import tiny_base
 import alora_gguf as ag
 
 INVOCATION = "<certainty>"
+# F32 keys and values: what is left between batches of another shape are other orders of summation,
+# 1e-5 of the largest logit and not 1e-2
+EXACT = ag.ContextOptions(type_k="f32", type_v="f32", flash_attn="off")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Files:
             "adapters": {"sure": self.alora, "other": self.other, "lora": self.lora},
             "n_ctx": 1024,
             "n_threads": 1,
+            "options": EXACT,
         }
-        arguments.update(options)
+        arguments.update({k: v for k, v in options.items() if v is not None})
         return ag.Model(self.base, **arguments)  # type: ignore[arg-type]
 
 

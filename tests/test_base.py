@@ -148,7 +148,7 @@ def test_context_options_are_checked(options: dict[str, object], text: str) -> N
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 def test_cache_types(files: Files, kind: str) -> None:
-    options = ag.ContextOptions(type_k=kind, type_v=kind, n_ctx=256)  # type: ignore[arg-type]
+    options = ag.ContextOptions(type_k=kind, type_v=kind, n_threads=1)  # type: ignore[arg-type]
     with ag.Model(files.base, adapters={"sure": files.alora}, options=options) as model:
         session = model.session()
         session.append("Hello")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_base
-from conftest import Files
+from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.engine import Engine, Run
@@ -40,7 +41,7 @@ def from_scratch(
 
 
 def test_eight_invocations_leave_the_base_cells_as_they_were(
-    session: ag.Session, model: ag.Model
+    session: ag.Session, model: ag.Model, files: Files
 ) -> None:
     engine = model.engine
     state, used, tokens = session.state(), engine.books.used(), session.tokens
@@ -54,7 +55,7 @@ def test_eight_invocations_leave_the_base_cells_as_they_were(
     assert np.array_equal(session.last_logits(), logits)
     # and the next tokens are bit-equal to those of a model that never invoked any
     session.append([5, 6, 7])
-    with ag.Model(model.path, n_ctx=1024, n_threads=1) as never:
+    with files.model(adapters={}) as never:
         other = never.session()
         other.append(TEXT)
         other.append([5, 6, 7])
@@ -342,7 +343,7 @@ def test_no_sequence_is_left_to_fork(files: Files) -> None:
 
 
 def test_suffixes_longer_than_a_batch(files: Files) -> None:
-    options = ag.ContextOptions(n_ctx=1024, n_batch=16, n_ubatch=8, n_seq_max=5, n_threads=1)
+    options = replace(EXACT, n_batch=16, n_ubatch=8, n_seq_max=5)
     results = []
     for given in (options, None):
         with files.model(options=given, n_ctx=1024) as model:

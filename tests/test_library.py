@@ -109,7 +109,7 @@ def test_it_is_quiet_unless_asked(files: Files) -> None:
 def test_leaving_everything_open_at_exit_is_fine(files: Files) -> None:
     code = (
         "import alora_gguf as ag\n"
-        f"m = ag.Model({str(files.base)!r}, adapters={{'l': {str(files.lora)!r}}}, n_ctx=256)\n"
+        f"m = ag.Model({str(files.base)!r}, adapters={{'l': {str(files.lora)!r}}}, n_threads=1)\n"
         "s = m.session(); s.append('Hello')\n"
         "g = s.generate(adapter='l'); next(g)\n"
         "sys = None; print('end')"
