@@ -1,0 +1,96 @@
+"""The command: `python -m benchmarks`. Prints both sides and the ratio of each row."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import report, rows_binding, rows_decode, rows_idle, rows_intrinsics
+from .bench import Bench, Settings
+from .measure import Result
+from .models import SHAPES
+from .runtime import Library
+
+ROWS: dict[str, Callable[[Bench], list[Result]]] = {
+    "idle": rows_idle.idle,
+    "decode": rows_decode.one_decode,
+    "invocation": rows_decode.one_invocation,
+    "mixed": rows_decode.mixed_decode,
+    "switch": rows_decode.switching,
+    "intrinsics": rows_intrinsics.eight_intrinsics,
+    "first-token": rows_intrinsics.first_token,
+    "memory": rows_intrinsics.memory,
+    "binding": rows_binding.binding,
+}
+
+
+def arguments() -> argparse.Namespace:
+    from alora_gguf.options import default_threads
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rows", default=",".join(ROWS), help="which (all: %(default)s)")
+    parser.add_argument("--models", default=",".join(SHAPES), help="which (%(default)s)")
+    parser.add_argument(
+        "--threads", default=str(default_threads()), help="numbers of threads (%(default)s)"
+    )
+    parser.add_argument(
+        "--cached", type=int, default=2048, help="tokens of the conversation (%(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
+    parser.add_argument(
+        "--stock", type=Path, help="folder of an unpatched libllama (built if not given)"
+    )
+    parser.add_argument("--json", type=Path, help="writes all samples to this file")
+    parser.add_argument(
+        "--write-readme", action="store_true", help="puts the tables into README.md"
+    )
+    parser.add_argument("--check", action="store_true", help="fails if a floor is missed")
+    chosen = parser.parse_args()
+    for option, known in (("rows", ROWS), ("models", SHAPES)):
+        names = getattr(chosen, option).split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            parser.error(f"--{option}: {', '.join(unknown)} unknown; there are {', '.join(known)}")
+        setattr(chosen, option, names)
+    chosen.threads = [int(n) for n in chosen.threads.split(",")]
+    return chosen
+
+
+def measure(chosen: argparse.Namespace) -> list[report.Report]:
+    """Runs the rows, printing each as soon as it is known."""
+    library = Library()
+    reports = []
+    for name in chosen.models:
+        for n_threads in chosen.threads:
+            effort = 0.25 if chosen.quick else 1.0
+            settings = Settings(n_threads, chosen.cached, effort, chosen.stock)
+            bench = Bench(library, SHAPES[name], settings)
+            part = report.Report(bench.shape.name, n_threads, [])
+            print(report.heading(part), flush=True)
+            for row in chosen.rows:
+                for result in ROWS[row](bench):
+                    part.results.append(result)
+                    print(report.line(result), flush=True)
+            print()
+            bench.close()
+            reports.append(part)
+    return reports
+
+
+def main() -> int:
+    chosen = arguments()
+    reports = measure(chosen)
+    if chosen.json:
+        report.write_json(reports, chosen.json)
+    if chosen.write_readme:
+        report.write_readme(reports)
+    missed = report.missed(reports)
+    if missed:
+        print("Missed floors:\n" + "\n".join(missed), file=sys.stderr)
+    return 1 if chosen.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Writes the benchmark's models and adapters: real shapes and real tensor types, random weights.
+
+Speed does not depend on the weights' values, so the quantized blocks are random bytes with sane
+scales and no float is ever quantized. Files are kept in build/bench-models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+FOLDER: Final = Path(__file__).resolve().parents[1] / "build" / "bench-models" / "v1"
+INVOCATION: Final = tuple(range(1000, 1016))
+"""The invocation of every adapter: 16 token ids."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides a base's speed; `metadata` is what its architecture wants besides."""
+
+    name: str
+    arch: str
+    layers: int
+    vocab: int
+    metadata: dict[str, float] = field(default_factory=dict)
+    hidden: int = 2048
+    ff: int = 8192
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 64
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(n_out, n_in) of each linear layer of a block."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "attn_q": (q, self.hidden),
+            "attn_k": (kv, self.hidden),
+            "attn_v": (kv, self.hidden),
+            "attn_output": (self.hidden, q),
+            "ffn_gate": (self.ff, self.hidden),
+            "ffn_up": (self.ff, self.hidden),
+            "ffn_down": (self.hidden, self.ff),
+        }
+
+
+SHAPES: Final = {
+    "1b": Shape(
+        "Llama-3.2-1B", "llama", 16, 128256,
+        {"rope.freq_base": 500000.0, "attention.layer_norm_rms_epsilon": 1e-5},
+    ),
+    "2b": Shape(
+        "Granite-3.3-2B", "granite", 40, 49152,
+        {
+            "rope.freq_base": 10000000.0, "attention.layer_norm_rms_epsilon": 1e-5,
+            "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0,
+            "attention.scale": 0.015625,
+        },
+    ),
+}  # fmt: skip
+
+TARGETS: Final = {
+    "attention-only": ("attn_q", "attn_k", "attn_v", "attn_output"),
+    "all-linear": (
+        "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+    ),
+}  # fmt: skip
+
+
+def base(shape: Shape, quant: str = "q4_0") -> Path:
+    """A base of `shape`, written if it is missing. Both shapes tie their output to the embedding,
+    which llama.cpp's quantizer then makes Q6_K.
+    """
+    path = FOLDER / f"{shape.name}-{quant}.gguf"
+    if not path.is_file():
+        with _writer(path, shape.arch) as writer:
+            _fill_base(writer, shape, quant)
+    return path
+
+
+def adapters(shape: Shape, targets: str, n: int = 8, rank: int = 32) -> list[Path]:
+    """`n` F16 aLoRA adapters of TARGETS[targets], written if they are missing."""
+    paths = []
+    for i in range(n):
+        path = FOLDER / f"{shape.name}-{targets}-r{rank}-{i}.gguf"
+        if not path.is_file():
+            with _writer(path, shape.arch) as writer:
+                _fill_adapter(writer, shape, targets, rank, i)
+        paths.append(path)
+    return paths
+
+
+@contextlib.contextmanager
+def _writer(path: Path, arch: str) -> Iterator[Any]:
+    """A GGUF writer whose file appears at `path` when it is complete."""
+    import gguf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    writer = gguf.GGUFWriter(temporary, arch)
+    yield writer
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    temporary.replace(path)
+
+
+def _fill_base(writer: Any, shape: Shape, quant: str) -> None:
+    arch, rng = shape.arch, np.random.default_rng(1)
+    writer.add_name(f"{shape.name} shape, random weights")
+    writer.add_tokenizer_model("none")
+    integers = {
+        "vocab_size": shape.vocab,
+        "block_count": shape.layers,
+        "context_length": 131072,
+        "embedding_length": shape.hidden,
+        "feed_forward_length": shape.ff,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "rope.dimension_count": shape.head_dim,
+    }
+    for key, number in integers.items():
+        writer.add_uint32(f"{arch}.{key}", number)
+    for key, value in shape.metadata.items():
+        writer.add_float32(f"{arch}.{key}", value)
+
+    ones = np.ones(shape.hidden, dtype=np.float32)
+    _add_blocks(writer, rng, "token_embd.weight", (shape.vocab, shape.hidden), "q6_k")
+    writer.add_tensor("output_norm.weight", ones)
+    for layer, name, size in _linears(shape):
+        if name == "attn_q":
+            writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
+            writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
+        _add_blocks(writer, rng, f"blk.{layer}.{name}.weight", size, quant)
+
+
+def _linears(shape: Shape) -> Iterator[tuple[int, str, tuple[int, int]]]:
+    for layer in range(shape.layers):
+        for name, size in shape.linears().items():
+            yield layer, name, size
+
+
+def _add_blocks(
+    writer: Any, rng: np.random.Generator, name: str, size: tuple[int, int], quant: str
+) -> None:
+    """Adds a quantized [n_out, n_in] matrix whose rows keep a vector's size, more or less."""
+    import gguf
+
+    n_out, n_in = size
+    spread = {"q4_0": 4.6, "q8_0": 74.0, "q6_k": 18.5 * 74.0}[quant]  # of a block at scale 1
+    n_blocks = n_out * n_in // (256 if quant == "q6_k" else 32)
+    scales = rng.uniform(0.7, 1.3, n_blocks) * rng.choice([-1.0, 1.0], n_blocks)
+    scales = (scales / (spread * n_in**0.5)).astype(np.float16)
+    scale_bytes: Bytes = scales.view(np.uint8).reshape(n_blocks, 2)
+    payload = {"q4_0": 16, "q8_0": 32, "q6_k": 208}[quant]
+    noise = np.frombuffer(rng.bytes(n_blocks * payload), dtype=np.uint8).reshape(n_blocks, payload)
+    parts = [noise, scale_bytes] if quant == "q6_k" else [scale_bytes, noise]
+    blocks = np.concatenate(parts, axis=1).reshape(n_out, -1)
+    writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType[quant.upper()])
+
+
+def _fill_adapter(writer: Any, shape: Shape, targets: str, rank: int, index: int) -> None:
+    import gguf
+
+    rng = np.random.default_rng(100 + index)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_name(f"random {targets} {index}")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    writer.add_key_value(
+        "adapter.alora.invocation_tokens",
+        list(INVOCATION),
+        gguf.GGUFValueType.ARRAY,
+        sub_type=gguf.GGUFValueType.UINT32,
+    )
+    for layer, name, (n_out, n_in) in _linears(shape):
+        if name in TARGETS[targets]:
+            weight = f"blk.{layer}.{name}.weight"
+            writer.add_tensor(f"{weight}.lora_a", _noise(rng, (rank, n_in), n_in**-0.5))
+            writer.add_tensor(f"{weight}.lora_b", _noise(rng, (n_out, rank), 0.1 * rank**-0.5))
+
+
+def _noise(
+    rng: np.random.Generator, size: tuple[int, int], deviation: float
+) -> NDArray[np.float16]:
+    noise = rng.random(size, dtype=np.float32)
+    noise -= np.float32(0.5)
+    noise *= np.float32(deviation * 12**0.5)
+    return noise.astype(np.float16)
