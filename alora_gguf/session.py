@@ -267,7 +267,7 @@ class Session:
 
     def advance(self, token: int, spans: Spans) -> None:
         """Adds a generated token and reads it; its adapter is active already."""
-        n = len(self._cached)
+        n, before = len(self._cached), self._logits
         try:
             (logits,) = self._engine.decode([Run(self._seq, [token])])
             self._cached.extend([token], spans)
@@ -275,6 +275,7 @@ class Session:
             self._logits = logits
         except BaseException:
             self._cut(n)
+            self._logits = before if self.cached == n else None
             del self._tokens[n:]
             raise
 
@@ -324,7 +325,7 @@ class Session:
             if self._cut(keep) < keep:
                 keep = 0
                 note = "this model's memory cannot rewind, so everything was read again"
-        old = self._tokens
+        old, before = self._tokens, self._logits  # None if anything was cut
         rest = tokens[keep:]
         try:
             if rest:
@@ -336,6 +337,7 @@ class Session:
         except BaseException:
             self._tokens = old
             self._cut(keep)
+            self._logits = before if self.cached == keep else None
             raise
         finally:
             engine.deactivate(self._seq)

@@ -384,6 +384,15 @@ def test_an_empty_conversation_can_be_asked_with_a_suffix(model: ag.Model) -> No
     assert session.tokens == []
 
 
+def test_nothing_to_read_after_a_rewind(session: ag.Session, files: Files) -> None:
+    """The logits after the last token are gone, so that one is read again."""
+    n = len(session.tokens) - 3
+    session.rewind(n)
+    verdict = session.invoke(ag.Invocation(None))
+    assert (verdict.timings.reused, verdict.timings.evaluated) == (n - 1, 1)
+    assert list(verdict.tokens) == from_scratch(files, session.tokens, None)
+
+
 def test_a_scale_of_zero_is_the_base(session: ag.Session) -> None:
     suffix = "ab <certainty>"
     zero = session.invoke(ag.Invocation("sure", suffix, scale=0.0))

@@ -19,7 +19,7 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.engine import Engine
-from alora_gguf.provenance import BASE, Provenance
+from alora_gguf.provenance import BASE, CachedTokens, Provenance
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
@@ -328,7 +328,7 @@ def test_invoking_does_not_end_a_generation(model: ag.Model) -> None:
     assert run(True) == run(False)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", "after", "while recording"])
 def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     model: ag.Model, files: Files, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -336,14 +336,17 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     session.append(TEXT)
     before = session.tokens
     state = session.state()
-    real = Engine._decode_chunk
+    place, name = Engine, "_decode_chunk"
+    if moment == "while recording":
+        place, name = CachedTokens, "extend"  # type: ignore[assignment]
+    real = getattr(place, name)
 
-    def interrupted(self: Engine, *arguments: object) -> None:
-        if moment == "after":
-            real(self, *arguments)  # type: ignore[arg-type]
+    def interrupted(*arguments: object) -> None:
+        if moment != "before":
+            real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Engine, "_decode_chunk", interrupted)
+    monkeypatch.setattr(place, name, interrupted)
     calls: list[Callable[[], object]] = [
         lambda: session.append(" more"),
         lambda: session.append("<certainty>", adapter="sure"),
@@ -351,7 +354,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
         lambda: session.invoke(ag.Invocation("sure")),
         lambda: session.invoke_many([ag.Invocation(n) for n in ("sure", "lora", None)]),
     ]
-    for call in calls:
+    for call in calls[:3] if moment == "while recording" else calls:  # forks keep no record
         with pytest.raises(KeyboardInterrupt):
             call()
         assert session.tokens == before
