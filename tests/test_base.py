@@ -130,6 +130,26 @@ def test_adapters_given_to_the_model_load_all_or_none(files: Files, tmp_path: Pa
         assert model.stats().n_adapters == before + 1
 
 
+def test_an_adapter_the_library_refuses_takes_the_others_with_it(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alora_gguf._native import Native
+
+    real = Native.adapter_add
+
+    def refuse(self: Native, ctx: int, gguf: bytes, what: str) -> int:
+        if what == str(files.lora):
+            raise ag.AdapterMismatchError("no")
+        return real(self, ctx, gguf, what)
+
+    with ag.Model(files.base, n_ctx=256) as model:
+        monkeypatch.setattr(Native, "adapter_add", refuse)
+        with pytest.raises(ag.AdapterMismatchError):
+            model._bank.load({"sure": files.alora, "lora": files.lora})
+        assert dict(model.adapters) == {}
+        assert model.stats().n_adapters == 0
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

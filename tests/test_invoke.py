@@ -192,6 +192,11 @@ def test_a_missing_invocation_is_an_error_that_shows_the_nearest(session: ag.Ses
         session.invoke(ag.Invocation("sure", list(b"<certainty>"), append_invocation=False))
 
 
+def test_an_invocation_in_other_tokens_is_not_silently_doubled(session: ag.Session) -> None:
+    with pytest.raises(ag.InvocationNotFoundError, match="leave it out and let it be appended"):
+        session.invoke(ag.Invocation("sure", "so <certainty>>"))  # ">>" is one token
+
+
 def test_a_conversation_an_adapter_wrote_is_read_again_once_for_all(
     model: ag.Model, files: Files
 ) -> None:

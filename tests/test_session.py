@@ -410,6 +410,22 @@ def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
     assert close_to(session.last_logits(), fresh(files, session.tokens))
 
 
+@pytest.mark.parametrize("n", [0, 5])
+def test_an_interrupt_between_record_and_memory_is_mended(
+    model: ag.Model, files: Files, n: int
+) -> None:
+    session = model.session()
+    session.append(TEXT)
+    session._cached.truncate(n)
+    session.append("x")
+    sound(session)
+    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    model.engine.truncate(session._seq, n)
+    session.append("y")
+    sound(session)
+    assert close_to(session.last_logits(), fresh(files, session.tokens))
+
+
 # Limits ------------------------------------------------------------------------------------------
 
 

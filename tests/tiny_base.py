@@ -15,7 +15,7 @@ import numpy as np
 
 N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER = 64, 4, 2, 128, 2
 N_KV = N_EMBD // N_HEAD * N_HEAD_KV
-MERGES = ["t h", "th e", "Ġ a", "Ġ the", "i n", "e r", "< c", "a i", "ai n"]
+MERGES = ["t h", "th e", "Ġ a", "Ġ the", "i n", "e r", "< c", "a i", "ai n", "> >"]
 CONTROL = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>"]
 
 # target -> (n_in, n_out) per layer
