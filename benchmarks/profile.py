@@ -68,9 +68,9 @@ class Profile:
             return str(op)
         weight = _Tensor.from_address(tensor.src[0])
         name = weight.name.decode(errors="replace").split(" ")[0]
-        if "lora" in name or "alora" in name or weight.view_src:
+        if weight.view_src or not name.endswith(".weight"):  # of the bank or a LoRA's file
             return f"{op} adapter [{weight.ne[0]}, {weight.ne[1]}]"
-        return f"{op} {name.split('.')[-2] if '.' in name else name}"
+        return f"{op} {name.split('.')[-2]}"
 
 
 def prepare(bench: Bench, stack: ExitStack, case: str, targets: str) -> tuple[Context, Profile]:
