@@ -6,12 +6,13 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstring>
 
 // add, mul by scale and two products, a reshape or view around each
 static constexpr uint32_t NODES_PER_USE = 12;
 
-// slots to begin with, and the ranks' granularity: rows of B should begin on 16 bytes on a CPU, and
-// other backends' mul_mat_id wants rows of 32
+// slots to begin with, and the ranks' granularity: other backends' mul_mat_id wants rows of B to be
+// a multiple of 32
 static constexpr int32_t FIRST_SLOTS      = 5;
 static constexpr int64_t RANK_STEP_HOST   = 8;
 static constexpr int64_t RANK_STEP_DEVICE = 32;
@@ -56,6 +57,27 @@ static ggml_backend_buffer_type_t buffer_type(const ggml_tensor * weight) {
 
 bool alora_target::on_host() const {
     return ggml_backend_buft_is_host(buffer_type(weight));
+}
+
+// What ggml's dot product on the CPU takes at a time. It does the rest of a row one by one, which
+// for rows of 32 on AVX-512 takes four times as long as a whole step of 64.
+static int64_t dot_step() {
+    ggml_backend_reg_t reg =
+            ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    auto get_features = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(
+            reg, "ggml_backend_get_features");
+    for (auto * feature = get_features ? get_features(reg) : nullptr; feature && feature->name;
+            ++feature) {
+        if (strcmp(feature->name, "AVX512") == 0) {
+            return 64;
+        }
+    }
+    return 32;
+}
+
+int64_t alora_target::width(int64_t r) const {
+    static const int64_t step = dot_step();
+    return on_host() ? GGML_PAD(r, step) : r;
 }
 
 //

@@ -16,9 +16,9 @@ struct llama_model;
 
 // How an architecture's graph consumes a weight.
 enum class alora_op {
-    mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [rank, n_out, n_slots]
-    mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [rank, n_out, n_expert*n_slots]
-    embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [rank, n_embd, n_slots]
+    mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [width, n_out, n_slots]
+    mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [width, n_out, n_expert*n_slots]
+    embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
 };
 
 // One base weight that at least one adapter changes. Matrices of one slot lie together, so a slot
@@ -40,7 +40,10 @@ struct alora_target {
     int64_t rows_a() const { return op == alora_op::embd ? weight->ne[1] : rank; }
     int64_t cols_a() const { return op == alora_op::embd ? rank : weight->ne[0]; }
     int64_t rows_b() const { return op == alora_op::embd ? weight->ne[0] : weight->ne[1]; }
-    int64_t cols_b() const { return rank; }
+    int64_t cols_b() const { return width(rank); }
+
+    // Values in a row of B for rank r: as many as the kernel of its products takes at a time.
+    int64_t width(int64_t r) const;
 
     bool on_host() const;
 };

@@ -270,10 +270,15 @@ static const alora_target * target_for(
     return target;
 }
 
-// Rank of the views of a single slot: its own where the products take rows shorter than their
+// Rows in the view of a single slot's A: its own rank where a row of B may be shorter than its
 // stride, which is only sure on the CPU.
 static int64_t view_rank(const alora_target & target, int32_t slot) {
     return target.on_host() ? target.slot_rank[slot] : target.rank;
+}
+
+// A·x [rank, ...], with zeros up to the width of B's rows.
+static ggml_tensor * widen(ggml_context * ctx, ggml_tensor * ax, int64_t width) {
+    return ax->ne[0] == width ? ax : ggml_pad(ctx, ax, (int) (width - ax->ne[0]), 0, 0, 0);
 }
 
 // One slot's matrices of a stack, `cols` x `rows` of each.
@@ -312,8 +317,10 @@ ggml_tensor * alora_mm(
             ax                   = ggml_mul(
                     ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
         }
-        delta = ggml_mul_mat(
-                ctx, slot_view(ctx, target->b, plan.slot, 1, rank, target->rows_b()), ax);
+        const int64_t width = target->width(rank);
+        delta               = ggml_mul_mat(
+                ctx, slot_view(ctx, target->b, plan.slot, 1, width, target->rows_b()),
+                widen(ctx, ax, width));
     } else {
         ggml_tensor * x = ggml_is_contiguous(cur) ? ggml_reshape_3d(ctx, cur, cur->ne[0], 1, n_rows)
                                                   : ggml_cont_3d(ctx, cur, cur->ne[0], 1, n_rows);
@@ -321,6 +328,7 @@ ggml_tensor * alora_mm(
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, input.scales(ctx, rows));
         }
+        ax    = widen(ctx, ax, target->cols_b());
         delta = ggml_mul_mat_id(ctx, target->b, ax, input.slots(ctx, rows));
         delta = ggml_reshape_4d(ctx, delta, res->ne[0], res->ne[1], res->ne[2], res->ne[3]);
     }
@@ -348,7 +356,7 @@ ggml_tensor * alora_mm_id(
     if (plan.kind == shape::single) {
         const int64_t rank = view_rank(*target, plan.slot);
         a                  = slot_view(ctx, a, plan.slot, n_exp, target->cols_a(), rank);
-        b                  = slot_view(ctx, b, plan.slot, n_exp, rank, target->rows_b());
+        b = slot_view(ctx, b, plan.slot, n_exp, target->width(rank), target->rows_b());
     } else {
         // look the chosen experts up among the matrices of each token's slot
         ids = ggml_get_rows(ctx, input.expert(ctx, rows, n_exp), ids);
@@ -359,7 +367,7 @@ ggml_tensor * alora_mm_id(
     if (plan.scaled) {
         ax = ggml_mul(ctx, ax, input.scales(ctx, rows));
     }
-    return ggml_add(ctx, res, ggml_mul_mat_id(ctx, b, ax, ids));
+    return ggml_add(ctx, res, ggml_mul_mat_id(ctx, b, widen(ctx, ax, b->ne[0]), ids));
 }
 
 ggml_tensor * alora_embd(
@@ -387,15 +395,15 @@ ggml_tensor * alora_embd(
             ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
         }
         delta = ggml_mul_mat(
-                ctx, slot_view(ctx, target->b, plan.slot, 1, target->rank, target->rows_b()), ax);
+                ctx, slot_view(ctx, target->b, plan.slot, 1, target->cols_b(), target->rows_b()),
+                widen(ctx, ax, target->cols_b()));
     } else {
         ax = ggml_get_rows(ctx, target->a, input.embedding(ctx, n_vocab));
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, input.scales(ctx, rows), 1, rows.n));
         }
-        delta = ggml_mul_mat_id(
-                ctx, target->b, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n),
-                input.slots(ctx, rows));
+        ax    = widen(ctx, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n), target->cols_b());
+        delta = ggml_mul_mat_id(ctx, target->b, ax, input.slots(ctx, rows));
         delta = ggml_reshape_2d(ctx, delta, res->ne[0], rows.n);
     }
     return ggml_add(ctx, res, delta);
