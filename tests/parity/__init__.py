@@ -1,0 +1,1 @@
+"""What the package computes against what PEFT computes, family by family."""
