@@ -17,6 +17,9 @@ static constexpr int32_t FIRST_SLOTS      = 5;
 static constexpr int64_t RANK_STEP_HOST   = 8;
 static constexpr int64_t RANK_STEP_DEVICE = 32;
 
+// what ggml's matrix product of several tokens on the CPU takes at a time
+static constexpr int64_t BATCH_STEP = 32;
+
 static alora_error mismatch(const std::string & what) {
     return alora_error(ALORA_ERR_MISMATCH, what);
 }
@@ -75,9 +78,9 @@ static int64_t dot_step() {
     return 32;
 }
 
-int64_t alora_target::width(int64_t r) const {
+int64_t alora_target::width(int64_t r, bool batch) const {
     static const int64_t step = dot_step();
-    return on_host() ? GGML_PAD(r, step) : r;
+    return on_host() ? GGML_PAD(r, batch ? BATCH_STEP : step) : r;
 }
 
 //

@@ -42,8 +42,9 @@ struct alora_target {
     int64_t rows_b() const { return op == alora_op::embd ? weight->ne[0] : weight->ne[1]; }
     int64_t cols_b() const { return width(rank); }
 
-    // Values in a row of B for rank r: as many as the kernel of its products takes at a time.
-    int64_t width(int64_t r) const;
+    // Values in a row of B for rank r: as many as the kernel of its products takes at a time. The
+    // rows are stored for the dot product of single tokens; `mul_mat` of a batch needs less.
+    int64_t width(int64_t r, bool batch = false) const;
 
     bool on_host() const;
 };

@@ -317,7 +317,7 @@ ggml_tensor * alora_mm(
             ax                   = ggml_mul(
                     ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
         }
-        const int64_t width = target->width(rank);
+        const int64_t width = target->width(rank, n_rows > 1);
         delta               = ggml_mul_mat(
                 ctx, slot_view(ctx, target->b, plan.slot, 1, width, target->rows_b()),
                 widen(ctx, ax, width));
