@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,22 +366,36 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     assert close_to(session.last_logits(), fresh(files, session.tokens))
 
 
-def generate_forever(session: ag.Session) -> None:
-    while True:
+def generate_for_long(session: ag.Session) -> None:
+    """Generates until it is interrupted, but not for ever."""
+    for _ in range(5000):
         session.generate(max_tokens=20, sampling=GREEDY).read()
         session.rewind(20)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[float], threading.Timer]]:
+    """Makes timers that send this process a Ctrl-C.
+
+    A process that was started in the background ignores it, and Python then leaves it so.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda delay: threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself a Ctrl-C signal")
-def test_a_real_ctrl_c_while_generating(files: Files) -> None:
+def test_a_real_ctrl_c_while_generating(
+    files: Files, ctrl_c: Callable[[float], threading.Timer]
+) -> None:
     with files.model(n_ctx=4096) as model:
         session = model.session()
         session.append(TEXT)
         for delay in (0.01, 0.02, 0.035):
-            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+            timer = ctrl_c(delay)
             timer.start()
             with pytest.raises(KeyboardInterrupt):
-                generate_forever(session)
+                generate_for_long(session)
             timer.join()
             session.rewind(min(20, len(session.tokens)))
             sound(session)
