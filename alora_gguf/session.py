@@ -112,8 +112,6 @@ class Session:
             use = self._model.use(adapter, scale)
             return self._timed_read(self._engine.vocab.check(tokens, "tokens"), use, started)
 
-    prefill = sync
-
     def rewind(self, n: int) -> None:
         """Forgets all but the first `n` tokens."""
         with self.lock:

@@ -22,11 +22,6 @@ class Timings:
     reuse_note: str = ""
 
     @property
-    def time_to_first_token(self) -> float | None:
-        """The same as `first_token`, under the name that benchmarks use."""
-        return self.first_token
-
-    @property
     def tokens_per_second(self) -> float | None:
         """Sampled tokens per second after the first; None if there was no second one."""
         if self.first_token is None or self.generated < 2 or self.total <= self.first_token:

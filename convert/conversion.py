@@ -172,7 +172,10 @@ def _check_source(source: Path) -> Path:
                 "is loaded; load it with PEFT where you trust it and save it again: "
                 "save_pretrained(..., safe_serialization=True) writes adapter_model.safetensors"
             )
-        raise FileFormatError(f"{source / _WEIGHTS}: there is no such file")
+        raise FileFormatError(
+            f"{source / _WEIGHTS}: there is no such file; save the adapter again with PEFT's "
+            "save_pretrained(), which writes it beside adapter_config.json"
+        )
     return source
 
 

@@ -63,7 +63,7 @@ bool alora_target::on_host() const {
 }
 
 // What ggml's dot product on the CPU takes at a time. It does the rest of a row one by one, which
-// for rows of 32 on AVX-512 takes four times as long as a whole step of 64.
+// for rows of 32 on AVX-512 takes longer than a whole step of 64.
 static int64_t dot_step() {
     ggml_backend_reg_t reg =
             ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
