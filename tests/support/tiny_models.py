@@ -45,6 +45,29 @@ _GRANITE: dict[str, Any] = {
 }
 
 
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_HYBRID: dict[str, Any] = {
+    **_GRANITE,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 192,  # upstream wants it equal to intermediate_size where dense
+    "mamba_n_heads": 8,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+}
+# Granite 4 without state space layers: upstream makes it a granite or granitemoe
+_ATTENTION_ONLY: dict[str, Any] = {
+    **_HYBRID,
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention"] * 3,
+    "position_embedding_type": "rope",
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """A transformers configuration class and what of it differs from the common shape."""
@@ -53,6 +76,7 @@ class Family:
     options: dict[str, Any]
 
 
+# graphs that differ from each other in what concerns the runtime: its tests go over all of them
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaConfig", {}),
     "mistral": Family("MistralConfig", {"head_dim": 64, "sliding_window": None}),
@@ -74,25 +98,59 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("Phi3Config", {"pad_token_id": 0, "sliding_window": None}),
     "granitemoe": Family(
         "GraniteMoeConfig",
-        {**_GRANITE, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {**_GRANITE, **_EXPERTS, "intermediate_size": 96},
     ),
-    "granitemoehybrid": Family(
-        "GraniteMoeHybridConfig",
+    "granitemoehybrid": Family("GraniteMoeHybridConfig", _HYBRID),
+}
+
+# further ones, which the converter's tests need
+MORE_FAMILIES: dict[str, Family] = {
+    "mixtral": Family("MixtralConfig", {**_EXPERTS, "intermediate_size": 96}),
+    "qwen2moe": Family(
+        "Qwen2MoeConfig",
         {
-            **_GRANITE,
-            "num_hidden_layers": 4,
-            "layer_types": ["linear_attention", "full_attention"] * 2,
-            "num_local_experts": 0,
-            "num_experts_per_tok": 0,
-            "shared_intermediate_size": 192,  # upstream wants it equal to intermediate_size
-            "mamba_n_heads": 8,
-            "mamba_d_head": 32,
-            "mamba_d_state": 16,
-            "mamba_expand": 2,
-            "mamba_n_groups": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 160,
         },
     ),
+    "qwen3moe": Family(
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,  # as in all published ones, and in upstream's graph
+        },
+    ),
+    # every other layer attends to a window
+    "gemma2": Family(
+        "Gemma2Config",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": _HEAD_DIM,
+            "query_pre_attn_scalar": _HEAD_DIM,
+            "sliding_window": 16,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "olmo2": Family("Olmo2Config", {}),
+    # every fourth layer has no rotary embedding
+    "smollm3": Family("SmolLM3Config", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "starcoder2": Family("Starcoder2Config", {"tie_word_embeddings": True}),
+    "gpt2": Family("GPT2Config", {"n_positions": 2048, "tie_word_embeddings": True}),
+    "granitemoehybrid-moe": Family(
+        "GraniteMoeHybridConfig", {**_HYBRID, **_EXPERTS, "intermediate_size": 96}
+    ),
+    "granitemoehybrid-attention": Family("GraniteMoeHybridConfig", _ATTENTION_ONLY),
+    "granitemoehybrid-attention-moe": Family(
+        "GraniteMoeHybridConfig", {**_ATTENTION_ONLY, **_EXPERTS, "intermediate_size": 96}
+    ),
 }
+ALL_FAMILIES = {**FAMILIES, **MORE_FAMILIES}
 
 
 @dataclass(frozen=True)
@@ -117,9 +175,13 @@ class TinyModel:
 
 @functools.cache
 def tiny_model(family: str) -> TinyModel:
-    """The tiny model of a family of FAMILIES; the first call builds all that are missing."""
+    """The tiny model of a family of ALL_FAMILIES.
+
+    Builds it, and what else is missing of the same group: what takes long is to start upstream.
+    """
     folder = _cache()
-    build(name for name in FAMILIES if not (folder / name / "base.gguf").is_file())
+    group = FAMILIES if family in FAMILIES else MORE_FAMILIES
+    build(name for name in group if not (folder / name / "base.gguf").is_file())
     return TinyModel(family, folder / family, folder / family / "base.gguf")
 
 
@@ -163,7 +225,7 @@ def _make(family: str) -> Any:
     import torch
     import transformers
 
-    spec = FAMILIES[family]
+    spec = ALL_FAMILIES[family]
     config = getattr(transformers, spec.config)(**{**_COMMON, **spec.options})
     torch.manual_seed(sum(family.encode()))
     auto: Any = transformers.AutoModelForCausalLM
@@ -181,14 +243,16 @@ def _fill(name: str, parameter: Any) -> None:
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("A_log", "D", "dt_bias") or "conv1d" in name:
         return  # the state space's own initialisation is sensible
-    if "norm" in name:  # gemma stores a norm's weight less one
+    if "norm" in name or ".ln_" in name:  # gemma stores a norm's weight less one
         parameter.add_(torch.randn_like(parameter) * 0.1)
     elif leaf == "bias":
         parameter.copy_(torch.randn_like(parameter) * 0.1)
-    elif "embed_tokens" in name:
+    elif "embed_tokens" in name or leaf in ("wte", "wpe"):
         parameter.copy_(torch.randn_like(parameter) * _HIDDEN**-0.5)
     else:
-        parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+        # GPT-2 keeps [in, out]
+        n_in = parameter.shape[0 if name.startswith("transformer.h.") else -1]
+        parameter.copy_(torch.randn_like(parameter) * n_in**-0.5)
 
 
 def _write_vocabulary(directory: Path) -> None:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 
-def hybrid_config(hparams: dict[str, Any]) -> None:
-    """Undoes what transformers 5 changed in granitemoehybrid and upstream does not know yet."""
-    names = {"linear_attention": "mamba", "full_attention": "attention"}
-    hparams["layer_types"] = [names.get(t, t) for t in hparams["layer_types"]]
+def as_transformers_4(hparams: dict[str, Any]) -> None:
+    """Undoes what transformers 5 changed in configurations and upstream does not know yet."""
+    if hparams["model_type"] == "granitemoehybrid":
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        hparams["layer_types"] = [names.get(t, t) for t in hparams["layer_types"]]
+    if hparams["model_type"] == "gpt2":
+        hparams["n_ctx"] = hparams["n_positions"]
 
 
 def write(source: Path, target: Path) -> None:
@@ -29,8 +32,7 @@ def write(source: Path, target: Path) -> None:
 
     hparams = json.loads((source / "config.json").read_text())
     family = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-    if hparams["model_type"] == "granitemoehybrid":
-        hybrid_config(hparams)
+    as_transformers_4(hparams)
 
     class WithoutVocabulary(family):  # type: ignore[misc,valid-type]
         model_arch = family.model_arch
