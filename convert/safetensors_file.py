@@ -7,22 +7,30 @@ back, without gaps or overlaps, and end where the file ends.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import reprlib
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 from alora_gguf.gguf_header import describe_foreign
+
+from .input_file import InputFile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _MAX_HEADER: Final = 100_000_000  # the format's own limit, in bytes
+_BRIEF: Final = reprlib.Repr()  # of what a damaged file holds, however long or deep
+_BRIEF.maxstring = 80
+_MAX_NAME: Final = 1000  # letters; the others are numpy's limits, with room for a dtype
+_MAX_DIMS: Final = 32
+_MAX_SIZE: Final = 2**59
 _DTYPE_BYTES: Final = {
     "BOOL": 1,
     "U8": 1,
@@ -55,61 +63,82 @@ class StoredTensor:
     nbytes: int
 
 
+class WeightsFile(Protocol):
+    """An adapter's weights, whatever format they lie in. `tensors` maps names to what is stored."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+
+    def read(self, name: str) -> NDArray[np.floating]:
+        """A tensor's values in torch's order, as float32 or (where F64 is stored) as float64."""
+
+    def sha256(self) -> str:
+        """The file's SHA-256, in hexadecimal. May run in another thread beside read()."""
+
+    def close(self) -> None:
+        """Lets go of the file. May be called again."""
+
+
 class SafetensorsFile:
     """A safetensors file's table of contents; values are read when asked for.
 
-    Raises FileFormatError, with the cause and the way out, for anything that is not sound.
+    The file stays open until close(), or to the end of a `with` block. Raises FileFormatError,
+    with the cause and the way out, for anything that is not sound.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
+        self._file = InputFile(path)
         try:
-            self.size = path.stat().st_size
-            with path.open("rb") as file:
-                start = file.read(64)
-                length = self._header_length(start)
-                file.seek(8)
-                header = file.read(length)
-        except OSError as error:
-            raise self._fail(f"cannot be read: {error.strerror or error}") from error
-        self._data_start = 8 + length
-        self._parse(header)
+            self.size = self._file.size
+            length = self._header_length(self._file.read_at(0, 64))
+            self._data_start = 8 + length
+            self._parse(self._file.read_at(8, length))
+        except BaseException:
+            self.close()
+            raise
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor's values, widened to float32 without loss: F32, F16 or BF16, in torch's order.
+    def __enter__(self) -> SafetensorsFile:
+        return self
 
-        Raises UnsupportedAdapterError for another dtype.
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file. May be called again."""
+        self._file.close()
+
+    def read(self, name: str) -> NDArray[np.floating]:
+        """A tensor's values, without loss, in torch's order: F32, F16 and BF16 as float32, F64 as
+        float64. Memory holds this one tensor.
+
+        Raises UnsupportedAdapterError for another dtype, FileFormatError if the file has changed.
         """
         import numpy as np
 
         info = self.tensors[name]
-        codes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+        codes = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
         if info.dtype not in codes:
             raise UnsupportedAdapterError(
-                f"{self.path}: tensor '{name}' has the dtype {info.dtype}, expected F32, F16 or "
-                "BF16; save the adapter again in one of them"
+                f"{self.path}: tensor '{name}' has the dtype {info.dtype}, expected F32, F16, "
+                "BF16 or F64; save the adapter again in one of them"
             )
-        with self.path.open("rb") as file:
-            file.seek(info.offset)
-            raw = file.read(info.nbytes)
+        raw = self._file.read_at(info.offset, info.nbytes)
         if len(raw) != info.nbytes:
             raise self._fail(f"became shorter while tensor '{name}' was read")
         values: NDArray[Any] = np.frombuffer(raw, codes[info.dtype])
         if info.dtype == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False).reshape(info.shape)
+        wide = np.float64 if info.dtype == "F64" else np.float32
+        return values.astype(wide, copy=False).reshape(info.shape)
 
     def sha256(self) -> str:
-        """The file's SHA-256, in hexadecimal."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        """The file's SHA-256, in hexadecimal. May run in another thread beside read()."""
+        return self._file.sha256()
 
     def _fail(self, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: {problem}")
+        return self._file.fail(problem)
 
     def _header_length(self, start: bytes) -> int:
         if not start:
@@ -133,12 +162,16 @@ class SafetensorsFile:
 
     def _parse(self, header: bytes) -> None:
         try:
-            table = json.loads(header, object_pairs_hook=self._unique)
+            table = json.loads(header.decode(), object_pairs_hook=self._unique)
         except (ValueError, RecursionError) as error:
             raise self._fail(f"its header is not JSON: {error}") from None
         if not isinstance(table, dict):
             raise self._fail("its header is not a JSON object")
-        table.pop("__metadata__", None)
+        notes = table.pop("__metadata__", None)
+        if notes is not None and not (
+            isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())
+        ):
+            raise self._fail(f"its __metadata__ is {_BRIEF.repr(notes)}, expected names with texts")
         infos = [self._entry(name, entry) for name, entry in table.items()]
         end = self._data_start
         for info in sorted(infos, key=lambda i: (i.offset, i.nbytes)):
@@ -158,24 +191,31 @@ class SafetensorsFile:
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(n for n in names if names.count(n) > 1)
-            raise self._fail(f"'{twice}' occurs twice in its header; the file is damaged")
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise self._fail(
+                f"{_BRIEF.repr(twice)} occurs twice in its header; the file is damaged"
+            )
         return out
 
     def _entry(self, name: str, entry: Any) -> StoredTensor:
-        def sizes(value: Any) -> bool:
-            return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
+        if not name.isprintable() or len(name) > _MAX_NAME:  # it will stand in messages
+            raise self._fail(
+                f"has a tensor named {_BRIEF.repr(name)}, expected up to {_MAX_NAME} letters"
+            )
         if not isinstance(entry, dict):
             raise self._fail(f"tensor '{name}' has no description; the header is damaged")
         dtype, shape, span = (entry.get(k) for k in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-            raise self._fail(f"tensor '{name}' has the unknown dtype {dtype!r}")
-        if not isinstance(shape, list) or not sizes(shape):
-            raise self._fail(f"tensor '{name}' has the shape {shape!r}, expected a list of sizes")
-        if not isinstance(span, list) or not sizes(span) or len(span) != 2:
-            raise self._fail(f"tensor '{name}' has the data_offsets {span!r}, expected [from, to]")
+            raise self._fail(f"tensor '{name}' has the unknown dtype {_BRIEF.repr(dtype)}")
+        if not _is_shape(shape):
+            raise self._fail(
+                f"tensor '{name}' has the shape {_BRIEF.repr(shape)}, expected sizes that a "
+                "file can hold"
+            )
+        if not _are_sizes(span) or len(span) != 2:
+            raise self._fail(
+                f"tensor '{name}' has the data_offsets {_BRIEF.repr(span)}, expected [from, to]"
+            )
         nbytes = math.prod(shape) * _DTYPE_BYTES[dtype]
         if span[1] - span[0] != nbytes:
             raise self._fail(
@@ -183,3 +223,16 @@ class SafetensorsFile:
                 f"{nbytes}"
             )
         return StoredTensor(name, dtype, tuple(shape), self._data_start + span[0], nbytes)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < _MAX_SIZE for v in value)
+
+
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    # numpy multiplies the other sizes even where one is zero
+    return (
+        _are_sizes(value)
+        and len(value) <= _MAX_DIMS
+        and math.prod(n or 1 for n in value) < _MAX_SIZE
+    )

@@ -200,10 +200,10 @@ TENSORS: dict[str, tuple[dict[str, Any], type[AloraError], str]] = {
         FileFormatError,
         "has 64 values that are NaN or infinite",
     ),
-    "float64": (
-        {f"{Q}.lora_A.weight": X.astype(np.float64)},
+    "integers": (
+        {f"{Q}.lora_A.weight": X.astype(np.int32)},
         UnsupportedAdapterError,
-        "has the dtype F64, expected F32, F16 or BF16",
+        "has the dtype I32, expected F32, F16, BF16 or F64",
     ),
 }
 
@@ -330,19 +330,19 @@ def test_sources_that_cannot_be(case: Case) -> None:
 
 def test_invocations_given_and_missing(case: Case) -> None:
     with pytest.raises(InputError, match=r"= \[7, 8\] differs from the given .* \[7, 9\]"):
-        case.convert(invocation_tokens=[7, 9])
+        case.convert(invocation=[7, 9])
     with pytest.raises(InputError, match="the invocation tokens are empty"):
-        case.convert(invocation_tokens=[])
-    assert case.convert(invocation_tokens=[7, 8]).invocation == (7, 8)
+        case.convert(invocation=[])
+    assert case.convert(invocation=[7, 8]).invocation == (7, 8)
     del case.config["alora_invocation_tokens"]
     case.config["invocation_string"] = "<|start_of_role|>certainty"
     with pytest.raises(UnsupportedAdapterError, match="pass the ids with --invocation-tokens"):
         case.convert(overwrite=True)
-    report = case.convert(invocation_tokens=[3], overwrite=True)
+    report = case.convert(invocation=[3], overwrite=True)
     assert report.kind == "alora"
     assert report.warnings == ()
     del case.config["invocation_string"]
-    report = case.convert(invocation_tokens=[3], overwrite=True)
+    report = case.convert(invocation=[3], overwrite=True)
     assert "names no invocation" in report.warnings[0]
     assert case.convert(overwrite=True).kind == "lora"
 
