@@ -3,53 +3,44 @@
 Large arrays (a vocabulary, its merges) stay in the file until they are asked for, so a header costs
 milliseconds whatever the vocabulary. Everything is checked against the file's own size before it is
 used; what llama.cpp would refuse is refused here too, with a sentence instead of an abort.
-
-Layout (little endian; ggml/docs/gguf.md upstream):
-
-    "GGUF" | version u32 | n_tensors u64 | n_kv u64
-    n_kv      x  key string | type u32 | value                (string: length u64, bytes)
-    n_tensors x  name string | n_dims u32 | dims u64.. | ggml type u32 | offset u64
-    padding to general.alignment (32) | tensor data
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from .errors import FileFormatError
-from .gguf_types import GGML_TYPES, VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
+from .errors import FileFormatError, InputError
+from .gguf_parser import parse_into
+from .gguf_types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 
 if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
     import numpy as np
     from numpy.typing import NDArray
 
-_MAX_DIMS: Final = 4
-_MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
-_INT64_MAX: Final = 2**63 - 1
-
 
 class GGUFHeader:
     """A GGUF file's metadata and tensor table.
 
-    `metadata` maps each key to a Python scalar or an `ArrayRef`; `types` maps it to its GGUF type.
+    `metadata` maps each key to a Python scalar or an `ArrayRef`, `types` to its GGUF type and
+    `entries` to the bytes of key, type and value as they are stored; `size` is the whole file's.
     A header read from a path keeps the file mapped for as long as it lives, so read files that may
     change meanwhile into bytes first.
     """
 
-    def __init__(self, data: memoryview, name: str) -> None:
+    def __init__(self, data: memoryview, name: str, size: int) -> None:
         self.name = name
-        self.size = len(data)
+        self.size = size
         self.metadata: dict[str, Scalar | ArrayRef] = {}
         self.types: dict[str, ValueType] = {}
+        self.entries: dict[str, memoryview] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._data = data
-        _Parser(data, self).run()
+        self._check_magic()
+        parse_into(self, data)
 
     version: int
     alignment: int
@@ -85,9 +76,7 @@ class GGUFHeader:
 
         Bytes that are no UTF-8 become U+FFFD. Raises FileFormatError if missing or not an array.
         """
-        ref = self.value(key, ValueType.ARRAY)
-        if not isinstance(ref, ArrayRef):  # value() has checked it; this is for the type checker
-            raise FileFormatError(f"{self.name}: the metadata key '{key}' is not an array")
+        ref = self._array(key)
         if ref.type is not ValueType.STRING:
             import numpy as np
 
@@ -101,9 +90,24 @@ class GGUFHeader:
             pos += 8 + n
         return out
 
+    def array_bytes(self, key: str) -> memoryview:
+        """An array's elements as they are stored: numbers little-endian, a string as its length
+        (u64) and its bytes. Raises FileFormatError if missing or not an array.
+        """
+        ref = self._array(key)
+        return self._data[ref.offset : ref.offset + ref.nbytes]
+
     def tensor_data(self, name: str) -> memoryview:
-        """The raw bytes of a tensor. Raises FileFormatError if there is no such tensor."""
+        """The raw bytes of a tensor.
+
+        Raises FileFormatError if there is no such tensor, or only the file's beginning is at hand.
+        """
         info = self._tensor(name)
+        if info.offset + info.nbytes > len(self._data):
+            raise FileFormatError(
+                f"{self.name}: the data of tensor '{name}' was not fetched, only the file's "
+                f"first {len(self._data)} bytes; download the file to read its weights"
+            )
         return self._data[info.offset : info.offset + info.nbytes]
 
     def tensor_array(self, name: str) -> NDArray[np.float32] | NDArray[np.float16]:
@@ -129,6 +133,25 @@ class GGUFHeader:
             "only if it is F32, F16 or BF16"
         )
 
+    def _check_magic(self) -> None:
+        start = bytes(self._data[:64])
+        if not self.size:
+            raise FileFormatError(f"{self.name}: the file is empty; download or write it again")
+        if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
+            known = describe_foreign(start)
+            raise FileFormatError(
+                f"{self.name}: is not a GGUF file but {known}"
+                if known
+                else f"{self.name}: is not a GGUF file: it starts with {start[:4]!r}, expected "
+                "b'GGUF'"
+            )
+
+    def _array(self, key: str) -> ArrayRef:
+        ref = self.value(key, ValueType.ARRAY)
+        if not isinstance(ref, ArrayRef):  # value() has checked it; this is for the type checker
+            raise FileFormatError(f"{self.name}: the metadata key '{key}' is not an array")
+        return ref
+
     def _tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise FileFormatError(f"{self.name}: there is no tensor '{name}'")
@@ -136,17 +159,29 @@ class GGUFHeader:
 
 
 def read_header(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, name: str | None = None
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    *,
+    name: str | None = None,
+    size: int | None = None,
 ) -> GGUFHeader:
     """Reads the header of a GGUF file (version 2 or 3) from a path, or from the file's bytes.
 
-    `name` stands for the file in messages; it defaults to the path. Raises FileFormatError, with
-    the cause and the way out, for anything that is not a whole and sound GGUF file.
+    name  stands for the file in messages; the path by default
+    size  the whole file's size in bytes, where `source` is only its beginning
+
+    Raises FileFormatError, with the cause and the way out, for anything that is not a whole and
+    sound GGUF file, and PartialHeaderError where the beginning of one is too short.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return GGUFHeader(memoryview(source).cast("B"), name or "<bytes>")
-    path = Path(source)
-    return GGUFHeader(_map(path), name or str(path))
+        data = memoryview(source).cast("B")
+        name = name or "<bytes>"
+    else:
+        data = _map(Path(source))
+        name = name or str(Path(source))
+    whole = len(data) if size is None else size
+    if whole < len(data):
+        raise InputError(f"{name}: its size is said to be {size} bytes, but {len(data)} are given")
+    return GGUFHeader(data, name, whole)
 
 
 def describe_foreign(start: bytes) -> str | None:
@@ -181,207 +216,3 @@ def _map(path: Path) -> memoryview:
         if path.is_dir():  # Windows reports a directory as "permission denied"
             raise FileFormatError(f"{path}: is a directory, expected a GGUF file") from None
         raise FileFormatError(f"{path}: cannot be read: {error}") from error
-
-
-class _Parser:
-    """Fills a GGUFHeader from the bytes, front to back; `pos` is the next byte to read."""
-
-    def __init__(self, data: memoryview, header: GGUFHeader) -> None:
-        self.data = data
-        self.header = header
-        self.pos = 0
-        self.what = "the header"
-
-    def run(self) -> None:
-        header = self.header
-        n_tensors, n_kv = self.prologue()
-        for i in range(n_kv):
-            self.what = f"metadata entry {i + 1} of {n_kv}"
-            self.entry()
-        header.alignment = self.alignment()
-        infos = []
-        for i in range(n_tensors):
-            self.what = f"tensor entry {i + 1} of {n_tensors}"
-            infos.append(self.tensor())
-        self.place(infos)
-
-    def fail(self, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.header.name}: {problem}")
-
-    def need(self, n: int) -> int:
-        """Claims the next `n` bytes and returns where they start."""
-        start = self.pos
-        if n > len(self.data) - start:
-            raise self.fail(
-                f"truncated: {self.what} needs {n} bytes at offset {start}, but the file ends at "
-                f"{len(self.data)}; download or write it again"
-            )
-        self.pos = start + n
-        return start
-
-    def u32(self) -> int:
-        return int(struct.unpack_from("<I", self.data, self.need(4))[0])
-
-    def u64(self) -> int:
-        return int(struct.unpack_from("<Q", self.data, self.need(8))[0])
-
-    def text(self, what: str) -> str:
-        n = self.u64()
-        start = self.need(n)
-        try:
-            return str(self.data[start : start + n], "utf-8")
-        except UnicodeDecodeError:
-            raise self.fail(f"{what} at offset {start} is not UTF-8; the file is damaged") from None
-
-    def prologue(self) -> tuple[int, int]:
-        """Magic, version and counts; returns (tensors, metadata entries)."""
-        start = bytes(self.data[:64])
-        if not start:
-            raise self.fail("the file is empty; download or write it again")
-        if not start.startswith(b"GGUF"):
-            if b"GGUF".startswith(start):
-                self.need(24)
-            known = describe_foreign(start)
-            raise self.fail(
-                f"is not a GGUF file but {known}"
-                if known
-                else f"is not a GGUF file: it starts with {start[:4]!r}, expected b'GGUF'"
-            )
-        self.need(4)
-        version = self.u32()
-        if version & 0xFFFF == 0 and version:
-            raise self.fail(
-                "is a big-endian GGUF file; only little-endian files are supported: convert it "
-                "again without --bigendian, or with gguf's gguf-convert-endian"
-            )
-        if version not in (2, 3):
-            raise self.fail(
-                f"is of GGUF version {version}, expected 2 or 3; convert the original again"
-            )
-        self.header.version = version
-        n_tensors, n_kv = self.u64(), self.u64()
-        room = len(self.data) - self.pos
-        # the smallest tensor entry has 24 bytes, the smallest metadata entry 13
-        if n_tensors * 24 > room or n_kv * 13 > room:
-            raise self.fail(
-                f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
-                f"{len(self.data)} bytes can hold; it is truncated or damaged"
-            )
-        return n_tensors, n_kv
-
-    def value_type(self, key: str) -> ValueType:
-        number = self.u32()
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise self.fail(f"metadata key '{key}' has the unknown type {number}") from None
-
-    def entry(self) -> None:
-        key = self.text("a metadata key")
-        if not key:
-            raise self.fail(f"{self.what} has an empty key; the file is damaged")
-        if key in self.header.metadata:
-            raise self.fail(f"metadata key '{key}' occurs twice; the file is damaged")
-        self.what = f"metadata key '{key}'"
-        kind = self.value_type(key)
-        self.header.types[key] = kind
-        self.header.metadata[key] = self.payload(key, kind)
-
-    def payload(self, key: str, kind: ValueType) -> Scalar | ArrayRef:
-        if kind is ValueType.STRING:
-            n = self.u64()
-            start = self.need(n)
-            return str(self.data[start : start + n], "utf-8", "replace")
-        if kind is ValueType.ARRAY:
-            return self.array(key)
-        code = "<" + VALUE_FORMATS[kind]
-        value: Scalar = struct.unpack_from(code, self.data, self.need(struct.calcsize(code)))[0]
-        return value
-
-    def array(self, key: str) -> ArrayRef:
-        kind = self.value_type(key)
-        count = self.u64()
-        start = self.pos
-        if kind is ValueType.ARRAY:
-            raise self.fail(f"metadata key '{key}' is an array of arrays, which GGUF forbids")
-        if kind is ValueType.STRING:
-            if count * 8 > len(self.data) - start:
-                self.need(count * 8)
-            self.skip_strings(count)
-        else:
-            self.need(count * struct.calcsize("<" + VALUE_FORMATS[kind]))
-        return ArrayRef(kind, count, start, self.pos - start)
-
-    def skip_strings(self, count: int) -> None:
-        """Moves past `count` strings, about 0.1 us each: this loop is most of a header's time."""
-        data, pos = self.data, self.pos
-        length = struct.Struct("<Q").unpack_from
-        try:
-            for _ in range(count):
-                (n,) = length(data, pos)
-                pos += 8 + n
-        except (struct.error, OverflowError):  # the next length lies past the end
-            pos = len(data) + 1
-        self.need(pos - self.pos)
-
-    def alignment(self) -> int:
-        if "general.alignment" not in self.header.metadata:
-            return 32
-        value = self.header.value("general.alignment", ValueType.UINT32)
-        if not isinstance(value, int) or value <= 0 or value & (value - 1):
-            raise self.fail(f"general.alignment is {value}, expected a power of two")
-        return value
-
-    def tensor(self) -> TensorInfo:
-        """One entry of the tensor table; its offset still counts from the start of the data."""
-        name = self.text("a tensor name")
-        self.what = f"tensor '{name}'"
-        if not 0 < len(name.encode()) <= _MAX_TENSOR_NAME:
-            raise self.fail(
-                f"tensor name '{name[:80]}' has {len(name.encode())} bytes, expected 1 to "
-                f"{_MAX_TENSOR_NAME}"
-            )
-        if name in self.header.tensors:
-            raise self.fail(f"tensor '{name}' occurs twice; the file is damaged")
-        n_dims = self.u32()
-        if n_dims > _MAX_DIMS:
-            raise self.fail(f"tensor '{name}' has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
-        shape = tuple(self.u64() for _ in range(n_dims)) or (1,)  # no dimensions: a scalar
-        number = self.u32()
-        if number not in GGML_TYPES:
-            raise self.fail(
-                f"tensor '{name}' has the unknown ggml type {number}; the file is damaged or newer "
-                "than this reader"
-            )
-        kind, per_block, block_bytes = GGML_TYPES[number]
-        elements = math.prod(shape)
-        if elements > _INT64_MAX:
-            raise self.fail(f"tensor '{name}' of shape {list(shape)} is absurdly large")
-        if shape[0] % per_block:
-            raise self.fail(
-                f"tensor '{name}' has rows of {shape[0]} elements, expected a multiple of "
-                f"{per_block} for type {kind}"
-            )
-        info = TensorInfo(name, shape, number, self.u64(), elements // per_block * block_bytes)
-        self.header.tensors[name] = info
-        return info
-
-    def place(self, infos: list[TensorInfo]) -> None:
-        """Makes offsets absolute; checks that the data lies in the file, back to back, in order."""
-        header, align = self.header, self.header.alignment
-        header.data_offset = -(-self.pos // align) * align
-        expected = 0
-        for info in infos:
-            if info.offset != expected:
-                kind = "overlaps the tensor before it" if info.offset < expected else "leaves a gap"
-                raise self.fail(
-                    f"tensor '{info.name}' {kind}: its offset is {info.offset}, expected {expected}"
-                )
-            start = header.data_offset + info.offset
-            if start + info.nbytes > len(self.data):
-                raise self.fail(
-                    f"truncated: tensor '{info.name}' ends at byte {start + info.nbytes}, but the "
-                    f"file ends at {len(self.data)}; download or write it again"
-                )
-            header.tensors[info.name] = replace(info, offset=start)
-            expected += -(-info.nbytes // align) * align

@@ -10,10 +10,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tiny_base
 
-from alora_gguf.errors import FileFormatError
+from alora_gguf import _native
+from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf_parser import PartialHeaderError
 from alora_gguf.gguf_types import GGML_TYPES, ArrayRef, ValueType
+from alora_gguf.gguf_vocabulary import vocabulary_only
+from alora_gguf.vocab import Vocabulary
 
 
 def string(text: str | bytes) -> bytes:
@@ -260,3 +265,129 @@ def test_damaged_bytes_never_escape_as_another_error(sound: Path) -> None:
                 header.tensor_data(name)
         except FileFormatError:
             pass
+
+
+def test_the_bytes_of_an_array_and_of_an_entry(sound: Path) -> None:
+    header = read_header(sound)
+    words = (b"a", b"", "ß".encode() * 200, b"b")
+    stored = b"".join(string(word) for word in words)
+    assert bytes(header.array_bytes("tokenizer.ggml.tokens")) == stored
+    assert bytes(header.array_bytes("ids")) == struct.pack("<3i", 1, 2, 3)
+    assert bytes(header.entries["an.uint"]) == entry("an.uint", 4, struct.pack("<I", 7))
+    assert list(header.entries) == list(header.metadata)
+    first, last = header.entries["general.architecture"], header.entries["tokenizer.ggml.tokens"]
+    assert len(first) == len(ARCHITECTURE)
+    assert bytes(last).endswith(stored)
+    with pytest.raises(FileFormatError, match=r"'an.uint' must be of type array"):
+        header.array_bytes("an.uint")
+
+
+def test_a_beginning_with_the_whole_header_is_enough(sound: Path) -> None:
+    data = sound.read_bytes()
+    whole = read_header(data)
+    header = read_header(data[: whole.data_offset], name="remote", size=len(data))
+    assert header.metadata == whole.metadata
+    assert header.tensors == whole.tensors
+    assert header.size == len(data)
+    assert header.array("tokenizer.ggml.tokens") == whole.array("tokenizer.ggml.tokens")
+    with pytest.raises(
+        FileFormatError,
+        match=rf"remote: the data of tensor 'x.weight' was not fetched, only the file's first "
+        rf"{whole.data_offset} bytes",
+    ):
+        header.tensor_array("x.weight")
+    # of the first tensor all is there, of the second one byte is missing
+    last = max(t.offset + t.nbytes for t in whole.tensors.values())
+    header = read_header(data[: last - 1], size=len(data))
+    assert header.tensor_data("x.weight") == whole.tensor_data("x.weight")
+    with pytest.raises(FileFormatError, match=r"'y.weight' was not fetched"):
+        header.tensor_data("y.weight")
+
+
+def test_every_shorter_beginning_says_how_much_more_it_needs(sound: Path) -> None:
+    data = sound.read_bytes()
+    table_end = read_header(data).data_offset
+    while True:  # the padding before the data is not needed
+        try:
+            read_header(data[: table_end - 1], size=len(data))
+        except PartialHeaderError:
+            break
+        table_end -= 1
+    for n in range(table_end):
+        with pytest.raises(PartialHeaderError, match=r"only the file's first \d+ bytes") as caught:
+            read_header(data[:n], size=len(data))
+        assert n < caught.value.needed <= table_end
+    needed, requests = 1, 0
+    while requests < 1000:
+        try:
+            read_header(data[:needed], size=len(data))
+            break
+        except PartialHeaderError as error:
+            needed, requests = error.needed, requests + 1
+    assert needed == table_end
+
+
+def test_a_beginning_is_checked_against_the_size_of_the_file(sound: Path) -> None:
+    data = sound.read_bytes()
+    offset = read_header(data).data_offset
+    end = max(t.offset + t.nbytes for t in read_header(data).tensors.values())
+    with pytest.raises(FileFormatError, match=rf"the file ends at {end - 1}; download") as caught:
+        read_header(data[:offset], size=end - 1)
+    assert not isinstance(caught.value, PartialHeaderError)
+    # damage is damage, however much more could be fetched
+    for case in ("key too long", "strings too many", "string in array too long", "array too long"):
+        with pytest.raises(FileFormatError, match="truncated") as caught:
+            read_header(BAD[case][0], size=2**40)
+        assert not isinstance(caught.value, PartialHeaderError)
+    with pytest.raises(FileFormatError, match="claims 1099511627776 tensors"):
+        read_header(BAD["too many tensors"][0], size=2**40)
+    with pytest.raises(FileFormatError, match="a Git LFS pointer"):
+        read_header(BAD["lfs"][0], size=10**9)
+    with pytest.raises(InputError, match=r"<bytes>: its size is said to be 3 bytes, but \d+ are"):
+        read_header(data, size=3)
+
+
+def test_llama_cpp_tokenises_with_the_vocabulary_alone(tmp_path: Path) -> None:
+    path = tiny_base.write_base(tmp_path / "base.gguf")
+    data = path.read_bytes()
+    start = read_header(data).data_offset
+    header = read_header(data[:start], size=len(data))  # as of a file that was never downloaded
+    alone = tmp_path / "vocabulary.gguf"
+    alone.write_bytes(vocabulary_only(header))
+    assert read_header(alone).metadata == header.metadata
+    assert read_header(alone).tensors == {}
+    text = "<certainty> in the <|user|>rain <|assistant|> ß\n"
+    ids = [tokenize(file, text) for file in (path, alone)]
+    assert ids[0] == ids[1]
+    assert tiny_base.USER in ids[0]
+    assert tiny_base.ASSISTANT in ids[0]
+
+
+def test_the_vocabulary_of_a_split_model_does_not_look_for_its_other_parts(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m-00001-of-00002.gguf", "llama")
+    writer.add_uint16("split.no", 0)
+    writer.add_uint16("split.count", 2)
+    writer.add_int32("split.tensors.count", 5)
+    writer.add_token_list(["a"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    header = read_header(tmp_path / "m-00001-of-00002.gguf")
+    assert set(read_header(vocabulary_only(header)).metadata) == {
+        "general.architecture",
+        "tokenizer.ggml.tokens",
+    }
+
+
+def tokenize(path: Path, text: str) -> list[int]:
+    """By llama.cpp, of a file loaded for its vocabulary only."""
+    llama = _native.load().llama
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    assert model, f"llama.cpp refuses {path}"
+    try:
+        vocabulary = Vocabulary(llama, model, str(path))
+        return vocabulary.tokenize(text, add_special=False, parse_special=True)
+    finally:
+        llama.llama_model_free(model)
