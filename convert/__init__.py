@@ -5,7 +5,7 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 
 from __future__ import annotations
 
-from .conversion import convert_adapter
+from .conversion import Pick, convert_adapter
 from .report import ConversionReport
 
-__all__ = ["ConversionReport", "convert_adapter"]
+__all__ = ["ConversionReport", "Pick", "convert_adapter"]

@@ -1,95 +1,103 @@
-"""What a conversion needs to know of the base: its GGUF's header, and nothing from its data."""
+"""What a conversion needs to know of the base model, whatever form the base comes in."""
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
-from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
-from alora_gguf.gguf_header import GGUFHeader, read_header
-from alora_gguf.gguf_types import ArrayRef, ValueType
+from .families import FUSED, Family
 
-from .families import FAMILIES, Family, supported_names
-
-_INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
+Shape = tuple[int, ...]
 
 
-class BaseModel:
-    """A base GGUF whose family can be converted for.
+@dataclass(frozen=True)
+class Place:
+    """Where the base keeps a weight's rows: `rows` of them, from row `first` of `tensor` on.
 
-    Raises FileFormatError for a file that is no sound GGUF, ConvertError for one that is no whole
-    model, and UnsupportedAdapterError for a family that is not in FAMILIES.
+    `shape` is the whole tensor's, in ggml order: (n_in, n_out), with the experts as third.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.header: GGUFHeader = read_header(path)
-        kind = self.header.metadata.get("general.type", "model")
-        if kind != "model":
-            raise ConvertError(
-                f"{path}: is a GGUF of type '{kind}', expected the base model the adapter is for"
-            )
-        self.architecture = self.header.architecture
-        if self.architecture not in FAMILIES:
-            raise UnsupportedAdapterError(
-                f"{path}: adapters for the architecture '{self.architecture}' cannot be converted "
-                f"yet; supported families: {supported_names()}"
-            )
-        self.family: Family = FAMILIES[self.architecture]
-        parts = self.header.metadata.get("split.count", 0)
-        if isinstance(parts, int) and parts > 1:
-            raise ConvertError(
-                f"{path}: is one of {parts} parts of a split model; join them first with "
-                "`llama-gguf-split --merge`"
-            )
-        if "token_embd.weight" not in self.header.tensors:
-            raise ConvertError(f"{path}: has no 'token_embd.weight', so it is no language model")
+    tensor: str
+    shape: Shape
+    first: int
+    rows: int
 
     @property
-    def n_layers(self) -> int:
-        """The number of transformer blocks."""
-        count = self._integer("block_count")
-        if not 0 < count <= len(self.header.tensors):  # names are made for each: keep it bounded
-            raise FileFormatError(
-                f"{self.path}: '{self.architecture}.block_count' is {count}, but the file has "
-                f"{len(self.header.tensors)} tensors"
-            )
-        return count
+    def n_in(self) -> int:
+        """How many values the weight maps from."""
+        return self.shape[0]
 
-    @cached_property
-    def n_vocab(self) -> int:
-        """The number of token ids: the rows of the embedding."""
-        shape = self.header.tensors["token_embd.weight"].shape
-        return shape[1] if len(shape) > 1 else 0
+    @property
+    def n_experts(self) -> int:
+        """The experts that the tensor holds; 0 if it is a plain matrix."""
+        return self.shape[2] if len(self.shape) > 2 else 0
+
+
+class BaseModel(ABC):
+    """A base of a family that adapters can be converted for.
+
+    label     the file or reference, for messages
+    names     what the model is called, by those who published it
+    n_layers  transformer blocks
+    n_vocab   token ids: the rows of the embedding
+    """
+
+    label: str
+    names: tuple[str, ...]
+    family: Family
+    n_layers: int
+    n_vocab: int
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, as llama.cpp knows it."""
+        return self.family.architecture
 
     @property
     def tied(self) -> bool:
-        """Whether the output projection is the embedding: the file has no tensor for it."""
-        return "output.weight" not in self.header.tensors
+        """Whether the output projection is the embedding: there is no tensor for it."""
+        return self.shape("output.weight") is None
 
+    @property
+    def vocabulary_sha256(self) -> str | None:
+        """The hash of all tokens in their order; None if the base does not hold them as GGUF does.
+
+        Hashed are the tokens as GGUF stores them: for each, its length in bytes as u64, its bytes.
+        """
+        return None
+
+    @abstractmethod
+    def shape(self, tensor: str) -> Shape | None:
+        """A tensor's shape in ggml order, a weight's being (n_in, n_out); None if there is none."""
+
+    @abstractmethod
     def n_heads(self, layer: int, *, keys: bool) -> int:
         """The number of query heads of a block, or of its key (and value) heads."""
-        name = "attention.head_count_kv" if keys else "attention.head_count"
-        if keys and f"{self.architecture}.{name}" not in self.header.metadata:
-            name = "attention.head_count"
-        key = f"{self.architecture}.{name}"
-        value = self.header.value(key)
-        if isinstance(value, ArrayRef):
-            counts = self.header.array(key)
-            if len(counts) <= layer:
-                raise FileFormatError(f"{self.path}: '{key}' has no entry for layer {layer}")
-            count = int(counts[layer])
-        else:
-            count = self._integer(name)
-        if count <= 0:
-            raise FileFormatError(f"{self.path}: '{key}' is {count} for layer {layer}")
-        return count
 
-    def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """A tensor's shape in ggml order, a weight's being (n_in, n_out); None if there is none."""
-        info = self.header.tensors.get(tensor)
-        return None if info is None else info.shape
+    @abstractmethod
+    def attention_rows(self, layer: int) -> tuple[int, int, int]:
+        """The rows of a block's query, key and value projections."""
 
-    def _integer(self, name: str) -> int:
-        value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)
-        return value if isinstance(value, int) else 0
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, in which special tokens are written out; nothing is added."""
+
+    def place(self, layer: int, weight: str) -> Place | None:
+        """Where the rows of "blk.3.attn_q" are: in its own tensor, or in one that holds several."""
+        shape = self.shape(f"{weight}.weight")
+        if shape is not None:
+            return Place(f"{weight}.weight", shape, 0, shape[1] if len(shape) > 1 else 1)
+        block, _, name = weight.rpartition(".")
+        for fused, members in FUSED.items():
+            tensor = f"{block}.{fused}.weight"
+            shape = self.shape(tensor)
+            if name in members and shape is not None and len(shape) > 1:
+                index = members.index(name)
+                sizes = self._sizes(layer, members, shape[1])
+                return Place(tensor, shape, sum(sizes[:index]), sizes[index])
+        return None
+
+    def _sizes(self, layer: int, members: tuple[str, ...], rows: int) -> tuple[int, ...]:
+        if members == FUSED["attn_qkv"]:
+            return self.attention_rows(layer)
+        return (rows // len(members),) * len(members)

@@ -25,6 +25,7 @@ class PeftConfig:
 
     `alpha` over `rank` (or over its square root, `rslora`) is a module's scale; the patterns map a
     regular expression on module names to another value. `invocation` is None for a plain LoRA.
+    `parameters` are the target_parameters, such as "mlp.experts.gate_up_proj" or "mlp.gate.weight".
     """
 
     path: Path
@@ -38,6 +39,22 @@ class PeftConfig:
     base_model: str | None
     peft_version: str | None
     ties_weights: bool
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def swaps_experts(self) -> bool:
+        """Whether the PEFT that saved it took parameters for [experts, in, out], as before 0.19.
+
+        Configurations name their PEFT since 0.18.
+        """
+        numbers = re.match(r"(\d+)\.(\d+)", self.peft_version or "")
+        return numbers is None or (int(numbers[1]), int(numbers[2])) < (0, 19)
+
+    def pattern_name(self, name: str) -> str:
+        """What the patterns call a module: with `.weight`, if PEFT adapted it as a parameter."""
+        parameter = f"{name}.weight"
+        targeted = any(f".{parameter}".endswith(f".{target}") for target in self.parameters)
+        return parameter if targeted else name
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration gives a module, such as "model.layers.0.mlp.up_proj"."""
@@ -88,6 +105,7 @@ def read_config(path: Path) -> PeftConfig:
         base_model=_text(fields.get("base_model_name_or_path")),
         peft_version=_text(fields.get("peft_version")),
         ties_weights=bool(fields.get("ensure_weight_tying")),
+        parameters=_parameters(fields, path),
     )
 
 
@@ -169,6 +187,13 @@ def _invocation(fields: dict[str, Any], path: Path, refuse: _Refuser) -> tuple[i
     return tuple(ids)
 
 
+def _parameters(fields: dict[str, Any], path: Path) -> tuple[str, ...]:
+    names = fields.get("target_parameters") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _wrong(path, "target_parameters", names, "a list of parameter names")
+    return tuple(names)
+
+
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that matches the end of a module's name, as PEFT's own
     get_pattern_key finds it: at the start of the name or after a dot.
@@ -248,11 +273,6 @@ _REFUSED: Final[dict[str, _Refusal]] = {
         "merge them into the base, or train without",
         _EMPTY,
     ),
-    "target_parameters": _Refusal(
-        "adapts fused expert parameters, which this version does not convert",
-        "target the attention modules only",
-        _EMPTY,
-    ),
     "layer_replication": _Refusal(
         "builds a model with repeated layers, which is not the base", _TRAIN, _EMPTY
     ),
@@ -282,6 +302,7 @@ _HONOURED: Final = frozenset(
         "peft_version",
         "r",
         "rank_pattern",
+        "target_parameters",
         "task_type",
         "use_rslora",
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from alora_gguf.errors import (
     AdapterMismatchError,
@@ -13,12 +13,10 @@ from alora_gguf.errors import (
     UnsupportedAdapterError,
 )
 
-from .base_model import BaseModel
+from .base_model import BaseModel, Shape
+from .locate import Locator, Reading
 from .peft_config import PeftConfig
-from .safetensors_file import SafetensorsFile, StoredTensor
-
-if TYPE_CHECKING:
-    from gguf import TensorNameMap
+from .safetensors_file import StoredTensor, WeightsFile
 
 _PREFIX: Final = "base_model.model."
 _SUFFIXES: Final = {
@@ -27,35 +25,67 @@ _SUFFIXES: Final = {
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
 }
-_EMBEDDING: Final = "model.embed_tokens"
-_HEAD: Final = "lm_head"
-_BLOCK: Final = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one module contributes to one of the base's tensors.
+
+    module   the adapted module, such as "model.layers.0.self_attn.q_proj"
+    a, b     its factors: [rank, n_in] and [n_out, rank] in torch's order
+    rank     of one expert's factors, where they hold several
+    scale    what PEFT multiplies B·A with
+    rows     the first of B's rows that belong here, and the one after the last
+    first    the row of the base's tensor that the first of them changes
+    heads    B's rows go into llama.cpp's order for so many heads; 0 leaves them as they are
+    expert   the expert it belongs to; None if the tensor has none, or A and B hold all of them
+    swapped  A [experts·r, n_out] and B [n_in, r·experts] have changed places, each transposed
+    """
+
+    module: str
+    a: StoredTensor
+    b: StoredTensor
+    rank: int
+    scale: float
+    rows: tuple[int, int]
+    first: int = 0
+    heads: int = 0
+    expert: int | None = None
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One adapted weight.
+    """One adapted tensor of the base and everything that adapts it.
 
-    target   the base's tensor, such as "blk.0.attn_q.weight"
-    module   the adapted module, such as "model.layers.0.self_attn.q_proj"
-    a, b     its factors: [rank, n_in] and [n_out, rank] in torch's order
-    heads    B's rows go into llama.cpp's order for so many heads; 0 leaves them as they are
+    target   the base's tensor, such as "blk.0.attn_q.weight", and its shape in ggml order
+    pieces   usually one; more where the base holds several modules, or experts, in one tensor
+    rank     the inner dimension of the pair that is written
     flip_a   an embedding's A is written transposed, as llama.cpp reads its columns
-    scale    what PEFT multiplies B·A with
     """
 
     target: str
-    module: str
-    a: StoredTensor
-    b: StoredTensor
-    scale: float
-    heads: int = 0
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    rank: int
     flip_a: bool = False
 
     @property
-    def rank(self) -> int:
-        """The inner dimension of B·A."""
-        return self.a.shape[0]
+    def n_in(self) -> int:
+        """The values that A maps from; for an embedding, the tokens."""
+        return self.shape[1] if self.flip_a else self.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        """The values that B maps to."""
+        if self.flip_a:
+            return self.shape[0]
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def n_experts(self) -> int:
+        """The experts of the tensor; 0 if it is a plain matrix."""
+        return self.shape[2] if len(self.shape) > 2 else 0
 
 
 @dataclass
@@ -72,172 +102,212 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(config: PeftConfig, weights: SafetensorsFile, base: BaseModel) -> Plan:
-    """Finds a base tensor for every pair of adapter tensors and checks all shapes.
+def make_plan(config: PeftConfig, weights: WeightsFile, base: BaseModel) -> Plan:
+    """Finds the base's tensors for every pair of adapter tensors and checks all shapes.
 
     Raises UnsupportedAdapterError for tensors that cannot be converted, AdapterMismatchError where
     the base has no such tensor or another shape, FileFormatError for half a pair.
     """
-    plan = Plan()
-    halves = _collect(weights, base, plan)
-    if not halves:
-        raise ConvertError(f"{weights.path}: holds no LoRA tensors (lora_A, lora_B)")
-    names = _name_map(base)
-    for module, half in halves.items():
-        if half.a is None or half.b is None:
-            missing, present = ("B", "A") if half.b is None else ("A", "B")
-            raise FileFormatError(
-                f"{weights.path}: module '{module}' has a lora_{present} but no lora_{missing}"
+    return _Planner(config, weights, base).run()
+
+
+class _Planner:
+    def __init__(self, config: PeftConfig, weights: WeightsFile, base: BaseModel) -> None:
+        self.config = config
+        self.weights = weights
+        self.base = base
+        self.locator = Locator(base, str(weights.path))
+        self.plan = Plan()
+
+    def run(self) -> Plan:
+        halves = self.collect()
+        if not halves:
+            raise ConvertError(
+                f"{self.weights.path}: holds no LoRA tensors (lora_A, lora_B); save the adapter "
+                "with PEFT's save_pretrained()"
             )
-        plan.pairs.append(_pair(module, half.a, half.b, config, weights, base, names))
-    plan.pairs.sort(key=lambda pair: _sort_key(pair.target))
-    return plan
+        pieces: dict[str, list[Piece]] = {}
+        shapes: dict[str, Shape] = {}
+        for module, half in halves.items():
+            if half.a is None or half.b is None:
+                missing, present = ("B", "A") if half.b is None else ("A", "B")
+                raise FileFormatError(
+                    f"{self.weights.path}: module '{module}' has a lora_{present} but no "
+                    f"lora_{missing}; save the adapter again"
+                )
+            reading, swapped = self.reading(module, half.a, half.b)
+            shapes |= {place.tensor: place.shape for place in reading.places}
+            for target, piece in self.pieces(module, half.a, half.b, reading, swapped=swapped):
+                self.check_rows_free(target, piece, pieces.setdefault(target, []))
+                pieces[target].append(piece)
+        embedding = "token_embd.weight"
+        self.plan.pairs = [
+            _pair(target, shapes[target], pieces[target], flip_a=target == embedding)
+            for target in sorted(pieces, key=_sort_key)
+        ]
+        return self.plan
 
+    def collect(self) -> dict[str, _Half]:
+        halves: dict[str, _Half] = {}
+        for name, info in self.weights.tensors.items():
+            suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
+            if suffix is None or not name.startswith(_PREFIX):
+                self.refuse_stranger(name, info)
+                continue
+            half = halves.setdefault(name[len(_PREFIX) : -len(suffix)], _Half())
+            if _SUFFIXES[suffix] == "A":
+                half.a = info
+            else:
+                half.b = info
+        return halves
 
-def _collect(weights: SafetensorsFile, base: BaseModel, plan: Plan) -> dict[str, _Half]:
-    halves: dict[str, _Half] = {}
-    for name, info in weights.tensors.items():
-        suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
-        if suffix is None or not name.startswith(_PREFIX):
-            _refuse_stranger(name, info, weights, base, plan)
-            continue
-        half = halves.setdefault(name[len(_PREFIX) : -len(suffix)], _Half())
-        if _SUFFIXES[suffix] == "A":
-            half.a = info
+    def refuse_stranger(self, name: str, info: StoredTensor) -> None:
+        """Passes over copies of the base's own embeddings; refuses every other tensor.
+
+        PEFT saves the embeddings along when they are targets, or when it cannot tell whether they
+        changed; with the vocabulary's size unchanged, the base has them already.
+        """
+        module = name.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
+        embeds, head = self.locator.is_embedding(module), self.locator.is_head(module)
+        if name.endswith(".base_layer.weight") and (embeds or head):
+            target = "token_embd.weight" if embeds or self.base.tied else "output.weight"
+            shape = self.base.shape(target) or ()
+            if shape == info.shape[::-1]:
+                self.plan.warnings.append(
+                    f"'{name}' is taken to equal the base's {target}; not converted"
+                )
+                return
+            raise UnsupportedAdapterError(
+                f"{self.weights.path}: '{name}' has the shape {list(info.shape)}, but the base's "
+                f"{target} has {list(shape[::-1])}: the adapter's vocabulary was resized; convert "
+                "it with a base GGUF made from the resized model"
+            )
+        if "lora_magnitude_vector" in name:
+            reason = "belongs to DoRA, whose magnitudes an adapter GGUF cannot hold"
+        elif name.endswith((".lora_B.bias", ".lora_A.bias")):
+            reason = "is a bias, which an adapter GGUF cannot hold"
+        elif ".lora_" in name:
+            reason = "is not one of PEFT's lora_A.weight and lora_B.weight tensors"
         else:
-            half.b = info
-    return halves
-
-
-def _refuse_stranger(
-    name: str, info: StoredTensor, weights: SafetensorsFile, base: BaseModel, plan: Plan
-) -> None:
-    """Passes over copies of the base's own embeddings; refuses every other tensor, with a reason.
-
-    PEFT saves the embeddings along when they are targets, or when it cannot tell whether they
-    changed; with the vocabulary's size unchanged, the base has them already.
-    """
-    copies = {
-        f"{_PREFIX}{_EMBEDDING}.base_layer.weight": "token_embd.weight",
-        f"{_PREFIX}{_HEAD}.base_layer.weight": "output.weight",
-    }
-    if name in copies:
-        target = "token_embd.weight" if base.tied else copies[name]
-        if base.shape(target) == info.shape[::-1]:
-            plan.warnings.append(f"'{name}' is taken to equal the base's {target}; not converted")
-            return
+            reason = "is a whole weight (modules_to_save), not a low-rank change"
         raise UnsupportedAdapterError(
-            f"{weights.path}: '{name}' has the shape {list(info.shape)}, but the base's {target} "
-            f"has {list((base.shape(target) or ())[::-1])}: the adapter's vocabulary was resized; "
-            "convert it with a base GGUF made from the resized model"
+            f"{self.weights.path}: '{name}' {reason}; train without it, or merge it into the base"
         )
-    if "lora_magnitude_vector" in name:
-        reason = "belongs to DoRA, whose magnitudes an adapter GGUF cannot hold"
-    elif name.endswith((".lora_B.bias", ".lora_A.bias")):
-        reason = "is a bias, which an adapter GGUF cannot hold"
-    elif ".lora_" in name:
-        reason = "is not one of PEFT's lora_A.weight and lora_B.weight tensors"
-    else:
-        reason = "is a whole weight (modules_to_save), not a low-rank change"
-    raise UnsupportedAdapterError(
-        f"{weights.path}: '{name}' {reason}; train without it, or merge it into the base"
-    )
 
+    def reading(self, module: str, a: StoredTensor, b: StoredTensor) -> tuple[Reading, bool]:
+        """The reading of a module that its factors fit, and whether they fit with places changed.
 
-def _pair(
-    module: str,
-    a: StoredTensor,
-    b: StoredTensor,
-    config: PeftConfig,
-    weights: SafetensorsFile,
-    base: BaseModel,
-    names: TensorNameMap,
-) -> Pair:
-    target, heads = _target(module, config, weights, base, names)
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-        raise FileFormatError(
-            f"{weights.path}: module '{module}' has lora_A {list(a.shape)} and lora_B "
-            f"{list(b.shape)}, expected [r, in] and [out, r]"
-        )
-    rank = config.rank_of(module)
-    if rank != a.shape[0]:
-        raise FileFormatError(
-            f"{weights.path}: module '{module}' has the rank {a.shape[0]}, but {config.path.name} "
-            f"(r, rank_pattern) says {rank}"
-        )
-    embeds = module == _EMBEDDING
-    # an embedding's weight is stored [vocab, dim], transposed to what a linear layer's would be
-    found = (b.shape[0], a.shape[1]) if embeds else (a.shape[1], b.shape[0])
-    shape = base.shape(target)
-    if shape is None:
+        Before 0.19, PEFT took every parameter with experts for [experts, in, out], while these
+        families have [experts, out, in]: what it called A is our B, transposed, and the reverse.
+        """
+        if self.locator.is_embedding(module) or self.locator.is_head(module):
+            self.check_embedding(module)
+        readings = self.locator.readings(module)
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+            raise FileFormatError(
+                f"{self.weights.path}: module '{module}' has lora_A {list(a.shape)} and lora_B "
+                f"{list(b.shape)}, expected [r, in] and [out, r]; save the adapter again"
+            )
+        # an embedding's weight is stored [vocab, dim], transposed to what a linear layer's would be
+        embeds = self.locator.is_embedding(module)
+        found = (b.shape[0], a.shape[1]) if embeds else (a.shape[1], b.shape[0])
+        for reading in readings:
+            fitting = reading.places[0].n_in, reading.n_out
+            if reading.n_packed > 1 and found == fitting == fitting[::-1]:
+                return reading, self.config.swaps_experts
+            if found == fitting:
+                return reading, False
+            if reading.n_packed > 1 and found == fitting[::-1]:
+                return reading, True
+        reading = readings[0]
+        tensors = " and ".join(f"'{place.tensor}'" for place in reading.places)
         raise AdapterMismatchError(
-            f"{base.path}: has no tensor '{target}', which the adapter's '{module}' changes; "
-            "was the adapter trained on another base?"
-        )
-    if found != shape:
-        raise AdapterMismatchError(
-            f"{base.path}: '{target}' maps {shape[0]} to {shape[1] if len(shape) > 1 else 1} "
+            f"{self.base.label}: {tensors} maps {reading.places[0].n_in} to {reading.n_out} "
             f"values, but the adapter's module '{module}' maps {found[0]} to {found[1]}; is it "
             "another base than the adapter was trained on?"
         )
-    if heads and b.shape[0] % (2 * heads):
-        raise FileFormatError(
-            f"{base.path}: '{target}' has {b.shape[0]} rows, which {heads} heads cannot share"
-        )
-    return Pair(target, module, a, b, config.scale_of(module), heads, flip_a=embeds)
+
+    def pieces(
+        self, module: str, a: StoredTensor, b: StoredTensor, reading: Reading, *, swapped: bool
+    ) -> list[tuple[str, Piece]]:
+        """A module's share in each tensor that it changes, with the tensor's name."""
+        name = self.config.pattern_name(reading.name)
+        rank = self.config.rank_of(name)
+        if rank * reading.n_packed != a.shape[0]:
+            per_expert = f" for each of {reading.n_packed} experts" * (reading.n_packed > 1)
+            raise FileFormatError(
+                f"{self.weights.path}: module '{module}' has the rank {a.shape[0]}, but "
+                f"{self.config.path.name} (r, rank_pattern) says {rank}{per_expert}; use the "
+                "configuration that was saved with these weights"
+            )
+        scale = self.config.scale_of(name)
+        out: list[tuple[str, Piece]] = []
+        row = 0
+        for place, heads in zip(reading.places, reading.heads, strict=True):
+            if heads and place.rows % (2 * heads):
+                raise FileFormatError(
+                    f"{self.base.label}: '{place.tensor}' has {place.rows} rows, which {heads} "
+                    "heads cannot share; convert the model again"
+                )
+            end = row + place.rows
+            rows = (row, end) if not self.locator.is_embedding(module) else (0, b.shape[0])
+            piece = Piece(
+                module, a, b, rank, scale, rows, place.first, heads, reading.expert, swapped
+            )
+            out = _joined(out, place.tensor, piece)
+            row = end
+        return out
+
+    def check_rows_free(self, target: str, piece: Piece, others: list[Piece]) -> None:
+        """Two spellings of one module would both be added, which is nothing PEFT would compute."""
+        for other in others:
+            same_expert = None in (piece.expert, other.expert) or piece.expert == other.expert
+            apart = _end(piece) <= other.first or _end(other) <= piece.first
+            if same_expert and not apart and piece.module != other.module:
+                raise FileFormatError(
+                    f"{self.weights.path}: '{other.module}' and '{piece.module}' both change "
+                    f"'{target}'; keep the one that the model has"
+                )
+
+    def check_embedding(self, module: str) -> None:
+        if self.base.tied or self.config.ties_weights:
+            raise UnsupportedAdapterError(
+                f"{self.weights.path}: module '{module}' cannot be converted: {self.base.label} "
+                "uses one tensor as embedding and as output, so changing the one would change the "
+                "other; leave embed_tokens and lm_head out of target_modules"
+            )
+        if self.locator.is_embedding(module) and self.config.invocation is not None:
+            raise UnsupportedAdapterError(
+                f"{self.weights.path}: module '{module}' cannot be converted for an aLoRA: PEFT "
+                "does not define what activation means for an embedding; leave it out of "
+                "target_modules"
+            )
 
 
-def _target(
-    module: str,
-    config: PeftConfig,
-    weights: SafetensorsFile,
-    base: BaseModel,
-    names: TensorNameMap,
-) -> tuple[str, int]:
-    """The base's tensor for a module, and the heads its rows are ordered by (0: as they are)."""
-    if module in (_EMBEDDING, _HEAD):
-        _check_embedding(module, config, weights, base)
-        return ("token_embd.weight" if module == _EMBEDDING else "output.weight"), 0
-    block = _BLOCK.fullmatch(module)
-    layout = base.family.blocks.get(block[2]) if block else None
-    layer = int(block[1]) if block else 0
-    if layout and layer >= base.n_layers:
-        raise AdapterMismatchError(
-            f"{base.path}: has {base.n_layers} layers, but the adapter changes '{module}'; "
-            "was the adapter trained on another base?"
-        )
-    name = names.get_name(module)
-    if layout is None or name is None:
-        known = ", ".join(sorted(base.family.blocks))
-        raise UnsupportedAdapterError(
-            f"{weights.path}: module '{module}' cannot be converted for {base.architecture}; "
-            f"what can: {known} of model.layers.<n>, {_EMBEDDING} and {_HEAD}"
-        )
-    heads = 0 if layout == "plain" else base.n_heads(layer, keys=layout == "key heads")
-    return f"{name}.weight", heads
+def _joined(pieces: list[tuple[str, Piece]], target: str, piece: Piece) -> list[tuple[str, Piece]]:
+    """`pieces` and one more of the same module, as one where its rows go on in the same tensor."""
+    if pieces and pieces[-1][0] == target:
+        before = pieces[-1][1]
+        goes_on = before.first + before.rows[1] - before.rows[0] == piece.first
+        if goes_on and not before.heads and not piece.heads:
+            merged = replace(before, rows=(before.rows[0], piece.rows[1]))
+            return [*pieces[:-1], (target, merged)]
+    return [*pieces, (target, piece)]
 
 
-def _check_embedding(
-    module: str, config: PeftConfig, weights: SafetensorsFile, base: BaseModel
-) -> None:
-    if base.tied or config.ties_weights:
-        raise UnsupportedAdapterError(
-            f"{weights.path}: module '{module}' cannot be converted: {base.path.name} uses one "
-            "tensor as embedding and as output, so changing the one would change the other; leave "
-            "embed_tokens and lm_head out of target_modules"
-        )
-    if module == _EMBEDDING and config.invocation is not None:
-        raise UnsupportedAdapterError(
-            f"{weights.path}: module '{module}' cannot be converted for an aLoRA: PEFT does not "
-            "define what activation means for an embedding; leave it out of target_modules"
-        )
+def _end(piece: Piece) -> int:
+    return piece.first + piece.rows[1] - piece.rows[0]
 
 
-def _name_map(base: BaseModel) -> TensorNameMap:
-    import gguf
-
-    arch = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == base.architecture)
-    return gguf.get_tensor_name_map(arch, base.n_layers)
+def _pair(target: str, shape: Shape, pieces: list[Piece], *, flip_a: bool) -> Pair:
+    """Pieces side by side need the sum of their ranks; those of different experts do not add up."""
+    shared = sum(piece.rank for piece in pieces if piece.expert is None)
+    single: dict[int, int] = {}
+    for piece in pieces:
+        if piece.expert is not None:
+            single[piece.expert] = single.get(piece.expert, 0) + piece.rank
+    rank = shared + max(single.values(), default=0)
+    return Pair(target, shape, tuple(pieces), rank, flip_a)
 
 
 def _sort_key(name: str) -> tuple[str | int, ...]:

@@ -11,8 +11,9 @@ from typing import Any
 class ConversionReport:
     """The outcome of convert_adapter().
 
+    out, written  the file, and whether it was written: a dry run writes nothing
     kind          "alora" or "lora"
-    invocation    token ids that switch an aLoRA on; empty for a LoRA
+    invocation    token ids that switch an aLoRA on, empty for a LoRA; and their text, if known
     targets       how many weights of each kind are changed, such as {"attn_q": 32}
     ranks         the ranks that occur, ascending
     alpha         adapter.lora.alpha; every other scale is folded into B
@@ -23,10 +24,12 @@ class ConversionReport:
     """
 
     out: Path
+    written: bool
     name: str
     kind: str
     architecture: str
     invocation: tuple[int, ...]
+    invocation_text: str | None
     targets: dict[str, int]
     ranks: tuple[int, ...]
     alpha: float

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from alora_gguf.errors import ConvertError, FileFormatError
 
 # output type -> (ggml's type number, llama.cpp's general.file_type)
-OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32)}
+OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32), "q8_0": (8, 7)}
+_Q8_0_BLOCK: Final = 32  # values that share a scale
+
+
+def stored_type(outtype: str, row: int) -> str:
+    """The output type of a tensor with rows of `row` values: f16 where q8_0's blocks do not fit."""
+    return "f16" if outtype == "q8_0" and row % _Q8_0_BLOCK else outtype
 
 
 def head_order(rows: NDArray[np.floating], heads: int) -> NDArray[np.floating]:
@@ -44,9 +50,12 @@ def check_finite(values: NDArray[np.float32], file: str, tensor: str) -> None:
 def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> tuple[bytes, int]:
     """`values` rounded once to `outtype` (to nearest, ties to even), as a file keeps them.
 
-    Returns the bytes and how many values other than zero became zero. Raises ConvertError if a
-    value is too large for the type, or if all of them became zero.
+    Returns the bytes and how many values other than zero became zero. q8_0 takes rows of a multiple
+    of 32 values and has no such count. Raises ConvertError if a value is too large for the type, or
+    if all of them became zero.
     """
+    if outtype == "q8_0":
+        return _to_q8_0(values, tensor), 0
     if outtype == "bf16":
         bits, infinite = _to_bf16(values), 0x7F80
     elif outtype == "f16":
@@ -57,18 +66,41 @@ def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> tuple[byt
             bits, infinite = values.astype("<f4").view("<u4"), 0x7F800000
     magnitude = bits & (~bits.dtype.type(0) >> 1)  # without the sign
     if magnitude.size and magnitude.max() >= infinite:
-        largest = float(np.abs(values).max())
-        raise ConvertError(
-            f"tensor '{tensor}' has values up to {largest:.4g}, too large for {outtype}; "
-            "choose f32 (or bf16) with --outtype"
-        )
+        raise _too_large(values, outtype, tensor)
     lost = int(np.count_nonzero(values)) - int(np.count_nonzero(magnitude))
     if lost and not magnitude.any():
-        raise ConvertError(
-            f"all values of tensor '{tensor}' are too small for {outtype} and would become zero; "
-            "choose f32 (or bf16) with --outtype"
-        )
+        raise _too_small(outtype, tensor)
     return bits.tobytes(), lost
+
+
+def _to_q8_0(values: NDArray[np.floating], tensor: str) -> bytes:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        single = np.ascontiguousarray(values, np.float32)
+        data: NDArray[np.uint8] = quantize(single, GGMLQuantizationType.Q8_0)
+    scales = data.reshape(-1, 2 + _Q8_0_BLOCK)[:, :2].copy().view("<f2")
+    if not np.isfinite(scales).all():
+        raise _too_large(values, "q8_0", tensor)
+    if values.any() and not scales.any():
+        raise _too_small("q8_0", tensor)
+    return data.tobytes()
+
+
+def _too_large(values: NDArray[np.floating], outtype: str, tensor: str) -> ConvertError:
+    largest = float(np.abs(values).max())
+    return ConvertError(
+        f"tensor '{tensor}' has values up to {largest:.4g}, too large for {outtype}; choose f32 "
+        "(or bf16) with --outtype"
+    )
+
+
+def _too_small(outtype: str, tensor: str) -> ConvertError:
+    return ConvertError(
+        f"all values of tensor '{tensor}' are too small for {outtype} and would become zero; "
+        "choose f32 (or bf16) with --outtype"
+    )
 
 
 def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:

@@ -216,7 +216,10 @@ def test_metadata(case: Case) -> None:
 
     assert header.metadata["general.name"] == "certainty"
     assert header.metadata["general.file_type"] == 0
-    assert header.metadata["alora.source.base_model"] == "org/model"
+    assert header.metadata["general.base_model.count"] == 1
+    assert header.metadata["general.base_model.0.name"] == "model"
+    assert header.metadata["general.base_model.0.organization"] == "org"
+    assert header.metadata["general.base_model.0.repo_url"] == "https://huggingface.co/org/model"
     assert header.metadata["alora.source.peft_version"] == "0.21.2"
     assert header.metadata["alora.source.sha256"] == hashlib.sha256(weights).hexdigest()
     assert report.source_sha256 == header.metadata["alora.source.sha256"]

@@ -36,7 +36,7 @@ CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
     ("init_lora_weights", "olora", UnsupportedAdapterError, "init_lora_weights"),
     ("init_lora_weights", "loftq", UnsupportedAdapterError, "init_lora_weights"),
     ("init_lora_weights", "lora_ga", UnsupportedAdapterError, "init_lora_weights"),
-    ("target_parameters", ["experts.gate"], UnsupportedAdapterError, "fused expert parameters"),
+    ("target_parameters", "experts", FileFormatError, "expected a list of parameter names"),
     ("layer_replication", [[0, 2]], UnsupportedAdapterError, "repeated layers"),
     ("use_qalora", True, UnsupportedAdapterError, "QA-LoRA"),
     ("megatron_config", {"a": 1}, UnsupportedAdapterError, "Megatron"),
@@ -167,7 +167,7 @@ TENSORS: dict[str, tuple[dict[str, Any], type[AloraError], str]] = {
             f"{PREFIX}model.layers.0.mlp.router.lora_B.weight": X.T.copy(),
         },
         UnsupportedAdapterError,
-        "'model.layers.0.mlp.router' cannot be converted for llama; what can: mlp.down_proj",
+        "'model.layers.0.mlp.router' cannot be converted for llama; what can: block_sparse_moe",
     ),
     "layer beyond": (
         {f"{PREFIX}model.layers.2.mlp.up_proj.lora_{k}.weight": X for k in "AB"},

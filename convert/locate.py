@@ -1,0 +1,217 @@
+"""From the name of an adapted module to the base's tensors that it changes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import types
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from alora_gguf.errors import AdapterMismatchError, ConvertError, UnsupportedAdapterError
+
+from .base_model import BaseModel, Place
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
+
+_HEAD: Final = "lm_head"
+# a multimodal model's language model lies deeper: "model.language_model.layers.0", and others
+_WRAPPERS: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
+_BLOCK: Final = re.compile(r"(layers|transformer\.h)\.(\d+)\.(.+)")
+_EXPERT: Final = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
+_NESTED: Final = ".base_layer"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to understand a module: the places its output rows go to, one after another.
+
+    name     what PEFT's patterns call it: the module, or the parameter of it that is adapted
+    heads    for each place, of how many heads llama.cpp keeps the rows in its own order (0: none)
+    expert   the one expert it belongs to; None if it has none, or holds them all
+    """
+
+    name: str
+    places: tuple[Place, ...]
+    heads: tuple[int, ...] = (0,)
+    expert: int | None = None
+
+    @property
+    def n_packed(self) -> int:
+        """The experts whose factors lie in one tensor; 1 if there are none, or it is one of them.
+
+        PEFT keeps the factors of a parameter with E experts as A [E·r, in] and B [out, r·E].
+        """
+        return 1 if self.expert is not None else self.places[0].n_experts or 1
+
+    @property
+    def n_out(self) -> int:
+        """The rows of all places."""
+        return sum(place.rows for place in self.places)
+
+
+class Locator:
+    """Finds modules of one adapter in one base; `source` is the adapter's file, for messages."""
+
+    def __init__(self, base: BaseModel, source: str) -> None:
+        self.base = base
+        self.source = source
+
+    @property
+    def embedding(self) -> str:
+        """The module of the token embedding."""
+        return self.base.family.embedding
+
+    def is_embedding(self, module: str) -> bool:
+        """Whether a module is the token embedding, wherever a multimodal model keeps it."""
+        return _plain_path(module) == _plain_path(self.embedding)
+
+    def is_head(self, module: str) -> bool:
+        """Whether a module is the output projection."""
+        return _plain_path(module) == _HEAD
+
+    def readings(self, module: str) -> list[Reading]:
+        """What a module can mean; the shapes of its factors decide which, if there are several.
+
+        Raises AdapterMismatchError if the base has none of it, UnsupportedAdapterError for a module
+        that the family's table does not know.
+        """
+        if self.is_embedding(module):
+            return [Reading(module, (self._whole("token_embd.weight", module),))]
+        if self.is_head(module):
+            return [Reading(module, (self._whole("output.weight", module),))]
+        block = _BLOCK.fullmatch(_plain_path(module))
+        if block is None:
+            raise self._unknown(module)
+        layer, inner = int(block[2]), block[3]
+        expert = _EXPERT.fullmatch(inner)
+        index = None
+        if expert is not None:
+            index, inner = int(expert[2]), f"{expert[1]}.{expert[3]}"
+        candidates = self._candidates(module, inner)
+        if layer >= self.base.n_layers:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has {self.base.n_layers} layers, but the adapter changes "
+                f"'{module}'; was the adapter trained on another base?"
+            )
+        found = [
+            Reading(name, places, self._heads(layer, parts), index)
+            for name, parts in candidates
+            if (places := self._places(layer, parts)) is not None
+        ]
+        if not found:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has no tensor '{self._first_missing(layer, candidates)}', "
+                f"which the adapter's '{module}' changes; was the adapter trained on another base?"
+            )
+        for reading in found:
+            self._check_expert(module, reading)
+        return found
+
+    def _candidates(self, module: str, inner: str) -> list[tuple[str, tuple[str, ...]]]:
+        """The names and parts of a module, or of those of its parameters that are in the table."""
+        table = self.base.family.modules
+        own = module.replace(_NESTED, "")
+        if inner in table:
+            return [(own, parts) for parts in table[inner]]
+        found = [
+            (f"{own}.{path[len(inner) + 1 :]}", parts)
+            for path, readings in table.items()
+            if path.rpartition(".")[0] == inner
+            for parts in readings
+        ]
+        if not found:
+            raise self._unknown(module)
+        return found
+
+    def _places(self, layer: int, parts: tuple[str, ...]) -> tuple[Place, ...] | None:
+        places = []
+        for part in parts:
+            place = self.base.place(layer, self._weight(layer, part))
+            if place is None:
+                return None
+            places.append(place)
+        return tuple(places)
+
+    def _heads(self, layer: int, parts: tuple[str, ...]) -> tuple[int, ...]:
+        if not self.base.family.rotated:
+            return (0,) * len(parts)
+        kinds = [self._weight(layer, part).rpartition(".")[2] for part in parts]
+        return tuple(
+            self.base.n_heads(layer, keys=kind == "attn_k") if kind in ("attn_q", "attn_k") else 0
+            for kind in kinds
+        )
+
+    def _weight(self, layer: int, part: str) -> str:
+        """The GGUF name of a part, such as "blk.3.attn_q"."""
+        module = f"{self.base.family.block}.{layer}.{part}"
+        name = self._names.get_name(module)
+        if name is None:  # a mistake in the table, or a gguf that forgot a name it had
+            raise ConvertError(
+                f"gguf's table of tensor names does not know '{module}' for "
+                f"{self.base.architecture}; install the gguf version that requirements.txt names"
+            )
+        return str(name)
+
+    def _first_missing(self, layer: int, candidates: list[tuple[str, tuple[str, ...]]]) -> str:
+        weights = [self._weight(layer, part) for part in candidates[0][1]]
+        return next(f"{w}.weight" for w in weights if self.base.place(layer, w) is None)
+
+    def _check_expert(self, module: str, reading: Reading) -> None:
+        n_experts = reading.places[0].n_experts
+        if reading.expert is not None and not reading.expert < n_experts:
+            raise AdapterMismatchError(
+                f"{self.base.label}: '{reading.places[0].tensor}' holds {n_experts} experts, but "
+                f"the adapter changes '{module}'; was the adapter trained on another base?"
+            )
+
+    def _whole(self, tensor: str, module: str) -> Place:
+        shape = self.base.shape(tensor)
+        if shape is None or len(shape) != 2:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has no matrix '{tensor}', which the adapter's '{module}' "
+                "changes; was the adapter trained on another base?"
+            )
+        return Place(tensor, shape, 0, shape[1])
+
+    def _unknown(self, module: str) -> UnsupportedAdapterError:
+        family = self.base.family
+        return UnsupportedAdapterError(
+            f"{self.source}: module '{module}' cannot be converted for {family.architecture}; "
+            f"what can: {', '.join(sorted(family.modules))} of {family.block}.<n>, "
+            f"{family.embedding} and {_HEAD}. Train without it, or merge it into the base"
+        )
+
+    @cached_property
+    def _names(self) -> TensorNameMap:
+        constants, mapping = _name_tables()
+        names = constants.MODEL_ARCH_NAMES.items()
+        arch = next(key for key, value in names if value == self.base.architecture)
+        table: TensorNameMap = mapping.get_tensor_name_map(arch, self.base.n_layers)
+        return table
+
+
+def _plain_path(module: str) -> str:
+    return _WRAPPERS.sub("", module.replace(_NESTED, ""))
+
+
+def _name_tables() -> tuple[Any, Any]:
+    """Gguf's modules `constants` and `tensor_mapping`, without the rest of the package.
+
+    Importing all of gguf takes three times as long, a quarter of what a whole conversion may take.
+    The two are loaded under a name of their own, so that a later `import gguf` is undisturbed.
+    """
+    package = f"{__package__}._gguf"
+    if package not in sys.modules:
+        spec = importlib.util.find_spec("gguf")
+        if spec is None or spec.submodule_search_locations is None:
+            raise ConvertError("the package 'gguf' is not installed; run `pip install gguf`")
+        module = types.ModuleType(package)
+        module.__path__ = list(spec.submodule_search_locations)
+        sys.modules[package] = module
+    load = importlib.import_module
+    return load(f"{package}.constants"), load(f"{package}.tensor_mapping")

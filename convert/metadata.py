@@ -1,0 +1,88 @@
+"""The metadata of an adapter GGUF: what stock llama.cpp reads, then our own `alora.*` keys.
+
+llama.cpp ignores keys that it does not know. The names of the general ones are of GGUF's
+specification (docs/gguf.md in ggml).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from alora_gguf.gguf_types import ValueType
+
+from .base_model import BaseModel
+from .invocation import Invocation
+from .peft_config import PeftConfig
+from .values import OUTTYPES
+from .writer import LateString, Value
+
+Entry = tuple[str, ValueType, Value]
+
+# a name on the hub; a path on somebody's disk would tell nobody anything
+_HUB_NAME: Final = re.compile(r"([\w.-]+)/([\w.-]+)")
+_HUB: Final = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter came from, as far as it is known.
+
+    sha256    of the weights' file
+    licence   its identifier, such as "apache-2.0"
+    repo, revision, path   the hub's repository, the commit, and the adapter's directory in it
+    io_yaml   the text of its contract
+    """
+
+    sha256: LateString
+    licence: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    io_yaml: str | None = None
+
+
+def adapter_metadata(
+    name: str,
+    outtype: str,
+    alpha: float,
+    base: BaseModel,
+    config: PeftConfig,
+    invocation: Invocation,
+    origin: Origin,
+) -> list[Entry]:
+    """All entries, in the order they are written; what is not known is left out."""
+    text, number = ValueType.STRING, ValueType.UINT32
+    entries: list[tuple[str, ValueType, Value | None]] = [
+        ("general.architecture", text, base.architecture),
+        ("general.type", text, "adapter"),
+        ("general.name", text, name),
+        ("general.file_type", number, OUTTYPES[outtype][1]),
+        ("general.license", text, origin.licence),
+        *_base_model(config.base_model),
+        ("adapter.type", text, "lora"),
+        ("adapter.lora.alpha", ValueType.FLOAT32, alpha),
+        ("adapter.alora.invocation_tokens", ValueType.ARRAY, invocation.tokens or None),
+        ("alora.invocation_text", text, invocation.text),
+        ("alora.vocab.sha256", text, base.vocabulary_sha256),
+        ("alora.source.repo", text, origin.repo),
+        ("alora.source.revision", text, origin.revision),
+        ("alora.source.path", text, origin.path),
+        ("alora.source.peft_version", text, config.peft_version),
+        ("alora.source.sha256", text, origin.sha256),
+        ("alora.io_yaml", text, origin.io_yaml),
+    ]
+    return [(key, kind, value) for key, kind, value in entries if value is not None]
+
+
+def _base_model(name: str | None) -> Iterator[tuple[str, ValueType, Value | None]]:
+    found = _HUB_NAME.fullmatch(name or "")
+    if found is None:
+        return
+    prefix = "general.base_model.0"
+    yield "general.base_model.count", ValueType.UINT32, 1
+    yield f"{prefix}.name", ValueType.STRING, found[2]
+    yield f"{prefix}.organization", ValueType.STRING, found[1]
+    yield f"{prefix}.repo_url", ValueType.STRING, f"{_HUB}{name}"
