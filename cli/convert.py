@@ -77,7 +77,7 @@ def command(
         out,
         outtype=outtype,
         name=name,
-        invocation_tokens=invocation_tokens,
+        invocation=invocation_tokens,
         overwrite=force,
     )
     if as_json:
