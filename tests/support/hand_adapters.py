@@ -40,6 +40,7 @@ _BY_FAMILY: dict[str, dict[str, tuple[str, ...]]] = {
     "granitemoe": {
         "block_sparse_moe.experts.base_layer": ("ffn_gate_exps", "ffn_up_exps"),
         "block_sparse_moe.experts": ("ffn_down_exps",),
+        "block_sparse_moe.router": ("ffn_gate_inp",),
     },
 }
 _ROTATED = {"llama", "mistral", "granite", "granitemoe", "granitemoehybrid"}

@@ -18,14 +18,34 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_EXPERTS = ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]
-
-# what a target set means for a family; None stands for PEFT's own "all-linear"
+# what a target set means for a family, as PEFT's target_modules ...
 _TARGETS: dict[str, dict[str, list[str] | str]] = {
-    "attention": {"*": _ATTENTION, "phi3": ["qkv_proj", "o_proj"]},
+    "attention": {
+        "*": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "phi3": ["qkv_proj", "o_proj"],
+        "gpt2": ["c_attn", "attn.c_proj"],
+    },
     "all-linear": {"*": "all-linear"},
+    "experts": {"*": []},
 }
+# ... and its target_parameters: the routed experts and their router are no linear layers
+_GRANITE_MOE = [
+    f"block_sparse_moe.{name}"
+    for name in ("experts.gate_up_proj", "experts.down_proj", "router.weight")
+]
+_MIXTRAL_MOE = [
+    f"mlp.{name}" for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
+]
+_PARAMETERS: dict[str, list[str]] = {
+    "mixtral": _MIXTRAL_MOE,
+    "qwen2moe": _MIXTRAL_MOE,
+    "qwen3moe": _MIXTRAL_MOE,
+    "granitemoe": _GRANITE_MOE,
+    "granitemoehybrid-moe": _GRANITE_MOE,
+    "granitemoehybrid-attention-moe": _GRANITE_MOE,
+}
+# here PEFT itself takes "all-linear" as it was in transformers 4, where experts were linear layers
+_PEFT_ADDS_EXPERTS = ("mixtral", "qwen3moe")
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,11 @@ class TinyAdapter:
     model: TinyModel
     directory: Path
     invocation: tuple[int, ...] | None
+
+
+def has_experts(family: str) -> bool:
+    """Whether the target set "experts" exists for a family."""
+    return family in _PARAMETERS
 
 
 def make_adapter(
@@ -54,8 +79,9 @@ def make_adapter(
     PEFT (0.21) refuses an aLoRA on fused expert parameters; such an adapter is saved as a LoRA, and
     only the returned record, and with it the functions below, know its invocation.
 
-    targets     "attention", or "all-linear": all linear layers and, where the family has experts,
-                these too (through PEFT's target_parameters)
+    targets     "attention"; "experts", for families that have some: all that is routed, and the
+                router (through PEFT's target_parameters); or "all-linear": all linear layers, and
+                experts as well
     invocation  token ids of an aLoRA; None makes a plain LoRA
     size        how large the adapter's output is, relative to its input and before alpha/rank
     options     further fields of peft.LoraConfig
@@ -64,9 +90,9 @@ def make_adapter(
     from peft import LoraConfig, get_peft_model
 
     modules = _TARGETS[targets].get(model.family, _TARGETS[targets]["*"])
-    if targets == "all-linear" and model.family == "granitemoe":
-        options.setdefault("target_parameters", _EXPERTS)
-    experts = "target_parameters" in options
+    experts = targets != "attention" and has_experts(model.family)
+    if targets == "experts" or (experts and model.family not in _PEFT_ADDS_EXPERTS):
+        options.setdefault("target_parameters", _PARAMETERS[model.family])
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -187,9 +213,21 @@ def _mask(peft_model: PeftModel, n_tokens: int, first: int) -> list[Any]:
 
     def masked(layer: Any) -> Any:
         adapted, base = layer.forward, layer.get_base_layer()
-        return lambda x, *rest: torch.where(on, adapted(x, *rest), base(x, *rest))
+        return lambda x, *rest: choose(on, adapted(x, *rest), base(x, *rest))
 
     outer = [m for m in layers if id(m) not in nested]
     for layer in outer:
         layer.forward = masked(layer)
     return outer
+
+
+def choose(on: torch.Tensor, adapted: Any, base: Any) -> Any:
+    """Each token's row of what a layer returns, adapted where `on` [n_tokens, 1] says so.
+
+    A router returns several tensors, all with a row per token.
+    """
+    import torch
+
+    if isinstance(adapted, tuple):
+        return tuple(choose(on, one, other) for one, other in zip(adapted, base, strict=True))
+    return torch.where(on, adapted, base)
