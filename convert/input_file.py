@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import threading
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from alora_gguf.errors import FileFormatError
 
@@ -36,6 +36,11 @@ class InputFile:
     def close(self) -> None:
         """Closes it; nothing can be read any more. May be called again."""
         self._file.close()
+
+    @property
+    def handle(self) -> BinaryIO:
+        """The open file, for libraries that read on their own, while no other thread reads."""
+        return cast("BinaryIO", self._file)
 
     def read_at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on, fewer at the end of the file.
