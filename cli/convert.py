@@ -1,15 +1,19 @@
-"""`alora-gguf convert`: a PEFT adapter directory to an adapter GGUF."""
+"""`alora-gguf convert`: a PEFT adapter to an adapter GGUF."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport
+
+_PATIENCE = 1.0  # seconds after which a progress bar is shown
 
 
 def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int] | None:
@@ -23,67 +27,121 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
 
 
 @click.command("convert")
-@click.argument("source", metavar="PEFT_DIR", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option(
     "--base",
     required=True,
-    type=click.Path(path_type=Path),
-    help="GGUF of the model the adapter was trained on; only its header is read.",
+    help="The model the adapter was trained on: a GGUF (only its header is read), a Hugging Face "
+    "model directory, or hf://OWNER/REPO[/FILE.gguf][@REVISION].",
 )
 @click.option(
     "-o",
     "--output",
     "out",
-    required=True,
     type=click.Path(path_type=Path),
-    help="The adapter GGUF to write.",
+    help="The adapter GGUF to write; by default the adapter's name with .gguf, here.",
 )
 @click.option(
     "--outtype",
-    type=click.Choice(["f16", "bf16", "f32"]),
+    type=click.Choice(["f16", "bf16", "f32", "q8_0"]),
     default="f16",
     show_default=True,
-    help="Type of the weights; each value is rounded once.",
+    help="Type of the weights; all but q8_0 round each value once.",
 )
-@click.option("--name", help="The adapter's name; the directory's name by default.")
+@click.option("--name", help="The adapter's name; the intrinsic's or the directory's by default.")
+@click.option(
+    "--invocation",
+    metavar="TEXT",
+    help="The text that switches an aLoRA on, if adapter_config.json lacks it.",
+)
 @click.option(
     "--invocation-tokens",
     metavar="IDS",
     callback=_ids,
-    help="Token ids that switch an aLoRA on, such as 27,91,3, if adapter_config.json lacks them.",
+    help="The same as token ids, such as 27,91,3.",
+)
+@click.option("--intrinsic", metavar="NAME", help="Which adapter, if SOURCE has several.")
+@click.option("--model", metavar="NAME", help="For which base, if SOURCE has several.")
+@click.option(
+    "--technology", type=click.Choice(["alora", "lora"]), help="Which kind, if SOURCE has both."
+)
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read adapter_model.bin where there is no safetensors file. Needs torch, and a file you "
+    "trust: a pickle can run any code, and torch's restricted loader has had holes.",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--dry-run", is_flag=True, help="Check and report everything; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    source: Path,
-    base: Path,
-    out: Path,
+    *,
+    source: str,
+    base: str,
+    out: Path | None,
     outtype: str,
     name: str | None,
+    invocation: str | None,
     invocation_tokens: list[int] | None,
+    intrinsic: str | None,
+    model: str | None,
+    technology: str | None,
+    allow_pickle: bool,
     force: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Convert the LoRA or aLoRA in PEFT_DIR to a GGUF, exactly or not at all.
+    """Convert the LoRA or aLoRA in SOURCE to a GGUF, exactly or not at all.
+
+    SOURCE is a PEFT directory, a directory with several of them (a hub snapshot), or
+    hf://OWNER/REPO[/PATH][@REVISION].
 
     Needs neither torch nor transformers. What would not convert exactly is refused with the name of
     the field or tensor. The output appears complete or not at all.
     """
-    from alora_gguf.convert import convert_adapter
+    from alora_gguf.convert import Pick, convert_adapter
 
-    report = convert_adapter(
-        source,
-        base,
-        out,
-        outtype=outtype,
-        name=name,
-        invocation=invocation_tokens,
-        overwrite=force,
-    )
+    if invocation is not None and invocation_tokens is not None:
+        raise click.UsageError("give --invocation or --invocation-tokens, not both")
+    with _Progress() as progress:
+        report = convert_adapter(
+            source,
+            base,
+            out,
+            pick=Pick(intrinsic, model, technology, allow_pickle),
+            outtype=outtype,
+            name=name,
+            invocation=invocation if invocation is not None else invocation_tokens,
+            overwrite=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)
+
+
+class _Progress:
+    """Calls with (done, total) move a bar on the terminal, once the work takes long enough."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._start < _PATIENCE or not sys.stderr.isatty():
+                return
+            self._bar = click.progressbar(length=total, label="Converting", file=sys.stderr)
+        self._bar.update(done - self._bar.pos)
 
 
 def _print(report: ConversionReport) -> None:
@@ -96,10 +154,11 @@ def _print(report: ConversionReport) -> None:
         ("alpha", f"{report.alpha:g}" + (f" ({report.folded} folded)" if report.folded else "")),
     ]
     if report.invocation:
-        rows.insert(1, ("invocation", ", ".join(map(str, report.invocation))))
-    click.echo(
-        f"{report.out}: {report.nbytes / 1e6:.2f} MB {report.outtype} in {report.seconds:.2f} s"
-    )
+        ids = ", ".join(map(str, report.invocation))
+        text = "" if report.invocation_text is None else f"{json.dumps(report.invocation_text)} = "
+        rows.insert(1, ("invocation", text + ids))
+    size = f"{report.nbytes / 1e6:.2f} MB {report.outtype} in {report.seconds:.2f} s"
+    click.echo(f"{report.out}: {size}" + ("" if report.written else " (dry run: not written)"))
     for label, text in rows:
         click.echo(f"  {label:<12}  {text}")
     for warning in report.warnings:

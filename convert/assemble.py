@@ -70,7 +70,8 @@ def _is_plain(pair: Pair) -> bool:
 def _columns(piece: Piece, read: Read) -> Array:
     """A piece's A, as [experts, rank, n_in]; 1 expert if it has none."""
     if piece.swapped:
-        return _rank_by_rank(read(piece.b.name), piece.rank).swapaxes(1, 2)
+        columns: Array = _rank_by_rank(read(piece.b.name), piece.rank).swapaxes(1, 2)
+        return columns
     return _expert_by_expert(read(piece.a.name), piece.rank)
 
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import re
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
+from alora_gguf.errors import FileFormatError, InputError
 
-from alora_gguf.errors import ConvertError, FileFormatError, InputError
-
-from .assemble import make_a, make_b
 from .bases import open_base
 from .invocation import find_invocation
 from .metadata import Origin, adapter_metadata
-from .peft_config import PeftConfig, read_config
-from .plan import Pair, Plan, make_plan
+from .outtypes import OUTTYPES
+from .peft_config import read_config
+from .plan import make_plan
 from .report import ConversionReport
-from .safetensors_file import SafetensorsFile, WeightsFile
+from .safetensors_file import SafetensorsFile
 from .source import Source, find_source
-from .values import OUTTYPES, check_finite, encode, stored_type
-from .writer import LateString, OutTensor, check_target, measure_gguf, write_gguf
+from .writer import LateString, check_target, measure_gguf, write_gguf
+
+if TYPE_CHECKING:
+    from .pickle_file import PickleFile
+
+_THREADS: Final = 2  # for the values; a third and more would wait for memory
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,15 @@ def convert_adapter(
         check_target(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
     config = read_config(found.config)
-    model = open_base(base)
-    with closing(_open_weights(found)) as weights, ThreadPoolExecutor(1) as pool:
+    with closing(_open_weights(found)) as weights, ThreadPoolExecutor(_THREADS) as pool:
+        sha256 = pool.submit(weights.sha256)
+        from .job import Job  # imports numpy, which takes as long as hashing does
+
+        model = open_base(base)
         plan = make_plan(config, weights, model)
         trigger = find_invocation(config, invocation, model)
         plan.warnings += trigger.warnings
-        job = _Job(config, weights, plan, outtype)
-        sha256 = pool.submit(weights.sha256)
+        job = Job(config, weights, plan, outtype, pool)
         title = name or found.name
         origin = Origin(
             LateString(64, sha256.result),
@@ -141,72 +143,7 @@ def convert_adapter(
         )
 
 
-class _Job:
-    """Makes the values of a plan's tensors, one at a time, and keeps count."""
-
-    def __init__(self, config: PeftConfig, weights: WeightsFile, plan: Plan, outtype: str) -> None:
-        self.weights = weights
-        self.plan = plan
-        self.outtype = outtype
-        # the one alpha of the file; GGUF keeps it as float32, so folding starts from that value
-        self.alpha: float = struct.unpack("<f", struct.pack("<f", config.alpha))[0]
-        self.folded = sum(any(f != 1.0 for f in self.factors(pair)) for pair in plan.pairs)
-        self.changes_anything = False
-        self.a_is_zero = False
-
-    def factors(self, pair: Pair) -> list[float]:
-        """What each piece's B is multiplied with, for alpha/rank to give the piece's own scale."""
-        return [piece.scale * pair.rank / self.alpha for piece in pair.pieces]
-
-    def tensors(self) -> list[OutTensor]:
-        """The file's tensors: every pair's A, then its B; the writer keeps the order."""
-        out = []
-        for pair in self.plan.pairs:
-            experts = (pair.n_experts,) if pair.n_experts else ()
-            a_shape = (pair.rank, pair.n_in) if pair.flip_a else (pair.n_in, pair.rank)
-            for suffix, shape, make in (
-                ("lora_a", a_shape, self.make_a),
-                ("lora_b", (pair.rank, pair.n_out), self.make_b),
-            ):
-                kind = stored_type(self.outtype, shape[0])
-                data = partial(make, pair, kind)
-                name = f"{pair.target}.{suffix}"
-                out.append(OutTensor(name, (*shape, *experts), OUTTYPES[kind][0], data))
-        return out
-
-    def make_a(self, pair: Pair, kind: str) -> bytes:
-        """The bytes of a pair's A."""
-        values = make_a(pair, self._read)
-        self.a_is_zero = not values.any()
-        return self._encode(values, kind, pair.pieces[0].a.name)
-
-    def make_b(self, pair: Pair, kind: str) -> bytes:
-        """The bytes of a pair's B, scaled and with its rows in llama.cpp's order."""
-        values = make_b(pair, self._read, self.factors(pair))
-        self.changes_anything |= not self.a_is_zero and bool(values.any())
-        if pair is self.plan.pairs[-1] and not self.changes_anything:
-            raise ConvertError(
-                f"{self.weights.path}: in every pair lora_A or lora_B is zero throughout, so the "
-                "adapter changes nothing; it was probably saved before it was trained"
-            )
-        return self._encode(values, kind, pair.pieces[0].b.name)
-
-    def _read(self, name: str) -> NDArray[np.floating]:
-        values = self.weights.read(name)
-        check_finite(values, str(self.weights.path), name)
-        return values
-
-    def _encode(self, values: NDArray[np.floating], kind: str, name: str) -> bytes:
-        data, lost = encode(values, kind, name)
-        if lost * 1000 > values.size:
-            self.plan.warnings.append(
-                f"'{name}': {lost} of {values.size} values are too small for {kind} and became "
-                "zero; f32 would keep them"
-            )
-        return data
-
-
-def _open_weights(found: Source) -> WeightsFile:
+def _open_weights(found: Source) -> SafetensorsFile | PickleFile:
     if found.weights.suffix == ".bin":  # find_source gives one only if the caller allows it
         from .pickle_file import PickleFile
 

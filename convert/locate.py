@@ -131,8 +131,9 @@ class Locator:
     def _places(self, layer: int, parts: tuple[str, ...]) -> tuple[Place, ...] | None:
         places = []
         for part in parts:
-            place = self.base.place(layer, self._weight(layer, part))
-            if place is None:
+            weight = self._weight(layer, part)
+            place = weight and self.base.place(layer, weight)
+            if not place:
                 return None
             places.append(place)
         return tuple(places)
@@ -140,26 +141,23 @@ class Locator:
     def _heads(self, layer: int, parts: tuple[str, ...]) -> tuple[int, ...]:
         if not self.base.family.rotated:
             return (0,) * len(parts)
-        kinds = [self._weight(layer, part).rpartition(".")[2] for part in parts]
+        kinds = [(self._weight(layer, part) or "").rpartition(".")[2] for part in parts]
         return tuple(
             self.base.n_heads(layer, keys=kind == "attn_k") if kind in ("attn_q", "attn_k") else 0
             for kind in kinds
         )
 
-    def _weight(self, layer: int, part: str) -> str:
-        """The GGUF name of a part, such as "blk.3.attn_q"."""
-        module = f"{self.base.family.block}.{layer}.{part}"
-        name = self._names.get_name(module)
-        if name is None:  # a mistake in the table, or a gguf that forgot a name it had
-            raise ConvertError(
-                f"gguf's table of tensor names does not know '{module}' for "
-                f"{self.base.architecture}; install the gguf version that requirements.txt names"
-            )
-        return str(name)
+    def _weight(self, layer: int, part: str) -> str | None:
+        """The GGUF name of a part, such as "blk.3.attn_q"; None if the architecture has none."""
+        name: str | None = self._names.get_name(f"{self.base.family.block}.{layer}.{part}")
+        return name
 
     def _first_missing(self, layer: int, candidates: list[tuple[str, tuple[str, ...]]]) -> str:
-        weights = [self._weight(layer, part) for part in candidates[0][1]]
-        return next(f"{w}.weight" for w in weights if self.base.place(layer, w) is None)
+        """A tensor that the module would change, if the base had it."""
+        weights = [self._weight(layer, part) for _, parts in candidates for part in parts]
+        missing = [w for w in weights if w is not None and self.base.place(layer, w) is None]
+        # none, if gguf forgot names that it had when the table was made
+        return f"{missing[0]}.weight" if missing else "; ".join(candidates[0][1])
 
     def _check_expert(self, module: str, reading: Reading) -> None:
         n_experts = reading.places[0].n_experts

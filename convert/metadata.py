@@ -15,8 +15,8 @@ from alora_gguf.gguf_types import ValueType
 
 from .base_model import BaseModel
 from .invocation import Invocation
+from .outtypes import OUTTYPES
 from .peft_config import PeftConfig
-from .values import OUTTYPES
 from .writer import LateString, Value
 
 Entry = tuple[str, ValueType, Value]

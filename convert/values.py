@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
 from alora_gguf.errors import ConvertError, FileFormatError
 
-# output type -> (ggml's type number, llama.cpp's general.file_type)
-OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32), "q8_0": (8, 7)}
-_Q8_0_BLOCK: Final = 32  # values that share a scale
-
-
-def stored_type(outtype: str, row: int) -> str:
-    """The output type of a tensor with rows of `row` values: f16 where q8_0's blocks do not fit."""
-    return "f16" if outtype == "q8_0" and row % _Q8_0_BLOCK else outtype
+from .outtypes import Q8_0_BLOCK
 
 
 def head_order(rows: NDArray[np.floating], heads: int) -> NDArray[np.floating]:
@@ -80,7 +71,7 @@ def _to_q8_0(values: NDArray[np.floating], tensor: str) -> bytes:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = np.ascontiguousarray(values, np.float32)
         data: NDArray[np.uint8] = quantize(single, GGMLQuantizationType.Q8_0)
-    scales = data.reshape(-1, 2 + _Q8_0_BLOCK)[:, :2].copy().view("<f2")
+    scales = data.reshape(-1, 2 + Q8_0_BLOCK)[:, :2].copy().view("<f2")
     if not np.isfinite(scales).all():
         raise _too_large(values, "q8_0", tensor)
     if values.any() and not scales.any():

@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
+import click
+import pytest
 from alora_gguf.cli.convert import command
+from alora_gguf.convert.outtypes import OUTTYPES
 from click.testing import CliRunner
 
 from tests.support.peft_files import Case
@@ -54,6 +57,44 @@ def test_force_and_invocation_tokens(case: Case) -> None:
     assert "  invocation    5, 6" in result.output
     result = CliRunner().invoke(command, arguments(case, "--invocation-tokens", "a"))
     assert "'a' is not a list of token ids such as 27,91,3" in result.output
+
+
+def test_dry_run(case: Case) -> None:
+    result = CliRunner().invoke(command, arguments(case, "--dry-run"))
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[0].endswith(" (dry run: not written)")
+    assert not case.out.exists()
+    dry = json.loads(CliRunner().invoke(command, arguments(case, "--dry-run", "--json")).output)
+    real = json.loads(CliRunner().invoke(command, arguments(case, "--json")).output)
+    assert (dry.pop("written"), real.pop("written")) == (False, True)
+    assert (dry.pop("seconds"), real.pop("seconds")) > (0, 0)
+    assert dry == real
+
+
+def test_a_dry_run_checks_the_values(case: Case) -> None:
+    next(iter(case.tensors.values()))[0, 0] = float("nan")
+    result = CliRunner().invoke(command, arguments(case, "--dry-run"))
+    assert "NaN or infinite" in str(result.exception)
+
+
+def test_output_is_named_after_the_adapter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case.folder)
+    case.write()
+    result = CliRunner().invoke(command, [str(case.source), "--base", str(case.base)])
+    assert result.output.startswith("adapter.gguf: ")
+    assert (case.folder / "adapter.gguf").is_file()
+
+
+def test_one_invocation_only(case: Case) -> None:
+    more = ("--invocation", "a", "--invocation-tokens", "5")
+    result = CliRunner().invoke(command, arguments(case, *more))
+    assert "give --invocation or --invocation-tokens, not both" in result.output
+
+
+def test_the_types_it_offers_are_those_it_can_write() -> None:
+    (option,) = [p for p in command.params if p.name == "outtype"]
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == set(OUTTYPES)
 
 
 def test_needs_no_torch_and_no_native_library(case: Case) -> None:
