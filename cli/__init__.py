@@ -18,8 +18,9 @@ from alora_gguf.errors import AloraError
 
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`
 _COMMANDS = {
-    "convert": "Turn a PEFT adapter directory into an adapter GGUF.",
+    "convert": "Turn a PEFT adapter into an adapter GGUF.",
     "demo": "Ask several adapters about one cached conversation, and show what that costs.",
+    "inspect": "Say what an adapter's or a base's GGUF holds.",
 }
 
 EXIT_USER = 1  # the user can mend it

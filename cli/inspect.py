@@ -1,0 +1,297 @@
+"""`alora-gguf inspect`: what an adapter's or a base's GGUF holds, for eyes or as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import unicodedata
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from alora_gguf.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from alora_gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
+
+_WIDTH = 80
+_LABEL = 15  # of the rows above the tables, with the space behind it
+_MAX_PROBLEMS = 10
+_KINDS = {
+    "alora": "aLoRA adapter",
+    "lora": "LoRA adapter",
+    "model": "base model",
+    "vocabulary": "vocabulary without weights",
+    "mmproj": "multimodal projector (mmproj)",
+    "imatrix": "importance matrix (imatrix)",
+}
+# shown as rows of their own
+_ROWS = {
+    "general.architecture",
+    "general.type",
+    "general.name",
+    "general.size_label",
+    "adapter.type",
+    "adapter.lora.alpha",
+    "adapter.alora.invocation_tokens",
+    "alora.invocation_text",
+}
+
+
+@click.command("inspect")
+@click.argument("path", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything, uncut, as JSON.")
+def command(path: Path, as_json: bool) -> None:
+    """Say what a GGUF file is: an adapter, a base model, or something else.
+
+    Only the header is read, so this is quick for any size; the weights' values are not looked at.
+
+    A malformed adapter (half a pair, ranks that differ) is shown as well, with what is wrong under
+    "problems", and the exit status is 0. A file that is no GGUF, truncated or damaged is an error
+    with status 1.
+
+    The table cuts long texts with "…" and shows control characters as escapes; --json has
+    everything whole, with "io.yaml" under metadata, alora.io_yaml.
+    """
+    from alora_gguf.inspection import inspect_gguf
+
+    try:
+        summary = inspect_gguf(path)
+    except FileFormatError as error:  # its message may quote the file
+        raise FileFormatError(printable(str(error))) from error
+    if as_json:
+        text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)
+        click.echo(text.replace("\x7f", "\\u007f"))  # all else is escaped already
+    else:
+        click.echo(table(summary))
+
+
+def table(summary: AdapterSummary | BaseSummary) -> str:
+    """The summary as text of at most 80 columns, apart from the path."""
+    from alora_gguf.summary import AdapterSummary
+
+    kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
+    lines = [f"{printable(str(summary.path))}: {kind}, {_size(summary.nbytes)}"]
+    if isinstance(summary, AdapterSummary):
+        lines += _rows(_adapter_rows(summary))
+        lines += _targets(summary.targets)
+    else:
+        lines += _rows(_base_rows(summary))
+    lines += _metadata(summary)
+    lines += _problems(summary.problems)
+    return "\n".join([lines[0], *(_cut(line, _WIDTH) for line in lines[1:])])
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal might act on, or not show, as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    """`text` shown in at most `width` columns; East Asian wide characters take two."""
+    shown = printable(text[: width + 1])  # enough, and a file may hold megabytes
+    ends = list(accumulate(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown))
+    if not ends or ends[-1] <= width:
+        return shown
+    return shown[: bisect_right(ends, width - 1)] + "…"
+
+
+def _rows(rows: Iterator[tuple[str, str]]) -> list[str]:
+    return [f"  {label:<{_LABEL}}{_cut(text, _WIDTH - _LABEL - 2)}" for label, text in rows]
+
+
+def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str]]:
+    yield from _named(summary)
+    if summary.invocation_text is not None:
+        yield "invocation", f"'{summary.invocation_text}'"
+    if summary.invocation:
+        yield "tokens", ", ".join(map(str, summary.invocation[:_WIDTH]))
+    elif summary.kind == "lora":
+        yield "invocation", "none; it is on for every token"
+    yield "alpha", "none" if summary.alpha is None else f"{summary.alpha:g}"
+    if summary.ranks:
+        yield "rank", ", ".join(map(str, summary.ranks))
+        yield "scale", _scale(summary)
+    yield from _weights(summary)
+
+
+def _scale(summary: AdapterSummary) -> str:
+    if not summary.alpha:
+        return "1, as there is no alpha"
+    scales = sorted({(target.rank, target.scale) for target in summary.targets})
+    if len(scales) == 1:
+        return f"{scales[0][1]:g} (alpha/rank)"
+    return ", ".join(f"{scale:g} at rank {rank}" for rank, scale in scales)
+
+
+def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str]]:
+    yield from _named(summary)
+    if summary.size_label is not None:
+        yield "size label", summary.size_label
+    if (split := summary.split) is not None:
+        held = _tensors(summary.n_tensors)
+        if split.n_tensors is not None:
+            held = f"{summary.n_tensors} of {split.n_tensors} tensors"
+        yield "split", f"part {split.part} of {split.n_parts}, with {held}"
+        if split.part > 1:
+            yield "", "part 1 has the metadata"
+    for label, value in (
+        ("layers", summary.layers),
+        ("embedding", summary.n_embd),
+        ("heads", summary.heads),
+        ("kv heads", summary.kv_heads),
+        ("context", summary.context_length),
+        ("experts", _experts(summary)),
+    ):
+        if value:
+            yield label, _by_layer(value) if isinstance(value, tuple) else str(value)
+    if (vocabulary := summary.vocabulary) is not None:
+        facts = (
+            ("", vocabulary.size, " tokens"),
+            ("tokenizer ", vocabulary.model, ""),
+            ("pre-tokenizer ", vocabulary.pre, ""),
+        )
+        parts = [f"{before}{value}{after}" for before, value, after in facts if value is not None]
+        yield "vocabulary", ", ".join(parts) or "of unknown size"
+        yield "chat template", "yes" if vocabulary.has_chat_template else "none"
+    if summary.tied_output is not None:
+        yield "output", "tied to token_embd" if summary.tied_output else "has its own weight"
+    yield from _weights(summary)
+
+
+def _experts(summary: BaseSummary) -> str:
+    used = f", {summary.experts_used} used for each token" if summary.experts_used else ""
+    return f"{summary.experts}{used}" if summary.experts else ""
+
+
+def _named(summary: FileSummary) -> Iterator[tuple[str, str]]:
+    if summary.name is not None:
+        yield "name", summary.name
+    if summary.architecture is not None:
+        yield "architecture", summary.architecture
+
+
+def _weights(summary: FileSummary) -> Iterator[tuple[str, str]]:
+    yield "file", f"GGUF version {summary.gguf_version}, {_tensors(summary.n_tensors)}"
+    yield "weights", f"{summary.n_parameters:,} parameters, {_size(summary.weights_nbytes)}"
+    for total in summary.types:
+        yield "", f"{total.type:<7} {_size(total.nbytes):>9} in {_tensors(total.n_tensors)}"
+
+
+def _by_layer(values: tuple[int, ...]) -> str:
+    """Such as "0, but 8 in layers 5, 15"; of many different values only their range."""
+    counts = Counter(values).most_common()
+    if len(counts) > 3:
+        return f"{min(values)} to {max(values)}, differing by layer"
+    usual = counts[0][0]
+    others = [
+        f"{value} in layers {_ranges([i for i, v in enumerate(values) if v == value])}"
+        for value, _ in counts[1:]
+    ]
+    return f"{usual}, but {'; '.join(others)}" if others else f"{usual} in every layer"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Ascending numbers in short: "0-3, 7, 9-11"; "-" for none."""
+    runs = []
+    for _, group in groupby(enumerate(layers), key=lambda item: item[1] - item[0]):
+        run = [layer for _, layer in group]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return ", ".join(runs) or "-"
+
+
+def _targets(targets: Sequence[Target]) -> list[str]:
+    """The table of targets; layers that do not fit behind their row follow below it."""
+    if not targets:
+        return []
+    experts = any(target.n_experts for target in targets)
+    cells = [("target", "rank", "type", "n_in -> n_out", "experts", "size", "layers")]
+    for t in targets:
+        maps = f"{t.n_in} -> {t.n_out}"
+        count = str(t.n_experts or "-")
+        name = _cut(t.name, 20)
+        cells.append((name, str(t.rank), t.type, maps, count, _size(t.nbytes), _ranges(t.layers)))
+    widths = [max(len(row[i]) for row in cells) for i in range(6)]
+    lines = [""]
+    for name, rank, kind, maps, count, size, layers in cells:
+        start = f"  {name:<{widths[0]}}  {rank:>{widths[1]}}  {kind:<{widths[2]}}"
+        start += f"  {maps:<{widths[3]}}"
+        start += f"  {count:>{widths[4]}}" if experts else ""
+        start += f"  {size:>{widths[5]}}  "
+        if len(start) + len(layers) <= _WIDTH:
+            lines.append(start + layers)
+        else:
+            indent = " " * (widths[0] + 4)
+            lines.append(start + "below")
+            lines += textwrap.wrap(
+                f"layers {layers}", _WIDTH, initial_indent=indent, subsequent_indent=indent
+            )
+    return lines
+
+
+def _metadata(summary: FileSummary) -> list[str]:
+    """The keys that have no row; of a model only those that say where it comes from."""
+    lines = []
+    for key, value in summary.metadata.items():
+        about = key.startswith(("general.", "alora."))
+        if key in _ROWS or key.startswith("tokenizer.") or (summary.kind == "model" and not about):
+            continue
+        if key == "alora.io_yaml" and isinstance(value, str):
+            lines.append(f"    io.yaml: {len(value.encode())} bytes")
+            continue
+        start = f"    {_cut(key, 40)}:"
+        text = _value(value)
+        if len(start) + len(text) >= _WIDTH and len(text) <= _WIDTH - 6:
+            lines += [start, f"      {text}"]  # a hash, for instance, stays whole
+        else:
+            lines.append(f"{start} {text}")
+    return ["", "  metadata", *lines] if lines else []
+
+
+def _value(value: MetadataValue) -> str:
+    from alora_gguf.summary import ArraySummary
+
+    if isinstance(value, ArraySummary):
+        return f"{value.count} values of type {value.array_of}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value[:_WIDTH]))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return _cut(str(value), _WIDTH)
+
+
+def _problems(problems: Sequence[str]) -> list[str]:
+    if not problems:
+        return []
+    lines = ["", "  problems"]
+    for problem in problems[:_MAX_PROBLEMS]:
+        lines += textwrap.wrap(
+            _cut(problem, 400),
+            _WIDTH,
+            initial_indent="    ",
+            subsequent_indent="      ",
+        )
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"    and {len(problems) - _MAX_PROBLEMS} more; --json has them all")
+    return lines
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor" + ("" if count == 1 else "s")
+
+
+def _size(nbytes: int) -> str:
+    """In decimal units: "512 B", "1.2 MB"."""
+    size, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.95:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
