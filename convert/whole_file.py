@@ -117,7 +117,8 @@ def _remove_abandoned(real: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(real.parent) as entries:
         for entry in entries:
             middle = entry.name[len(stem) + 1 : -len(".part")]
-            if entry.name == f"{stem}.{middle}.part" and len(middle) == 8:
+            named_so = entry.name == f"{stem}.{middle}.part" and len(middle) == 8
+            if named_so and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     _remove_unless_owned(Path(entry.path))
 
@@ -139,11 +140,10 @@ else:
             fcntl.flock(number, fcntl.LOCK_EX)
 
     def _remove_unless_owned(part: Path) -> None:
-        number = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        number = os.open(part, os.O_RDWR)
         try:
-            if stat.S_ISREG(os.fstat(number).st_mode):
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
         finally:
             os.close(number)
 

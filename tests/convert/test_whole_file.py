@@ -326,7 +326,7 @@ def test_parts_of_living_writers_and_other_files_stay(tmp_path: Path) -> None:
 @posix
 def test_what_only_looks_like_a_part_is_left_alone(tmp_path: Path) -> None:
     path, pipe = tmp_path / "out.gguf", part_of(tmp_path / "out.gguf")
-    os.mkfifo(pipe)  # opening it to write would wait for a reader
+    os.mkfifo(pipe)
     target, link = tmp_path / "target", part_of(path, "deadbeef")
     target.write_bytes(b"precious")
     link.symlink_to(target)
