@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from alora_gguf.errors import FileFormatError
+
 from .families import FUSED, Family
 
 Shape = tuple[int, ...]
@@ -94,6 +96,11 @@ class BaseModel(ABC):
             if name in members and shape is not None and len(shape) > 1:
                 index = members.index(name)
                 sizes = self._sizes(layer, members, shape[1])
+                if sum(sizes) != shape[1]:
+                    raise FileFormatError(
+                        f"{self.label}: '{tensor}' has {shape[1]} rows, but {', '.join(members)} "
+                        f"need {' + '.join(map(str, sizes))}; convert the model again"
+                    )
                 return Place(tensor, shape, sum(sizes[:index]), sizes[index])
         return None
 

@@ -105,13 +105,13 @@ class GGUFBase(BaseModel):
     def attention_rows(self, layer: int) -> tuple[int, int, int]:
         """The rows of a block's query, key and value projections."""
         queries, keys = self.n_heads(layer, keys=False), self.n_heads(layer, keys=True)
-        width = self._head_width("key_length")
-        return queries * width, keys * width, keys * self._head_width("value_length")
+        width = self._head_width(layer, "key_length")
+        return queries * width, keys * width, keys * self._head_width(layer, "value_length")
 
-    def _head_width(self, name: str) -> int:
+    def _head_width(self, layer: int, name: str) -> int:
         if f"{self.architecture}.attention.{name}" in self.header.metadata:
             return self._integer(f"attention.{name}")
-        return self._integer("embedding_length") // self.n_heads(0, keys=False)
+        return self.header.tensors["token_embd.weight"].shape[0] // self.n_heads(layer, keys=False)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, by llama.cpp on this file's vocabulary."""

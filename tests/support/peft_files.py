@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,12 @@ def write_base(
     tied: bool = False,
     kind: str = "model",
     changes: dict[str, Any] | None = None,
+    block: Mapping[str, tuple[int, ...]] = BLOCK,
 ) -> Path:
-    """A base of zeros with the shapes above; `changes` are to its `<architecture>.` metadata."""
+    """A base of zeros; `changes` are to its `<architecture>.` metadata.
+
+    `block` has the tensors of a block and their shapes in ggml order.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)
     counts: dict[str, Any] = {
@@ -61,13 +66,13 @@ def write_base(
             writer.add_string(f"{architecture}.{key}", value)
         else:
             writer.add_uint32(f"{architecture}.{key}", value)
-    shapes = {"token_embd": (N_EMBD, N_VOCAB)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (N_EMBD, N_VOCAB)}
     if not tied:
         shapes["output"] = (N_EMBD, N_VOCAB)
     for layer in range(LAYERS):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in BLOCK.items()}
-    for name, (n_in, n_out) in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.zeros((n_out, n_in), dtype=np.float16))
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape[::-1], dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
