@@ -43,8 +43,8 @@ def _walk(data: memoryview, pos: int, count: int) -> int:
 def _leap(data: memoryview, pos: int, count: int) -> tuple[int, int]:
     """Passes the strings of a stretch; returns the new position and how many they were.
 
-    Lengths below 256 stand out: a byte before seven zeros. Wherever one of these is as far from the
-    next as it says, both are lengths; the first that is not ends the leap.
+    Lengths from 1 to 255 stand out: a byte before seven zeros. Wherever one of these is as far from
+    the next as it says, both are lengths; the first that is not ends the leap.
     """
     import numpy as np
 
@@ -54,7 +54,7 @@ def _leap(data: memoryview, pos: int, count: int) -> tuple[int, int]:
     stretch = np.frombuffer(data, np.uint8, size + 8, pos)
     small = np.empty(size, np.bool_)
     for shift in range(8):
-        small[shift::8] = stretch[shift : shift + size].view("<u8") < 256
+        small[shift::8] = stretch[shift : shift + size].view("<u8") - 1 < 255  # 0 wraps around
     starts = np.flatnonzero(small)
     if not len(starts) or starts[0]:
         return pos, 0
