@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alora_gguf.convert import convert_adapter
 
-from alora_gguf.gguf_header import read_header
-from tests.support.hand_adapters import hand_adapter
 from tests.support.peft_oracle import activation_point, make_adapter, reference_logits
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_models import tiny_model
 
 pytest.importorskip("peft")
 
@@ -39,29 +36,3 @@ def test_without_its_invocation_an_alora_is_the_base(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         reference_logits(model, adapter, TOKENS), reference_logits(model, None, TOKENS)
     )
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "granite", "qwen2", "qwen3"])
-def test_hand_named_adapters_equal_the_converters(family: str, tmp_path: Path) -> None:
-    adapter = make_adapter(
-        tiny_model(family), tmp_path / "a", targets="all-linear", invocation=[7, 8]
-    )
-    by_hand = read_header(hand_adapter(adapter, tmp_path / "hand.gguf"))
-    convert_adapter(adapter.directory, adapter.model.gguf, tmp_path / "o.gguf", outtype="f32")
-    converted = read_header(tmp_path / "o.gguf")
-    assert set(by_hand.tensors) == set(converted.tensors)
-    for name in by_hand.tensors:
-        np.testing.assert_array_equal(by_hand.tensor_array(name), converted.tensor_array(name))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hand_named_adapters_fit_their_base(family: str, tmp_path: Path) -> None:
-    model = tiny_model(family)
-    adapter = make_adapter(model, tmp_path / "a", targets="all-linear")
-    header, base = read_header(hand_adapter(adapter, tmp_path / "h.gguf")), read_header(model.gguf)
-    for name, a in header.tensors.items():
-        if name.endswith(".lora_a"):
-            b = header.tensors[name.replace("lora_a", "lora_b")]
-            shape = base.tensors[name.removesuffix(".lora_a")].shape
-            assert (a.shape[0], b.shape[1], *a.shape[2:]) == shape
-            assert a.shape[1] == b.shape[0]

@@ -16,7 +16,6 @@ from alora_gguf.convert import convert_adapter
 
 import alora_gguf as ag
 from alora_gguf.engine import Engine, Logits, Run
-from tests.support.hand_adapters import hand_adapter
 from tests.support.peft_oracle import (
     TinyAdapter,
     activation_point,
@@ -31,9 +30,6 @@ EACH_ONCE = ag.Sampling(temperature=0.0, presence_penalty=1000.0)
 EXACT = ag.ContextOptions(
     n_ctx=1024, n_outputs=512, n_threads=1, type_k="f32", type_v="f32", flash_attn="off"
 )
-
-# the converter refuses these so far; when it does not, their name goes
-BY_HAND = {"gemma3", "phi3", "granitemoe", "granitemoehybrid"}
 
 ALORA, OTHER, LORA = "alora", "other", "lora"
 # invocations that begin with what repeats, or with what does not; three ranks, two of them padded
@@ -50,10 +46,13 @@ def words(n: int, *seed: int) -> list[int]:
 
 
 def gguf_of(adapter: TinyAdapter, path: Path) -> Path:
-    """What a user would load for an adapter directory: the converter's output, where it has one."""
-    if adapter.model.family in BY_HAND:
-        return hand_adapter(adapter, path)
-    convert_adapter(adapter.directory, adapter.model.gguf, path, outtype="f32")
+    """What a user would load for an adapter directory.
+
+    PEFT's files of an aLoRA of experts do not say that it is one, so the invocation is given again.
+    """
+    convert_adapter(
+        adapter.directory, adapter.model.gguf, path, outtype="f32", invocation=adapter.invocation
+    )
     return path
 
 
@@ -72,9 +71,12 @@ def make_adapters(tiny: TinyModel, folder: Path, targets: str) -> dict[str, Tiny
     }
 
 
-def open_model(tiny: TinyModel, files: Mapping[str, Path], **options: int) -> ag.Model:
-    """`options` are further ones of EXACT's kind."""
-    return ag.Model(tiny.gguf, adapters=files, options=dataclasses.replace(EXACT, **options))
+def open_model(
+    tiny: TinyModel, files: Mapping[str, Path], *, n_ubatch: int = EXACT.n_ubatch
+) -> ag.Model:
+    """The base with adapters; `n_ubatch` is the largest number of tokens of a graph."""
+    options = dataclasses.replace(EXACT, n_ubatch=n_ubatch)
+    return ag.Model(tiny.gguf, adapters=files, options=options)
 
 
 @dataclass

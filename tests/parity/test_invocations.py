@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 import alora_gguf as ag
-from tests.support.hand_adapters import hand_adapter
-from tests.support.peft_oracle import TinyAdapter, activation_point
+from tests.support.peft_oracle import activation_point, with_invocation
 
 from .checks import assert_close, assert_greedy
-from .sides import ALORA, EACH_ONCE, OTHER, Sides, open_model, read, words
+from .sides import ALORA, EACH_ONCE, OTHER, Sides, gguf_of, open_model, read, words
 
 pytestmark = pytest.mark.parity
 
@@ -115,12 +114,11 @@ def test_other_invocations(
     llama: Sides, tmp_path: Path, invocation: list[int], run: list[int], begin: int
 ) -> None:
     """The same weights with another invocation: PEFT's search, then its logits from there."""
-    peft = llama.adapters[ALORA]
-    adapter = TinyAdapter(peft.model, peft.directory, tuple(invocation))
+    adapter = with_invocation(llama.adapters[ALORA], tmp_path / "it", invocation)
     tokens = [*words(11), *run, *TAIL]
     first = activation_point(adapter, tokens)
     assert first == 11 + begin
-    files = {"it": hand_adapter(adapter, tmp_path / "it.gguf")}
+    files = {"it": gguf_of(adapter, tmp_path / "it.gguf")}
     with open_model(llama.tiny, files) as model:
         theirs = llama.theirs(tokens, ALORA, first=first)
         assert_close(llama, read(model, tokens, "it"), theirs, f"{invocation} in {run}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +114,17 @@ def make_adapter(
                 parameter.copy_(noise * gain * parameter.shape[-1] ** -0.5)
     peft_model.save_pretrained(str(directory))
     return TinyAdapter(model, directory, None if invocation is None else tuple(invocation))
+
+
+def with_invocation(
+    adapter: TinyAdapter, directory: Path, invocation: Sequence[int]
+) -> TinyAdapter:
+    """A copy in `directory` of an aLoRA with another invocation."""
+    shutil.copytree(adapter.directory, directory)
+    path = directory / "adapter_config.json"
+    fields = {**json.loads(path.read_text()), "alora_invocation_tokens": list(invocation)}
+    path.write_text(json.dumps(fields))
+    return TinyAdapter(adapter.model, directory, tuple(invocation))
 
 
 def reference_logits(

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .upstream import ROOT, upstream_tree
 
 N_VOCAB = 320
+_BASE, _FUSED = "base.gguf", "fused.gguf"
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 128, 4, 2, 32
 
 _COMMON: dict[str, Any] = {
@@ -151,6 +152,8 @@ MORE_FAMILIES: dict[str, Family] = {
     ),
 }
 ALL_FAMILIES = {**FAMILIES, **MORE_FAMILIES}
+# those with a second GGUF, in which query, key and value projections are one tensor
+FUSED_FAMILIES = ("llama", "qwen2")
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,11 @@ class TinyModel:
     family: str
     directory: Path
     gguf: Path
+
+    @property
+    def fused(self) -> TinyModel:
+        """The same model of FUSED_FAMILIES with its other GGUF."""
+        return replace(self, gguf=self.directory / _FUSED)
 
     def load(self) -> Any:
         """A fresh torch model, float32 and in eval mode."""
@@ -181,8 +189,8 @@ def tiny_model(family: str) -> TinyModel:
     """
     folder = _cache()
     group = FAMILIES if family in FAMILIES else MORE_FAMILIES
-    build(name for name in group if not (folder / name / "base.gguf").is_file())
-    return TinyModel(family, folder / family, folder / family / "base.gguf")
+    build(name for name in group if not (folder / name / _BASE).is_file())
+    return TinyModel(family, folder / family, folder / family / _BASE)
 
 
 def build(families: Iterable[str]) -> None:
@@ -198,9 +206,10 @@ def build(families: Iterable[str]) -> None:
             _make(name).save_pretrained(work / name)
             _write_vocabulary(work / name)
         script = Path(__file__).with_name("write_base.py")
-        pairs = [arg for n in names for arg in (str(work / n), str(work / n / "base.gguf"))]
+        files = [work / n / _BASE for n in names]
+        files += [work / n / _FUSED for n in names if n in FUSED_FAMILIES]
         run = subprocess.run(
-            [sys.executable, str(script), str(upstream_tree()), *pairs],
+            [sys.executable, str(script), str(upstream_tree()), *map(str, files)],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -212,4 +212,6 @@ def _pattern(patterns: dict[str, int], module: str, place: _Place, otherwise: in
 
 
 def _noise(random: np.random.Generator, shape: tuple[int, ...], gain: float) -> NDArray[np.float32]:
-    return (random.standard_normal(shape) * gain * shape[-1] ** -0.5).astype(np.float32)
+    out = random.standard_normal(shape, dtype=np.float32)
+    out *= gain * shape[-1] ** -0.5
+    return out

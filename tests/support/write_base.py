@@ -1,7 +1,8 @@
 """Writes F32 base GGUFs with upstream's own converter; run as a program by tiny_models.py.
 
 A process of its own, because upstream's `conversion` brings its own `gguf`, which must not mix with
-the installed one. Arguments: the upstream tree, then pairs of HF directory and output file.
+the installed one. Arguments: the upstream tree, then the files to write, each in the directory of
+the model it is made of; in one named fused.gguf, query, key and value projections are one tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def as_transformers_4(hparams: dict[str, Any]) -> None:
         hparams["n_ctx"] = hparams["n_positions"]
 
 
-def write(source: Path, target: Path) -> None:
+def write(target: Path) -> None:
     import gguf
     from conversion import (  # type: ignore[import-not-found]
         ModelType,
@@ -30,6 +31,7 @@ def write(source: Path, target: Path) -> None:
         get_model_class,
     )
 
+    source = target.parent
     hparams = json.loads((source / "config.json").read_text())
     family = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
     as_transformers_4(hparams)
@@ -43,16 +45,21 @@ def write(source: Path, target: Path) -> None:
             if not any(key in shard for shard in self.gguf_writer.kv_data):
                 self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
 
-    WithoutVocabulary(source, gguf.LlamaFileType.ALL_F32, target, hparams=hparams).write()
+    WithoutVocabulary(
+        source,
+        gguf.LlamaFileType.ALL_F32,
+        target,
+        hparams=hparams,
+        fuse_qkv=target.stem == "fused",
+    ).write()
 
 
 def main() -> None:
     tree = Path(sys.argv[1])
     sys.path[:0] = [str(tree), str(tree / "gguf-py")]
     logging.basicConfig(level=logging.WARNING)
-    pairs = sys.argv[2:]
-    for source, target in zip(pairs[::2], pairs[1::2], strict=True):
-        write(Path(source), Path(target))
+    for target in sys.argv[2:]:
+        write(Path(target))
 
 
 if __name__ == "__main__":
