@@ -16,7 +16,10 @@ from typing import Any, Final, NoReturn
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
+from .small_file import read_small
+
 FILE_NAME: Final = "adapter_config.json"
+_MAX_BYTES: Final = 16 << 20  # patterns with a line per module may make it long
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read_config(path: Path) -> PeftConfig:
     Raises FileFormatError if it is not sound JSON with fields of the right types, and
     UnsupportedAdapterError, naming the field and the way out, for what would not convert exactly.
     """
-    fields = _load(path)
+    fields = load_fields(path)
     refuse = _Refuser(path)
     _check_type(fields, path)
     for name, value in fields.items():
@@ -128,16 +131,13 @@ class _Refuser:
         raise UnsupportedAdapterError(f"{self.path}: {field} = {shown} {reason}; {way_out}")
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_fields(path: Path) -> dict[str, Any]:
+    """The fields of an adapter_config.json, unchecked.
+
+    Raises FileFormatError if it is missing, cannot be read, or is not a JSON object.
+    """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileFormatError(
-            f"{path}: there is no such file; a PEFT adapter directory holds {FILE_NAME} and "
-            "adapter_model.safetensors"
-        ) from None
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+        fields = json.loads(read_small(path, _MAX_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: is not JSON: {error}; save the adapter again") from None
     if not isinstance(fields, dict):

@@ -1,20 +1,49 @@
-"""Where an adapter comes from: a PEFT directory (a first version; more kinds of source follow)."""
+"""Where an adapter comes from: a PEFT directory, one of a library's several, or a hub.
+
+Finds its files and says what is not as it should be; what is in them is for others to read, but
+for the licence that a README gives.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from alora_gguf.errors import FileFormatError, InputError, UnsupportedAdapterError
+from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
 
-from .peft_config import FILE_NAME
+from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
+from .peft_config import FILE_NAME, load_fields
+from .small_file import read_small
+from .snapshot import Snapshot, cached_snapshot, find_configs, open_directory
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS: Final = "adapter_model.safetensors"
+PICKLE: Final = "adapter_model.bin"
+IO_YAML: Final = "io.yaml"
+README: Final = "README.md"
+MAX_TEXT: Final = 1 << 20  # bytes of an io.yaml, and of a README that are looked at
+_MAX_LICENCE: Final = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A PEFT adapter's files, and where they came from."""
+    """A PEFT adapter's files, and where they came from.
+
+    directory  the local directory that holds them
+    config     adapter_config.json
+    weights    adapter_model.safetensors, or adapter_model.bin where a pickle is allowed
+    io_yaml    the intrinsic's contract, if there is one
+    licence    what a README gives, such as "apache-2.0": the adapter's own, or the library's
+    name       what to call it: the intrinsic, or its directory's or repository's name
+    stem       the same with model and technology, as far as a library says, fit for a file name
+    repo       "owner/repo" on the hub, if it is a copy of one
+    revision   the commit's hash
+    path       the adapter's directory in the repository; None for its root
+    """
 
     directory: Path
     config: Path
@@ -23,9 +52,9 @@ class Source:
     licence: str | None
     name: str
     stem: str
-    repo: str | None = None
-    revision: str | None = None
-    path: str | None = None
+    repo: str | None
+    revision: str | None
+    path: str | None
 
 
 def find_source(
@@ -36,22 +65,238 @@ def find_source(
     technology: str | None = None,
     allow_pickle: bool = False,
 ) -> Source:
-    """The directory, if it holds the two files; else an error that says what it is instead."""
-    source = Path(source)
-    if source.is_file():
-        raise InputError(f"{source}: is a file, expected the PEFT directory it lies in")
-    if not source.is_dir():
-        raise InputError(f"{source}: there is no such directory")
-    if not (source / _WEIGHTS).exists() and (source / FILE_NAME).exists():
-        if (source / "adapter_model.bin").exists():
-            raise UnsupportedAdapterError(
-                f"{source}: holds only adapter_model.bin, a pickle, which can run any code when it "
-                "is loaded; load it with PEFT where you trust it and save it again: "
-                "save_pretrained(..., safe_serialization=True) writes adapter_model.safetensors"
-            )
-        raise FileFormatError(
-            f"{source / _WEIGHTS}: there is no such file; save the adapter again with PEFT's "
-            "save_pretrained(), which writes it beside adapter_config.json"
+    """The one adapter that a directory or a hub reference stands for.
+
+    source        directory with adapter_config.json, or with such directories below; or
+                  "hf://owner/repo[/path][@revision]"
+    intrinsic     picks one of several by a directory's name, such as "answerability"
+    model         by the base's, such as "granite-3.3-2b-instruct"; "org/" and the difference of
+                  `-`, `_` and `.` do not count
+    technology    "alora" or "lora"
+    allow_pickle  whether adapter_model.bin will do where there is no adapter_model.safetensors
+
+    Raises InputError if there is no adapter, or not exactly one that is asked for;
+    UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
+    that are missing or other files than their names say; ConvertError for links that leave the
+    directory and for a hub that fails.
+    """
+    from .hub import fetch_adapter, is_reference
+
+    wanted = Wanted(intrinsic, model, technology)
+    if is_reference(source):
+        return fetch_adapter(source, wanted, allow_pickle=allow_pickle)
+    directory = _check_directory(Path(source))
+    snapshot, inside = open_directory(directory)
+    return find_in(snapshot, inside, wanted, str(directory), allow_pickle=allow_pickle)
+
+
+def find_in(
+    snapshot: Snapshot, inside: str, wanted: Wanted, where: str, *, allow_pickle: bool
+) -> Source:
+    """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
+
+    Raises what find_source() does.
+    """
+    own = f"{inside}/{FILE_NAME}" if inside else FILE_NAME
+    if snapshot.file(own) is not None:
+        return describe(snapshot, inside, wanted, allow_pickle=allow_pickle)
+    configs, skipped = find_configs(snapshot, inside)
+    if not configs:
+        raise no_adapter(where, snapshot.names(inside), skipped)
+    path = choose(adapter_paths(configs), wanted, where)
+    return describe(snapshot, path, wanted, allow_pickle=allow_pickle)
+
+
+def describe(snapshot: Snapshot, path: str, wanted: Wanted, *, allow_pickle: bool) -> Source:
+    """The adapter at `path` of a tree, whose adapter_config.json is known to be there.
+
+    Raises what find_source() does.
+    """
+    prefix = f"{path}/" if path else ""
+    directory = snapshot.root.joinpath(*path.split("/"))
+    config = _file(snapshot, prefix + FILE_NAME)
+    weights = pick_weights(snapshot.names(path), str(directory), allow_pickle=allow_pickle)
+    # where the tree is no repository, the names of the directories above it tell as much
+    full = path if snapshot.repo else directory.resolve().as_posix()
+    if wanted.given():
+        names = f"{path}/{'/'.join(full.split('/')[-3:])}"
+        check_wanted(names, load_fields(config), wanted, str(directory))
+    found = (snapshot.file(name) for name in contracts(path))
+    io_yaml = next((file for file in found if file is not None), None)
+    if io_yaml is not None:
+        read_small(io_yaml, MAX_TEXT)
+    layout = layout_of(full)
+    if io_yaml is None and layout_of(path) is None:
+        layout = None  # somebody's own directories, which are no library's
+    own_name = full.rpartition("/")[2] or (snapshot.repo or "").rpartition("/")[2] or "adapter"
+    name = layout.intrinsic if layout else own_name
+    return Source(
+        directory=directory,
+        config=config,
+        weights=_file(snapshot, prefix + weights),
+        io_yaml=io_yaml,
+        licence=_licence(snapshot, path),
+        name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
+        stem=_file_name(layout.stem if layout else own_name),
+        repo=snapshot.repo,
+        revision=snapshot.revision,
+        path=(path or None) if snapshot.repo else None,
+    )
+
+
+def contracts(path: str) -> list[str]:
+    """Where a library may keep the io.yaml of the adapter at `path`, the likeliest place first."""
+    layout = layout_of(path)
+    beside = f"{path}/{IO_YAML}" if path else IO_YAML
+    return [beside, f"io_configs/{layout.intrinsic}/{IO_YAML}"] if layout else [beside]
+
+
+def readmes(path: str) -> list[str]:
+    """The READMEs that may give the licence of the adapter at `path`, its own first."""
+    return [f"{path}/{README}", README] if path else [README]
+
+
+def pick_weights(names: Collection[str], where: str, *, allow_pickle: bool) -> str:
+    """Which of a directory's files holds the weights.
+
+    Raises UnsupportedAdapterError for a pickle that is not allowed, and for weights in several
+    files; FileFormatError if there are none.
+    """
+    if WEIGHTS in names:
+        return WEIGHTS
+    if PICKLE in names:
+        if allow_pickle:
+            return PICKLE
+        raise UnsupportedAdapterError(
+            f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded. "
+            "--allow-pickle (allow_pickle=True) loads it with torch's weights_only, which has had "
+            "holes (CVE-2025-32434 and before it), so only for files you trust; or load it with "
+            "PEFT where you trust it and save it again: save_pretrained(..., "
+            f"safe_serialization=True) writes {WEIGHTS}"
         )
-    name = source.resolve().name
-    return Source(source, source / FILE_NAME, source / _WEIGHTS, None, None, name, name)
+    parts = [name for name in names if re.fullmatch(r"adapter_model.*\.(index\.json|\d+)", name)]
+    parts += [n for n in names if re.fullmatch(r"adapter_model-\d+-of-\d+\.(safetensors|bin)", n)]
+    if parts:
+        raise UnsupportedAdapterError(
+            f"{where}: its weights are in several files ({listing(sorted(parts))}), expected one "
+            f"{WEIGHTS}; load the adapter with PEFT and save it again with save_pretrained()"
+        )
+    raise FileFormatError(
+        f"{where}/{WEIGHTS}: there is no such file; save the adapter again with PEFT's "
+        f"save_pretrained(), which writes it beside {FILE_NAME}"
+    )
+
+
+def _check_directory(directory: Path) -> Path:
+    """The directory to look in, or an error that says what was given instead of one."""
+    text = str(directory)
+    if re.match(r"https?:/+(huggingface\.co|hf\.co)/", text):
+        raise InputError(f"{text}: is a web address, expected hf://owner/repo[/path][@revision]")
+    try:
+        mode = directory.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{directory}: there is no such directory; give a PEFT adapter's directory, or "
+            "hf://owner/repo[/path][@revision]"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise FileFormatError(f"{directory}: cannot be read: {reason or error}") from error
+    if not stat.S_ISDIR(mode):
+        known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
+        raise InputError(f"{directory}: is a file, expected the PEFT directory it lies in{known}")
+    if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
+        return cached_snapshot(directory, None) or directory
+    return directory
+
+
+def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()) -> AloraError:
+    """Why there is no adapter in a directory, of which `where` stands for the path; it holds
+    `names`, and `skipped` was not looked into.
+    """
+    if WEIGHTS in names or PICKLE in names:
+        return FileFormatError(
+            f"{where}/{FILE_NAME}: there is no such file; a PEFT adapter directory holds "
+            f"{FILE_NAME} and {WEIGHTS}: copy it from where the weights came from"
+        )
+    models = [n for n in sorted(names) if re.fullmatch(r"(pytorch_)?model.*\.(safetensors|bin)", n)]
+    if "config.json" in names or models:
+        return InputError(
+            f"{where}: holds a whole model ({listing(models or ['config.json'])}), not an "
+            f"adapter; one that was merged cannot be taken out again. Give the directory with "
+            f"{FILE_NAME}, as PEFT's save_pretrained() writes it before merging"
+        )
+    ggufs = [name for name in sorted(names) if name.endswith(".gguf")]
+    if ggufs:
+        return InputError(
+            f"{where}: holds GGUF files ({listing(ggufs)}), which need no conversion, and no "
+            f"{FILE_NAME}; give the PEFT adapter's directory"
+        )
+    unread = f" (not looked into: {listing(skipped)})" if skipped else ""
+    return InputError(
+        f"{where}: holds no PEFT adapter: there is no {FILE_NAME} in it or below it{unread}"
+    )
+
+
+def _file(snapshot: Snapshot, name: str) -> Path:
+    found = snapshot.file(name)
+    if found is None:  # it was listed a moment ago
+        raise FileFormatError(f"{snapshot.root / name}: there is no such file any more")
+    return found
+
+
+def _licence(snapshot: Snapshot, path: str) -> str | None:
+    for name in readmes(path):
+        readme = snapshot.file(name)
+        if readme is None:
+            continue
+        with contextlib.suppress(OSError), readme.open("rb") as file:
+            found = licence_of(file.read(MAX_TEXT).decode("utf-8-sig", "replace"))
+            if found:
+                return found
+    return None
+
+
+def licence_of(readme: str) -> str | None:
+    """The `license` of a README's front matter, the YAML between its first line `---` and the next.
+
+    None if there is none, or if it is not one: a README is prose, and no reason to fail.
+    """
+    lines = iter(readme.splitlines())
+    if next(lines, "").rstrip() != "---":
+        return None
+    entry: list[str] = []
+    for line in lines:
+        if line.rstrip() == "---":
+            break
+        # of the whole, only this key and the indented lines after it: front matter may be long, and
+        # deeply nested YAML crashes libyaml
+        if line.startswith("license:") or (entry and line.startswith((" ", "-"))):
+            entry.append(line[:_MAX_LICENCE])
+        elif entry:
+            break
+    else:
+        return None
+    return _yaml_text("\n".join(entry[:10]))
+
+
+def _yaml_text(entry: str) -> str | None:
+    if not entry:
+        return None
+    import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+    try:
+        value: Any = yaml.safe_load(entry)["license"]
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, str) and v.isprintable() and v.strip() for v in values):
+        return None
+    text = ", ".join(v.strip() for v in values)
+    return text if len(text) <= _MAX_LICENCE else None
+
+
+def _file_name(text: str) -> str:
+    """Letters, digits, `-`, `_` and `.` of a name, not beginning with a dot or a dash."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:100]
+    return safe or "adapter"

@@ -1,0 +1,141 @@
+"""Which adapter of a library is meant, and what is said where that is not clear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alora_gguf.convert.source import find_source
+
+from alora_gguf.errors import InputError
+from tests.support.libraries import MODELS, write_adapter, write_library
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    return write_library(tmp_path / "lib")
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        (("answerability", MODELS[0], "alora"), f"answerability/{MODELS[0]}/alora"),
+        (("ANSWERABILITY", MODELS[1].upper(), "LORA"), f"answerability/{MODELS[1]}/lora"),
+        (("uncertainty", MODELS[0], "alora"), f"uncertainty/alora/{MODELS[0]}"),
+        (
+            ("query_rewrite", "ibm-granite/granite-3_3-8b.instruct", "lora"),
+            f"query_rewrite/{MODELS[1]}/lora",
+        ),
+    ],
+)
+def test_one_of_a_library(library: Path, options: tuple[str, str, str], path: str) -> None:
+    intrinsic, model, technology = options
+    found = find_source(library, intrinsic=intrinsic, model=model, technology=technology)
+    assert found.directory == library / path
+    assert found.io_yaml == library / path / "io.yaml"
+    assert found.licence == "apache-2.0"  # the library's
+    assert found.name == intrinsic.lower()
+    wanted_model = MODELS["8b" in model.lower()]
+    assert found.stem == f"{intrinsic.lower()}-{wanted_model}-{technology.lower()}"
+    assert found.path is None
+
+
+def test_a_part_of_a_library_needs_fewer_options(library: Path) -> None:
+    part = library / "uncertainty" / "lora"
+    found = find_source(part, model=MODELS[0])
+    assert found.directory == part / MODELS[0]
+    assert found.name == "uncertainty"  # io.yaml says that this is a library
+    assert found.stem == f"uncertainty-{MODELS[0]}-lora"
+    assert find_source(found.directory).stem == found.stem
+
+
+def test_several_adapters_without_an_answer(library: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_source(library)
+    assert str(caught.value) == (
+        f"{library}: holds 12 adapters, expected one; choose with --intrinsic (answerability, "
+        f"query_rewrite, uncertainty), --model ({MODELS[0]}, {MODELS[1]}), --technology (alora, "
+        "lora): "
+        + ", ".join(
+            sorted(
+                [
+                    f"{intrinsic}/{model}/{technology}"
+                    for intrinsic in ("answerability", "query_rewrite")
+                    for model in MODELS
+                    for technology in ("alora", "lora")
+                ]
+                + [f"uncertainty/{t}/{model}" for t in ("alora", "lora") for model in MODELS]
+            )
+        )
+    )
+    with pytest.raises(InputError) as caught:
+        find_source(library, intrinsic="answerability", technology="alora")
+    assert str(caught.value) == (
+        f"{library}: holds 2 adapters for --intrinsic answerability --technology alora, expected "
+        f"one; choose with --model ({MODELS[0]}, {MODELS[1]}): answerability/{MODELS[0]}/alora, "
+        f"answerability/{MODELS[1]}/alora"
+    )
+
+
+def test_no_adapter_that_is_asked_for(library: Path) -> None:
+    with pytest.raises(
+        InputError, match="none of its 12 adapters is for --intrinsic citations; there are answer"
+    ):
+        find_source(library, intrinsic="citations")
+    with pytest.raises(InputError, match="is for --intrinsic answerability --model llama; there"):
+        find_source(library, intrinsic="answerability", model="llama")
+
+
+def test_adapters_that_no_option_tells_apart(tmp_path: Path) -> None:
+    for i in range(15):
+        write_adapter(tmp_path / f"v{i:02}")
+    with pytest.raises(
+        InputError,
+        match=r"holds 15 adapters, expected one; give the directory of one: v00.*, v11 and 3 more$",
+    ):
+        find_source(tmp_path)
+    with pytest.raises(InputError, match="none of its 15 adapters is for --technology alora"):
+        find_source(tmp_path, technology="alora")  # paths tell nothing, and configs are not opened
+    assert find_source(tmp_path, intrinsic="V03").directory == tmp_path / "v03"
+
+
+def test_a_model_as_it_is_written_beats_a_similar_one(tmp_path: Path) -> None:
+    for model in ("granite-4.0-micro", "granite-4-0-micro"):
+        write_adapter(tmp_path / "a" / model / "alora")
+    found = find_source(tmp_path, model="granite-4.0-micro")
+    assert found.directory.parent.name == "granite-4.0-micro"
+    with pytest.raises(InputError, match="holds 2 adapters for --model granite_4_0_micro"):
+        find_source(tmp_path, model="granite_4_0_micro")
+
+
+def test_options_for_what_is_an_adapter_already(tmp_path: Path) -> None:
+    plain = write_adapter(tmp_path / "sure", alora=False)
+    find_source(plain, technology="lora", model="Granite-3.3-2b-instruct", intrinsic="sure")
+    with pytest.raises(
+        InputError,
+        match=r"sure: is not what --technology alora asks for: it is an adapter of the technology "
+        "lora; leave the option out, or give another directory",
+    ):
+        find_source(plain, technology="alora")
+    with pytest.raises(
+        InputError, match=r"--model llama .*base_model_name_or_path is 'ibm-granite/granite-3.3-2b"
+    ):
+        find_source(plain, model="llama")
+    with pytest.raises(InputError, match="--intrinsic citations asks for: nothing in its path"):
+        find_source(plain, intrinsic="citations")
+    deep = write_adapter(tmp_path / "citations" / "m" / "alora", alora=False)
+    assert find_source(deep, technology="alora").directory == deep  # its path says so
+    with pytest.raises(InputError, match="--technology lora asks for: its path says otherwise"):
+        find_source(deep, technology="lora")
+    (plain / "adapter_config.json").write_text('{"invocation_string": "<certainty>"}')
+    assert find_source(plain, technology="alora").directory == plain  # IBM's older ones
+    # the only one below a directory is checked in the same way
+    with pytest.raises(InputError, match="--technology lora asks for"):
+        find_source(plain.parent / "citations", technology="lora")
+
+
+def test_options_that_are_none(library: Path) -> None:
+    with pytest.raises(InputError, match="--technology is 'dora', expected alora or lora"):
+        find_source(library, technology="dora")
+    with pytest.raises(InputError, match="--model is empty; leave it out if any will do"):
+        find_source(library, model=" ")
