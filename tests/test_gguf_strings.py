@@ -20,7 +20,7 @@ def stored(strings: list[bytes]) -> bytes:
 
 
 def some_strings(seed: int, n: int = 20_000) -> list[bytes]:
-    """Mostly short ones, as in a vocabulary, and some that look like lengths or are long or empty."""
+    """Mostly short ones, as in a vocabulary; some are long, or empty, or look like lengths."""
     rng = random.Random(seed)
     odd = [b"", b"\0", b"\0" * 9, b"\3\0\0\0\0\0\0\0abc", b"x" * 255, b"y" * 256, b"z" * 70_000]
     often = seed % 3 * 0.0005
