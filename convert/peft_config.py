@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
+from .patterns import PatternTable
 from .small_file import read_small
 
 FILE_NAME: Final = "adapter_config.json"
@@ -34,8 +35,8 @@ class PeftConfig:
     path: Path
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: PatternTable[int]
+    alpha_pattern: PatternTable[float]
     rslora: bool
     invocation: tuple[int, ...] | None
     invocation_text: str | None
@@ -61,11 +62,11 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration gives a module, such as "model.layers.0.mlp.up_proj"."""
-        return int(_by_pattern(self.rank_pattern, module, self.rank))
+        return self.rank_pattern.find(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What PEFT multiplies a module's B·A with."""
-        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
+        alpha = self.alpha_pattern.find(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -92,6 +93,7 @@ def read_config(path: Path) -> PeftConfig:
     _check_init(fields.get("init_lora_weights", True), refuse)
     if fields.get("lora_alpha") in (0, 0.0):
         refuse("lora_alpha", 0, "makes the adapter change nothing", "set the alpha it was made for")
+    ranks = _pattern(fields, "rank_pattern", path, _is_rank, "positive integers")
     alphas = _pattern(fields, "alpha_pattern", path, _is_number, "finite numbers")
     if 0 in alphas.values():
         refuse("alpha_pattern", alphas, "holds an alpha of 0, which switches modules off", _REMOVE)
@@ -100,8 +102,10 @@ def read_config(path: Path) -> PeftConfig:
         path=path,
         rank=_typed(fields, "r", 8, _is_rank, "a positive integer", path),
         alpha=float(_typed(fields, "lora_alpha", 8, _is_number, "a finite number", path)),
-        rank_pattern=_pattern(fields, "rank_pattern", path, _is_rank, "positive integers"),
-        alpha_pattern={key: float(value) for key, value in alphas.items()},
+        rank_pattern=PatternTable(ranks, f"{path}: rank_pattern"),
+        alpha_pattern=PatternTable(
+            {key: float(value) for key, value in alphas.items()}, f"{path}: alpha_pattern"
+        ),
         rslora=_typed(fields, "use_rslora", False, _is_bool, "true or false", path),
         invocation=_invocation(fields, path, refuse),
         invocation_text=text or None,
@@ -194,29 +198,12 @@ def _parameters(fields: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT's own
-    get_pattern_key finds it: at the start of the name or after a dot.
-    """
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return patterns.get(module, default)
-
-
 def _pattern(
     fields: dict[str, Any], name: str, path: Path, check: Callable[[Any], bool], expected: str
 ) -> dict[str, Any]:
     value = fields.get(name) or {}
     if not isinstance(value, dict) or not all(check(v) for v in value.values()):
         raise _wrong(path, name, value, f"module names with {expected}")
-    try:
-        for key in value:
-            re.compile(rf"(.*\.)?({key})$")
-    except re.error as error:
-        raise FileFormatError(
-            f"{path}: {name} holds '{key}', which is no regular expression: {error}"
-        ) from None
     return value
 
 
