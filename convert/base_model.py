@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alora_gguf.errors import FileFormatError
@@ -83,6 +84,16 @@ class BaseModel(ABC):
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, in which special tokens are written out; nothing is added."""
+
+    @abstractmethod
+    def text_of(self, tokens: Sequence[int]) -> str | None:
+        """The text that reads as these tokens; None where that is not known."""
+
+    @abstractmethod
+    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
+        """For each token whether it is ordinary text, which can merge with the text beside it,
+        rather than a special token; None where that is not known.
+        """
 
     def place(self, layer: int, weight: str) -> Place | None:
         """Where the rows of "blk.3.attn_q" are: in its own tensor, or in one that holds several."""

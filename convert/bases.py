@@ -1,18 +1,78 @@
-"""Opens the base that an adapter is converted for."""
+"""Opens the base that an adapter is converted for: a GGUF, a Hugging Face directory, or a hub's."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.gguf_header import GGUFHeader, read_header
 
 from .base_model import BaseModel
 from .gguf_base import GGUFBase
+from .hub_reference import is_reference
+from .peft_config import FILE_NAME
+
+_CONFIG: Final = "config.json"
+_SHOWN: Final = 6  # of the files in a message
 
 
 def open_base(base: str | Path) -> BaseModel:
-    """The base in a GGUF file, of which only the header is read.
+    """The base model, of which no weights are read.
 
-    Raises FileFormatError, ConvertError or UnsupportedAdapterError, as GGUFBase does.
+    base  a GGUF, of which only the header is read; a directory with config.json; or
+          "hf://owner/repo[/path][@revision]", where the path may be that of a GGUF
+
+    Raises InputError where there is no base, FileFormatError for files that are not sound,
+    ConvertError for what is no whole model and for a hub that fails, and UnsupportedAdapterError
+    for families that are not supported.
     """
-    return GGUFBase(read_header(Path(base)))
+    if is_reference(base):
+        from .hub import fetch_base
+
+        fetched = fetch_base(base)
+        if isinstance(fetched, GGUFHeader):
+            return GGUFBase(fetched)
+        return _open_directory(fetched, str(base))
+    path = Path(base)
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except ValueError:  # a zero byte in the name; newer Pythons return False
+        is_directory = is_file = False
+    if is_directory:
+        return _open_directory(path, str(path))
+    if not is_file and not path.exists():
+        raise InputError(
+            f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
+            "directory with config.json, or hf://owner/repo"
+        )
+    if path.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth"):
+        raise InputError(
+            f"{path}: is one of a model's files, expected the base as a GGUF, or the directory "
+            f"that holds its {_CONFIG}"
+        )
+    return GGUFBase(read_header(path))
+
+
+def _open_directory(directory: Path, label: str) -> BaseModel:
+    if (directory / _CONFIG).is_file():
+        from .hf_base import HFBase
+
+        return HFBase(directory, label)
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise FileFormatError(f"{label}: cannot be read: {error.strerror or error}") from error
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        shown = ", ".join(ggufs[:_SHOWN]) + ", ..." * (len(ggufs) > _SHOWN)
+        raise InputError(f"{label}: is a directory, expected one GGUF; name one in it: {shown}")
+    if FILE_NAME in names:
+        raise InputError(
+            f"{label}: is a PEFT adapter ({FILE_NAME}), expected the base model that it was "
+            "trained on"
+        )
+    raise InputError(
+        f"{label}: holds neither a {_CONFIG} nor a GGUF, expected the base model the adapter was "
+        "trained on"
+    )

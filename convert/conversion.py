@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf.errors import FileFormatError, InputError
 
+from .base_match import compare_base
 from .bases import open_base
 from .invocation import find_invocation
 from .metadata import Origin, adapter_metadata
@@ -104,6 +105,8 @@ def convert_adapter(
 
         model = open_base(base)
         plan = make_plan(config, weights, model)
+        if another := compare_base(config.base_model, model):
+            plan.warnings.append(another)
         trigger = find_invocation(config, invocation, model)
         plan.warnings += trigger.warnings
         job = Job(config, weights, plan, outtype, pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
@@ -11,6 +12,7 @@ from alora_gguf.gguf_types import ArrayRef, ValueType
 
 from .base_model import BaseModel, Shape
 from .families import FAMILIES, supported_names
+from .tokenizer import ordinary, text_of, tokenize_gguf
 
 _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
 _TOKENS = "tokenizer.ggml.tokens"
@@ -44,7 +46,8 @@ class GGUFBase(BaseModel):
             )
         keys = ("general.name", "general.basename", "general.source.huggingface.repository")
         values = [header.metadata.get(key) for key in keys]
-        self.names = tuple(value for value in values if isinstance(value, str) and value)
+        stated = [value for value in values if isinstance(value, str) and value]
+        self.names = tuple(stated or [header.name])
 
     def _check_kind(self) -> None:
         header = self.header
@@ -115,9 +118,15 @@ class GGUFBase(BaseModel):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, by llama.cpp on this file's vocabulary."""
-        from .tokenizer import tokenize_gguf
-
         return tokenize_gguf(self.header, text)
+
+    def text_of(self, tokens: Sequence[int]) -> str | None:
+        """The text that reads as these tokens; None where that is not known."""
+        return text_of(self.header, tokens)
+
+    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
+        """For each token whether it is ordinary text; None if the file has no vocabulary."""
+        return ordinary(self.header, tokens)
 
     def _integer(self, name: str) -> int:
         value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)
