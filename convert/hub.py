@@ -151,7 +151,9 @@ def _check_base(ref: HubReference, names: list[str]) -> None:
     start += f"{ref.path}/" if ref.path else ""
     ggufs = [f"{start}{name}{end}" for name in names if name.endswith(".gguf")]
     if ggufs:
-        raise InputError(f"{ref.text}: holds several GGUF files; name one: {listing(ggufs)}")
+        raise InputError(
+            f"{ref.text}: holds GGUF files and no {_CONFIG}; name one of them: {listing(ggufs)}"
+        )
     what = "is an adapter, not a base" if FILE_NAME in names else f"has no {_CONFIG}"
     raise InputError(
         f"{ref.text}: {what}; expected a model's repository or the name of a GGUF in it. It holds "

@@ -135,6 +135,7 @@ class Repository:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there
             build_hf_headers,
+            get_session,
             hf_raise_for_status,
         )
 
@@ -147,7 +148,10 @@ class Repository:
         headers = build_hf_headers(library_name=_AGENT, library_version=self._version)
         headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         out = bytearray()
-        with self._explained(name), _get(url, headers, self._timeout) as (answer, blocks):
+        with (
+            self._explained(name),
+            open_stream(get_session(), url, headers, self._timeout) as (answer, blocks),
+        ):
             hf_raise_for_status(answer)
             skip = self._skipped(answer.status_code, answer.headers, name, start)
             for block in blocks:
@@ -229,16 +233,16 @@ def _host(endpoint: str) -> str:
 
 
 @contextlib.contextmanager
-def _get(
-    url: str, headers: dict[str, str], timeout: float
+def open_stream(
+    session: Any, url: str, headers: dict[str, str], timeout: float
 ) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """Begins to read an address: the answer, and its body in blocks, read when asked for."""
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+    """Begins to read an address: the answer, and its body in blocks, read when asked for.
 
-    session: Any = get_session()
-    if callable(getattr(session, "stream", None)):  # huggingface_hub 1 and newer: httpx
+    `session` is what huggingface_hub has: of httpx or, before its version 1, of requests.
+    """
+    if callable(getattr(session, "stream", None)):
         with session.stream("GET", url, headers=headers, timeout=timeout) as answer:
             yield answer, answer.iter_bytes(_BLOCK)
-    else:  # before: requests
+    else:
         with session.get(url, headers=headers, timeout=timeout, stream=True) as answer:
             yield answer, answer.iter_content(_BLOCK)

@@ -10,7 +10,7 @@ from alora_gguf.errors import AloraError, ConvertError, InputError
 
 from .hub_reference import FORM, HubReference
 
-_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # these may name no file
 # by name, because requests and two versions of httpx each have their own
 _TIMEOUTS: Final = {"TimeoutException", "Timeout", "TimeoutError"}
 _CONNECTIONS: Final = {"NetworkError", "ConnectError", "ConnectionError", "ProxyError"}
@@ -29,7 +29,9 @@ def explain(
     if known:
         return known
     for link in chain:
-        if isinstance(link, OSError) and link.errno in _DISK:
+        if isinstance(link, OSError) and (
+            link.errno in _DISK or str(link.filename or "").startswith(str(cache))
+        ):
             return ConvertError(
                 f"{what}: the cache {cache} cannot be written: {link.strerror}; make room, or set "
                 "HF_HUB_CACHE to another directory"

@@ -1,0 +1,74 @@
+"""hf://owner/repo[/path][@revision]: what is one, and what leads astray."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from alora_gguf.convert.hub import is_reference, parse_reference
+
+from alora_gguf.errors import InputError
+from tests.support.hub_repos import LIBRARY
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "path", "revision"),
+    [
+        ("hf://o/r", "o/r", "", None),
+        ("hf://o/r/", "o/r", "", None),
+        ("hf://ibm-granite/granitelib-rag-r1.0/a/b", LIBRARY, "a/b", None),
+        ("hf://o/r@main", "o/r", "", "main"),
+        ("hf://o/r/a b/c.gguf@refs/pr/1", "o/r", "a b/c.gguf", "refs/pr/1"),
+        ("hf://o/r/a@b@v1.0", "o/r", "a@b", "v1.0"),
+    ],
+)
+def test_references(text: str, repo: str, path: str, revision: str | None) -> None:
+    found = parse_reference(text)
+    assert (found.repo, found.path, found.revision) == (repo, path, revision)
+    assert found.text == text
+    assert is_reference(text)
+    squeezed = parse_reference(Path(text))  # a Path makes one slash of two
+    assert (squeezed.repo, squeezed.path, squeezed.revision) == (repo, path, revision)
+    assert is_reference(Path(text))
+
+
+@pytest.mark.parametrize("text", ["adapter", "/hf/a", "./hf:/a", "hf:a", "https://hf.co/a/b"])
+def test_what_is_no_reference(text: str) -> None:
+    assert not is_reference(text)
+    with pytest.raises(
+        InputError, match=r"no reference to a hub, expected hf://owner/repo\[/path\]"
+    ):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("hf://", "the owner or the name"),
+        ("hf://o", "the owner or the name"),
+        ("hf://o//a", "the owner or the name"),
+        ("hf://../../etc", "the owner or the name"),
+        ("hf://o/.git", "the owner or the name"),
+        ("hf://o/a--b", "the owner or the name"),
+        ("hf://o/a..b", "the owner or the name"),
+        (f"hf://o/{'a' * 97}", "the owner or the name"),
+        ("hf://o/r;x", "the owner or the name"),
+        ("hf://datasets/o/r", "only model repositories can be read, without 'datasets/'"),
+        ("hf://o/r/../x", "stay inside the repository"),
+        ("hf://o/r/a/..", "stay inside the repository"),
+        ("hf://o/r/./x", "stay inside the repository"),
+        ("hf://o/r//etc/passwd", "stay inside the repository"),
+        ("hf://o/r/C:/x", "stay inside the repository"),
+        ("hf://o/r/a\\b", "stay inside the repository"),
+        ("hf://o/r/a\0b", "stay inside the repository"),
+        ("hf://o/r/a\x1b[31mb", r"\\x1b\[31mb'.*stay inside the repository"),
+        ("hf://o/r@", "its revision is none"),
+        ("hf://o/r@../../x", "its revision is none"),
+        ("hf://o/r@/x", "its revision is none"),
+    ],
+)
+def test_references_that_lead_astray(text: str, problem: str) -> None:
+    with pytest.raises(InputError, match=rf"is no reference to a hub, .*|{problem}") as caught:
+        parse_reference(text)
+    assert re.search(problem, str(caught.value))
