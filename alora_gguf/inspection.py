@@ -225,8 +225,8 @@ def _invocation(facts: _Facts) -> tuple[int, ...]:
     if _INVOCATION not in facts.header.metadata:
         return ()
     ref = facts.header.metadata[_INVOCATION]
-    ids = facts.integers(_INVOCATION, ref) if isinstance(ref, ArrayRef) else None
-    if ids is None or not isinstance(ref, ArrayRef) or ref.type is not ValueType.UINT32:
+    ids = (facts.integers(_INVOCATION, ref) if isinstance(ref, ArrayRef) else None) or ()
+    if not isinstance(ref, ArrayRef) or ref.type is not ValueType.UINT32:
         facts.unexpected(_INVOCATION, "an array of uint32")
     elif not ids:
         facts.problems.append(
@@ -235,7 +235,7 @@ def _invocation(facts: _Facts) -> tuple[int, ...]:
         )
     elif max(ids) > 2**31 - 1:
         facts.problems.append(f"{_INVOCATION} holds {max(ids)}, which is no token id")
-    return ids or ()
+    return ids
 
 
 def _forms(facts: _Facts) -> dict[_Form, list[tuple[int | None, int]]]:

@@ -123,8 +123,8 @@ def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str]]:
 
 
 def _scale(summary: AdapterSummary) -> str:
-    if not summary.alpha:
-        return "1, as there is no alpha"
+    if not summary.alpha:  # llama.cpp does not tell the two apart
+        return "1, as there is no alpha" if summary.alpha is None else "1, as alpha is 0"
     scales = sorted({(target.rank, target.scale) for target in summary.targets})
     if len(scales) == 1:
         return f"{scales[0][1]:g} (alpha/rank)"

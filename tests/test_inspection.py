@@ -80,7 +80,7 @@ def test_an_adapter_that_others_made(tmp_path: Path) -> None:
 
 def test_layers_that_are_alike_share_a_target(tmp_path: Path) -> None:
     tensors: Tensors = {}
-    for layer in (9, 0, 10, 1, 7):
+    for layer in (64, 9, 0, 10, 1, 7):
         tensors |= lora(f"blk.{layer}.attn_q", 32, 32)
     tensors |= lora("blk.3.attn_q", 32, 32, rank=4)
     tensors |= lora("blk.4.attn_q", 32, 32, kind="F32")
@@ -91,7 +91,7 @@ def test_layers_that_are_alike_share_a_target(tmp_path: Path) -> None:
         (t.name, t.layers, t.rank, t.type, t.n_out) for t in adapter(tmp_path, tensors).targets
     ]
     assert found == [
-        ("attn_q", (0, 1, 7, 9, 10), 8, "F16", 32),
+        ("attn_q", (0, 1, 7, 9, 10, 64), 8, "F16", 32),
         ("attn_q", (3,), 4, "F16", 32),
         ("attn_q", (4,), 8, "F32", 32),
         ("attn_q", (5,), 8, "F16", 64),
@@ -127,6 +127,15 @@ def test_weights_that_are_no_plain_matrix_of_a_layer(tmp_path: Path) -> None:
     assert summary.problems == ()
 
 
+def test_an_embedding_with_experts(tmp_path: Path) -> None:
+    tensors: Tensors = {
+        "token_embd.weight.lora_a": ("F32", (4, 64, 2)),
+        "token_embd.weight.lora_b": ("F32", (4, 32, 2)),
+    }
+    (target,) = adapter(tmp_path, tensors).targets
+    assert (target.n_in, target.n_out, target.rank, target.n_experts) == (64, 32, 4, 2)
+
+
 @pytest.mark.parametrize("alpha", [None, 0.0])
 def test_without_alpha_the_scale_is_one(alpha: float | None, tmp_path: Path) -> None:
     summary = adapter(tmp_path, changes={"adapter.lora.alpha": alpha})
@@ -143,6 +152,7 @@ def test_every_key_is_in_the_metadata(tmp_path: Path) -> None:
         "alora.source.revision": "0" * 40,
         "alora.some.later.key": True,
         "general.tags": ["rag", "judge"],
+        "general.short": [1] * 1024,
         "general.long": [1] * 1025,
         "adapter.lora.task_name": "answerability",
         "tokenizer.ggml.tokens": ["a", "b"],
@@ -156,6 +166,7 @@ def test_every_key_is_in_the_metadata(tmp_path: Path) -> None:
         **ours,
         "adapter.alora.invocation_tokens": (5, 6),
         "general.tags": ("rag", "judge"),
+        "general.short": (1,) * 1024,
         "general.long": ArraySummary("uint32", 1025),
         "tokenizer.ggml.tokens": ArraySummary("string", 2),
     }
@@ -227,6 +238,7 @@ def test_parts_of_a_split_model(tmp_path: Path) -> None:
     assert (later.kind, later.architecture, later.problems) == ("model", None, ())
     alone = base(tmp_path, {**first, "split.count": (ValueType.UINT16, 1)})
     assert alone.split is None
+    assert base(tmp_path, parts).split is None
 
 
 OTHERS: dict[str, tuple[str, dict[str, Any], Tensors]] = {
@@ -266,7 +278,7 @@ def large_base(folder: Path) -> Path:
         "tokenizer.ggml.tokens": [f"token{i}" for i in range(N_VOCAB)],
         "tokenizer.ggml.token_type": [1] * N_VOCAB,
     }
-    return write(folder, metadata, {"token_embd.weight": ("F16", (1, N_VOCAB))})
+    return write(folder, metadata, {"token_embd.weight": ("F16", (1, N_VOCAB + 64))})
 
 
 def test_a_vocabulary_is_counted_and_not_read(

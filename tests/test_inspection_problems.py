@@ -131,6 +131,21 @@ def test_keys_that_are_not_what_they_should_be(case: str, tmp_path: Path) -> Non
     assert summary.targets[0].layers == (0,)
 
 
+def test_an_adapter_is_known_by_either_sign(tmp_path: Path) -> None:
+    """Where general.type is missing: by adapter.type, or by the names of its tensors."""
+    missing = "general.type is missing, expected 'adapter'"
+    by_names = adapter(tmp_path, changes={"general.type": None, "adapter.type": None})
+    assert by_names.problems == (missing, "adapter.type is missing, expected 'lora'")
+    by_key = adapter(tmp_path, {"x": ("F32", (1,))}, {"general.type": None})
+    assert by_key.problems == (missing, "tensor 'x' ends in neither .lora_a nor .lora_b")
+
+
+def test_the_largest_that_the_runtime_takes(tmp_path: Path) -> None:
+    ids = {"adapter.alora.invocation_tokens": [2**31 - 1]}
+    summary = adapter(tmp_path, lora("blk.0.attn_q", 1, 1, rank=4096), ids)
+    assert summary.problems == ()
+
+
 def test_an_alpha_of_the_wrong_type_is_shown_all_the_same(tmp_path: Path) -> None:
     changes = {"adapter.lora.alpha": (ValueType.FLOAT64, 16.0)}
     assert adapter(tmp_path, changes=changes).alpha == 16.0

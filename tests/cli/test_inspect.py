@@ -290,6 +290,7 @@ def test_a_malformed_adapter_is_shown_with_its_problems() -> None:
     del tensors["blk.1.attn_q.weight.lora_b"]
     result = inspect(ADAPTER, tensors)
     assert result.exit_code == 0
+    assert "\n  scale          4 (alpha/rank)\n" in result.output
     assert "\n  attn_q     8  F16   64 -> 64       2.0 kB  0\n" in result.output
     assert result.output.endswith(
         "\n\n  problems\n    'blk.1.attn_q.weight.lora_b' is missing, its counterpart is there\n"
@@ -308,6 +309,30 @@ def test_of_many_problems_the_first_are_shown() -> None:
     assert text.endswith("    and 3 more; --json has them all\n")
     found = json.loads(inspect(ADAPTER, tensors, "--json").output)
     assert len(found["problems"]) == 13
+    ten = shown(ADAPTER, dict([*tensors.items()][:10]))
+    assert ten.endswith("\n    tensor 'blk.9.attn_q.bias' ends in neither .lora_a nor .lora_b\n")
+
+
+def test_a_contract_of_the_wrong_type_is_shown_as_it_is() -> None:
+    text = shown({**ADAPTER, "alora.io_yaml": 5}, ADAPTER_TENSORS)
+    assert "\n    alora.io_yaml: 5\n" in text
+
+
+def test_alpha_zero_counts_as_none() -> None:
+    text = shown({**ADAPTER, "adapter.lora.alpha": 0.0}, ADAPTER_TENSORS)
+    assert "\n  alpha          0\n" in text
+    assert "\n  scale          1, as alpha is 0\n" in text
+
+
+def test_a_value_that_fits_no_longer_takes_a_line_of_its_own() -> None:
+    def lines(length: int) -> list[str]:
+        metadata = {"general.architecture": "llama", "general.x": "v" * length}
+        return shown(metadata, {"x": ("F32", (1,))}).split("  metadata\n")[1].splitlines()
+
+    assert lines(65) == ["    general.x: " + "v" * 65]
+    assert lines(66) == ["    general.x:", "      " + "v" * 66]
+    assert lines(74) == ["    general.x:", "      " + "v" * 74]
+    assert lines(75) == ["    general.x: " + "v" * 64 + "…"]
 
 
 # ---- parts, and the whole process

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from alora_gguf.cli.inspect import printable, table
+from alora_gguf.cli.inspect import _cut, printable, table
 
 from alora_gguf import cli
 from alora_gguf.errors import FileFormatError
@@ -92,6 +92,23 @@ def test_long_and_wide_texts_are_cut_to_the_screen() -> None:
     assert "    general.author: " + "愛" * 29 + "…" in lines
     assert any(line.startswith("  " + "t" * 19 + "…     8  F16") for line in lines)
     assert sum("layers 0, 2, 4" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "cut"),
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("愛愛", 4, "愛愛"),
+        ("愛愛愛", 4, "愛…"),
+        ("愛愛", 3, "愛…"),
+        ("\x1b", 4, "\\x1b"),
+        ("\x1b", 3, "\\x…"),
+        ("", 0, ""),
+    ],
+)
+def test_cut(text: str, width: int, cut: str) -> None:
+    assert _cut(text, width) == cut
 
 
 def test_printable() -> None:
