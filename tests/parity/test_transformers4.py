@@ -27,6 +27,7 @@ WITHOUT = {
     "qwen2moe": r"experts\.0\.|experts\.1\.up_proj|shared_expert",
     "qwen3moe": r"experts\.\d\.(gate_proj|down_proj)|self_attn",
     "granitemoe": "input_linear|self_attn",
+    "granitemoe-square": "output_linear|self_attn",
 }
 RANKS = {
     r"layers\.1\..*\.(w1|gate_proj)": 2,

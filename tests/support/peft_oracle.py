@@ -43,6 +43,7 @@ _PARAMETERS: dict[str, list[str]] = {
     "qwen2moe": _MIXTRAL_MOE,
     "qwen3moe": _MIXTRAL_MOE,
     "granitemoe": _GRANITE_MOE,
+    "granitemoe-square": _GRANITE_MOE,
     "granitemoehybrid-moe": _GRANITE_MOE,
     "granitemoehybrid-attention-moe": _GRANITE_MOE,
 }

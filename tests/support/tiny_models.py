@@ -106,6 +106,11 @@ FAMILIES: dict[str, Family] = {
 
 # further ones, which the converter's tests need
 MORE_FAMILIES: dict[str, Family] = {
+    # gate and up projections together are square, as in Granite 3.1 1B A400M: a shape does not tell
+    # which side is the input
+    "granitemoe-square": Family(
+        "GraniteMoeConfig", {**_GRANITE, **_EXPERTS, "intermediate_size": _HIDDEN // 2}
+    ),
     "mixtral": Family("MixtralConfig", {**_EXPERTS, "intermediate_size": 96}),
     "qwen2moe": Family(
         "Qwen2MoeConfig",

@@ -27,7 +27,7 @@ from .tiny_models import TinyModel
 if TYPE_CHECKING:
     import torch
 
-OLD_FAMILIES = ("mixtral", "qwen2moe", "qwen3moe", "granitemoe")
+OLD_FAMILIES = ("mixtral", "qwen2moe", "qwen3moe", "granitemoe", "granitemoe-square")
 _ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
 
 
@@ -52,7 +52,7 @@ class _Place:
 def _block(family: str, n_experts: int) -> dict[str, _Place]:
     """The modules of a block that transformers 4 and PEFT could adapt."""
     places = {name: _Place(f"{name}.weight") for name in _ATTENTION}
-    if family == "granitemoe":
+    if family.startswith("granitemoe"):
         sparse = "block_sparse_moe"
         places[f"{sparse}.router.layer"] = _Place(f"{sparse}.router.weight")
         for old, new in (("input_linear", "gate_up_proj"), ("output_linear", "down_proj")):
