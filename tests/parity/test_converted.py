@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def test_mistakes_would_be_seen(sides: Sides, tmp_path: Path) -> None:
     with open_model(sides.tiny, files) as model:
         for name in files:
             assert error(read(model, TOKENS, name), theirs) > 20 * TOLERANCE, name
+
+
+def test_a_model_directory_is_as_good_a_base(sides: Sides, tmp_path: Path) -> None:
+    """What its configuration says of the tensors is what upstream's converter made of them."""
+    name = "scaled alora"
+    from_directory = dataclasses.replace(
+        sides.adapters[name], model=dataclasses.replace(sides.tiny, gguf=sides.tiny.directory)
+    )
+    written = gguf_of(from_directory, tmp_path / "it.gguf")
+    assert written.read_bytes() == sides.files[name].read_bytes()
 
 
 @pytest.mark.parametrize("family", FUSED_FAMILIES)
