@@ -130,9 +130,7 @@ class _Refuser:
         self.path = path
 
     def __call__(self, field: str, value: Any, reason: str, way_out: str) -> NoReturn:
-        shown = json.dumps(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise UnsupportedAdapterError(f"{self.path}: {field} = {shown} {reason}; {way_out}")
+        raise UnsupportedAdapterError(f"{self.path}: {field} = {_show(value)} {reason}; {way_out}")
 
 
 def load_fields(path: Path) -> dict[str, Any]:
@@ -152,12 +150,12 @@ def load_fields(path: Path) -> dict[str, Any]:
 def _check_type(fields: dict[str, Any], path: Path) -> None:
     if fields.get("peft_type") != "LORA":
         raise UnsupportedAdapterError(
-            f"{path}: peft_type = {json.dumps(fields.get('peft_type'))} is not a LoRA; only "
+            f"{path}: peft_type = {_show(fields.get('peft_type'))} is not a LoRA; only "
             '"LORA" can be converted'
         )
     if fields.get("task_type") not in (None, "CAUSAL_LM"):
         raise UnsupportedAdapterError(
-            f"{path}: task_type = {json.dumps(fields['task_type'])} trains more than a language "
+            f"{path}: task_type = {_show(fields['task_type'])} trains more than a language "
             'model computes; only "CAUSAL_LM" can be converted'
         )
 
@@ -224,7 +222,16 @@ def _typed(
 
 
 def _wrong(path: Path, name: str, value: Any, expected: str) -> FileFormatError:
-    return FileFormatError(f"{path}: {name} is {json.dumps(value)[:60]}, expected {expected}")
+    return FileFormatError(f"{path}: {name} is {_show(value)}, expected {expected}")
+
+
+def _show(value: Any) -> str:
+    """A value as the file has it, at a length that a message can bear."""
+    try:
+        shown = json.dumps(value)
+    except RecursionError:  # nested almost too deeply to be read, and now we are deeper
+        return "something nested too deeply"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _text(value: Any) -> str | None:
