@@ -11,8 +11,7 @@ from pathlib import Path
 from .measure import Result
 
 README = Path(__file__).with_name("README.md")
-_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
-_HEAD = (
+HEAD = (
     "| row | case | ours | other side | ratio | paired | floor | goal |\n"
     "|---|---|---|---|---|---|---|---|"
 )
@@ -33,7 +32,7 @@ class Report:
 
 
 def heading(report: Report) -> str:
-    return f"{report.title}\n\n{_HEAD}"
+    return f"{report.title}\n\n{HEAD}"
 
 
 def line(result: Result) -> str:
@@ -109,15 +108,20 @@ def write_json(reports: Iterable[Report], path: Path) -> None:
 
 
 def write_readme(reports: Iterable[Report]) -> None:
-    """Puts the tables between README.md's markers."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(_BEGIN)
-    after = rest.split(_END)[1]
+    """Puts the tables into README.md."""
     tables = "\n\n".join(
         "\n".join([heading(r), *(line(result) for result in r.results)]) for r in reports
     )
+    write_section("results", tables)
+
+
+def write_section(name: str, text: str) -> None:
+    """Puts a text, and what it was measured on, between README.md's markers of that name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = README.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
     README.write_text(
-        f"{before}{_BEGIN}\nMeasured on {machine()}.\n\n{tables}\n{_END}{after}", encoding="utf-8"
+        f"{before}{begin}\nMeasured on {machine()}.\n\n{text}\n{end}{after}", encoding="utf-8"
     )
 
 

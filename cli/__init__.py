@@ -16,6 +16,8 @@ import click
 from alora_gguf import __version__
 from alora_gguf.errors import AloraError
 
+from .text import printable_lines
+
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`
 _COMMANDS = {
     "convert": "Turn a PEFT adapter into an adapter GGUF.",
@@ -72,7 +74,7 @@ def run(arguments: list[str]) -> int:
         click.echo("Interrupted.", err=True)
         return EXIT_INTERRUPTED
     except (AloraError, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable_lines(str(error))}", err=True)
         return EXIT_USER
     except Exception:
         click.echo(

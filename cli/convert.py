@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .text import printable
+
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport
 
@@ -162,4 +164,4 @@ def _print(report: ConversionReport) -> None:
     for label, text in rows:
         click.echo(f"  {label:<12}  {text}")
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {printable(warning)}", err=True)

@@ -16,6 +16,8 @@ import click
 
 from alora_gguf.errors import FileFormatError
 
+from .text import printable
+
 if TYPE_CHECKING:
     from alora_gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
 
@@ -85,13 +87,6 @@ def table(summary: AdapterSummary | BaseSummary) -> str:
     lines += _metadata(summary)
     lines += _problems(summary.problems)
     return "\n".join([lines[0], *(_cut(line, _WIDTH) for line in lines[1:])])
-
-
-def printable(text: str) -> str:
-    """`text` with everything that a terminal might act on, or not show, as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _cut(text: str, width: int) -> str:

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from alora_gguf.cli.inspect import _cut, printable, table
+from alora_gguf.cli.inspect import _cut, table
+from alora_gguf.cli.text import printable
 
 from alora_gguf import cli
 from alora_gguf.errors import FileFormatError

@@ -10,6 +10,7 @@ import pytest
 
 from alora_gguf import cli
 from alora_gguf.errors import AloraError
+from tests.support.peft_files import sound_case
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -78,3 +79,15 @@ def test_help_loads_little() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = sound_case(tmp_path)
+    case.config["\x1b[31mfield"] = 1
+    case.write()
+    assert cli.run(["convert", str(case.source), "--base", str(case.base)]) == cli.EXIT_USER
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "\\x1b[31mfield = 1 is unknown" in error

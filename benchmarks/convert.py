@@ -1,0 +1,239 @@
+"""The converter against upstream's script: `python -m benchmarks.convert`.
+
+Both sides are whole processes that convert the same adapter of an 8B model's shape, rank 32, on the
+attention's four projections, to F16. Ours is given a base GGUF with a vocabulary of 128,256 tokens,
+upstream's the model directory that it wants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import report
+from .measure import Result, Side, alternate
+from .models import FOLDER
+
+LAYERS, HIDDEN, KV, HEADS, KV_HEADS, FF, VOCAB, MERGES = (
+    32,
+    4096,
+    1024,
+    32,
+    8,
+    14336,
+    128256,
+    280147,
+)
+RANK = 32
+PROJECTIONS = {
+    "q_proj": (HIDDEN, HIDDEN),
+    "k_proj": (KV, HIDDEN),
+    "v_proj": (KV, HIDDEN),
+    "o_proj": (HIDDEN, HIDDEN),
+}
+DTYPES = ("F32", "BF16")
+
+
+@dataclass
+class Run:
+    """What one process took: seconds, and its largest resident set in bytes."""
+
+    seconds: float
+    memory: int
+
+
+# A small process between us and what is measured: a process's largest resident set begins with what
+# the one that started it held.
+_LAUNCH = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+seconds = time.perf_counter() - start
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss]), file=sys.stderr)
+"""
+
+
+def measured(command: list[str]) -> Run:
+    """Runs a command and measures the whole process."""
+    launched = subprocess.run(
+        [sys.executable, "-S", "-c", _LAUNCH, *command], capture_output=True, text=True, check=True
+    )
+    errors, _, last = launched.stderr.rstrip().rpartition("\n")
+    code, seconds, rss = json.loads(last)
+    if code:
+        raise RuntimeError(f"{command[:4]} failed:\n{errors}")
+    return Run(seconds, rss * (1 if sys.platform == "darwin" else 1024))
+
+
+def adapter(dtype: str) -> Path:
+    """A PEFT directory with random weights, written if it is missing."""
+    folder = FOLDER / f"8b-attention-r{RANK}-{dtype}"
+    if not (folder / "adapter_config.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(0)
+        header: dict[str, Any] = {}
+        parts = []
+        size = 0
+        for layer in range(LAYERS):
+            for name, (n_out, n_in) in PROJECTIONS.items():
+                for kind, shape in (("A", (RANK, n_in)), ("B", (n_out, RANK))):
+                    values = (rng.standard_normal(shape) * 0.02).astype("<f4")
+                    data = values.tobytes() if dtype == "F32" else _bf16(values)
+                    header[
+                        f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{kind}.weight"
+                    ] = {"dtype": dtype, "shape": shape, "data_offsets": [size, size + len(data)]}
+                    parts.append(data)
+                    size += len(data)
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % 8)
+        weights = len(head).to_bytes(8, "little") + head + b"".join(parts)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": RANK,
+            "lora_alpha": RANK,
+            "alora_invocation_tokens": [27, 91, 3],
+            "base_model_name_or_path": "org/8B",
+            "peft_version": "0.21.2",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _bf16(values: np.ndarray[Any, Any]) -> bytes:
+    return (values.view("<u4") >> 16).astype("<u2").tobytes()
+
+
+def gguf_base() -> Path:
+    """A base GGUF of that shape: a real header, and data that is a hole in the file."""
+    import gguf
+
+    path = FOLDER / "8b-header.gguf"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        writer = gguf.GGUFWriter(temporary, "llama")
+        writer.add_name("8B")
+        counts = {
+            "block_count": LAYERS,
+            "embedding_length": HIDDEN,
+            "attention.head_count": HEADS,
+            "attention.head_count_kv": KV_HEADS,
+        }
+        for key, number in counts.items():
+            writer.add_uint32(f"llama.{key}", number)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"token{i}" for i in range(VOCAB)])
+        writer.add_token_types([1] * VOCAB)
+        writer.add_token_merges([f"a{i} b{i}" for i in range(MERGES)])
+        shapes = {"token_embd": (VOCAB, HIDDEN), "output": (VOCAB, HIDDEN)}
+        names = ("attn_q", "attn_k", "attn_v", "attn_output")
+        for layer in range(LAYERS):
+            for name, shape in zip(names, PROJECTIONS.values(), strict=True):
+                shapes[f"blk.{layer}.{name}"] = shape
+        total = 0
+        for name, shape in shapes.items():
+            n_bytes = 2 * shape[0] * shape[1]
+            writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float16), n_bytes)
+            total += n_bytes
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        start = -(-temporary.stat().st_size // 32) * 32
+        os.truncate(temporary, start + total)
+        temporary.replace(path)
+    return path
+
+
+def model_directory() -> Path:
+    """What upstream's script wants of the base: its config.json."""
+    folder = FOLDER / "8b-config"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FF,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "vocab_size": VOCAB,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def compare(dtype: str, rounds: int) -> list[Result]:
+    """Seconds and memory of both converters, in turns."""
+    from tests.support.upstream import upstream_tree
+
+    source, base, directory = adapter(dtype), gguf_base(), model_directory()
+    script = upstream_tree() / "convert_lora_to_gguf.py"
+    runs: dict[str, list[Run]] = {"ours": [], "other": []}
+    outs = {side: FOLDER / f"8b-{side}.gguf" for side in runs}
+    commands = {
+        "ours": [
+            str(Path(sys.executable).with_name("alora-gguf")), "convert", str(source),
+            "--base", str(base), "-o", str(outs["ours"]),
+        ],
+        "other": [
+            sys.executable, str(script), str(source),
+            "--base", str(directory), "--outfile", str(outs["other"]), "--outtype", "f16",
+        ],
+    }  # fmt: skip
+
+    def side(name: str) -> float:
+        outs[name].unlink(missing_ok=True)
+        runs[name].append(measured(commands[name]))
+        return runs[name][-1].seconds
+
+    samples = alternate({name: lambda name=name: side(name) for name in runs}, rounds)  # type: ignore[misc]
+    case = f"8B, attention, r={RANK}, {dtype} to F16"
+    memory = {name: [float(run.memory) for run in taken[1:]] for name, taken in runs.items()}
+    for path in outs.values():
+        path.unlink(missing_ok=True)
+    return [
+        Result("convert", case, Side("alora-gguf convert", samples["ours"]),
+               Side("convert_lora_to_gguf.py", samples["other"]), "speedup", 10.0, "≥ 10x"),
+        Result("convert, whole process", case, Side("", samples["ours"]), None, "value", 0.3,
+               "≤ 0.3 s"),
+        Result("convert, resident memory", case, Side("", memory["ours"], "B"),
+               Side("convert_lora_to_gguf.py", memory["other"], "B"), "value", 150 * 2.0**20,
+               "≤ 150 MB"),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="of each side (%(default)s)")
+    parser.add_argument("--write-readme", action="store_true", help="puts the table into README.md")
+    parser.add_argument("--check", action="store_true", help="fails if a goal is missed")
+    chosen = parser.parse_args()
+    results = []
+    print(report.HEAD)
+    for dtype in DTYPES:
+        for result in compare(dtype, chosen.rounds):
+            results.append(result)
+            print(report.line(result), flush=True)
+    if chosen.write_readme:
+        table = "\n".join([report.HEAD, *(report.line(result) for result in results)])
+        report.write_section("converter", table)
+    return 1 if chosen.check and not all(result.ok for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
