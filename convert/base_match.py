@@ -151,9 +151,11 @@ def _same_size(a: tuple[int, float], b: tuple[int, float]) -> bool:
     """Whether two labels can mean one size: they are equal, or one is the other, rounded."""
     if a[0] != b[0]:
         return False
-    small, large = sorted((a[1], b[1]))
-    rounded = (round(n / 1e9) * 1e9 for n in (small, large))
-    return small == large or small in rounded or large in rounded
+    return a[1] in (b[1], _rounded(b[1])) or b[1] == _rounded(a[1])
+
+
+def _rounded(number: float) -> float:
+    return round(number / 1e9) * 1e9
 
 
 def _shown(sizes: Set[tuple[int, float]]) -> str:

@@ -83,7 +83,7 @@ class HFConfig:
         name = self._fields.get("model_type")
         if not isinstance(name, str):
             raise self.wrong("model_type", "the family's name")
-        if name not in _KINDS:
+        if name not in KINDS:
             raise UnsupportedAdapterError(
                 f"{self.path}: adapters for the model_type '{name[:60]}' cannot be converted yet; "
                 f"supported families: {supported_names()}"
@@ -93,7 +93,7 @@ class HFConfig:
             if not isinstance(inner, dict):
                 raise self.wrong("text_config", "the language model's fields")
             self._fields = {**self._fields, **inner}
-        return _KINDS[name]
+        return KINDS[name]
 
     def get(self, name: str) -> Any:
         """A field as it is, unchecked; None if it is left out."""
@@ -182,7 +182,7 @@ _QWEN_EXPERTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 # by model_type; the defaults are those of the configuration classes of transformers 5.23
-_KINDS: Final[Mapping[str, Kind]] = {
+KINDS: Final[Mapping[str, Kind]] = {
     "llama": Kind("llama"),
     "mistral": Kind("llama", defaults={"num_key_value_heads": 8}),
     "mixtral": Kind("llama", experts=_EXPERTS, defaults={"num_key_value_heads": 8}),

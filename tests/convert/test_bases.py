@@ -1,0 +1,95 @@
+"""What a base may be given as, and what every other file and directory is answered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from alora_gguf.convert.bases import open_base
+from alora_gguf.convert.gguf_base import GGUFBase
+from alora_gguf.convert.hf_base import HFBase
+
+from alora_gguf.errors import AloraError, FileFormatError, InputError
+from alora_gguf.gguf_header import read_header
+from tests.support.peft_files import write_base
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+}
+
+
+def test_a_gguf(tmp_path: Path) -> None:
+    base = open_base(str(write_base(tmp_path / "base.gguf")))
+    assert isinstance(base, GGUFBase)
+    assert base.label == str(tmp_path / "base.gguf")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_base(tmp_path / "base.gguf")  # the configuration counts
+    base = open_base(tmp_path)
+    assert isinstance(base, HFBase)
+    assert base.label == str(tmp_path)
+
+
+def test_a_reference_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alora_gguf.convert import hub
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    header = read_header(write_base(tmp_path / "base.gguf"))
+    answers = {"hf://org/model": tmp_path, "hf://org/model/base.gguf": header}
+    monkeypatch.setattr(hub, "fetch_base", answers.get)
+    base = open_base("hf://org/model")
+    assert isinstance(base, HFBase)
+    assert base.label == "hf://org/model"
+    assert isinstance(open_base("hf://org/model/base.gguf"), GGUFBase)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "error", "message"),
+    [
+        ([], "none.gguf", InputError, "there is no such file or directory; expected the base mod"),
+        ([], "a\0b", InputError, "there is no such file or directory"),
+        ([], "", InputError, "holds neither a config.json nor a GGUF, expected the base model the"),
+        (["adapter_config.json"], "", InputError, "is a PEFT adapter .*, expected the base model"),
+        (
+            ["b.gguf", "a.gguf"],
+            "",
+            InputError,
+            "is a directory, expected one GGUF; name one in it: a.gguf, b.gguf",
+        ),
+        ([f"{i}.gguf" for i in range(9)], "", InputError, r"0\.gguf, .*, 5\.gguf, \.\.\."),
+        (["model.safetensors"], "model.safetensors", InputError, "is one of a model's files"),
+        (["config.json"], "config.json", InputError, "or the directory that holds its config.json"),
+        (["pytorch_model.bin"], "pytorch_model.bin", InputError, "expected the base as a GGUF"),
+        (["x.gguf"], "x.gguf", FileFormatError, "is not a GGUF file"),
+    ],
+)
+def test_everything_else(
+    files: list[str], name: str, error: type[AloraError], message: str, tmp_path: Path
+) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"\x93\x94")
+    with pytest.raises(error, match=message) as caught:
+        open_base(f"{tmp_path}/{name}" if name else tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"<!doctype html>", "an HTML page"),
+        (b"\x10\0\0\0\0\0\0\0{...............", "a safetensors file"),
+    ],
+)
+def test_something_else_under_a_ggufs_name(start: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(start)
+    with pytest.raises(FileFormatError, match=f"is not a GGUF file but {message}"):
+        open_base(tmp_path / "model.gguf")
