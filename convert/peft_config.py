@@ -1,7 +1,6 @@
 """adapter_config.json: every field is honoured exactly, is known to change nothing, or refused.
 
-The table of PEFT's fields (0.21) is at the end; what PEFT itself does with them is in its
-LoraConfig. A field that this module has never heard of is refused if it is set.
+Which field is which stands in peft_fields. A field that is not there is refused if it is set.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any, Final, NoReturn
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
 from .patterns import PatternTable
+from .peft_fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED, REMOVE
 from .small_file import read_small
 
 FILE_NAME: Final = "adapter_config.json"
@@ -81,9 +81,9 @@ def read_config(path: Path) -> PeftConfig:
     refuse = _Refuser(path)
     _check_type(fields, path)
     for name, value in fields.items():
-        if name in _REFUSED and value not in _REFUSED[name].unset:
-            refuse(name, value, _REFUSED[name].reason, _REFUSED[name].way_out)
-        if name not in _REFUSED and name not in _HONOURED and name not in _HARMLESS and value:
+        if name in REFUSED and value not in REFUSED[name].unset:
+            refuse(name, value, REFUSED[name].reason, REFUSED[name].way_out)
+        if name not in REFUSED and name not in HONOURED and name not in HARMLESS and value:
             refuse(
                 name,
                 value,
@@ -96,7 +96,7 @@ def read_config(path: Path) -> PeftConfig:
     ranks = _pattern(fields, "rank_pattern", path, _is_rank, "positive integers")
     alphas = _pattern(fields, "alpha_pattern", path, _is_number, "finite numbers")
     if 0 in alphas.values():
-        refuse("alpha_pattern", alphas, "holds an alpha of 0, which switches modules off", _REMOVE)
+        refuse("alpha_pattern", alphas, "holds an alpha of 0, which switches modules off", REMOVE)
     text = _typed(fields, "invocation_string", None, lambda v: isinstance(v, str), "a string", path)
     return PeftConfig(
         path=path,
@@ -114,13 +114,6 @@ def read_config(path: Path) -> PeftConfig:
         ties_weights=bool(fields.get("ensure_weight_tying")),
         parameters=_parameters(fields, path),
     )
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    reason: str
-    way_out: str
-    unset: tuple[Any, ...] = (None, False, "", 0)
 
 
 class _Refuser:
@@ -162,7 +155,7 @@ def _check_type(fields: dict[str, Any], path: Path) -> None:
 
 def _check_init(init: Any, refuse: _Refuser) -> None:
     """Refuses initialisations that changed the base, or of which that is not known."""
-    if isinstance(init, bool) or init is None or init in _PLAIN_INITS:
+    if isinstance(init, bool) or init is None or init in PLAIN_INITS:
         return
     refuse(
         "init_lora_weights",
@@ -249,80 +242,3 @@ def _is_number(value: Any) -> bool:
 
 def _is_rank(value: Any) -> bool:
     return type(value) is int and value > 0
-
-
-_REMOVE: Final = "leave those modules out of target_modules"
-_TRAIN: Final = "only a plain LoRA converts exactly: merge it into the base, or train without it"
-_EMPTY: Final[tuple[Any, ...]] = (None, False, "", 0, {}, [])
-
-_REFUSED: Final[dict[str, _Refusal]] = {
-    "use_dora": _Refusal("is DoRA, whose magnitudes an adapter GGUF cannot hold", _TRAIN),
-    "lora_bias": _Refusal("adds biases, which an adapter GGUF cannot hold", _TRAIN),
-    "bias": _Refusal("trained the base's biases too", _TRAIN, unset=(None, False, "", 0, "none")),
-    "modules_to_save": _Refusal(
-        "replaces whole modules of the base", "merge them into the base, or train without", _EMPTY
-    ),
-    "trainable_token_indices": _Refusal(
-        "changes rows of the base's embeddings",
-        "merge them into the base, or train without",
-        _EMPTY,
-    ),
-    "layer_replication": _Refusal(
-        "builds a model with repeated layers, which is not the base", _TRAIN, _EMPTY
-    ),
-    "use_qalora": _Refusal("is QA-LoRA, whose pooled inputs a GGUF cannot express", _TRAIN),
-    "megatron_config": _Refusal("belongs to Megatron's parallel layers", _TRAIN, _EMPTY),
-    "use_bdlora": _Refusal("is BD-LoRA, with block-diagonal factors", _TRAIN, _EMPTY),
-    "arrow_config": _Refusal("is Arrow, which routes between adapters", _TRAIN, _EMPTY),
-    "kasa_config": _Refusal("is KaSA, which changes the base's weights", _TRAIN, _EMPTY),
-    "monteclora_config": _Refusal("is MonteCLoRA, which samples its weights", _TRAIN, _EMPTY),
-    "cross_stream": _Refusal("adds a residual stream that the base does not have", _TRAIN, _EMPTY),
-}
-
-# initialisations that leave the base's weights as they are
-_PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
-
-# read_config() puts these into a PeftConfig, or checks them
-_HONOURED: Final = frozenset(
-    {
-        "alora_invocation_tokens",
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "ensure_weight_tying",
-        "init_lora_weights",
-        "invocation_string",
-        "lora_alpha",
-        "peft_type",
-        "peft_version",
-        "r",
-        "rank_pattern",
-        "target_parameters",
-        "task_type",
-        "use_rslora",
-    }
-)
-
-# Of no effect on a trained adapter's numbers: they steered training, or chose the modules that the
-# weights now show, or (fan_in_fan_out) describe how the base stores its weight, which a low-rank
-# pair does not depend on. VeLoRA compresses activations for the backward pass only.
-_HARMLESS: Final = frozenset(
-    {
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "velora_config",
-    }
-)

@@ -1,0 +1,94 @@
+"""The fields of PEFT's LoraConfig (0.21): what becomes of each. What PEFT does with them is in its
+tuners/lora/config.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a field cannot be converted, what to do instead, and the values that mean it is unset."""
+
+    reason: str
+    way_out: str
+    unset: tuple[Any, ...] = (None, False, "", 0)
+
+
+REMOVE: Final = "leave those modules out of target_modules"
+_TRAIN: Final = "only a plain LoRA converts exactly: merge it into the base, or train without it"
+_EMPTY: Final[tuple[Any, ...]] = (None, False, "", 0, {}, [])
+
+REFUSED: Final[dict[str, Refusal]] = {
+    "use_dora": Refusal("is DoRA, whose magnitudes an adapter GGUF cannot hold", _TRAIN),
+    "lora_bias": Refusal("adds biases, which an adapter GGUF cannot hold", _TRAIN),
+    "bias": Refusal("trained the base's biases too", _TRAIN, unset=(None, False, "", 0, "none")),
+    "modules_to_save": Refusal(
+        "replaces whole modules of the base", "merge them into the base, or train without", _EMPTY
+    ),
+    "trainable_token_indices": Refusal(
+        "changes rows of the base's embeddings",
+        "merge them into the base, or train without",
+        _EMPTY,
+    ),
+    "layer_replication": Refusal(
+        "builds a model with repeated layers, which is not the base", _TRAIN, _EMPTY
+    ),
+    "use_qalora": Refusal("is QA-LoRA, whose pooled inputs a GGUF cannot express", _TRAIN),
+    "megatron_config": Refusal("belongs to Megatron's parallel layers", _TRAIN, _EMPTY),
+    "use_bdlora": Refusal("is BD-LoRA, with block-diagonal factors", _TRAIN, _EMPTY),
+    "arrow_config": Refusal("is Arrow, which routes between adapters", _TRAIN, _EMPTY),
+    "kasa_config": Refusal("is KaSA, which changes the base's weights", _TRAIN, _EMPTY),
+    "monteclora_config": Refusal("is MonteCLoRA, which samples its weights", _TRAIN, _EMPTY),
+    "cross_stream": Refusal("adds a residual stream that the base does not have", _TRAIN, _EMPTY),
+}
+
+# initialisations that leave the base's weights as they are
+PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
+
+# read_config() puts these into a PeftConfig, or checks them
+HONOURED: Final = frozenset(
+    {
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "init_lora_weights",
+        "invocation_string",
+        "lora_alpha",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "target_parameters",
+        "task_type",
+        "use_rslora",
+    }
+)
+
+# Of no effect on a trained adapter's numbers: they steered training, or chose the modules that the
+# weights now show, or (fan_in_fan_out) describe how the base stores its weight, which a low-rank
+# pair does not depend on. VeLoRA compresses activations for the backward pass only.
+HARMLESS: Final = frozenset(
+    {
+        "auto_mapping",
+        "corda_config",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "velora_config",
+    }
+)
