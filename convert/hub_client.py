@@ -241,7 +241,8 @@ def open_stream(
     `session` is what huggingface_hub has: of httpx or, before its version 1, of requests.
     """
     if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=timeout) as answer:
+        options = {"headers": headers, "timeout": timeout, "follow_redirects": True}
+        with session.stream("GET", url, **options) as answer:
             yield answer, answer.iter_bytes(_BLOCK)
     else:
         with session.get(url, headers=headers, timeout=timeout, stream=True) as answer:

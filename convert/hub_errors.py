@@ -38,9 +38,12 @@ def explain(
             )
     if type(error) is OSError and name:  # how huggingface_hub says that the size is another
         return ConvertError(f"{what}: did not arrive whole from {host}; try again")
+    problem = (
+        f"could not be fetched from {host}" if name else f"{host} did not answer as a hub does"
+    )
     return ConvertError(
-        f"{what}: {host} did not answer as a hub does ({type(error).__name__}); is HF_ENDPOINT "
-        "the address of one?"
+        f"{what}: {problem} ({type(error).__name__}); try again, and check that HF_ENDPOINT is the "
+        "address of a hub"
     )
 
 

@@ -62,7 +62,8 @@ def is_safe(path: str) -> bool:
     """
     parts = path.split("/")
     return (
-        all(part not in ("", ".", "..") and not re.match("[A-Za-z]:", part) for part in parts)
+        # Windows takes no notice of dots and spaces at a name's end
+        all(part.rstrip(". ") and not re.match("[A-Za-z]:", part) for part in parts)
         and "\\" not in path
         and path.isprintable()
     )

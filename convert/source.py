@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
 
+from .hub_reference import is_reference
 from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
 from .peft_config import FILE_NAME, load_fields
 from .small_file import read_small
@@ -80,10 +81,10 @@ def find_source(
     that are missing or other files than their names say; ConvertError for links that leave the
     directory and for a hub that fails.
     """
-    from .hub import fetch_adapter, is_reference
-
     wanted = Wanted(intrinsic, model, technology)
     if is_reference(source):
+        from .hub import fetch_adapter
+
         return fetch_adapter(source, wanted, allow_pickle=allow_pickle)
     directory = _check_directory(Path(source))
     snapshot, inside = open_directory(directory)
@@ -182,8 +183,8 @@ def pick_weights(names: Collection[str], where: str, *, allow_pickle: bool) -> s
             f"{WEIGHTS}; load the adapter with PEFT and save it again with save_pretrained()"
         )
     raise FileFormatError(
-        f"{where}/{WEIGHTS}: there is no such file; save the adapter again with PEFT's "
-        f"save_pretrained(), which writes it beside {FILE_NAME}"
+        f"{where}/{WEIGHTS}: there is no such file; download the adapter again, or save it with "
+        f"PEFT's save_pretrained(), which writes it beside {FILE_NAME}"
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from alora_gguf.convert.hub import Hub, fetch_adapter, fetch_base
 from alora_gguf.convert.library import Wanted
 
-from alora_gguf.errors import AloraError, ConvertError, InputError
+from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
 from alora_gguf.gguf_header import GGUFHeader, read_header
 from tests.support.hub_repos import adapter_files, write_gguf
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler, HubServer, Padded
@@ -88,6 +88,13 @@ def test_offline(server: HubServer, hub: Hub, tmp_path: Path, small_gguf: Padded
         fetch_base("hf://o/r/m.gguf", hub=away)
     with pytest.raises(InputError, match=r"hf://o/r/a: has no config\.json"):
         fetch_base("hf://o/r/a", hub=away)
+    assert hub.cache is not None
+    folder = hub.cache / "models--o--r" / "snapshots" / commit / "a"
+    (folder / "config.json").write_text("{}")
+    assert fetch_base("hf://o/r/a", hub=away) == folder
+    (found.weights).unlink()
+    with pytest.raises(FileFormatError, match=r"safetensors: there is no such file; download the"):
+        fetch_adapter("hf://o/r", ANY, hub=away)
     assert len(server.asked) == asked
 
 
@@ -270,10 +277,13 @@ def test_a_commit_that_leads_elsewhere(server: HubServer, hub: Hub) -> None:
     assert "did not name a commit" in str(failure(hub))
 
 
-def test_files_of_another_commit(server: HubServer, hub: Hub) -> None:
+def test_files_of_another_commit(server: HubServer, hub: Hub, tmp_path: Path) -> None:
     server.add("o/r", adapter_files())
-    files = {"m.gguf": b"GGUF"}
-    for commit in ("f" * 40, "../../../x"):
+    messages = {
+        "f" * 40: "127.0.0.1:\\d+ sent 'adapter_config.json' of another commit than the one asked",
+        "../../../../x": "'adapter_config.json': could not be fetched from 127.0.0.1",
+    }
+    for commit, message in messages.items():
 
         def answer(handler: Handler, commit: str = commit) -> bool:
             if "/resolve/" not in handler.path:
@@ -282,9 +292,8 @@ def test_files_of_another_commit(server: HubServer, hub: Hub) -> None:
             return True
 
         server.trouble = answer
-        assert re.search(
-            "sent 'adapter_config.json' of another commit|did not", str(failure(hub))
-        ), files
+        assert re.search(message, str(failure(hub)))
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_downloads_that_end_early(server: HubServer, hub: Hub, small_gguf: Padded) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 from pathlib import Path
 
@@ -60,6 +62,8 @@ def test_what_is_no_reference(text: str) -> None:
         ("hf://o/r/./x", "stay inside the repository"),
         ("hf://o/r//etc/passwd", "stay inside the repository"),
         ("hf://o/r/C:/x", "stay inside the repository"),
+        ("hf://o/r/.. /x", "stay inside the repository"),
+        ("hf://o/r/.../x", "stay inside the repository"),
         ("hf://o/r/a\\b", "stay inside the repository"),
         ("hf://o/r/a\0b", "stay inside the repository"),
         ("hf://o/r/a\x1b[31mb", r"\\x1b\[31mb'.*stay inside the repository"),
@@ -72,3 +76,41 @@ def test_references_that_lead_astray(text: str, problem: str) -> None:
     with pytest.raises(InputError, match=rf"is no reference to a hub, .*|{problem}") as caught:
         parse_reference(text)
     assert re.search(problem, str(caught.value))
+
+
+def test_whatever_is_accepted_stays_inside(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    parts = [
+        "a",
+        "b.c",
+        "..",
+        ".",
+        "",
+        "/",
+        "@",
+        "\\",
+        "C:",
+        "\0",
+        "\n",
+        " ",
+        "ä",
+        "hf:",
+        "--",
+        "%2e",
+    ]
+    accepted = 0
+    for _ in range(5000):
+        text = "hf://o/r" + "".join(rng.choice([*parts, "/"]) for _ in range(rng.randrange(8)))
+        try:
+            found = parse_reference(text)
+        except InputError:
+            continue
+        accepted += 1
+        for name in (found.path, found.revision or "main"):
+            inside = os.path.normpath(tmp_path.joinpath(*name.split("/")))
+            assert Path(inside).is_relative_to(tmp_path)
+            assert "\\" not in name
+            assert name.isprintable()
+        again = parse_reference(f"hf://{found.repo}/{found.path}@{found.revision or 'x'}")
+        assert again.path == found.path
+    assert accepted > 300

@@ -167,7 +167,7 @@ def test_weights_that_will_not_do(tmp_path: Path) -> None:
     weights.unlink()
     (directory / "adapter_model.bin").unlink()
     with pytest.raises(
-        FileFormatError, match=r"/adapter_model\.safetensors: there is no such file; save the"
+        FileFormatError, match=r"/adapter_model\.safetensors: there is no such file; download the"
     ):
         find_source(directory)
     for name in (

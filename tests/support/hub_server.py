@@ -125,7 +125,9 @@ class _Server(ThreadingHTTPServer):
         self.hub = hub
         self.storage = storage
         super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        # clients know the storage by another name, as some compare hosts without their ports
+        host = "localhost" if storage else "127.0.0.1"
+        self.url = f"http://{host}:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
