@@ -3,7 +3,8 @@
 #
 #   make setup   the package, editable, with its native library    make lint    linters
 #   make demo    the main job, once                                make test    linters and all tests
-#   make bench   the benchmarks                                    make clean   remove .venv and build
+#   make bench   the benchmarks                                    make docs    generated parts of docs/
+#   make clean   remove .venv and build
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS.
 
@@ -33,9 +34,9 @@ FLAGS := build/flags
 native_sources := $(shell find native/include native/src native/patches -type f) \
 	native/upstream.txt native/fetch_upstream.py
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
-python_files := alora_gguf convert cli native tests $(wildcard benchmarks examples)
+python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo test lint test-native test-stock test-python bench format clean
+.PHONY: help setup setup-checks demo test lint test-native test-stock test-python bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -80,6 +81,10 @@ demo: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.convert
+
+docs: setup
+	@$(BIN)/python -m docs
 
 # ---- checks --------------------------------------------------------------------------------------
 
@@ -113,8 +118,10 @@ test-stock: setup-checks
 	@echo "Building the unpatched library to compare with"
 	@$(BIN)/python -m tests.stock
 
+# The converter's tests must reach nearly all of it (pyproject.toml says how much).
 test-python: setup-checks
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/convert --cov --cov-report=term
+	@$(BIN)/python -m pytest --ignore=tests/convert
 
 clean:
 	rm -rf $(VENV) build dist
