@@ -20,6 +20,8 @@ from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputEr
 from alora_gguf.gguf_header import GGUFHeader, read_header
 from tests.support.hub_repos import adapter_files, write_gguf
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler, HubServer, Padded
+from tests.support.libraries import README
+from tests.support.peft_files import Case
 
 ANY = Wanted()
 
@@ -68,6 +70,34 @@ def test_the_environment_decides(server: HubServer, tmp_path: Path, small_gguf: 
         "from being fetched; unset it, or fetch once while there is a network"
     )
     assert len(server.asked) == asked
+
+
+def test_the_command_from_a_hub_to_a_file(server: HubServer, case: Case, tmp_path: Path) -> None:
+    case.convert()
+    local = read_header(case.out)
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    files = {f"sure/m/alora/{name}": (case.source / name).read_bytes() for name in names}
+    commit = server.add("me/library", files | {"README.md": README})
+    server.add("me/base-GGUF", {"q/base.gguf": case.base.read_bytes()})
+    environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN": ""}
+    arguments = "convert hf://me/library --base hf://me/base-GGUF/q/base.gguf --outtype f32"
+    result = subprocess.run(
+        [sys.executable, "-c", "import alora_gguf.cli as cli; cli.main()", *arguments.split()],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    header = read_header(tmp_path / "sure-m-alora.gguf")
+    assert header.string("general.name") == "sure"
+    assert header.string("general.license") == "apache-2.0"
+    assert commit in map(str, header.metadata.values())
+    assert list(header.tensors) == list(local.tensors)
+    for name in header.tensors:
+        assert header.tensor_data(name) == local.tensor_data(name)
+    # of the base only the header, of its other data nothing
+    assert not list((tmp_path / "hub" / "models--me--base-GGUF").glob("blobs/*"))
 
 
 def test_offline(server: HubServer, hub: Hub, tmp_path: Path, small_gguf: Padded) -> None:
