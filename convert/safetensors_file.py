@@ -162,11 +162,10 @@ class SafetensorsFile:
 
     def _parse(self, header: bytes) -> None:
         try:
-            table = json.loads(header.decode(), object_pairs_hook=self._unique)
+            # an object: it starts with a brace
+            table: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=self._unique)
         except (ValueError, RecursionError) as error:
             raise self._fail(f"its header is not JSON: {error}") from None
-        if not isinstance(table, dict):
-            raise self._fail("its header is not a JSON object")
         notes = table.pop("__metadata__", None)
         if notes is not None and not (
             isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())

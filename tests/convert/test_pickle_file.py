@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alora_gguf.convert import Pick, convert_adapter
 from alora_gguf.convert.pickle_file import PickleFile
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
+from alora_gguf.gguf_header import read_header
+from tests.support.peft_files import Case
 
 torch = pytest.importorskip("torch", reason="pickles are read with torch; the test extra has it")
 
@@ -88,6 +91,33 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
     file.close()
     file.close()
+
+
+def test_a_pickle_converts_to_what_safetensors_would(case: Case) -> None:
+    case.convert()
+    wanted = read_header(case.out.read_bytes())
+    case.out.unlink()
+    safetensors = case.source / "adapter_model.safetensors"
+    safetensors.unlink()
+    content = {name: torch.from_numpy(values) for name, values in case.tensors.items()}
+    save(case.source / "adapter_model.bin", content)
+    with pytest.raises(UnsupportedAdapterError, match="a pickle"):
+        convert_adapter(case.source, case.base, case.out, outtype="f32")
+    pick = Pick(allow_pickle=True)
+    convert_adapter(case.source, case.base, case.out, outtype="f32", pick=pick)
+    found = read_header(case.out)
+    assert list(found.tensors) == list(wanted.tensors)
+    for name in wanted.tensors:
+        assert found.tensor_data(name) == wanted.tensor_data(name)
+    different = {k for k, v in wanted.metadata.items() if found.metadata.get(k) != v}
+    assert different == {"alora.source.sha256"}
+
+    mark = case.folder / "mark"
+    save(case.source / "adapter_model.bin", {**content, "x": Evil(mark)})
+    case.out.unlink()
+    with pytest.raises(UnsupportedAdapterError, match=r"refers to \w+\.system"):
+        convert_adapter(case.source, case.base, case.out, pick=pick)
+    assert sorted(p.name for p in case.folder.iterdir()) == ["adapter", "base.gguf"]
 
 
 # ---- what it must not do -------------------------------------------------------------------------

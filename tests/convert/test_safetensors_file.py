@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
+import os
 import random
 import struct
+import time
+import tracemalloc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +19,7 @@ import numpy as np
 import pytest
 from alora_gguf.convert.safetensors_file import SafetensorsFile
 
-from alora_gguf.errors import FileFormatError
+from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
 
 def build(header: Any, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
@@ -45,6 +52,24 @@ BAD: dict[str, tuple[bytes, str]] = {
     "dtype": (build({"a": entry("Q4")}), "'a' has the unknown dtype 'Q4'"),
     "dtype kind": (build({"a": entry(["F32"])}), "has the unknown dtype"),
     "shape": (build({"a": entry(shape=(2, -2))}), r"has the shape \[2, -2\]"),
+    "notes": (build({"__metadata__": [1]}, b""), r"its __metadata__ is \[1\], expected names with"),
+    "notes kind": (build({"__metadata__": {"a": 1}}, b""), r"its __metadata__ is \{'a': 1\}"),
+    "no object": (build([1]), "is not a safetensors file: it starts with"),
+    "name with an escape": (
+        build({"\x1b[31m": entry()}),
+        r"named '\\x1b\[31m', expected up to 1000",
+    ),
+    "half a letter": (build(b'{"\\ud800": 1}'), r"a tensor named '\\ud800'"),
+    "long name": (build({"x" * 1001: entry()}), "a tensor named 'xxxx.*xxxx', expected up to 1000"),
+    "NaN": (build(b'{"a":{"dtype":"F32","shape":[NaN]}}'), r"has the shape \[nan\]"),
+    "NaN offsets": (
+        build(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,NaN]}}'),
+        r"data_offsets \[0, nan\], expected \[from, to\]",
+    ),
+    "deep value": (
+        build(b'{"a":{"dtype":"F32","shape":' + b"[" * 900 + b"]" * 900 + b"}}"),
+        "has the shape|is not JSON",  # by how much of the stack is left to Python's parser
+    ),
     "shape kind": (build({"a": entry(shape="22")}), "has the shape '22'"),
     "bool shape": (build({"a": entry(shape=[True, 4])}), "has the shape"),
     "span": (build({"a": entry(span=(0,))}), r"data_offsets \[0\]"),
@@ -74,16 +99,121 @@ def test_bad_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
+def test_many_names_twice_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    names = ",".join(f'"{i % 60_000}":1' for i in range(60_001))
+    path.write_bytes(build(f"{{{names}}}".encode()))
+    start = time.perf_counter()
+    with pytest.raises(FileFormatError, match="'0' occurs twice in its header"):
+        SafetensorsFile(path)
+    assert time.perf_counter() - start < 5  # 0.1 s; comparing all with all takes minutes
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_reads_what_safetensors_wrote(tmp_path: Path, dtype: str) -> None:
     from safetensors.numpy import save_file
 
     path = tmp_path / "a.safetensors"
-    values = np.arange(6, dtype=np.float16).reshape(2, 3)
+    values = np.random.default_rng(0).standard_normal((2, 3)).astype(dtype)
     save_file({"x": values, "empty": np.zeros((0, 4), np.float32)}, path, {"format": "pt"})
-    file = SafetensorsFile(path)
-    np.testing.assert_array_equal(file.read("x"), values.astype(np.float32))
-    assert file.read("empty").shape == (0, 4)
-    assert set(file.tensors) == {"x", "empty"}
+    with SafetensorsFile(path) as file:
+        found = file.read("x")
+        assert found.dtype == (np.float64 if dtype == "float64" else np.float32)
+        np.testing.assert_array_equal(found, values)
+        assert file.read("empty").shape == (0, 4)
+        assert set(file.tensors) == {"x", "empty"}
+
+
+def test_reads_bfloat16(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    bits = np.array([0x3F80, 0xC000, 0x0001, 0x7F80, 0x7FC0], "<u2")
+    path.write_bytes(build({"a": entry("BF16", (5,), (0, 10))}, bits.tobytes()))
+    with SafetensorsFile(path) as file:
+        found = file.read("a")
+    np.testing.assert_array_equal(found, np.array([1, -2, 2.0**-133, np.inf, np.nan], np.float32))
+    assert found.dtype == np.float32
+
+
+def test_other_dtypes_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(build({"a": entry("I64", (2,))}))
+    with (
+        SafetensorsFile(path) as file,
+        pytest.raises(
+            UnsupportedAdapterError, match="'a' has the dtype I64, expected F32, F16, BF"
+        ),
+    ):
+        file.read("a")
+
+
+# ---- the file itself -----------------------------------------------------------------------------
+
+
+def test_a_file_replaced_meanwhile_is_still_the_one_that_was_opened(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "b"
+    first = build({"a": entry()}, b"\0\0\x80\x3f" * 4)
+    path.write_bytes(first)
+    other.write_bytes(build({"a": entry()}))
+    with SafetensorsFile(path) as file:
+        other.replace(path)
+        assert file.read("a").tolist() == [[1, 1], [1, 1]]
+        assert file.sha256() == hashlib.sha256(first).hexdigest()
+
+
+def test_threads_may_read_and_hash_at_once(tmp_path: Path) -> None:
+    path, count = tmp_path / "a.safetensors", 40
+    values = np.arange(count * 30_000, dtype=np.float32).reshape(count, 30_000)
+    size = values[0].nbytes
+    table = {f"t{i}": entry("F32", (30_000,), (i * size, (i + 1) * size)) for i in range(count)}
+    path.write_bytes(build(table, values.tobytes()))
+    with SafetensorsFile(path) as file, ThreadPoolExecutor(4) as pool:
+        hashes = [pool.submit(file.sha256) for _ in range(2)]
+        found = list(pool.map(file.read, table))
+        wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert {h.result() for h in hashes} == {wanted}
+    for i, tensor in enumerate(found):
+        np.testing.assert_array_equal(tensor, values[i])
+
+
+def test_memory_holds_one_tensor(tmp_path: Path) -> None:
+    path, count, size = tmp_path / "a.safetensors", 16, 4 << 20
+    table = {f"t{i}": entry("F32", (size // 4,), (i * size, (i + 1) * size)) for i in range(count)}
+    path.write_bytes(build(table, b"\0" * (count * size)))
+    tracemalloc.start()
+    with SafetensorsFile(path) as file:
+        for name in table:
+            file.read(name)
+        file.sha256()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * size
+
+
+def test_what_is_no_ordinary_file(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="is a directory, expected a file of weights"):
+        SafetensorsFile(tmp_path)
+    with pytest.raises(FileFormatError, match="cannot be read: embedded null"):
+        SafetensorsFile(tmp_path / "a\0b")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")  # opening it would wait for its other end
+        with pytest.raises(FileFormatError, match="is a pipe or a device, expected a file"):
+            SafetensorsFile(tmp_path / "pipe")
+
+
+def test_it_is_closed_at_the_end_and_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(build({"a": entry()}))
+    with SafetensorsFile(path) as file:
+        pass
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        file.read("a")
+    path.write_bytes(build({"a": entry(shape=(1,))}))
+    with warnings.catch_warnings():  # Python warns of files that were never closed
+        warnings.simplefilter("error")
+        with pytest.raises(FileFormatError):
+            SafetensorsFile(path)
+        gc.collect()
 
 
 def test_missing_file(tmp_path: Path) -> None:
