@@ -70,6 +70,8 @@ class _Parser:
         self.place(infos)
 
     def fail(self, problem: str) -> FileFormatError:
+        if len(problem) > 600:  # a damaged length makes a key of whatever follows it
+            problem = f"{problem[:400]} ... {problem[-150:]}"
         return FileFormatError(f"{self.header.name}: {problem}")
 
     def need(self, n: int) -> int:

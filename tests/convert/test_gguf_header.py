@@ -391,3 +391,13 @@ def tokenize(path: Path, text: str) -> list[int]:
         return vocabulary.tokenize(text, add_special=False, parse_special=True)
     finally:
         llama.llama_model_free(model)
+
+
+def test_a_damaged_length_does_not_put_the_file_into_the_message() -> None:
+    key = b"k" * 100_000
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
+    with pytest.raises(FileFormatError) as caught:
+        read_header(head + struct.pack("<I", 99) + b"\0" * 64, name="f.gguf")
+    assert str(caught.value).startswith("f.gguf: metadata key 'kkk")
+    assert str(caught.value).endswith("kkk' has the unknown type 99")
+    assert len(str(caught.value)) < 700
