@@ -43,17 +43,24 @@ class Target:
         config: bytes | None = None,
         weights: bytes | None = None,
         base: bytes | None = None,
+        model: dict[str, bytes] | None = None,
     ) -> str:
-        """Converts with the given files in place of the sound ones; the error, or ""."""
-        source, model, out = (self.folder / n for n in ("adapter", "base.gguf", "out.gguf"))
+        """Converts with the given files in place of the sound ones; the error, or "".
+
+        `model` is a model directory's files, in place of the base.
+        """
+        source, base_path, out = (self.folder / n for n in ("adapter", "base.gguf", "out.gguf"))
         (source / "adapter_config.json").write_bytes(self.config if config is None else config)
         (source / "adapter_model.safetensors").write_bytes(
             self.weights if weights is None else weights
         )
-        model.write_bytes(self.base if base is None else base)
+        if model is None:
+            base_path.write_bytes(self.base if base is None else base)
+        for name, data in (model or {}).items():
+            (base_path / name).write_bytes(data)
         message = ""
         try:
-            convert_adapter(source, model, out, outtype="f32")
+            convert_adapter(source, base_path, out, outtype="f32")
         except AloraError as error:
             message = str(error)
             self.refused += 1
@@ -206,7 +213,8 @@ WHOLE = [
 def test_other_files_in_every_place(target: Target) -> None:
     for number, data in enumerate(WHOLE):
         for name in ("config", "weights", "base"):
-            message = target.attempt((number, name), **{name: data})
+            replaced: dict[str, Any] = {name: data}
+            message = target.attempt((number, name), **replaced)
             assert message, (number, name)
 
 
@@ -290,3 +298,55 @@ def test_damaged_bases(target: Target) -> None:
         rng = random.Random(5000 + number)
         target.attempt(number, base=damaged(target.base, rng, end if number % 3 else 400))
     assert target.refused > 700
+
+
+# ---- the base's config.json ----------------------------------------------------------------------
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 24,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 16,
+        "mamba_n_heads": 8,
+    },
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+    },
+    "gemma3_text": {"head_dim": 8, "tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4},
+    "gpt2": {"n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 4},
+    "phi3": {"partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", *OTHERS])
+def test_any_literal_in_a_model_directory(target: Target, kind: str) -> None:
+    model = target.folder / "base.gguf"
+    model.unlink()
+    model.mkdir()
+    fields: dict[str, Any] = {**LLAMA, **OTHERS.get(kind, {}), "model_type": kind}
+    rng = random.Random(6000)
+    message = target.attempt("sound", model={"config.json": json.dumps(fields).encode()})
+    assert (message == "") == (kind == "llama")  # the adapter is for that one
+    for number, field in enumerate([*fields, "tie_word_embeddings", "head_dim", "text_config"]):
+        others = {key: value for key, value in fields.items() if key != field}
+        for literal in rng.sample(LITERALS, 20):
+            text = f"{{{json.dumps(field)}: {literal}, {json.dumps(others)[1:]}".encode()
+            target.attempt((kind, number, field, literal[:80]), model={"config.json": text})
+    assert target.refused > 100
