@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +11,12 @@ from typing import Final
 
 from alora_gguf.errors import ConvertError
 
-from .assemble import Array, make_a, make_b
+from .assemble import make_a, make_b
 from .outtypes import OUTTYPES, stored_type
 from .peft_config import PeftConfig
 from .plan import Pair, Plan
 from .safetensors_file import WeightsFile
-from .values import check_finite, encode
+from .values import Encoded, check_finite, encode
 from .writer import OutTensor
 
 # Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so two
@@ -25,13 +25,19 @@ _AHEAD: Final = 3
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A tensor's bytes, whether any value is not zero, and how many became zero by rounding."""
+class _Task:
+    """One tensor: its pair, which side of it, its type, and how many values it has."""
 
-    data: bytes
-    acts: bool
-    lost: int
-    size: int
+    pair: Pair
+    is_b: bool
+    kind: str
+    count: int
+
+    @property
+    def source(self) -> str:
+        """The adapter's tensor that it is made of, or the first of them."""
+        piece = self.pair.pieces[0]
+        return (piece.b if self.is_b else piece.a).name
 
 
 class Job:
@@ -52,8 +58,8 @@ class Job:
         # the one alpha of the file; GGUF keeps it as float32, so folding starts from that value
         self.alpha: float = struct.unpack("<f", struct.pack("<f", config.alpha))[0]
         self.folded = sum(any(f != 1.0 for f in self._factors(pair)) for pair in plan.pairs)
-        self._tasks: list[Callable[[], _Made]] = []
-        self._running: dict[int, Future[_Made]] = {}
+        self._tasks: list[_Task] = []
+        self._running: dict[int, Future[Encoded]] = {}
         self._changes_anything = False
         self._a_acts = False
 
@@ -63,37 +69,32 @@ class Job:
         for pair in self._plan.pairs:
             experts = (pair.n_experts,) if pair.n_experts else ()
             a_shape = (pair.rank, pair.n_in) if pair.flip_a else (pair.n_in, pair.rank)
-            for suffix, shape, make in (
-                ("lora_a", a_shape, self._make_a),
-                ("lora_b", (pair.rank, pair.n_out), self._make_b),
-            ):
+            for suffix, matrix in (("lora_a", a_shape), ("lora_b", (pair.rank, pair.n_out))):
+                shape = (*matrix, *experts)
                 kind = stored_type(self._outtype, shape[0])
-                take = partial(self._take, len(self._tasks), kind, pair, suffix == "lora_b")
-                self._tasks.append(partial(make, pair, kind))
-                name = f"{pair.target}.{suffix}"
-                out.append(OutTensor(name, (*shape, *experts), OUTTYPES[kind][0], take))
+                take = partial(self._take, len(self._tasks))
+                self._tasks.append(_Task(pair, suffix == "lora_b", kind, math.prod(shape)))
+                out.append(OutTensor(f"{pair.target}.{suffix}", shape, OUTTYPES[kind][0], take))
         return out
 
     def _factors(self, pair: Pair) -> list[float]:
         """What each piece's B is multiplied with, for alpha/rank to give the piece's own scale."""
         return [piece.scale * pair.rank / self.alpha for piece in pair.pieces]
 
-    def _take(self, index: int, kind: str, pair: Pair, is_b: bool) -> bytes:
-        """The bytes of the tensor at `index`; others are begun meanwhile."""
+    def _take(self, index: int) -> memoryview:
+        """The bytes of the tensor at `index`; the next ones are begun meanwhile."""
         for i in range(index, min(index + _AHEAD, len(self._tasks))):
             if i not in self._running:
-                self._running[i] = self._pool.submit(self._tasks[i])
-        made = self._running.pop(index).result()
-        if made.lost * 1000 > made.size:
-            piece = pair.pieces[0]
+                self._running[i] = self._pool.submit(self._make, self._tasks[i])
+        task, made = self._tasks[index], self._running.pop(index).result()
+        if made.lost * 1000 > task.count:
             self._plan.warnings.append(
-                f"'{(piece.b if is_b else piece.a).name}': {made.lost} of {made.size} values are "
-                f"too small for {kind} and became zero; f32 would keep them"
+                f"'{task.source}': {made.lost} of {task.count} values are too small for "
+                f"{task.kind} and became zero; f32 would keep them"
             )
-        if is_b:
+        if task.is_b:
             self._changes_anything |= self._a_acts and made.acts
-        else:
-            self._a_acts = made.acts
+        self._a_acts = made.acts
         if index + 1 == len(self._tasks) and not self._changes_anything:
             raise ConvertError(
                 f"{self._weights.path}: in every pair lora_A or lora_B is zero throughout, so the "
@@ -101,19 +102,16 @@ class Job:
             )
         return made.data
 
-    def _make_a(self, pair: Pair, kind: str) -> _Made:
-        return _made(make_a(pair, self._read), kind, pair.pieces[0].a.name)
-
-    def _make_b(self, pair: Pair, kind: str) -> _Made:
-        values = make_b(pair, self._read, self._factors(pair))
-        return _made(values, kind, pair.pieces[0].b.name)
-
-    def _read(self, name: str) -> Array:
-        values = self._weights.read(name)
-        check_finite(values, str(self._weights.path), name)
-        return values
-
-
-def _made(values: Array, kind: str, name: str) -> _Made:
-    data, lost = encode(values, kind, name)
-    return _Made(data, bool(values.any()), lost, values.size)
+    def _make(self, task: _Task) -> Encoded:
+        read = self._weights.read
+        if task.is_b:
+            values = make_b(task.pair, read, self._factors(task.pair))
+        else:
+            values = make_a(task.pair, read)
+        try:
+            return encode(values, task.kind, task.source)
+        except ConvertError:  # of values that are too large, some may be no numbers at all
+            for piece in task.pair.pieces:
+                for name in (piece.a.name, piece.b.name):
+                    check_finite(read(name), str(self._weights.path), name)
+            raise

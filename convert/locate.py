@@ -60,6 +60,7 @@ class Locator:
     def __init__(self, base: BaseModel, source: str) -> None:
         self.base = base
         self.source = source
+        self._known: dict[str, str | None] = {}
 
     @property
     def embedding(self) -> str:
@@ -149,8 +150,10 @@ class Locator:
 
     def _weight(self, layer: int, part: str) -> str | None:
         """The GGUF name of a part, such as "blk.3.attn_q"; None if the architecture has none."""
-        name: str | None = self._names.get_name(f"{self.base.family.block}.{layer}.{part}")
-        return name
+        if part not in self._known:
+            self._known[part] = self._names.get_name(f"{self.base.family.block}.0.{part}")
+        name = self._known[part]
+        return name and name.replace("blk.0.", f"blk.{layer}.", 1)
 
     def _first_missing(self, layer: int, candidates: list[tuple[str, tuple[str, ...]]]) -> str:
         """A tensor that the module would change, if the base had it."""
@@ -189,7 +192,7 @@ class Locator:
         constants, mapping = _name_tables()
         names = constants.MODEL_ARCH_NAMES.items()
         arch = next(key for key, value in names if value == self.base.architecture)
-        table: TensorNameMap = mapping.get_tensor_name_map(arch, self.base.n_layers)
+        table: TensorNameMap = mapping.get_tensor_name_map(arch, 1)  # all blocks are named alike
         return table
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,33 +42,41 @@ def check_finite(values: NDArray[np.float32], file: str, tensor: str) -> None:
         )
 
 
-def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> tuple[bytes, int]:
-    """`values` rounded once to `outtype` (to nearest, ties to even), as a file keeps them.
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor as a file keeps it.
 
-    Returns the bytes and how many values other than zero became zero. q8_0 takes rows of a multiple
-    of 32 values and has no such count. Raises ConvertError if a value is too large for the type, or
-    if all of them became zero.
+    data   its bytes
+    acts   whether any of its values was not zero
+    lost   how many of these became zero by rounding; not counted for q8_0
+    """
+
+    data: memoryview
+    acts: bool
+    lost: int
+
+
+def encode(values: NDArray[np.floating], outtype: str, tensor: str) -> Encoded:
+    """`values` rounded once to `outtype`, to nearest, ties to even; for q8_0, rows of a multiple of
+    32 values, as ggml's reference quantizes them.
+
+    Raises ConvertError if a value is too large for the type, or NaN, or if all became zero.
     """
     if outtype == "q8_0":
-        return _to_q8_0(values, tensor), 0
-    if outtype == "bf16":
-        bits, infinite = _to_bf16(values), 0x7F80
-    elif outtype == "f16":
-        with np.errstate(over="ignore", under="ignore"):
-            bits, infinite = values.astype("<f2").view("<u2"), 0x7C00
-    else:
-        with np.errstate(over="ignore", under="ignore"):
-            bits, infinite = values.astype("<f4").view("<u4"), 0x7F800000
+        return _to_q8_0(values, tensor)
+    to_bits, infinite = _ROUNDERS[outtype]
+    bits = to_bits(np.ascontiguousarray(values))
     magnitude = bits & (~bits.dtype.type(0) >> 1)  # without the sign
     if magnitude.size and magnitude.max() >= infinite:
         raise _too_large(values, outtype, tensor)
-    lost = int(np.count_nonzero(values)) - int(np.count_nonzero(magnitude))
-    if lost and not magnitude.any():
+    kept = int(np.count_nonzero(magnitude))
+    lost = 0 if kept == magnitude.size else int(np.count_nonzero(values)) - kept
+    if lost and not kept:
         raise _too_small(outtype, tensor)
-    return bits.tobytes(), lost
+    return Encoded(bits.reshape(-1).data.cast("B"), bool(kept), lost)
 
 
-def _to_q8_0(values: NDArray[np.floating], tensor: str) -> bytes:
+def _to_q8_0(values: NDArray[np.floating], tensor: str) -> Encoded:
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
@@ -74,9 +86,10 @@ def _to_q8_0(values: NDArray[np.floating], tensor: str) -> bytes:
     scales = data.reshape(-1, 2 + Q8_0_BLOCK)[:, :2].copy().view("<f2")
     if not np.isfinite(scales).all():
         raise _too_large(values, "q8_0", tensor)
-    if values.any() and not scales.any():
+    acts = bool(values.any())
+    if acts and not scales.any():
         raise _too_small("q8_0", tensor)
-    return data.tobytes()
+    return Encoded(data.reshape(-1).data, acts, 0)
 
 
 def _too_large(values: NDArray[np.floating], outtype: str, tensor: str) -> ConvertError:
@@ -94,6 +107,45 @@ def _too_small(outtype: str, tensor: str) -> ConvertError:
     )
 
 
+def _to_f32(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+    with np.errstate(over="ignore", under="ignore"):
+        bits: NDArray[np.uint32] = values.astype("<f4", copy=False).view("<u4")
+    return bits
+
+
+# Added to a float32's magnitude and its last kept bit, it rounds to 10 bits of mantissa, to even,
+# and moves the exponent's zero from 127 to 15; modulo 2**32.
+_TO_F16: Final = np.uint32((0xFFF - (112 << 23)) % 2**32)
+
+
+def _to_f16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Numpy's own rounding for float64; for float32 the same by integers, three times as fast."""
+    if values.dtype != np.float32:
+        return _by_numpy(values)
+    bits = values.view(np.uint32)
+    magnitude = bits & 0x7FFFFFFF
+    odd = magnitude >> 13
+    odd &= 1
+    odd += _TO_F16
+    odd += magnitude
+    odd >>= 13
+    np.minimum(odd, 0x7C00, out=odd)  # what is too large becomes infinite
+    sign = bits >> 16
+    sign &= 0x8000
+    odd |= sign
+    rounded: NDArray[np.uint16] = odd.astype("<u2")
+    small = magnitude < 113 << 23  # below the smallest normal number, they round elsewhere
+    if small.any():
+        rounded[small] = _by_numpy(values[small])
+    return rounded
+
+
+def _by_numpy(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    with np.errstate(over="ignore", under="ignore"):
+        bits: NDArray[np.uint16] = values.astype("<f2").view("<u2")
+    return bits
+
+
 def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
     """Rounds to bfloat16 (as uint16), once: float64 goes through a float32 rounded to odd.
 
@@ -109,3 +161,11 @@ def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
         bits |= inexact.astype(np.uint32)
     rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     return rounded
+
+
+# how to round to a type, and the bits of its infinity; NaN's are larger
+_ROUNDERS: Final[dict[str, tuple[Callable[[NDArray[np.floating]], NDArray[Any]], int]]] = {
+    "f32": (_to_f32, 0x7F800000),
+    "f16": (_to_f16, 0x7C00),
+    "bf16": (_to_bf16, 0x7F80),
+}

@@ -41,7 +41,7 @@ class OutTensor:
     name: str
     shape: tuple[int, ...]
     type: int
-    data: Callable[[], bytes]
+    data: Callable[[], bytes | memoryview]
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +90,7 @@ def measure_gguf(
 
 
 def _emit(
-    write: Callable[[bytes], object],
+    write: Callable[[bytes | memoryview], object],
     metadata: Sequence[tuple[str, ValueType, Value]],
     tensors: Sequence[OutTensor],
     progress: Progress | None,
