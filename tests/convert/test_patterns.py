@@ -35,6 +35,7 @@ REAL = [
     r"layers\.1[^.]*\.self_attn\.[qk]_proj",
     "(?P<kind>mlp)[.](up|down)_proj",
     r"\Amodel.*o_proj\Z",
+    "q_proj)|(v_proj",  # its second half may stand anywhere, as PEFT puts parentheses around it
     "proj",
     "",
     "model",
@@ -192,6 +193,27 @@ def test_what_only_backtracking_matches_is_refused_by_name(pattern: str, what: s
         f"c.json: rank_pattern holds '{pattern}', which uses {what}; write the modules' names out "
         "instead"
     )
+
+
+def test_possessive_quantifiers_are_refused() -> None:
+    # Python 3.10 does not know them
+    with pytest.raises(
+        (UnsupportedAdapterError, FileFormatError), match=r"possessive|multiple rep"
+    ):
+        PatternTable({"(a|b)++": 1}, "x")
+
+
+def _nested(depth: int) -> str:
+    try:
+        table = PatternTable({"(" * depth + "a" + ")" * depth: 1}, "x")
+    except (FileFormatError, UnsupportedAdapterError) as error:
+        return str(error).partition(", which is ")[2].partition(" ")[0]
+    return f"finds {table.find('a', 0)} and {table.find('b', 0)}"
+
+
+def test_groups_in_groups_are_matched_or_refused() -> None:
+    # matched; too large for ours ("too large to be ..."); no longer an expression for re ("no ...")
+    assert {_nested(depth) for depth in range(10, 500, 10)} == {"finds 1 and 0", "too", "no"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alora_gguf.convert.input_file import InputFile
 from alora_gguf.convert.safetensors_file import SafetensorsFile
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
@@ -198,6 +199,22 @@ def test_what_is_no_ordinary_file(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")  # opening it would wait for its other end
         with pytest.raises(FileFormatError, match="is a pipe or a device, expected a file"):
             SafetensorsFile(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="opens a directory")
+def test_a_disk_that_fails_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"x" * 100)
+    file = InputFile(path)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(folder, file.handle.fileno())  # from here on, reading fails as on a broken disk
+    os.close(folder)
+    for read in (file.sha256, lambda: file.read_at(0, 10)):
+        with pytest.raises(
+            FileFormatError, match=r"a\.safetensors: cannot be read: Is a directory"
+        ):
+            read()
+    file.close()
 
 
 def test_it_is_closed_at_the_end_and_after_an_error(tmp_path: Path) -> None:
