@@ -20,13 +20,14 @@ _FAMILY: Final = re.compile(
 )
 _RELEASE: Final = re.compile(r"(?<![a-z\d.])v(\d+(?:\.\d+)*)(?![a-z\d.])")
 _UNITS: Final = {"b": 1e9, "m": 1e6}
-_SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z\d])")
+_SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,4})?)([bm])(?![a-z\d])")
 _WORDS: Final = re.compile(r"[a-z]+")
 _SIZE_WORDS: Final = frozenset({"nano", "micro", "tiny", "mini", "small", "medium", "large", "xl"})
 _STAGE_WORDS: Final = frozenset({"base", "pt", "instruct", "it", "chat"})
 _SAME: Final = {"pt": "base", "it": "instruct", "chat": "instruct"}
 _SKILLS: Final = frozenset({"code", "coder", "guardian", "math", "speech", "vision", "vl"})
 
+_MAX_SHOWN: Final = 80
 _FILE_ENDS: Final = re.compile(r"(\.gguf|\.safetensors|\.bin)$", re.IGNORECASE)
 _HUB_CACHE: Final = re.compile(r"models--[^/]+?--([^/]+)")
 
@@ -74,13 +75,13 @@ def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
         facts = _facts(own)
         problem = _contradiction(wanted, facts) if facts.tells else None
         if problem is not None:
-            problems.append(f"is called '{own}' ({problem})")
+            problems.append(f"is called {_quoted(own)} ({problem})")
         elif facts.covers(wanted):
             return None
     if not problems:
         return None
     return (
-        f"the adapter was trained on '{name}' (base_model_name_or_path), but {base.label} "
+        f"the adapter was trained on {_quoted(name)} (base_model_name_or_path), but {base.label} "
         f"{problems[0]}; if they are not one model, convert for the one it was trained on"
     )
 
@@ -92,6 +93,11 @@ def model_name(text: str) -> str:
         return cached[1]
     last = text.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _FILE_ENDS.sub("", last)
+
+
+def _quoted(name: str) -> str:
+    shown = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
+    return f"'{shown}'" if shown.isprintable() else ascii(shown)
 
 
 def _is_path(text: str) -> bool:

@@ -35,13 +35,9 @@ def open_base(base: str | Path) -> BaseModel:
             return GGUFBase(fetched)
         return _open_directory(fetched, str(base))
     path = Path(base)
-    try:
-        is_directory, is_file = path.is_dir(), path.is_file()
-    except ValueError:  # a zero byte in the name; newer Pythons return False
-        is_directory = is_file = False
-    if is_directory:
+    if path.is_dir():
         return _open_directory(path, str(path))
-    if not is_file and not path.exists():
+    if not path.exists():
         raise InputError(
             f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
             "directory with config.json, or hf://owner/repo"

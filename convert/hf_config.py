@@ -85,7 +85,7 @@ class HFConfig:
             raise self.wrong("model_type", "the family's name")
         if name not in KINDS:
             raise UnsupportedAdapterError(
-                f"{self.path}: adapters for the model_type '{name[:60]}' cannot be converted yet; "
+                f"{self.path}: adapters for the model_type {name[:60]!r} cannot be converted yet; "
                 f"supported families: {supported_names()}"
             )
         if name == "gemma3":  # a language model inside a multimodal one

@@ -66,6 +66,7 @@ OTHER = [
     ("meta-llama/Llama-3.2-1B", "llama3.1-8b", "llama 3.2 against 3.1"),
     ("mistralai/Mistral-7B-Instruct-v0.2", "Mistral 7B Instruct v0.3", "v0.2 against v0.3"),
     ("mistralai/Mixtral-8x7B-v0.1", "Mixtral 8x22B v0.1", "8x7b against 8x22b"),
+    ("org/mixtral-8x7b", "mixtral-7b", "8x7b against 7b"),
     ("mistralai/Mistral-7B-v0.1", "Mixtral-8x7B-v0.1", "mistral against mixtral"),
     ("microsoft/Phi-3-mini-4k-instruct", "Phi 3.5 Mini Instruct", "phi 3 against 3.5"),
     ("microsoft/Phi-3-mini-4k-instruct", "Phi-3-medium-4k-instruct", "mini against medium"),
@@ -123,6 +124,21 @@ def test_several_names(names: Sequence[str], warns: bool) -> None:
 
 def test_an_adapter_that_names_no_base() -> None:
     assert compared(None, "Granite 3.3 2b Instruct") is None
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1." + "9" * 400, "9" * 5000 + "x7"])
+def test_numbers_without_end(number: str) -> None:
+    assert (
+        compared(f"granite-{number}b", f"granite-{number}-8b v{number} {number}x{number}b") is None
+    )
+
+
+def test_a_name_that_would_fill_or_command_the_terminal() -> None:
+    warning = compared("granite-3.3-8b\x1b[2J", f"granite-3.3-2b{'-x' * 1000}")
+    assert warning is not None
+    assert r"trained on 'granite-3.3-8b\x1b[2J' (base" in warning
+    assert warning.isprintable()
+    assert len(warning) < 400
 
 
 def test_the_whole_sentence() -> None:

@@ -93,3 +93,14 @@ def test_something_else_under_a_ggufs_name(start: bytes, message: str, tmp_path:
     (tmp_path / "model.gguf").write_bytes(start)
     with pytest.raises(FileFormatError, match=f"is not a GGUF file but {message}"):
         open_base(tmp_path / "model.gguf")
+
+
+def test_a_directory_that_may_not_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may list everything
+    with pytest.raises(FileFormatError, match="cannot be read: Permission denied"):
+        open_base(tmp_path)

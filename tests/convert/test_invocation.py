@@ -56,7 +56,7 @@ def gguf_base(folder: Path, vocabulary: Vocabulary | None, **options: Any) -> Ba
     return GGUFBase(read_header(write_gguf(folder / "base.gguf", vocabulary, **options)))
 
 
-def hf_base(folder: Path, vocabulary: Vocabulary) -> BaseModel:
+def hf_base(folder: Path, vocabulary: Vocabulary, **parts: Any) -> BaseModel:
     fields = {
         "model_type": "llama",
         "hidden_size": 8,
@@ -66,7 +66,7 @@ def hf_base(folder: Path, vocabulary: Vocabulary) -> BaseModel:
         "vocab_size": len(vocabulary.tokens),
     }
     (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json())
+    (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json(**parts))
     return HFBase(folder)
 
 
@@ -144,6 +144,13 @@ def test_refuses_what_is_no_invocation(
     for stated in (config, replace(config, invocation=ROLE_IDS)):
         with pytest.raises(InputError, match=message):
             find_invocation(stated, given, base)
+
+
+def test_refuses_text_without_tokens(config: PeftConfig, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    with pytest.raises(InputError, match="has no tokens for the invocation '  '"):
+        find_invocation(config, "  ", hf_base(tmp_path, BPE, normalizer=strip))
 
 
 @pytest.mark.parametrize("number", [N, 2**31, 2**64, 10**30])

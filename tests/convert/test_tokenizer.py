@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alora_gguf.convert.families import FAMILIES
 from alora_gguf.convert.hf_tokenizer import HFTokenizer
 from alora_gguf.convert.tokenizer import ordinary, text_of, tokenize_gguf
 
@@ -79,6 +80,13 @@ def test_ids_are_those_of_llama_cpp(tmp_path: Path) -> None:
         spm.id_of("▁"),
         spm.id_of("<0x0A>"),
     ]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_familys_vocabulary_loads(architecture: str, tmp_path: Path) -> None:
+    """Of the model itself llama.cpp asks nothing."""
+    path = write_gguf(tmp_path / "base.gguf", byte_level(), architecture=architecture)
+    assert tokenize_gguf(read_header(path), "the") == [byte_level().id_of("the")]
 
 
 def test_the_beginning_of_a_file_is_enough(tmp_path: Path) -> None:

@@ -95,16 +95,17 @@ def write_gguf(
     vocabulary: Vocabulary | None,
     changes: dict[str, Any] | None = None,
     *,
-    n_vocab: int | None = None,
+    architecture: str = "llama",
 ) -> Path:
-    """A llama of zeros, too small to compute with, with a vocabulary or without.
+    """A model of zeros, too small to compute with, with a vocabulary or without.
 
     `changes` are to its metadata; None removes an entry.
     """
     own = {"tokenizer.ggml.model": "none"} if vocabulary is None else vocabulary.metadata()
-    counts = {"llama.block_count": 1, "llama.embedding_length": 8, "llama.attention.head_count": 2}
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in {**counts, **own, **(changes or {})}.items():
+    counts = {"block_count": 1, "embedding_length": 8, "attention.head_count": 2}
+    sizes = {f"{architecture}.{name}": count for name, count in counts.items()}
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in {**sizes, **own, **(changes or {})}.items():
         if isinstance(value, list):
             writer.add_array(key, value)
         elif isinstance(value, bool):
@@ -113,7 +114,7 @@ def write_gguf(
             writer.add_uint32(key, value)
         elif value is not None:
             writer.add_string(key, value)
-    rows = n_vocab or (len(vocabulary.tokens) if vocabulary else 50)
+    rows = len(vocabulary.tokens) if vocabulary else 50
     for name, n_out in {"token_embd": rows, "output": rows, "blk.0.attn_q": 8}.items():
         writer.add_tensor(f"{name}.weight", np.zeros((n_out, 8), np.float32))
     writer.write_header_to_file()
