@@ -139,59 +139,54 @@ def test_the_mode_is_that_of_any_new_file_or_of_the_one_replaced(case: Case) -> 
 
 # ---- what the disk says --------------------------------------------------------------------------
 
-CONVERT = """
-import sys
-from alora_gguf.convert import convert_adapter
-from alora_gguf.errors import AloraError
-try:
-    convert_adapter(*sys.argv[1:4], outtype="f32", overwrite=True)
-except AloraError as error:
-    print(type(error).__name__, error)
-"""
 
-
-def _arguments(case: Case, out: Path) -> list[str]:
+def _command(case: Case, out: Path) -> list[str]:
+    """`alora-gguf convert`, as a process of its own."""
     case.write()
-    return [sys.executable, "-c", CONVERT, str(case.source), str(case.base), str(out)]
+    code = "from alora_gguf.cli import main; main()"
+    command = [sys.executable, "-c", code, "convert", case.source, "--base", case.base]
+    return [str(part) for part in [*command, "-o", out, "--outtype", "f32", "--force"]]
 
 
-def _mounted(case: Case, options: str) -> tuple[list[str], str]:
-    """Converts onto a small file system of its own, which has an old file; (its files, output)."""
-    disk = case.folder / "disk"
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Where a small file system can be mounted, by those who run in NAMESPACE."""
+    disk = tmp_path / "disk"
     disk.mkdir()
+    probe = [*NAMESPACE, f"mount -t tmpfs none '{disk}'"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("mounting a file system without privileges needs Linux's user namespaces")
+    return disk
+
+
+def _converted_onto(case: Case, disk: Path, options: str) -> tuple[str, list[str]]:
+    """Converts onto a file system of 8 KiB that has an old file; the error, and what is there."""
     script = (
-        'disk="$1"; options="$2"; shift 2\n'
-        'mount -t tmpfs -o size=8k none "$disk" || exit 77\n'
-        'printf old > "$disk/out.gguf" && mount -o "remount,$options" "$disk" || exit 77\n'
-        '"$@" || exit 1\n'
-        'ls -A "$disk" && head -c 3 "$disk/out.gguf"\n'
+        'set -e; disk="$1"; options="$2"; shift 2\n'
+        'mount -t tmpfs -o size=8k none "$disk"\n'
+        'printf old > "$disk/out.gguf"; mount -o "remount,$options" "$disk"\n'
+        '"$@" && exit 99\n'  # it should not have been possible
+        'ls -A "$disk"; cat "$disk/out.gguf"\n'
     )
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    command += [str(disk), options, *_arguments(case, disk / "out.gguf")]
+    command = [*NAMESPACE, script, "sh", str(disk), options, *_command(case, disk / "out.gguf")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if run.returncode not in (0, 1):
-        pytest.skip(f"this system lets nobody mount a file system: {run.stderr.strip()}")
     assert run.returncode == 0, run.stderr
-    message, *rest = run.stdout.splitlines()
-    return rest, message
+    return run.stderr, run.stdout.splitlines()
 
 
-needs_namespaces = pytest.mark.skipif(not shutil.which("unshare"), reason="needs Linux's unshare")
+def test_a_full_disk_is_reported_and_the_old_file_stays(case: Case, disk: Path) -> None:
+    error, found = _converted_onto(case, disk, "size=8k")
+    assert error == f"Error: {disk}/out.gguf: cannot be written: No space left on device\n"
+    assert found == ["out.gguf", "old"]
 
 
-@needs_namespaces
-def test_a_full_disk_is_reported_and_the_old_file_stays(case: Case) -> None:
-    files, message = _mounted(case, "size=8k")
-    assert message.startswith("ConvertError")
-    assert message.endswith("disk/out.gguf: cannot be written: No space left on device")
-    assert files == ["out.gguf", "old"]
-
-
-@needs_namespaces
-def test_a_read_only_disk_is_reported(case: Case) -> None:
-    files, message = _mounted(case, "ro")
-    assert message.endswith("disk/out.gguf: cannot be written: Read-only file system")
-    assert files == ["out.gguf", "old"]
+def test_a_read_only_disk_is_reported(case: Case, disk: Path) -> None:
+    error, found = _converted_onto(case, disk, "ro")
+    assert error == f"Error: {disk}/out.gguf: cannot be written: Read-only file system\n"
+    assert found == ["out.gguf", "old"]
 
 
 @posix
@@ -200,12 +195,13 @@ def test_a_limit_on_file_sizes_is_reported(case: Case) -> None:
 
     case.out.write_bytes(b"old")
     run = subprocess.run(
-        _arguments(case, case.out),
+        _command(case, case.out),
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
     )
-    assert run.stdout == f"ConvertError {case.out}: cannot be written: File too large\n", run.stderr
+    assert run.returncode == 1
+    assert run.stderr == f"Error: {case.out}: cannot be written: File too large\n"
     assert case.out.read_bytes() == b"old"
     assert sorted(p.name for p in case.folder.iterdir()) == ["adapter", "base.gguf", "out.gguf"]
 
@@ -234,6 +230,15 @@ def test_a_directory_that_may_not_be_written_is_reported(tmp_path: Path) -> None
         "ConvertError shut/out.gguf: cannot be written: Permission denied",
     ], run.stderr
     assert (tmp_path / "out.gguf").read_bytes() == b"old"
+
+
+def test_an_interruption_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path, overwrite=True) as file:
+        raise KeyboardInterrupt(file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---- who else writes -----------------------------------------------------------------------------
