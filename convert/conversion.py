@@ -24,7 +24,8 @@ from .plan import make_plan
 from .report import ConversionReport
 from .safetensors_file import SafetensorsFile
 from .source import Source, find_source
-from .writer import LateString, check_target, measure_gguf, write_gguf
+from .whole_file import check_target
+from .writer import LateString, measure_gguf, write_gguf
 
 if TYPE_CHECKING:
     from .pickle_file import PickleFile

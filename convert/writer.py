@@ -12,9 +12,7 @@ from typing import Final
 from alora_gguf.errors import ConvertError
 from alora_gguf.gguf_types import GGML_TYPES, VALUE_FORMATS, ValueType
 
-from .whole_file import check_target, replacing
-
-__all__ = ["LateString", "OutTensor", "Value", "check_target", "measure_gguf", "write_gguf"]
+from .whole_file import replacing
 
 _ALIGNMENT: Final = 32  # GGUF's default
 _MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
