@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def convert_adapter(
     start = time.perf_counter()
     if outtype not in OUTTYPES:
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
-    if out is not None and not dry_run:
+    if out is not None and not dry_run:  # before anything is fetched
         check_target(Path(out), overwrite=overwrite)
     found = find_source(
         source,
@@ -112,39 +112,38 @@ def convert_adapter(
         plan.warnings += trigger.warnings
         job = Job(config, weights, plan, outtype, pool)
         title = name or found.name
-        origin = Origin(
-            LateString(64, sha256.result),
-            found.licence,
-            found.repo,
-            found.revision,
-            found.path,
-            _read_text(found.io_yaml),
-        )
+        origin = _origin(found, sha256)
         metadata = adapter_metadata(title, outtype, job.alpha, model, config, trigger, origin)
+        tensors = job.tensors()
         if dry_run:
-            nbytes = measure_gguf(metadata, job.tensors(), progress)
+            nbytes = measure_gguf(metadata, tensors, progress)
         else:
-            nbytes = write_gguf(
-                target, metadata, job.tensors(), overwrite=overwrite, progress=progress
-            )
-        return ConversionReport(
-            out=target,
-            written=not dry_run,
-            name=title,
-            kind="alora" if trigger.tokens else "lora",
-            architecture=model.architecture,
-            invocation=trigger.tokens,
-            invocation_text=trigger.text,
-            targets=dict(sorted(Counter(_short(pair.target) for pair in plan.pairs).items())),
-            ranks=tuple(sorted({pair.rank for pair in plan.pairs})),
-            alpha=job.alpha,
-            folded=job.folded,
-            outtype=outtype,
-            nbytes=nbytes,
-            seconds=time.perf_counter() - start,
-            source_sha256=sha256.result(),
-            warnings=tuple(plan.warnings),
-        )
+            nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
+        source_sha256 = sha256.result()
+    return ConversionReport(
+        out=target,
+        written=not dry_run,
+        name=title,
+        kind="alora" if trigger.tokens else "lora",
+        architecture=model.architecture,
+        invocation=trigger.tokens,
+        invocation_text=trigger.text,
+        targets=dict(sorted(Counter(_short(pair.target) for pair in plan.pairs).items())),
+        ranks=tuple(sorted({pair.rank for pair in plan.pairs})),
+        alpha=job.alpha,
+        folded=job.folded,
+        outtype=outtype,
+        nbytes=nbytes,
+        seconds=time.perf_counter() - start,
+        source_sha256=source_sha256,
+        warnings=tuple(plan.warnings),
+    )
+
+
+def _origin(found: Source, sha256: Future[str]) -> Origin:
+    late = LateString(64, sha256.result)
+    contract = _read_text(found.io_yaml)
+    return Origin(late, found.licence, found.repo, found.revision, found.path, contract)
 
 
 def _open_weights(found: Source) -> SafetensorsFile | PickleFile:
