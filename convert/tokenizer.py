@@ -6,7 +6,6 @@ Only tokenize_gguf() loads the native library.
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,6 @@ from alora_gguf.errors import ConvertError, LibraryError
 from alora_gguf.gguf_header import GGUFHeader
 from alora_gguf.gguf_strings import skip_strings
 from alora_gguf.gguf_types import ArrayRef, ValueType
-from alora_gguf.gguf_vocabulary import vocabulary_only
 
 _MODEL: Final = "tokenizer.ggml.model"
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -48,7 +46,10 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     Raises ConvertError if there is no vocabulary that llama.cpp could use.
     """
     _check_usable(header, text)
+    import tempfile
+
     from alora_gguf import _native
+    from alora_gguf.gguf_vocabulary import vocabulary_only
     from alora_gguf.vocab import Vocabulary
 
     try:
