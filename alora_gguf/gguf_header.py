@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,9 @@ def describe_foreign(start: bytes) -> str | None:
 
 def _map(path: Path) -> memoryview:
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for its other end
+            raise FileFormatError(f"{path}: is a pipe or a device, expected a GGUF file")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FileFormatError(f"{path}: the file is empty; download or write it again")
@@ -215,4 +219,5 @@ def _map(path: Path) -> memoryview:
     except (OSError, ValueError) as error:
         if path.is_dir():  # Windows reports a directory as "permission denied"
             raise FileFormatError(f"{path}: is a directory, expected a GGUF file") from None
-        raise FileFormatError(f"{path}: cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise FileFormatError(f"{path}: cannot be read: {reason or error}") from error

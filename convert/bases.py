@@ -35,9 +35,13 @@ def open_base(base: str | Path) -> BaseModel:
             return GGUFBase(fetched)
         return _open_directory(fetched, str(base))
     path = Path(base)
-    if path.is_dir():
+    try:
+        is_directory, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if is_directory:
         return _open_directory(path, str(path))
-    if not path.exists():
+    if not exists:
         raise InputError(
             f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
             "directory with config.json, or hf://owner/repo"

@@ -167,7 +167,11 @@ def _read_text(path: Path | None) -> str | None:
 
 def _check_not_an_input(out: Path, inputs: Sequence[str | Path]) -> None:
     for path in inputs:
-        if out.exists() and Path(path).exists() and out.samefile(path):
+        try:
+            same = out.samefile(path)
+        except (OSError, ValueError):  # one of them does not exist, or cannot
+            continue
+        if same:
             raise InputError(f"{out}: is one of the files to convert from; choose another name")
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import re
 import signal
 import struct
 from collections.abc import Iterator
@@ -129,6 +131,41 @@ def damaged(data: bytes, rng: random.Random, end: int) -> bytes:
             other = rng.randrange(end)
             out[place : place + 8] = out[other : other + 8]
     return bytes(out)
+
+
+# ---- names, and what stands at them --------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes pipes and links")
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "link", "loop", "unreadable"])
+@pytest.mark.parametrize(
+    "name", ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "base.gguf"]
+)
+def test_no_file_at_an_inputs_place(target: Target, kind: str, name: str) -> None:
+    path = target.folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "unreadable":  # opens, and fails when it is read
+        path.symlink_to("/proc/self/mem")
+    else:
+        path.symlink_to({"device": "/dev/zero", "link": "nowhere", "loop": path}[kind])
+    with pytest.raises(AloraError, match=re.escape(str(path))):
+        convert_adapter(target.folder / "adapter", target.folder / "base.gguf", target.folder / "o")
+    assert not (target.folder / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", "x/" * 3000, "~nobody"])
+def test_names_that_cannot_be(target: Target, name: str) -> None:
+    adapter, base, out = (target.folder / n for n in ("adapter", "base.gguf", "out.gguf"))
+    out.write_bytes(b"old")
+    for overwrite in (False, True):
+        for paths in ((name, base, out), (adapter, name, out), (adapter, base, f"{name}/out")):
+            with pytest.raises(AloraError):
+                convert_adapter(*paths, overwrite=overwrite)
+    assert out.read_bytes() == b"old"
 
 
 # ---- adapter_config.json -------------------------------------------------------------------------
