@@ -151,7 +151,7 @@ def test_no_file_at_an_inputs_place(target: Target, kind: str, name: str) -> Non
     elif kind == "unreadable":  # opens, and fails when it is read
         path.symlink_to("/proc/self/mem")
     else:
-        path.symlink_to({"device": "/dev/zero", "link": "nowhere", "loop": path}[kind])
+        path.symlink_to({"device": "/dev/zero", "link": "nowhere", "loop": path.name}[kind])
     with pytest.raises(AloraError, match=re.escape(str(path))):
         convert_adapter(target.folder / "adapter", target.folder / "base.gguf", target.folder / "o")
     assert not (target.folder / "o").exists()
