@@ -64,8 +64,14 @@ print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss]),
 
 def measured(command: list[str]) -> Run:
     """Runs a command and measures the whole process."""
+    # as people run it: modules are compiled once, not at every start
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     launched = subprocess.run(
-        [sys.executable, "-S", "-c", _LAUNCH, *command], capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-c", _LAUNCH, *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     errors, _, last = launched.stderr.rstrip().rpartition("\n")
     code, seconds, rss = json.loads(last)

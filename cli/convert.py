@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -101,6 +102,8 @@ def command(
     Needs neither torch nor transformers. What would not convert exactly is refused with the name of
     the field or tensor. The output appears complete or not at all.
     """
+    # No linear algebra here: its threads, a third of numpy's start, are not wanted.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alora_gguf.convert import Pick, convert_adapter
 
     if invocation is not None and invocation_tokens is not None:
