@@ -212,8 +212,9 @@ def _nested(depth: int) -> str:
 
 
 def test_groups_in_groups_are_matched_or_refused() -> None:
-    # matched; too large for ours ("too large to be ..."); no longer an expression for re ("no ...")
-    assert {_nested(depth) for depth in range(10, 500, 10)} == {"finds 1 and 0", "too", "no"}
+    # matched; "too large to be ..." for ours; and some versions of re take it for no expression
+    found = {_nested(depth) for depth in range(10, 500, 10)}
+    assert found - {"no"} == {"finds 1 and 0", "too"}
 
 
 @pytest.mark.parametrize(
