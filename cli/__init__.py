@@ -6,8 +6,6 @@ Subcommands are imported when they are asked for, so that `--help` needs nothing
 from __future__ import annotations
 
 import sys
-import tempfile
-import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -86,6 +84,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _write_log(arguments: list[str]) -> Path:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="alora-gguf-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:

@@ -153,7 +153,7 @@ class _State:
 
 
 class Automaton:
-    """A `pattern` that `re` has accepted, as all the places in it that a text may have led to so far.
+    """A pattern that `re` has accepted, as all the places in it that a text may have led to so far.
 
     `source` is where it stands, for messages; it may make `max_states` places.
 
