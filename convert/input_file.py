@@ -9,7 +9,7 @@ from typing import BinaryIO, Final, cast
 
 from alora_gguf.errors import FileFormatError
 
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 4 << 20  # few turns between the threads
 
 
 class InputFile:

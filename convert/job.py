@@ -21,7 +21,7 @@ from .writer import OutTensor
 
 # Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so two
 # threads take half as long, and what waits for the writer stays a few megabytes.
-_AHEAD: Final = 3
+_AHEAD: Final = 4
 
 
 @dataclass(frozen=True)
