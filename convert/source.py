@@ -284,7 +284,7 @@ def licence_of(readme: str) -> str | None:
 def _yaml_text(entry: str) -> str | None:
     if not entry:
         return None
-    import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+    import yaml
 
     try:
         value: Any = yaml.safe_load(entry)["license"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 
 import click
 import pytest
-from alora_gguf.cli.convert import command
+from alora_gguf.cli.convert import _Progress, command
+from alora_gguf.convert import convert_adapter
 from alora_gguf.convert.outtypes import OUTTYPES
 from click.testing import CliRunner
 
@@ -95,6 +97,34 @@ def test_the_types_it_offers_are_those_it_can_write() -> None:
     (option,) = [p for p in command.params if p.name == "outtype"]
     assert isinstance(option.type, click.Choice)
     assert set(option.type.choices) == set(OUTTYPES)
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal, or not."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "patience", "shown"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)]
+)
+def test_a_bar_is_shown_where_somebody_waits(
+    case: Case, monkeypatch: pytest.MonkeyPatch, terminal: bool, patience: float, shown: bool
+) -> None:
+    case.write()
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("alora_gguf.cli.convert._PATIENCE", patience)
+    with _Progress() as progress:
+        convert_adapter(case.source, case.base, case.out, progress=progress)
+    assert ("100%" in screen.getvalue()) is shown
+    assert ("Converting" in screen.getvalue()) is shown
+    assert screen.getvalue().endswith("\n") is shown
 
 
 def test_needs_no_torch_and_no_native_library(case: Case) -> None:

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alora_gguf.convert import convert_adapter
 
-from tests.support.peft_oracle import TinyAdapter, has_experts, make_adapter
+from tests.support.peft_oracle import (
+    TinyAdapter,
+    has_experts,
+    make_adapter,
+    reference_logits,
+)
 from tests.support.tiny_models import ALL_FAMILIES, FUSED_FAMILIES, TinyModel, tiny_model
 
 from .checks import TOLERANCE, assert_close, error
@@ -139,6 +145,23 @@ def test_a_base_with_fused_projections(family: str, tmp_path: Path) -> None:
         for name, modules in targets.items()
     }
     check(tiny, adapters, tmp_path)
+
+
+# how far rounding the weights moves the logits of a model this small and this much adapted
+ROUNDED = {"f16": 2e-3, "bf16": 1e-2, "q8_0": 2e-2}
+
+
+@pytest.mark.parametrize("outtype", ROUNDED)
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_rounded_weights(family: str, outtype: str, tmp_path: Path) -> None:
+    tiny = tiny_model(family)
+    adapter = make_adapter(tiny, tmp_path / "a", targets="all-linear", rank=32, alpha=32)
+    path = tmp_path / "a.gguf"
+    convert_adapter(adapter.directory, tiny.gguf, path, outtype=outtype)
+    theirs = reference_logits(tiny, adapter, TOKENS)
+    with open_model(tiny, {"a": path}) as model:
+        found = error(read(model, TOKENS, "a"), theirs)
+    assert 1e-5 < found < ROUNDED[outtype]
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "granitemoehybrid"])
