@@ -20,6 +20,7 @@ from .base import BaseFile
 from .errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 from .gguf_header import GGUFHeader, read_header
 from .gguf_types import ArrayRef, TensorInfo, ValueType
+from .vocab import Vocabulary
 
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
@@ -49,8 +50,8 @@ class AdapterFile:
     """A checked adapter.
 
     `identity` is the hash of what it computes (weights and alpha), whatever the file is called.
-    `invocation` is () for a plain LoRA, which is on from the first token. `rank` is the largest of
-    its pairs; `alpha` is 0 if the file has none (then the scale is 1, as in llama.cpp).
+    `invocation` is () for a plain LoRA, which is on from the first token; `invocation_text` is what
+    the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha` is 0 if the file has none (then the scale is 1, as in llama.cpp).
     """
 
     path: Path
@@ -58,6 +59,7 @@ class AdapterFile:
     architecture: str
     alpha: float
     invocation: tuple[int, ...]
+    invocation_text: str | None
     pairs: tuple[Pair, ...]
     identity: str
     data: bytes
@@ -107,6 +109,24 @@ class AdapterFile:
                 )
         for pair in self.pairs:
             self._check_target(pair, base)
+
+    def check_vocabulary(self, base: BaseFile, vocab: Vocabulary) -> None:
+        """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they
+        did in the one that the adapter was converted for.
+        """
+        text = self.invocation_text
+        if not self.invocation or text is None or not vocab.has_text:
+            return
+        reads = vocab.detokenize(self.invocation, special=True)
+        # spaces do not count: some vocabularies put one before a text that had none
+        if reads.replace(" ", "") == text.replace(" ", ""):
+            return
+        # the text may have more spellings in tokens than one
+        if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != self.invocation:
+            raise AdapterMismatchError(
+                f"{self.path}: its invocation {list(self.invocation)} reads {text!r}, but {reads!r} "
+                f"in {base.path}, which has another vocabulary; use the base it was trained on"
+            )
 
     def _check_target(self, pair: Pair, base: BaseFile) -> None:
         weight = base.tensors.get(pair.target)
@@ -168,6 +188,7 @@ class _Check:
             architecture=architecture,
             alpha=alpha,
             invocation=self.invocation(),
+            invocation_text=self.invocation_text(),
             pairs=pairs,
             identity=self.identity(pairs, alpha),
             data=data,
@@ -230,6 +251,10 @@ class _Check:
         if max(tokens) > 2**31 - 1:
             raise self.fail(f"{key} holds {max(tokens)}, which is no token id; {_FIX}")
         return tokens
+
+    def invocation_text(self) -> str | None:
+        value = self.header.metadata.get("alora.invocation_text")
+        return value if isinstance(value, str) and value else None
 
     def pairs(self) -> tuple[Pair, ...]:
         halves: dict[str, dict[str, TensorInfo]] = {}

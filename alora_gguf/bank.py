@@ -108,6 +108,7 @@ class Bank(Mapping[str, AdapterFile]):
                 )
             files[name] = AdapterFile.read(path)
             files[name].check_base(self._base, self._engine.vocab.n_tokens)
+            files[name].check_vocabulary(self._base, self._engine.vocab)
         if not files:
             return
         native, ctx = self._engine.native, self._engine.ctx

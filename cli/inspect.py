@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alora_gguf.errors import FileFormatError
-
 from .text import printable
 
 if TYPE_CHECKING:
@@ -62,10 +60,7 @@ def command(path: Path, as_json: bool) -> None:
     """
     from alora_gguf.inspection import inspect_gguf
 
-    try:
-        summary = inspect_gguf(path)
-    except FileFormatError as error:  # its message may quote the file
-        raise FileFormatError(printable(str(error))) from error
+    summary = inspect_gguf(path)
     if as_json:
         text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)
         click.echo(text.replace("\x7f", "\\u007f"))  # all else is escaped already

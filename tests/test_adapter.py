@@ -178,3 +178,45 @@ def test_a_missing_file_and_a_directory(model: ag.Model, tmp_path: Path) -> None
         model.load_adapter("x", tmp_path / "none.gguf")
     with pytest.raises(ag.AdapterFormatError, match="is a directory"):
         model.load_adapter("x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("<certainty>", None),
+        ("<|assistant|>", (tiny_base.ASSISTANT,)),
+        # ids that the text would not be split into still read like it
+        ("<c", tuple(b"<c")),
+        # without its space, as another vocabulary's decoding has it
+        ("<|user|>now", None),
+    ],
+)
+def test_an_invocation_that_reads_as_the_file_says(
+    model: ag.Model, tmp_path: Path, text: str, tokens: tuple[int, ...] | None
+) -> None:
+    if tokens == tuple(b"<c"):
+        tokens = tuple(t for c in "<c" for t in model.tokenize(c))
+    ids = tuple(model.tokenize(text)) if tokens is None else tokens
+    path = tiny_base.write_adapter(tmp_path / "a.gguf", invocation=ids, invocation_text=text)
+    assert model.load_adapter("reads", path).invocation_text == text
+    model.unload_adapter("reads")
+
+
+def test_an_invocation_of_another_vocabulary(model: ag.Model, tmp_path: Path) -> None:
+    ids = [*model.tokenize("<certainty>")[:-1], tiny_base.END]
+    path = tiny_base.write_adapter(
+        tmp_path / "a.gguf", invocation=ids, invocation_text="<certainty>"
+    )
+    with pytest.raises(ag.AdapterMismatchError) as caught:
+        model.load_adapter("wrong", path)
+    message = str(caught.value)
+    assert f"its invocation {ids} reads '<certainty>', but '" in message
+    assert "which has another vocabulary; use the base it was trained on" in message
+    assert "wrong" not in model.adapters
+
+
+def test_without_a_vocabulary_ids_are_all_there_is(tmp_path: Path) -> None:
+    base = tiny_base.write_base(tmp_path / "base.gguf", text=False)
+    path = tiny_base.write_adapter(tmp_path / "a.gguf", invocation=[5], invocation_text="<x>")
+    with ag.Model(base, adapters={"a": path}, n_ctx=64, n_threads=1) as model:
+        assert model.adapters["a"].invocation == (5,)

@@ -121,6 +121,7 @@ def write_adapter(
     *,
     seed: int = 2,
     invocation: Sequence[int] | None = (),
+    invocation_text: str | None = None,
     rank: int = 8,
     alpha: float | None = 16.0,
     targets: Sequence[str] = ATTENTION,
@@ -134,6 +135,8 @@ def write_adapter(
         writer.add_float32("adapter.lora.alpha", alpha)
     if invocation:
         writer.add_array("adapter.alora.invocation_tokens", uint32_list(invocation))
+    if invocation_text is not None:
+        writer.add_string("alora.invocation_text", invocation_text)
     for i in range(N_LAYER):
         for name in targets:
             n_in, n_out = TARGETS[name]
