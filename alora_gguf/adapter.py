@@ -51,7 +51,8 @@ class AdapterFile:
 
     `identity` is the hash of what it computes (weights and alpha), whatever the file is called.
     `invocation` is () for a plain LoRA, which is on from the first token; `invocation_text` is what
-    the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha` is 0 if the file has none (then the scale is 1, as in llama.cpp).
+    the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha`
+    is 0 if the file has none (then the scale is 1, as in llama.cpp).
     """
 
     path: Path
@@ -124,8 +125,9 @@ class AdapterFile:
         # the text may have more spellings in tokens than one
         if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != self.invocation:
             raise AdapterMismatchError(
-                f"{self.path}: its invocation {list(self.invocation)} reads {text!r}, but {reads!r} "
-                f"in {base.path}, which has another vocabulary; use the base it was trained on"
+                f"{self.path}: its invocation {list(self.invocation)} reads {text!r}, but "
+                f"{reads!r} in {base.path}, which has another vocabulary; use the base it was "
+                "trained on"
             )
 
     def _check_target(self, pair: Pair, base: BaseFile) -> None:
