@@ -15,10 +15,9 @@ from typing import Any, Final
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
 from .families import supported_names
-from .small_file import read_small
+from .small_file import read_object
 
 CONFIG_NAME: Final = "config.json"
-_MAX_BYTES: Final = 16 << 20
 _MAX_SIZE: Final = 2**31 - 1
 
 # a block's weights, each with the names of its dimensions in ggml order
@@ -76,7 +75,7 @@ class HFConfig:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fields = _load(path)
+        self._fields = read_object(path)
         self.kind = self._find_kind()
 
     def _find_kind(self) -> Kind:
@@ -149,16 +148,6 @@ class HFConfig:
         """The field that holds a size: the first of its names that is there."""
         names = self.kind.fields.get(size) or _FIELDS[size]
         return next((name for name in names if name in self._fields), names[0])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(read_small(path, _MAX_BYTES).decode())
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: is not JSON: {error}; download it again") from None
-    if not isinstance(fields, dict):
-        raise FileFormatError(f"{path}: holds {type(fields).__name__}, expected a JSON object")
-    return fields
 
 
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {

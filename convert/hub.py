@@ -16,7 +16,8 @@ from alora_gguf.gguf_parser import PartialHeaderError
 from .hub_client import Hub, Repository, cached, is_offline
 from .hub_reference import HubReference, is_reference, parse_reference
 from .library import Wanted, adapter_paths, check_wanted, choose, listing
-from .peft_config import FILE_NAME, load_fields
+from .peft_config import FILE_NAME
+from .small_file import read_object
 from .snapshot import open_directory
 from .source import (
     MAX_TEXT,
@@ -71,7 +72,7 @@ def fetch_adapter(
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
     if wanted.given():
-        check_wanted(path, load_fields(config), wanted, where)
+        check_wanted(path, read_object(config), wanted, where)
     for name in [name for name in contracts(path) if name in repo.files][:1]:
         _fetch_small(repo, name, MAX_TEXT)
     for name in readmes(path):

@@ -17,10 +17,9 @@ from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
 from .patterns import PatternTable
 from .peft_fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED, REMOVE
-from .small_file import read_small
+from .small_file import read_object
 
 FILE_NAME: Final = "adapter_config.json"
-_MAX_BYTES: Final = 16 << 20  # patterns with a line per module may make it long
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_config(path: Path) -> PeftConfig:
     Raises FileFormatError if it is not sound JSON with fields of the right types, and
     UnsupportedAdapterError, naming the field and the way out, for what would not convert exactly.
     """
-    fields = load_fields(path)
+    fields = read_object(path)
     refuse = _Refuser(path)
     _check_type(fields, path)
     for name, value in fields.items():
@@ -124,20 +123,6 @@ class _Refuser:
 
     def __call__(self, field: str, value: Any, reason: str, way_out: str) -> NoReturn:
         raise UnsupportedAdapterError(f"{self.path}: {field} = {_show(value)} {reason}; {way_out}")
-
-
-def load_fields(path: Path) -> dict[str, Any]:
-    """The fields of an adapter_config.json, unchecked.
-
-    Raises FileFormatError if it is missing, cannot be read, or is not a JSON object.
-    """
-    try:
-        fields = json.loads(read_small(path, _MAX_BYTES).decode())
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: is not JSON: {error}; save the adapter again") from None
-    if not isinstance(fields, dict):
-        raise FileFormatError(f"{path}: holds {type(fields).__name__}, expected a JSON object")
-    return fields
 
 
 def _check_type(fields: dict[str, Any], path: Path) -> None:

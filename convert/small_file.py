@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
+from typing import Any, Final
 
 from alora_gguf.errors import FileFormatError
 from alora_gguf.gguf_header import describe_foreign
+
+_MAX_JSON: Final = 16 << 20  # bytes; patterns with a line per module may make a configuration long
 
 
 def read_small(path: Path, limit: int) -> bytes:
@@ -34,3 +38,22 @@ def read_small(path: Path, limit: int) -> bytes:
     if known:
         raise FileFormatError(f"{path}: is {known}")
     return data
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file that holds one object, unchecked.
+
+    Raises FileFormatError as read_small() does, and if it is anything else.
+    """
+    try:
+        fields = json.loads(read_small(path, _MAX_JSON).decode())
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path}: is not JSON: {error}; download it again, or save it again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise FileFormatError(
+            f"{path}: holds {type(fields).__name__}, expected a JSON object; download it again, or "
+            "save it again"
+        )
+    return fields

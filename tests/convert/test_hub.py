@@ -267,9 +267,6 @@ def test_a_server_that_ignores_ranges(server: HubServer, hub: Hub, large_gguf: P
     header = header_of("hf://o/r/m.gguf", hub)
     assert header.array("tokenizer.ggml.tokens")[0] == "token 0"
     assert time.perf_counter() - start < 5
-    deadline = time.perf_counter() + 5  # until the server has noticed that nobody listens
-    while len([a for a in server.asked if a.storage]) < 4 and time.perf_counter() < deadline:
-        time.sleep(0.01)
     assert len([a for a in server.asked if a.storage]) == 4
     assert sum(asked.sent for asked in server.asked) < 128 << 20  # of 4 GiB; sockets hold some
 

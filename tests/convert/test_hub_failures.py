@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -415,7 +414,4 @@ def test_the_client_before_httpx(server: HubServer, tmp_path: Path, small_gguf: 
         server.ignores_ranges = True
         with open_stream(session, url, {}, 5.0) as (_, blocks):
             assert next(blocks) == small_gguf[: 1 << 16]
-    deadline = time.perf_counter() + 5
-    while len(server.asked) < 4 and time.perf_counter() < deadline:
-        time.sleep(0.01)
     assert server.asked[-1].sent < 64 << 20

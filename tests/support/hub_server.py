@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,7 +72,9 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
-        self.asked: list[Asked] = []
+        self.answered: list[Asked] = []
+        self.answering = 0
+        self.lock = threading.Lock()
         self.trouble: Callable[[Handler], bool] | None = None
         self.ignores_ranges = False
         self._hub = _Server(self, storage=False)
@@ -98,6 +101,14 @@ class HubServer:
         repo.commits[commit] = contents
         repo.lfs |= {path for path in contents if path.endswith(lfs)}
         return commit
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The requests so far; one that is noted only once its answer is out is waited for."""
+        deadline = time.monotonic() + 10
+        while self.answering and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return list(self.answered)
 
     @property
     def files_asked(self) -> list[str]:
@@ -145,23 +156,30 @@ class Handler(BaseHTTPRequestHandler):
         self.hub = self.server.hub
         self.sent = 0
         self.file: str | None = None
+        with self.hub.lock:
+            self.hub.answering += 1
         try:
             if self.hub.trouble is None or not self.hub.trouble(self):
                 self._storage() if self.server.storage else self._answer()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        finally:
+            self._note()
+
+    def _note(self) -> None:
         asked = self.headers.get
-        self.hub.asked.append(
-            Asked(
-                self.command,
-                self.path,
-                self.file,
-                asked("Range"),
-                asked("Authorization"),
-                self.server.storage,
-                self.sent,
-            )
+        note = Asked(
+            self.command,
+            self.path,
+            self.file,
+            asked("Range"),
+            asked("Authorization"),
+            self.server.storage,
+            self.sent,
         )
+        with self.hub.lock:
+            self.hub.answered.append(note)
+            self.hub.answering -= 1
 
     do_HEAD = do_GET  # noqa: N815
 
