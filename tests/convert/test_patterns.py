@@ -152,7 +152,7 @@ def test_hostile_patterns_take_no_time(pattern: str) -> None:
             table.find(module, 0)
     except (FileFormatError, UnsupportedAdapterError):
         pass
-    assert time.perf_counter() - start < 10  # they take 0.01 s to 1 s, and with re for ever
+    assert time.perf_counter() - start < 60  # they take 0.01 s to 1 s, and with re for ever
 
 
 def test_many_hostile_patterns_are_refused_together() -> None:
@@ -167,7 +167,7 @@ def test_a_pattern_for_every_module_takes_no_time() -> None:
         start = time.perf_counter()
         table = PatternTable({name: i for i, name in enumerate(names)}, "x")
         assert [table.find(module, -1) for module in MODULES] == list(range(len(MODULES)))
-        assert time.perf_counter() - start < 1  # 0.02 s
+        assert time.perf_counter() - start < 10  # 0.02 s
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_thousands_of_files(tmp_path: Path) -> None:
             (part / f"f{j}").touch()
     start = time.perf_counter()
     assert find_source(tmp_path).directory == directory
-    assert time.perf_counter() - start < 1.0
+    assert time.perf_counter() - start < 10
 
 
 def test_more_than_any_library_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
