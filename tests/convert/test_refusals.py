@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from alora_gguf.convert import peft_fields
 
 from alora_gguf.errors import (
     AdapterMismatchError,
@@ -393,3 +396,21 @@ def test_any_value_of_any_field_converts_or_is_refused(case: Case, field: str) -
         case.config[field] = value
         with contextlib.suppress(AloraError):
             case.convert(overwrite=True)
+
+
+def test_every_field_of_pefts_configuration_is_known() -> None:
+    peft = pytest.importorskip("peft")
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    known = [*peft_fields.HONOURED, *peft_fields.HARMLESS, *peft_fields.REFUSED]
+    assert len(known) == len(set(known)), "a field stands in two tables"
+    assert not fields - set(known)
+    # no fields of this class: IBM's older format, and a residual stream of its own
+    assert set(known) - fields == {"invocation_string", "cross_stream"}
+
+
+def test_what_peft_saves_of_an_adapter_that_sets_nothing_converts(case: Case) -> None:
+    peft = pytest.importorskip("peft")
+    peft.LoraConfig(r=RANK, task_type="CAUSAL_LM").save_pretrained(str(case.folder / "saved"))
+    saved = json.loads((case.folder / "saved" / "adapter_config.json").read_text())
+    case.config = saved
+    assert case.convert().kind == "lora"
