@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -118,6 +119,8 @@ class _Planner:
         self.base = base
         self.locator = Locator(base, str(weights.path))
         self.plan = Plan()
+        # target -> expert -> (first row, the one after the last, module) of what changes it
+        self.taken: dict[str, dict[int | None, list[tuple[int, int, str]]]] = {}
 
     def run(self) -> Plan:
         halves = self.collect()
@@ -138,8 +141,8 @@ class _Planner:
             reading, swapped = self.reading(module, half.a, half.b)
             shapes |= {place.tensor: place.shape for place in reading.places}
             for target, piece in self.pieces(module, half.a, half.b, reading, swapped=swapped):
-                self.check_rows_free(target, piece, pieces.setdefault(target, []))
-                pieces[target].append(piece)
+                self.take_rows(target, piece)
+                pieces.setdefault(target, []).append(piece)
         embedding = "token_embd.weight"
         self.plan.pairs = [
             _pair(target, shapes[target], pieces[target], flip_a=target == embedding)
@@ -258,16 +261,24 @@ class _Planner:
             row = end
         return out
 
-    def check_rows_free(self, target: str, piece: Piece, others: list[Piece]) -> None:
-        """Two spellings of one module would both be added, which is nothing PEFT would compute."""
-        for other in others:
-            same_expert = None in (piece.expert, other.expert) or piece.expert == other.expert
-            apart = _end(piece) <= other.first or _end(other) <= piece.first
-            if same_expert and not apart and piece.module != other.module:
+    def take_rows(self, target: str, piece: Piece) -> None:
+        """Refuses rows that another module changes already: two spellings of one module would both
+        be added, which is nothing PEFT would compute.
+        """
+        end = piece.first + piece.rows[1] - piece.rows[0]
+        experts = self.taken.setdefault(target, {})
+        rivals = (
+            experts.values()
+            if piece.expert is None
+            else [experts.get(piece.expert, []), experts.get(None, [])]
+        )
+        for first, last, module in itertools.chain.from_iterable(rivals):
+            if piece.first < last and first < end and module != piece.module:
                 raise FileFormatError(
-                    f"{self.weights.path}: '{other.module}' and '{piece.module}' both change "
+                    f"{self.weights.path}: '{module}' and '{piece.module}' both change "
                     f"'{target}'; keep the one that the model has"
                 )
+        experts.setdefault(piece.expert, []).append((piece.first, end, piece.module))
 
     def check_embedding(self, module: str) -> None:
         if self.base.tied or self.config.ties_weights:
@@ -293,10 +304,6 @@ def _joined(pieces: list[tuple[str, Piece]], target: str, piece: Piece) -> list[
             merged = replace(before, rows=(before.rows[0], piece.rows[1]))
             return [*pieces[:-1], (target, merged)]
     return [*pieces, (target, piece)]
-
-
-def _end(piece: Piece) -> int:
-    return piece.first + piece.rows[1] - piece.rows[0]
 
 
 def _pair(target: str, shape: Shape, pieces: list[Piece], *, flip_a: bool) -> Pair:

@@ -291,6 +291,15 @@ def test_two_spellings_of_one_module_are_refused(tmp_path: Path) -> None:
         case.convert()
 
 
+@pytest.mark.parametrize("one", [0, E - 1])
+def test_one_expert_and_all_of_them_are_refused(tmp_path: Path, one: int) -> None:
+    case = a_case(tmp_path, "qwen3moe", SINGLE)
+    packed(case, EXPERTS, N_EMBD, 2 * N_FF)
+    case.add(f"{EXPERTS}.{one}.up_proj", N_EMBD, N_FF)
+    with pytest.raises(FileFormatError, match=r"both change 'blk.0.ffn_up_exps.weight'"):
+        case.convert()
+
+
 def test_an_expert_that_the_base_has_not(tmp_path: Path) -> None:
     case = a_case(tmp_path, "qwen3moe", SINGLE)
     case.add(f"{EXPERTS}.3.gate_proj", N_EMBD, N_FF)
