@@ -105,7 +105,8 @@ def convert_adapter(
         from .job import Job  # imports numpy, which takes as long as hashing does
 
         model = open_base(base)
-        plan = make_plan(config, weights, model)
+        activated = invocation is not None or config.names_invocation
+        plan = make_plan(config, weights, model, activated=activated)
         if another := compare_base(config.base_model, model):
             plan.warnings.append(another)
         trigger = find_invocation(config, invocation, model)

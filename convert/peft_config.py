@@ -45,6 +45,11 @@ class PeftConfig:
     parameters: tuple[str, ...] = ()
 
     @property
+    def names_invocation(self) -> bool:
+        """Whether it says, in the one way or the older one, that the adapter is an aLoRA."""
+        return self.invocation is not None or self.invocation_text is not None
+
+    @property
     def swaps_experts(self) -> bool:
         """Whether the PEFT that saved it took parameters for [experts, in, out], as before 0.19.
 

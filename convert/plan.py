@@ -103,18 +103,25 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(config: PeftConfig, weights: WeightsFile, base: BaseModel) -> Plan:
+def make_plan(
+    config: PeftConfig, weights: WeightsFile, base: BaseModel, *, activated: bool
+) -> Plan:
     """Finds the base's tensors for every pair of adapter tensors and checks all shapes.
+
+    `activated` says that the adapter is an aLoRA, whoever says so.
 
     Raises UnsupportedAdapterError for tensors that cannot be converted, AdapterMismatchError where
     the base has no such tensor or another shape, FileFormatError for half a pair.
     """
-    return _Planner(config, weights, base).run()
+    return _Planner(config, weights, base, activated=activated).run()
 
 
 class _Planner:
-    def __init__(self, config: PeftConfig, weights: WeightsFile, base: BaseModel) -> None:
+    def __init__(
+        self, config: PeftConfig, weights: WeightsFile, base: BaseModel, *, activated: bool
+    ) -> None:
         self.config = config
+        self.activated = activated
         self.weights = weights
         self.base = base
         self.locator = Locator(base, str(weights.path))
@@ -287,7 +294,7 @@ class _Planner:
                 "uses one tensor as embedding and as output, so changing the one would change the "
                 "other; leave embed_tokens and lm_head out of target_modules"
             )
-        if self.locator.is_embedding(module) and self.config.invocation is not None:
+        if self.locator.is_embedding(module) and self.activated:
             raise UnsupportedAdapterError(
                 f"{self.weights.path}: module '{module}' cannot be converted for an aLoRA: PEFT "
                 "does not define what activation means for an embedding; leave it out of "

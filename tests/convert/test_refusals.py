@@ -270,6 +270,12 @@ def test_embedding_of_an_alora(case: Case) -> None:
     case.tensors[f"{PREFIX}model.embed_tokens.lora_embedding_B"] = np.ones((N_EMBD, RANK))
     with pytest.raises(UnsupportedAdapterError, match="PEFT does not define what activation means"):
         case.convert()
+    del case.config["alora_invocation_tokens"]
+    with pytest.raises(UnsupportedAdapterError, match="PEFT does not define what activation means"):
+        case.convert(invocation=[7, 8])
+    case.config["invocation_string"] = "<x>"
+    with pytest.raises(UnsupportedAdapterError, match="PEFT does not define what activation means"):
+        case.convert()
 
 
 def test_bases_that_cannot_be(case: Case) -> None:
