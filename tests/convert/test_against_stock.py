@@ -57,6 +57,7 @@ def test_stock_loads_every_file(tmp_path: Path) -> None:
         for i, targets in enumerate(sets):
             name = f"{family}-{targets}"
             adapter = make_adapter(model, tmp_path / name, targets=targets, rank=32)
+            describe(adapter.directory)
             out = tmp_path / f"{name}.gguf"
             invocation = [3, 1, 4] if i % 2 else None
             outtype = ("f32", "q8_0", "bf16")[i]
@@ -73,6 +74,15 @@ def test_stock_loads_every_file(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == expected
+
+
+def describe(directory: Path) -> None:
+    """Gives an adapter all that ends up in metadata of our own."""
+    (directory / "io.yaml").write_text("model: ~\n")
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "org/base"}))
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
