@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import FileFormatError, InputError
 from .gguf_parser import parse_into
@@ -21,6 +21,8 @@ from .gguf_types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
     import numpy as np
     from numpy.typing import NDArray
+
+_EXPECTED: Final = "expected a GGUF file; check the path"
 
 
 class GGUFHeader:
@@ -140,11 +142,12 @@ class GGUFHeader:
             raise FileFormatError(f"{self.name}: the file is empty; download or write it again")
         if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
             known = describe_foreign(start)
+            if known:  # some of these say what to do, after a colon
+                way_out = "" if ":" in known else "; check the path"
+                raise FileFormatError(f"{self.name}: is not a GGUF file but {known}{way_out}")
             raise FileFormatError(
-                f"{self.name}: is not a GGUF file but {known}"
-                if known
-                else f"{self.name}: is not a GGUF file: it starts with {start[:4]!r}, expected "
-                "b'GGUF'"
+                f"{self.name}: is not a GGUF file: it starts with {start[:4]!r}, expected b'GGUF'; "
+                "check the path"
             )
 
     def _array(self, key: str) -> ArrayRef:
@@ -207,17 +210,17 @@ def _map(path: Path) -> memoryview:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for its other end
-            raise FileFormatError(f"{path}: is a pipe or a device, expected a GGUF file")
+            raise FileFormatError(f"{path}: is a pipe or a device, {_EXPECTED}")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FileFormatError(f"{path}: the file is empty; download or write it again")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
-        raise FileFormatError(f"{path}: there is no such file") from None
+        raise FileFormatError(f"{path}: there is no such file, {_EXPECTED}") from None
     except IsADirectoryError:
-        raise FileFormatError(f"{path}: is a directory, expected a GGUF file") from None
+        raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
     except (OSError, ValueError) as error:
         if path.is_dir():  # Windows reports a directory as "permission denied"
-            raise FileFormatError(f"{path}: is a directory, expected a GGUF file") from None
+            raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
         reason = error.strerror if isinstance(error, OSError) else None
         raise FileFormatError(f"{path}: cannot be read: {reason or error}") from error

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MAX_DIMS: Final = 4
 _MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
 _INT64_MAX: Final = 2**63 - 1
+_DAMAGED: Final = "the file is damaged; download it again"
 
 
 class PartialHeaderError(FileFormatError):
@@ -103,7 +104,7 @@ class _Parser:
         try:
             return str(self.data[start : start + n], "utf-8")
         except UnicodeDecodeError:
-            raise self.fail(f"{what} at offset {start} is not UTF-8; the file is damaged") from None
+            raise self.fail(f"{what} at offset {start} is not UTF-8; {_DAMAGED}") from None
 
     def prologue(self) -> tuple[int, int]:
         """Version and counts; returns (tensors, metadata entries)."""
@@ -125,7 +126,7 @@ class _Parser:
         if n_tensors * 24 > room or n_kv * 13 > room:
             raise self.fail(
                 f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
-                f"{self.header.size} bytes can hold; it is truncated or damaged"
+                f"{self.header.size} bytes can hold; it is truncated or damaged; download it again"
             )
         return n_tensors, n_kv
 
@@ -140,9 +141,9 @@ class _Parser:
         start = self.pos
         key = self.text("a metadata key")
         if not key:
-            raise self.fail(f"{self.what} has an empty key; the file is damaged")
+            raise self.fail(f"{self.what} has an empty key; {_DAMAGED}")
         if key in self.header.metadata:
-            raise self.fail(f"metadata key '{key}' occurs twice; the file is damaged")
+            raise self.fail(f"metadata key '{key}' occurs twice; {_DAMAGED}")
         self.what = f"metadata key '{key}'"
         kind = self.value_type(key)
         self.header.types[key] = kind
@@ -192,7 +193,7 @@ class _Parser:
                 f"{_MAX_TENSOR_NAME}"
             )
         if name in self.header.tensors:
-            raise self.fail(f"tensor '{name}' occurs twice; the file is damaged")
+            raise self.fail(f"tensor '{name}' occurs twice; {_DAMAGED}")
         n_dims = self.u32()
         if n_dims > _MAX_DIMS:
             raise self.fail(f"tensor '{name}' has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")

@@ -29,7 +29,7 @@ def skip_strings(data: memoryview, pos: int, count: int) -> int:
 
 
 def _walk(data: memoryview, pos: int, count: int) -> int:
-    """One string after the other, about 0.2 us each."""
+    """One string after the other."""
     length = struct.Struct("<Q").unpack_from
     try:
         for _ in range(count):

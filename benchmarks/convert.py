@@ -223,14 +223,22 @@ def compare(dtype: str, rounds: int) -> list[Result]:
     ]  # fmt: skip
 
 
+def asking(rounds: int) -> Result:
+    """Seconds of `alora-gguf --help`, a whole process."""
+    command = [str(Path(sys.executable).with_name("alora-gguf")), "--help"]
+    measured(command)
+    samples = [measured(command).seconds for _ in range(rounds)]
+    return Result("--help, whole process", "", Side("", samples), None, "value", 0.15, "< 0.15 s")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="of each side (%(default)s)")
     parser.add_argument("--write-readme", action="store_true", help="puts the table into README.md")
     parser.add_argument("--check", action="store_true", help="fails if a goal is missed")
     chosen = parser.parse_args()
-    results = []
-    print(report.HEAD)
+    results = [asking(chosen.rounds)]
+    print(f"{report.HEAD}\n{report.line(results[0])}")
     for dtype in DTYPES:
         for result in compare(dtype, chosen.rounds):
             results.append(result)

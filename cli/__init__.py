@@ -1,4 +1,4 @@
-"""The `alora-gguf` command: one module per subcommand, and the one place that exits.
+"""The `alora-gguf` command: one module per subcommand, and the one place that knows the statuses.
 
 Subcommands are imported when they are asked for, so that `--help` needs nothing but click.
 """
@@ -93,8 +93,3 @@ def _write_log(arguments: list[str]) -> Path:
         log.write(f"alora-gguf {__version__}\nPython {sys.version}\n{arguments}\n\n")
         traceback.print_exc(file=log)
     return Path(log.name)
-
-
-def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))

@@ -102,7 +102,7 @@ def command(
     Needs neither torch nor transformers. What would not convert exactly is refused with the name of
     the field or tensor. The output appears complete or not at all.
     """
-    # No linear algebra here: its threads, a third of numpy's start, are not wanted.
+    # No linear algebra here: starting its threads would only take time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alora_gguf.convert import Pick, convert_adapter
 

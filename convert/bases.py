@@ -74,5 +74,5 @@ def _open_directory(directory: Path, label: str) -> BaseModel:
         )
     raise InputError(
         f"{label}: holds neither a {_CONFIG} nor a GGUF, expected the base model the adapter was "
-        "trained on"
+        "trained on; give its GGUF or its model directory"
     )

@@ -30,7 +30,7 @@ from .writer import LateString, measure_gguf, write_gguf
 if TYPE_CHECKING:
     from .pickle_file import PickleFile
 
-_THREADS: Final = 2  # for the values; a third and more would wait for memory
+_THREADS: Final = 2  # that make values, beside the one that writes
 
 
 @dataclass(frozen=True)

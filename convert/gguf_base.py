@@ -54,8 +54,8 @@ class GGUFBase(BaseModel):
         kind = header.metadata.get("general.type", "model")
         if kind != "model":
             raise ConvertError(
-                f"{self.label}: is a GGUF of type '{kind}', expected the base model the adapter is "
-                "for"
+                f"{self.label}: is a GGUF of type '{kind}', expected a base model; give "
+                "the file of the one that the adapter was trained on"
             )
         parts = header.metadata.get("split.count", 0)
         if isinstance(parts, int) and parts > 1:

@@ -19,8 +19,8 @@ from .safetensors_file import WeightsFile
 from .values import Encoded, check_finite, encode
 from .writer import OutTensor
 
-# Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so two
-# threads take half as long, and what waits for the writer stays a few megabytes.
+# Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so
+# threads gain, and what waits for the writer stays a few tensors.
 _AHEAD: Final = 4
 
 

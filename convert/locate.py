@@ -8,7 +8,7 @@ import re
 import sys
 import types
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf.errors import AdapterMismatchError, ConvertError, UnsupportedAdapterError
@@ -196,6 +196,7 @@ class Locator:
         return table
 
 
+@lru_cache(maxsize=16)  # a module is asked about several times in a row
 def _plain_path(module: str) -> str:
     return _WRAPPERS.sub("", module.replace(_NESTED, ""))
 
@@ -203,8 +204,8 @@ def _plain_path(module: str) -> str:
 def _name_tables() -> tuple[Any, Any]:
     """Gguf's modules `constants` and `tensor_mapping`, without the rest of the package.
 
-    Importing all of gguf takes three times as long, a quarter of what a whole conversion may take.
-    The two are loaded under a name of their own, so that a later `import gguf` is undisturbed.
+    Importing all of gguf takes longer, and a conversion is short. They are loaded under a name of
+    their own, so that a later `import gguf` is undisturbed.
     """
     package = f"{__package__}._gguf"
     if package not in sys.modules:

@@ -42,7 +42,7 @@ class PeftConfig:
     base_model: str | None
     peft_version: str | None
     ties_weights: bool
-    parameters: tuple[str, ...] = ()
+    parameters: tuple[str, ...]
 
     @property
     def names_invocation(self) -> bool:

@@ -205,7 +205,9 @@ def _check_directory(directory: Path) -> Path:
         raise FileFormatError(f"{directory}: cannot be read: {reason or error}") from error
     if not stat.S_ISDIR(mode):
         known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
-        raise InputError(f"{directory}: is a file, expected the PEFT directory it lies in{known}")
+        raise InputError(
+            f"{directory}: is a file, expected the PEFT directory it lies in{known}; give that"
+        )
     if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
         return cached_snapshot(directory, None) or directory
     return directory
@@ -235,7 +237,8 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
         )
     unread = f" (not looked into: {listing(skipped)})" if skipped else ""
     return InputError(
-        f"{where}: holds no PEFT adapter: there is no {FILE_NAME} in it or below it{unread}"
+        f"{where}: holds no PEFT adapter: there is no {FILE_NAME} in it or below it{unread}; "
+        "give the directory that PEFT's save_pretrained() wrote"
     )
 
 

@@ -68,7 +68,9 @@ def check_target(path: Path, *, overwrite: bool) -> Path:
     if mode is None and not path.parent.is_dir():
         raise InputError(f"{path}: its directory does not exist; create it first")
     if mode is not None and stat.S_ISDIR(mode):
-        raise InputError(f"{path}: is a directory, expected a file name for the GGUF")
+        raise InputError(
+            f"{path}: is a directory, expected a file name for the GGUF; name a file in it"
+        )
     if mode is not None and not stat.S_ISREG(mode):
         raise InputError(
             f"{path}: is a pipe or a device, expected a file name: the GGUF is written beside its "

@@ -152,10 +152,11 @@ def test_truncated_at_every_page_is_one_sentence(capsys: pytest.CaptureFixture[s
 
 
 def test_what_is_no_gguf(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = "expected a GGUF file; check the path\n"
     assert cli.run(["inspect", "none.gguf"]) == 1
-    assert capsys.readouterr().err == "Error: none.gguf: there is no such file\n"
+    assert capsys.readouterr().err == f"Error: none.gguf: there is no such file, {expected}"
     assert cli.run(["inspect", "."]) == 1
-    assert capsys.readouterr().err == "Error: .: is a directory, expected a GGUF file\n"
+    assert capsys.readouterr().err == f"Error: .: is a directory, {expected}"
     Path("page.gguf").write_text("<!doctype html><html>")
     assert cli.run(["inspect", "page.gguf"]) == 1
     assert "an HTML page saved under this name" in capsys.readouterr().err

@@ -81,6 +81,37 @@ def test_help_loads_little() -> None:
     assert run.stdout.splitlines()[-1] == "[]"
 
 
+def test_ctrl_c_while_modules_are_imported() -> None:
+    code = """if True:
+        import sys
+        class Interrupt:
+            def find_spec(self, name, *_):
+                if name == "click":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt())
+        from alora_gguf.__main__ import main
+        main()
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_ctrl_c_while_a_file_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        assert list(tmp_path.glob(".out.gguf.*.part")), "nothing is being written"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alora_gguf.cli.convert._Progress.__call__", interrupt)
+    case = sound_case(tmp_path)
+    case.write()
+    arguments = [str(case.source), "--base", str(case.base), "-o", str(case.out)]
+    assert cli.run(["convert", *arguments]) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "\nInterrupted.\n"  # the break after a terminal's ^C
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base.gguf"]
+
+
 def test_what_a_file_says_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

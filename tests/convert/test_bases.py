@@ -12,16 +12,7 @@ from alora_gguf.convert.hf_base import HFBase
 
 from alora_gguf.errors import AloraError, FileFormatError, InputError
 from alora_gguf.gguf_header import read_header
-from tests.support.peft_files import write_base
-
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 50,
-}
+from tests.support.peft_files import LLAMA_CONFIG, write_base
 
 
 def test_a_gguf(tmp_path: Path) -> None:
@@ -31,7 +22,7 @@ def test_a_gguf(tmp_path: Path) -> None:
 
 
 def test_a_directory(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
     write_base(tmp_path / "base.gguf")  # the configuration counts
     base = open_base(tmp_path)
     assert isinstance(base, HFBase)
@@ -41,7 +32,7 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_a_reference_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alora_gguf.convert import hub
 
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
     header = read_header(write_base(tmp_path / "base.gguf"))
     answers = {"hf://org/model": tmp_path, "hf://org/model/base.gguf": header}
     monkeypatch.setattr(hub, "fetch_base", answers.get)

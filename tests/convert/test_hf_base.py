@@ -16,20 +16,13 @@ from alora_gguf.convert.locate import Locator, Reading
 
 from alora_gguf.errors import AdapterMismatchError, FileFormatError, UnsupportedAdapterError
 from alora_gguf.gguf_header import read_header
+from tests.support.peft_files import LLAMA_CONFIG
 from tests.support.peft_oracle import make_adapter
 from tests.support.tiny_models import ALL_FAMILIES, TinyModel, tiny_model
 
 pytest.importorskip("transformers")
 
-# the least that a small llama's configuration can say; changed for each case
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 50,
-}
+LLAMA = LLAMA_CONFIG  # changed for each case
 HYBRID: dict[str, Any] = {
     **LLAMA,
     "model_type": "granitemoehybrid",

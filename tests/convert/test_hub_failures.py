@@ -81,7 +81,7 @@ def test_the_command_from_a_hub_to_a_file(server: HubServer, case: Case, tmp_pat
     environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN": ""}
     arguments = "convert hf://me/library --base hf://me/base-GGUF/q/base.gguf --outtype f32"
     result = subprocess.run(
-        [sys.executable, "-c", "import alora_gguf.cli as cli; cli.main()", *arguments.split()],
+        [sys.executable, "-c", "from alora_gguf.__main__ import main; main()", *arguments.split()],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -283,7 +283,7 @@ def test_bases_that_cannot_be(case: Case) -> None:
     with pytest.raises(UnsupportedAdapterError, match="'mamba' cannot be converted yet; supported"):
         case.convert()
     write_base(case.base, kind="adapter")
-    with pytest.raises(ConvertError, match="is a GGUF of type 'adapter', expected the base model"):
+    with pytest.raises(ConvertError, match="type 'adapter', expected a base model; give the file"):
         case.convert()
     case.base.write_bytes(b"GGUF")
     with pytest.raises(FileFormatError, match="truncated"):

@@ -143,7 +143,7 @@ def test_the_mode_is_that_of_any_new_file_or_of_the_one_replaced(case: Case) -> 
 def _command(case: Case, out: Path) -> list[str]:
     """`alora-gguf convert`, as a process of its own."""
     case.write()
-    code = "from alora_gguf.cli import main; main()"
+    code = "from alora_gguf.__main__ import main; main()"
     command = [sys.executable, "-c", code, "convert", case.source, "--base", case.base]
     return [str(part) for part in [*command, "-o", out, "--outtype", "f32", "--force"]]
 

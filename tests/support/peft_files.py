@@ -36,6 +36,15 @@ MODULES = {
     "mlp.down_proj": "ffn_down",
 }
 PREFIX = "base_model.model."
+# the least that a small llama's config.json can say
+LLAMA_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+}
 
 
 def write_base(
