@@ -1,0 +1,141 @@
+"""What an intrinsic's answer is read as, and how columns of answers are measured."""
+
+from __future__ import annotations
+
+import pytest
+from demo_model.stand_in import TARGETS, example
+
+from alora_gguf.errors import InputError
+from examples.demo_model import metrics, verdicts
+from examples.demo_model.chat import INTRINSICS
+
+
+@pytest.mark.parametrize("task", INTRINSICS)
+def test_every_target_is_read_strictly_and_leniently_alike(task: str) -> None:
+    for target in TARGETS[task]:
+        found = verdicts.read(task, target)
+        assert found is not None
+        assert verdicts.read_leniently(task, target) == found
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "found"),
+    [
+        ("answerability", ' "answerable"\n', "answerable"),
+        ("answerability", "answerable", None),
+        ("answerability", '"perhaps"', None),
+        ("answerability", '{"answerable": "yes"}', None),
+        ("uncertainty", "0", "0"),
+        ("uncertainty", "10", None),
+        ("uncertainty", "-1", None),
+        ("uncertainty", "true", None),
+        ("uncertainty", "7.0", None),
+        ("uncertainty", '"7"', None),
+        ("query_rewrite", '{"rewritten_question": " What? "}', "What?"),
+        ("query_rewrite", '{"rewritten_question": 3}', None),
+        ("query_rewrite", '{"question": "What?"}', None),
+        ("query_rewrite", "What?", None),
+        ("hallucination", '{"faithful": "no"}', "no"),
+        ("hallucination", '{"faithful": "No"}', None),
+        ("hallucination", '{"faithful": "no"', None),
+        ("hallucination", '{"faithful": "no", "why": "?"}', None),
+        ("jailbreak", '{"jailbreak": "yes"}', "yes"),
+        ("jailbreak", '{"faithful": "yes"}', None),
+        ("jailbreak", "", None),
+    ],
+)
+def test_strict_reading(task: str, text: str, found: str | None) -> None:
+    assert verdicts.read(task, text) == found
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "found"),
+    [
+        ("answerability", "It is Unanswerable, I fear.", "unanswerable"),
+        ("answerability", "I do not know.", None),
+        ("uncertainty", "I would say 8.", "8"),
+        ("uncertainty", "It costs 48 crowns.", None),
+        ("uncertainty", "It opens at 9.30.", None),
+        ("uncertainty", "No digits", None),
+        ("query_rewrite", "  What does the rope cost? ", "What does the rope cost?"),
+        ("query_rewrite", 'Sure: {"rewritten_question": "What?"}', "What?"),
+        ("query_rewrite", "  ", None),
+        ("hallucination", 'Well: {"faithful": "no"} or yes', "no"),
+        ("hallucination", "Yes, it is.", "yes"),
+        ("jailbreak", "Nobody knows", None),
+        ("jailbreak", "No.", "no"),
+    ],
+)
+def test_lenient_reading(task: str, text: str, found: str | None) -> None:
+    assert verdicts.read_leniently(task, text) == found
+
+
+def test_a_target_in_another_form_is_an_error() -> None:
+    with pytest.raises(InputError, match="hallucination: example 1 has the target 'yes'"):
+        verdicts.expected(
+            "hallucination",
+            [example("hallucination", '{"faithful": "yes"}'), example("hallucination", "yes")],
+        )
+
+
+def test_a_digit_is_the_middle_of_its_tenth() -> None:
+    assert verdicts.certainty("0") == pytest.approx(0.05)
+    assert verdicts.certainty("9") == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("task", INTRINSICS)
+def test_right_answers_are_perfect_in_every_figure(task: str) -> None:
+    examples = [example(task, target) for target in TARGETS[task]]
+    figures = verdicts.measure(task, examples, verdicts.expected(task, examples))
+    assert verdicts.HEADLINE[task] in figures
+    if task == "uncertainty":
+        assert figures["mae"].value == pytest.approx(0.0)
+        assert figures["auroc"].value == 1.0
+        # 0.75 and 0.95 were right, 0.25 was wrong
+        assert figures["ece"].value == pytest.approx((0.25 + 0.05 + 0.25) / 3)
+        return
+    for name, figure in figures.items():
+        assert figure.value == (0.0 if name in verdicts.LOWER_IS_BETTER else 1.0), name
+
+
+@pytest.mark.parametrize("task", INTRINSICS)
+def test_unreadable_answers_are_as_wrong_as_can_be(task: str) -> None:
+    examples = [example(task, target) for target in TARGETS[task]]
+    figures = verdicts.measure(task, examples, [None] * len(examples))
+    if task == "uncertainty":
+        assert figures["mae"].value == pytest.approx((0.75 + 0.75 + 0.95) / 3)
+        assert figures["ece"].value == pytest.approx(1.0)
+        assert figures["auroc"].value == 0.0
+        return
+    for name, figure in figures.items():
+        assert figure.value == (1.0 if name in verdicts.LOWER_IS_BETTER else 0.0), name
+
+
+def test_figures_that_one_class_leaves_undefined_are_left_out() -> None:
+    clean = [example("jailbreak", '{"jailbreak": "no"}')] * 2
+    assert set(verdicts.measure("jailbreak", clean, ["no", "yes"])) == {"accuracy", "fpr"}
+    sure = [example("uncertainty", "9")] * 2
+    assert set(verdicts.measure("uncertainty", sure, ["9", "8"])) == {"mae", "ece"}
+
+
+@pytest.mark.parametrize("task", INTRINSICS)
+def test_the_difference_of_two_sides(task: str) -> None:
+    examples = [example(task, target) for target in TARGETS[task]] * 10
+    right = verdicts.expected(task, examples)
+    wrong = [None] * len(examples)
+    name = verdicts.HEADLINE[task]
+    same = verdicts.difference(task, examples, right, right)
+    assert same == metrics.Estimate(0.0, 0.0, 0.0)
+    gap = verdicts.difference(task, examples, right, wrong)
+    figures = [verdicts.measure(task, examples, column)[name].value for column in (right, wrong)]
+    assert gap.value == pytest.approx(figures[0] - figures[1])
+
+
+def test_one_who_never_looks() -> None:
+    def blind(task: str) -> list[str]:
+        return verdicts.blind(task, [example(task, target) for target in TARGETS[task]])
+
+    assert blind("answerability") == ["answerable"] * 3
+    assert blind("jailbreak") == ["no"] * 3
+    assert blind("uncertainty") == ["7"] * 3
+    assert blind("query_rewrite") == ["What does it cost?"] * 3
