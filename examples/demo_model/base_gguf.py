@@ -201,6 +201,9 @@ class _Vocabulary:
 
 def _check_splitting(path: Path, tokenizer: dict[str, Any]) -> None:
     """Only this splitting is what llama.cpp does for the name `refact`."""
+    kind = (tokenizer.get("model") or {}).get("type")
+    if kind != "BPE":
+        raise FileFormatError(f"{path}: its model is of the type {kind!r}, expected 'BPE'")
     steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
     keys = ("type", "individual_digits", "add_prefix_space", "use_regex")
     found = [tuple(step.get(key) for key in keys) for step in steps]

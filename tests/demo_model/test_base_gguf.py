@@ -24,7 +24,9 @@ from examples.demo_model import chat, tokenizer
 from examples.demo_model.base_gguf import DESCRIPTION, write_base_gguf
 from tests.demo_model.tiny_granite import MULTIPLIERS, N_VOCAB, write_granite
 from tests.demo_model.upstream_base import FILE_TYPES
-from tests.support.upstream import upstream_tree
+from tests.support.upstream import ROOT, upstream_tree
+
+SHIPPED = ROOT / "examples" / "demo_model" / "base", ROOT / "alora_gguf" / "demo" / "base.gguf"
 
 OUTTYPES = ("f32", "f16", "q8_0", "q4_0")
 EXACT = ag.ContextOptions(
@@ -249,6 +251,16 @@ def test_a_reply_ends_at_the_end_of_text(bases: dict[str, Path]) -> None:
         assert not any(session.is_end(i) for i in range(1, N_VOCAB))
 
 
+@pytest.mark.skipif(not all(p.exists() for p in SHIPPED), reason="the demo model is not trained")
+def test_the_shipped_base_is_made_of_the_shipped_weights(tmp_path: Path) -> None:
+    source, base = SHIPPED
+    write_base_gguf(source, tmp_path / "base.gguf", "q8_0")
+    assert fields(tmp_path / "base.gguf") == fields(base)
+    ours, shipped = tensors(tmp_path / "base.gguf"), tensors(base)
+    assert ours.keys() == shipped.keys()
+    assert [n for n, t in shipped.items() if ours[n].data.tobytes() != t.data.tobytes()] == []
+
+
 # Refusals ----------------------------------------------------------------------------------------
 
 
@@ -285,6 +297,8 @@ def change(path: Path, **values: Any) -> None:
         ("config.json", {"num_hidden_layers": 4}, r"lacks the tensor 'model\.layers\.3\."),
         ("config.json", {"num_hidden_layers": 2}, r"has also the tensor 'model\.layers\.2\."),
         ("config.json", {"num_key_value_heads": 4}, r"k_proj.*\[64, 128\], expected \[128, 128\]"),
+        ("tokenizer.json", {"model": {"type": "Unigram"}}, "type 'Unigram', expected 'BPE'"),
+        ("tokenizer.json", {"model": None}, "type None, expected 'BPE'"),
         ("tokenizer.json", {"pre_tokenizer": None}, "its pre_tokenizer is .*train it with"),
         ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "its normalizer .*NFC"),
         ("tokenizer_config.json", {"eos_token": "</s>"}, "'eos_token' is '</s>', expected"),
