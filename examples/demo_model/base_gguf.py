@@ -108,7 +108,7 @@ class _Config:
     def read(cls, path: Path) -> _Config:
         values = _json(path)
         config = cls(path, values)
-        config._expect("architectures", ["GraniteForCausalLM"])
+        config._expect("model_type", "granite")
         config._expect("tie_word_embeddings", True)
         config._expect("hidden_act", "silu")
         for bias in ("attention_bias", "mlp_bias"):

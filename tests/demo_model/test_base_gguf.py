@@ -281,7 +281,7 @@ def change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"architectures": ["LlamaForCausalLM"]}, "'architectures' is .*Llama"),
+        ("config.json", {"model_type": "llama"}, "'model_type' is 'llama', expected 'granite'"),
         ("config.json", {"tie_word_embeddings": False}, "'tie_word_embeddings' is False"),
         ("config.json", {"hidden_act": "gelu"}, "'hidden_act' is 'gelu', expected 'silu'"),
         ("config.json", {"attention_bias": True}, "'attention_bias' is set"),
