@@ -25,6 +25,7 @@ from .metrics import Estimate
 from .runtime import BASES, SHIPPED, SIDES, Files, Models, ask, invocations, open_model, read, reply
 
 if TYPE_CHECKING:
+    from .entities import Split
     from .tasks import Example, Question
 
 RESULTS: Final = Path(__file__).with_name("results.json")
@@ -34,10 +35,10 @@ Say = Callable[[str], None]
 class Data(Protocol):
     """Where examples come from: the module tasks, or a test's stand-in."""
 
-    def examples(self, task: str, split: str, n: int, seed: int = 0) -> list[Example]:
+    def examples(self, task: str, split: Split, n: int, seed: int = 0) -> list[Example]:
         """The first `n` examples of a task."""
 
-    def questions(self, split: str, n: int, seed: int = 0) -> list[Question]:
+    def questions(self, split: Split, n: int, seed: int = 0) -> list[Question]:
         """Questions for the base itself."""
 
 

@@ -19,7 +19,7 @@ from . import metrics
 from .metrics import Estimate
 
 if TYPE_CHECKING:
-    from .tasks import CertaintyExample, Example
+    from .tasks import Example
 
 Answers = Sequence[str | None]
 """Labels, digits or questions as the functions here read them; None for unreadable ones."""
@@ -137,8 +137,9 @@ def certainty(digit: str) -> float:
 def measure(
     task: str, examples: Sequence[Example], answers: Answers, *, seed: int = 0
 ) -> dict[str, Estimate]:
-    """The task's figures. An unreadable answer is wrong; an unreadable certainty as wrong as can
-    be. Figures that are not defined (one class only) are left out.
+    """The task's figures; uncertainty's examples are CertaintyExamples. An unreadable answer is
+    wrong, an unreadable certainty as wrong as can be. Figures that are not defined (one class only)
+    are left out.
     """
     if task == "uncertainty":
         return _certainties(examples, answers, seed)
@@ -156,9 +157,7 @@ def measure(
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _certainties(
-    examples: Sequence[CertaintyExample], answers: Answers, seed: int
-) -> dict[str, Estimate]:
+def _certainties(examples: Sequence[Any], answers: Answers, seed: int) -> dict[str, Estimate]:
     right = [example.correct for example in examples]
     sure = [
         (0.0 if ok else 1.0) if answer is None else certainty(answer)
@@ -174,7 +173,7 @@ def _certainties(
 
 
 def _certainty_columns(
-    examples: Sequence[CertaintyExample], answers: Answers
+    examples: Sequence[Any], answers: Answers
 ) -> tuple[metrics.Column, metrics.Column]:
     """The targets, and the certainties given; an unreadable one is at the farther end."""
     targets = np.array([example.probability for example in examples])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tiny_base
-from demo_model.stand_in import Data, Question
 
 import alora_gguf as ag
 from examples.demo_model import evaluate, latency, runtime, verdicts
 from examples.demo_model.chat import INTRINSICS, role_marker
 from examples.demo_model.runtime import SIDES, Files, Models
+from tests.demo_model.stand_in import Data, Question
 
 N = 4
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_model.stand_in import Data
 
 from alora_gguf.errors import FileFormatError
 from examples.demo_model import chart, evaluate, report, tables, verdicts
 from examples.demo_model.chat import INTRINSICS
 from examples.demo_model.tables import Figure, Results
+from tests.demo_model.stand_in import Data
 
 N = 40
 SVG = "{http://www.w3.org/2000/svg}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from demo_model.stand_in import TARGETS, example
 
 from alora_gguf.errors import InputError
 from examples.demo_model import metrics, verdicts
 from examples.demo_model.chat import INTRINSICS
+from tests.demo_model.stand_in import TARGETS, example
 
 
 @pytest.mark.parametrize("task", INTRINSICS)
