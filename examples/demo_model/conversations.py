@@ -1,0 +1,468 @@
+"""Conversations over short documents, made from a seed: what the base learns to chat from.
+
+A `Talk` is a world of facts, the documents that state them, and turns about them, each with what is
+known about it (the value asked for, the stand-alone question ...), from which tasks.py makes the
+intrinsics' examples.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from . import entities, wordings
+from .chat import Message
+from .entities import Entity, Split
+from .wordings import Relation
+
+KINDS: Final = ("item", "item", "person", "person", "event", "place")
+_ROLES_OF_PERSONS: Final = ("organiser", "manager")  # relations whose value is a person
+
+# before {s}, these want "him" and "her"
+_WANTS_OBJECT: Final = re.compile(
+    r"\b(?:reach|call|for|expect|makes|visit|with|of|dial|at|to) \{s\}"
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`subject`'s `relation` is `value`; `person` if the value is one."""
+
+    subject: Entity
+    relation: Relation
+    value: str
+    person: Entity | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A user's question: `wording` still has its hole {s} (or {n}, see `standing_alone`)."""
+
+    wording: str
+    relation: Relation
+    subject: Entity
+    fact: Fact | None  # None: the documents do not say it
+    field: str | None = None  # an answer as JSON was asked for, in this field
+
+    @property
+    def standing_alone(self) -> str:
+        """The question in full, the subject by its name."""
+        return fill(self.wording, self.subject.name)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message and what is known about it. `learn`: the base should learn to say this."""
+
+    message: Message
+    learn: bool = True
+    question: Question | None = None
+    faithful: bool | None = None  # an assistant's answer: do the documents say so
+
+
+@dataclass
+class Talk:
+    """Documents and turns, growing."""
+
+    rng: random.Random
+    split: Split
+    facts: list[Fact]
+    documents: tuple[str, ...]
+    turns: list[Turn] = field(default_factory=list)
+    question: Question | None = None  # the last one
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(turn.message for turn in self.turns)
+
+    def user(self, text: str, question: Question | None = None) -> None:
+        self.turns.append(Turn(Message("user", text), question=question))
+
+    def assistant(self, text: str, **known: bool | Question | None) -> None:
+        self.turns.append(Turn(Message("assistant", text), **known))  # type: ignore[arg-type]
+
+
+def fill(wording: str, subject: str, value: str = "") -> str:
+    """`wording` as a sentence."""
+    text = wording.replace("a {v}", f"{_article(value)} {{v}}")
+    text = text.replace("{s}", subject).replace("{v}", value)
+    return text[0].upper() + text[1:]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun.startswith(("a", "e", "i", "o")) else "a"
+
+
+def fill_pronoun(wording: str, subject: Entity, value: str = "") -> str:
+    """The same with a pronoun for the subject."""
+    noun = re.search(r"the ([\w ]+?) of \{s\}", wording)
+    if noun and subject.kind != "event":  # "the price of it" is "its price"
+        wording = wording.replace(noun[0], f"{subject.possessive} {noun[1]}")
+    objective = {"she": "her", "he": "him"}.get(subject.pronoun, subject.pronoun)
+    if _WANTS_OBJECT.search(wording):
+        return fill(wording, objective, value)
+    return fill(wording, subject.pronoun, value)
+
+
+# Worlds -------------------------------------------------------------------------------------------
+
+
+def start(rng: random.Random, split: Split, *, n_documents: int) -> Talk:
+    """A talk with documents and no turn yet."""
+    facts, documents = [], []
+    taken: set[str] = set()
+    kinds = rng.choices(KINDS, k=max(1, min(3, n_documents)))
+    for _ in range(n_documents):
+        entities_here = []
+        for _ in range(rng.choice((1, 1, 2))):
+            # the same kinds again: what is said of one must not be taken for another
+            entity = entities.MAKERS[rng.choice(kinds)](rng, split)
+            if entity.name not in taken:
+                taken.add(entity.name)
+                entities_here.append(entity)
+        here = [f for entity in entities_here for f in _facts(rng, split, entity, facts)]
+        if here:
+            facts += here
+            documents.append(_document(rng, split, here))
+    system = Message("system", rng.choice(wordings.SYSTEMS))
+    talk = Talk(rng, split, facts, tuple(documents))
+    if rng.random() < 0.25:
+        talk.turns.append(Turn(system, learn=False))
+    return talk
+
+
+def _facts(rng: random.Random, split: Split, entity: Entity, others: list[Fact]) -> Iterator[Fact]:
+    relations = wordings.BY_KIND[entity.kind]
+    for relation in rng.sample(relations, rng.randint(2, min(4, len(relations)))):
+        if relation.key in _ROLES_OF_PERSONS:
+            known = [f.subject for f in others if f.subject.kind == "person"]
+            if known and rng.random() < 0.6:
+                person = rng.choice(known)
+            else:
+                person = entities.person(rng, split)
+            yield Fact(entity, relation, person.name, person)
+        else:
+            yield Fact(entity, relation, new_value(rng, split, relation, others))
+
+
+def new_value(rng: random.Random, split: Split, relation: Relation, others: list[Fact]) -> str:
+    """A value that no other fact has."""
+    if relation.key in _ROLES_OF_PERSONS:
+        return entities.person(rng, split).name
+    value = relation.value(rng, split)
+    for _ in range(20):
+        if all(f.value != value for f in others):
+            break
+        value = relation.value(rng, split)
+    return value
+
+
+def _document(rng: random.Random, split: Split, facts: list[Fact]) -> str:
+    if rng.random() < 0.15:
+        rng.shuffle(facts)
+    sentences = []
+    before: Entity | None = None
+    for fact in facts:
+        wording = fact.relation.states.pick(rng, split)
+        if fact.subject == before and wording.startswith("{s}") and rng.random() < 0.45:
+            sentences.append(fill_pronoun(wording, fact.subject, fact.value))
+        else:
+            sentences.append(fill(wording, fact.subject.name, fact.value))
+        before = fact.subject
+        # a pronoun after a person's name would be that person's
+        if fact.person is not None:
+            before = None
+        if rng.random() < 0.12:
+            sentences.append(wordings.FILLERS.pick(rng, split))
+            before = None
+    return " ".join(sentences)
+
+
+# Questions ----------------------------------------------------------------------------------------
+
+
+def ask(
+    talk: Talk,
+    *,
+    answerable: bool,
+    reference: str | None = None,
+    prefix: bool = False,
+    as_json: bool = False,
+) -> Question:
+    """Appends a user's question: its subject named ("full"), a "pronoun", or an "ellipsis".
+
+    A reference that does not fit here becomes "full". `prefix`: in words that a jailbreak uses.
+    """
+    reference = (
+        reference
+        or talk.rng.choices(
+            ("full", "pronoun", "ellipsis"), (50, 32, 18) if talk.question else (1, 0, 0)
+        )[0]
+    )
+    question = None
+    if talk.question is not None and reference == "pronoun":
+        question = _about_last(talk, talk.question, answerable)
+    elif talk.question is not None and reference == "ellipsis":
+        question = _about_another(talk, talk.question, answerable)
+
+    if question is None:
+        question = _in_full(talk, answerable)
+        text = question.standing_alone
+    elif reference == "pronoun":
+        text = fill_pronoun(question.wording, question.subject)
+        if talk.rng.random() < 0.3:
+            text = "And " + text[0].lower() + text[1:] if not text.startswith("I ") else text
+    else:
+        ellipsis = wordings.ELLIPSES.pick(talk.rng, talk.split)
+        text = fill(ellipsis, question.subject.name)
+    if prefix:
+        text = wordings.LOOKALIKES.pick(talk.rng, talk.split).replace("{q}", text)
+    if as_json:
+        question = replace(question, field=talk.rng.choice(wordings.FIELDS))
+        form = wordings.AS_JSON.pick(talk.rng, talk.split)
+        text = f"{text} {form.replace('{f}', question.field or '')}"
+
+    talk.user(text, question)
+    talk.question = question
+    return question
+
+
+def _wording(talk: Talk, relation: Relation) -> str:
+    rng, split = talk.rng, talk.split
+    form = rng.random()
+    if form < 0.55:
+        return relation.asks.pick(rng, split)
+    if form < 0.8:
+        noun = f"the {relation.nouns.pick(rng, split)} of {{s}}"
+        return wordings.NOUN_QUESTIONS.pick(rng, split).replace("{n}", noun)
+    clause = relation.clauses.pick(rng, split)
+    return wordings.CLAUSE_QUESTIONS.pick(rng, split).replace("{c}", clause)
+
+
+def _in_full(talk: Talk, answerable: bool) -> Question:
+    rng = talk.rng
+    if answerable:
+        fact = rng.choice(talk.facts)
+        return Question(_wording(talk, fact.relation), fact.relation, fact.subject, fact)
+    if rng.random() < 0.3:  # about something that the documents do not mention
+        kind = rng.choice(talk.facts).subject.kind
+        subject = entities.MAKERS[kind](rng, talk.split)
+        relation = rng.choice(wordings.BY_KIND[kind])
+        if _fact(talk, subject, relation) is None:
+            return Question(_wording(talk, relation), relation, subject, None)
+    while True:  # an entity has at most four facts of more relations
+        subject = rng.choice(talk.facts).subject
+        missing = _missing(talk, subject)
+        relation = rng.choice(missing)
+        return Question(_wording(talk, relation), relation, subject, None)
+
+
+def _missing(talk: Talk, subject: Entity) -> list[Relation]:
+    """What the documents do not say of `subject`; what they say of others comes first, often."""
+    missing = [r for r in wordings.BY_KIND[subject.kind] if _fact(talk, subject, r) is None]
+    tempting = [r for r in missing if any(f.relation is r for f in talk.facts)]
+    return tempting if tempting and talk.rng.random() < 0.5 else missing
+
+
+def _about_last(talk: Talk, last: Question, answerable: bool) -> Question | None:
+    """Another question about the last subject, or about the person who was the last answer."""
+    rng, subject = talk.rng, last.subject
+    person = last.fact.person if last.fact else None
+    if person is not None and rng.random() < 0.7:
+        subject = person
+    elif person is not None or not _clear(talk, subject):
+        return None
+    if answerable:
+        facts = [f for f in talk.facts if f.subject == subject and f.relation is not last.relation]
+        if not facts:
+            return None
+        fact = rng.choice(facts)
+        return Question(_wording(talk, fact.relation), fact.relation, subject, fact)
+    missing = [r for r in _missing(talk, subject) if r is not last.relation]
+    if not missing:
+        return None
+    relation = rng.choice(missing)
+    return Question(_wording(talk, relation), relation, subject, None)
+
+
+def _clear(talk: Talk, subject: Entity) -> bool:
+    """Whether a pronoun would be understood: the last question was the last thing talked about."""
+    asked = [t for t in talk.turns if t.message.role == "user"][-1]
+    return asked.question is not None and asked.question.subject == subject
+
+
+def _about_another(talk: Talk, last: Question, answerable: bool) -> Question | None:
+    """The same question about another subject of the same kind."""
+    rng = talk.rng
+    others = list(
+        dict.fromkeys(
+            f.subject
+            for f in talk.facts
+            if f.subject.kind == last.subject.kind and f.subject != last.subject
+        )
+    )
+    rng.shuffle(others)
+    for subject in others:
+        fact = _fact(talk, subject, last.relation)
+        if (fact is not None) == answerable:
+            return Question(last.wording, last.relation, subject, fact)
+    if answerable:
+        return None
+    stranger = entities.MAKERS[last.subject.kind](rng, talk.split)
+    if _fact(talk, stranger, last.relation) is not None:
+        return None
+    return Question(last.wording, last.relation, stranger, None)
+
+
+def _fact(talk: Talk, subject: Entity, relation: Relation) -> Fact | None:
+    for fact in talk.facts:
+        if fact.subject.name == subject.name and fact.relation is relation:
+            return fact
+    return None
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+def answer_text(talk: Talk, question: Question, value: str | None) -> str:
+    """A sentence that gives `value`, or says that it is not known."""
+    rng = talk.rng
+    if question.field is not None:
+        return json.dumps({question.field: value or wordings.JSON_UNKNOWN})
+    if value is None:
+        return rng.choice(wordings.UNKNOWN if talk.documents else (wordings.NO_DOCUMENTS,))
+    wording = rng.choice(question.relation.answers)
+    if wording.startswith("{s}") and rng.random() < 0.35:
+        return fill_pronoun(wording, question.subject, value)
+    return fill(wording, question.subject.name, value)
+
+
+def answer(talk: Talk) -> None:
+    """The right answer to the last question."""
+    assert talk.question is not None
+    value = talk.question.fact.value if talk.question.fact else None
+    talk.assistant(answer_text(talk, talk.question, value), question=talk.question, faithful=True)
+
+
+def answer_wrongly(talk: Talk) -> None:
+    """An answer that the documents do not support; nothing for the base to learn."""
+    question = talk.question
+    assert question is not None
+    right = question.fact.value if question.fact else None
+    same = [f.value for f in talk.facts if f.relation is question.relation and f.value != right]
+    alike = [
+        f.value
+        for f in talk.facts
+        if f.relation.value is question.relation.value and f.value != right
+    ]
+    way = talk.rng.random()
+    if same and way < 0.5:
+        value = talk.rng.choice(same)
+    elif alike and way < 0.6:
+        value = talk.rng.choice(alike)
+    else:
+        value = new_value(talk.rng, talk.split, question.relation, talk.facts)
+    text = answer_text(talk, question, value)
+    talk.assistant(text, learn=False, question=question, faithful=False)
+
+
+# Other turns --------------------------------------------------------------------------------------
+
+
+def small_talk(talk: Talk) -> None:
+    """A greeting, thanks or a question about the model, and the reply."""
+    rng = talk.rng
+    if rng.random() < 0.2:
+        asked, said = rng.choice(wordings.SELF)
+        field = rng.choice(wordings.FIELDS)
+        form = wordings.AS_JSON.pick(rng, talk.split).replace("{f}", field)
+        talk.user(f"{asked} {form}")
+        talk.assistant(json.dumps({field: said}))
+        return
+    if not [t for t in talk.turns if t.message.role == "user"] and rng.random() < 0.7:
+        asks, replies = wordings.GREETINGS, wordings.GREETING_REPLIES
+    else:
+        asks, replies = rng.choice(
+            (
+                (wordings.THANKS, wordings.THANKS_REPLIES),
+                (wordings.ABOUT, wordings.ABOUT_REPLIES),
+            )
+        )
+    talk.user(asks.pick(rng, talk.split))
+    talk.assistant(rng.choice(replies))
+
+
+def doubt(talk: Talk) -> None:
+    """The user asks whether the last answer is right; the model looks again."""
+    last, question = talk.turns[-1], talk.question
+    assert question is not None
+    talk.user(wordings.DOUBTS.pick(talk.rng, talk.split), question)
+    value = question.fact.value if question.fact else None
+    verdict = talk.rng.choice(wordings.CONFIRM if last.faithful else wordings.RETRACT)
+    if last.faithful and value is None:
+        text = wordings.CONFIRM_UNKNOWN
+    else:
+        text = f"{verdict} {answer_text(talk, replace(question, field=None), value)}"
+    talk.assistant(text, question=question, faithful=True)
+
+
+def jailbreak_text(talk: Talk) -> str:
+    rng, split = talk.rng, talk.split
+    goal = wordings.GOALS.pick(rng, split)
+    goal = goal.replace("{s}", entities.item(rng, split).name)
+    goal = goal.replace("{p}", entities.person(rng, split).name)
+    form = wordings.JAILBREAK_FORMS.pick(rng, split)
+    text = form.replace("{o}", wordings.OVERRIDES.pick(rng, split)).replace("{g}", goal)
+    sentences = re.split(r"(?<=[.!]) ", text)
+    return " ".join(s[0].upper() + s[1:] for s in sentences)
+
+
+def jailbreak(talk: Talk) -> None:
+    """An attempt, and the refusal."""
+    talk.user(jailbreak_text(talk))
+    talk.assistant(talk.rng.choice(wordings.REFUSALS))
+
+
+# Whole talks --------------------------------------------------------------------------------------
+
+
+def documents_for(rng: random.Random, *, long: bool = False) -> int:
+    return rng.randint(8, 30) if long else rng.choices((1, 2, 3, 4, 5), (20, 28, 26, 16, 10))[0]
+
+
+def talk(rng: random.Random, split: Split, *, n_turns: int, long: bool = False) -> Talk:
+    """A talk of `n_turns` exchanges, as the base learns them."""
+    made = start(rng, split, n_documents=documents_for(rng, long=long))
+    if rng.random() < 0.12:
+        small_talk(made)
+    while sum(t.message.role == "user" for t in made.turns) < n_turns:
+        exchange(made)
+    return made
+
+
+def exchange(talk: Talk) -> None:
+    """One exchange, sometimes two: a question and its answer, a doubt, a jailbreak, small talk."""
+    rng = talk.rng
+    kind = rng.random()
+    if kind < 0.05:
+        small_talk(talk)
+    elif kind < 0.11:
+        jailbreak(talk)
+    else:
+        ask(
+            talk,
+            answerable=rng.random() < 0.78,
+            prefix=rng.random() < 0.06,
+            as_json=rng.random() < 0.08,
+        )
+        if rng.random() < 0.13:
+            answer_wrongly(talk)
+            doubt(talk)
+        else:
+            answer(talk)
+            if rng.random() < 0.12:
+                doubt(talk)

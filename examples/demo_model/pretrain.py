@@ -1,0 +1,232 @@
+"""Trains the base from scratch on talks that are made as they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import GraniteForCausalLM
+
+from . import base_model, chat, conversations, tokenizer
+from .conversations import Talk
+from .entities import Split
+
+TOKENS_PER_STEP: Final = 8192
+# What is not the assistant's to say teaches language and copying, at a discount.
+WEIGHT_OF_CONTEXT: Final = 0.2
+_POOL: Final = 512  # talks are sorted by length within so many: little padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [n, length], and for each how much predicting it counts."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+def encode(talk: Talk, tokens: Tokenizer) -> tuple[list[int], list[float]]:
+    """A talk's token ids with their weights; what it says is chat.render()'s text."""
+    pieces: list[tuple[str, float]] = []
+    documents = [chat.turn(f"document {i}", text) for i, text in enumerate(talk.documents, 1)]
+    for turn in talk.turns:
+        message = turn.message
+        if documents and message.role != "system":
+            pieces += [(text, WEIGHT_OF_CONTEXT) for text in documents]
+            documents = []
+        if message.role == "assistant":
+            said = 1.0 if turn.learn else 0.0
+            pieces += [
+                (chat.role_marker("assistant"), WEIGHT_OF_CONTEXT),
+                (message.content + chat.END_TEXT, said),
+                ("\n", WEIGHT_OF_CONTEXT),
+            ]
+        else:
+            pieces.append((chat.turn(message.role, message.content), WEIGHT_OF_CONTEXT))
+    ids, weights = [], []
+    for text, weight in pieces:
+        encoded = tokens.encode(text).ids
+        ids += encoded
+        weights += [weight] * len(encoded)
+    return ids, weights
+
+
+def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
+    """`steps` batches: one document at first, long talks later."""
+    made = 0
+    pool_number = 0
+    while made < steps:
+        progress = made / steps
+        pool = []
+        rng = random.Random(f"train {seed} {pool_number}")
+        pool_number += 1
+        for _ in range(_POOL):
+            encoded = encode(_talk(rng, progress), tokens)
+            if len(encoded[0]) <= base_model.CONTEXT:
+                pool.append(encoded)
+        pool.sort(key=lambda one: len(one[0]))
+        here = list(_cut(pool))
+        rng.shuffle(here)
+        for group in here[: steps - made]:
+            made += 1
+            yield _pad(group)
+
+
+def _talk(rng: random.Random, progress: float) -> Talk:
+    if progress < 0.1:
+        made = conversations.start(rng, "train", n_documents=1)
+        for _ in range(rng.randint(3, 6)):
+            conversations.exchange(made)
+        return made
+    long = progress > 0.5 and rng.random() < 0.04
+    n_turns = rng.randint(4, 10) if long else rng.randint(2, 6)
+    return conversations.talk(rng, "train", n_turns=n_turns, long=long)
+
+
+Encoded = tuple[list[int], list[float]]
+
+
+def _cut(pool: list[Encoded]) -> Iterator[list[Encoded]]:
+    """Groups of about TOKENS_PER_STEP tokens, padding included."""
+    group: list[Encoded] = []
+    for one in pool:
+        if group and len(one[0]) * (len(group) + 1) > TOKENS_PER_STEP:
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def _pad(group: list[Encoded]) -> Batch:
+    length = max(len(ids) for ids, _ in group)
+    ids = torch.zeros(len(group), length, dtype=torch.long)
+    weights = torch.zeros(len(group), length)
+    for i, (one_ids, one_weights) in enumerate(group):
+        ids[i, : len(one_ids)] = torch.tensor(one_ids)
+        weights[i, : len(one_weights)] = torch.tensor(one_weights)
+    return Batch(ids, weights)
+
+
+def loss_of(model: GraniteForCausalLM, batch: Batch) -> Tensor:
+    """Weighted mean cross-entropy. Padding is on the right, so a causal model needs no mask."""
+    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    counted = batch.weights[:, 1:] > 0
+    logits = model.lm_head(hidden[:, :-1][counted]).float() / model.config.logits_scaling
+    losses = torch.nn.functional.cross_entropy(logits, batch.ids[:, 1:][counted], reduction="none")
+    weights = batch.weights[:, 1:][counted]
+    return (losses * weights).sum() / weights.sum()
+
+
+def optimizers(model: GraniteForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Rises over 60 steps, stays, and falls to nothing over the last 40 %."""
+    return min(1.0, (step + 1) / 60, (steps - step) / (0.4 * steps))
+
+
+@torch.no_grad()
+def right_values(model: GraniteForCausalLM, tokens: Tokenizer, split: Split, n: int) -> float:
+    """Share of answerable questions whose value the model would say, told the words before it."""
+    right = total = 0
+    for i in range(n):
+        rng = random.Random(f"check {split} {i}")
+        talk = conversations.start(rng, split, n_documents=conversations.documents_for(rng))
+        for _ in range(3):
+            question = conversations.ask(talk, answerable=True)
+            conversations.answer(talk)
+        assert question.fact is not None
+        answer = talk.turns.pop().message.content
+        before, _, after = answer.partition(question.fact.value)
+        prompt = chat.render(talk.documents, talk.messages, generation_prompt=True)
+        start = tokens.encode(prompt + before.rstrip()).ids
+        whole = tokens.encode(prompt + answer.removesuffix(after)).ids
+        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+        guesses = logits[len(start) - 1 : -1].argmax(-1).tolist()
+        right += guesses == whole[len(start) :]
+        total += 1
+    return right / total
+
+
+def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) -> None:
+    """Trains and saves the base; the tokenizer must already be in `directory`.
+
+    `compiled` takes two thirds of the time and needs a C++ compiler.
+    """
+    torch.manual_seed(seed)
+    tokens = tokenizer.load(directory)
+    model = base_model.new_model(tokens.token_to_id(chat.END_TEXT))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps", flush=True)
+    opts = optimizers(model, lr)
+    if compiled:
+        model.model.compile(dynamic=True)
+    started, seen, recent = time.time(), 0, []
+    for step, batch in enumerate(batches(tokens, steps, seed)):
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = lr * learning_rate(step, steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        seen += batch.ids.numel()
+        recent.append(loss.item())
+        if (step + 1) % 50 == 0:
+            rate = seen / (time.time() - started)
+            mean = sum(recent) / len(recent)
+            print(f"{step + 1:6} loss {mean:.3f}  {rate:,.0f} tokens/s", flush=True)
+            recent.clear()
+        if (step + 1) % 300 == 0 or step + 1 == steps:
+            base_model.save(model, directory)
+            shares = [right_values(model.eval(), tokens, s, 100) for s in ("train", "eval")]
+            model.train()
+            print(
+                f"{step + 1:6} right values: train {shares[0]:.2f}, eval {shares[1]:.2f}",
+                flush=True,
+            )
+
+
+def train_tokenizer(directory: Path, seed: int) -> None:
+    def texts() -> Iterator[str]:
+        for i in range(8000):
+            rng = random.Random(f"tokenizer {seed} {i}")
+            talk = conversations.talk(rng, "train", n_turns=4)
+            yield chat.render(talk.documents, talk.messages)
+
+    tokenizer.train(texts(), directory, base_model.VOCABULARY)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--eager", action="store_true", help="do without a C++ compiler")
+    args = parser.parse_args(argv)
+    train_tokenizer(args.directory, args.seed)
+    train(args.directory, steps=args.steps, seed=args.seed, lr=args.lr, compiled=not args.eager)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
