@@ -206,7 +206,7 @@ def _latency(
             asked = {side: invocations(task)[side] for side in ("alora", "lora")}
             prompts = [example.prompt for example in examples[task]]
             rows += latency.rows(model, base, task, asked, prompts, settings.timed)
-            say(f"{base} {task}: {settings.timed} conversations timed")
+            say(f"{base} {task}: timed")
     return rows
 
 
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from . import tasks
 
-        files = Files.shipped(chosen.bases)
+        files = Files.shipped(chosen.bases, chosen.intrinsics)
         results = evaluate(files, tasks, settings, say=say, wrong=chosen.wrong)
         write_json(results, chosen.json)
     except (AloraError, OSError) as error:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -171,12 +171,14 @@ def run(
 
 
 def _files() -> tuple[Files, dict[str, Path]]:
-    files = Files.shipped((BASE,))
+    shipped = Files.shipped((BASE,))
     directories = {name: EXAMPLE / "peft" / "alora" / name for name in INTRINSICS}
     missing = [d.relative_to(ROOT).as_posix() for d in directories.values() if not d.is_dir()]
     if missing:
         raise InputError(f"{', '.join(missing)}: missing; `make demo-model` trains them")
-    return files, directories
+    trained = [EXAMPLE / "base", *directories.values()]
+    others = (*shipped.others, *(file for d in trained for file in d.glob("*.safetensors")))
+    return replace(shipped, lora={}, others=others), directories
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,26 +1,76 @@
 """`python -m examples.demo_model.report`: results.json as the README's tables and a chart.
 
-With --check it writes nothing and fails if the README or the chart say something else.
+With --check it writes nothing and fails if the README or the chart say something else, or if the
+results are of other files than those that are here.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from alora_gguf import AloraError
 from alora_gguf.errors import FileFormatError
 
 from . import chart, tables
+from .runtime import EXAMPLE, ROOT
 from .tables import Results
 
-RESULTS: Final = Path(__file__).with_name("results.json")
-CHART: Final = Path(__file__).with_name("results.svg")
-README: Final = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
+BEGIN: Final = "<!-- demo-results:begin -->"
+END: Final = "<!-- demo-results:end -->"
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is read, and what is written. Paths in the records are relative to `root`."""
+
+    results: Path = EXAMPLE / "results.json"
+    parity: Path = EXAMPLE / "parity.json"
+    readme: Path = ROOT / "README.md"
+    chart: Path = EXAMPLE / "results.svg"
+    root: Path = ROOT
+
+
+def main(argv: Sequence[str] | None = None, places: Places | None = None) -> int:
+    """Writes or checks the pages; 1 if something is stale or cannot be read."""
+    places = places or Places()
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.demo_model.report", description=__doc__
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
+    chosen = parser.parse_args(argv)
+    try:
+        results = Results.read(places.results)
+        parity = _read_parity(places.parity)
+        wanted = _pages(results, parity, places)
+    except (AloraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    stale = [
+        path
+        for path, text in wanted.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    if chosen.check:
+        problems = [
+            f"{path} differs from {places.results.name}; run `python -m examples.demo_model.report`"
+            for path in stale
+        ]
+        problems += other_files(results.found, places.results, places.root, "make demo-eval")
+        if parity is not None:
+            problems += other_files(parity, places.parity, places.root, "make demo-parity")
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return 1 if problems else 0
+    for path in stale:
+        path.write_text(wanted[path], encoding="utf-8", newline="\n")
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
 
 
 def with_section(page: str, section: str, name: str = "README.md") -> str:
@@ -32,47 +82,35 @@ def with_section(page: str, section: str, name: str = "README.md") -> str:
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
 
-def pages(results: Results, readme: Path = README, svg: Path = CHART) -> dict[Path, str]:
-    """What each file should hold."""
-    page = readme.read_text(encoding="utf-8")
+def other_files(record: dict[str, Any], path: Path, root: Path, way_out: str) -> list[str]:
+    """Complaints about files that are not what `record`, read from `path`, was made with. Files in
+    build/ are made anew each time and are not looked at.
+    """
+    problems = []
+    for name, known in record["files"].items():
+        file = root / name
+        if Path(name).parts[0] == "build":
+            continue
+        if not file.is_file():
+            problems.append(f"{path.name} was made with {name}, which is missing; run `{way_out}`")
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != known["sha256"]:
+            problems.append(f"{path.name} was made with another {name}; run `{way_out}`")
+    return problems
+
+
+def _read_parity(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    return tables.read_record(path, ("base", "same", "total", "files"), "make demo-parity")
+
+
+def _pages(results: Results, parity: dict[str, Any] | None, places: Places) -> dict[Path, str]:
+    page = places.readme.read_text(encoding="utf-8")
+    section = tables.section(results, parity)
     return {
-        readme: with_section(page, tables.section(results), readme.name),
-        svg: chart.svg(results),
+        places.readme: with_section(page, section, places.readme.name),
+        places.chart: chart.svg(results),
     }
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    source: Path = RESULTS,
-    readme: Path = README,
-    svg: Path = CHART,
-) -> int:
-    """Writes or checks the pages made of `source`; 1 if something is stale or cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.demo_model.report", description=__doc__
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
-    chosen = parser.parse_args(argv)
-    try:
-        wanted = pages(Results.read(source), readme, svg)
-    except (AloraError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    stale = [
-        path
-        for path, text in wanted.items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
-    if chosen.check:
-        way_out = "run `make demo-eval`, or only `python -m examples.demo_model.report`"
-        for path in stale:
-            print(f"{path} differs from {source.name}; {way_out}", file=sys.stderr)
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(wanted[path], encoding="utf-8", newline="\n")
-        print(f"wrote {path}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -34,22 +34,27 @@ _GREEDY: Final = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class Files:
-    """What is evaluated: the base of each type, and by intrinsic the aLoRA and its LoRA twin."""
+    """What is evaluated: the base of each type, and by intrinsic the aLoRA and its LoRA twin.
+
+    `others` are further files that results depend on.
+    """
 
     bases: dict[str, Path]
     alora: dict[str, Path]
     lora: dict[str, Path]
+    others: tuple[Path, ...] = ()
 
     @classmethod
-    def shipped(cls, bases: Sequence[str] = (SHIPPED,)) -> Files:
-        """The shipped files; bases of other types are written into build/. Raises InputError if a
-        file is missing.
+    def shipped(cls, bases: Sequence[str] = (SHIPPED,), tasks: Sequence[str] = INTRINSICS) -> Files:
+        """The shipped files for some intrinsics; bases of other types are written into build/.
+        Raises InputError if a file is missing.
         """
         package = ROOT / "alora_gguf" / "demo"
-        alora = {name: package / f"{name}.gguf" for name in INTRINSICS}
-        lora = {name: EXAMPLE / "lora" / f"{name}.gguf" for name in INTRINSICS}
+        alora = {name: package / f"{name}.gguf" for name in tasks}
+        lora = {name: EXAMPLE / "lora" / f"{name}.gguf" for name in tasks}
         base, trained = package / "base.gguf", EXAMPLE / "base" / "model.safetensors"
-        needed = [base, *alora.values(), *lora.values()]
+        others = (EXAMPLE / "certainty_eval.jsonl",) if "uncertainty" in tasks else ()
+        needed = [base, *alora.values(), *lora.values(), *others]
         needed += [trained] if set(bases) - {SHIPPED} else []
         missing = [path.relative_to(ROOT).as_posix() for path in needed if not path.is_file()]
         if missing:
@@ -57,7 +62,7 @@ class Files:
                 f"{', '.join(missing)}: missing; `make demo-model` trains and writes the demo model"
             )
         found = {name: base if name == SHIPPED else _write_base(name) for name in bases}
-        return cls(found, alora, lora)
+        return cls(found, alora, lora, others)
 
     def adapters(self, tasks: Iterable[str] = INTRINSICS) -> dict[str, Path]:
         """All adapters by the names that the evaluation invokes them by."""
@@ -66,7 +71,12 @@ class Files:
 
     def hashes(self) -> dict[str, dict[str, object]]:
         """Size and SHA-256 of every file by its path."""
-        paths = {*self.bases.values(), *self.alora.values(), *self.lora.values()}
+        paths = {
+            *self.bases.values(),
+            *self.alora.values(),
+            *self.lora.values(),
+            *self.others,
+        }
         names = {
             (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix(): path
             for path in paths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,19 +66,8 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> Results:
         """Raises FileFormatError if it is missing or is something else."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileFormatError(
-                f"{path}: cannot be read ({error.strerror}); `make demo-eval` writes it"
-            ) from error
-        except ValueError as error:
-            raise FileFormatError(f"{path}: is not JSON ({error}); run `make demo-eval`") from error
-        keys = ("machine", "threads", "n", "verdicts", "replies", "latency")
-        lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
-        if lacking:
-            raise FileFormatError(f"{path}: lacks {', '.join(lacking)}; run `make demo-eval`")
-        return cls(found)
+        keys = ("machine", "threads", "n", "files", "verdicts", "replies", "latency")
+        return cls(read_record(path, keys, "make demo-eval"))
 
     @property
     def n(self) -> int:
@@ -128,6 +117,23 @@ class Results:
         return {(row["intrinsic"], row["side"]): row for row in rows if row["length"] == longest}
 
 
+def read_record(path: Path, keys: Sequence[str], way_out: str) -> dict[str, Any]:
+    """A JSON object with at least `keys`. Raises FileFormatError, which names the way out."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError(
+            f"{path}: cannot be read ({error.strerror}); `{way_out}` writes it"
+        ) from error
+    except ValueError as error:
+        raise FileFormatError(f"{path}: is not JSON ({error}); run `{way_out}`") from error
+    lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if lacking:
+        raise FileFormatError(f"{path}: lacks {', '.join(lacking)}; run `{way_out}`")
+    record: dict[str, Any] = found
+    return record
+
+
 def figure_name(task: str) -> str:
     """What the chart shows of an intrinsic."""
     return "1 − mean error" if HEADLINE[task] == "mae" else FIGURES[HEADLINE[task]]
@@ -138,8 +144,8 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
-def section(results: Results) -> str:
-    """All that stands between the README's markers."""
+def section(results: Results, parity: dict[str, Any] | None = None) -> str:
+    """All that stands between the README's markers; `parity` is parity.json's, if there is one."""
     found = results.found
     threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
     paragraphs = [
@@ -151,6 +157,7 @@ def section(results: Results) -> str:
         "*Merely asked* is the base without an adapter, asked in plain English for the same JSON; "
         "*never looking* always gives the commonest answer (or repeats the question).",
         *_base_alone(results),
+        *([] if parity is None else [_parity(parity)]),
         "\n".join(_quantized(results)),
         "\n".join(_latency(results)),
     ]
@@ -201,6 +208,15 @@ def _base_alone(results: Results) -> Iterator[str]:
             if row["sampling"] == sampling
         ]
         yield f"The base itself, {sampling}, {' and '.join(parts)}."
+
+
+def _parity(found: dict[str, Any]) -> str:
+    others = ", the others are in [parity.json](examples/demo_model/parity.json)"
+    return (
+        f"PEFT (computing in F32) and this runtime (base {found['base']}) give the same answer, "
+        f"letter by letter, on {found['same']:,} of {found['total']:,} held-out conversations"
+        f"{others if found['same'] < found['total'] else ''}; `make demo-parity` repeats it."
+    )
 
 
 def _quantized(results: Results) -> Iterator[str]:

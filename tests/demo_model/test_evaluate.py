@@ -44,7 +44,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(files: Files, said: list[str], wrong: Path) -> dict[str, object]:
-    settings = evaluate.Settings(n=N, timed=5, threads=2)
+    settings = evaluate.Settings(n=N, timed=5)
     return evaluate.evaluate(files, Data(), settings, say=said.append, wrong=wrong)
 
 
@@ -91,7 +91,7 @@ def test_an_alora_reuses_the_conversation_and_a_lora_none_of_it(results) -> None
 
 
 def test_what_was_run_is_on_record(results, files: Files) -> None:  # type: ignore[no-untyped-def]
-    assert results["threads"] == 2
+    assert results["threads"] == 1
     assert (results["seed"], results["n"]) == (0, N)
     assert results["machine"]
     assert list(results["files"]) == sorted(results["files"])
@@ -112,11 +112,18 @@ def test_progress_is_told(results, said: list[str]) -> None:  # type: ignore[no-
         assert any(task in line and verdicts.HEADLINE[task] in line for line in said)
 
 
-def test_the_same_again(results, files: Files) -> None:  # type: ignore[no-untyped-def]
-    settings = evaluate.Settings(n=N, timed=5, threads=1)
-    again = evaluate.evaluate(files, Data(), settings, say=lambda _: None)
-    for part in ("verdicts", "replies", "files"):
-        assert again[part] == results[part]
+def test_two_at_a_time_answer_as_one_does(files: Files) -> None:
+    prompts = [example.prompt for example in Data().examples("jailbreak", "eval", N)]
+
+    def texts(workers: int) -> list[dict[str, str]]:
+        adapters = files.adapters(["jailbreak"])
+        with Models(files.bases["Q8_0"], adapters, workers) as models:
+            found: list[dict[str, str]] = models.map(
+                lambda model, prompt: runtime.ask(model, "jailbreak", prompt), prompts
+            )
+            return found
+
+    assert texts(2) == texts(1)
 
 
 def test_both_adapters_are_asked_with_the_same_tokens(files: Files) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import pytest
 from alora_gguf.errors import FileFormatError
 from examples.demo_model import chart, evaluate, report, tables, verdicts
 from examples.demo_model.chat import INTRINSICS
+from examples.demo_model.report import Places
 from examples.demo_model.tables import Figure, Results
 from tests.demo_model.stand_in import Data
 
@@ -60,6 +62,10 @@ def made_up() -> dict[str, Any]:
         "machine": "a machine",
         "threads": 2,
         "n": N,
+        "files": {
+            "demo/base.gguf": {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()},
+            "build/base-F16.gguf": {"bytes": 4, "sha256": "made anew each time"},
+        },
         "verdicts": rows,
         "replies": replies,
         "latency": latency,
@@ -81,65 +87,99 @@ def results(found: dict[str, Any]) -> Results:
 
 
 @pytest.fixture
-def places(found: dict[str, Any], tmp_path: Path) -> dict[str, Path]:
-    paths = {name: tmp_path / name for name in ("results.json", "README.md", "results.svg")}
-    evaluate.write_json(found, paths["results.json"])
-    paths["README.md"].write_text(PAGE)
-    return {
-        "source": paths["results.json"],
-        "readme": paths["README.md"],
-        "svg": paths["results.svg"],
-    }
+def places(found: dict[str, Any], tmp_path: Path) -> Places:
+    evaluate.write_json(found, tmp_path / "results.json")
+    (tmp_path / "README.md").write_text(PAGE)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "base.gguf").write_bytes(b"base")
+    return Places(
+        results=tmp_path / "results.json",
+        parity=tmp_path / "parity.json",
+        readme=tmp_path / "README.md",
+        chart=tmp_path / "results.svg",
+        root=tmp_path,
+    )
 
 
 # The command -------------------------------------------------------------------------------------
 
 
-def test_writes_then_finds_nothing_stale(places: dict[str, Path]) -> None:
-    assert report.main([], **places) == 0
-    page = places["readme"].read_text()
+def test_writes_then_finds_nothing_stale(places: Places) -> None:
+    assert report.main([], places) == 0
+    page = places.readme.read_text()
     assert page.startswith(f"# Title\n\nbefore\n\n{report.BEGIN}\n")
     assert page.endswith(f"\n{report.END}\n\nafter\n")
     assert "\nold\n" not in page
-    assert report.main(["--check"], **places) == 0
-    assert report.main([], **places) == 0
-    assert places["readme"].read_text() == page
+    assert report.main(["--check"], places) == 0
+    assert report.main([], places) == 0
+    assert places.readme.read_text() == page
 
 
-@pytest.mark.parametrize("name", ["readme", "svg"])
+@pytest.mark.parametrize("name", ["readme", "chart"])
 def test_check_finds_a_changed_page(
-    places: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
+    places: Places, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report.main([], **places)
-    changed = places[name].read_text().replace("LoRA", "LORA", 1)
-    places[name].write_text(changed)
-    assert report.main(["--check"], **places) == 1
-    assert f"{places[name]} differs from results.json" in capsys.readouterr().err
-    assert places[name].read_text() == changed
+    report.main([], places)
+    path: Path = getattr(places, name)
+    changed = path.read_text().replace("LoRA", "LORA", 1)
+    path.write_text(changed)
+    assert report.main(["--check"], places) == 1
+    assert f"{path} differs from results.json" in capsys.readouterr().err
+    assert path.read_text() == changed
 
 
-def test_check_finds_changed_results(places: dict[str, Path], found: dict[str, Any]) -> None:
-    report.main([], **places)
+def test_check_finds_changed_results(places: Places, found: dict[str, Any]) -> None:
+    report.main([], places)
     other = json.loads(json.dumps(found))
     other["verdicts"][4 * 5]["figures"]["weighted_f1"]["value"] = 0.123
-    evaluate.write_json(other, places["source"])
-    assert report.main(["--check"], **places) == 1
+    evaluate.write_json(other, places.results)
+    assert report.main(["--check"], places) == 1
 
 
-def test_check_finds_a_missing_chart(places: dict[str, Path]) -> None:
-    report.main([], **places)
-    places["svg"].unlink()
-    assert report.main(["--check"], **places) == 1
-    assert not places["svg"].exists()
+def test_check_finds_a_missing_chart(places: Places) -> None:
+    report.main([], places)
+    places.chart.unlink()
+    assert report.main(["--check"], places) == 1
+    assert not places.chart.exists()
 
 
-def test_a_page_without_markers(
-    places: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    places["readme"].write_text("# Title\n")
-    assert report.main([], **places) == 1
+def test_check_finds_files_trained_anew(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main([], places)
+    base = places.root / "demo" / "base.gguf"
+    base.write_bytes(b"a better one")
+    assert report.main(["--check"], places) == 1
+    assert "results.json was made with another demo/base.gguf; run" in capsys.readouterr().err
+    base.unlink()
+    assert report.main(["--check"], places) == 1
+    assert "demo/base.gguf, which is missing; run `make demo-eval`" in capsys.readouterr().err
+
+
+def test_parity_is_told_and_checked(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"demo/base.gguf": {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()}}
+    record = {"base": "F16", "same": 1499, "total": 1500, "files": files}
+    places.parity.write_text(json.dumps(record))
+    report.main([], places)
+    page = places.readme.read_text()
+    assert "letter by letter, on 1,499 of 1,500 held-out conversations, the others are in" in page
+    assert report.main(["--check"], places) == 0
+    files["demo/base.gguf"]["sha256"] = "0" * 64
+    places.parity.write_text(json.dumps(record))
+    assert report.main(["--check"], places) == 1
+    assert "parity.json was made with another demo/base.gguf" in capsys.readouterr().err
+    record["same"] = 1500
+    places.parity.write_text(json.dumps(record))
+    report.main([], places)
+    assert "1,500 of 1,500 held-out conversations; `make demo-parity`" in places.readme.read_text()
+    places.parity.write_text("{}")
+    assert report.main([], places) == 1
+    assert "parity.json: lacks base, same, total, files" in capsys.readouterr().err
+
+
+def test_a_page_without_markers(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    places.readme.write_text("# Title\n")
+    assert report.main([], places) == 1
     assert "README.md: lacks the markers <!-- demo-results:begin -->" in capsys.readouterr().err
-    assert not places["svg"].exists()
+    assert not places.chart.exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +188,7 @@ def test_a_page_without_markers(
         (None, "cannot be read"),
         ("{", "is not JSON"),
         ("[]", "lacks machine, threads"),
-        ('{"machine": "", "threads": 1, "n": 1}', "lacks verdicts, replies, latency"),
+        ('{"machine": "", "threads": 1, "n": 1}', "lacks files, verdicts, replies, latency"),
     ],
 )
 def test_results_that_are_none(tmp_path: Path, text: str | None, message: str) -> None:
