@@ -163,7 +163,7 @@ def _certainties(examples: Sequence[Any], answers: Answers, seed: int) -> dict[s
         (0.0 if ok else 1.0) if answer is None else certainty(answer)
         for ok, answer in zip(right, answers, strict=True)
     ]
-    targets, given = (list(column) for column in _certainty_columns(examples, answers))
+    targets, given = (list(column) for column in certainty_columns(examples, answers))
     figures = {
         "mae": metrics.mean_absolute_error(targets, given, seed=seed),
         "ece": metrics.expected_calibration_error(sure, right, seed=seed),
@@ -172,7 +172,7 @@ def _certainties(examples: Sequence[Any], answers: Answers, seed: int) -> dict[s
     return figures if area is None else {**figures, "auroc": area}
 
 
-def _certainty_columns(
+def certainty_columns(
     examples: Sequence[Any], answers: Answers
 ) -> tuple[metrics.Column, metrics.Column]:
     """The targets, and the certainties given; an unreadable one is at the farther end."""
@@ -198,8 +198,8 @@ def difference(
         )
 
     if task == "uncertainty":
-        targets, mine = _certainty_columns(examples, ours)
-        return gap(metrics.mae_statistic, targets, mine, _certainty_columns(examples, theirs)[1])
+        targets, mine = certainty_columns(examples, ours)
+        return gap(metrics.mae_statistic, targets, mine, certainty_columns(examples, theirs)[1])
     columns = metrics.label_columns(expected(task, examples), ours, theirs)
     if HEADLINE[task] == "weighted_f1":
         return gap(metrics.f1_statistic, *columns)
