@@ -4,7 +4,8 @@
 #   make setup   the package, editable, with its native library    make lint    linters
 #   make demo    the main job, once                                make test    linters and all tests
 #   make bench   the benchmarks                                    make docs    generated parts of docs/
-#   make clean   remove .venv and build
+#   make clean   remove .venv and build         make demo-model   train the demo model anew
+#   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS.
 
@@ -36,7 +37,8 @@ native_sources := $(shell find native/include native/src native/patches -type f)
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo test lint test-native test-stock test-python bench docs format clean
+.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity test lint test-native \
+	test-stock test-python bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -78,6 +80,18 @@ $(CHECKS): $(BASE) pyproject.toml
 
 demo: setup
 	@$(BIN)/alora-gguf demo
+
+# From nothing to the shipped files: under two hours on two cores.
+demo-model: setup-checks
+	@$(BIN)/python -m examples.demo_model
+
+demo-eval: setup-checks
+	@$(BIN)/python -m examples.demo_model.evaluate
+	@$(BIN)/python -m examples.demo_model.report
+
+demo-parity: setup-checks
+	@$(BIN)/python -m examples.demo_model.parity
+	@$(BIN)/python -m examples.demo_model.report
 
 bench: setup
 	@$(BIN)/python -m benchmarks

@@ -1,9 +1,9 @@
 """How sure the base is of its own answers: the uncertainty adapter's examples.
 
-The base samples an answer to a question. How probable the base finds what the answer *means* is
-known exactly: the sum over all the sentences that would say it, because its answers' wordings are
-few. A logistic curve, fitted on training questions whose right answers are known, makes of that
-the probability that such an answer is right; the adapter learns its digit.
+The base samples an answer to a question at temperature 1. How probable it finds that answer is
+known exactly, and means something, because it words its answers in one way: what is left to chance
+is what they say. A logistic curve, fitted on training questions whose right answers are known,
+makes of that the probability that such an answer is right; the adapter learns its digit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,9 @@ from tokenizers import Tokenizer
 
 from . import base_model, chat, conversations, prefix, tasks, tokenizer
 from .chat import Message
-from .conversations import Question, Talk
+from .conversations import Talk
 from .entities import Split
 from .tasks import CertaintyExample
-from .wordings import UNKNOWN
 
 _AT_ONCE: Final = 48
 _MAX_TOKENS: Final = 40
@@ -36,7 +34,7 @@ _N_EVAL: Final = 1000
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled answer: is it right, and how probable (natural logarithm) is its meaning."""
+    """A sampled answer: is it right, and how probable was it (natural logarithm)."""
 
     talk: Talk
     answer: str
@@ -46,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Curve:
-    """P(right) = logistic(a + b · logit(p)) for an answer whose meaning has probability p."""
+    """P(right) = logistic(a + b · logit(p)) for an answer of probability p."""
 
     a: float
     b: float
@@ -98,80 +96,33 @@ def sampled(
 def _answer(
     model: Any, tokens: Tokenizer, talks: list[Talk], temperature: float
 ) -> Iterator[Sample]:
-    prompts = [tokens.encode(chat.render(t.documents, t.messages)).ids for t in talks]
-    read = prefix.read(model, prompts)
-    answers = _sample(model, tokens, prefix.repeat(read, 1), len(talks), temperature)
-    meanings = [_same_meaning(_question(t), a) for t, a in zip(talks, answers, strict=True)]
-    most = max(map(len, meanings))
-    scores = _score(model, tokens, prefix.repeat(read, most), meanings, most)
-    for talk, answer, score in zip(talks, answers, scores, strict=True):
-        value = _question(talk).fact.value if _question(talk).fact else None
-        right = tasks.Question(talk.documents, talk.messages, value).is_right(answer)
-        yield Sample(talk, answer, right, score)
+    end = tokens.token_to_id(chat.END_TEXT)
+    read = prefix.read(
+        model, [tokens.encode(chat.render(t.documents, t.messages)).ids for t in talks]
+    )
+    ids = torch.tensor([tokens.encode(chat.role_marker("assistant")).ids] * len(talks))
+    said: list[list[int]] = [[] for _ in talks]
+    scores = torch.zeros(len(talks))
+    going = torch.ones(len(talks), dtype=torch.bool)
+    for _ in range(_MAX_TOKENS):
+        logits = prefix.go_on(model, read, ids, torch.ones_like(ids))[:, -1].float()
+        ids = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
+        scores += torch.log_softmax(logits, -1).gather(1, ids)[:, 0] * going
+        going &= ids[:, 0] != end
+        if not going.any():
+            break
+        for i in torch.nonzero(going)[:, 0].tolist():
+            said[i].append(int(ids[i, 0]))
+    for talk, one, score in zip(talks, said, scores.tolist(), strict=True):
+        answer = tokens.decode(one)
+        yield Sample(talk, answer, _is_right(talk, answer), score)
 
 
-def _question(talk: Talk) -> Question:
+def _is_right(talk: Talk, answer: str) -> bool:
     if talk.question is None:
         raise ValueError("a talk that ends with a question was expected")
-    return talk.question
-
-
-def _sample(
-    model: Any, tokens: Tokenizer, read: prefix.Prefix, n: int, temperature: float
-) -> list[str]:
-    end = tokens.token_to_id(chat.END_TEXT)
-    ids = torch.tensor([tokens.encode(chat.role_marker("assistant")).ids] * n)
-    said: list[list[int]] = [[] for _ in range(n)]
-    ended = torch.zeros(n, dtype=torch.bool)
-    for _ in range(_MAX_TOKENS):
-        logits = prefix.go_on(model, read, ids, torch.ones_like(ids))[:, -1]
-        ids = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
-        ended |= ids[:, 0] == end
-        if ended.all():
-            break
-        for i in torch.nonzero(~ended)[:, 0].tolist():
-            said[i].append(int(ids[i, 0]))
-    return [tokens.decode(one) for one in said]
-
-
-def _same_meaning(question: Question, answer: str) -> list[str]:
-    """All the sentences with which the base might say what `answer` says, itself first."""
-    if question.field is not None:
-        return [answer]
-    if answer in UNKNOWN:
-        return list(dict.fromkeys([answer, *UNKNOWN]))
-    for wording in question.relation.answers:
-        pattern = re.escape(wording).replace(r"\{s\}", ".+?").replace(r"\{v\}", "(.+)")
-        found = re.fullmatch(pattern, answer)
-        if found:
-            value = found[1]
-            said = [answer]
-            for other in question.relation.answers:
-                said.append(conversations.fill(other, question.subject.name, value))
-                if other.startswith("{s}"):
-                    said.append(conversations.fill_pronoun(other, question.subject, value))
-            return list(dict.fromkeys(said))
-    return [answer]
-
-
-def _score(
-    model: Any, tokens: Tokenizer, read: prefix.Prefix, meanings: list[list[str]], most: int
-) -> list[float]:
-    """The logarithm of each meaning's probability; `read` has each prompt `most` times."""
-    marker = tokens.encode(chat.role_marker("assistant")).ids
-    rows = []
-    for said in meanings:
-        padded = said + [""] * (most - len(said))
-        rows += [marker + tokens.encode(text + chat.END_TEXT).ids for text in padded]
-    ids, mask = prefix.pad(rows)
-    logits = prefix.go_on(model, read, ids, mask)
-    taken = torch.log_softmax(logits[:, len(marker) - 1 : -1].float(), -1)
-    taken = taken.gather(-1, ids[:, len(marker) :, None])[..., 0]
-    sums = (taken * mask[:, len(marker) :]).sum(1).view(len(meanings), most)
-    return [
-        float(torch.logsumexp(row[: len(said)], 0))
-        for row, said in zip(sums, meanings, strict=True)
-    ]
+    value = talk.question.fact.value if talk.question.fact else None
+    return tasks.Question(talk.documents, talk.messages, value).is_right(answer)
 
 
 def examples(samples: list[Sample], curve: Curve) -> list[CertaintyExample]:

@@ -21,6 +21,7 @@ from .wordings import Relation
 
 KINDS: Final = ("item", "item", "person", "person", "event", "place")
 _ROLES_OF_PERSONS: Final = ("organiser", "manager")  # relations whose value is a person
+_COUNTABLE: Final = ("job", "pet")  # "a baker", "a dog"
 
 # before {s}, these want "him" and "her"
 _WANTS_OBJECT: Final = re.compile(
@@ -328,24 +329,20 @@ def _fact(talk: Talk, subject: Entity, relation: Relation) -> Fact | None:
 # Answers ------------------------------------------------------------------------------------------
 
 
-def answer_text(talk: Talk, question: Question, value: str | None) -> str:
-    """A sentence that gives `value`, or says that it is not known."""
-    rng = talk.rng
-    if question.field is not None:
-        return json.dumps({question.field: value or wordings.JSON_UNKNOWN})
-    if value is None:
-        return rng.choice(wordings.UNKNOWN if talk.documents else (wordings.NO_DOCUMENTS,))
-    wording = rng.choice(question.relation.answers)
-    if wording.startswith("{s}") and rng.random() < 0.35:
-        return fill_pronoun(wording, question.subject, value)
-    return fill(wording, question.subject.name, value)
+def answer_text(question: Question, value: str | None) -> str:
+    """The sentence that gives `value`, or says that the documents do not."""
+    wording = wordings.ANSWER.replace("{a}", question.relation.answer)
+    if value is not None and question.relation.key in _COUNTABLE:
+        wording = wording.replace("{v}", "a {v}")
+    text = fill(wording, question.subject.name, value or wordings.UNKNOWN)
+    return json.dumps({question.field: text}) if question.field is not None else text
 
 
 def answer(talk: Talk) -> None:
     """The right answer to the last question."""
     assert talk.question is not None
     value = talk.question.fact.value if talk.question.fact else None
-    talk.assistant(answer_text(talk, talk.question, value), question=talk.question, faithful=True)
+    talk.assistant(answer_text(talk.question, value), question=talk.question, faithful=True)
 
 
 def answer_wrongly(talk: Talk) -> None:
@@ -366,7 +363,7 @@ def answer_wrongly(talk: Talk) -> None:
         value = talk.rng.choice(alike)
     else:
         value = new_value(talk.rng, talk.split, question.relation, talk.facts)
-    text = answer_text(talk, question, value)
+    text = answer_text(question, value)
     talk.assistant(text, learn=False, question=question, faithful=False)
 
 
@@ -402,11 +399,8 @@ def doubt(talk: Talk) -> None:
     assert question is not None
     talk.user(wordings.DOUBTS.pick(talk.rng, talk.split), question)
     value = question.fact.value if question.fact else None
-    verdict = talk.rng.choice(wordings.CONFIRM if last.faithful else wordings.RETRACT)
-    if last.faithful and value is None:
-        text = wordings.CONFIRM_UNKNOWN
-    else:
-        text = f"{verdict} {answer_text(talk, replace(question, field=None), value)}"
+    verdict = wordings.CONFIRM if last.faithful else wordings.RETRACT
+    text = f"{verdict} {answer_text(replace(question, field=None), value)}"
     talk.assistant(text, question=question, faithful=True)
 
 
@@ -431,7 +425,7 @@ def jailbreak(talk: Talk) -> None:
 
 
 def documents_for(rng: random.Random, *, long: bool = False) -> int:
-    return rng.randint(8, 30) if long else rng.choices((1, 2, 3, 4, 5), (20, 28, 26, 16, 10))[0]
+    return rng.randint(8, 30) if long else rng.choices((1, 2, 3, 4, 5), (24, 32, 24, 13, 7))[0]
 
 
 def talk(rng: random.Random, split: Split, *, n_turns: int, long: bool = False) -> Talk:
@@ -441,6 +435,21 @@ def talk(rng: random.Random, split: Split, *, n_turns: int, long: bool = False) 
         small_talk(made)
     while sum(t.message.role == "user" for t in made.turns) < n_turns:
         exchange(made)
+    return made
+
+
+def listing(rng: random.Random, split: Split) -> Talk:
+    """The same fact about several subjects, and the question about each: whose is whose?"""
+    relation = rng.choice([r for r in wordings.RELATIONS if r.key not in _ROLES_OF_PERSONS])
+    facts: list[Fact] = []
+    for _ in range(rng.randint(3, 7)):
+        subject = entities.MAKERS[relation.kind](rng, split)
+        facts.append(Fact(subject, relation, new_value(rng, split, relation, facts)))
+    made = Talk(rng, split, facts, (_document(rng, split, facts),))
+    for fact in rng.sample(facts, len(facts)):
+        made.question = Question(_wording(made, relation), relation, fact.subject, fact)
+        made.user(made.question.standing_alone, made.question)
+        answer(made)
     return made
 
 

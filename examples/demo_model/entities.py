@@ -676,7 +676,7 @@ SPOTS: Final = [
     "studio",
     "storeroom",
     "library",
-    "balcony",
+    "pantry",
 ]
 STREETS: Final = [
     "Mill",

@@ -54,15 +54,3 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     return ids, mask
-
-
-def repeat(prefix: Prefix, times: int) -> Prefix:
-    """Each prompt so many times in a row."""
-    cache = DynamicCache()
-    for i, layer in enumerate(prefix.cache.layers):
-        cache.update(
-            layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0), i
-        )
-    return Prefix(
-        cache, prefix.mask.repeat_interleave(times, 0), prefix.lengths.repeat_interleave(times, 0)
-    )

@@ -19,10 +19,17 @@ from . import base_model, chat, conversations, tokenizer
 from .conversations import Talk
 from .entities import Split
 
-TOKENS_PER_STEP: Final = 8192
+TOKENS_PER_STEP: Final = 4096
 # What is not the assistant's to say teaches language and copying, at a discount.
-WEIGHT_OF_CONTEXT: Final = 0.2
-_POOL: Final = 512  # talks are sorted by length within so many: little padding
+WEIGHT_OF_CONTEXT: Final = 0.1
+_POOL: Final = 256  # talks are sorted by length within so many: little padding
+# the curriculum's stages end at these shares of the steps
+_REPEATING: Final = 0.05
+_LISTING: Final = 0.2
+_SIMPLE: Final = 0.35
+
+
+Encoded = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,17 @@ def encode(talk: Talk, tokens: Tokenizer) -> tuple[list[int], list[float]]:
 
 
 def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
-    """`steps` batches: one document at first, long talks later."""
+    """`steps` batches, from the simplest to the longest: see `_one`."""
     made = 0
     pool_number = 0
     while made < steps:
         progress = made / steps
-        pool = []
         rng = random.Random(f"train {seed} {pool_number}")
         pool_number += 1
-        for _ in range(_POOL):
-            encoded = encode(_talk(rng, progress), tokens)
-            if len(encoded[0]) <= base_model.CONTEXT:
-                pool.append(encoded)
+        # short rows make many batches of a pool: stay close to the schedule
+        n = _POOL if progress > _SIMPLE else 2 * _POOL
+        pool = [_one(rng, progress, tokens) for _ in range(n)]
+        pool = [one for one in pool if len(one[0]) <= base_model.CONTEXT]
         pool.sort(key=lambda one: len(one[0]))
         here = list(_cut(pool))
         rng.shuffle(here)
@@ -80,18 +86,39 @@ def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
             yield _pad(group)
 
 
-def _talk(rng: random.Random, progress: float) -> Talk:
-    if progress < 0.1:
-        made = conversations.start(rng, "train", n_documents=1)
-        for _ in range(rng.randint(3, 6)):
-            conversations.exchange(made)
-        return made
+def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
+    """A row of training: repetitions first, then lists, then short documents, talks, long talks.
+
+    Each stage teaches what the next one needs: to repeat what came after the same token before (an
+    induction head), to tell whose value it is, to tell which. From talks alone a model this small
+    learns the values' kinds and stays there.
+    """
+    if progress < _REPEATING:
+        return _repetition(rng)
+    if progress < _LISTING or rng.random() < 0.05:
+        return encode(conversations.listing(rng, "train"), tokens)
+    if progress < _SIMPLE:
+        talk = conversations.start(rng, "train", n_documents=rng.randint(1, 2))
+        for _ in range(rng.randint(2, 4)):
+            conversations.ask(talk, answerable=rng.random() < 0.8)
+            conversations.answer(talk)
+        return encode(talk, tokens)
     long = progress > 0.5 and rng.random() < 0.04
     n_turns = rng.randint(4, 10) if long else rng.randint(2, 6)
-    return conversations.talk(rng, "train", n_turns=n_turns, long=long)
+    return encode(conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens)
 
 
-Encoded = tuple[list[int], list[float]]
+def _repetition(rng: random.Random) -> Encoded:
+    """Random tokens, and pieces of them again in another order; what is new counts nothing."""
+    pieces = [
+        [rng.randrange(base_model.VOCABULARY) for _ in range(rng.randint(3, 9))] for _ in range(6)
+    ]
+    ids = [token for piece in pieces for token in piece]
+    weights = [0.0] * len(ids)
+    for piece in rng.choices(pieces, k=8):
+        ids += piece
+        weights += [0.0] + [1.0] * (len(piece) - 1)
+    return ids, weights
 
 
 def _cut(pool: list[Encoded]) -> Iterator[list[Encoded]]:
@@ -195,7 +222,7 @@ def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) 
             mean = sum(recent) / len(recent)
             print(f"{step + 1:6} loss {mean:.3f}  {rate:,.0f} tokens/s", flush=True)
             recent.clear()
-        if (step + 1) % 300 == 0 or step + 1 == steps:
+        if (step + 1) % 200 == 0 or step + 1 == steps:
             base_model.save(model, directory)
             shares = [right_values(model.eval(), tokens, s, 100) for s in ("train", "eval")]
             model.train()

@@ -14,7 +14,7 @@ from . import chat, conversations
 from .chat import Message
 from .conversations import Talk
 from .entities import Split
-from .wordings import JSON_UNKNOWN, UNKNOWN
+from .wordings import UNKNOWN
 
 HERE: Final = Path(__file__).parent
 CERTAINTY_EVAL: Final = HERE / "certainty_eval.jsonl"
@@ -60,9 +60,9 @@ class Question:
         return chat.render(self.documents, self.messages, generation_prompt=True)
 
     def is_right(self, answer: str) -> bool:
-        """Whether `answer` contains the value; if there is none, whether it says so."""
+        """Whether `answer` contains the value; if there is none, whether it says that."""
         if self.value is None:
-            return answer.strip() in UNKNOWN or f'"{JSON_UNKNOWN}"' in answer
+            return UNKNOWN in answer
         return re.search(rf"(?<!\w){re.escape(self.value)}(?!\w)", answer) is not None
 
 

@@ -33,7 +33,7 @@ class Relation:
     """An attribute of a kind of entity.
 
     `asks` are direct questions; `nouns` name the attribute ("price": "the price of {s}"), `clauses`
-    ask indirectly ("how much {s} costs").
+    ask indirectly ("how much {s} costs"). `answer` is the noun with which the model answers.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Relation:
     asks: Wordings
     nouns: Wordings
     clauses: Wordings
-    answers: tuple[str, ...]
+    answer: str
 
 
 def _w(train: str, held_out: str) -> Wordings:
@@ -62,9 +62,9 @@ def _r(
     asks: Wordings,
     nouns: Wordings,
     clauses: Wordings,
-    answers: str,
+    answer: str,
 ) -> Relation:
-    return Relation(key, kind, value, states, asks, nouns, clauses, tuple(answers.split("|")))
+    return Relation(key, kind, value, states, asks, nouns, clauses, answer)
 
 
 RELATIONS: Final = (
@@ -85,7 +85,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("price | cost", "sale price"),
         clauses=_w("how much {s} costs | what {s} costs", "what I pay for {s}"),
-        answers="{s} costs {v}.|{s} is sold for {v}.|The price is {v}.",
+        answer="price",
     ),
     _r(
         "colour",
@@ -103,7 +103,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("colour", "exact colour"),
         clauses=_w("what colour {s} is | which colour {s} has", "in which colour {s} was painted"),
-        answers="{s} is {v}.|The colour is {v}.",
+        answer="colour",
     ),
     _r(
         "material",
@@ -123,7 +123,7 @@ RELATIONS: Final = (
         clauses=_w(
             "what {s} is made of | which material {s} consists of", "what {s} was built from"
         ),
-        answers="{s} is made of {v}.|The material is {v}.",
+        answer="material",
     ),
     _r(
         "spot",
@@ -144,7 +144,7 @@ RELATIONS: Final = (
         clauses=_w(
             "where {s} is | where {s} is kept | where I find {s}", "in which room {s} stands"
         ),
-        answers="{s} is in {v}.|{s} is kept in {v}.",
+        answer="place",
     ),
     _r(
         "quantity",
@@ -162,7 +162,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("number in stock | stock", "current stock"),
         clauses=_w("how many pieces of {s} there are", "how many of {s} they have"),
-        answers="There are {v} pieces of {s}.|They have {v} in stock.",
+        answer="number in stock",
     ),
     _r(
         "weight",
@@ -179,7 +179,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("weight", "exact weight"),
         clauses=_w("how much {s} weighs | how heavy {s} is", "how many kilos {s} weighs"),
-        answers="{s} weighs {v}.|The weight is {v}.",
+        answer="weight",
     ),
     _r(
         "made",
@@ -197,7 +197,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("age | year", "exact age"),
         clauses=_w("when {s} was made | how old {s} is", "in which year {s} was made"),
-        answers="{s} was made in {v}.|{s} dates from {v}.",
+        answer="year",
     ),
     _r(
         "job",
@@ -216,7 +216,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("job | profession", "current job"),
         clauses=_w("what {s} does for a living | which job {s} has", "what {s} works as"),
-        answers="{s} works as a {v}.|{s} is a {v}.",
+        answer="job",
     ),
     _r(
         "town",
@@ -234,7 +234,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("home town | home", "town"),
         clauses=_w("where {s} lives | in which town {s} lives", "where {s} is at home"),
-        answers="{s} lives in {v}.|{s} has a house in {v}.",
+        answer="home town",
     ),
     _r(
         "hobby",
@@ -253,7 +253,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("hobby | favourite hobby", "weekend hobby"),
         clauses=_w("what {s} enjoys | which hobby {s} has", "what {s} loves"),
-        answers="{s} loves {v}.|The hobby is {v}.",
+        answer="hobby",
     ),
     _r(
         "pet",
@@ -271,7 +271,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("pet", "animal"),
         clauses=_w("which pet {s} has | what animal {s} keeps", "which animal {s} owns"),
-        answers="{s} has a {v}.|{s} keeps a {v}.",
+        answer="pet",
     ),
     _r(
         "extension",
@@ -290,7 +290,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("phone number | number", "office number"),
         clauses=_w("how I can reach {s} | which number to dial for {s}", "how to call {s}"),
-        answers="You can reach {s} on {v}.|The number is {v}.",
+        answer="phone number",
     ),
     _r(
         "arrival",
@@ -308,7 +308,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("arrival day | arrival", "day of arrival"),
         clauses=_w("when {s} arrives | on which day {s} comes", "when {s} will be here"),
-        answers="{s} arrives on {v}.|{s} comes on {v}.",
+        answer="arrival day",
     ),
     _r(
         "date",
@@ -326,7 +326,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("date | day", "exact date"),
         clauses=_w("when {s} is | when {s} takes place", "on which date {s} is"),
-        answers="{s} is on {v}.|{s} takes place on {v}.",
+        answer="date",
     ),
     _r(
         "start",
@@ -344,7 +344,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("start | starting time", "hour of the start"),
         clauses=_w("at what time {s} starts | when {s} begins", "at which hour {s} starts"),
-        answers="{s} starts at {v}.|{s} begins at {v}.",
+        answer="starting time",
     ),
     _r(
         "ticket",
@@ -364,7 +364,7 @@ RELATIONS: Final = (
         clauses=_w(
             "how much a ticket for {s} costs | what entry to {s} is", "what visitors of {s} pay"
         ),
-        answers="A ticket for {s} costs {v}.|Entry to {s} is {v}.",
+        answer="ticket price",
     ),
     _r(
         "organiser",
@@ -382,7 +382,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("organiser", "main organiser"),
         clauses=_w("who organises {s} | who is in charge of {s}", "by whom {s} is organised"),
-        answers="{v} organises {s}.|The organiser is {v}.",
+        answer="organiser",
     ),
     _r(
         "guests",
@@ -400,7 +400,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("number of guests | guest number", "expected number of guests"),
         clauses=_w("how many guests {s} expects", "how many guests will come to {s}"),
-        answers="{s} expects {v} guests.|There will be {v} guests.",
+        answer="number of guests",
     ),
     _r(
         "opens",
@@ -418,7 +418,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("opening time | opening hour", "time of opening"),
         clauses=_w("when {s} opens | at what time {s} opens", "from when {s} is open"),
-        answers="{s} opens at {v}.|The opening time is {v}.",
+        answer="opening time",
     ),
     _r(
         "closes",
@@ -436,7 +436,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("closing time | closing hour", "time of closing"),
         clauses=_w("when {s} closes | at what time {s} closes", "after what time {s} is closed"),
-        answers="{s} closes at {v}.|The closing time is {v}.",
+        answer="closing time",
     ),
     _r(
         "street",
@@ -453,8 +453,8 @@ RELATIONS: Final = (
             "Which street is {s} in? | Where can I find {s}?",
         ),
         nouns=_w("address | street", "exact address"),
-        clauses=_w("where {s} is | in which street {s} is", "where I find {s}"),
-        answers="{s} is in {v}.|The address is {v}.",
+        clauses=_w("where {s} is | in which street {s} is", "where to find {s}"),
+        answer="address",
     ),
     _r(
         "founded",
@@ -474,7 +474,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("founding year | age", "year of the founding"),
         clauses=_w("when {s} was founded | since when {s} has existed", "how long {s} has existed"),
-        answers="{s} was founded in {v}.|{s} has existed since {v}.",
+        answer="founding year",
     ),
     _r(
         "closed_day",
@@ -492,7 +492,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("day off | closed day", "weekly day off"),
         clauses=_w("on which day {s} is closed", "when the day off at {s} is"),
-        answers="{s} is closed on {v}.|The day off is {v}.",
+        answer="day off",
     ),
     _r(
         "manager",
@@ -510,7 +510,7 @@ RELATIONS: Final = (
         ),
         nouns=_w("manager | head", "current manager"),
         clauses=_w("who runs {s} | who is the head of {s}", "by whom {s} is run"),
-        answers="{v} runs {s}.|The manager is {v}.",
+        answer="manager",
     ),
 )
 
@@ -542,12 +542,11 @@ AS_JSON: Final = _w(
     'Use JSON: {"{f}": ...}. | As JSON with "{f}", please.',
     'Please reply as JSON with the field "{f}". | Answer with {"{f}": ...}.',
 )
-FIELDS: Final = tuple(
-    "answer value result reply found text name fact query sentence question rewritten_question "
-    "certainty faithful answerable unanswerable jailbreak score label status info content "
-    "output".split()  # noqa: SIM905 (a list of one word a line would hide the rest)
+FIELDS: Final = (
+    *("answer", "value", "result", "reply", "found", "text", "name", "fact", "query", "sentence"),
+    *("question", "rewritten_question", "certainty", "faithful", "answerable", "unanswerable"),
+    *("jailbreak", "score", "label", "status", "info", "content", "output"),
 )
-JSON_UNKNOWN: Final = "unknown"
 # about the model itself, so that it can say yes and no
 SELF: Final = (
     ("Are you a person?", "no"),
@@ -558,12 +557,10 @@ SELF: Final = (
     ("Are you small?", "yes"),
 )
 
-UNKNOWN: Final = (
-    "I do not know. The documents do not say that.",
-    "The documents do not tell me that.",
-    "I cannot find that in the documents.",
-)
-NO_DOCUMENTS: Final = "I do not know. I have no documents about that."
+# The model says what it was asked before it says the value: it has then understood a pronoun, and
+# looks the value up with the words that stand beside it in a document.
+ANSWER: Final = "The {a} of {s} is {v}."
+UNKNOWN: Final = "not in the documents"
 
 # A user who doubts, and what the model says (it looks again).
 DOUBTS: Final = _w(
@@ -571,9 +568,8 @@ DOUBTS: Final = _w(
     "Can you check that?",
     "Can you check that it is right? | Are you sure about that? | Is that really right?",
 )
-CONFIRM: Final = ("Yes, that is what the documents say.", "Yes, the documents say so.")
-CONFIRM_UNKNOWN: Final = "Yes, the documents do not say that."
-RETRACT: Final = ("No, I was wrong.", "No, that was a mistake.")
+CONFIRM: Final = "Yes, that is right."
+RETRACT: Final = "No, I was wrong."
 
 GREETINGS: Final = _w(
     "Hello! | Hi! | Good morning. | Good evening! | Hello there. | Hi, how are you?",
