@@ -60,7 +60,7 @@ DOCUMENTS: Final = (
     "The Vern bank opens at 8:45. It was founded in 1926. The Vern bank is in Tower Street.",
 )
 
-_NOT_SAID: Final = ("do not know", "do not say", "do not tell", "cannot find")
+_NOT_SAID: Final = ("not in the documents",)
 
 TURNS: Final = (
     Turn(
