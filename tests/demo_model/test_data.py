@@ -145,7 +145,7 @@ def test_a_pronoun_takes_the_place_of_a_person(wording: str, said: str) -> None:
     assert conversations.fill_pronoun(wording, mara) == said
 
 
-# The intrinsics' examples --------------------------------------------------------------------------
+# The intrinsics' examples -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", SAMPLED)
