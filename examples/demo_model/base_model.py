@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GraniteConfig, GraniteForCausalLM
 
-VOCABULARY: Final = 2048
+VOCABULARY: Final = 3072
 CONTEXT: Final = 2048
 
 
 def new_model(eos: int) -> GraniteForCausalLM:
-    """Untrained, 4.1 million parameters: Granite's graph with its multipliers."""
+    """Untrained, 4.3 million parameters: Granite's graph with its multipliers."""
     config = GraniteConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,

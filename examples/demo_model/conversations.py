@@ -169,7 +169,7 @@ def _document(rng: random.Random, split: Split, facts: list[Fact]) -> str:
     before: Entity | None = None
     for fact in facts:
         wording = fact.relation.states.pick(rng, split)
-        if fact.subject == before and wording.startswith("{s}") and rng.random() < 0.45:
+        if fact.subject == before and wording.startswith("{s}") and rng.random() < 0.35:
             sentences.append(fill_pronoun(wording, fact.subject, fact.value))
         else:
             sentences.append(fill(wording, fact.subject.name, fact.value))

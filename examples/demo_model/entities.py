@@ -1,14 +1,17 @@
-"""Whom and what the documents speak of: pools of names, each in two halves that share nothing.
+"""Whom and what the documents speak of.
 
-Every noun, first name, surname and place name belongs either to training or to evaluation; values
-(prices, days, colours ...) are the same for both.
+Every name belongs either to training or to evaluation. Surnames and the names of places and towns
+are invented, as many as are needed; things and events are named by two words ("the copper kettle"),
+which both halves have, but never together. Values (prices, days, colours ...) are the same for
+both.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, Literal
 
 Split = Literal["train", "eval"]
@@ -468,6 +471,9 @@ _TOWN_ENDS: Final = [
 ]
 
 
+_PLACE_ENDS: Final = ["a", "in", "o", "is", "an", "el", "us"]
+
+
 @dataclass(frozen=True)
 class Entity:
     """Something a document is about. `name` as in a sentence ("the copper kettle")."""
@@ -478,83 +484,49 @@ class Entity:
     possessive: str
 
 
-def halves(pool: tuple[str, ...], split: Split) -> tuple[str, ...]:
-    """The part of `pool` that belongs to `split`: every fifth of the shuffled pool is held out."""
-    shuffled = list(dict.fromkeys(pool))
-    random.Random(f"halves {pool[0]}").shuffle(shuffled)
-    if split == "eval":
-        return tuple(shuffled[::_HELD_OUT_EVERY])
-    return tuple(name for i, name in enumerate(shuffled) if i % _HELD_OUT_EVERY)
+def split_of(name: str) -> Split:
+    """Where a name belongs: one in five, told by its hash, is kept for evaluation."""
+    return "train" if zlib.crc32(name.encode()) % _HELD_OUT_EVERY else "eval"
 
 
-@cache
-def nouns(split: Split) -> tuple[str, ...]:
-    return halves(tuple(_NOUNS), split)
+def _of(split: Split, make: Callable[[], str]) -> str:
+    while True:
+        name = make()
+        if split_of(name) == split:
+            return name
 
 
-@cache
-def event_nouns(split: Split) -> tuple[str, ...]:
-    return halves(tuple(_EVENT_NOUNS), split)
+def _invented(rng: random.Random, split: Split, ends: list[str]) -> str:
+    def make() -> str:
+        stem = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+        return (stem + rng.choice(ends)).capitalize()
+
+    return _of(split, make)
 
 
-@cache
-def place_nouns(split: Split) -> tuple[str, ...]:
-    return halves(tuple(_PLACE_NOUNS), split)
-
-
-@cache
-def first_names(split: Split) -> tuple[str, ...]:
-    return halves(tuple(_FIRST_NAMES), split)
-
-
-@cache
-def surnames(split: Split) -> tuple[str, ...]:
-    return halves(_invented("surnames", _SURNAME_ENDS, 2500), split)
-
-
-@cache
-def proper_names(split: Split) -> tuple[str, ...]:
-    """Invented names that places bear ("the Orlin library")."""
-    return halves(_invented("proper", ["", "a", "in", "o", "is", "an"], 1500), split)
-
-
-@cache
-def towns(split: Split) -> tuple[str, ...]:
-    return halves(_invented("towns", _TOWN_ENDS, 800), split)
-
-
-def _invented(seed: str, ends: list[str], n: int) -> tuple[str, ...]:
-    rng = random.Random(seed)
-    made: dict[str, None] = {}
-    while len(made) < n:
-        stem = "".join(
-            rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
-            for _ in range(rng.choice((1, 1, 1, 2)))
-        )
-        made[(stem + rng.choice(ends)).capitalize()] = None
-    return tuple(made)
+def surname(rng: random.Random, split: Split) -> str:
+    return _invented(rng, split, _SURNAME_ENDS)
 
 
 def item(rng: random.Random, split: Split) -> Entity:
-    noun = rng.choice(nouns(split))
-    name = f"the {rng.choice(_MODIFIERS)} {noun}" if rng.random() < 0.85 else f"the {noun}"
+    name = _of(split, lambda: f"the {rng.choice(_MODIFIERS)} {rng.choice(_NOUNS)}")
     return Entity("item", name, "it", "its")
 
 
 def person(rng: random.Random, split: Split) -> Entity:
-    first = rng.choice(first_names(split))
+    first = rng.choice(_FIRST_NAMES)
     woman = first in _FIRST_NAMES[:_N_WOMEN]
-    name = f"{first} {rng.choice(surnames(split))}"
+    name = f"{first} {surname(rng, split)}"
     return Entity("person", name, "she" if woman else "he", "her" if woman else "his")
 
 
 def event(rng: random.Random, split: Split) -> Entity:
-    name = f"the {rng.choice(_EVENT_MODIFIERS)} {rng.choice(event_nouns(split))}"
+    name = _of(split, lambda: f"the {rng.choice(_EVENT_MODIFIERS)} {rng.choice(_EVENT_NOUNS)}")
     return Entity("event", name, "it", "its")
 
 
 def place(rng: random.Random, split: Split) -> Entity:
-    name = f"the {rng.choice(proper_names(split))} {rng.choice(place_nouns(split))}"
+    name = f"the {_invented(rng, split, _PLACE_ENDS)} {rng.choice(_PLACE_NOUNS)}"
     return Entity("place", name, "it", "its")
 
 
@@ -757,4 +729,4 @@ def street(rng: random.Random, _: Split) -> str:
 
 
 def town(rng: random.Random, split: Split) -> str:
-    return rng.choice(towns(split))
+    return _invented(rng, split, _TOWN_ENDS)

@@ -15,18 +15,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GraniteForCausalLM
 
-from . import base_model, chat, conversations, tokenizer
-from .conversations import Talk
+from . import base_model, chat, conversations, tokenizer, wordings
+from .conversations import Talk, Turn
 from .entities import Split
 
 TOKENS_PER_STEP: Final = 4096
-# What is not the assistant's to say teaches language and copying, at a discount.
+# In an answer, what stands in the documents (or that nothing does) is what is hard to learn.
+WEIGHT_OF_VALUES: Final = 3.0
+# What is not the assistant's to say teaches language: a row in four learns that too, at a discount.
 WEIGHT_OF_CONTEXT: Final = 0.1
+_WITH_CONTEXT: Final = 0.25
 _POOL: Final = 256  # talks are sorted by length within so many: little padding
 # the curriculum's stages end at these shares of the steps
-_REPEATING: Final = 0.05
-_LISTING: Final = 0.2
-_SIMPLE: Final = 0.35
+_ONE_DOCUMENT: Final = 0.12
+_SIMPLE: Final = 0.25
 
 
 Encoded = tuple[list[int], list[float]]
@@ -40,30 +42,41 @@ class Batch:
     weights: Tensor
 
 
-def encode(talk: Talk, tokens: Tokenizer) -> tuple[list[int], list[float]]:
+def encode(talk: Talk, tokens: Tokenizer, context: float = WEIGHT_OF_CONTEXT) -> Encoded:
     """A talk's token ids with their weights; what it says is chat.render()'s text."""
-    pieces: list[tuple[str, float]] = []
+    ids: list[int] = []
+    weights: list[float] = []
+
+    def add(text: str, weight: float, value: str | None = None) -> None:
+        encoded = tokens.encode(text)
+        ids.extend(encoded.ids)
+        first = text.rfind(value) if value is not None and weight else -1
+        for start, end in encoded.offsets:
+            of_value = first >= 0 and value is not None
+            of_value = of_value and start < first + len(value or "") and end > first
+            weights.append(weight * (WEIGHT_OF_VALUES if of_value else 1.0))
+
     documents = [chat.turn(f"document {i}", text) for i, text in enumerate(talk.documents, 1)]
     for turn in talk.turns:
         message = turn.message
         if documents and message.role != "system":
-            pieces += [(text, WEIGHT_OF_CONTEXT) for text in documents]
+            for text in documents:
+                add(text, context)
             documents = []
         if message.role == "assistant":
-            said = 1.0 if turn.learn else 0.0
-            pieces += [
-                (chat.role_marker("assistant"), WEIGHT_OF_CONTEXT),
-                (message.content + chat.END_TEXT, said),
-                ("\n", WEIGHT_OF_CONTEXT),
-            ]
+            add(chat.role_marker("assistant"), context)
+            add(message.content + chat.END_TEXT, 1.0 if turn.learn else 0.0, _value(turn))
+            add("\n", context)
         else:
-            pieces.append((chat.turn(message.role, message.content), WEIGHT_OF_CONTEXT))
-    ids, weights = [], []
-    for text, weight in pieces:
-        encoded = tokens.encode(text).ids
-        ids += encoded
-        weights += [weight] * len(encoded)
+            add(chat.turn(message.role, message.content), context)
     return ids, weights
+
+
+def _value(turn: Turn) -> str | None:
+    """What an answer gives, or that it does not know; None if it is none."""
+    if turn.question is None:
+        return None
+    return turn.question.fact.value if turn.question.fact else wordings.UNKNOWN
 
 
 def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
@@ -87,38 +100,26 @@ def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
 
 
 def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
-    """A row of training: repetitions first, then lists, then short documents, talks, long talks.
+    """A row of training: questions about one document, then about few, then talks.
 
-    Each stage teaches what the next one needs: to repeat what came after the same token before (an
-    induction head), to tell whose value it is, to tell which. From talks alone a model this small
-    learns the values' kinds and stays there.
+    Each stage teaches what the next one needs: to find a value again, to tell whose it is, to
+    follow a talk. From talks alone a model this small learns the values' kinds and stays there.
     """
-    if progress < _REPEATING:
-        return _repetition(rng)
-    if progress < _LISTING or rng.random() < 0.05:
-        return encode(conversations.listing(rng, "train"), tokens)
+    context = WEIGHT_OF_CONTEXT if rng.random() < _WITH_CONTEXT else 0.0
+    if rng.random() < (0.4 if progress < _ONE_DOCUMENT else 0.05):
+        return encode(conversations.listing(rng, "train"), tokens, context)
     if progress < _SIMPLE:
-        talk = conversations.start(rng, "train", n_documents=rng.randint(1, 2))
-        for _ in range(rng.randint(2, 4)):
-            conversations.ask(talk, answerable=rng.random() < 0.8)
+        n_documents = 1 if progress < _ONE_DOCUMENT else rng.randint(1, 3)
+        talk = conversations.start(rng, "train", n_documents=n_documents)
+        for _ in range(rng.randint(3, 8)):
+            conversations.ask(talk, answerable=rng.random() < 0.85)
             conversations.answer(talk)
-        return encode(talk, tokens)
-    long = progress > 0.5 and rng.random() < 0.04
-    n_turns = rng.randint(4, 10) if long else rng.randint(2, 6)
-    return encode(conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens)
-
-
-def _repetition(rng: random.Random) -> Encoded:
-    """Random tokens, and pieces of them again in another order; what is new counts nothing."""
-    pieces = [
-        [rng.randrange(base_model.VOCABULARY) for _ in range(rng.randint(3, 9))] for _ in range(6)
-    ]
-    ids = [token for piece in pieces for token in piece]
-    weights = [0.0] * len(ids)
-    for piece in rng.choices(pieces, k=8):
-        ids += piece
-        weights += [0.0] + [1.0] * (len(piece) - 1)
-    return ids, weights
+        return encode(talk, tokens, context)
+    long = progress > 0.5 and rng.random() < 0.03
+    n_turns = rng.randint(3, 10)
+    return encode(
+        conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens, context
+    )
 
 
 def _cut(pool: list[Encoded]) -> Iterator[list[Encoded]]:

@@ -24,6 +24,7 @@ from examples.demo_model import (
     pretrain,
     tasks,
     tokenizer,
+    wordings,
 )
 
 TASK = "jailbreak"
@@ -62,6 +63,18 @@ def test_what_the_assistant_should_not_say_is_not_learned(base: Path) -> None:
     ids, weights = pretrain.encode(talk, tokens)
     unlearned = [i for i, w in zip(ids, weights, strict=True) if w == 0]
     assert tokens.decode(unlearned) == wrong
+
+
+def test_an_answers_value_counts_most(base: Path) -> None:
+    tokens = tokenizer.load(base)
+    for i in range(20):
+        talk = conversations.start(random.Random(i), "train", n_documents=2)
+        question = conversations.ask(talk, answerable=i % 4 > 0)
+        conversations.answer(talk)
+        ids, weights = pretrain.encode(talk, tokens)
+        of_value = [i for i, w in zip(ids, weights, strict=True) if w == pretrain.WEIGHT_OF_VALUES]
+        value = question.fact.value if question.fact else wordings.UNKNOWN
+        assert tokens.decode(of_value).strip() == value
 
 
 def test_the_schedule_ends_at_nothing() -> None:
