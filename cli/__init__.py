@@ -19,7 +19,7 @@ from .text import printable_lines
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`
 _COMMANDS = {
     "convert": "Turn a PEFT adapter into an adapter GGUF.",
-    "demo": "Ask several adapters about one cached conversation, and show what that costs.",
+    "demo": "Chat with a small model while five adapters judge what is said.",
     "inspect": "Say what an adapter's or a base's GGUF holds.",
 }
 

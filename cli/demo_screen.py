@@ -1,0 +1,221 @@
+"""What a person sees of the demo, in 80 columns; colour only where a terminal can show it."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .text import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alora_gguf import Timings, Verdict
+    from alora_gguf.demo.script import Turn
+
+    from .demo_compare import Comparison
+    from .demo_verdicts import Reading
+
+_WIDTH: Final = 80
+_LABEL: Final = 13  # of a line of the conversation: "  assistant  "
+_NAME: Final = 17  # of a line of a table: "  answerability  "
+_COLOURS: Final = {True: "green", False: "yellow", None: "cyan"}
+
+
+class Screen:
+    """Prints the demo as it happens. A `quiet` one prints nothing."""
+
+    def __init__(self, *, quiet: bool = False, colour: bool | None = None) -> None:
+        """`colour` None: if the output is a terminal."""
+        self._quiet = quiet
+        self._colour = colour
+        self._words = ""
+        self._column = 0
+
+    # The conversation ----------------------------------------------------------------------------
+
+    def opening(self, n_parameters: int, nbytes: int) -> None:
+        """What is going to be seen."""
+        self._line("A small chat model, and five adapters that judge what is said.", bold=True)
+        self._paragraph(
+            f"Base and adapters come with alora-gguf: {nbytes / 1e6:.1f} MB, of which the base has "
+            f"{n_parameters / 1e6:.1f} million parameters. It was trained from scratch to chat "
+            "about short documents, and sometimes it errs. Answers and times are made now, on this "
+            "machine. Under each turn: what adapters say of it, and how long they took."
+        )
+
+    def documents(self, shown: Sequence[str], n_more: int, n_tokens: int, timings: Timings) -> None:
+        """The documents that the conversation is about."""
+        self._line()
+        self._line("The documents", bold=True)
+        for number, text in enumerate(shown, 1):
+            self._wrapped(f"  {number:<3}", text)
+        more = f"and {n_more} more; " if n_more else ""
+        self._line(f"     {more}{n_tokens} tokens, read once, in {_ms(timings.total)}", dim=True)
+
+    def question(self, turn: Turn) -> None:
+        """The user's turn."""
+        self._line()
+        self._line(turn.shows, bold=True)
+        self._wrapped(f"{'  user':{_LABEL}}", turn.question)
+
+    def answer_begins(self) -> None:
+        """The assistant's turn, whose pieces follow."""
+        label = f"{'  assistant':{_LABEL}}"
+        self._echo(label)
+        self._column = len(label)
+
+    def piece(self, text: str) -> None:
+        """A piece of the assistant's answer; words appear when they are whole."""
+        *words, self._words = f"{self._words}{printable(text)}".split(" ")
+        for word in words:
+            self._word(word)
+
+    def answer_ends(self, turn: Turn, answer: str) -> None:
+        """The end of the answer, and the truth if that was another."""
+        self._word(self._words)
+        self._words = ""
+        self._line()
+        if not turn.is_right(answer):
+            self._line(f"{'':{_LABEL}}(The base errs: {turn.truth}.)", fg="yellow")
+
+    def badges(self, verdicts: Iterable[tuple[Verdict, Reading]]) -> None:
+        """Verdicts in a word or two, and the time until the last was complete."""
+        pairs = list(verdicts)
+        if pairs:
+            took = _ms(max(verdict.timings.total for verdict, _ in pairs))
+            self._echo(f"{took:>{_LABEL - 2}}  ", dim=True)
+            self._flow([(reading.badge, _COLOURS[reading.good]) for _, reading in pairs])
+
+    # The evidence --------------------------------------------------------------------------------
+
+    def verdicts(self, verdicts: Iterable[tuple[str, Verdict, Reading]]) -> None:
+        """All five: in a sentence, with the adapter's answer as it is."""
+        self._line()
+        for name, verdict, reading in verdicts:
+            raw = printable(verdict.text)
+            self._echo(f"  {name:{_NAME - 2}}")
+            self._echo(reading.words, fg=_COLOURS[reading.good])
+            gap = max(2, 60 - _NAME - len(reading.words))
+            if _NAME + len(reading.words) + gap + len(raw) <= _WIDTH:
+                self._line(f"{'':{gap}}{raw}", dim=True)
+            else:
+                self._line()
+                self._wrapped(f"{'':{_NAME}}", raw, dim=True)
+
+    def comparison(self, result: Comparison, *, threads: int, base_untouched: bool) -> None:
+        """What those five cost, and would have cost with plain LoRAs."""
+        alora, lora = result.alora, result.lora
+        self._line()
+        self._line(f"What these five verdicts cost, on {_count(threads, 'thread')}", bold=True)
+        head = f"{'reused':>7}{'read':>6}{'first token':>13}"
+        self._line(
+            f"{'':{_NAME}}{'aLoRA, all in one batch':>{len(head)}}"
+            f"{'plain LoRA, one by one':>{len(head) + 4}}"
+        )
+        self._line(f"{'':{_NAME}}{head}    {head}", dim=True)
+        for name in alora.timings:
+            cells = [_costs(side.timings[name]) for side in (alora, lora)]
+            self._line(f"  {name:{_NAME - 2}}{cells[0]}    {cells[1]}")
+        cells = [f"{side.evaluated:>13}{_ms(side.seconds):>13}" for side in (alora, lora)]
+        self._line(f"  {'all, to the end':{_NAME - 2}}{cells[0]}    {cells[1]}", bold=True)
+        self._line()
+        ratio = result.times_as_fast
+        self._line(
+            f"{ratio:.{0 if ratio >= 10 else 1}f} times as fast, reading {alora.evaluated} tokens "
+            f"instead of {lora.evaluated}.",
+            fg="green",
+            bold=True,
+        )
+        self._paragraph(
+            "An aLoRA changes the model from its invocation on, so what the base has read serves "
+            "it. A plain LoRA changes every token, and must read all anew: the longer the "
+            "conversation, the longer that takes. (Timed with these adapters' weights, on from the "
+            f"first token; medians of {result.runs} runs.)"
+        )
+        if base_untouched:
+            self._paragraph(
+                f"The conversation's {result.n_tokens} cells are byte for byte what they were."
+            )
+        else:
+            self._line(
+                f"The conversation's {result.n_tokens} cells are NOT what they were.", fg="red"
+            )
+
+    def next_commands(self, adapter: Path) -> None:
+        """Where to go from here."""
+        self._line()
+        self._line("Next", bold=True)
+        self._line("  alora-gguf convert --help    adapters of your own")
+        self._line(f"  alora-gguf inspect {shlex.quote(str(adapter))}")
+
+    # Lines ---------------------------------------------------------------------------------------
+
+    def _echo(
+        self, text: str, *, fg: str | None = None, bold: bool = False, dim: bool = False
+    ) -> None:
+        if not self._quiet:
+            if fg or bold or dim:
+                text = click.style(text, fg=fg, bold=bold or None, dim=dim or None)
+            click.echo(text, nl=False, color=self._colour)
+
+    def _line(
+        self, text: str = "", *, fg: str | None = None, bold: bool = False, dim: bool = False
+    ) -> None:
+        if text:
+            self._echo(text, fg=fg, bold=bold, dim=dim)
+        self._echo("\n")
+
+    def _word(self, word: str) -> None:
+        """A word of the answer, on the next line if it does not fit on this one."""
+        while word:
+            if self._column > _LABEL and self._column + 1 + len(word) > _WIDTH:
+                self._echo(f"\n{'':{_LABEL}}")
+                self._column = _LABEL
+            room = _WIDTH - _LABEL  # what is longer than a whole line is broken
+            text = f" {word}" if self._column > _LABEL else word[:room]
+            word = "" if self._column > _LABEL else word[room:]
+            self._echo(text)
+            self._column += len(text)
+
+    def _flow(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Texts and their colours behind a label, side by side as far as they fit."""
+        column = _LABEL
+        for i, (part, colour) in enumerate(parts):
+            text = printable(part)
+            if i and column + 2 + len(text) > _WIDTH:
+                self._echo(f",\n{'':{_LABEL}}")
+                column = _LABEL
+            elif i:
+                self._echo(", ")
+                column += 2
+            self._echo(text, fg=colour)
+            column += len(text)
+        self._line()
+
+    def _wrapped(self, start: str, text: str, *, dim: bool = False) -> None:
+        lines = textwrap.wrap(
+            printable(text), _WIDTH, initial_indent=start, subsequent_indent=" " * len(start)
+        )
+        for line in lines or [start.rstrip()]:
+            self._line(line, dim=dim)
+
+    def _paragraph(self, text: str) -> None:
+        for line in textwrap.wrap(text, _WIDTH):
+            self._line(line)
+
+
+def _costs(timings: Timings) -> str:
+    return f"{timings.reused:>7}{timings.evaluated:>6}{_ms(timings.first_token or 0.0):>13}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
