@@ -200,18 +200,17 @@ class _Vocabulary:
 
 
 def _check_splitting(path: Path, tokenizer: dict[str, Any]) -> None:
-    """Only this splitting is what llama.cpp does for the name `refact`."""
+    """Only this splitting is what llama.cpp does for the name `gpt-2`."""
     kind = (tokenizer.get("model") or {}).get("type")
     if kind != "BPE":
         raise FileFormatError(f"{path}: its model is of the type {kind!r}, expected 'BPE'")
-    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
-    keys = ("type", "individual_digits", "add_prefix_space", "use_regex")
-    found = [tuple(step.get(key) for key in keys) for step in steps]
-    wanted = [("Digits", True, None, None), ("ByteLevel", None, False, True)]
-    if found != wanted or tokenizer.get("normalizer") is not None:
+    splitting = tokenizer.get("pre_tokenizer") or {}
+    found = tuple(splitting.get(key) for key in ("type", "add_prefix_space", "use_regex"))
+    if found != ("ByteLevel", False, True) or tokenizer.get("normalizer") is not None:
         raise FileFormatError(
-            f"{path}: its pre_tokenizer is {steps}, its normalizer {tokenizer.get('normalizer')}; "
-            "expected single digits, then ByteLevel, and none; train it with tokenizer.train"
+            f"{path}: its pre_tokenizer is {splitting}, its normalizer "
+            f"{tokenizer.get('normalizer')}; expected ByteLevel with GPT-2's expression and no "
+            "prefix space, and none; train it with tokenizer.train"
         )
 
 
@@ -272,7 +271,7 @@ def _add_shape(writer: GGUFWriter, config: _Config) -> None:
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: _Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("refact")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)

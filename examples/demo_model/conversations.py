@@ -73,6 +73,7 @@ class Talk:
     split: Split
     facts: list[Fact]
     documents: tuple[str, ...]
+    sentences: tuple[tuple[Entity, str], ...]  # of the documents, fillers left out
     turns: list[Turn] = field(default_factory=list)
     question: Question | None = None  # the last one
 
@@ -114,7 +115,7 @@ def fill_pronoun(wording: str, subject: Entity, value: str = "") -> str:
 
 def start(rng: random.Random, split: Split, *, n_documents: int) -> Talk:
     """A talk with documents and no turn yet."""
-    facts, documents = [], []
+    facts, documents, sentences = [], [], []
     taken: set[str] = set()
     kinds = rng.choices(KINDS, k=max(1, min(3, n_documents)))
     for _ in range(n_documents):
@@ -128,9 +129,11 @@ def start(rng: random.Random, split: Split, *, n_documents: int) -> Talk:
         here = [f for entity in entities_here for f in _facts(rng, split, entity, facts)]
         if here:
             facts += here
-            documents.append(_document(rng, split, here))
+            text, said = _document(rng, split, here)
+            documents.append(text)
+            sentences += said
     system = Message("system", rng.choice(wordings.SYSTEMS))
-    talk = Talk(rng, split, facts, tuple(documents))
+    talk = Talk(rng, split, facts, tuple(documents), tuple(sentences))
     if rng.random() < 0.25:
         talk.turns.append(Turn(system, learn=False))
     return talk
@@ -138,7 +141,7 @@ def start(rng: random.Random, split: Split, *, n_documents: int) -> Talk:
 
 def _facts(rng: random.Random, split: Split, entity: Entity, others: list[Fact]) -> Iterator[Fact]:
     relations = wordings.BY_KIND[entity.kind]
-    for relation in rng.sample(relations, rng.randint(2, min(4, len(relations)))):
+    for relation in rng.sample(relations, rng.randint(2, 3)):
         if relation.key in _ROLES_OF_PERSONS:
             known = [f.subject for f in others if f.subject.kind == "person"]
             if known and rng.random() < 0.6:
@@ -162,10 +165,14 @@ def new_value(rng: random.Random, split: Split, relation: Relation, others: list
     return value
 
 
-def _document(rng: random.Random, split: Split, facts: list[Fact]) -> str:
+def _document(
+    rng: random.Random, split: Split, facts: list[Fact]
+) -> tuple[str, list[tuple[Entity, str]]]:
+    """The text, and its sentences about entities."""
     if rng.random() < 0.15:
         rng.shuffle(facts)
-    sentences = []
+    sentences: list[str] = []
+    said: list[tuple[Entity, str]] = []
     before: Entity | None = None
     for fact in facts:
         wording = fact.relation.states.pick(rng, split)
@@ -173,6 +180,7 @@ def _document(rng: random.Random, split: Split, facts: list[Fact]) -> str:
             sentences.append(fill_pronoun(wording, fact.subject, fact.value))
         else:
             sentences.append(fill(wording, fact.subject.name, fact.value))
+        said.append((fact.subject, sentences[-1]))
         before = fact.subject
         # a pronoun after a person's name would be that person's
         if fact.person is not None:
@@ -180,7 +188,7 @@ def _document(rng: random.Random, split: Split, facts: list[Fact]) -> str:
         if rng.random() < 0.12:
             sentences.append(wordings.FILLERS.pick(rng, split))
             before = None
-    return " ".join(sentences)
+    return " ".join(sentences), said
 
 
 # Questions ----------------------------------------------------------------------------------------
@@ -393,6 +401,14 @@ def small_talk(talk: Talk) -> None:
     talk.assistant(rng.choice(replies))
 
 
+def quote(talk: Talk) -> None:
+    """The user asks for everything about something, and is told the documents' own sentences."""
+    subject = talk.rng.choice(talk.sentences)[0]
+    talk.user(fill(wordings.QUOTES.pick(talk.rng, talk.split), subject.name))
+    talk.assistant(" ".join(text for entity, text in talk.sentences if entity == subject))
+    talk.question = None
+
+
 def doubt(talk: Talk) -> None:
     """The user asks whether the last answer is right; the model looks again."""
     last, question = talk.turns[-1], talk.question
@@ -445,7 +461,8 @@ def listing(rng: random.Random, split: Split) -> Talk:
     for _ in range(rng.randint(3, 7)):
         subject = entities.MAKERS[relation.kind](rng, split)
         facts.append(Fact(subject, relation, new_value(rng, split, relation, facts)))
-    made = Talk(rng, split, facts, (_document(rng, split, facts),))
+    text, said = _document(rng, split, facts)
+    made = Talk(rng, split, facts, (text,), tuple(said))
     for fact in rng.sample(facts, len(facts)):
         made.question = Question(_wording(made, relation), relation, fact.subject, fact)
         made.user(made.question.standing_alone, made.question)
@@ -461,6 +478,8 @@ def exchange(talk: Talk) -> None:
         small_talk(talk)
     elif kind < 0.11:
         jailbreak(talk)
+    elif kind < 0.18:
+        quote(talk)
     else:
         ask(
             talk,

@@ -438,40 +438,36 @@ _ONSETS: Final = [
     "w",
     "z",
 ]
-_VOWELS: Final = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai"]
-_CODAS: Final = ("", "", "", "l", "m", "n", "r", "s", "nd", "rn")
+_CODAS: Final = ["l", "m", "n", "r", "s", "nd", "rn", "v", "k", "b"]
+# as many as there are tokens for: a name is a stem and an end
+_STEMS: Final = [
+    (onset + vowel + _CODAS[(3 * i + 7 * j) % len(_CODAS)]).capitalize()
+    for i, onset in enumerate(_ONSETS)
+    for j, vowel in enumerate("aeiou")
+]
 _SURNAME_ENDS: Final = [
-    "er",
-    "in",
-    "o",
-    "as",
-    "ov",
-    "ez",
-    "son",
-    "mann",
-    "ley",
-    "well",
-    "ton",
-    "ard",
-    "i",
-    "a",
-    "el",
+    *(
+        "er",
+        "in",
+        "o",
+        "as",
+        "ov",
+        "ez",
+        "son",
+        "mann",
+        "ley",
+        "well",
+        "ton",
+        "ard",
+        "i",
+        "a",
+        "el",
+    ),
 ]
 _TOWN_ENDS: Final = [
-    "ford",
-    "wick",
-    "haven",
-    "ville",
-    "burg",
-    "mouth",
-    "dale",
-    "stad",
-    "by",
-    "field",
+    *("ford", "wick", "haven", "ville", "burg", "mouth", "dale", "stad", "by", "field"),
 ]
-
-
-_PLACE_ENDS: Final = ["a", "in", "o", "is", "an", "el", "us"]
+_PLACE_ENDS: Final = ["a", "in", "o", "is", "an", "el", "us", "ex", "um", "ia"]
 
 
 @dataclass(frozen=True)
@@ -497,11 +493,7 @@ def _of(split: Split, make: Callable[[], str]) -> str:
 
 
 def _invented(rng: random.Random, split: Split, ends: list[str]) -> str:
-    def make() -> str:
-        stem = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
-        return (stem + rng.choice(ends)).capitalize()
-
-    return _of(split, make)
+    return _of(split, lambda: rng.choice(_STEMS) + rng.choice(ends))
 
 
 def surname(rng: random.Random, split: Split) -> str:

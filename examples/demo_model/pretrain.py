@@ -102,24 +102,26 @@ def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
 def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
     """A row of training: questions about one document, then about few, then talks.
 
-    Each stage teaches what the next one needs: to find a value again, to tell whose it is, to
-    follow a talk. From talks alone a model this small learns the values' kinds and stays there.
+    Each stage teaches what the next one needs: to copy (quotations are many copied tokens), to find
+    whose value it is, to follow a talk. From talks alone a model this small learns the values' kinds and stays there.
     """
     context = WEIGHT_OF_CONTEXT if rng.random() < _WITH_CONTEXT else 0.0
-    if rng.random() < (0.4 if progress < _ONE_DOCUMENT else 0.05):
+    if rng.random() < (0.2 if progress < _ONE_DOCUMENT else 0.05):
         return encode(conversations.listing(rng, "train"), tokens, context)
     if progress < _SIMPLE:
         n_documents = 1 if progress < _ONE_DOCUMENT else rng.randint(1, 3)
+        quoting = 0.5 if progress < _ONE_DOCUMENT else 0.2
         talk = conversations.start(rng, "train", n_documents=n_documents)
         for _ in range(rng.randint(3, 8)):
+            if rng.random() < quoting:
+                conversations.quote(talk)
+                continue
             conversations.ask(talk, answerable=rng.random() < 0.85)
             conversations.answer(talk)
         return encode(talk, tokens, context)
     long = progress > 0.5 and rng.random() < 0.03
     n_turns = rng.randint(3, 10)
-    return encode(
-        conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens, context
-    )
+    return encode(conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens, context)
 
 
 def _cut(pool: list[Encoded]) -> Iterator[list[Encoded]]:
@@ -160,7 +162,7 @@ def optimizers(model: GraniteForCausalLM, lr: float) -> list[torch.optim.Optimiz
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=0.6 * lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -208,7 +210,8 @@ def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) 
     for step, batch in enumerate(batches(tokens, steps, seed)):
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = lr * learning_rate(step, steps)
+                full = group.setdefault("full_lr", group["lr"])
+                group["lr"] = full * learning_rate(step, steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(model, batch)
         loss.backward()
@@ -225,12 +228,9 @@ def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) 
             recent.clear()
         if (step + 1) % 200 == 0 or step + 1 == steps:
             base_model.save(model, directory)
-            shares = [right_values(model.eval(), tokens, s, 100) for s in ("train", "eval")]
+            share = right_values(model.eval(), tokens, "eval", 100)
             model.train()
-            print(
-                f"{step + 1:6} right values: train {shares[0]:.2f}, eval {shares[1]:.2f}",
-                flush=True,
-            )
+            print(f"{step + 1:6} right values, held out: {share:.2f}", flush=True)
 
 
 def train_tokenizer(directory: Path, seed: int) -> None:
@@ -246,9 +246,9 @@ def train_tokenizer(directory: Path, seed: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--eager", action="store_true", help="do without a C++ compiler")
     args = parser.parse_args(argv)
     train_tokenizer(args.directory, args.seed)

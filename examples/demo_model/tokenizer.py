@@ -1,6 +1,6 @@
-"""The demo model's tokenizer: a byte-level BPE that llama.cpp splits as `refact`, like Granite 3's.
+"""The demo model's tokenizer: a byte-level BPE over GPT-2's pieces.
 
-Text is cut into single digits and GPT-2's pieces before merges apply. Control tokens have the
+A number of two digits is a token then, not two as with Granite: easier to copy. Control tokens have the
 first ids. No token is added before or after a text.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from alora_gguf.errors import FileFormatError, InputError
@@ -41,12 +41,7 @@ def train(texts: Iterable[str], directory: Path, vocab_size: int) -> None:
             f"found {vocab_size}"
         )
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = Sequence(
-        [
-            Digits(individual_digits=True),
-            ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True),
-        ]
-    )
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True)
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size,

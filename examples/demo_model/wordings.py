@@ -562,6 +562,13 @@ SELF: Final = (
 ANSWER: Final = "The {a} of {s} is {v}."
 UNKNOWN: Final = "not in the documents"
 
+# For all sentences about something.
+QUOTES: Final = _w(
+    "What do the documents say about {s}? | Tell me all about {s}. | What do you know about {s}? | "
+    "Quote what is said about {s}.",
+    "Tell me what the documents say about {s}. | What is said about {s}? | Quote all about {s}.",
+)
+
 # A user who doubts, and what the model says (it looks again).
 DOUBTS: Final = _w(
     "Are you sure? | Is that right? | Is that what the documents say? | Really? | "

@@ -126,7 +126,7 @@ def test_the_file_says_what_it_is(bases: dict[str, Path]) -> None:
         "granite.embedding_scale": MULTIPLIERS["embedding_multiplier"],
         "granite.attention.scale": MULTIPLIERS["attention_multiplier"],
         "granite.logit_scale": MULTIPLIERS["logits_scaling"],
-        "tokenizer.ggml.pre": "refact",
+        "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 0,
         "tokenizer.ggml.padding_token_id": 0,

@@ -25,7 +25,7 @@ def main() -> None:
         model_arch = GraniteModel.model_arch
 
         def get_vocab_base_pre(self, tokenizer: object) -> str:
-            return "refact"  # upstream knows the tokenizers of published models only
+            return "gpt-2"  # upstream knows the tokenizers of published models only
 
         def set_vocab(self) -> None:
             self._set_vocab_gpt2()  # after others, which need sentencepiece, have not matched
