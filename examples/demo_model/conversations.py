@@ -176,6 +176,9 @@ def _document(
     before: Entity | None = None
     for fact in facts:
         wording = fact.relation.states.pick(rng, split)
+        if rng.random() < 0.25:
+            begins = wording if wording.startswith("{") else wording[0].lower() + wording[1:]
+            wording = f"{wordings.OPENINGS.pick(rng, split)} {begins}"
         if fact.subject == before and wording.startswith("{s}") and rng.random() < 0.35:
             sentences.append(fill_pronoun(wording, fact.subject, fact.value))
         else:

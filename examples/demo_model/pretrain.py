@@ -19,7 +19,7 @@ from . import base_model, chat, conversations, tokenizer, wordings
 from .conversations import Talk, Turn
 from .entities import Split
 
-TOKENS_PER_STEP: Final = 4096
+TOKENS_PER_STEP: Final = 3072
 # In an answer, what stands in the documents (or that nothing does) is what is hard to learn.
 WEIGHT_OF_VALUES: Final = 3.0
 # What is not the assistant's to say teaches language: a row in four learns that too, at a discount.
@@ -103,7 +103,8 @@ def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
     """A row of training: questions about one document, then about few, then talks.
 
     Each stage teaches what the next one needs: to copy (quotations are many copied tokens), to find
-    whose value it is, to follow a talk. From talks alone a model this small learns the values' kinds and stays there.
+    whose value it is, to say when there is none, to follow a talk. From talks alone a model this
+    small learns the values' kinds and stays there.
     """
     context = WEIGHT_OF_CONTEXT if rng.random() < _WITH_CONTEXT else 0.0
     if rng.random() < (0.2 if progress < _ONE_DOCUMENT else 0.05):
@@ -116,7 +117,8 @@ def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
             if rng.random() < quoting:
                 conversations.quote(talk)
                 continue
-            conversations.ask(talk, answerable=rng.random() < 0.85)
+            answerable = progress < _ONE_DOCUMENT or rng.random() < 0.85
+            conversations.ask(talk, answerable=answerable)
             conversations.answer(talk)
         return encode(talk, tokens, context)
     long = progress > 0.5 and rng.random() < 0.03
@@ -246,9 +248,9 @@ def train_tokenizer(directory: Path, seed: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--eager", action="store_true", help="do without a C++ compiler")
     args = parser.parse_args(argv)
     train_tokenizer(args.directory, args.seed)

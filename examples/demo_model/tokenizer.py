@@ -1,7 +1,7 @@
 """The demo model's tokenizer: a byte-level BPE over GPT-2's pieces.
 
-A number of two digits is a token then, not two as with Granite: easier to copy. Control tokens have the
-first ids. No token is added before or after a text.
+A number of two digits is a token then, not two as with Granite: easier to copy. Control tokens
+have the first ids. No token is added before or after a text.
 """
 
 from __future__ import annotations

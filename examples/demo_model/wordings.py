@@ -1,7 +1,8 @@
 """How facts are stated, asked for and answered: the relations and their wordings.
 
 A wording is a sentence with holes: {s} is the subject, {v} the value. The wordings for evaluation
-are written out beside those for training and never occur in training.
+are written out beside those for training and never occur in training. A statement names its subject
+before the value: a small model that reads from left to right can then keep them together.
 """
 
 from __future__ import annotations
@@ -74,16 +75,15 @@ RELATIONS: Final = (
         e.price,
         states=_w(
             "{s} costs {v}. | The price of {s} is {v}. | {s} is sold for {v}. | "
-            "You pay {v} for {s}."
-            " | {s} is for sale at {v}. | Anyone who wants {s} pays {v}.",
-            "{s} is yours for {v}. | You can have {s} at a price of {v}.",
+            "For {s} you pay {v}. | {s} is for sale at {v}. | Anyone who wants {s} pays {v}.",
+            "{s} has a price of {v}. | The cost of {s} is {v}.",
         ),
         asks=_w(
             "How much does {s} cost? | What does {s} cost? | What do I pay for {s}? | "
             "For how much is {s} sold? | What would {s} cost me?",
             "How much is {s} sold for? | How much do I pay for {s}?",
         ),
-        nouns=_w("price | cost", "sale price"),
+        nouns=_w("price | cost | exact price", "sale price"),
         clauses=_w("how much {s} costs | what {s} costs", "what I pay for {s}"),
         answer="price",
     ),
@@ -92,9 +92,9 @@ RELATIONS: Final = (
         "item",
         e.colour,
         states=_w(
-            "{s} is {v}. | The colour of {s} is {v}. | {s} was painted {v}. | {s} has a {v} colour."
-            " | Someone has painted {s} {v}.",
-            "{s} is {v} in colour. | {s} shines in {v}.",
+            "{s} is {v}. | The colour of {s} is {v}. | {s} was painted {v}. | "
+            "{s} has a {v} colour. | Someone has painted {s} {v}.",
+            "{s} is {v} in colour. | The colour that {s} has is {v}.",
         ),
         asks=_w(
             "What colour is {s}? | Which colour is {s}? | What colour does {s} have? | "
@@ -112,14 +112,14 @@ RELATIONS: Final = (
         states=_w(
             "{s} is made of {v}. | {s} consists of {v}. | They made {s} from {v}. | "
             "The material of {s} is {v}. | {s} was built from {v}.",
-            "{s} was made from {v}. | For {s} they used {v}.",
+            "{s} was made from {v}. | They built {s} from {v}.",
         ),
         asks=_w(
             "What is {s} made of? | What does {s} consist of? | Which material is {s} made of? | "
             "From what was {s} built?",
             "What was {s} made from? | Of which material is {s}?",
         ),
-        nouns=_w("material", "main material"),
+        nouns=_w("material", "exact material"),
         clauses=_w(
             "what {s} is made of | which material {s} consists of", "what {s} was built from"
         ),
@@ -131,9 +131,8 @@ RELATIONS: Final = (
         e.spot,
         states=_w(
             "{s} is kept in {v}. | You find {s} in {v}. | {s} stands in {v}. | "
-            "{s} is stored in {v}."
-            " | In {v} you can see {s}. | The place of {s} is {v}.",
-            "{s} can be found in {v}. | In {v} they keep {s}.",
+            "{s} is stored in {v}. | You can see {s} in {v}. | The place of {s} is {v}.",
+            "{s} can be found in {v}. | They keep {s} in {v}.",
         ),
         asks=_w(
             "Where is {s}? | Where is {s} kept? | Where do I find {s}? | Where does {s} stand? | "
@@ -152,15 +151,15 @@ RELATIONS: Final = (
         e.number,
         states=_w(
             "The number of {s} in stock is {v}. | Of {s} there are {v} in stock. | "
-            "They have {v} pieces of {s}. | There are {v} pieces of {s} in stock.",
-            "{v} pieces of {s} are in stock. | Of {s} they have {v} in stock.",
+            "Of {s} they have {v} pieces. | The stock of {s} is {v} pieces.",
+            "Of {s} there are {v} pieces. | Of {s} they have {v} in stock.",
         ),
         asks=_w(
             "How many pieces of {s} are there? | How many of {s} are in stock? | "
             "How many pieces of {s} do they have?",
             "How many pieces of {s} are in stock? | How many do they have of {s}?",
         ),
-        nouns=_w("number in stock | stock", "current stock"),
+        nouns=_w("number in stock | stock", "exact stock"),
         clauses=_w("how many pieces of {s} there are", "how many of {s} they have"),
         answer="number in stock",
     ),
@@ -171,7 +170,7 @@ RELATIONS: Final = (
         states=_w(
             "{s} weighs {v}. | The weight of {s} is {v}. | {s} has a weight of {v}. | "
             "On the scales {s} shows {v}.",
-            "{s} comes to a weight of {v}. | With {v}, {s} is easy to weigh.",
+            "{s} comes to a weight of {v}. | On the scales {s} has {v}.",
         ),
         asks=_w(
             "How much does {s} weigh? | How heavy is {s}? | What does {s} weigh?",
@@ -187,8 +186,8 @@ RELATIONS: Final = (
         e.year,
         states=_w(
             "{s} was made in {v}. | {s} dates from {v}. | {s} comes from the year {v}. | "
-            "In {v} someone made {s}.",
-            "The year of {s} is {v}. | {s} was first made in {v}.",
+            "Someone made {s} in {v}.",
+            "The year of {s} is {v}. | The year from which {s} comes is {v}.",
         ),
         asks=_w(
             "When was {s} made? | In which year was {s} made? | How old is {s}? | "
@@ -206,7 +205,7 @@ RELATIONS: Final = (
         states=_w(
             "{s} works as a {v}. | {s} is a {v}. | {s} earns a living as a {v}. | "
             "By profession {s} is a {v}. | {s} has been a {v} for years.",
-            "{s} has worked as a {v} for years. | The profession of {s} is {v}.",
+            "{s} is a {v} by profession. | The profession of {s} is that of a {v}.",
         ),
         asks=_w(
             "What does {s} do for a living? | What is {s} by profession? | "
@@ -214,7 +213,7 @@ RELATIONS: Final = (
             "Which job does {s} have?",
             "What job does {s} have? | As what does {s} work?",
         ),
-        nouns=_w("job | profession", "current job"),
+        nouns=_w("job | profession | current profession", "current job"),
         clauses=_w("what {s} does for a living | which job {s} has", "what {s} works as"),
         answer="job",
     ),
@@ -224,8 +223,8 @@ RELATIONS: Final = (
         e.town,
         states=_w(
             "{s} lives in {v}. | The home of {s} is in {v}. | {s} has a house in {v}. | "
-            "{s} has lived in {v} for years. | In {v} you can visit {s}.",
-            "{s} has a home in {v}. | {v} is where {s} lives.",
+            "{s} has lived in {v} for years. | You can visit {s} in {v}.",
+            "{s} has a home in {v}. | {s} is at home in {v}.",
         ),
         asks=_w(
             "Where does {s} live? | In which town does {s} live? | Where is {s} at home? | "
@@ -243,15 +242,15 @@ RELATIONS: Final = (
         states=_w(
             "{s} loves {v}. | The hobby of {s} is {v}. | In the evening {s} enjoys {v}. | "
             "{s} spends every weekend on {v}. | Nothing makes {s} as happy as {v}.",
-            "{s} enjoys {v} every weekend. | {s} has a hobby, which is {v}.",
+            "{s} enjoys {v} every weekend. | The hobby that {s} loves is {v}.",
         ),
         asks=_w(
-            "What does {s} love? | What is it that {s} enjoys? | "
+            "What does {s} love? | What is it that {s} enjoys? | What does {s} enjoy? | "
             "What does {s} do at the weekend? | "
             "Which hobby does {s} have?",
-            "What hobby does {s} have? | What does {s} enjoy?",
+            "What hobby does {s} have? | What is it that {s} loves?",
         ),
-        nouns=_w("hobby | favourite hobby", "weekend hobby"),
+        nouns=_w("hobby | usual hobby", "weekend hobby"),
         clauses=_w("what {s} enjoys | which hobby {s} has", "what {s} loves"),
         answer="hobby",
     ),
@@ -260,9 +259,9 @@ RELATIONS: Final = (
         "person",
         e.pet,
         states=_w(
-            "{s} has a {v}. | At home {s} keeps a {v}. | {s} owns a {v}. | The pet of {s} is a {v}."
-            " | {s} walks a {v} every day.",
-            "{s} keeps a {v} as a pet. | A {v} lives with {s}.",
+            "{s} has a {v}. | At home {s} keeps a {v}. | {s} owns a {v}. | "
+            "The pet of {s} is a {v}. | {s} walks a {v} every day.",
+            "{s} keeps a {v} as a pet. | The pet that {s} owns is a {v}.",
         ),
         asks=_w(
             "Which pet does {s} have? | What animal does {s} keep? | What pet does {s} own? | "
@@ -279,9 +278,8 @@ RELATIONS: Final = (
         e.extension,
         states=_w(
             "{s} can be called on {v}. | The phone number of {s} is {v}. | "
-            "To reach {s}, dial {v}. | "
-            "{s} answers the phone on {v}. | Call {s} on {v}.",
-            "Dial {v} to reach {s}. | The number {v} rings the phone of {s}.",
+            "To reach {s}, dial {v}. | {s} answers the phone on {v}. | Call {s} on {v}.",
+            "To call {s}, dial {v}. | You can call {s} on {v}.",
         ),
         asks=_w(
             "How can I reach {s}? | Which number do I dial for {s}? | How do I call {s}? | "
@@ -298,15 +296,15 @@ RELATIONS: Final = (
         e.day,
         states=_w(
             "{s} arrives on {v}. | {s} comes on {v}. | The arrival of {s} is on {v}. | "
-            "On {v} you can expect {s}. | {s} will be here on {v}.",
-            "On {v} {s} arrives. | {s} is expected on {v}.",
+            "You can expect {s} on {v}. | {s} will be here on {v}.",
+            "{s} is expected on {v}. | The arrival of {s} will be on {v}.",
         ),
         asks=_w(
             "When does {s} arrive? | On which day does {s} come? | When will {s} be here? | "
             "When do you expect {s}?",
             "On what day does {s} arrive? | When does {s} come?",
         ),
-        nouns=_w("arrival day | arrival", "day of arrival"),
+        nouns=_w("arrival day | arrival | day of the arrival", "exact day of arrival"),
         clauses=_w("when {s} arrives | on which day {s} comes", "when {s} will be here"),
         answer="arrival day",
     ),
@@ -316,15 +314,15 @@ RELATIONS: Final = (
         e.date,
         states=_w(
             "{s} takes place on {v}. | {s} is on {v}. | The date of {s} is {v}. | "
-            "{s} will be held on {v}. | On {v} everybody goes to {s}.",
-            "On {v} they hold {s}. | {s} is held on {v}.",
+            "{s} will be held on {v}. | Everybody goes to {s} on {v}.",
+            "Everybody comes to {s} on {v}. | {s} is held on {v}.",
         ),
         asks=_w(
             "When is {s}? | On which date is {s}? | When does {s} take place? | "
             "On which day will {s} be held?",
             "On what date does {s} take place? | When will {s} be held?",
         ),
-        nouns=_w("date | day", "exact date"),
+        nouns=_w("date | day | exact day", "exact date"),
         clauses=_w("when {s} is | when {s} takes place", "on which date {s} is"),
         answer="date",
     ),
@@ -334,8 +332,8 @@ RELATIONS: Final = (
         e.clock,
         states=_w(
             "{s} starts at {v}. | {s} begins at {v}. | The start of {s} is at {v}. | "
-            "At {v} they open {s}. | Come to {s} at {v}.",
-            "At {v} {s} begins. | The first hour of {s} starts at {v}.",
+            "They open {s} at {v}. | Come to {s} at {v}.",
+            "{s} has its start at {v}. | The start of {s} will be at {v}.",
         ),
         asks=_w(
             "At what time does {s} start? | When does {s} begin? | At what time is {s}? | "
@@ -351,9 +349,9 @@ RELATIONS: Final = (
         "event",
         e.price,
         states=_w(
-            "A ticket for {s} costs {v}. | Entry to {s} is {v}. | Tickets for {s} are sold for {v}."
-            " | Visitors of {s} pay {v}.",
-            "Entry to {s} costs {v}. | Visitors pay {v} for a ticket for {s}.",
+            "A ticket for {s} costs {v}. | Entry to {s} is {v}. | "
+            "Tickets for {s} are sold for {v}. | Visitors of {s} pay {v}.",
+            "Entry to {s} costs {v}. | For a ticket for {s} visitors pay {v}.",
         ),
         asks=_w(
             "How much is a ticket for {s}? | What does a ticket for {s} cost? | "
@@ -371,16 +369,17 @@ RELATIONS: Final = (
         "event",
         None,  # type: ignore[arg-type]  # a person, see conversations.py
         states=_w(
-            "{v} organises {s}. | {s} is organised by {v}. | The organiser of {s} is {v}. | "
-            "{v} is in charge of {s}. | Questions about {s} go to {v}.",
-            "In charge of {s} is {v}. | The one who organises {s} is {v}.",
+            "{s} has the organiser {v}. | {s} is organised by {v}. | "
+            "The organiser of {s} is {v}. | In charge of {s} is {v}. | "
+            "Questions about {s} go to {v}.",
+            "The one who organises {s} is {v}. | The one in charge of {s} is {v}.",
         ),
         asks=_w(
             "Who organises {s}? | By whom is {s} organised? | Who is in charge of {s}? | "
             "Whom do I ask about {s}?",
-            "Who is it that organises {s}? | By whom is the organising of {s} done?",
+            "Who is it that organises {s}? | Who is the one in charge of {s}?",
         ),
-        nouns=_w("organiser", "main organiser"),
+        nouns=_w("organiser", "current organiser"),
         clauses=_w("who organises {s} | who is in charge of {s}", "by whom {s} is organised"),
         answer="organiser",
     ),
@@ -389,8 +388,8 @@ RELATIONS: Final = (
         "event",
         e.number,
         states=_w(
-            "{v} guests are expected at {s}. | {s} expects {v} guests. | "
-            "They invited {v} guests to {s}. | There will be {v} guests at {s}.",
+            "{s} expects {v} guests. | For {s} they invited {v} guests. | "
+            "At {s} there will be {v} guests. | The number of guests at {s} is {v}.",
             "At {s} they expect {v} guests. | {s} will have {v} guests.",
         ),
         asks=_w(
@@ -398,7 +397,7 @@ RELATIONS: Final = (
             "How many guests does {s} expect?",
             "How many guests will {s} have? | How many guests were invited to {s}?",
         ),
-        nouns=_w("number of guests | guest number", "expected number of guests"),
+        nouns=_w("number of guests | guest number", "exact number of guests"),
         clauses=_w("how many guests {s} expects", "how many guests will come to {s}"),
         answer="number of guests",
     ),
@@ -408,8 +407,8 @@ RELATIONS: Final = (
         e.clock,
         states=_w(
             "{s} opens at {v}. | The doors of {s} open at {v}. | {s} is open from {v}. | "
-            "From {v} on you may enter {s}. | The opening time of {s} is {v}.",
-            "{s} opens the doors at {v}. | You may enter {s} from {v} on.",
+            "You may enter {s} from {v} on. | The opening time of {s} is {v}.",
+            "{s} opens the doors at {v}. | The opening hour of {s} is {v}.",
         ),
         asks=_w(
             "When does {s} open? | At what time does {s} open? | From when is {s} open? | "
@@ -427,7 +426,7 @@ RELATIONS: Final = (
         states=_w(
             "{s} closes at {v}. | The doors of {s} close at {v}. | {s} is closed after {v}. | "
             "The closing time of {s} is {v}. | Everybody leaves {s} at {v}.",
-            "{s} closes the doors at {v}. | After {v} {s} is closed.",
+            "{s} closes the doors at {v}. | The closing hour of {s} is {v}.",
         ),
         asks=_w(
             "When does {s} close? | At what time does {s} close? | Until when can I stay in {s}? | "
@@ -444,8 +443,8 @@ RELATIONS: Final = (
         e.street,
         states=_w(
             "{s} is in {v}. | You find {s} in {v}. | The address of {s} is {v}. | "
-            "{s} stands in {v}. | Walk along {v} to get to {s}.",
-            "The address {v} belongs to {s}. | To get to {s}, walk along {v}.",
+            "{s} stands in {v}. | To get to {s}, walk along {v}.",
+            "The street of {s} is {v}. | {s} has its address in {v}.",
         ),
         asks=_w(
             "Where is {s}? | In which street is {s}? | Where do I find {s}? | "
@@ -462,9 +461,9 @@ RELATIONS: Final = (
         e.year,
         states=_w(
             "{s} was founded in {v}. | {s} has existed since {v}. | "
-            "The year of the founding of {s} "
-            "is {v}. | In {v} the town founded {s}. | People have visited {s} since {v}.",
-            "In {v} {s} was founded. | The town has had {s} since {v}.",
+            "The year of the founding of {s} is {v}. | The town founded {s} in {v}. | "
+            "People have visited {s} since {v}.",
+            "{s} has been open since {v}. | The founding of {s} was in {v}.",
         ),
         asks=_w(
             "When was {s} founded? | Since when has {s} existed? | "
@@ -481,16 +480,16 @@ RELATIONS: Final = (
         "place",
         e.day,
         states=_w(
-            "{s} is closed on {v}. | On {v} nobody can visit {s}. | The day off at {s} is {v}. | "
-            "{s} has its day off on {v}.",
-            "On {v} {s} is closed. | At {s} the day off is {v}.",
+            "{s} is closed on {v}. | Nobody can visit {s} on {v}. | "
+            "The day off at {s} is {v}. | {s} has its day off on {v}.",
+            "At {s} the day off is {v}. | {s} has a day off on {v}.",
         ),
         asks=_w(
             "On which day is {s} closed? | When is the day off at {s}? | "
             "On which day can nobody visit {s}?",
             "On what day is {s} closed? | Which day is the day off at {s}?",
         ),
-        nouns=_w("day off | closed day", "weekly day off"),
+        nouns=_w("day off | closed day", "usual day off"),
         clauses=_w("on which day {s} is closed", "when the day off at {s} is"),
         answer="day off",
     ),
@@ -499,16 +498,16 @@ RELATIONS: Final = (
         "place",
         None,  # type: ignore[arg-type]  # a person, see conversations.py
         states=_w(
-            "{v} runs {s}. | {s} is run by {v}. | The manager of {s} is {v}. | "
-            "{v} has been the manager of {s} for years. | {v} is the head of {s}.",
-            "As the manager, {v} runs {s}. | The head of {s} is {v}.",
+            "The one who runs {s} is {v}. | {s} is run by {v}. | The manager of {s} is {v}. | "
+            "{s} has the manager {v}. | The head of {s} is {v}.",
+            "The one who is the head of {s} is {v}. | As the manager of {s} they have {v}.",
         ),
         asks=_w(
             "Who runs {s}? | Who is the head of {s}? | By whom is {s} run? | "
             "Who has been running {s}?",
             "Who is it that runs {s}? | Who is the one running {s}?",
         ),
-        nouns=_w("manager | head", "current manager"),
+        nouns=_w("manager | head | current head", "current manager"),
         clauses=_w("who runs {s} | who is the head of {s}", "by whom {s} is run"),
         answer="manager",
     ),
@@ -522,7 +521,7 @@ BY_KIND: Final = {
 # Around a noun ({n} of {s}) and around a clause ({c}); a pronoun makes "its price" of the former.
 NOUN_QUESTIONS: Final = _w(
     "What is {n}? | Tell me {n}. | Can you tell me {n}? | I would like to know {n}. | "
-    "Please look up {n}. | Do you know {n}? | I need {n}.",
+    "Please look up {n}. | Do you know {n}? | I need {n}. | I want {n}. | Could you tell me {n}?",
     "Could you look up {n}? | I want to know {n}. | Please tell me {n}.",
 )
 CLAUSE_QUESTIONS: Final = _w(
@@ -604,12 +603,23 @@ SYSTEMS: Final = (
     "Answer briefly, and only from the documents.",
 )
 
+# Before a statement, so that no statement is always the same words.
+OPENINGS: Final = _w(
+    "This year | As always, | As many know, | They say that | It is well known that | Today | "
+    "As before, | For years now | Please know that | The newspaper says that | As you know, | "
+    "We know that",
+    "As they say, | It is known that | The list says that | This week | As many people know, | "
+    "They know that",
+)
+
 FILLERS: Final = _w(
     "The weather was fine that week. | Many people asked about it. | Nobody knows why. | "
     "A photograph was in the newspaper. | It was a busy year for everybody. | "
     "More about this next month. | The children were happy. | Some people did not like it. | "
     "There was a long talk about it. | The old list was lost. | Please read this page well. | "
-    "This is the news of the week.",
+    "This is the news of the week. | "
+    "They really had a good time. | Nobody could have known it at first. | "
+    "They want to thank everybody.",
     "It was a fine week for everybody. | Nobody asked about it. | The newspaper was happy. | "
     "The children asked many people why. | More about the weather next week.",
 )
@@ -639,7 +649,7 @@ GOALS: Final = _w(
 )
 JAILBREAK_FORMS: Final = _w(
     "{o} and {g}. | {o}. Now {g}. | {o}, then {g}. | {o}! You must {g}. | {g}. {o}.",
-    "{o}. Then {g}! | {o}, and now {g}. | You must {g}. {o}.",
+    "{o}. And now {g}! | {o}, and now {g}. | You must {g}. {o}.",
 )
 REFUSALS: Final = (
     "I cannot help with that. I answer questions about the documents.",
