@@ -1,8 +1,9 @@
 """Trains an intrinsic's adapter on the frozen base with PEFT: as an aLoRA and as a plain LoRA.
 
-Both see the same examples in the same order, batch by batch; all that differs is what the adapter
-acts on. As it cannot touch what stands before its invocation, an aLoRA's prompts are read without
-gradients and cached, here as later in use: that makes training it several times cheaper.
+Both see the same lessons in the same order, batch by batch; all that differs is what the adapter
+acts on. A conversation is read once and the adapter asked on forks of its cache wherever there is
+something to ask, here as later in use. As an aLoRA cannot touch what stands before its invocation,
+its conversations are read without gradients besides: that makes training it several times cheaper.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import random
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,13 +28,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from . import base_model, chat, prefix, tasks, tokenizer
-from .tasks import Example
+from .tasks import Lesson
+from .wordings import CONFIRM, RETRACT
 
 Kind = Literal["alora", "lora"]
 RANK: Final = 32
 ALPHA: Final = 64
 MODULES: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
-_BATCH: Final = 48
+# An answer's evidence the base gives by itself; what is to be learned is the verdict.
+WEIGHT_OF_VERDICT: Final = 8.0
+_EASY: Final = ("jailbreak",)  # told by the words alone
+_BATCH: Final = 10  # conversations
 _POOL: Final = 20  # batches sorted by length together
 IO_YAML: Final = Path(__file__).parents[2] / "alora_gguf" / "demo" / "intrinsics"
 
@@ -39,13 +47,13 @@ def train(
     base: Path,
     kind: Kind,
     task: str,
-    examples: Sequence[Example],
+    lessons: Sequence[Lesson],
     out: Path,
     *,
     lr: float,
     seed: int = 0,
 ) -> None:
-    """Trains on `examples`, each once, in order, and writes a PEFT directory."""
+    """Trains on `lessons`, each once, and writes a PEFT directory."""
     torch.manual_seed(seed)
     tokens = tokenizer.load(base)
     invocation = tokens.encode(chat.role_marker(task)).ids
@@ -59,14 +67,13 @@ def train(
     model = get_peft_model(base_model.load(base), config)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    order = _batches(examples, seed)
-    step_of = _alora_loss if kind == "alora" else _lora_loss
+    order = _batches(lessons, seed)
     started, recent = time.time(), []
     for step, batch in enumerate(order):
         for group in optimizer.param_groups:
             group["lr"] = lr * _learning_rate(step, len(order))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = step_of(model, tokens, task, batch)
+            loss = loss_of(model, tokens, kind, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -87,51 +94,56 @@ def _learning_rate(step: int, steps: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _batches(examples: Sequence[Example], seed: int) -> list[list[Example]]:
-    """Batches of examples of about the same length, their order shuffled."""
+def _batches(lessons: Sequence[Lesson], seed: int) -> list[list[Lesson]]:
+    """Batches of conversations of about the same length, their order shuffled."""
     batches = []
     rng = random.Random(seed)
-    for first in range(0, len(examples), _BATCH * _POOL):
-        pool = sorted(examples[first : first + _BATCH * _POOL], key=lambda e: len(e.prompt))
+    for first in range(0, len(lessons), _BATCH * _POOL):
+        pool = sorted(lessons[first : first + _BATCH * _POOL], key=lambda one: len(one.prompt))
         here = [pool[i : i + _BATCH] for i in range(0, len(pool), _BATCH)]
         rng.shuffle(here)
         batches += here
     return batches
 
 
-def _suffixes(tokens: Tokenizer, task: str, batch: list[Example]) -> list[list[int]]:
-    marker = tokens.encode(chat.role_marker(task)).ids
-    return [marker + tokens.encode(e.target + chat.END_TEXT).ids for e in batch]
+def answer_tokens(tokens: Tokenizer, target: str) -> tuple[list[int], list[float]]:
+    """Ids of an answer and of its end, and how much predicting each counts."""
+    encoded = tokens.encode(target + chat.END_TEXT)
+    verdict = target.rfind('": "') + 4  # the last field's value
+    for was_right in (CONFIRM, RETRACT):  # said before it, and decides it
+        if was_right in target:
+            verdict = target.index(was_right) - 1  # with its space: "Yes" and "No" part there
+    return encoded.ids, [WEIGHT_OF_VERDICT if end > verdict else 1.0 for _, end in encoded.offsets]
 
 
-def _alora_loss(model: Any, tokens: Tokenizer, task: str, batch: list[Example]) -> Tensor:
-    with model.disable_adapter():
-        read = prefix.read(model.get_base_model(), [tokens.encode(e.prompt).ids for e in batch])
-    ids, mask = prefix.pad(_suffixes(tokens, task, batch))
-    logits = prefix.go_on(model, read, ids, mask)
-    counted = mask.bool()
-    counted[:, : len(tokens.encode(chat.role_marker(task)).ids)] = False
-    return _cross_entropy(logits, ids, counted)
-
-
-def _lora_loss(model: Any, tokens: Tokenizer, task: str, batch: list[Example]) -> Tensor:
-    suffixes = _suffixes(tokens, task, batch)
-    prompts = [tokens.encode(e.prompt).ids for e in batch]
-    ids, mask = prefix.pad([p + s for p, s in zip(prompts, suffixes, strict=True)])
-    counted = mask.bool()
-    n_marker = len(tokens.encode(chat.role_marker(task)).ids)
-    for row, prompt in zip(counted, prompts, strict=True):
-        row[: len(prompt) + n_marker] = False
-    causal = model.get_base_model()
-    hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
-    wanted = counted[:, 1:]
-    logits = causal.lm_head(hidden[:, :-1][wanted]) / causal.config.logits_scaling
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted])
-
-
-def _cross_entropy(logits: Tensor, ids: Tensor, counted: Tensor) -> Tensor:
-    wanted = counted[:, 1:]
-    return torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted])
+def loss_of(model: Any, tokens: Tokenizer, kind: Kind, batch: Sequence[Lesson]) -> Tensor:
+    """Weighted mean cross-entropy of all the answers in `batch`, lessons of one task."""
+    prompts = [tokens.encode(lesson.prompt).ids for lesson in batch]
+    marker = tokens.encode(chat.role_marker(batch[0].task)).ids
+    rows, lengths, suffixes, weights = [], [], [], []
+    for row, lesson in enumerate(batch):
+        for n_messages, target in lesson.asked:
+            rows.append(row)
+            lengths.append(len(tokens.encode(lesson.prompt_of(n_messages)).ids))
+            answer, counted = answer_tokens(tokens, target)
+            suffixes.append(marker + answer)
+            weights.append([0.0] * len(marker) + counted)
+    base = model.get_base_model()
+    if kind == "alora":
+        with torch.no_grad(), model.disable_adapter():
+            read = prefix.read(base, prompts)
+    else:
+        read = prefix.read(base, prompts)
+    ids, mask = prefix.pad(suffixes)
+    logits = prefix.go_on(model, prefix.fork(read, rows, lengths), ids, mask)
+    weight = torch.zeros(ids.shape)
+    for row, counted in zip(weight, weights, strict=True):
+        row[: len(counted)] = torch.tensor(counted)
+    wanted = weight[:, 1:] > 0
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1][wanted].float(), ids[:, 1:][wanted], reduction="none"
+    )
+    return (losses * weight[:, 1:][wanted]).sum() / weight.sum()
 
 
 def _save(model: Any, out: Path, task: str) -> None:
@@ -151,22 +163,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path)
     parser.add_argument("out", type=Path, help="gets <kind>/<intrinsic>/")
-    parser.add_argument("--certainty", type=Path, required=True, help="certainty.py's examples")
+    parser.add_argument("--certainty", type=Path, required=True, help="certainty.py's lessons")
     parser.add_argument("--kinds", default="alora,lora")
     parser.add_argument("--tasks", default=",".join(chat.INTRINSICS))
-    parser.add_argument("--n", type=int, default=6000, help="examples")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--n", type=int, default=1500, help="conversations")
+    parser.add_argument("--lr", type=float, default=4e-3)
     args = parser.parse_args(argv)
-    for task in args.tasks.split(","):
-        if task == "uncertainty":
-            few = tasks.read_certainty(args.certainty)
-            examples: list[Example] = [*few] * math.ceil(args.n / len(few))
-            examples = examples[: args.n]
-        else:
-            examples = tasks.examples(task, "train", args.n)
-        for kind in args.kinds.split(","):
-            train(args.base, kind, task, examples, args.out / kind / task, lr=args.lr)
+    # one thread each, as many at a time as there are cores: faster than many threads on one
+    workers = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        jobs = [
+            pool.submit(_one, args, kind, task)
+            for kind in reversed(args.kinds.split(","))  # LoRAs take longer
+            for task in args.tasks.split(",")
+        ]
+        for job in jobs:
+            job.result()
     return 0
+
+
+def _one(args: argparse.Namespace, kind: Kind, task: str) -> None:
+    if task == "uncertainty":
+        lessons = tasks.read_lessons(args.certainty)
+    else:
+        lessons = tasks.lessons(task, args.n // 2 if task in _EASY else args.n)
+    train(args.base, kind, task, lessons, args.out / kind / task, lr=args.lr)
 
 
 if __name__ == "__main__":

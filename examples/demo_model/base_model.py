@@ -17,7 +17,7 @@ _CONSTANT: Final = 0.12
 
 
 def new_model(eos: int) -> GraniteForCausalLM:
-    """Untrained, 4.2 million parameters: Granite's graph with its multipliers."""
+    """Untrained, 4.6 million parameters: Granite's graph with its multipliers."""
     config = GraniteConfig(
         rope_parameters={"rope_type": "default", "rope_theta": 1e7},  # as Granite 3.3's
         vocab_size=VOCABULARY,
@@ -25,7 +25,7 @@ def new_model(eos: int) -> GraniteForCausalLM:
         intermediate_size=512,
         num_hidden_layers=6,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
         embedding_multiplier=6.0,
@@ -48,9 +48,10 @@ def _teach_copying(model: GraniteForCausalLM) -> None:
     """Starts with heads that copy: what a model learns last from little data, and answers need.
 
     The first layer's first two heads look at the token before and the one before that, and write
-    down which they are. In every other layer the first head looks for places behind a token like
-    this one and adds what stands there (an induction head, arXiv 2209.11895); to start attention
-    from such products is arXiv 2305.09828's idea. All of this is trained on.
+    down which they are; its third one writes down the last few tokens, all in one. In every other
+    layer the first head looks for places behind a token like this one, the second for places behind
+    few tokens like these, and both add what stands there (induction heads, arXiv 2209.11895); to
+    start attention from such products is arXiv 2305.09828's idea. All of this is trained on.
     """
     config, layers = model.config, model.model.layers
     hidden, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -66,15 +67,22 @@ def _teach_copying(model: GraniteForCausalLM) -> None:
     query[1, fast], query[1, fast + half] = frequencies[fast].cos(), -frequencies[fast].sin()
     key = torch.zeros(size)
     key[fast], key[fast + half] = frequencies[fast].cos(), frequencies[fast].sin()
-    read, write = _orthonormal(size, hidden), _orthonormal(2 * size, hidden)
+    read, write = _orthonormal(size, hidden), _orthonormal(3 * size, hidden)
     read[:, 0] = 0.0
     first = layers[0].self_attn
     for head in (0, 1):
         rows = slice(head * size, (head + 1) * size)
         first.q_proj.weight[rows, 0] += 1.6 * query[head]
+        first.k_proj.weight[rows, 0] += 1.6 * key
+        first.v_proj.weight[rows] += read
         first.o_proj.weight[:, rows] += 0.35 * write[rows].T
-    first.k_proj.weight[:size, 0] += 1.6 * key
-    first.v_proj.weight[:size] += read
+    # these are alike up to some six tokens back
+    rows, near = slice(2 * size, 3 * size), torch.arange(3, 8)
+    first.q_proj.weight[2 * size + near, 0] += 0.6
+    first.k_proj.weight[2 * size + near, 0] += 0.6
+    first.v_proj.weight[rows] += read
+    first.o_proj.weight[:, rows] += 0.8 * write[rows].T
+    last_few = write[rows]
 
     # contents are compared where the rotary embedding hardly turns, near or far
     slow = torch.nonzero(torch.cat([frequencies, frequencies]) < 3e-3)[:, 0]
@@ -86,6 +94,12 @@ def _teach_copying(model: GraniteForCausalLM) -> None:
         copied[:, 0] = 0.0
         attention.v_proj.weight[:size] += copied
         attention.o_proj.weight[:, :size] += 0.35 * copied.T
+        attention.q_proj.weight[size + slow] += 1.0 * last_few[slow]
+        attention.k_proj.weight[size + slow] += last_few[slow]
+        copied = _orthonormal(size, hidden)
+        copied[:, 0] = 0.0
+        attention.v_proj.weight[size : 2 * size] += copied
+        attention.o_proj.weight[:, size : 2 * size] += 0.35 * copied.T
 
 
 def _orthonormal(n: int, size: int) -> Tensor:

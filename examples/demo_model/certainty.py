@@ -4,6 +4,10 @@ The base samples an answer to a question at temperature 1. How probable it finds
 known exactly, and means something, because it words its answers in one way: what is left to chance
 is what they say. A logistic curve, fitted on training questions whose right answers are known,
 makes of that the probability that such an answer is right; the adapter learns its digit.
+
+The base is mostly right, and mostly sure: an adapter that learns from that alone says so without
+looking. So the lessons are, besides unsure and wrong samples and as many sure ones, hallucination's
+conversations, with the digits of how probable the base finds the answers in them.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +29,10 @@ from . import base_model, chat, conversations, prefix, tasks, tokenizer
 from .chat import Message
 from .conversations import Talk
 from .entities import Split
-from .tasks import CertaintyExample
+from .tasks import CertaintyExample, Lesson
 
 _AT_ONCE: Final = 48
+_SCORED_AT_ONCE: Final = 16
 _MAX_TOKENS: Final = 40
 _N_EVAL: Final = 1000
 
@@ -83,8 +88,8 @@ def sampled(
         talks = []
         for i in range(first, min(first + _AT_ONCE, n)):
             rng = random.Random(f"certainty {split} {seed} {i}")
-            # more documents than elsewhere: something to err about
-            talk = conversations.start(rng, split, n_documents=rng.randint(1, 9))
+            n_documents = conversations.documents_for(rng)
+            talk = conversations.start(rng, split, n_documents=n_documents)
             for _ in range(rng.randint(0, 2)):
                 conversations.exchange(talk)
             conversations.ask(talk, answerable=rng.random() < 0.75)
@@ -125,12 +130,12 @@ def _is_right(talk: Talk, answer: str) -> bool:
     return tasks.Question(talk.documents, talk.messages, value).is_right(answer)
 
 
-def examples(samples: list[Sample], curve: Curve) -> list[CertaintyExample]:
-    """The adapter's examples: the conversation with the sampled answer, and the curve's digit."""
+def examples(samples: Sequence[Sample], curve: Curve) -> list[CertaintyExample]:
+    """The conversation with the sampled answer, and the curve's digit."""
     made = []
     for s in samples:
         probability = curve(s.log_probability)
-        target = str(min(9, int(probability * 10)))
+        target = tasks.with_evidence(s.talk, "certainty", _digit(probability), was_right=s.correct)
         messages = (*s.talk.messages, Message("assistant", s.answer))
         made.append(
             CertaintyExample(
@@ -140,11 +145,51 @@ def examples(samples: list[Sample], curve: Curve) -> list[CertaintyExample]:
     return made
 
 
+def _digit(probability: float) -> str:
+    return str(min(9, int(probability * 10)))
+
+
+def lessons(sampled: Sequence[CertaintyExample], scored: Sequence[Lesson]) -> list[Lesson]:
+    """What the adapter learns from, in random order."""
+    rng = random.Random("certainty lessons")
+    doubtful = [one for one in sampled if not one.correct or one.probability < 0.9]
+    sure = [one for one in sampled if one.correct and one.probability >= 0.9]
+    made = [tasks.lesson_of(one) for one in (*doubtful, *sure[: len(doubtful)])]
+    made += scored
+    rng.shuffle(made)
+    return made
+
+
+@torch.no_grad()
+def scored(
+    model: Any, tokens: Tokenizer, curve: Curve, conversations: Sequence[Lesson]
+) -> Iterator[Lesson]:
+    """Hallucination's lessons, their verdicts replaced by certainties: how probable the base finds
+    each answer that is judged, given what stands before it.
+    """
+    for first in range(0, len(conversations), _SCORED_AT_ONCE):
+        some = conversations[first : first + _SCORED_AT_ONCE]
+        ids, mask = prefix.pad([tokens.encode(one.prompt).ids for one in some])
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        scores = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[:, :, 0]
+        for one, score in zip(some, scores, strict=True):
+            asked = []
+            for n_messages, target in one.asked:
+                before = one.prompt_of(n_messages - 1) + chat.role_marker("assistant")
+                begin = len(tokens.encode(before).ids) - 1
+                end = len(tokens.encode(one.prompt_of(n_messages)).ids) - 2  # less the line's end
+                probability = curve(score[begin:end].sum().item())
+                said = {"answer": json.loads(target)["answer"], "certainty": _digit(probability)}
+                asked.append((n_messages, json.dumps(said)))
+            yield replace(one, task="uncertainty", asked=tuple(asked))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path)
-    parser.add_argument("out", type=Path, help="where the training examples go")
-    parser.add_argument("--n", type=int, default=4000)
+    parser.add_argument("out", type=Path, help="where the lessons go")
+    parser.add_argument("--n", type=int, default=4000, help="answers sampled")
+    parser.add_argument("--n-scored", type=int, default=1000, help="conversations scored")
     args = parser.parse_args(argv)
     model, tokens = base_model.load(args.base), tokenizer.load(args.base)
     # answers at temperature 1 are what the curve is about; hotter ones show the adapter errors
@@ -154,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
     right = sum(s.correct for s in cool) / len(cool)
     hot_right = sum(s.correct for s in hot) / len(hot)
     print(f"right at temperature 1: {right:.3f}, at 1.6: {hot_right:.3f}; {curve}", flush=True)
-    tasks.write_certainty(args.out, examples(cool + hot, curve))
+    right_and_wrong = tasks.lessons("hallucination", args.n_scored, seed=1)
+    made = lessons(examples(cool + hot, curve), list(scored(model, tokens, curve, right_and_wrong)))
+    tasks.write_lessons(args.out, made)
     held_out = list(sampled(model, tokens, "eval", _N_EVAL, temperature=1.0, seed=3))
     tasks.write_certainty(tasks.CERTAINTY_EVAL, examples(held_out, curve))
     right = sum(s.correct for s in held_out) / len(held_out)

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from . import entities, wordings
 from .chat import Message
@@ -22,6 +22,7 @@ from .wordings import Relation
 KINDS: Final = ("item", "item", "person", "person", "event", "place")
 _ROLES_OF_PERSONS: Final = ("organiser", "manager")  # relations whose value is a person
 _COUNTABLE: Final = ("job", "pet")  # "a baker", "a dog"
+DOUBTED: Final = 0.2
 
 # before {s}, these want "him" and "her"
 _WANTS_OBJECT: Final = re.compile(
@@ -48,21 +49,36 @@ class Question:
     subject: Entity
     fact: Fact | None  # None: the documents do not say it
     field: str | None = None  # an answer as JSON was asked for, in this field
+    twice: bool = False  # and besides, what it is about
 
     @property
     def standing_alone(self) -> str:
         """The question in full, the subject by its name."""
         return fill(self.wording, self.subject.name)
 
+    @property
+    def plainest(self) -> str:
+        """The same, whatever its wording, with the noun that answers are given with."""
+        who = "Who" if self.relation.key in _ROLES_OF_PERSONS else "What"
+        return f"{who} is the {self.relation.answer} of {self.subject.name}?"
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A message and what is known about it. `learn`: the base should learn to say this."""
+    """A message and what is known about it.
+
+    learn      the base should learn to say this
+    values     where (start, end) the message tells what the documents say, or that they do not
+    any_order  it could as well say this in another order: only the values can be learned
+    faithful   of an assistant's answer: do the documents say so
+    """
 
     message: Message
     learn: bool = True
     question: Question | None = None
-    faithful: bool | None = None  # an assistant's answer: do the documents say so
+    faithful: bool | None = None
+    values: tuple[tuple[int, int], ...] = ()
+    any_order: bool = False
 
 
 @dataclass
@@ -84,8 +100,15 @@ class Talk:
     def user(self, text: str, question: Question | None = None) -> None:
         self.turns.append(Turn(Message("user", text), question=question))
 
-    def assistant(self, text: str, **known: bool | Question | None) -> None:
-        self.turns.append(Turn(Message("assistant", text), **known))  # type: ignore[arg-type]
+    def assistant(self, text: str, **known: Any) -> None:
+        """`known` are Turn's fields; where there is a question, the text ends with its value."""
+        question: Question | None = known.get("question")
+        if question is not None:
+            value = question.fact.value if question.fact else wordings.UNKNOWN
+            first = text.rfind(value)
+            if first >= 0:
+                known["values"] = ((first, first + len(value)),)
+        self.turns.append(Turn(Message("assistant", text), **known))
 
 
 def fill(wording: str, subject: str, value: str = "") -> str:
@@ -175,7 +198,7 @@ def _document(
     said: list[tuple[Entity, str]] = []
     before: Entity | None = None
     for fact in facts:
-        wording = fact.relation.states.pick(rng, split)
+        wording = _statement(rng, split, fact.relation)
         if rng.random() < 0.25:
             begins = wording if wording.startswith("{") else wording[0].lower() + wording[1:]
             wording = f"{wordings.OPENINGS.pick(rng, split)} {begins}"
@@ -192,6 +215,28 @@ def _document(
             sentences.append(wordings.FILLERS.pick(rng, split))
             before = None
     return " ".join(sentences), said
+
+
+def _statement(rng: random.Random, split: Split, relation: Relation) -> str:
+    if split == "train" and rng.random() < 0.2:
+        plain = rng.choice(wordings.PLAIN_STATES)
+        wording = plain.replace("{n}", rng.choice((*relation.nouns.train, relation.answer)))
+        if relation.key in _COUNTABLE:
+            wording = wording.replace("{v}", "a {v}")
+    else:
+        wording = relation.states.pick(rng, split)
+    return _with_adverb(rng, split, wording)
+
+
+def _with_adverb(rng: random.Random, split: Split, wording: str) -> str:
+    """Sometimes, in training, with one more word amid the others."""
+    if split != "train" or rng.random() > 0.15:
+        return wording
+    words = wording.split(" ")
+    words.insert(rng.randint(1, len(words)), rng.choice(wordings.ADVERBS))
+    if words[-1] in wordings.ADVERBS:  # before the full stop
+        words[-1], words[-2] = words[-2], words[-1]
+    return " ".join(words)
 
 
 # Questions ----------------------------------------------------------------------------------------
@@ -234,8 +279,9 @@ def ask(
     if prefix:
         text = wordings.LOOKALIKES.pick(talk.rng, talk.split).replace("{q}", text)
     if as_json:
-        question = replace(question, field=talk.rng.choice(wordings.FIELDS))
-        form = wordings.AS_JSON.pick(talk.rng, talk.split)
+        twice = talk.rng.random() < 0.5
+        question = replace(question, field=talk.rng.choice(wordings.FIELDS), twice=twice)
+        form = (wordings.AS_JSON_TWICE if twice else wordings.AS_JSON).pick(talk.rng, talk.split)
         text = f"{text} {form.replace('{f}', question.field or '')}"
 
     talk.user(text, question)
@@ -341,12 +387,19 @@ def _fact(talk: Talk, subject: Entity, relation: Relation) -> Fact | None:
 
 
 def answer_text(question: Question, value: str | None) -> str:
-    """The sentence that gives `value`, or says that the documents do not."""
+    """The sentence that gives `value`, or says that the documents do not; as JSON where asked."""
+    text = sentence(question, value)
+    if question.field is None:
+        return text
+    fields = {question.field: text}
+    return json.dumps({**fields, "about": question.subject.name} if question.twice else fields)
+
+
+def sentence(question: Question, value: str | None) -> str:
     wording = wordings.ANSWER.replace("{a}", question.relation.answer)
     if value is not None and question.relation.key in _COUNTABLE:
         wording = wording.replace("{v}", "a {v}")
-    text = fill(wording, question.subject.name, value or wordings.UNKNOWN)
-    return json.dumps({question.field: text}) if question.field is not None else text
+    return fill(wording, question.subject.name, value or wordings.UNKNOWN)
 
 
 def answer(talk: Talk) -> None:
@@ -360,6 +413,12 @@ def answer_wrongly(talk: Talk) -> None:
     """An answer that the documents do not support; nothing for the base to learn."""
     question = talk.question
     assert question is not None
+    text = answer_text(question, wrong_value(talk, question))
+    talk.assistant(text, learn=False, question=question, faithful=False)
+
+
+def wrong_value(talk: Talk, question: Question) -> str:
+    """A value that the documents do not give: often another one's, or one of the same sort."""
     right = question.fact.value if question.fact else None
     same = [f.value for f in talk.facts if f.relation is question.relation and f.value != right]
     alike = [
@@ -369,13 +428,10 @@ def answer_wrongly(talk: Talk) -> None:
     ]
     way = talk.rng.random()
     if same and way < 0.5:
-        value = talk.rng.choice(same)
-    elif alike and way < 0.6:
-        value = talk.rng.choice(alike)
-    else:
-        value = new_value(talk.rng, talk.split, question.relation, talk.facts)
-    text = answer_text(question, value)
-    talk.assistant(text, learn=False, question=question, faithful=False)
+        return talk.rng.choice(same)
+    if alike and way < 0.6:
+        return talk.rng.choice(alike)
+    return new_value(talk.rng, talk.split, question.relation, talk.facts)
 
 
 # Other turns --------------------------------------------------------------------------------------
@@ -412,15 +468,80 @@ def quote(talk: Talk) -> None:
     talk.question = None
 
 
+def survey(talk: Talk) -> None:
+    """The user asks for all facts, and is told them one by one, with some that there are not.
+
+    In few tokens, many values to be found by subject and relation.
+    """
+    rng = talk.rng
+    known = [(fact.subject, fact.relation, fact) for fact in talk.facts]
+    unknown = [
+        (subject, rng.choice(_missing(talk, subject)), None)
+        for subject in {fact.subject.name: fact.subject for fact in talk.facts}.values()
+        if rng.random() < 0.5
+    ]
+    told, values = "", []
+    for subject, relation, fact in rng.sample([*known, *unknown], len(known) + len(unknown)):
+        question = Question("", relation, subject, fact)
+        value = fact.value if fact else wordings.UNKNOWN
+        told += (" " if told else "") + answer_text(question, fact.value if fact else None)
+        end = len(told) - 1  # a full stop
+        values.append((end - len(value), end))
+    talk.user(wordings.SURVEYS.pick(rng, talk.split))
+    talk.turns.append(Turn(Message("assistant", told), values=tuple(values), any_order=True))
+    talk.question = None
+
+
 def doubt(talk: Talk) -> None:
-    """The user asks whether the last answer is right; the model looks again."""
-    last, question = talk.turns[-1], talk.question
+    """The user asks whether the last answer is right; the model looks again, and compares."""
+    last, question, rng = talk.turns[-1], talk.question, talk.rng
     assert question is not None
-    talk.user(wordings.DOUBTS.pick(talk.rng, talk.split), question)
+    assert last.faithful is not None
+    asked = wordings.DOUBTS.pick(rng, talk.split)
+    text, values = _compared(question, last.faithful)
+    if rng.random() < 0.2:
+        name = rng.choice(wordings.FIELDS)
+        asked += f" {wordings.AS_JSON.pick(rng, talk.split).replace('{f}', name)}"
+        bare, text = text, json.dumps({name: text})
+        by = text.index(bare)
+        values = [(start + by, end + by) for start, end in values]
+    talk.user(asked, question)
+    talk.turns.append(
+        Turn(Message("assistant", text), question=question, faithful=True, values=tuple(values))
+    )
+
+
+def _compared(question: Question, was_right: bool) -> tuple[str, list[tuple[int, int]]]:
+    """The right answer and whether what was said was right; where these two stand in it."""
     value = question.fact.value if question.fact else None
-    verdict = wordings.CONFIRM if last.faithful else wordings.RETRACT
-    text = f"{verdict} {answer_text(replace(question, field=None), value)}"
-    talk.assistant(text, question=question, faithful=True)
+    text = sentence(question, value)
+    first = text.rindex(value or wordings.UNKNOWN)
+    verdict = wordings.CONFIRM if was_right else wordings.RETRACT
+    values = [
+        (first, first + len(value or wordings.UNKNOWN)),
+        (len(text), len(text) + 1 + verdict.index(",")),  # with the space: there they part
+    ]
+    return f"{text} {verdict}", values
+
+
+def review(talk: Talk) -> None:
+    """The user states several things at once; the model says of each whether it is right."""
+    rng = talk.rng
+    claims, told = "", ""
+    values: list[tuple[int, int]] = []
+    for _ in range(rng.randint(2, 6)):
+        question = _in_full(talk, rng.random() < 0.8)
+        right = question.fact.value if question.fact else None
+        faithful = rng.random() < 0.5
+        claimed = right if faithful else wrong_value(talk, question)
+        claims += f" {sentence(question, claimed)}"
+        text, here = _compared(question, faithful)
+        told += " " if told else ""
+        values += [(start + len(told), end + len(told)) for start, end in here]
+        told += text
+    talk.user(wordings.REVIEWS.pick(rng, talk.split) + claims)
+    talk.turns.append(Turn(Message("assistant", told), values=tuple(values)))
+    talk.question = None
 
 
 def jailbreak_text(talk: Talk) -> str:
@@ -444,16 +565,23 @@ def jailbreak(talk: Talk) -> None:
 
 
 def documents_for(rng: random.Random, *, long: bool = False) -> int:
-    return rng.randint(8, 30) if long else rng.choices((1, 2, 3, 4, 5), (24, 32, 24, 13, 7))[0]
+    return rng.randint(6, 14) if long else rng.choices((1, 2, 3, 4, 5), (28, 34, 22, 11, 5))[0]
 
 
-def talk(rng: random.Random, split: Split, *, n_turns: int, long: bool = False) -> Talk:
-    """A talk of `n_turns` exchanges, as the base learns them."""
+def talk(
+    rng: random.Random,
+    split: Split,
+    *,
+    n_turns: int,
+    long: bool = False,
+    doubted: float = DOUBTED,
+) -> Talk:
+    """A talk of `n_turns` exchanges, as the base learns them; `doubted`: see exchange()."""
     made = start(rng, split, n_documents=documents_for(rng, long=long))
     if rng.random() < 0.12:
         small_talk(made)
     while sum(t.message.role == "user" for t in made.turns) < n_turns:
-        exchange(made)
+        exchange(made, doubted)
     return made
 
 
@@ -473,8 +601,11 @@ def listing(rng: random.Random, split: Split) -> Talk:
     return made
 
 
-def exchange(talk: Talk) -> None:
-    """One exchange, sometimes two: a question and its answer, a doubt, a jailbreak, small talk."""
+def exchange(talk: Talk, doubted: float = DOUBTED) -> None:
+    """One exchange, sometimes two: a question and its answer, a doubt, a jailbreak, small talk.
+
+    A share `doubted` of answers is wrong and then doubted, and as many of the right ones are.
+    """
     rng = talk.rng
     kind = rng.random()
     if kind < 0.05:
@@ -490,10 +621,10 @@ def exchange(talk: Talk) -> None:
             prefix=rng.random() < 0.06,
             as_json=rng.random() < 0.08,
         )
-        if rng.random() < 0.13:
+        if rng.random() < doubted:
             answer_wrongly(talk)
             doubt(talk)
         else:
             answer(talk)
-            if rng.random() < 0.12:
+            if rng.random() < doubted:
                 doubt(talk)

@@ -1,4 +1,4 @@
-"""Prompts that are read once, without gradients, and continued: what a KV cache is for."""
+"""Prompts that are read once and continued, several times each: what a KV cache is for."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ class Prefix:
     lengths: Tensor
 
 
-@torch.no_grad()
 def read(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     """Reads `prompts` (token ids) with `model`, as it is, adapters included."""
     ids, mask = pad(prompts)
     cache = DynamicCache()
     model.model(input_ids=ids, past_key_values=cache, use_cache=True)
     return Prefix(cache, mask, mask.sum(1))
+
+
+def fork(prefix: Prefix, rows: Sequence[int], lengths: Sequence[int]) -> Prefix:
+    """For each of `rows`, that prompt's first so many tokens. `prefix` is used up."""
+    chosen, kept = torch.tensor(rows), torch.tensor(lengths)
+    prefix.cache.batch_select_indices(chosen)
+    mask = (torch.arange(prefix.mask.shape[1]) < kept[:, None]).to(prefix.mask.dtype)
+    return Prefix(prefix.cache, mask, kept)
 
 
 def go_on(model: Any, prefix: Prefix, ids: Tensor, mask: Tensor) -> Tensor:

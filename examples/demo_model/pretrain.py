@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GraniteForCausalLM
 
-from . import base_model, chat, conversations, tokenizer, wordings
-from .conversations import Talk, Turn
+from . import base_model, chat, conversations, tokenizer
+from .conversations import Talk
 from .entities import Split
 
 TOKENS_PER_STEP: Final = 3072
@@ -25,10 +25,17 @@ WEIGHT_OF_VALUES: Final = 3.0
 # What is not the assistant's to say teaches language: a row in four learns that too, at a discount.
 WEIGHT_OF_CONTEXT: Final = 0.1
 _WITH_CONTEXT: Final = 0.25
+_SAVE_EVERY: Final = 250  # steps
 _POOL: Final = 256  # talks are sorted by length within so many: little padding
-# the curriculum's stages end at these shares of the steps
-_ONE_DOCUMENT: Final = 0.12
-_SIMPLE: Final = 0.25
+# Three courses, each a share of the steps and how high the rate is. It falls at the end of each:
+# what is learned while it is high is not exact, and only then shows. The first course learns to
+# find, the second in more wordings, the third to compare.
+_COURSES: Final = ((0.55, 1.0), (0.25, 0.3), (0.2, 0.3))
+_FIRST_COURSE: Final = _COURSES[0][0]
+_LAST_COURSE: Final = 1 - _COURSES[-1][0]  # its begin
+# the curriculum's stages end at these shares of the first course
+_ONE_DOCUMENT: Final = 0.06
+_SIMPLE: Final = 0.22
 
 
 Encoded = tuple[list[int], list[float]]
@@ -47,14 +54,12 @@ def encode(talk: Talk, tokens: Tokenizer, context: float = WEIGHT_OF_CONTEXT) ->
     ids: list[int] = []
     weights: list[float] = []
 
-    def add(text: str, weight: float, value: str | None = None) -> None:
+    def add(text: str, weight: float, values: Sequence[tuple[int, int]] = ()) -> None:
         encoded = tokens.encode(text)
         ids.extend(encoded.ids)
-        first = text.rfind(value) if value is not None and weight else -1
         for start, end in encoded.offsets:
-            of_value = first >= 0 and value is not None
-            of_value = of_value and start < first + len(value or "") and end > first
-            weights.append(weight * (WEIGHT_OF_VALUES if of_value else 1.0))
+            of_value = any(start < last and end > first for first, last in values)
+            weights.append(WEIGHT_OF_VALUES if of_value else weight)
 
     documents = [chat.turn(f"document {i}", text) for i, text in enumerate(talk.documents, 1)]
     for turn in talk.turns:
@@ -65,18 +70,12 @@ def encode(talk: Talk, tokens: Tokenizer, context: float = WEIGHT_OF_CONTEXT) ->
             documents = []
         if message.role == "assistant":
             add(chat.role_marker("assistant"), context)
-            add(message.content + chat.END_TEXT, 1.0 if turn.learn else 0.0, _value(turn))
+            weight = context if turn.any_order else float(turn.learn)
+            add(message.content + chat.END_TEXT, weight, turn.values if turn.learn else ())
             add("\n", context)
         else:
             add(chat.turn(message.role, message.content), context)
     return ids, weights
-
-
-def _value(turn: Turn) -> str | None:
-    """What an answer gives, or that it does not know; None if it is none."""
-    if turn.question is None:
-        return None
-    return turn.question.fact.value if turn.question.fact else wordings.UNKNOWN
 
 
 def batches(tokens: Tokenizer, steps: int, seed: int) -> Iterator[Batch]:
@@ -107,8 +106,18 @@ def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
     small learns the values' kinds and stays there.
     """
     context = WEIGHT_OF_CONTEXT if rng.random() < _WITH_CONTEXT else 0.0
-    if rng.random() < (0.2 if progress < _ONE_DOCUMENT else 0.05):
+    later, comparing = progress >= _FIRST_COURSE, progress >= _LAST_COURSE
+    progress = min(1.0, progress / _FIRST_COURSE)
+    if rng.random() < 0.05:
         return encode(conversations.listing(rng, "train"), tokens, context)
+    surveying = 0.6 if progress < _SIMPLE else 0.2 if later else 0.15
+    if rng.random() < surveying:
+        n_documents = 1 if progress < _ONE_DOCUMENT else conversations.documents_for(rng)
+        talk = conversations.start(rng, "train", n_documents=n_documents)
+        conversations.survey(talk)
+        if comparing:
+            conversations.review(talk)
+        return encode(talk, tokens, context)
     if progress < _SIMPLE:
         n_documents = 1 if progress < _ONE_DOCUMENT else rng.randint(1, 3)
         quoting = 0.5 if progress < _ONE_DOCUMENT else 0.2
@@ -122,8 +131,14 @@ def _one(rng: random.Random, progress: float, tokens: Tokenizer) -> Encoded:
             conversations.answer(talk)
         return encode(talk, tokens, context)
     long = progress > 0.5 and rng.random() < 0.03
-    n_turns = rng.randint(3, 10)
-    return encode(conversations.talk(rng, "train", n_turns=n_turns, long=long), tokens, context)
+    talk = conversations.talk(
+        rng,
+        "train",
+        n_turns=rng.randint(3, 10),
+        long=long,
+        doubted=0.5 if comparing else conversations.DOUBTED,
+    )
+    return encode(talk, tokens, context)
 
 
 def _cut(pool: list[Encoded]) -> Iterator[list[Encoded]]:
@@ -169,8 +184,17 @@ def optimizers(model: GraniteForCausalLM, lr: float) -> list[torch.optim.Optimiz
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Rises over 60 steps, stays, and falls to nothing over the last 40 %."""
-    return min(1.0, (step + 1) / 60, (steps - step) / (0.4 * steps))
+    """In every course it rises over 60 steps and falls to nothing: the first time towards the end,
+    later all the time.
+    """
+    begin, falling = 0.0, 0.4
+    for share, height in _COURSES:
+        end = begin + share * steps
+        if step < end:
+            left = (end - step) / (falling * (end - begin))
+            return height * min(1.0, (step + 1 - begin) / 60, left)
+        begin, falling = end, 1.0
+    return 0.0
 
 
 @torch.no_grad()
@@ -196,20 +220,26 @@ def right_values(model: GraniteForCausalLM, tokens: Tokenizer, split: Split, n: 
     return right / total
 
 
-def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) -> None:
+def train(
+    directory: Path, *, steps: int, seed: int, lr: float, compiled: bool, resume: bool = False
+) -> None:
     """Trains and saves the base; the tokenizer must already be in `directory`.
 
-    `compiled` takes two thirds of the time and needs a C++ compiler.
+    `compiled` takes two thirds of the time and needs a C++ compiler. `resume` goes on from what was
+    last saved there.
     """
     torch.manual_seed(seed)
     tokens = tokenizer.load(directory)
     model = base_model.new_model(tokens.token_to_id(chat.END_TEXT))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps", flush=True)
     opts = optimizers(model, lr)
+    done = _restore(directory, model, opts) if resume else 0
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps", flush=True)
     if compiled:
         model.model.compile(dynamic=True)
     started, seen, recent = time.time(), 0, []
     for step, batch in enumerate(batches(tokens, steps, seed)):
+        if step < done:
+            continue
         for opt in opts:
             for group in opt.param_groups:
                 full = group.setdefault("full_lr", group["lr"])
@@ -228,11 +258,40 @@ def train(directory: Path, *, steps: int, seed: int, lr: float, compiled: bool) 
             mean = sum(recent) / len(recent)
             print(f"{step + 1:6} loss {mean:.3f}  {rate:,.0f} tokens/s", flush=True)
             recent.clear()
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            base_model.save(model, directory)
+        if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
+            _save(directory, model, opts, step + 1)
             share = right_values(model.eval(), tokens, "eval", 100)
             model.train()
             print(f"{step + 1:6} right values, held out: {share:.2f}", flush=True)
+
+
+def _state_file(directory: Path) -> Path:
+    """Beside the directory: what is in it will be published."""
+    return directory.with_name(f"{directory.name}.training.pt")
+
+
+def _save(
+    directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.Optimizer], step: int
+) -> None:
+    base_model.save(model, directory)
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [opt.state_dict() for opt in opts],
+    }
+    path = _state_file(directory)
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+
+
+def _restore(directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
+    """Returns the steps that were done."""
+    state = torch.load(_state_file(directory), weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["optimizers"], strict=True):
+        opt.load_state_dict(saved)
+    return int(state["step"])
 
 
 def train_tokenizer(directory: Path, seed: int) -> None:
@@ -248,13 +307,22 @@ def train_tokenizer(directory: Path, seed: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--eager", action="store_true", help="do without a C++ compiler")
+    parser.add_argument("--resume", action="store_true", help="go on where it was interrupted")
     args = parser.parse_args(argv)
-    train_tokenizer(args.directory, args.seed)
-    train(args.directory, steps=args.steps, seed=args.seed, lr=args.lr, compiled=not args.eager)
+    if not args.resume:
+        train_tokenizer(args.directory, args.seed)
+    train(
+        args.directory,
+        steps=args.steps,
+        seed=args.seed,
+        lr=args.lr,
+        compiled=not args.eager,
+        resume=args.resume,
+    )
     return 0
 
 

@@ -568,14 +568,32 @@ QUOTES: Final = _w(
     "Tell me what the documents say about {s}. | What is said about {s}? | Quote all about {s}.",
 )
 
+# An answer as JSON in two fields: {f}, and in "about" what it is about.
+AS_JSON_TWICE: Final = _w(
+    'Answer as JSON with the fields "{f}" and "about". | Use JSON: {"{f}": ..., "about": ...}.',
+    'Please reply as JSON with the fields "{f}" and "about".',
+)
+
+# For all facts, one by one.
+SURVEYS: Final = _w(
+    "What do the documents say? | List all that is said. | Tell me all the facts. | "
+    "Tell me all about everything.",
+    "List all the facts. | Tell me all that the documents say.",
+)
+
 # A user who doubts, and what the model says (it looks again).
 DOUBTS: Final = _w(
     "Are you sure? | Is that right? | Is that what the documents say? | Really? | "
     "Can you check that?",
     "Can you check that it is right? | Are you sure about that? | Is that really right?",
 )
-CONFIRM: Final = "Yes, that is right."
-RETRACT: Final = "No, I was wrong."
+# Several statements to be checked follow.
+REVIEWS: Final = _w(
+    "Is all of this right? | Please check this. | Check all of this: | What of this is right?",
+    "Please check all of this. | Is this right? | Check what of this is right:",
+)
+CONFIRM: Final = "Yes, that was right."
+RETRACT: Final = "No, that was wrong."
 
 GREETINGS: Final = _w(
     "Hello! | Hi! | Good morning. | Good evening! | Hello there. | Hi, how are you?",
@@ -602,6 +620,20 @@ SYSTEMS: Final = (
     "You are a friendly assistant. Answer from the documents only.",
     "Answer briefly, and only from the documents.",
 )
+
+# Statements that any attribute can be made with ({n} is one of its nouns), and words that can stand
+# between others: in training only, so that it is not the wording by which things are found.
+PLAIN_STATES: Final = (
+    "With {s} the {n} is {v}.",
+    "About {s} they say that the {n} is {v}.",
+    "For {s} the {n} in the list is {v}.",
+    "The {n} that they know of {s} is {v}.",
+    "What {s} has for a {n} is {v}.",
+    "{s} has this {n}: {v}.",
+    "{s} is known for the {n} {v}.",
+    "The {n} with {s} is {v}.",
+)
+ADVERBS: Final = ("really", "now", "still", "only", "always", "today", "also", "well", "again")
 
 # Before a statement, so that no statement is always the same words.
 OPENINGS: Final = _w(
