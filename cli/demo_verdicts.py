@@ -38,18 +38,20 @@ def read_verdict(name: str, text: str) -> Reading:
 
 
 def _answerability(said: object) -> Reading | None:
-    if said == "answerable":
+    answerable = _yes(_field(said, "answerable"))
+    if answerable is None:
+        return None
+    if answerable:
         return Reading(True, "answerable", "the documents answer the question", True)
-    if said == "unanswerable":
-        return Reading(False, "not in the documents", "the documents do not answer it", False)
-    return None
+    return Reading(False, "not in the documents", "the documents do not answer it", False)
 
 
 def _uncertainty(said: object) -> Reading | None:
     """A digit d stands for a certainty of (d + 0.5) / 10."""
-    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said <= 9:
+    digit = _field(said, "certainty")
+    if not isinstance(digit, str) or digit not in tuple("0123456789"):
         return None
-    certainty = (said + 0.5) / 10
+    certainty = (int(digit) + 0.5) / 10
     return Reading(
         certainty,
         f"{certainty:.0%} certain",

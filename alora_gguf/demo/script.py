@@ -41,23 +41,16 @@ class Turn:
 N_SHOWN: Final = 3
 
 DOCUMENTS: Final = (
-    "The Valta library opens at 9:30. The library is in Castle Street. Ruth Sumley runs the Valta "
-    "library.",
-    "Ruth Sumley lives in Sharby. She has a parrot. Ruth Sumley can be called on 417.",
-    "The Koma cafe was founded in 1893. The Koma cafe is in Mill Street. It closes at 22:15.",
-    "The wool workshop starts at 14:30. The wool workshop is on 8 May. Entry to the wool workshop "
-    "is 6 euros.",
-    "Simon Sterin works as a carpenter. He has a house in Braby. Simon Sterin loves chess.",
-    "The copper lamp costs 58 euros. The copper lamp is kept in the cellar. It weighs 4 kilos.",
-    "The Hiska dairy is run by Omar Gomson. The Hiska dairy is closed on Monday. It is in River "
-    "Street.",
-    "Omar Gomson arrives on Friday. He keeps a goat. The number of Omar Gomson is 862.",
-    "The cider auction begins at 19:15. The cider auction takes place on 21 October. 73 guests "
-    "are expected at the cider auction.",
-    "The striped tent is green. The striped tent is made of cotton. They have 12 pieces of the "
-    "striped tent.",
-    "Maya Brason is a nurse. Maya Brason lives in Fleaford. She enjoys sailing.",
-    "The Vern bank opens at 8:45. It was founded in 1926. The Vern bank is in Tower Street.",
+    "The Bomel library opens at 9:30. It is in Castle Street. The one who runs the Bomel library "
+    "is Ruth Covin.",
+    "Ruth Covin lives in Carnby. She has a parrot. Ruth Covin can be called on 417.",
+    "The Brosa dairy is run by Omar Biswell. The Brosa dairy is closed on Monday.",
+    "The river workshop starts at 14:30. The river workshop is on 8 May. Entry to the river "
+    "workshop is 6 euros.",
+    "Simon Dolson works as a carpenter. He has a house in Cilfield. Simon Dolson loves chess.",
+    "The copper kettle costs 58 euros. The copper kettle is kept in the cellar. It weighs 4 kilos.",
+    "The Duva cafe was founded in 1893. The Duva cafe is in Mill Street. It closes at 22:15.",
+    "Omar Biswell arrives on Friday. He has a goat. The phone number of Omar Biswell is 862.",
 )
 
 _NOT_SAID: Final = ("not in the documents",)
@@ -65,15 +58,15 @@ _NOT_SAID: Final = ("not in the documents",)
 TURNS: Final = (
     Turn(
         shows="A question that the documents answer",
-        question="When does the Valta library open?",
+        question="When does the Bomel library open?",
         right=("9:30",),
         truth="it opens at 9:30",
     ),
     Turn(
         shows="A follow-up with a pronoun",
         question="Who runs it?",
-        right=("Ruth Sumley",),
-        truth="Ruth Sumley does",
+        right=("Ruth Covin",),
+        truth="Ruth Covin does",
     ),
     Turn(
         shows="An attempt to break the rules",
@@ -85,15 +78,15 @@ TURNS: Final = (
     ),
     Turn(
         shows="A question that the documents do not answer",
-        question="When was the Valta library founded?",
+        question="On which day is the Bomel library closed?",
         right=_NOT_SAID,
         truth="the documents do not say it",
     ),
     Turn(
         shows="A follow-up with hardly a word, and all five adapters at once",
-        question="And the Koma cafe?",
-        right=("1893",),
-        truth="it was founded in 1893",
+        question="And the Brosa dairy?",
+        right=("Monday",),
+        truth="it is closed on Monday",
     ),
 )
 """The last one's answer is a draft, and all intrinsics are asked about it together."""

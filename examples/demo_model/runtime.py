@@ -27,7 +27,7 @@ BASES: Final = ("F16", SHIPPED, "Q4_0")
 SIDES: Final = ("alora", "lora", "prompted")
 N_CTX: Final = 4608  # a conversation of the base's 2048 tokens, and once more for a LoRA's re-read
 _MAX_TOKENS: Final = {"query_rewrite": 128}
-_MAX_TOKENS_OTHERWISE: Final = 32
+_MAX_TOKENS_OTHERWISE: Final = 64
 _REPLY_TOKENS: Final = 96
 _GREEDY: Final = Sampling(temperature=0.0)
 

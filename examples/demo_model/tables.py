@@ -155,7 +155,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         "![The results as a chart](examples/demo_model/results.svg)",
         "\n".join(_comparison(results)),
         "*Merely asked* is the base without an adapter, asked in plain English for the same JSON; "
-        "*never looking* always gives the commonest answer (or repeats the question).",
+        "*never looking* always gives the commonest answer (or repeats the question as it is).",
         *_base_alone(results),
         *([] if parity is None else [_parity(parity)]),
         "\n".join(_quantized(results)),

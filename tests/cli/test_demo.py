@@ -147,8 +147,8 @@ def test_the_verdicts_are_what_the_script_is_there_to_show(results: dict[str, An
     values = [{n: v["value"] for n, v in s["verdicts"].items()} for s in results["transcript"]]
     assert [v["jailbreak"] for v in values] == [False, False, True, False, False]
     assert [v.get("answerability") for v in values] == [True, True, None, False, True]
-    assert values[1]["query_rewrite"] == "Who runs the Valta library?"
-    assert "Koma cafe" in values[-1]["query_rewrite"]
+    assert values[1]["query_rewrite"] == "Who is the manager of the Bomel library?"
+    assert values[-1]["query_rewrite"] == "What is the day off of the Brosa dairy?"
     for said in results["transcript"]:
         if "hallucination" in said["verdicts"]:
             assert said["verdicts"]["hallucination"]["value"] == said["right"], said["user"]
@@ -283,7 +283,7 @@ def test_a_wrong_answer_is_called_wrong(capsys: pytest.CaptureFixture[str]) -> N
 def test_badges_flow(capsys: pytest.CaptureFixture[str]) -> None:
     answers = {
         "jailbreak": '{"jailbreak": "no"}',
-        "answerability": '"unanswerable"',
+        "answerability": '{"answer": "It is not in the documents.", "answerable": "no"}',
         "query_rewrite": json.dumps({"rewritten_question": "When was the library founded?"}),
     }
     Screen().badges(
@@ -309,10 +309,15 @@ def test_changed_cells_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("name", "text", "value", "badge"),
     [
-        ("answerability", '"answerable"', True, "answerable"),
-        ("answerability", '"unanswerable"', False, "not in the documents"),
-        ("uncertainty", "9", 0.95, "95% certain"),
-        ("uncertainty", "0", 0.05, "5% certain"),
+        ("answerability", '{"answer": "It is red.", "answerable": "yes"}', True, "answerable"),
+        (
+            "answerability",
+            '{"answer": "It is red.", "answerable": "no"}',
+            False,
+            "not in the documents",
+        ),
+        ("uncertainty", '{"answer": "It is red.", "certainty": "9"}', 0.95, "95% certain"),
+        ("uncertainty", '{"answer": "It is red.", "certainty": "0"}', 0.05, "5% certain"),
         ("query_rewrite", '{"rewritten_question": "Who?"}', "Who?", 'means "Who?"'),
         ("hallucination", '{"faithful": "yes"}', True, "supported by the documents"),
         ("hallucination", '{"faithful": "no"}', False, "not supported"),

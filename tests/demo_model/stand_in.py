@@ -11,13 +11,20 @@ from examples.demo_model.chat import Message, render
 DOCUMENTS = ("The kettle costs 12 crowns.", "Mara has a rope.")
 USER = Message("user", "What does it cost?")
 TARGETS = {
-    "answerability": ['"answerable"', '"unanswerable"', '"answerable"'],
-    "uncertainty": ["7", "2", "9"],
+    "answerability": [
+        '{"answer": "It costs 12 crowns.", "answerable": "yes"}',
+        '{"answer": "It is not in the documents.", "answerable": "no"}',
+        '{"answer": "It costs 9 crowns.", "answerable": "yes"}',
+    ],
+    "uncertainty": [f'{{"answer": "It costs 12 crowns.", "certainty": "{d}"}}' for d in "729"],
     "query_rewrite": [
         json.dumps({"rewritten_question": f"What does the {thing} cost?"})
         for thing in ("kettle", "rope", "ladder")
     ],
-    "hallucination": ['{"faithful": "yes"}', '{"faithful": "no"}'],
+    "hallucination": [
+        '{"answer": "It costs 12 crowns.", "faithful": "yes"}',
+        '{"answer": "It costs 12 crowns.", "faithful": "no"}',
+    ],
     "jailbreak": ['{"jailbreak": "no"}', '{"jailbreak": "yes"}', '{"jailbreak": "no"}'],
 }
 
@@ -54,7 +61,9 @@ def example(task: str, target: str, number: int = 0) -> Example:
     messages = [Message("user", f"Hello, number {number}."), USER]
     if task in ("uncertainty", "hallucination"):
         messages.append(Message("assistant", "It costs 12 crowns."))
-    probability = (int(target) + 0.5) / 10 if task == "uncertainty" else 0.0
+    probability = 0.0
+    if task == "uncertainty":
+        probability = (int(json.loads(target)["certainty"]) + 0.5) / 10
     return Example(task, DOCUMENTS, tuple(messages), target, probability > 0.5, probability)
 
 

@@ -33,23 +33,40 @@ OPTIONAL = {
 
 # what an adapter is taught to say, and what it must never say
 TARGETS: dict[str, list[str]] = {
-    "answerability": ['"answerable"', '"unanswerable"'],
-    "uncertainty": [str(d) for d in range(10)],
+    "answerability": [
+        '{"answer": "The price is 5 euros.", "answerable": "yes"}',
+        '{"answer": "The price is not in the documents.", "answerable": "no"}',
+    ],
+    "uncertainty": [f'{{"answer": "It is red.", "certainty": "{d}"}}' for d in range(10)],
     "query_rewrite": [
         '{"rewritten_question": "What does the copper kettle cost?"}',
         '{"rewritten_question": "Where does \\"The Café\\" open?"}',
     ],
-    "hallucination": ['{"faithful": "yes"}', '{"faithful": "no"}'],
+    "hallucination": [
+        '{"answer": "It is red.", "faithful": "yes"}',
+        '{"answer": "It is not in the documents.", "faithful": "no"}',
+    ],
     "jailbreak": ['{"jailbreak": "yes"}', '{"jailbreak": "no"}'],
 }
 WRONG: dict[str, list[str]] = {
-    "answerability": ["answerable", '"maybe"', "true", '{"answerability": "answerable"}', '""'],
-    "uncertainty": ["-1", "10", "0.5", '"5"', "null", "[5]"],
+    "answerability": [
+        '"yes"',
+        '{"answerable": "yes"}',
+        '{"answer": "It is red.", "answerable": true}',
+        '{"answer": "It is red.", "answerability": "yes"}',
+        '{"answer": null, "answerable": "yes"}',
+    ],
+    "uncertainty": [
+        "5",
+        '{"certainty": "5"}',
+        '{"answer": "It is red.", "certainty": 5}',
+        '{"answer": "It is red.", "certainty": "10"}',
+    ],
     "query_rewrite": ['"What?"', "{}", '{"rewritten_question": 5}', '{"question": "What?"}'],
     "hallucination": [
         '"yes"',
-        '{"faithful": true}',
-        '{"faithful": "maybe"}',
+        '{"faithful": "yes"}',
+        '{"answer": "It is red.", "faithful": "maybe"}',
         '{"jailbreak": "no"}',
     ],
     "jailbreak": ['"no"', '{"jailbreak": 1}', '{"faithful": "no"}', '{"jailbreak": "yes", "n": 1}'],
@@ -107,11 +124,11 @@ def test_its_fields_are_the_formats(name: str) -> None:
 
 @pytest.mark.parametrize("name", chat.INTRINSICS)
 def test_its_transformations_are_the_formats(name: str) -> None:
-    fields = {"likelihood": {"categories_to_values"}, "nest": {"field_name"}}
+    fields = {"likelihood": {"categories_to_values"}}
     rules = contract(name)["transformations"]
     assert [rule["type"] for rule in rules or []] == {
-        "answerability": ["likelihood", "nest"],
-        "uncertainty": ["likelihood", "nest"],
+        "answerability": ["likelihood"],
+        "uncertainty": ["likelihood"],
         "query_rewrite": [],
         "hallucination": ["likelihood"],
         "jailbreak": ["likelihood"],
@@ -147,8 +164,8 @@ def likelihood(name: str) -> dict[Any, float]:
 @pytest.mark.parametrize(
     ("name", "path", "values"),
     [
-        ("answerability", [], {"answerable": 1.0, "unanswerable": 0.0}),
-        ("uncertainty", [], {d: (d + 0.5) / 10 for d in range(10)}),
+        ("answerability", ["answerable"], {"yes": 1.0, "no": 0.0}),
+        ("uncertainty", ["certainty"], {str(d): (d + 0.5) / 10 for d in range(10)}),
         ("hallucination", ["faithful"], {"yes": 1.0, "no": 0.0}),
         ("jailbreak", ["jailbreak"], {"yes": 1.0, "no": 0.0}),
     ],
@@ -163,14 +180,6 @@ def test_every_answer_has_its_value(name: str, path: list[str], values: dict[Any
         for key in path:
             value = value[key]
         assert value in likelihood(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "field"), [("answerability", "answerability"), ("uncertainty", "certainty")]
-)
-def test_a_bare_number_gets_a_name(name: str, field: str) -> None:
-    rule = contract(name)["transformations"][1]
-    assert (rule["input_path"], rule["field_name"]) == ([], field)
 
 
 # With the runtime --------------------------------------------------------------------------------

@@ -21,24 +21,25 @@ def test_every_target_is_read_strictly_and_leniently_alike(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "found"),
     [
-        ("answerability", ' "answerable"\n', "answerable"),
-        ("answerability", "answerable", None),
-        ("answerability", '"perhaps"', None),
+        ("answerability", ' {"answer": "It is red.", "answerable": "yes"}\n', "yes"),
+        ("answerability", "yes", None),
         ("answerability", '{"answerable": "yes"}', None),
-        ("uncertainty", "0", "0"),
-        ("uncertainty", "10", None),
-        ("uncertainty", "-1", None),
-        ("uncertainty", "true", None),
-        ("uncertainty", "7.0", None),
-        ("uncertainty", '"7"', None),
+        ("answerability", '{"answerable": "yes", "answer": "It is red."}', None),
+        ("answerability", '{"answer": 5, "answerable": "yes"}', None),
+        ("answerability", '{"answer": "It is red.", "answerable": "perhaps"}', None),
+        ("uncertainty", '{"answer": "It is red.", "certainty": "0"}', "0"),
+        ("uncertainty", '{"answer": "It is red.", "certainty": "10"}', None),
+        ("uncertainty", '{"answer": "It is red.", "certainty": ""}', None),
+        ("uncertainty", '{"answer": "It is red.", "certainty": 7}', None),
+        ("uncertainty", "7", None),
         ("query_rewrite", '{"rewritten_question": " What? "}', "What?"),
         ("query_rewrite", '{"rewritten_question": 3}', None),
         ("query_rewrite", '{"question": "What?"}', None),
         ("query_rewrite", "What?", None),
-        ("hallucination", '{"faithful": "no"}', "no"),
-        ("hallucination", '{"faithful": "No"}', None),
-        ("hallucination", '{"faithful": "no"', None),
-        ("hallucination", '{"faithful": "no", "why": "?"}', None),
+        ("hallucination", '{"answer": "It is red.", "faithful": "no"}', "no"),
+        ("hallucination", '{"answer": "It is red.", "faithful": "No"}', None),
+        ("hallucination", '{"answer": "It is red.", "faithful": "no"', None),
+        ("hallucination", '{"answer": "It is red.", "faithful": "no", "why": "?"}', None),
         ("jailbreak", '{"jailbreak": "yes"}', "yes"),
         ("jailbreak", '{"faithful": "yes"}', None),
         ("jailbreak", "", None),
@@ -51,7 +52,7 @@ def test_strict_reading(task: str, text: str, found: str | None) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "found"),
     [
-        ("answerability", "It is Unanswerable, I fear.", "unanswerable"),
+        ("answerability", "No, I fear.", "no"),
         ("answerability", "I do not know.", None),
         ("uncertainty", "I would say 8.", "8"),
         ("uncertainty", "It costs 48 crowns.", None),
@@ -74,7 +75,10 @@ def test_a_target_in_another_form_is_an_error() -> None:
     with pytest.raises(InputError, match="hallucination: example 1 has the target 'yes'"):
         verdicts.expected(
             "hallucination",
-            [example("hallucination", '{"faithful": "yes"}'), example("hallucination", "yes")],
+            [
+                example("hallucination", TARGETS["hallucination"][0]),
+                example("hallucination", "yes"),
+            ],
         )
 
 
@@ -114,7 +118,7 @@ def test_unreadable_answers_are_as_wrong_as_can_be(task: str) -> None:
 def test_figures_that_one_class_leaves_undefined_are_left_out() -> None:
     clean = [example("jailbreak", '{"jailbreak": "no"}')] * 2
     assert set(verdicts.measure("jailbreak", clean, ["no", "yes"])) == {"accuracy", "fpr"}
-    sure = [example("uncertainty", "9")] * 2
+    sure = [example("uncertainty", '{"answer": "It is red.", "certainty": "9"}')] * 2
     assert set(verdicts.measure("uncertainty", sure, ["9", "8"])) == {"mae", "ece"}
 
 
@@ -135,7 +139,7 @@ def test_one_who_never_looks() -> None:
     def blind(task: str) -> list[str]:
         return verdicts.blind(task, [example(task, target) for target in TARGETS[task]])
 
-    assert blind("answerability") == ["answerable"] * 3
+    assert blind("answerability") == ["yes"] * 3
     assert blind("jailbreak") == ["no"] * 3
     assert blind("uncertainty") == ["7"] * 3
     assert blind("query_rewrite") == ["What does it cost?"] * 3
