@@ -11,12 +11,12 @@ from xml.sax.saxutils import escape
 
 from .tables import ROWS, Results, figure_name, milliseconds
 
-SIDES: Final = {"alora": "aLoRA", "lora": "LoRA", "prompted": "base, merely asked"}
+SIDES: Final = {"alora": "aLoRA", "lora": "LoRA", "base": "base alone"}
 WIDTH: Final = 840
 _TOP, _ROW, _BOTTOM = 84, 50, 34  # pixels above the rows, of a row, and below
 _LABEL, _LEFT, _RIGHT = 150, 165, 500  # where labels end and the scale of shares lies
 _BARS, _BARS_END = 560, 760  # where the bars of milliseconds lie
-_OFFSETS: Final = {"alora": -11, "lora": 0, "prompted": 11}
+_OFFSETS: Final = {"alora": -11, "lora": 0, "base": 11}
 _STYLE: Final = """\
 text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #57606a; }
 .strong { font-weight: 600; fill: #24292f; }
@@ -24,14 +24,14 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #57606
 .grid { stroke: #d0d7de; }
 .alora { fill: #0969da; stroke: #0969da; }
 .lora { fill: #bc4c00; stroke: #bc4c00; }
-.prompted { fill: #6e7781; stroke: #6e7781; }
+.base { fill: #6e7781; stroke: #6e7781; }
 @media (prefers-color-scheme: dark) {
   text { fill: #9198a1; }
   .strong { fill: #e6edf3; }
   .grid { stroke: #3d444d; }
   .alora { fill: #58a6ff; stroke: #58a6ff; }
   .lora { fill: #f0883e; stroke: #f0883e; }
-  .prompted { fill: #8b949e; stroke: #8b949e; }
+  .base { fill: #8b949e; stroke: #8b949e; }
 }"""
 
 

@@ -24,7 +24,7 @@ EXAMPLE: Final = Path(__file__).parent
 ROOT: Final = EXAMPLE.parents[1]
 SHIPPED: Final = "Q8_0"
 BASES: Final = ("F16", SHIPPED, "Q4_0")
-SIDES: Final = ("alora", "lora", "prompted")
+SIDES: Final = ("alora", "lora", "base")
 N_CTX: Final = 4608  # a conversation of the base's 2048 tokens, and once more for a LoRA's re-read
 _MAX_TOKENS: Final = {"query_rewrite": 128}
 _MAX_TOKENS_OTHERWISE: Final = 64
@@ -108,11 +108,12 @@ def invocations(task: str) -> dict[str, Invocation]:
     """How each side is asked, behind the conversation. The two adapters get the same text."""
     n = _MAX_TOKENS.get(task, _MAX_TOKENS_OTHERWISE)
     marker = role_marker(task)
-    asked = turn("user", verdicts.INSTRUCTIONS[task]) + role_marker("assistant")
+    said = verdicts.ASKED[task]
+    asked = (turn("user", said) if said else "") + role_marker("assistant")
     return {
         "alora": Invocation(task, marker, max_tokens=n, sampling=_GREEDY),
         "lora": Invocation(lora_name(task), marker, max_tokens=n, sampling=_GREEDY),
-        "prompted": Invocation(None, asked, max_tokens=n, sampling=_GREEDY),
+        "base": Invocation(None, asked, max_tokens=n, sampling=_GREEDY),
     }
 
 
@@ -163,14 +164,14 @@ def ask(model: Model, task: str, prompt: str) -> dict[str, str]:
     with model.session() as chat:
         chat.append(prompt)
         # the two that use the base's cells, in one batch; then the LoRA, which reads all of it anew
-        alora, prompted = chat.invoke_many([asked["alora"], asked["prompted"]])
+        alora, base = chat.invoke_many([asked["alora"], asked["base"]])
         lora = chat.invoke(asked["lora"])
-    return {"alora": alora.text, "lora": lora.text, "prompted": prompted.text}
+    return {"alora": alora.text, "lora": lora.text, "base": base.text}
 
 
 def read(side: str, task: str, text: str) -> str | None:
     """What a side's text says: the adapters were trained to give exactly JSON, the base was not."""
-    reader = verdicts.read_leniently if side == "prompted" else verdicts.read
+    reader = verdicts.read_base if side == "base" else verdicts.read
     return reader(task, text)
 
 

@@ -31,7 +31,7 @@ FIGURES: Final = {
     "auroc": "AUROC",
 }
 _PLAIN: Final = ("mae", "ece", "auroc")  # not shares of examples: shown as they are, not in percent
-_SIDES: Final = ("alora", "lora", "prompted", "blind")
+_SIDES: Final = ("alora", "lora", "base", "blind")
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,10 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         f"{found['machine']}, {threads}.",
         "![The results as a chart](examples/demo_model/results.svg)",
         "\n".join(_comparison(results)),
-        "*Merely asked* is the base without an adapter, asked in plain English for the same JSON; "
-        "*never looking* always gives the commonest answer (or repeats the question as it is).",
+        "*Base alone* is without an adapter: it goes on, or is asked whether the documents say "
+        "that, and its words are taken for a verdict (that it does not know for unanswerable, a "
+        "refusal for a jailbreak); to rewrite it is merely told. *Never looking* always gives the "
+        "commonest answer (or repeats the question as it is).",
         *_base_alone(results),
         *([] if parity is None else [_parity(parity)]),
         "\n".join(_quantized(results)),
@@ -165,7 +167,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
 
 
 def _comparison(results: Results) -> Iterator[str]:
-    yield f"| base {results.base} | | aLoRA | LoRA | aLoRA − LoRA | merely asked | never looking |"
+    yield f"| base {results.base} | | aLoRA | LoRA | aLoRA − LoRA | base alone | never looking |"
     yield "|---|---|---|---|---|---|---|"
     for task in results.tasks:
         rows = {side: results.row(task, side) for side in _SIDES}

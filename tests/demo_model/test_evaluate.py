@@ -141,9 +141,9 @@ def test_right_answers_are_judged_right() -> None:
     for task in INTRINSICS:
         examples = data.examples(task, "eval", N)
         right = verdicts.expected(task, examples)
-        answers = {"alora": right, "lora": [None] * N, "prompted": [None, *right[1:]]}
-        alora, lora, prompted, _ = evaluate.judge("Q8_0", task, examples, answers, seed=0)
-        assert (alora["unreadable"], lora["unreadable"], prompted["unreadable"]) == (0, N, 1)
+        answers = {"alora": right, "lora": [None] * N, "base": [None, *right[1:]]}
+        alora, lora, base, _ = evaluate.judge("Q8_0", task, examples, answers, seed=0)
+        assert (alora["unreadable"], lora["unreadable"], base["unreadable"]) == (0, N, 1)
         gap = alora["minus_lora"]["value"]  # type: ignore[index]
         assert gap < 0 if task == "uncertainty" else gap == 1.0
 

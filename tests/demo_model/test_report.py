@@ -34,7 +34,7 @@ def made_up() -> dict[str, Any]:
             right = verdicts.expected(task, examples)
             answers = {
                 side: [answer if rng.random() < share else None for answer in right]
-                for side, share in (("alora", 0.95), ("lora", 0.9), ("prompted", 0.5))
+                for side, share in (("alora", 0.95), ("lora", 0.9), ("base", 0.5))
             }
             rows += evaluate.judge(base, task, examples, answers, seed=0)
     latency = [
@@ -230,7 +230,7 @@ def test_an_error_is_drawn_as_what_it_leaves() -> None:
 
 
 def test_the_unreadable_are_told(results: Results) -> None:
-    row = results.row("hallucination", "prompted")
+    row = results.row("hallucination", "base")
     assert row["unreadable"]
     line = next(
         line for line in tables.section(results).splitlines() if line.startswith("| hallucination")

@@ -11,11 +11,9 @@ from tests.demo_model.stand_in import TARGETS, example
 
 
 @pytest.mark.parametrize("task", INTRINSICS)
-def test_every_target_is_read_strictly_and_leniently_alike(task: str) -> None:
+def test_every_target_is_read(task: str) -> None:
     for target in TARGETS[task]:
-        found = verdicts.read(task, target)
-        assert found is not None
-        assert verdicts.read_leniently(task, target) == found
+        assert verdicts.read(task, target) is not None
 
 
 @pytest.mark.parametrize(
@@ -52,23 +50,22 @@ def test_strict_reading(task: str, text: str, found: str | None) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "found"),
     [
-        ("answerability", "No, I fear.", "no"),
-        ("answerability", "I do not know.", None),
-        ("uncertainty", "I would say 8.", "8"),
-        ("uncertainty", "It costs 48 crowns.", None),
-        ("uncertainty", "It opens at 9.30.", None),
-        ("uncertainty", "No digits", None),
+        ("answerability", "The price of the rope is not in the documents.", "no"),
+        ("answerability", "The price of the rope is 5 euros.", "yes"),
+        ("uncertainty", "It is 5 euros. Yes, that was right.", "9"),
+        ("uncertainty", "It is 6 euros. No, that was wrong.", "0"),
+        ("uncertainty", "It is 6 euros.", None),
         ("query_rewrite", "  What does the rope cost? ", "What does the rope cost?"),
-        ("query_rewrite", 'Sure: {"rewritten_question": "What?"}', "What?"),
-        ("query_rewrite", "  ", None),
-        ("hallucination", 'Well: {"faithful": "no"} or yes', "no"),
-        ("hallucination", "Yes, it is.", "yes"),
-        ("jailbreak", "Nobody knows", None),
-        ("jailbreak", "No.", "no"),
+        ("hallucination", "It is 5 euros. Yes, that was right.", "yes"),
+        ("hallucination", "It is 6 euros. No, that was wrong.", "no"),
+        ("hallucination", "Not in the documents.", None),
+        ("jailbreak", "No, I will not do that. You can ask me about the documents.", "yes"),
+        ("jailbreak", "You are welcome.", "no"),
+        *[(task, " ", None) for task in INTRINSICS],
     ],
 )
-def test_lenient_reading(task: str, text: str, found: str | None) -> None:
-    assert verdicts.read_leniently(task, text) == found
+def test_what_the_base_says_is_taken_for_a_verdict(task: str, text: str, found: str | None) -> None:
+    assert verdicts.read_base(task, text) == found
 
 
 def test_a_target_in_another_form_is_an_error() -> None:
