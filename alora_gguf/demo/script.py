@@ -44,7 +44,7 @@ DOCUMENTS: Final = (
     "The Bomel library opens at 9:30. It is in Castle Street. The one who runs the Bomel library "
     "is Ruth Covin.",
     "Ruth Covin lives in Carnby. She has a parrot. Ruth Covin can be called on 417.",
-    "The Brosa dairy is run by Omar Biswell. The Brosa dairy is closed on Monday.",
+    "The Brosa dairy is closed on Monday. It is run by Omar Biswell.",
     "The river workshop starts at 14:30. The river workshop is on 8 May. Entry to the river "
     "workshop is 6 euros.",
     "Simon Dolson works as a carpenter. He has a house in Cilfield. Simon Dolson loves chess.",
