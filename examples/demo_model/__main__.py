@@ -21,7 +21,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from . import chat
+from alora_gguf.errors import InputError
+
+from . import chat, program
 
 _HERE: Final = Path(__file__).parent
 _ROOT: Final = _HERE.parents[1]
@@ -46,14 +48,44 @@ def main(argv: list[str] | None = None) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     for stage in args.stages or _STAGES:
         print(f"== {stage}", flush=True)
+        check_inputs(stage, args.work)
         if stage == "files":
             write_files(args.work)
-        else:
-            _train(stage, args.work)
+        elif status := _train(stage, args.work):
+            print(f"error: {stage} failed, see above", file=sys.stderr)
+            return status if status > 0 else 128 - status  # a signal
     return 0
 
 
-def _train(stage: str, work: Path) -> None:
+def check_inputs(stage: str, work: Path) -> None:
+    """Raises InputError, before anything is changed, if what earlier stages write is not there."""
+    base = [work / "base" / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    written = {
+        "base": base,
+        "certainty": [work / "certainty_train.jsonl"],
+        "adapters": [
+            work / "peft" / kind / name / file
+            for kind in ("alora", "lora")
+            for name in chat.INTRINSICS
+            for file in ("adapter_config.json", "adapter_model.safetensors")
+        ],
+    }
+    needs = {
+        "certainty": ("base",),
+        "adapters": ("base", "certainty"),
+        "files": ("base", "adapters"),
+    }
+    for before in needs.get(stage, ()):
+        for path in written[before]:
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: missing, {stage} reads it; "
+                    f"run `python -m examples.demo_model {before}` first"
+                )
+
+
+def _train(stage: str, work: Path) -> int:
+    """The exit status of a training program, which says itself what went wrong."""
     base, answers = str(work / "base"), str(work / "certainty_train.jsonl")
     module, arguments = {
         "base": ("pretrain", [base]),
@@ -62,7 +94,7 @@ def _train(stage: str, work: Path) -> None:
     }[stage]
     environment = {**os.environ, "GLIBC_TUNABLES": _KEEP_MEMORY}
     command = [sys.executable, "-m", f"examples.demo_model.{module}", *arguments]
-    subprocess.run(command, check=True, env=environment, cwd=_ROOT)
+    return subprocess.run(command, check=False, env=environment, cwd=_ROOT).returncode
 
 
 def write_files(work: Path) -> None:
@@ -89,4 +121,4 @@ def write_files(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from . import base_model, chat, prefix, tasks, tokenizer
+from . import base_model, chat, prefix, program, tasks, tokenizer
 from .tasks import Lesson
 from .wordings import CONFIRM, RETRACT
 
@@ -169,27 +169,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=1500, help="conversations")
     parser.add_argument("--lr", type=float, default=4e-3)
     args = parser.parse_args(argv)
+    chosen = args.tasks.split(",")
+    known = tasks.read_lessons(args.certainty) if "uncertainty" in chosen else []
     # one thread each, as many at a time as there are cores: faster than many threads on one
     workers = os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         jobs = [
-            pool.submit(_one, args, kind, task)
+            pool.submit(_one, args, kind, task, known if task == "uncertainty" else None)
             for kind in reversed(args.kinds.split(","))  # LoRAs take longer
-            for task in args.tasks.split(",")
+            for task in chosen
         ]
         for job in jobs:
             job.result()
     return 0
 
 
-def _one(args: argparse.Namespace, kind: Kind, task: str) -> None:
-    if task == "uncertainty":
-        lessons = tasks.read_lessons(args.certainty)
-    else:
-        lessons = tasks.lessons(task, args.n // 2 if task in _EASY else args.n)
+def _one(args: argparse.Namespace, kind: Kind, task: str, known: list[Lesson] | None) -> None:
+    """Trains one adapter, on the lessons that are `known` or else on new ones."""
+    n = args.n // 2 if task in _EASY else args.n
+    lessons = tasks.lessons(task, n) if known is None else known
     train(args.base, kind, task, lessons, args.out / kind / task, lr=args.lr)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GraniteConfig, GraniteForCausalLM
 
+from alora_gguf.errors import FileFormatError
+
 VOCABULARY: Final = 2560
 CONTEXT: Final = 2048
 # The first number of every embedding: what looks at places only can rely on it.
@@ -121,13 +123,21 @@ def save(model: GraniteForCausalLM, directory: Path) -> None:
 
 
 def load(directory: Path) -> GraniteForCausalLM:
-    """The model computing in F32."""
+    """The model computing in F32. Raises FileFormatError if there is no such model."""
+    for name in ("config.json", "model.safetensors"):  # without the one a 24 GB model is made
+        if not (directory / name).is_file():
+            raise FileFormatError(
+                f"{directory / name}: missing, expected a trained base; "
+                "run `python -m examples.demo_model base`"
+            )
     config = GraniteConfig.from_pretrained(directory)
     config.dtype = torch.float32
     model = GraniteForCausalLM(config)
     tensors = {k: v.float() for k, v in load_file(directory / "model.safetensors").items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"{directory}: expected a Granite model, found {unexpected}, no {missing}")
+        raise FileFormatError(
+            f"{directory}: expected a Granite model, found {unexpected}, no {missing}"
+        )
     model.tie_weights()
     return model.eval()

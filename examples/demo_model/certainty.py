@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from . import base_model, chat, conversations, prefix, tasks, tokenizer
+from . import base_model, chat, conversations, prefix, program, tasks, tokenizer
 from .chat import Message
 from .conversations import Talk
 from .entities import Split
@@ -211,4 +211,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

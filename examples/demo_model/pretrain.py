@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GraniteForCausalLM
 
-from . import base_model, chat, conversations, tokenizer
+from alora_gguf.errors import FileFormatError
+
+from . import base_model, chat, conversations, program, tokenizer
 from .conversations import Talk
 from .entities import Split
 
@@ -286,7 +288,12 @@ def _save(
 
 
 def _restore(directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
-    """Returns the steps that were done."""
+    """Returns the steps that were done. Raises FileFormatError if nothing was saved."""
+    if not _state_file(directory).is_file():
+        raise FileFormatError(
+            f"{_state_file(directory)}: missing, expected a training's state; "
+            "begin anew without --resume"
+        )
     state = torch.load(_state_file(directory), weights_only=True)
     model.load_state_dict(state["model"])
     for opt, saved in zip(opts, state["optimizers"], strict=True):
@@ -327,4 +334,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from alora_gguf.errors import FileFormatError
+
 from . import chat, conversations
 from .chat import Message
 from .conversations import Talk
@@ -269,16 +271,22 @@ def write_lessons(path: Path, made: Sequence[Lesson]) -> None:
 
 
 def read_lessons(path: Path) -> list[Lesson]:
-    """What write_lessons() wrote."""
-    return [
-        Lesson(
-            row["task"],
-            tuple(row["documents"]),
-            _messages(row["messages"]),
-            tuple((n_messages, target) for n_messages, target in row["asked"]),
-        )
-        for row in _read_rows(path)
-    ]
+    """What write_lessons() wrote. Raises FileFormatError if it is something else."""
+    try:
+        return [
+            Lesson(
+                row["task"],
+                tuple(row["documents"]),
+                _messages(row["messages"]),
+                tuple((n_messages, target) for n_messages, target in row["asked"]),
+            )
+            for row in _read_rows(path)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{path}: expected lessons, one JSON object a line, found something else ({error!r}); "
+            "run `python -m examples.demo_model certainty`"
+        ) from error
 
 
 def _pairs(messages: Sequence[Message]) -> list[list[str]]:

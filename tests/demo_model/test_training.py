@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from alora_gguf.errors import FileFormatError
 from examples.demo_model import (
     adapters,
     base_model,
@@ -28,6 +31,7 @@ from examples.demo_model import (
 )
 
 TASK = "jailbreak"
+_HERE = Path(adapters.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,63 @@ def test_an_interrupted_training_goes_on(
         moved = (tensor.float() - untrained[key].float()).abs().max()
         apart = (tensor.float() - trained["interrupted"][key].float()).abs().max()
         assert apart <= 0.05 * moved, key
+
+
+# What is wrong is said ----------------------------------------------------------------------------
+
+
+def test_a_stage_says_what_it_needs_before_it_changes_anything(tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in _HERE.rglob("*") if path.is_file()}
+    for stage, writer in (("certainty", "base"), ("adapters", "base"), ("files", "base")):
+        done = _run("examples.demo_model", stage, "--work", str(tmp_path))
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: {tmp_path / 'base' / 'config.json'}: missing, {stage} reads it; "
+            f"run `python -m examples.demo_model {writer}` first\n"
+        )
+    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    assert after == before
+
+
+def test_training_does_not_go_on_from_nothing(tmp_path: Path, base: Path) -> None:
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    done = _run("examples.demo_model.pretrain", str(directory), "--resume", "--eager")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {directory}.training.pt: missing")
+
+
+def test_a_base_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"config\.json: missing, expected a trained base"):
+        base_model.load(tmp_path)
+
+
+def test_other_files_are_no_lessons(tmp_path: Path) -> None:
+    path = tmp_path / "lessons.jsonl"
+    for text in ('{"a": 1}', "[]", "{"):
+        path.write_text(text + "\n")
+        with pytest.raises(FileFormatError, match=r"lessons\.jsonl: expected lessons"):
+            tasks.read_lessons(path)
+
+
+def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=_HERE.parents[1], check=False
+    )
+
+
+def test_only_the_last_course_compares(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokenizer.load(base)
+    reviewed: list[float] = []
+    for progress in (0.1, 0.5, 0.79, 0.81):
+        monkeypatch.setattr(
+            conversations, "review", lambda _, progress=progress: reviewed.append(progress)
+        )
+        for i in range(60):
+            pretrain._one(random.Random(i), progress, tokens)
+    assert set(reviewed) == {0.81}
 
 
 # The adapters ------------------------------------------------------------------------------------
