@@ -271,7 +271,7 @@ def write_lessons(path: Path, made: Sequence[Lesson]) -> None:
 
 
 def read_lessons(path: Path) -> list[Lesson]:
-    """What write_lessons() wrote. Raises FileFormatError if it is something else."""
+    """What write_lessons() wrote. Raises FileFormatError if it is missing or something else."""
     try:
         return [
             Lesson(
@@ -282,7 +282,7 @@ def read_lessons(path: Path) -> list[Lesson]:
             )
             for row in _read_rows(path)
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{path}: expected lessons, one JSON object a line, found something else ({error!r}); "
             "run `python -m examples.demo_model certainty`"

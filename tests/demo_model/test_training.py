@@ -190,6 +190,8 @@ def test_a_base_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
 
 def test_other_files_are_no_lessons(tmp_path: Path) -> None:
     path = tmp_path / "lessons.jsonl"
+    with pytest.raises(FileFormatError, match=r"lessons\.jsonl: expected lessons.*No such file"):
+        tasks.read_lessons(path)
     for text in ('{"a": 1}', "[]", "{"):
         path.write_text(text + "\n")
         with pytest.raises(FileFormatError, match=r"lessons\.jsonl: expected lessons"):
