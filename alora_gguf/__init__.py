@@ -12,30 +12,39 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
-    "AdapterFile": "adapter",
     "AdapterError": "errors",
+    "AdapterFile": "adapter",
     "AdapterFormatError": "errors",
     "AdapterInUseError": "errors",
     "AdapterMismatchError": "errors",
     "AloraError": "errors",
     "CacheFullError": "errors",
+    "CancelledError": "errors",
     "ClosedError": "errors",
     "ContextOptions": "options",
+    "ContractError": "errors",
     "ConvertError": "errors",
     "DecodeError": "errors",
+    "Document": "messages",
     "FileFormatError": "errors",
     "Generation": "generation",
     "InputError": "errors",
     "Invocation": "invoke",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
+    "Message": "messages",
     "Model": "model",
     "ModelError": "errors",
+    "OutputError": "errors",
     "Provenance": "provenance",
     "Sampling": "sampling",
+    "SavedSessionError": "errors",
+    "SchemaError": "errors",
     "Session": "session",
     "Stats": "_native",
     "Timings": "timings",
+    "TokenLogprob": "logprobs",
+    "TopLogprob": "logprobs",
     "UnknownAdapterError": "errors",
     "UnsupportedAdapterError": "errors",
     "Verdict": "invoke",
@@ -50,7 +59,9 @@ if TYPE_CHECKING:
     from .errors import AdapterMismatchError as AdapterMismatchError
     from .errors import AloraError as AloraError
     from .errors import CacheFullError as CacheFullError
+    from .errors import CancelledError as CancelledError
     from .errors import ClosedError as ClosedError
+    from .errors import ContractError as ContractError
     from .errors import ConvertError as ConvertError
     from .errors import DecodeError as DecodeError
     from .errors import FileFormatError as FileFormatError
@@ -58,11 +69,18 @@ if TYPE_CHECKING:
     from .errors import InvocationNotFoundError as InvocationNotFoundError
     from .errors import LibraryError as LibraryError
     from .errors import ModelError as ModelError
+    from .errors import OutputError as OutputError
+    from .errors import SavedSessionError as SavedSessionError
+    from .errors import SchemaError as SchemaError
     from .errors import UnknownAdapterError as UnknownAdapterError
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
     from .generation import Generation as Generation
     from .invoke import Invocation as Invocation
     from .invoke import Verdict as Verdict
+    from .logprobs import TokenLogprob as TokenLogprob
+    from .logprobs import TopLogprob as TopLogprob
+    from .messages import Document as Document
+    from .messages import Message as Message
     from .model import Model as Model
     from .options import ContextOptions as ContextOptions
     from .provenance import Provenance as Provenance

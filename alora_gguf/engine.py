@@ -218,6 +218,29 @@ class Engine:
             n = self._llama.llama_state_seq_get_data(self.ctx, buffer, size, seq)
             return bytes(memoryview(buffer)[:n])
 
+    def set_state(self, seq: int, state: bytes, n: int) -> None:
+        """Fills `seq`, which is empty, with the `n` cells that state() gave earlier. The bytes must
+        be known to be whole: llama.cpp checks little. Raises CacheFullError, DecodeError.
+        """
+        with self.lock:
+            self.collect()
+            self.require_room(n)
+            self.native.log.clear()
+            buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+            try:
+                read = self._llama.llama_state_seq_set_data(self.ctx, buffer, len(state), seq)
+                last = self._llama.llama_memory_seq_pos_max(self._memory, seq)
+                if read != len(state) or last != n - 1:
+                    raise DecodeError(
+                        f"{self.path}: llama.cpp did not take the saved cells: {read} of "
+                        f"{len(state)} bytes read, the last position is {last}, expected {n - 1}"
+                        f"{self.native.log.tail()}"
+                    )
+                self.books.extend(seq, n)
+            except BaseException:
+                self._undo(seq, 0)
+                raise
+
     # Decoding ------------------------------------------------------------------------------------
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:

@@ -3,14 +3,19 @@
 AloraError
 ├── LibraryError                 the native library is missing, of another version, or too late
 ├── ClosedError                  the model or session was closed
+├── CancelledError               the call was cancelled; the conversation is as it was or goes on
 ├── InputError                   an argument is out of range or of the wrong kind (a ValueError)
+│   └── SchemaError              a JSON Schema is invalid, or cannot constrain a reply
 ├── FileFormatError              a file is not what it should be: truncated, malformed, another one
+│   ├── ContractError            an intrinsic's io.yaml is malformed
+│   └── SavedSessionError        a saved session is damaged, or belongs to another base or adapter
 ├── ModelError                   a base model cannot be used
 ├── AdapterError
 │   ├── AdapterFormatError       an adapter file is malformed (also a FileFormatError)
 │   ├── AdapterMismatchError     a sound adapter that was made for another base
 │   ├── AdapterInUseError        an adapter is still active, or its name is taken
 │   └── UnknownAdapterError      no adapter of that name is loaded
+├── OutputError                  an intrinsic's answer is not what its contract says
 ├── InvocationNotFoundError      text that was meant to contain an invocation does not
 ├── ConvertError                 a PEFT adapter cannot be converted
 │   └── UnsupportedAdapterError  it uses something that would not convert exactly
@@ -39,8 +44,24 @@ class InputError(AloraError, ValueError):
     """An argument is out of range or of the wrong kind."""
 
 
+class CancelledError(AloraError):
+    """The call was cancelled from elsewhere."""
+
+
+class SchemaError(InputError):
+    """A JSON Schema is invalid, or cannot constrain a reply."""
+
+
 class FileFormatError(AloraError):
     """A file is truncated, malformed, or of another format than expected."""
+
+
+class ContractError(FileFormatError):
+    """An intrinsic's io.yaml is malformed."""
+
+
+class SavedSessionError(FileFormatError):
+    """A saved session is damaged, or was made with another base or adapter."""
 
 
 class ModelError(AloraError):
@@ -68,6 +89,10 @@ class UnknownAdapterError(AdapterError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0]) if self.args else ""
+
+
+class OutputError(AloraError):
+    """An intrinsic's answer is not what its contract says."""
 
 
 class InvocationNotFoundError(AloraError):
