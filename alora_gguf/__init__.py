@@ -19,6 +19,7 @@ _HOME = {
     "AdapterMismatchError": "errors",
     "AloraError": "errors",
     "CacheFullError": "errors",
+    "CancelToken": "cancel",
     "CancelledError": "errors",
     "ClosedError": "errors",
     "ContextOptions": "options",
@@ -53,6 +54,7 @@ _HOME = {
 if TYPE_CHECKING:
     from ._native import Stats as Stats
     from .adapter import AdapterFile as AdapterFile
+    from .cancel import CancelToken as CancelToken
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError

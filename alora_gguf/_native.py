@@ -18,7 +18,7 @@ from typing import Any, Final
 from . import errors
 
 LLAMA_CPP_PYTHON: Final = "0.3.36"
-API_VERSION: Final = 1
+API_VERSION: Final = 2
 
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
     -1: errors.InputError,
@@ -128,6 +128,7 @@ class Native:
             "alora_activate": ([ctx, i32, i32, i32, ctypes.c_float], i32),
             "alora_deactivate": ([ctx, i32], i32),
             "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
+            "alora_interrupt": ([ctx, ctypes.c_bool], i32),
             "alora_stats_get": ([ctx, ctypes.POINTER(_StatsStruct)], i32),
         }
         for name, (argtypes, restype) in prototypes.items():
@@ -165,6 +166,10 @@ class Native:
         scale = ctypes.c_float()
         slot = self._lib.alora_slot_at(ctx, seq, pos, ctypes.byref(scale))
         return self._check(slot, "slot"), scale.value
+
+    def interrupt(self, ctx: int, on: bool) -> None:
+        """Whether a llama_decode() that runs now, or is called while it is on, stops soon."""
+        self._check(self._lib.alora_interrupt(ctx, on), "interrupt")
 
     def stats(self, ctx: int) -> Stats:
         raw = _StatsStruct()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .adapter import AdapterFile
@@ -78,19 +80,20 @@ def not_found(use: Use, tokens: Sequence[int], vocab: Vocabulary) -> InvocationN
 
 
 class Bank(Mapping[str, AdapterFile]):
-    """The loaded adapters by name. Not safe by itself: callers hold the engine's lock."""
+    """The loaded adapters by name; for any thread."""
 
     def __init__(self, engine: Engine, base: BaseFile, max_adapters: int) -> None:
         self._engine = engine
         self._base = base
         self._max_adapters = max_adapters
         self._loaded: dict[str, tuple[AdapterFile, int]] = {}
+        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's desk
 
     def __getitem__(self, name: str) -> AdapterFile:
         return self._loaded[name][0]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded)
+        return iter(tuple(self._loaded))
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -99,47 +102,67 @@ class Bank(Mapping[str, AdapterFile]):
         """Reads, checks and adds adapters; all of them or, if one fails, none."""
         files = {}
         for name, path in paths.items():
-            if not name:
-                raise InputError("an adapter's name must not be empty")
-            if name in self._loaded:
-                raise AdapterInUseError(
-                    f"an adapter named '{name}' is loaded already "
-                    f"({self._loaded[name][0].path}); unload it first or choose another name"
-                )
+            self._check_name(name)
             files[name] = AdapterFile.read(path)
             files[name].check_base(self._base, self._engine.vocab.n_tokens)
             files[name].check_vocabulary(self._base, self._engine.vocab)
         if not files:
             return
-        native, ctx = self._engine.native, self._engine.ctx
-        added: list[str] = []
-        # makes room for all of them at once, so that the context reserves once and not once each
-        native.bank_reserve(ctx, self._max_adapters, max(file.rank for file in files.values()))
-        try:
-            for name, file in files.items():
-                slot = native.adapter_add(ctx, file.data, str(file.path))
-                self._loaded[name] = (file.without_data(), slot)
-                added.append(name)
-        except BaseException:
-            for name in added:
-                self.unload(name)
-            raise
+        native, added = self._engine.native, list[str]()
+        with self._engine.lock:
+            ctx = self._engine.ctx
+            for name in files:
+                self._check_name(name)  # another thread may have been faster
+            # makes room for all of them at once: the context reserves once and not once each
+            native.bank_reserve(ctx, self._max_adapters, max(file.rank for file in files.values()))
+            try:
+                for name, file in files.items():
+                    slot = native.adapter_add(ctx, file.data, str(file.path))
+                    self._loaded[name] = (file.without_data(), slot)
+                    added.append(name)
+            except BaseException:
+                for name in added:
+                    self.unload(name)
+                raise
+
+    def _check_name(self, name: str) -> None:
+        if not name:
+            raise InputError("an adapter's name must not be empty")
+        if name in self._loaded:
+            raise AdapterInUseError(
+                f"an adapter named '{name}' is loaded already "
+                f"({self._loaded[name][0].path}); unload it first or choose another name"
+            )
 
     def unload(self, name: str) -> None:
-        """Frees an adapter's slot. Raises AdapterInUseError while a generation uses it."""
-        _, slot = self._find(name)
-        self._engine.native.adapter_remove(
-            self._engine.ctx, slot, f"adapter '{name}' cannot be unloaded now"
-        )
-        del self._loaded[name]
+        """Frees an adapter's slot. Raises AdapterInUseError while a call or reply uses it."""
+        engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
+        with engine.lock:
+            engine.collect()
+            with engine.desk:
+                _, slot = self._find(name)
+                if self._in_use[slot]:
+                    raise AdapterInUseError(f"{what}: a call on another thread is using it")
+                engine.native.adapter_remove(engine.ctx, slot, what)
+                del self._loaded[name]
 
-    def use(self, name: str | None, scale: float) -> Use:
-        """Resolves an adapter's name (None: the base). Raises UnknownAdapterError, InputError."""
+    @contextmanager
+    def using(self, name: str | None, scale: float) -> Iterator[Use]:
+        """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
+        UnknownAdapterError, InputError.
+        """
         check_number(scale, "scale")
         if name is None:
-            return Use(None, None, 0, 1.0)
-        file, slot = self._find(name)
-        return Use(name, file, slot, float(scale))
+            yield Use(None, None, 0, 1.0)
+            return
+        with self._engine.desk:
+            file, slot = self._find(name)
+            self._in_use[slot] += 1
+        try:
+            yield Use(name, file, slot, float(scale))
+        finally:
+            with self._engine.desk:
+                self._in_use[slot] -= 1
 
     def _find(self, name: str) -> tuple[AdapterFile, int]:
         try:

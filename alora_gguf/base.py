@@ -22,13 +22,14 @@ class BaseFile:
     """A base model's GGUF file (or files, if it is split).
 
     `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
-    does not say.
+    does not say. `parts` are all its files in order, `path` the first of them.
     """
 
     path: Path
     architecture: str
     tensors: dict[str, TensorInfo]
     n_vocab: int | None
+    parts: tuple[Path, ...]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> BaseFile:
@@ -39,7 +40,8 @@ class BaseFile:
         header = _read(file)
         _require_model(header, file)
         tensors = dict(header.tensors)
-        for part in _other_parts(header, file):
+        others = _other_parts(header, file)
+        for part in others:
             tensors.update(_read(part).tensors)
         for info in tensors.values():
             if info.type_name in _UNUSABLE:
@@ -47,7 +49,7 @@ class BaseFile:
                     f"{file}: tensor '{info.name}' is {info.type_name}, which llama.cpp cannot "
                     "compute with; convert the model again with F32, F16 or quantized weights"
                 )
-        return cls(file, header.architecture, tensors, _vocabulary_size(header))
+        return cls(file, header.architecture, tensors, _vocabulary_size(header), (file, *others))
 
 
 def _read(file: Path) -> GGUFHeader:

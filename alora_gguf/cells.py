@@ -1,4 +1,5 @@
-"""The books of the KV cache: which sequences exist, how long they are, and which cells they share.
+"""The books of the KV cache: which sequences exist, how long they are, which cells they share, and
+which cells are promised.
 
 No C in here: engine.py does what these books say, so lengths and free room cost no call and can be
 named in error messages.
@@ -16,7 +17,8 @@ class CellBooks:
     """Sequence ids 0..n_seqs-1 and, for each one in use, the numbers of its cells by position.
 
     Cells are numbered as they are written and never again, so a sequence is a short list of ranges,
-    and two sequences share a cell if both have its number.
+    and two sequences share a cell if both have its number. A promise keeps cells that are not
+    written yet for one sequence, so that what was let in can finish.
     """
 
     def __init__(self, n_seqs: int, n_cells: int) -> None:
@@ -25,7 +27,10 @@ class CellBooks:
         self._free = list(range(n_seqs - 1, -1, -1))
         self._ranges: dict[int, list[Range]] = {}
         self._lengths: dict[int, int] = {}
+        self._promises: dict[int, int] = {}
+        self._lasting: set[int] = set()  # sequences whose promise outlives a single call
         self._next = 0
+        self._used: int | None = 0  # None: to be counted again
 
     def allocate(self) -> int | None:
         """An empty sequence's id, or None if all are in use."""
@@ -39,7 +44,10 @@ class CellBooks:
     def release(self, seq: int) -> None:
         """Takes a sequence out of the books; one that is not in them is ignored."""
         self._lengths.pop(seq, None)
+        self._promises.pop(seq, None)
+        self._lasting.discard(seq)
         if self._ranges.pop(seq, None) is not None:
+            self._used = None
             self._free.append(seq)
 
     @property
@@ -47,12 +55,17 @@ class CellBooks:
         """How many more sequences can be allocated."""
         return len(self._free)
 
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """The sequences in use."""
+        return tuple(self._ranges)
+
     def length(self, seq: int) -> int:
         """The number of cells of `seq`, which is also its next position."""
         return self._lengths[seq]
 
     def extend(self, seq: int, n: int) -> None:
-        """Gives `seq` another `n` cells of its own."""
+        """Gives `seq` another `n` cells of its own, promised ones first."""
         ranges, begin = self._ranges[seq], self._next
         self._next += n
         if ranges and ranges[-1][1] == begin:
@@ -60,25 +73,59 @@ class CellBooks:
         else:
             ranges.append((begin, begin + n))
         self._lengths[seq] += n
+        if self._used is not None:
+            self._used += n
+        if seq in self._promises:
+            self._promises[seq] = max(0, self._promises[seq] - n)
 
     def truncate(self, seq: int, n: int) -> None:
-        """Takes the cells from position `n` on away from `seq`."""
+        """Takes the cells from position `n` on away from `seq`; a lasting promise grows by them."""
         if n < self._lengths[seq]:
+            if seq in self._lasting:
+                self._promises[seq] += self._lengths[seq] - n
             self._ranges[seq] = _head(self._ranges[seq], n)
             self._lengths[seq] = n
+            self._used = None
 
     def share(self, source: int, target: int, n: int) -> None:
         """`target`, which is empty, now has the first `n` cells of `source`."""
         self._ranges[target] = _head(self._ranges[source], n)
         self._lengths[target] = n
 
+    # Room ----------------------------------------------------------------------------------------
+
     def used(self) -> int:
         """Cells in use; shared ones count once."""
-        return _count(r for ranges in self._ranges.values() for r in ranges)
+        if self._used is None:
+            self._used = _count(r for ranges in self._ranges.values() for r in ranges)
+        return self._used
+
+    def promised(self) -> int:
+        """Cells that are promised and not written yet."""
+        return sum(self._promises.values())
 
     def free(self) -> int:
-        """Cells not in use."""
-        return self.n_cells - self.used()
+        """Cells neither in use nor promised."""
+        return self.n_cells - self.used() - self.promised()
+
+    def promise(self, seq: int, n: int, *, lasting: bool = False) -> None:
+        """Keeps `n` more cells for `seq`: until settle(), or until release() if it is `lasting`."""
+        self._promises[seq] = self._promises.get(seq, 0) + n
+        if lasting:
+            self._lasting.add(seq)
+
+    def settle(self, seq: int) -> None:
+        """Ends a promise that is not lasting."""
+        if seq not in self._lasting:
+            self._promises.pop(seq, None)
+
+    def beyond_promise(self, seq: int, n: int) -> int:
+        """How many of `n` more cells for `seq` are not promised to it."""
+        return max(0, n - self._promises.get(seq, 0))
+
+    def own(self, seq: int) -> int:
+        """How many cells of `seq` no other sequence shares."""
+        return self.freed_by(seq, 0)
 
     def freed_by(self, seq: int, n: int) -> int:
         """How many cells truncating `seq` to `n` would free: those it shares with no other."""

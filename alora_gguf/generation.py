@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from .cancel import CancelToken
+from .errors import CancelledError
+from .logprobs import TokenLogprob
 from .provenance import Spans
 from .sampling import Sampler
 from .text import TextStream
@@ -15,7 +18,7 @@ from .timings import Timings
 if TYPE_CHECKING:
     from .session import Session
 
-FinishReason = Literal["stop", "length", "closed", "error"]
+FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 
 
 class Generation(Iterator[str]):
@@ -25,7 +28,7 @@ class Generation(Iterator[str]):
     closed early, or left by an exception or Ctrl-C. Using the session in another way ends it.
 
     `finish_reason` is None while it runs, then "stop" (an end token or a stop string), "length"
-    (max_tokens), "closed" or "error".
+    (max_tokens), "cancelled", "closed" or "error".
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Generation(Iterator[str]):
         spans: Spans,
         prefill: Timings,
         started: float,
+        cancel: CancelToken | None = None,
     ) -> None:
         self._session = session
         self._sampler = sampler
@@ -46,6 +50,7 @@ class Generation(Iterator[str]):
         self._spans = spans
         self._prefill = prefill
         self._started = started
+        self._cancel = cancel
         self._start = len(session.tokens)
         self._first_token: float | None = None
         self._total: float | None = None
@@ -66,6 +71,11 @@ class Generation(Iterator[str]):
         if self._tokens is not None:
             return self._tokens.copy()
         return self._session.tokens[self._start :]
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the sampled tokens; None unless generate() was asked for them."""
+        return self._sampler.logprobs
 
     @property
     def timings(self) -> Timings:
@@ -94,6 +104,8 @@ class Generation(Iterator[str]):
             while self.finish_reason is None:
                 try:
                     piece = self._step()
+                except CancelledError:
+                    piece = self._end("cancelled")
                 except BaseException:
                     self._finish("error")
                     raise
@@ -103,17 +115,21 @@ class Generation(Iterator[str]):
 
     def _step(self) -> str:
         """Samples one token and reads it; returns the text that became certain."""
+        if self._cancel is not None:
+            self._cancel.check()
         token = self._sampler.sample(self._session.last_logits())
         if self._first_token is None:
             self._first_token = time.perf_counter() - self._started
         if self._session.is_end(token):
             self._sampled += 1
             return self._end("stop")
-        self._session.advance(token, self._spans)
+        self._session.advance(token, self._spans, self._cancel)
         self._sampled += 1
         piece = self._stream.push(self._session.piece(token))
         if self._stream.stopped:
             self._session.forget(self._start + self._stream.tokens_in_text())
+            return piece + self._end("stop")
+        if self._sampler.must_end:
             return piece + self._end("stop")
         if self._sampled >= self._max_tokens:
             return piece + self._end("length")
@@ -152,4 +168,4 @@ class Generation(Iterator[str]):
     def __del__(self) -> None:
         # getattr: __init__ may not have come this far
         if getattr(self, "finish_reason", "error") is None:
-            self.close()
+            self._session.deactivate_unless_busy()

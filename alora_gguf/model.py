@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING
 from .adapter import AdapterFile
 from .bank import Bank, Use
 from .base import BaseFile
+from .cancel import CancelToken
 from .checks import check_int
 from .engine import Engine
 from .options import ContextOptions
+from .pool import PrefixPool
 from .session import Session
 
 if TYPE_CHECKING:
@@ -25,8 +29,9 @@ PathLike = str | os.PathLike[str]
 class Model:
     """A loaded base model. Opens, serves sessions, is closed; also a context manager.
 
-    One model may be used from several threads: calls take turns. It holds one KV cache of n_ctx
-    cells that all its sessions and their forks share.
+    One model may be used from several threads: calls on different sessions share batches, calls on
+    the same session take turns. It holds one KV cache of n_ctx cells that all its sessions and
+    their forks share.
     """
 
     def __init__(
@@ -40,13 +45,17 @@ class Model:
         n_gpu_layers: int = 0,
         options: ContextOptions | None = None,
         verbose: bool = False,
+        progress: Callable[[float], None] | None = None,
+        cancel: CancelToken | None = None,
     ) -> None:
         """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
 
         `n_ctx`, `n_seq_max` and `n_threads` override those of `options`. `n_gpu_layers` layers go
-        to the GPU, all if it is negative. `verbose` shows llama.cpp's log.
+        to the GPU, all if it is negative. `verbose` shows llama.cpp's log. `progress` is called
+        with the loaded fraction of the weights, 0 to 1.
 
-        Raises LibraryError, ModelError, InputError, and AdapterError for the adapters.
+        Raises LibraryError, ModelError, InputError, CancelledError, and AdapterError for the
+        adapters.
         """
         check_int(n_gpu_layers, "n_gpu_layers", -(2**31))
         options = options or ContextOptions()
@@ -57,11 +66,20 @@ class Model:
             n_threads=options.n_threads if n_threads is None else n_threads,
         )
         self._base = BaseFile.read(path)
-        self._engine = Engine(self._base.path, options, n_gpu_layers=n_gpu_layers, verbose=verbose)
-        self._bank = Bank(self._engine, self._base, options.max_adapters)
+        self._engine = engine = Engine(
+            self._base.path,
+            options,
+            n_gpu_layers=n_gpu_layers,
+            verbose=verbose,
+            cancel=cancel,
+            progress=progress,
+        )
+        self._bank = Bank(engine, self._base, options.max_adapters)
+        self._pool = PrefixPool(engine, options.n_pooled)
+        engine.reclaim = self._pool.evict
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # guarded by the desk
         try:
-            with self._engine.lock:
-                self._bank.load(adapters or {})
+            self._bank.load(adapters or {})
         except BaseException:
             self._engine.close()
             raise
@@ -98,19 +116,17 @@ class Model:
 
         Raises AdapterFormatError, AdapterMismatchError, or AdapterInUseError if the name is taken.
         """
-        with self._engine.lock:
-            _ = self._engine.ctx
-            self._bank.load({name: path})
-            return self._bank[name]
+        _ = self._engine.ctx
+        self._bank.load({name: path})
+        return self._bank[name]
 
     def unload_adapter(self, name: str) -> None:
         """Frees an adapter. Cells it computed stay, for the same weights loaded again.
 
         Raises AdapterInUseError while a generation uses it, UnknownAdapterError.
         """
-        with self._engine.lock:
-            _ = self._engine.ctx
-            self._bank.unload(name)
+        _ = self._engine.ctx
+        self._bank.unload(name)
 
     # Sessions and text ---------------------------------------------------------------------------
 
@@ -125,20 +141,18 @@ class Model:
         those that begin a text are added with `add_special`. Raises ModelError without a
         vocabulary.
         """
-        with self._engine.lock:
-            _ = self._engine.ctx
-            return self._engine.vocab.tokenize(
-                text, add_special=add_special, parse_special=parse_special
-            )
+        _ = self._engine.ctx
+        return self._engine.vocab.tokenize(
+            text, add_special=add_special, parse_special=parse_special
+        )
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of `tokens`; control tokens are shown with `special`. Raises ModelError without
         a vocabulary, InputError for a token outside it.
         """
-        with self._engine.lock:
-            _ = self._engine.ctx
-            vocab = self._engine.vocab
-            return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
+        _ = self._engine.ctx
+        vocab = self._engine.vocab
+        return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
 
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""
@@ -175,6 +189,21 @@ class Model:
         """The engine below: batches, sequences and cells. Not part of the public API."""
         return self._engine
 
-    def use(self, adapter: str | None, scale: float) -> Use:
-        """Resolves an adapter's name. Not part of the public API."""
-        return self._bank.use(adapter, scale)
+    def using(self, adapter: str | None, scale: float) -> AbstractContextManager[Use]:
+        """Resolves an adapter's name and keeps it loaded meanwhile. Not part of the public API."""
+        return self._bank.using(adapter, scale)
+
+    @property
+    def pool(self) -> PrefixPool:
+        """The cells of closed sessions. Not part of the public API."""
+        return self._pool
+
+    def register(self, session: Session) -> None:
+        """Lets others share the session's cells. Not part of the public API."""
+        with self._engine.desk:
+            self._sessions.add(session)
+
+    def live_sessions(self) -> list[Session]:
+        """The sessions that are open. Not part of the public API."""
+        with self._engine.desk:
+            return [session for session in self._sessions if not session.closed]

@@ -30,10 +30,12 @@ class ContextOptions:
     n_batch       most tokens of one llama_decode call
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another
-    n_outputs     most rows of logits of one call (None, and at least: n_seq_max)
+    n_outputs     most rows of logits of one call (at least n_seq_max; None: at least 64)
     n_threads     CPU threads (None: one per physical core)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention
+    n_pooled      closed conversations whose cells are kept, while nobody needs their room, for new
+                  ones that begin like them (0: none)
     max_adapters  adapters the bank makes room for; more can be loaded, at the price of one reserve
     """
 
@@ -47,6 +49,7 @@ class ContextOptions:
     type_v: CacheType = "f16"
     flash_attn: FlashAttention = "auto"
     max_adapters: int = 8
+    n_pooled: int = 4
 
     def __post_init__(self) -> None:
         limits = {
@@ -57,6 +60,7 @@ class ContextOptions:
             "n_outputs": (1, 2**20),
             "n_threads": (1, 512),
             "max_adapters": (1, 1023),
+            "n_pooled": (0, 255),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -71,6 +75,11 @@ class ContextOptions:
                 raise InputError(
                     f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that a call may ask for at a time."""
+        return max(64 if self.n_outputs is None else self.n_outputs, self.n_seq_max)
 
 
 def default_threads() -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import math
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from . import _native
+from .batch import Logits
 from .checks import check_int, check_number
-from .engine import Logits
+from .constraint import Constraint
 from .errors import DecodeError, InputError
+from .logprobs import TokenLogprob, TopLogprob
 from .vocab import Vocabulary
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -83,13 +86,32 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
-    """A sampler chain with its state (seed, last tokens, grammar position), for one generation."""
+    """A sampler chain with its state (seed, last tokens, how far a grammar or schema has come), for
+    one reply. With `top_logprobs` it also remembers the log-probability of each token it chooses,
+    and of so many alternatives.
+    """
 
-    def __init__(self, sampling: Sampling, vocab: Vocabulary) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab: Vocabulary,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        top_logprobs: int | None = None,
+    ) -> None:
         self.sampling = sampling
+        self._vocab = vocab
         self._n_vocab = vocab.n_tokens
+        if schema is not None and sampling.grammar is not None:
+            raise InputError("a reply can follow a grammar or a schema, not both")
+        if top_logprobs is not None:
+            check_int(top_logprobs, "logprobs", 0, 1000)
         for token in sampling.logit_bias or ():
             vocab.check([token], "logit_bias")
+        self._top = top_logprobs
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._logprobs: list[TokenLogprob] = []
+        self._matcher = None if schema is None else Constraint.compile(schema, vocab).start()
         self._llama = llama = _native.load().llama
         self._chain: Any = None
         if sampling.is_plain_greedy:
@@ -105,8 +127,8 @@ class Sampler:
         self._pointer = pointer
 
     def sample(self, logits: Logits) -> int:
-        """Chooses a token id from a row of logits [n_vocab] and remembers it for the penalties and
-        the grammar. Raises DecodeError if the model computed no usable logits.
+        """Chooses a token id from a row of logits [n_vocab] and remembers it for the penalties, the
+        grammar or the schema. Raises DecodeError if the model computed no usable logits.
         """
         best = int(np.argmax(logits))  # NaN counts as the largest
         if not math.isfinite(logits[best]):
@@ -114,8 +136,17 @@ class Sampler:
                 "the model computed logits that are not finite; its weights or an adapter's scale "
                 "are unusable"
             )
-        if self._chain is None:
-            return best
+        if self._matcher is not None:
+            logits = self._matcher.mask(logits)
+            best = int(np.argmax(logits))
+        token = best if self._chain is None else self._sample_chain(logits)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+        if self._top is not None:
+            self._logprobs.append(self._logprob(token, logits, self._top))
+        return token
+
+    def _sample_chain(self, logits: Logits) -> int:
         self._data["id"], self._data["logit"], self._data["p"] = self._ids, logits, 0.0
         array = self._array
         array.data, array.size, array.selected, array.sorted = (
@@ -130,6 +161,43 @@ class Sampler:
         token = int(chosen.id)
         self._llama.llama_sampler_accept(self._chain, token)
         return token
+
+    @property
+    def must_end(self) -> bool:
+        """Whether a schema leaves nothing but to end."""
+        return self._matcher is not None and self._matcher.must_end
+
+    # Log-probabilities ---------------------------------------------------------------------------
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the tokens chosen so far; None if they were not asked for."""
+        return None if self._top is None else tuple(self._logprobs)
+
+    def note_certain(self, tokens: Sequence[int]) -> None:
+        """Notes tokens that were not sampled because there was no choice."""
+        if self._top is not None:
+            for token in tokens:
+                text = self._decoder.decode(self._vocab.piece(token))
+                self._logprobs.append(TokenLogprob(token, text, 0.0, ()))
+
+    def _logprob(self, token: int, logits: Logits, n: int) -> TokenLogprob:
+        row = logits.astype(np.float64)
+        largest = row.max()
+        total = largest + math.log(np.exp(row - largest).sum())
+        likeliest = np.argpartition(-row, min(n, len(row) - 1))[:n]
+        likeliest = likeliest[np.argsort(-row[likeliest], kind="stable")]
+        top = tuple(
+            TopLogprob(
+                int(each),
+                self._vocab.piece(int(each)).decode("utf-8", "replace"),
+                float(row[each] - total),
+            )
+            for each in likeliest
+            if row[each] > -math.inf
+        )
+        text = self._decoder.decode(self._vocab.piece(token))
+        return TokenLogprob(token, text, float(row[token] - total), top)
 
 
 def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:

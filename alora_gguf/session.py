@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .bank import Use
+from .batch import Logits, Run
+from .cancel import CancelToken
 from .checks import check_int
-from .engine import Logits, Run
+from .decoding import Progress
 from .errors import ClosedError, InputError
 from .generation import Generation
-from .invoke import Invocation, Parent, Verdict, run_invocations
+from .invoke import Invocation, Verdict, run_invocations
+from .planning import Parent
+from .pool import MIN_GAIN, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
 from .sampling import Sampler, Sampling
 from .text import check_stops
 from .timings import Timings
 
 if TYPE_CHECKING:
-    import threading
-
     from .model import Model
 
 
@@ -30,28 +33,32 @@ class Session:
 
     `tokens` is the conversation. Its cells hold as much of it as could be kept: after a call that
     failed they may hold less, and the next call reads the rest. What can be reused is decided by
-    provenance alone: equal (token, adapter identity, scale).
+    provenance alone: equal (token, adapter identity, scale); also of other sessions' cells, open
+    ones and those that were closed lately.
 
     Every method raises ClosedError once the session or its model is closed, CacheFullError when the
-    KV cache has no room, and leaves the conversation as it was when it raises.
+    KV cache has no room, CancelledError when its `cancel` was cancelled, and leaves the
+    conversation as it was when it raises. `progress` is called, while a long text is read, with the
+    tokens read so far and all there are to read.
     """
 
     def __init__(self, model: Model, *, _source: Session | None = None) -> None:
         self._model = model
         self._engine = engine = model.engine
-        with engine.lock:
-            if _source is None:
-                self._seq = engine.allocate()
-                self._cached, self._tokens = CachedTokens(), list[int]()
-                self._logits: Logits | None = None
-            else:
-                n = len(_source._cached)
-                self._seq = engine.fork(_source._seq, n)
-                self._cached, self._tokens = _source._cached.copy(n), _source._tokens.copy()
-                self._logits = _source._logits
+        self._lock = threading.RLock()
+        if _source is None:
+            self._seq = engine.allocate()
+            self._cached, self._tokens = CachedTokens(), list[int]()
+            self._logits: Logits | None = None
+        else:
+            n = len(_source._cached)
+            self._seq = engine.fork(_source._seq, n)
+            self._cached, self._tokens = _source._cached.copy(n), _source._tokens.copy()
+            self._logits = _source._logits
         self._generation: weakref.ref[Generation] | None = None
         self._finalizer = weakref.finalize(self, engine.abandon, self._seq)
         self._finalizer.atexit = False
+        model.register(self)
 
     # The conversation ----------------------------------------------------------------------------
 
@@ -87,7 +94,13 @@ class Session:
             return self._engine.state(self._seq)
 
     def append(
-        self, text: str | Sequence[int], *, adapter: str | None = None, scale: float = 1.0
+        self,
+        text: str | Sequence[int],
+        *,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
     ) -> Timings:
         """Adds text (control tokens in it are recognized; a first text gets the model's
         beginning-of-sequence token) or token ids, and reads them.
@@ -97,20 +110,26 @@ class Session:
         earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
         """
         started = time.perf_counter()
-        with self.lock:
+        with self.lock, self._model.using(adapter, scale) as use:
             self._begin()
-            use = self._model.use(adapter, scale)
-            return self._timed_read(self._tokens + self._encode(text), use, started)
+            tokens = self._tokens + self._encode(text)
+            return self._timed_read(tokens, use, started, cancel, progress)
 
     def sync(
-        self, tokens: Sequence[int], *, adapter: str | None = None, scale: float = 1.0
+        self,
+        tokens: Sequence[int],
+        *,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
     ) -> Timings:
         """Makes the conversation exactly `tokens`, reading only what the cache does not hold."""
         started = time.perf_counter()
-        with self.lock:
+        with self.lock, self._model.using(adapter, scale) as use:
             self._begin()
-            use = self._model.use(adapter, scale)
-            return self._timed_read(self._engine.vocab.check(tokens, "tokens"), use, started)
+            ids = self._engine.vocab.check(tokens, "tokens")
+            return self._timed_read(ids, use, started, cancel, progress)
 
     def rewind(self, n: int) -> None:
         """Forgets all but the first `n` tokens."""
@@ -132,22 +151,30 @@ class Session:
         stop: Sequence[str] = (),
         adapter: str | None = None,
         scale: float = 1.0,
+        schema: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
     ) -> Generation:
         """Starts a reply to the conversation, which is read first if need be.
 
         Returns an iterator of its text; `generate(...).read()` gives the whole. With an `adapter`
-        as for append(). Raises as append() does, and InputError if there is nothing to reply to.
+        as for append(). With a JSON `schema` the reply is JSON that matches it; with `logprobs`
+        the log-probabilities of its tokens are kept, and of so many alternatives. `cancel` raises
+        here, and later ends the reply where it is. Raises as append() does, InputError if there is
+        nothing to reply to, and SchemaError.
         """
         started = time.perf_counter()
         stops = check_stops(stop)
         check_int(max_tokens, "max_tokens", 1)
-        with self.lock:
+        with self.lock, self._model.using(adapter, scale) as use:
             self._begin()
             if not self._tokens:
                 raise InputError("the conversation is empty; append something to it first")
-            sampler = Sampler(sampling or Sampling(), self._engine.vocab)
-            use = self._model.use(adapter, scale)
-            reused, evaluated, note = self._read(self._tokens, use, logits=True)
+            vocab = self._engine.vocab
+            options = sampling or Sampling()
+            sampler = Sampler(options, vocab, schema=schema, top_logprobs=logprobs)
+            reused, evaluated, note = self._read(self._tokens, use, True, cancel, progress)
             first = use.first_position(self._tokens, self._engine.vocab)
             generation = Generation(
                 self,
@@ -157,6 +184,7 @@ class Session:
                 spans=spans_for(first, use.provenance),
                 prefill=Timings(reused, evaluated, 0, None, 0.0, note),
                 started=started,
+                cancel=cancel,
             )
             if use.slot and first is not None:
                 self._engine.activate(self._seq, first, use.slot, use.scale)
@@ -164,16 +192,21 @@ class Session:
             return generation
 
     def invoke(
-        self, invocation: Invocation, *, on_text: Callable[[int, str], None] | None = None
+        self,
+        invocation: Invocation,
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        cancel: CancelToken | None = None,
     ) -> Verdict:
         """Asks one adapter about the conversation; see invoke_many()."""
-        return self.invoke_many([invocation], on_text=on_text)[0]
+        return self.invoke_many([invocation], on_text=on_text, cancel=cancel)[0]
 
     def invoke_many(
         self,
         invocations: Sequence[Invocation],
         *,
         on_text: Callable[[int, str], None] | None = None,
+        cancel: CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks several adapters about the conversation at once, each on a fork of it, which is then
         dropped: the conversation and its cells stay as they are, even amid a generation.
@@ -191,18 +224,22 @@ class Session:
             lags = len(self._cached) < len(self._tokens)
             if lags and self._cached.spans == spans_for(None, BASE):
                 # a call failed before: read the rest once, not once per fork
-                self._read(self._tokens, self._model.use(None, 1.0))
+                with self._model.using(None, 1.0) as base:
+                    self._read(self._tokens, base, False, cancel)
             parent = Parent(self._seq, self._cached, tuple(self._tokens), self._logits)
-            return run_invocations(self._model, parent, invocations, on_text)
+            return run_invocations(self._model, parent, invocations, on_text, cancel)
 
     # The life of a session -----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Gives the cells back. A second call does nothing."""
+        """Ends it; its cells stay for others that begin like it, while nobody needs their room. A
+        second call does nothing.
+        """
         with self.lock:
             self._end_live_generation()
-            if self._finalizer.detach():
-                self._engine.drop(self._seq)
+            if self._finalizer.detach() and not self._engine.closed:
+                self._engine.deactivate(self._seq)
+                self._model.pool.give(self._seq, self._cached)
 
     @property
     def closed(self) -> bool:
@@ -235,17 +272,33 @@ class Session:
             self._cut(n)
 
     def _end_live_generation(self) -> None:
-        generation = self._generation() if self._generation is not None else None
-        self._generation = None
+        if self._generation is None:
+            return
+        generation, self._generation = self._generation(), None
         if generation is not None:
             generation.close()
+        self._engine.deactivate(self._seq)  # its own end may have found a lock taken
 
     # What Generation needs -----------------------------------------------------------------------
 
     @property
     def lock(self) -> threading.RLock:
-        """The engine's."""
-        return self._engine.lock
+        """Held by every call. Who takes the engine's locks too takes this one first."""
+        return self._lock
+
+    def deactivate_unless_busy(self) -> None:
+        """For a generation that garbage collection ends, perhaps amid something else: blocks on
+        nothing. What it cannot do now, the session's next call does.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._engine.lock.acquire(blocking=False):
+                    try:
+                        self._engine.deactivate(self._seq)
+                    finally:
+                        self._engine.lock.release()
+            finally:
+                self._lock.release()
 
     def last_logits(self) -> Logits:
         """The logits after the last token, [n_vocab]."""
@@ -263,11 +316,11 @@ class Session:
         """The bytes of `token`; none for a control token."""
         return self._engine.vocab.piece(token)
 
-    def advance(self, token: int, spans: Spans) -> None:
+    def advance(self, token: int, spans: Spans, cancel: CancelToken | None = None) -> None:
         """Adds a generated token and reads it; its adapter is active already."""
         n, before = len(self._cached), self._logits
         try:
-            (logits,) = self._engine.decode([Run(self._seq, [token])])
+            (logits,) = self._engine.decode([Run(self._seq, [token])], cancel=cancel)
             self._cached.extend([token], spans)
             self._tokens.append(token)
             self._logits = logits
@@ -301,11 +354,25 @@ class Session:
             return vocab.tokenize_start(text) if text else []
         return vocab.tokenize(text, add_special=False, parse_special=True)
 
-    def _timed_read(self, tokens: list[int], use: Use, started: float) -> Timings:
-        reused, evaluated, note = self._read(tokens, use)
+    def _timed_read(
+        self,
+        tokens: list[int],
+        use: Use,
+        started: float,
+        cancel: CancelToken | None,
+        progress: Progress | None,
+    ) -> Timings:
+        reused, evaluated, note = self._read(tokens, use, False, cancel, progress)
         return Timings(reused, evaluated, 0, None, time.perf_counter() - started, note)
 
-    def _read(self, tokens: list[int], use: Use, *, logits: bool = False) -> tuple[int, int, str]:
+    def _read(
+        self,
+        tokens: list[int],
+        use: Use,
+        logits: bool,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[int, int, str]:
         """Makes the cells hold `tokens` as `use` computes them, and `tokens` the conversation.
 
         Returns (reused, evaluated, why not more was reused). With `logits`, those after the last
@@ -316,6 +383,9 @@ class Session:
         spans = spans_for(first, use.provenance)
         keep = self._cached.common_prefix(tokens, spans)
         note = self._note(tokens, keep)
+        shared = self._share_with_others(tokens, spans, keep)
+        if shared:
+            keep, note = shared, f"{shared} tokens are shared with another conversation"
         if keep == len(tokens) and logits and (self._logits is None or keep < len(self._cached)):
             keep -= 1  # the last token is read again for its logits
         if keep < len(self._cached):
@@ -329,7 +399,8 @@ class Session:
             if rest:
                 if use.slot and first is not None:
                     engine.activate(self._seq, first, use.slot, use.scale)
-                (self._logits,) = engine.decode([Run(self._seq, rest)])
+                run = Run(self._seq, rest)
+                (self._logits,) = engine.decode([run], cancel=cancel, progress=progress)
                 self._cached.extend(rest, spans)
             self._tokens = list(tokens)
         except BaseException:
@@ -340,6 +411,39 @@ class Session:
         finally:
             engine.deactivate(self._seq)
         return keep, len(rest), note
+
+    def _share_with_others(self, tokens: list[int], spans: Spans, keep: int) -> int:
+        """Where another conversation, open or over, has clearly more of `tokens` in its cells than
+        the first `keep`, shares those in place of our own; returns how many, or 0.
+        """
+        if len(tokens) < keep + MIN_GAIN:
+            return 0
+        engine, pool = self._engine, self._model.pool
+        enough = keep + MIN_GAIN
+        but_last = tokens[:-1]  # which is read for its logits
+        with pool.longest(but_last, spans) as (pooled, most):
+            for other in self._model.live_sessions():
+                if other is self or not other._lock.acquire(blocking=False):
+                    continue
+                try:
+                    n = usable(engine, other._cached, but_last, spans)
+                    if n >= max(enough, most) and not other.closed:
+                        return self._adopt(other._seq, other._cached, n)
+                finally:
+                    other._lock.release()
+            if pooled is None or most < enough:
+                return 0
+            pool.used(pooled)
+            return self._adopt(pooled.seq, pooled.record, most)
+
+    def _adopt(self, seq: int, record: CachedTokens, n: int) -> int:
+        if self._engine.books.length(seq) < len(record):
+            return 0  # an interrupt struck there; it is put right at its next call
+        self._logits = None
+        self._cached.truncate(0)
+        self._engine.adopt(self._seq, seq, n)
+        self._cached = record.copy(n)
+        return n
 
     def _cut(self, n: int) -> int:
         """Keeps the first `n` cells, or fewer where the memory cannot rewind; returns how many."""

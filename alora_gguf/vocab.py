@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import InputError, ModelError
+from .errors import ClosedError, InputError, ModelError
 
 _NONE = 0  # LLAMA_VOCAB_TYPE_NONE
 
 
 class Vocabulary:
-    """The vocabulary of one loaded model; used up with it."""
+    """The vocabulary of one loaded model, for any thread; used up with it: what is not remembered
+    raises ClosedError after close().
+    """
 
     def __init__(self, llama: Any, model: int, name: str) -> None:
         self._llama = llama
@@ -22,6 +25,19 @@ class Vocabulary:
         self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: dict[int, bool] = {}
+        self._lock = threading.Lock()  # nobody is in C when the model is freed
+        self._closed = False
+
+    def close(self) -> None:
+        """To be called before the model is freed."""
+        with self._lock:
+            self._closed = True
+
+    def _open(self) -> Any:
+        """llama.h, if the model is still there; the caller holds the lock."""
+        if self._closed:
+            raise ClosedError(f"{self._name}: the model was closed")
+        return self._llama
 
     def _need_text(self) -> None:
         if not self.has_text:
@@ -37,9 +53,10 @@ class Vocabulary:
         size = len(data) + 8  # no more tokens than bytes, and a few special ones
         while True:
             buffer = (ctypes.c_int32 * size)()
-            n = self._llama.llama_tokenize(
-                self.handle, data, len(data), buffer, size, add_special, parse_special
-            )
+            with self._lock:
+                n = self._open().llama_tokenize(
+                    self.handle, data, len(data), buffer, size, add_special, parse_special
+                )
             if n >= 0:
                 return list(buffer[:n])
             if -n <= size:
@@ -51,11 +68,17 @@ class Vocabulary:
         model wants one and `text` does not bring it.
         """
         tokens = self.tokenize(text, add_special=False, parse_special=True)
-        if self._llama.llama_vocab_get_add_bos(self.handle):
-            bos = self._llama.llama_vocab_bos(self.handle)
-            if bos >= 0 and tokens[:1] != [bos]:
-                return [bos, *tokens]
-        return tokens
+        bos = self.bos_to_add()
+        return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
+
+    def bos_to_add(self) -> int | None:
+        """The token that begins every text, for models that want one."""
+        with self._lock:
+            llama = self._open()
+            if not llama.llama_vocab_get_add_bos(self.handle):
+                return None
+            bos = int(llama.llama_vocab_bos(self.handle))
+            return bos if bos >= 0 else None
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; those of control tokens only with `special`."""
@@ -68,7 +91,8 @@ class Vocabulary:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n = self._llama.llama_token_to_piece(self.handle, token, buffer, size, 0, special)
+            with self._lock:
+                n = self._open().llama_token_to_piece(self.handle, token, buffer, size, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
@@ -83,7 +107,8 @@ class Vocabulary:
         if not self.has_text:
             return False
         if token not in self._eog:
-            self._eog[token] = bool(self._llama.llama_vocab_is_eog(self.handle, token))
+            with self._lock:
+                self._eog[token] = bool(self._open().llama_vocab_is_eog(self.handle, token))
         return self._eog[token]
 
     def check(self, tokens: Sequence[int], what: str) -> list[int]:

@@ -11,7 +11,8 @@ import tiny_base
 from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.engine import Engine, Run
+from alora_gguf.batch import Run
+from alora_gguf.engine import Engine
 from alora_gguf.invocation import find_last
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -299,9 +300,9 @@ def test_more_than_the_cells_hold_take_turns(files: Files, monkeypatch: pytest.M
     runs: list[int] = []
     real = Engine.decode
 
-    def spy(self: Engine, work: list[Run]) -> object:
+    def spy(self: Engine, work: list[Run], **options: object) -> object:
         runs.append(len(work))
-        return real(self, work)
+        return real(self, work, **options)  # type: ignore[arg-type]
 
     with files.model(n_ctx=256) as model:
         session = model.session()

@@ -18,7 +18,7 @@ import tiny_base
 from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.engine import Engine
+from alora_gguf.decoding import DecodeQueue
 from alora_gguf.provenance import BASE, CachedTokens, Provenance
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -336,7 +336,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     session.append(TEXT)
     before = session.tokens
     state = session.state()
-    place, name = Engine, "_decode_chunk"
+    place, name = DecodeQueue, "_compute"
     if moment == "while recording":
         place, name = CachedTokens, "extend"  # type: ignore[assignment]
     real = getattr(place, name)
@@ -410,10 +410,10 @@ def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
     session.append(TEXT + "<certainty>abc", adapter="sure")
     before = session.tokens
 
-    def broken(self: Engine, *arguments: object) -> None:
+    def broken(self: DecodeQueue, *arguments: object) -> None:
         raise ag.DecodeError("broken")
 
-    monkeypatch.setattr(Engine, "_decode_chunk", broken)
+    monkeypatch.setattr(DecodeQueue, "_compute", broken)
     with pytest.raises(ag.DecodeError):
         session.append("x")  # the adapted cells are dropped and cannot be read again
     assert session.tokens == before
@@ -476,7 +476,7 @@ def test_a_re_read_that_cannot_fit_keeps_what_is_cached(files: Files) -> None:
         session.sync([*range(100), *files.invocation, *range(50)], adapter="sure")
         cached = session.cached
         other = model.session()
-        other.sync(list(range(90)))
+        other.sync(list(range(90, 0, -1)))
         with pytest.raises(ag.CacheFullError):
             session.append([1] * 30)
         assert session.cached == cached

@@ -8,16 +8,17 @@
 //               sequence are computed with that slot; a plain LoRA is one activated at position 0
 //   target      a base weight that an adapter changes
 //   reserve     upstream's word for sizing the compute buffers by building worst-case graphs
+// and one switch, which ends a llama_decode() that takes too long.
 //
 // Contract: nothing here aborts or throws. A function that can fail returns a negative alora_status
 // and leaves a sentence in alora_last_error(). Calls on one context must not run at the same time,
-// as for llama_decode(). The bank is freed with its context.
+// as for llama_decode(), alora_interrupt() excepted. The bank is freed with its context.
 #ifndef ALORA_H
 #define ALORA_H
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 1
+#define ALORA_API_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -86,6 +87,12 @@ LLAMA_API int32_t alora_deactivate(struct llama_context * ctx, llama_seq_id seq)
 // The slot that a token of `seq` at `pos` uses, and its scale (may be NULL; 1 for slot 0).
 LLAMA_API alora_slot alora_slot_at(
         const struct llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale);
+
+// While it is on, llama_decode() stops soon and returns 2, as upstream's abort callback has it (on
+// the CPU: between two nodes of the graph; elsewhere, where the backend can). The first call on a
+// context installs that callback and must not run during a llama_decode(); later ones may come at
+// any time from any thread.
+LLAMA_API int32_t alora_interrupt(struct llama_context * ctx, bool on);
 
 LLAMA_API int32_t alora_stats_get(const struct llama_context * ctx, struct alora_stats * stats);
 

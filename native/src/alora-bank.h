@@ -7,6 +7,7 @@
 #include "alora-slots.h"
 #include "ggml-cpp.h"
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -91,6 +92,9 @@ class alora_bank {
     size_t  n_bytes() const;
 
     alora_activations activations;
+
+    std::atomic<bool> interrupted{ false };   // read by the abort callback, amid a computation
+    bool              interruptible = false;  // whether that callback is installed
 
     uint64_t generation = 0;  // changes whenever a graph built before would read the wrong thing
     int64_t  n_reserves = 0;

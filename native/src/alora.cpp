@@ -201,6 +201,23 @@ alora_slot alora_slot_at(
     });
 }
 
+static bool is_interrupted(void * bank) {
+    return ((const alora_bank *) bank)->interrupted.load(std::memory_order_relaxed);
+}
+
+int32_t alora_interrupt(llama_context * ctx, bool on) {
+    return guarded([&] {
+        check_context(ctx);
+        alora_bank & bank = alora_access::bank(ctx);
+        bank.interrupted  = on;
+        if (!bank.interruptible) {
+            llama_set_abort_callback(ctx, is_interrupted, &bank);
+            bank.interruptible = true;
+        }
+        return (int32_t) ALORA_OK;
+    });
+}
+
 int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
     return guarded([&] {
         check_context(ctx);

@@ -1,0 +1,50 @@
+"""Writes a tiny random olmo2 model: three layers see a sliding window, the fourth everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+from tiny_base import (
+    N_EMBD,
+    N_FF,
+    N_HEAD,
+    N_HEAD_KV,
+    N_KV,
+    N_VOCAB,
+    TARGETS,
+    _finish,
+    _random,
+)
+
+N_LAYER = 4
+
+
+def write_swa(path: Path, *, window: int = 8, seed: int = 1) -> Path:
+    """A model without a vocabulary whose windows are of `window` tokens."""
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "olmo2")
+    writer.add_context_length(1024)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(N_LAYER)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_HEAD_KV)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_sliding_window(window)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_tokenizer_model("none")
+    for name in ("token_embd", "output"):
+        writer.add_tensor(f"{name}.weight", _random(rng, N_VOCAB, N_EMBD))
+    norms = {"attn_q_norm": N_EMBD, "attn_k_norm": N_KV}
+    norms |= {"post_attention_norm": N_EMBD, "post_ffw_norm": N_EMBD}
+    writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
+    for i in range(N_LAYER):
+        for name, (n_in, n_out) in TARGETS.items():
+            weight = _random(rng, n_out, n_in) / np.float32(n_in**0.5)
+            writer.add_tensor(f"blk.{i}.{name}.weight", weight)
+        for name, n in norms.items():
+            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(n, np.float32))
+    return _finish(writer, path)
