@@ -31,6 +31,7 @@ from .errors import (
 )
 from .locks import YieldingLock
 from .options import CACHE_TYPES, FLASH_ATTENTION, ContextOptions, default_threads
+from .saved_layout import Memory
 from .vocab import Vocabulary
 
 
@@ -88,9 +89,11 @@ class Engine:
                 "hold a conversation"
             )
         self.vocab = Vocabulary(llama, model, str(self.path))
-        self.rewinds = not (
-            llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
-        )
+        recurrent = llama.llama_model_is_recurrent(model)
+        hybrid = llama.llama_model_is_hybrid(model)
+        self.memory_kind: Memory = "recurrent" if recurrent else "hybrid" if hybrid else "attention"
+        self.rewinds = self.memory_kind == "attention"
+        self.window: int = llama.llama_model_n_swa(model)
 
     def _open_context(self, model: int, options: ContextOptions) -> int:
         llama = self.llama

@@ -16,8 +16,11 @@ from .base import BaseFile
 from .cancel import CancelToken
 from .checks import check_int
 from .engine import Engine
+from .fingerprint import BaseFingerprint
 from .options import ContextOptions
 from .pool import PrefixPool
+from .saved import check_saved, read_saved
+from .saved_layout import CacheLayout
 from .session import Session
 
 if TYPE_CHECKING:
@@ -79,6 +82,15 @@ class Model:
         engine.reclaim = self._pool.evict
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # guarded by the desk
         try:
+            # at once: a file that is replaced later must not vouch for what was loaded
+            self._fingerprint = BaseFingerprint.of(self._base)
+            self._layout = CacheLayout.of(
+                options,
+                self._base,
+                n_ctx=self.n_ctx,
+                memory=engine.memory_kind,
+                window=engine.window,
+            )
             self._bank.load(adapters or {})
         except BaseException:
             self._engine.close()
@@ -133,6 +145,29 @@ class Model:
     def session(self) -> Session:
         """A new, empty conversation. Raises CacheFullError if all sequences are in use."""
         return Session(self)
+
+    def restore_session(self, path: PathLike) -> Session:
+        """The conversation that Session.save() wrote to `path`, cells and all: nothing is read
+        again.
+
+        Raises SavedSessionError if the file is damaged, was saved with another base or other cache
+        types, or holds cells of an adapter that is not loaded with the same weights.
+        """
+        saved = read_saved(path)
+        check_saved(
+            saved,
+            base=self._fingerprint,
+            cache=self._layout,
+            adapters_loaded={name: file.identity for name, file in self.adapters.items()},
+            n_vocab=self.n_vocab,
+        )
+        session = self.session()
+        try:
+            session.load(saved)
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -192,6 +227,16 @@ class Model:
     def using(self, adapter: str | None, scale: float) -> AbstractContextManager[Use]:
         """Resolves an adapter's name and keeps it loaded meanwhile. Not part of the public API."""
         return self._bank.using(adapter, scale)
+
+    @property
+    def fingerprint(self) -> BaseFingerprint:
+        """What the base is known by in saved sessions. Not part of the public API."""
+        return self._fingerprint
+
+    @property
+    def layout(self) -> CacheLayout:
+        """What saved cells must have been laid out as. Not part of the public API."""
+        return self._layout
 
     @property
     def pool(self) -> PrefixPool:

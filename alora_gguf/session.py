@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -9,18 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .bank import Use
 from .batch import Logits, Run
 from .cancel import CancelToken
 from .checks import check_int
 from .decoding import Progress
-from .errors import ClosedError, InputError
+from .errors import CacheFullError, ClosedError, DecodeError, InputError, SavedSessionError
 from .generation import Generation
 from .invoke import Invocation, Verdict, run_invocations
 from .planning import Parent
 from .pool import MIN_GAIN, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
 from .sampling import Sampler, Sampling
+from .saved import SavedAdapter, SavedSession, write_saved
 from .text import check_stops
 from .timings import Timings
 
@@ -228,6 +232,64 @@ class Session:
                     self._read(self._tokens, base, False, cancel)
             parent = Parent(self._seq, self._cached, tuple(self._tokens), self._logits)
             return run_invocations(self._model, parent, invocations, on_text, cancel)
+
+    # Saving --------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes the conversation, its cells and their provenance to a file, for
+        Model.restore_session(); `notes` (what JSON can hold) go with it. An existing file is
+        replaced at the very end, or stays as it is.
+
+        Raises SavedSessionError if it cannot be written, InputError for the notes or for a model
+        whose window of attention has been exceeded: llama.cpp saves too little of it.
+        """
+        with self.lock:
+            self._begin(writes=False)
+            window = self._engine.window
+            if 0 < window < self.cached:
+                raise InputError(
+                    f"{self._engine.path}: attends to a window of {window} tokens, and the "
+                    f"conversation has {self.cached}: only shorter ones can be saved"
+                )
+            saved = self._to_save(notes or {})
+        write_saved(path, saved)
+
+    def _to_save(self, notes: Mapping[str, Any]) -> SavedSession:
+        # a memory that cannot rewind may hold more than the conversation
+        n = self.cached if self.cached <= len(self._tokens) else 0
+        spans = self._cached.spans if n else spans_for(None, BASE)
+        names = {file.identity: name for name, file in self._model.adapters.items()}
+        identities = dict.fromkeys(by.identity for _, by in spans if by.identity is not None)
+        whole = n and n == len(self._tokens) and self._logits is not None
+        return SavedSession(
+            tokens=tuple(self._tokens),
+            spans=spans,
+            state=self._engine.state(self._seq) if n else b"",
+            n_cached=n,
+            base=self._model.fingerprint,
+            adapters=tuple(SavedAdapter(each, names.get(each)) for each in identities),
+            cache=self._model.layout,
+            logits=self._logits.tobytes() if whole and self._logits is not None else b"",
+            notes=notes,
+        )
+
+    def load(self, saved: SavedSession) -> None:
+        """Takes over what was saved and checked. Not part of the public API."""
+        with self.lock:
+            if saved.n_cached:
+                try:
+                    self._engine.set_state(self._seq, saved.state, saved.n_cached)
+                except CacheFullError:
+                    raise
+                except DecodeError as error:
+                    raise SavedSessionError(
+                        f"{saved.origin}: {error}; open the model as it was when the session was "
+                        "saved, or read the conversation again"
+                    ) from error
+                self._cached.extend(saved.tokens[: saved.n_cached], saved.spans)
+            self._tokens = list(saved.tokens)
+            if saved.logits:
+                self._logits = np.frombuffer(saved.logits, "<f4").copy()
 
     # The life of a session -----------------------------------------------------------------------
 

@@ -1,0 +1,228 @@
+"""An intrinsic's contract, its io.yaml: read strictly, so that a mistake shows when it is loaded.
+
+docs/intrinsics.md describes the fields.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+from alora_gguf.errors import ContractError
+from alora_gguf.gguf_header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.gguf_types import ValueType
+
+from .contract_fields import (
+    read_documents,
+    read_flag,
+    read_instruction,
+    read_schema,
+    read_sentences,
+    read_text,
+)
+from .json_offsets import JsonValue
+from .likelihood import Likelihood
+from .parameters import read_parameters
+from .rule_fields import read_rules
+from .transformations import Rule
+from .yaml_file import MAX_BYTES, read_yaml
+
+if TYPE_CHECKING:  # it loads numpy
+    from alora_gguf.adapter import AdapterFile
+
+IO_YAML: Final = "io.yaml"
+_KEY: Final = "alora.io_yaml"
+REQUIRED: Final = ("model", "response_format", "transformations")
+OPTIONAL: Final = (
+    "name",
+    "instruction",
+    "parameters",
+    "sentence_boundaries",
+    "docs_as_message",
+    "logprobs_workaround",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What an intrinsic expects and answers.
+
+    source               stands for the contract in messages, such as its file's path
+    name, model          what the file says; None if it does not
+    response_format      the JSON Schema of replies; None if there is none
+    transformations      the rules that make an answer of a reply, in order
+    instruction          the template of the message that asks; `instruction_fields` are its fields
+    parameters           of the request, by their names in a chat completion
+    sentence_boundaries  which sentences are numbered: from last_message, documents and
+                         all_but_last_message to the prefix of their tags
+    docs_as_message      how documents become messages; None leaves them to the chat template
+    logprobs_workaround  whether the reply is what its tokens say in Harmony's final channel
+    """
+
+    source: str
+    name: str | None = None
+    model: str | None = None
+    response_format: Mapping[str, JsonValue] | None = None
+    transformations: tuple[Rule, ...] = ()
+    instruction: str | None = None
+    instruction_fields: tuple[str, ...] = ()
+    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    sentence_boundaries: Mapping[str, str] | None = None
+    docs_as_message: Literal["string", "json", "roles"] | None = None
+    logprobs_workaround: bool = False
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
+        """The contract that an io.yaml says. Raises ContractError with the line of a mistake."""
+        fields = read_yaml(text, source).fields(REQUIRED, OPTIONAL, "a contract")
+        given = {name: item for name, item in fields.items() if not item.is_null}
+        boundaries = read_sentences(given.get("sentence_boundaries"))
+        instruction, instruction_fields = read_instruction(given.get("instruction"))
+        parameters = given.get("parameters")
+        schema = read_schema(given.get("response_format"))
+        return cls(
+            source=source,
+            name=read_text(given.get("name")),
+            model=read_text(given.get("model")),
+            response_format=None if schema is None else MappingProxyType(schema),
+            transformations=read_rules(fields["transformations"], boundaries or ()),
+            instruction=instruction,
+            instruction_fields=instruction_fields,
+            parameters=MappingProxyType({} if parameters is None else read_parameters(parameters)),
+            sentence_boundaries=None if boundaries is None else MappingProxyType(boundaries),
+            docs_as_message=read_documents(given.get("docs_as_message")),
+            logprobs_workaround=read_flag(given.get("logprobs_workaround")),
+        )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Contract:
+        """The contract in a file, or in the io.yaml of a directory.
+
+        Raises ContractError if there is none, or if it is malformed.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / IO_YAML
+            if not file.exists():
+                raise ContractError(
+                    f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
+                    "<library>/<intrinsic>/<model>/alora, or the file itself"
+                )
+        return cls.parse(_read_small(file), str(file))
+
+    @classmethod
+    def of_adapter(cls, adapter: AdapterFile) -> Contract:
+        """The contract that the converter put into an adapter's file.
+
+        Raises ContractError if there is none, FileFormatError if the file is gone or damaged.
+        """
+        held = adapter.data or adapter.path
+        return cls._of_header(read_header(held, name=str(adapter.path)))
+
+    @classmethod
+    def _of_header(cls, header: GGUFHeader) -> Contract:
+        if _KEY not in header.metadata:
+            raise ContractError(
+                f"{header.name}: holds no contract ({_KEY}); convert the adapter again with its "
+                f"{IO_YAML} beside it, or give the contract as a file"
+            )
+        if header.types[_KEY] is not ValueType.STRING:
+            found = header.types[_KEY].name.lower()
+            raise ContractError(
+                f"{header.name}: {_KEY} must be a string, but it is {found}; convert the adapter "
+                "again"
+            )
+        return cls.parse(header.string(_KEY), f"{header.name}({IO_YAML})")
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether a rule weighs tokens by their probabilities."""
+        return any(isinstance(rule, Likelihood) for rule in self.transformations)
+
+    @property
+    def tags_history(self) -> bool:
+        """Whether text of the conversation or its documents is changed by sentences' tags.
+
+        Then a base's cells can be reused only up to the first such text.
+        """
+        return bool(self.sentence_boundaries)
+
+    @property
+    def moves_documents(self) -> bool:
+        """Whether documents become messages before the conversation, with the same consequence."""
+        return self.docs_as_message is not None
+
+    def parameter(self, name: str) -> JsonValue:
+        """A parameter's value, which may stand in extra_body; None if the contract has none."""
+        extra = self.parameters.get("extra_body")
+        inner = extra.get(name) if isinstance(extra, dict) else None
+        return self.parameters.get(name) if inner is None else inner
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a reply; None if the contract sets no limit."""
+        found = self.parameter("max_completion_tokens")
+        found = self.parameter("max_tokens") if found is None else found
+        return found if isinstance(found, int) else None
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature of sampling; None if the contract does not say."""
+        found = self.parameter("temperature")
+        return float(found) if isinstance(found, (int, float)) else None
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The texts that end a reply."""
+        found = self.parameter("stop")
+        return tuple(map(str, found if isinstance(found, list) else [found] if found else []))
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, JsonValue]:
+        """What the chat template is given besides messages and documents."""
+        found = self.parameter("chat_template_kwargs")
+        return found if isinstance(found, dict) else {}
+
+
+def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
+    """The contract of an adapter: of its GGUF or AdapterFile, or an io.yaml or a directory with it.
+
+    Raises ContractError if there is none or if it is malformed, FileFormatError for a damaged GGUF.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return Contract.of_adapter(source)
+    path = Path(source)
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return Contract._of_header(read_header(path))
+    return Contract.read(path)
+
+
+def _read_small(path: Path) -> bytes:
+    """A file's bytes, and one more than there may be if it is too large."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            raise ContractError(
+                f"{path}: is a directory, a pipe or a device, expected a contract's file"
+            )
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise ContractError(f"{path}: there is no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ContractError(f"{path}: cannot be read: {reason or error}") from error
+    known = describe_foreign(data[:64])
+    if known:
+        raise ContractError(f"{path}: is {known}")
+    if len(data) > MAX_BYTES:
+        raise ContractError(
+            f"{path}:1: expected at most {MAX_BYTES} bytes, found {size}; was another file saved "
+            "under this name?"
+        )
+    return data

@@ -1,0 +1,179 @@
+"""From a conversation to the request that a contract makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from string import Formatter
+from typing import TYPE_CHECKING
+
+from alora_gguf.errors import InputError
+from alora_gguf.messages import Document, Message
+
+from .json_offsets import JsonValue
+from .likelihood import TOP_LOGPROBS
+from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, Sentence, tag
+
+if TYPE_CHECKING:
+    from .contract import Contract
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask a model.
+
+    messages         the conversation as the model shall see it
+    documents        what is left to the chat template
+    parameters       the contract's, by their names in a chat completion's request
+    response_format  a JSON Schema that the reply must meet; None if it may be anything
+    top_logprobs     how many alternatives of each token to report; 0 for no log-probabilities
+    sentences        which sentence has which number, by the places of `sentence_boundaries`
+    """
+
+    messages: tuple[Message, ...]
+    documents: tuple[Document, ...] = ()
+    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    response_format: Mapping[str, JsonValue] | None = None
+    top_logprobs: int = 0
+    sentences: Mapping[str, tuple[Sentence, ...]] = field(default_factory=dict)
+
+    @property
+    def want_logprobs(self) -> bool:
+        """Whether the reply's rules need the log-probabilities of its tokens."""
+        return self.top_logprobs > 0
+
+
+def rewrite(
+    contract: Contract,
+    messages: Sequence[Message],
+    documents: Sequence[Document] = (),
+    arguments: Mapping[str, str] | None = None,
+) -> Request:
+    """The request for a conversation: sentences numbered, documents placed, instruction appended.
+
+    `arguments` fill in the instruction's fields; `last_message` fills in itself, with the text of
+    the last message before the instruction.
+
+    Raises InputError if an argument is missing or unknown, if there is no message where one is
+    needed, and if sentences must be numbered but nltk is not installed.
+    """
+    arguments = {} if arguments is None else arguments
+    _check_arguments(contract, arguments)
+    if contract.docs_as_message in ("string", "roles"):  # where each document shows its id
+        documents = [
+            document if document.doc_id is not None else replace(document, doc_id=str(i))
+            for i, document in enumerate(documents)
+        ]
+    new_messages, new_documents, sentences = _number_sentences(contract, messages, documents)
+    if contract.docs_as_message is not None:
+        new_messages = _as_messages(contract.docs_as_message, new_documents) + new_messages
+        new_documents = []
+    if contract.instruction is not None:
+        new_messages.append(_instruction(contract, new_messages, arguments))
+    return Request(
+        messages=tuple(new_messages),
+        documents=tuple(new_documents),
+        parameters=contract.parameters,
+        response_format=contract.response_format,
+        top_logprobs=TOP_LOGPROBS if contract.needs_logprobs else 0,
+        sentences=sentences,
+    )
+
+
+def _number_sentences(
+    contract: Contract, messages: Sequence[Message], documents: Sequence[Document]
+) -> tuple[list[Message], list[Document], dict[str, tuple[Sentence, ...]]]:
+    """Tags what `sentence_boundaries` names.
+
+    The last message is counted from 0; documents and the messages before the last share a counter.
+    """
+    prefixes = contract.sentence_boundaries or {}
+    new_messages, new_documents = list(messages), list(documents)
+    sentences: dict[str, tuple[Sentence, ...]] = {}
+    if LAST_MESSAGE in prefixes:
+        if not messages:
+            raise InputError(
+                f"{contract.source}: this intrinsic numbers the sentences of the last message, but "
+                "there is no message; give the conversation that it is about"
+            )
+        last = messages[-1]
+        text, found = tag(last.content, prefixes[LAST_MESSAGE], 0)
+        new_messages[-1] = replace(last, content=text)
+        sentences[LAST_MESSAGE] = tuple(found)
+    count = 0
+    if DOCUMENTS in prefixes:
+        shared: list[Sentence] = []
+        for i, document in enumerate(documents):
+            text, found = tag(
+                document.text, prefixes[DOCUMENTS], count, document_id=document.doc_id
+            )
+            new_documents[i] = replace(document, text=text)
+            shared += found
+            count += len(found)
+        sentences[DOCUMENTS] = tuple(shared)
+    if HISTORY in prefixes:
+        shared = []
+        for i, message in enumerate(messages[:-1]):
+            text, found = tag(message.content, prefixes[HISTORY], count, message_index=i)
+            new_messages[i] = replace(message, content=text)
+            shared += found
+            count += len(found)
+        sentences[HISTORY] = tuple(shared)
+    return new_messages, new_documents, sentences
+
+
+def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
+    """Documents as messages at the beginning of a conversation; none if there are none."""
+    if not documents:
+        return []
+    if how == "roles":
+        return [Message(f"document {doc.doc_id}", doc.text) for doc in documents]
+    if how == "json":
+        given = [{"text": doc.text, "title": doc.title, "doc_id": doc.doc_id} for doc in documents]
+        fields = [{k: v for k, v in doc.items() if v is not None} for doc in given]
+        return [Message("user", json.dumps(fields))]
+    shown = "\n\n".join(f"[Document {doc.doc_id}]\n{doc.text}" for doc in documents)
+    return [Message("user", f"You have access to the following documents:\n\n{shown}")]
+
+
+def _instruction(
+    contract: Contract, messages: Sequence[Message], arguments: Mapping[str, str]
+) -> Message:
+    """The instruction with its fields filled in, as a message of the user."""
+    values = dict(arguments)
+    if messages:
+        values["last_message"] = messages[-1].content
+    elif "last_message" in contract.instruction_fields:
+        raise InputError(
+            f"{contract.source}: the instruction quotes the last message, but there is no message; "
+            "give the conversation that it is about"
+        )
+    # joined by hand: str.format() would follow attributes and indices if a template had any
+    parts = Formatter().parse(contract.instruction or "")
+    filled = (text if name is None else f"{text}{values[name]}" for text, name, _, _ in parts)
+    return Message("user", "".join(filled))
+
+
+def _check_arguments(contract: Contract, arguments: Mapping[str, str]) -> None:
+    wanted = [name for name in contract.instruction_fields if name != "last_message"]
+    given = ", ".join(sorted(map(str, arguments))) or "none"
+    missing = [name for name in wanted if name not in arguments]
+    if missing:
+        raise InputError(
+            f"{contract.source}: the instruction needs the argument {', '.join(missing)}; given: "
+            f"{given}"
+        )
+    unknown = sorted(set(arguments) - set(wanted))
+    if unknown:
+        known = ", ".join(wanted) or "none"
+        raise InputError(
+            f"{contract.source}: unknown argument {', '.join(unknown)}; the instruction takes "
+            f"{known}"
+        )
+    for name, value in arguments.items():
+        if not isinstance(value, str):
+            raise InputError(
+                f"{contract.source}: the argument {name} is {type(value).__name__}, expected a "
+                "string"
+            )

@@ -1,0 +1,71 @@
+"""From a model's reply to what an intrinsic answers: the contract's rules, one after the other.
+
+Where this differs from mellea is listed in docs/intrinsics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from alora_gguf.logprobs import TokenLogprob
+
+from .harmony import final_channel
+from .json_offsets import JsonValue, parse
+from .likelihood import Likelihood
+from .records import DropDuplicates, Explode, Nest, Project
+from .reply import Reply, Tokens
+from .spans import DecodeSentences, MergeSpans
+
+if TYPE_CHECKING:
+    from .contract import Contract
+    from .request import Request
+
+Rule: TypeAlias = (
+    Likelihood | Nest | Project | Explode | DropDuplicates | DecodeSentences | MergeSpans
+)
+RULES: Final[dict[str, type[Rule]]] = {
+    rule.name: rule
+    for rule in (Likelihood, Nest, Project, Explode, DropDuplicates, DecodeSentences, MergeSpans)
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an intrinsic answers: a JSON value; and the tokens whose probabilities went into it, in
+    the order of the rules.
+    """
+
+    value: JsonValue
+    used: tuple[TokenLogprob, ...] = ()
+
+
+def transform(
+    contract: Contract,
+    text: str,
+    logprobs: Sequence[TokenLogprob] | None,
+    request: Request,
+) -> Outcome:
+    """What `text`, the reply to `request`, means by the contract.
+
+    `logprobs` are the reply's tokens, without an end token; each with its `request.top_logprobs`
+    likeliest alternatives where the contract needs them, else None will do.
+
+    Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
+    shape, with a sentence number that was not given. Raises InputError if log-probabilities are
+    needed and missing, or are those of another text.
+    """
+    source = f"{contract.source}: the reply"
+    if contract.logprobs_workaround and logprobs is not None:
+        final = final_channel(logprobs)
+        if final is not None:
+            logprobs, text = final, "".join(token.text for token in final)
+    root = parse(text, source, contract.max_tokens)
+    weighs = logprobs is not None and contract.needs_logprobs
+    tokens = Tokens(logprobs, text, source) if weighs and logprobs is not None else None
+    reply = Reply(source, root, tokens, request.sentences)
+    value = root.value
+    for rule in contract.transformations:
+        value = rule.apply(value, reply)
+    return Outcome(value, tuple(reply.used))

@@ -1,0 +1,1 @@
+"""Tests of contracts: the corpus beside them, and mellea as the peer."""

@@ -1,0 +1,324 @@
+"""What a contract says, and each way to get it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alora_gguf.adapter import AdapterFile
+from alora_gguf.errors import ContractError, FileFormatError
+from alora_gguf.gguf_types import ValueType
+from alora_gguf.intrinsics import Contract, load_contract
+from alora_gguf.intrinsics.likelihood import Likelihood
+from alora_gguf.intrinsics.records import Nest
+from tests.support.gguf_bytes import gguf_bytes
+
+from .corpus_cases import CORPUS
+
+HEAD = "model: ~\nresponse_format: ~\ntransformations: ~\n"
+
+
+def refused(text: str | bytes) -> str:
+    """The message with which a contract is refused."""
+    with pytest.raises(ContractError) as caught:
+        Contract.parse(text, "x/io.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_fields() -> None:
+    contract = Contract.read(CORPUS / "guardian.yaml")
+    assert contract.source == str(CORPUS / "guardian.yaml")
+    assert contract.name == "guardian-core"
+    assert contract.model is None
+    assert contract.response_format is not None
+    assert contract.response_format["required"] == ["score"]
+    assert contract.transformations == (
+        Likelihood(("score",), (("yes", 1.0), ("no", 0.0))),
+        Nest((), "guardian"),
+    )
+    assert contract.instruction is not None
+    assert contract.instruction.endswith("return 'no'.")
+    assert contract.instruction_fields == ("criteria", "target_role")
+    assert contract.needs_logprobs
+    assert not contract.tags_history
+    assert not contract.moves_documents
+    assert contract.temperature == 0.0
+    assert contract.max_tokens == 15
+    assert contract.parameter("top_k") == 1
+    assert contract.chat_template_kwargs == {"think": False}
+    assert contract.stop == ()
+    assert Contract.read(CORPUS / "certainty_integer.yaml").max_tokens == 8
+    assert Contract.read(CORPUS / "context_relevance.yaml").stop == ("\n\n",)
+    assert Contract.read(CORPUS / "citations.yaml").tags_history
+    assert Contract.read(CORPUS / "citations_json.yaml").moves_documents
+
+
+def test_what_is_not_there() -> None:
+    contract = Contract.parse(HEAD)
+    assert contract == Contract(source="io.yaml")
+    assert (contract.max_tokens, contract.temperature, contract.stop) == (None, None, ())
+    assert contract.chat_template_kwargs == {}
+
+
+def test_a_contract_cannot_be_changed() -> None:
+    contract = Contract.read(CORPUS / "guardian.yaml")
+    with pytest.raises(AttributeError):
+        contract.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        contract.parameters["temperature"] = 1  # type: ignore[index]
+
+
+def test_parameters_that_are_null_are_left_out() -> None:
+    assert Contract.parse(HEAD + "parameters: {seed: ~, n: 1}").parameters == {"n": 1}
+
+
+MISTAKES = [
+    ("model: ~\n", "x/io.yaml:1: expected a contract to have 'response_format', found none; add"),
+    ("- a\n", "x/io.yaml:1: expected a mapping with model, response_format, "),
+    (HEAD + "\nsystem_prompt: x\n", "x/io.yaml:5: field system_prompt: expected one of model, "),
+    (HEAD + "1: x\n", "x/io.yaml:4: field 1: expected one of model"),
+    (HEAD + "name: [a]\n", "x/io.yaml:4: field name: expected a text, found a list; put it in"),
+    (HEAD + "name: ''\n", "field name: expected a text, found ''"),
+    (HEAD + "docs_as_message: xml\n", ":4: field docs_as_message: expected one of string, json, "),
+    (HEAD + "logprobs_workaround: 1\n", "logprobs_workaround: expected true, false or null, found"),
+    (HEAD + "sentence_boundaries: c\n", ":4: field sentence_boundaries: expected a mapping from"),
+    (HEAD + "sentence_boundaries:\n  first: c\n", ":5: field sentence_boundaries.first: expected"),
+    (HEAD + "sentence_boundaries:\n  documents: ''\n", "give the letters before the number"),
+    (HEAD + "parameters: [1]\n", "expected a mapping from parameters to values, or null, found"),
+    (HEAD + "parameters:\n  temperatur: 0\n", ":5: field parameters.temperatur: expected one of"),
+    (HEAD + "parameters:\n  temperature: '0'\n", ":5: field parameters.temperature: expected a "),
+    (HEAD + "parameters: {temperature: -1}\n", "expected a number of at least 0, found -1"),
+    (HEAD + "parameters: {temperature: .nan}\n", "expected a number of at least 0, found nan"),
+    (HEAD + "parameters: {top_p: 0}\n", "expected a number from 0 to 1, but not 0, found 0"),
+    (HEAD + "parameters: {min_p: 2}\n", "expected a number from 0 to 1, found 2"),
+    (HEAD + "parameters: {max_tokens: 0}\n", "expected an integer of at least 1, found 0"),
+    (HEAD + "parameters: {max_tokens: true}\n", "expected an integer of at least 1, found true"),
+    (HEAD + "parameters: {seed: 4294967296}\n", "expected an integer from 0 to 4294967295, found"),
+    (HEAD + "parameters: {n: 2}\n", "field parameters.n: expected 1, found 2; an intrinsic has"),
+    (HEAD + "parameters: {stream: 0}\n", "field parameters.stream: expected false, found 0"),
+    (HEAD + "parameters: {stop: ['']}\n", "field parameters.stop[0]: expected a text, found ''"),
+    (HEAD + "parameters: {stop: 1}\n", "field parameters.stop: expected a text, or a list of"),
+    (HEAD + "parameters: {logprobs: 1}\n", "expected true or false, found 1"),
+    (HEAD + "parameters: {max_tokens: 1, max_completion_tokens: 2}\n", "which mean the same"),
+    (HEAD + "parameters:\n  extra_body:\n    guided_json: {}\n", "parameters.extra_body.guided"),
+    (HEAD + "parameters: {extra_body: {chat_template_kwargs: 1}}\n", "expected a mapping, found 1"),
+    (HEAD + "parameters: {extra_body: {chat_template_kwargs: {1: 2}}}\n", "a text, found 1"),
+    (HEAD + "parameters: {extra_body: {chat_template_kwargs: {a: .inf}}}\n", "a finite number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES)
+def test_mistakes_in_fields(text: str, message: str) -> None:
+    assert message in refused(text)
+
+
+def rules(text: str, boundaries: str = "~") -> str:
+    return (
+        f"model: ~\nresponse_format: ~\nsentence_boundaries: {boundaries}\n"
+        f"transformations:\n  - {text}\n"
+    )
+
+
+DECODE = "{type: decode_sentences, input_path: [a], output_names: {text: t}, source: "
+RULE_MISTAKES = [
+    ("nest", ":5: field transformations[0]: expected a rule, found 'nest'"),
+    ("{input_path: []}", "transformations[0]: expected a rule to have a type, found none; add"),
+    ("{type: nets}", "[0].type: expected one of decode_sentences, drop_duplicates, "),
+    ("{type: 1}", "transformations[0].type: expected one of"),
+    ("{type: nest, input_path: []}", "the rule nest to have 'field_name', found none"),
+    ("{type: nest, input_path: [], field_name: a, b: c}", "transformations[0].b: expected one of"),
+    ("{type: nest, input_path: [], field_name: 1}", "field_name: expected a text, found 1; name"),
+    ("{type: nest, input_path: a, field_name: b}", "input_path: expected a list of fields' names"),
+    ("{type: nest, input_path: [-1], field_name: b}", "input_path[0]: expected a list of fields'"),
+    ("{type: nest, input_path: [true], field_name: b}", "found true"),
+    ("{type: explode, input_path: [], target_field: ~}", "target_field: expected a text, found"),
+    ("{type: drop_duplicates, input_path: [], target_fields: []}", "found an empty list"),
+    ("{type: drop_duplicates, input_path: [], target_fields: [a, a]}", "found 'a' twice"),
+    ("{type: project, input_path: [], retained_fields: a}", "expected a list of fields' names"),
+    ("{type: project, input_path: [], retained_fields: {a: c, b: c}}", "found 'c' twice; rename"),
+    ("{type: likelihood, input_path: [a], categories_to_values: ~}", "a mapping from categories"),
+    ("{type: likelihood, input_path: [a], categories_to_values: {a: x}}", "a number, found 'x'"),
+    ("{type: likelihood, input_path: [a], categories_to_values: {a: .inf}}", "a finite number"),
+    ("{type: likelihood, input_path: [a], categories_to_values: {'': 1}}", "expected a text, a "),
+    ("{type: merge_spans, input_path: [], group_fields: [a], begin_field: a, end_field: e}",
+     "group_fields: expected each field in one part, found 'a' in two"),
+    (DECODE + "text}", "expected one of last_message, documents, all_but_last_message, or a list"),
+    (DECODE + "[documents, documents]}", "source[1]: expected one of last_message, documents,"),
+    (DECODE + "[documents, last_message]}", "use two rules"),
+    (DECODE + "[]}", "source: expected one of last_message"),
+    (DECODE + "documents}", "expected places that sentence_boundaries has, last_message, found"),
+    ("{type: decode_sentences, input_path: [a], source: last_message, output_names: {}}",
+     "expected a mapping from begin, end, text, document_id, message_index"),
+    ("{type: decode_sentences, input_path: [a], source: last_message, output_names: {to: a}}",
+     "output_names.to: expected one of begin, end, text"),
+    ("{type: decode_sentences, input_path: [a], source: last_message, "
+     "output_names: {document_id: a}}", "expected documents among the sources"),
+    ("{type: decode_sentences, input_path: [a], source: last_message, "
+     "output_names: {text: a, end: a}}", "expected each name once, found 'a' twice"),
+    ("{type: decode_sentences, input_path: [], source: last_message, output_names: {text: a}}",
+     "input_path: expected a path to a field of an object, found an empty list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), RULE_MISTAKES)
+def test_mistakes_in_rules(text: str, message: str) -> None:
+    found = refused(rules(text, "{last_message: c}"))
+    assert message in found
+    assert found.startswith("x/io.yaml:5: field transformations[0]")
+
+
+def test_rules_that_are_no_list() -> None:
+    assert "expected a list of rules, or null, found a mapping" in refused(
+        "model: ~\nresponse_format: ~\ntransformations: {type: nest}\n"
+    )
+
+
+SCHEMAS = [
+    # a JSON text in a literal block, which begins in line 3
+    ("{", 3, "expected a JSON Schema: expected a key in double quotes or '}', found the text ends"),
+    ('{"type": "object",\n }', 4, "expected a key in double quotes"),
+    ("{'type': 1}", 3, "write it in JSON: double quotes"),
+    ('{"a": 1}\n\n}', 5, "expected the end"),
+    ("true", 3, "expected a JSON Schema, which is an object"),
+    ("[]", 3, "found an array"),
+    ("{}", 3, "found an empty object"),
+    ('{\n"type":\n"objekt"}', 5, "expected 'type' to be one of array, boolean, integer, null"),
+    ('{"type": []}', 3, "expected 'type' to be at least one type, found an empty array"),
+    ('{"type": ["string",\n5]}', 4, "'type/1' to be one of array"),
+    ('{"properties":\n {"a":\n  {"enum": "b"}}}', 5, "'properties/a/enum' to be an array of at"),
+    ('{"properties": []}', 3, "'properties' to be an object of schemas, found an array"),
+    ('{"properties": {"a": "string"}}', 3, "'properties/a' to be a schema (an object, true or"),
+    ('{"items": [{}, {"type": 3}]}', 3, "'items/1/type' to be one of"),
+    ('{"items": 3}', 3, "'items' to be a schema"),
+    ('{"anyOf": []}', 3, "'anyOf' to be an array of schemas, at least one, found an empty array"),
+    ('{"required": ["a", "a"]}', 3, "'required' to be an array of texts, each once"),
+    ('{"required": true}', 3, "'required' to be an array of texts, each once, found true"),
+    ('{"minItems": 1.5}', 3, "'minItems' to be an integer of at least 0, found 1.5"),
+    ('{"minItems": 3, "maxItems": 2}', 3, "'maxItems' to be maxItems of at least minItems, 3"),
+    ('{"minimum": "0"}', 3, "'minimum' to be a number, found '0'"),
+    ('{"multipleOf": 0}', 3, "'multipleOf' to be a number above 0, found 0"),
+    ('{"pattern": 1}', 3, "'pattern' to be a text, found 1"),
+    ('{"uniqueItems": 1}', 3, "'uniqueItems' to be true or false, found 1"),
+    ('{"additionalProperties": "no"}', 3, "'additionalProperties' to be a schema"),
+    ('{"$defs": {"a": {"not": 1}}}', 3, "'$defs/a/not' to be a schema"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "line", "message"), SCHEMAS)
+def test_mistakes_in_schemas(schema: str, line: int, message: str) -> None:
+    block = "".join(f"  {part}\n" for part in schema.split("\n"))
+    found = refused(f"model: ~\nresponse_format: |\n{block}transformations: ~\n")
+    assert found.startswith(f"x/io.yaml:{line}: field response_format: ")
+    assert message in found
+
+
+def test_a_mistake_in_a_schema_that_is_yaml() -> None:
+    text = "model: ~\nresponse_format:\n  type: object\n  required: a\ntransformations: ~\n"
+    assert refused(text).startswith("x/io.yaml:4: field response_format.required: expected 'requ")
+
+
+def test_an_empty_schema_is_none() -> None:
+    assert "expected a JSON Schema" in refused(
+        "model: ~\nresponse_format: ''\ntransformations: ~\n"
+    )
+
+
+INSTRUCTIONS = [
+    ("{last_message.__class__}", "found {last_message.__class__}"),
+    ("{a\n  b}", r"found {a\nb}"),
+    ("{last_message[0]}", "found {last_message[0]}"),
+    ("{0}", "found {0}"),
+    ("{}", "found {}"),
+    ("{x!r}", "found {x!r}"),
+    ("{x:>9999999999}", "found {x:>9999999999}"),
+    ("{x:{y.__class__}}", "found {x:{y.__class__}}"),
+    ("{ x}", "found { x}"),
+    ('{"score": 1}', "write {{ and }} for braces"),
+    ("{", "found a brace without another"),
+    ("a } b", "found a brace without another"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), INSTRUCTIONS)
+def test_instructions_that_are_more_than_names(template: str, message: str) -> None:
+    found = refused(f"{HEAD}instruction: |\n  {{{{first}}}} {{line}}\n  {template}\n")
+    assert message in found
+    if "without" not in message:
+        assert found.startswith("x/io.yaml:6: field instruction: expected fields that are plain")
+
+
+def test_a_directory_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "io.yaml").write_text(HEAD)
+    expected = Contract(source=str(tmp_path / "io.yaml"))
+    assert Contract.read(tmp_path) == Contract.read(tmp_path / "io.yaml") == expected
+    assert load_contract(tmp_path) == load_contract(str(tmp_path / "io.yaml")) == expected
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "io.yaml").mkdir()
+    for path, message in [
+        (tmp_path / "none", "there is no such file; check the path"),
+        (tmp_path, "is a directory, a pipe or a device"),
+        (tmp_path / "io.yaml", "has no io.yaml; give an adapter's own directory"),
+        (tmp_path / "a\0b", "cannot be read: "),
+    ]:
+        with pytest.raises(ContractError, match=message):
+            Contract.read(path)
+    pointer = tmp_path / "pointer.yaml"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ContractError, match="is a Git LFS pointer"):
+        Contract.read(pointer)
+
+
+def write_gguf(path: Path, **metadata: object) -> Path:
+    known = {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 1.0,
+    }
+    pair = {
+        "blk.0.attn_q.weight.lora_a": ("F32", (4, 2)),
+        "blk.0.attn_q.weight.lora_b": ("F32", (2, 4)),
+    }
+    path.write_bytes(gguf_bytes(known | metadata, pair))
+    return path
+
+
+def test_an_adapters_own_contract(tmp_path: Path) -> None:
+    text = (CORPUS / "guardian.yaml").read_text()
+    path = write_gguf(tmp_path / "a.gguf", **{"alora.io_yaml": text})
+    adapter = AdapterFile.read(path)
+    contract = Contract.of_adapter(adapter)
+    assert contract.source == f"{path}(io.yaml)"
+    assert contract.name == "guardian-core"
+    assert Contract.of_adapter(adapter.without_data()) == contract
+    assert load_contract(path) == load_contract(adapter) == contract
+
+
+def test_adapters_without_a_contract(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "a.gguf")
+    with pytest.raises(ContractError, match=r"holds no contract .* convert the adapter again with"):
+        Contract.of_adapter(AdapterFile.read(path))
+    path = write_gguf(tmp_path / "b.gguf", **{"alora.io_yaml": (ValueType.UINT32, 3)})
+    with pytest.raises(ContractError, match="must be a string, but it is uint32"):
+        load_contract(path)
+    path = write_gguf(tmp_path / "c.gguf", **{"alora.io_yaml": "a: [\n"})
+    with pytest.raises(ContractError, match=r"c\.gguf\(io\.yaml\):2: expected YAML"):
+        load_contract(path)
+    with pytest.raises(FileFormatError, match="there is no such file"):
+        load_contract(tmp_path / "none.gguf")
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, alora_gguf.intrinsics\n"
+        "print({'numpy', 'llama_cpp', 'nltk', 'gguf', 'llguidance'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

@@ -1,0 +1,41 @@
+"""docs/intrinsics.md names what there is, and its examples are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alora_gguf.errors import ContractError
+from alora_gguf.intrinsics import Contract
+from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
+from alora_gguf.intrinsics.parameters import _CHECKS, _EXTRA
+from alora_gguf.intrinsics.rule_fields import _READERS
+from alora_gguf.intrinsics.sentences import PLACES
+from alora_gguf.intrinsics.spans import OUTPUTS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "intrinsics.md").read_text(encoding="utf-8")
+
+
+def test_the_example_is_a_contract() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    contract = Contract.parse(example)
+    assert contract.name == "citations"
+    assert len(contract.transformations) == 3
+
+
+def test_the_message_is_one_that_is_given() -> None:
+    (message,) = re.findall(r"```\n(io\.yaml:.*)\n```", PAGE)
+    text = "\n" * 12 + "transformations:\n  - {type: nest, input_path: score, field_name: a}\n"
+    with pytest.raises(ContractError) as caught:
+        Contract.parse(f"{text}model: ~\nresponse_format: ~\n")
+    assert str(caught.value) == message
+
+
+def test_everything_is_named() -> None:
+    arguments = [
+        name for required, optional, _ in _READERS.values() for name in required + optional
+    ]
+    names = [*REQUIRED, *OPTIONAL, *_READERS, *arguments, *_CHECKS, *_EXTRA, *PLACES, *OUTPUTS]
+    assert [name for name in names if f"`{name}`" not in PAGE] == []
