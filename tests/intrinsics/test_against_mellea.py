@@ -16,8 +16,6 @@ from tests.support.mellea import Mellea
 from .corpus_cases import CORPUS, Case, all_cases, tokens_of
 from .peer import as_wire, assert_same, question, wire_tokens
 
-pytest.importorskip("pydantic", reason="mellea's formatters need it")
-
 CASES = all_cases()
 
 

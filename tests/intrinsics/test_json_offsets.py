@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alora_gguf.errors import OutputError
@@ -33,6 +33,7 @@ def same(a: Any, b: Any) -> bool:
     return repr(a) == repr(b)
 
 
+@settings(deadline=None)
 @given(VALUES, st.booleans(), st.sampled_from([None, 0, 2, "\t"]), st.sampled_from(["", " \n"]))
 def test_each_place_holds_its_value(value: Any, ascii_only: bool, indent: Any, space: str) -> None:
     text = space + json.dumps(value, ensure_ascii=ascii_only, indent=indent) + space
@@ -45,6 +46,7 @@ def test_each_place_holds_its_value(value: Any, ascii_only: bool, indent: Any, s
     assert [leaf.begin for leaf in leaves] == sorted(leaf.begin for leaf in leaves)
 
 
+@settings(deadline=None)
 @given(VALUES, st.data())
 def test_a_text_that_is_cut_off_is_said_to_be(value: Any, data: st.DataObject) -> None:
     text = json.dumps([value])
@@ -53,6 +55,7 @@ def test_a_text_that_is_cut_off_is_said_to_be(value: Any, data: st.DataObject) -
         parse(text[:end], "the reply")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='{}[]",:\\ntrufalse0123.eE+- u'))
 def test_it_agrees_with_json(text: str) -> None:
     try:

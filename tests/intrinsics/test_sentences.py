@@ -31,6 +31,7 @@ def untagged(text: str, prefix: str, first: int, count: int) -> list[str]:
     return list(match.groups())
 
 
+@settings(deadline=None)
 @given(SENTENCES, st.integers(0, 12), st.sampled_from(["c", "r", "i "]))
 def test_tags_come_off_again(sentences: list[str], first: int, prefix: str) -> None:
     text, found = tag(" ".join(sentences), prefix, first)
@@ -39,6 +40,7 @@ def test_tags_come_off_again(sentences: list[str], first: int, prefix: str) -> N
     assert [sentence.text.rstrip() for sentence in found] == split_again
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(0, 12))
 def test_sentences_cover_the_text(text: str, first: int) -> None:
     tagged, found = tag(text, "c", first, document_id="d", message_index=3)
@@ -51,7 +53,7 @@ def test_sentences_cover_the_text(text: str, first: int) -> None:
     assert joined.split() == text.split()  # only the space between sentences is lost
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.lists(TEXTS, max_size=3))
 def test_every_number_stands_for_one_sentence(messages: list[str], documents: list[str]) -> None:
     contract = Contract.parse(

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alora_gguf.errors import AloraError, InputError, OutputError
@@ -175,6 +175,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON, st.lists(st.sampled_from([NEST, EXPLODE, DROP, PROJECT, MERGE, MERGE_TEXT, DECODE])))
 def test_no_reply_raises_anything_else(reply: Any, rules: list[str]) -> None:
     try:
@@ -269,6 +270,7 @@ def test_likelihood_after_a_rule_that_changes_the_value() -> None:
         run(f"{moved}\n{YES}", '{"a": "no", "b": "no"}', two)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=20), st.data())
 def test_each_character_has_its_token(text: str, data: st.DataObject) -> None:
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text))))})
