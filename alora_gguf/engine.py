@@ -72,9 +72,9 @@ class Engine:
         # freed at exit if not before; refers to nothing that refers back to us
         self._finalizer = weakref.finalize(self, _free, llama, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
-        n_batch = llama.llama_n_batch(ctx)
+        self.n_batch: int = llama.llama_n_batch(ctx)
         self.books = CellBooks(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
-        self._queue = DecodeQueue(self, n_batch, min(n_batch, options.rows))
+        self._queue = DecodeQueue(self, self.n_batch, min(self.n_batch, options.rows))
         self._abandoned: deque[int] = deque()
         self._transients: dict[int, int] = {}  # sequences that are given back soon: whose thread
         self._line: deque[object] = deque()  # who waits for room, in order

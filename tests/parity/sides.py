@@ -146,7 +146,8 @@ def read(
     cuts: Sequence[int] = (),
 ) -> Logits:
     engine = model.engine
-    use = model.use(name, scale)
+    with model.using(name, scale) as use:
+        pass  # nothing unloads it
     if first is None:
         first = use.first_position(tokens, engine.vocab)
     seq = engine.allocate()
@@ -184,7 +185,8 @@ def read_forks(
         engine.decode([Run(parent, conversation, "none")])
         for ask in asked:
             prompt = [*conversation, *ask.suffix]
-            use = model.use(ask.name, ask.scale)
+            with model.using(ask.name, ask.scale) as use:
+                pass
             first = use.first_position(prompt, engine.vocab)
             shared = 0 if first == 0 else n
             assert first is None or first in (0, *range(n, len(prompt)))
