@@ -55,11 +55,6 @@ class CellBooks:
         """How many more sequences can be allocated."""
         return len(self._free)
 
-    @property
-    def sequences(self) -> tuple[int, ...]:
-        """The sequences in use."""
-        return tuple(self._ranges)
-
     def length(self, seq: int) -> int:
         """The number of cells of `seq`, which is also its next position."""
         return self._lengths[seq]
@@ -122,10 +117,6 @@ class CellBooks:
     def beyond_promise(self, seq: int, n: int) -> int:
         """How many of `n` more cells for `seq` are not promised to it."""
         return max(0, n - self._promises.get(seq, 0))
-
-    def own(self, seq: int) -> int:
-        """How many cells of `seq` no other sequence shares."""
-        return self.freed_by(seq, 0)
 
     def freed_by(self, seq: int, n: int) -> int:
         """How many cells truncating `seq` to `n` would free: those it shares with no other."""

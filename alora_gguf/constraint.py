@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _native
 from .errors import DecodeError, InputError, ModelError, SchemaError
 from .schema_text import never_ends
 from .vocab import Vocabulary
@@ -68,8 +67,7 @@ class Constraint:
         ModelError if the model has no vocabulary.
         """
         text = _canonical(schema)
-        # with the vocabulary, so that both go together; setdefault is atomic
-        compiler: _Compiler = vars(vocab).setdefault("constraints", _Compiler())
+        compiler: _Compiler = vocab.kept.setdefault("constraints", _Compiler())  # atomic
         return compiler.compile(text, vocab)
 
     def start(self) -> Matcher:
@@ -282,14 +280,16 @@ def _read_tokens(vocab: Vocabulary) -> _Tokens:
         )
     from llguidance import LLParserLimits, LLTokenizer
 
-    llama = _native.load().llama
-    ends = [t for t in range(vocab.n_tokens) if llama.llama_vocab_is_eog(vocab.handle, t)]
+    with vocab.opened() as llama:
+        every = range(vocab.n_tokens)
+        ends = [t for t in every if llama.llama_vocab_is_eog(vocab.handle, t)]
+        pieces = [_piece(llama, vocab, t) for t in every] if ends else []
     if not ends:
         raise ModelError(
             "the model's vocabulary has no token that ends a reply (tokenizer.ggml.eos_token_id), "
             "so a reply cannot be constrained by a JSON Schema"
         )
-    wrapper: Any = _Pieces([_piece(llama, vocab, t) for t in range(vocab.n_tokens)], ends[0])
+    wrapper: Any = _Pieces(pieces, ends[0])
     tokenizer = LLTokenizer(wrapper, eos_token=ends, slices=LLTokenizer.json_slices())
     wrapper.tokens.clear()  # it keeps the wrapper, and has read them
     limits = LLParserLimits(verbose_errors=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from .batch import Batch, Logits, Run
 from .cancel import CancelToken
-from .errors import AloraError, CacheFullError, CancelledError, DecodeError
+from .errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -116,8 +116,8 @@ class DecodeQueue:
             starts = [books.length(run.seq) for run in runs]
             rows = [run.rows(engine.vocab.n_tokens) for run in runs]
             ticket = _Ticket(runs, rows, starts, [0] * len(runs), total, cancel)
-            self._enter(ticket)
             try:
+                self._enter(ticket)
                 self._see_through(ticket, progress)
             except BaseException:
                 self._withdraw(ticket)
@@ -281,7 +281,9 @@ class DecodeQueue:
 
     def _undo(self, ticket: _Ticket) -> None:
         for run, start in zip(ticket.runs, ticket.starts, strict=True):
-            self._engine.remove_from(run.seq, start)
+            # a memory that cannot rewind would drop everything, also where there is nothing to undo
+            if self._engine.books.length(run.seq) > start:
+                self._engine.remove_from(run.seq, start)
 
     def _finish(self, ticket: _Ticket) -> None:
         ticket.done = True
@@ -291,10 +293,11 @@ class DecodeQueue:
             self._tickets.remove(ticket)
         self._engine.desk.notify_all()
 
-    def fail_all(self, error: AloraError) -> None:
+    def fail_all(self) -> None:
         """Ends all tickets; for a context that is gone."""
         for ticket in tuple(self._tickets):
-            ticket.error, ticket.done = error, True
+            ticket.error = ClosedError(f"{self._engine.path}: the model was closed")
+            ticket.done = True
         self._tickets.clear()
         self._engine.desk.notify_all()
 

@@ -126,7 +126,7 @@ class Engine:
         with self.lock, self.desk:
             self.vocab.close()
             self._finalizer()
-            self._queue.fail_all(ClosedError(f"{self.path}: the model was closed"))
+            self._queue.fail_all()
 
     @property
     def closed(self) -> bool:
@@ -181,11 +181,17 @@ class Engine:
                 f"{self.path}: its recurrent memory can be forked only as a whole "
                 f"({books.length(source)} tokens), not at {n}"
             )
-        self.admit(fits, lambda: self._no_fork(promise), cancel)
-        if n:
-            with self.lock:
-                end = n if self.rewinds else -1
-                self.llama.llama_memory_seq_cp(self._memory, source, found[0], 0, end)
+        try:
+            self.admit(fits, lambda: self._no_fork(promise), cancel)
+            if n:
+                with self.lock:
+                    _ = self.ctx
+                    end = n if self.rewinds else -1
+                    self.llama.llama_memory_seq_cp(self._memory, source, found[0], 0, end)
+        except BaseException:
+            for seq in found:  # or others would wait for what it was promised
+                self.abandon(seq)
+            raise
         return found[0]
 
     def adopt(self, seq: int, source: int, n: int) -> None:

@@ -107,8 +107,12 @@ class Runner:
     def _fork(self, plan: Plan, promise: int) -> int:
         engine = self.engine
         seq = engine.fork(plan.parent.seq, plan.reuse, promise=promise, cancel=self.cancel)
-        if plan.use.slot and plan.first is not None:
-            engine.activate(seq, plan.first, plan.use.slot, plan.use.scale)
+        try:
+            if plan.use.slot and plan.first is not None:
+                engine.activate(seq, plan.first, plan.use.slot, plan.use.scale)
+        except BaseException:
+            engine.abandon(seq)
+            raise
         return seq
 
     def _fork_alone(self, plan: Plan) -> int:

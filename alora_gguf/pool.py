@@ -73,11 +73,6 @@ class PrefixPool:
         self._engine.drop(entry.seq)
         return True
 
-    def clear(self) -> None:
-        """Drops all that are not in use."""
-        while self.evict():
-            pass
-
     @contextmanager
     def longest(self, tokens: Sequence[int], spans: Spans) -> Iterator[tuple[Pooled | None, int]]:
         """The one that has most of `tokens` as `spans` say in its cells, and how many; it stays

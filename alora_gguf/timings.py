@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class Timings:
     """Counts in tokens, times in seconds.
 
-    `reused` tokens were in the cache already, `evaluated` ones were read by this call, `generated`
-    ones were sampled. `first_token` runs from the call to the first sampled token (None if nothing
-    was sampled), `total` to the end. `reuse_note` says in words why not more was reused, or is "".
+    `reused` tokens were in the cache already, `evaluated` ones of the prompt were read by this
+    call, `generated` ones were sampled, drafted before or not. `first_token` runs from the call to
+    the first sampled token (None if nothing was sampled), `total` to the end. `reuse_note` says in
+    words why not more was reused, or is "".
     """
 
     reused: int = 0

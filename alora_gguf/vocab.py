@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import ClosedError, InputError, ModelError
@@ -25,6 +26,7 @@ class Vocabulary:
         self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: dict[int, bool] = {}
+        self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
         self._lock = threading.Lock()  # nobody is in C when the model is freed
         self._closed = False
 
@@ -33,11 +35,13 @@ class Vocabulary:
         with self._lock:
             self._closed = True
 
-    def _open(self) -> Any:
-        """llama.h, if the model is still there; the caller holds the lock."""
-        if self._closed:
-            raise ClosedError(f"{self._name}: the model was closed")
-        return self._llama
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """llama.h, to ask about `handle`: the model is not freed meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"{self._name}: the model was closed")
+            yield self._llama
 
     def _need_text(self) -> None:
         if not self.has_text:
@@ -53,8 +57,8 @@ class Vocabulary:
         size = len(data) + 8  # no more tokens than bytes, and a few special ones
         while True:
             buffer = (ctypes.c_int32 * size)()
-            with self._lock:
-                n = self._open().llama_tokenize(
+            with self.opened() as llama:
+                n = llama.llama_tokenize(
                     self.handle, data, len(data), buffer, size, add_special, parse_special
                 )
             if n >= 0:
@@ -73,8 +77,7 @@ class Vocabulary:
 
     def bos_to_add(self) -> int | None:
         """The token that begins every text, for models that want one."""
-        with self._lock:
-            llama = self._open()
+        with self.opened() as llama:
             if not llama.llama_vocab_get_add_bos(self.handle):
                 return None
             bos = int(llama.llama_vocab_bos(self.handle))
@@ -91,8 +94,8 @@ class Vocabulary:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            with self._lock:
-                n = self._open().llama_token_to_piece(self.handle, token, buffer, size, 0, special)
+            with self.opened() as llama:
+                n = llama.llama_token_to_piece(self.handle, token, buffer, size, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
@@ -107,8 +110,8 @@ class Vocabulary:
         if not self.has_text:
             return False
         if token not in self._eog:
-            with self._lock:
-                self._eog[token] = bool(self._open().llama_vocab_is_eog(self.handle, token))
+            with self.opened() as llama:
+                self._eog[token] = bool(llama.llama_vocab_is_eog(self.handle, token))
         return self._eog[token]
 
     def check(self, tokens: Sequence[int], what: str) -> list[int]:

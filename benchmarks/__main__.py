@@ -7,7 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import report, rows_binding, rows_decode, rows_idle, rows_intrinsics
+from . import (
+    report,
+    rows_binding,
+    rows_constraint,
+    rows_conversations,
+    rows_decode,
+    rows_idle,
+    rows_intrinsics,
+)
 from .bench import Bench, Settings
 from .measure import Result
 from .models import SHAPES
@@ -23,6 +31,10 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "first-token": rows_intrinsics.first_token,
     "memory": rows_intrinsics.memory,
     "binding": rows_binding.binding,
+    "constraint": rows_constraint.constraint,
+    "restore": rows_conversations.restore,
+    "scoring": rows_conversations.scoring,
+    "threads": rows_conversations.threads,
 }
 
 

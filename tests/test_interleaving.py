@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_base
-from conftest import Files
+from conftest import EXACT, Files
 
 import alora_gguf as ag
 
@@ -23,7 +24,7 @@ class Walk:
         self.rng = random.Random(seed)
         self.files = files
         self.folder = folder
-        self.model = files.model()
+        self.model = files.model(options=replace(EXACT, n_pooled=3))
         self.clean = files.model(n_ctx=512)
         self.sessions = [self.model.session()]
         self.versions = 0
@@ -43,6 +44,7 @@ class Walk:
         if len(session.tokens) > 120:
             session.rewind(self.rng.randrange(40))
         moves = [self.read, self.read, self.reply, self.ask, self.ask, self.rewind, self.fork]
+        moves += [self.restart, self.begin_alike]
         if self.rng.random() < 0.05:
             self.reload()
         self.rng.choice(moves)(session)
@@ -97,6 +99,40 @@ class Walk:
         if len(self.sessions) > 4:
             self.sessions.pop(self.rng.randrange(4)).close()
 
+    def restart(self, session: ag.Session) -> None:
+        """Saves it, and goes on with what is restored, if its adapters are still the same."""
+        path = self.folder / "talk.alora"
+        session.save(path)
+        try:
+            restored = self.model.restore_session(path)
+        except ag.SavedSessionError:
+            loaded = {file.identity for file in self.model.adapters.values()}
+            assert {by.identity for _, by in session.provenance} - loaded - {None}
+            return
+        assert restored.tokens == session.tokens
+        assert restored.provenance == session.provenance
+        if session._logits is not None:
+            assert np.array_equal(restored.last_logits(), session.last_logits())
+        self.sessions[self.sessions.index(session)] = restored
+        session.close()
+
+    def begin_alike(self, session: ag.Session) -> None:
+        """Begins another one like an open or a closed one, whose cells stay for it."""
+        tokens = session.tokens[: self.rng.randint(0, len(session.tokens))] + self.tokens()
+        if self.rng.random() < 0.5:
+            session.close()
+            self.sessions.remove(session)
+        elif len(self.sessions) > 3:
+            return
+        fresh = self.model.session()
+        self.sessions.append(fresh)
+        use = self.use()
+        try:
+            fresh.sync(tokens, **use)  # type: ignore[arg-type]
+        except ag.InvocationNotFoundError:
+            return
+        self.compare(fresh.last_logits(), tokens, use)
+
     def reload(self) -> None:
         """The same name, other weights."""
         self.versions += 1
@@ -118,7 +154,7 @@ class Walk:
         assert difference < 1e-4
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) -> None:
     walk = Walk(files, tmp_path, seed)
     with walk.model, walk.clean:
@@ -126,4 +162,8 @@ def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) ->
             walk.step()
         for session in walk.sessions:
             session.close()
+        while walk.model.pool.evict():
+            pass
+        walk.model.engine.collect()
         assert walk.model.engine.books.used() == 0
+        assert walk.model.engine.books.promised() == 0

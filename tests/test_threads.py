@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 from conftest import Files
 
 import alora_gguf as ag
@@ -38,6 +41,54 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         assert model.engine.books.used() == 0
         model.engine.collect()
         assert model.engine.books.free_sequences == model.engine.books.n_seqs
+
+
+def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
+    """Those that were left alone get what one thread would, and nothing is left behind."""
+    rng = random.Random(5)
+    jobs = [(i % 10, rng.random() * 0.05 if i % 3 == 0 else None) for i in range(200)]
+
+    def job(seed: int, delay: float | None) -> tuple[object, ...] | None:
+        if delay is None:
+            return work(model, seed)
+        token = ag.CancelToken()
+        timer = threading.Timer(delay, token.cancel)
+        timer.start()
+        try:
+            with model.session() as session:
+                session.append([seed] * 150, cancel=token)
+                reply = session.generate(max_tokens=10, sampling=GREEDY, cancel=token)
+                reply.read()
+                session.invoke(ag.Invocation("sure", max_tokens=20), cancel=token)
+                assert session.tokens == [seed] * 150 + reply.tokens
+        except ag.CancelledError:
+            pass
+        finally:
+            timer.cancel()
+        return None
+
+    with files.model() as model:
+        alone = [work(model, seed) for seed in range(10)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda each: job(*each), jobs))
+        for (seed, delay), result in zip(jobs, together, strict=True):
+            assert result == (alone[seed] if delay is None else None)
+        model.engine.collect()
+        books = model.engine.books
+        assert (books.used(), books.promised()) == (0, 0)
+        assert books.free_sequences == books.n_seqs
+
+
+def test_a_thousand_invocations_take_no_memory(files: Files) -> None:
+    schema = {"type": "boolean"}
+    with files.model() as model, model.session() as session:
+        session.append(list(range(100)))
+        process, before = psutil.Process(), 0
+        for i in range(1200):
+            session.invoke(ag.Invocation("sure", max_tokens=8, schema=schema, logprobs=3))
+            if i == 200:
+                before = process.memory_info().rss
+        assert process.memory_info().rss < 1.01 * before
 
 
 def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None:
