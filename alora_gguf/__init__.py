@@ -33,6 +33,8 @@ _HOME = {
     "Invocation": "invoke",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
+    "Llama": "llama",
+    "LlamaState": "llama",
     "Message": "messages",
     "Model": "model",
     "ModelError": "errors",
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from .generation import Generation as Generation
     from .invoke import Invocation as Invocation
     from .invoke import Verdict as Verdict
+    from .llama import Llama as Llama
+    from .llama import LlamaState as LlamaState
     from .logprobs import TokenLogprob as TokenLogprob
     from .logprobs import TopLogprob as TopLogprob
     from .messages import Document as Document

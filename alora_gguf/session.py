@@ -245,16 +245,16 @@ class Session:
         """
         with self.lock:
             self._begin(writes=False)
-            window = self._engine.window
-            if 0 < window < self.cached:
-                raise InputError(
-                    f"{self._engine.path}: attends to a window of {window} tokens, and the "
-                    f"conversation has {self.cached}: only shorter ones can be saved"
-                )
             saved = self._to_save(notes or {})
         write_saved(path, saved)
 
     def _to_save(self, notes: Mapping[str, Any]) -> SavedSession:
+        window = self._engine.window
+        if 0 < window < self.cached:
+            raise InputError(
+                f"{self._engine.path}: attends to a window of {window} tokens, and the "
+                f"conversation has {self.cached}: only shorter ones can be saved"
+            )
         # a memory that cannot rewind may hold more than the conversation
         n = self.cached if self.cached <= len(self._tokens) else 0
         spans = self._cached.spans if n else spans_for(None, BASE)

@@ -1,0 +1,16 @@
+"""`Llama`: a drop-in for llama_cpp.Llama, with adapters.
+
+Importing this loads the native library, so that a later `from llama_cpp import LlamaGrammar` finds
+llama_cpp bound to it.
+"""
+
+from __future__ import annotations
+
+from alora_gguf import _native
+
+_native.load()
+
+from .llama import Llama  # noqa: E402 (llama_cpp must find our library, see above)
+from .state import LlamaState  # noqa: E402
+
+__all__ = ["Llama", "LlamaState"]

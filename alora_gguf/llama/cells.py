@@ -1,0 +1,242 @@
+"""The one sequence that a Llama reads and writes: a Session, and what only Llama needs below it.
+
+The only module here that reaches below Session's public methods: rows of logits of a whole prompt,
+an adapter that stays active between tokens, and cells that come from a saved state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from alora_gguf.batch import Logits, Run
+from alora_gguf.errors import DecodeError, InputError
+from alora_gguf.model import Model
+from alora_gguf.provenance import BASE, CachedTokens, Spans, spans_for
+from alora_gguf.saved import SavedSession
+from alora_gguf.session import Session
+from alora_gguf.timings import Timings
+
+OnRows = Callable[[int, Logits], None]
+"""Called with a position and rows [n, n_vocab]: the logits after the tokens from there on."""
+
+
+class Cells:
+    """Tokens that are read, and the logits after the last of them.
+
+    With `keep_rows` the logits after every token are kept: float32, n_vocab per token.
+    """
+
+    def __init__(self, model: Model, *, keep_rows: bool, chunk: int) -> None:
+        """`chunk` is how many rows of logits one batch may give."""
+        self._model = model
+        self._engine = model.engine
+        self._session: Session = model.session()
+        self._chunk = chunk
+        self._rows: list[Logits] | None = [] if keep_rows else None
+        self._spans: Spans = spans_for(None, BASE)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens read so far, a copy."""
+        return self._session.tokens
+
+    @property
+    def rows(self) -> list[Logits]:
+        """The logits after each token, [n_vocab] each. Raises InputError unless they are kept."""
+        if self._rows is None:
+            raise InputError(
+                "the logits of all tokens are kept only if the model is opened with "
+                "logits_all=True; log-probabilities of completions need no such thing"
+            )
+        return self._rows
+
+    @property
+    def last(self) -> Logits:
+        """The logits after the last token, [n_vocab]. Raises InputError if there is no token."""
+        if not self._session.tokens:
+            raise InputError("nothing has been read yet, so there is nothing to sample from")
+        if not self._is_ready():  # the cells were cut back to here, or come from a saved state
+            self.read(self._session.tokens, *self._use_of_cells())
+        return self._session.last_logits()
+
+    def _is_ready(self) -> bool:
+        """Whether the cells hold the tokens, no more and no less, and the last one's logits."""
+        session = self._session
+        return session.cached == len(session._tokens) and session._logits is not None
+
+    def _use_of_cells(self) -> tuple[str | None, float]:
+        """The (adapter, scale) that the cells' last token was computed with."""
+        by = self._session.provenance[-1][1]
+        for name, file in self._model.adapters.items():
+            if by.identity is not None and file.identity == by.identity:
+                return name, by.scale
+        return None, 1.0
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        adapter: str | None = None,
+        scale: float = 1.0,
+        each: OnRows | None = None,
+    ) -> Timings:
+        """Makes the tokens exactly `tokens`, reads what the cells do not hold, and the last token
+        again where its logits are gone. With `each`, everything is read, for the rows of it all.
+        """
+        if each is not None and self._rows is None:
+            self._spans_of(tokens, adapter, scale)  # raises before anything is forgotten
+            self._truncate(0)
+            return self._read_rows(tokens, adapter, scale, each)
+        if self._rows is not None:
+            timings = self._read_keeping(tokens, adapter, scale)
+            if each is not None and self._rows:
+                each(0, np.stack(self._rows))
+            return timings
+        timings = self._session.sync(tokens, adapter=adapter, scale=scale)
+        return self._with_logits(tokens, adapter, scale, timings)
+
+    def _with_logits(
+        self, tokens: Sequence[int], adapter: str | None, scale: float, timings: Timings
+    ) -> Timings:
+        if not tokens or self._is_ready():
+            return timings
+        self._session.rewind(len(tokens) - 1)
+        again = self._session.sync(tokens, adapter=adapter, scale=scale)
+        return Timings(
+            again.reused,
+            timings.evaluated + again.evaluated,
+            total=timings.total + again.total,
+            reuse_note=timings.reuse_note or again.reuse_note,
+        )
+
+    def _read_keeping(self, tokens: Sequence[int], adapter: str | None, scale: float) -> Timings:
+        """read() where every token's row is kept: the rows of reused cells are there already."""
+        rows = self.rows
+        spans = self._spans_of(tokens, adapter, scale)
+        keep = min(self._session._cached.common_prefix(tokens, spans), len(rows))
+        if keep == len(tokens) > 0 and not (keep == len(rows) and self._is_ready()):
+            keep -= 1  # as stock does: the last token is read again for its logits
+        self._truncate(keep)
+        return self._read_rows(tokens, adapter, scale, lambda _, new: rows.extend(new))
+
+    def _spans_of(self, tokens: Sequence[int], adapter: str | None, scale: float) -> Spans:
+        """Who is to compute `tokens`."""
+        with self._model.using(adapter, scale) as use:
+            return spans_for(use.first_position(tokens, self._engine.vocab), use.provenance)
+
+    def _truncate(self, n: int) -> None:
+        """Keeps the first `n` cells and their tokens, or none where the memory cannot rewind."""
+        session = self._session
+        with session.lock:
+            session.rewind(min(n, len(session._tokens)))
+            left = session._cut(n)
+            del session._tokens[left:]
+            if self._rows is not None:
+                del self._rows[left:]
+
+    def _read_rows(
+        self, tokens: Sequence[int], adapter: str | None, scale: float, each: OnRows
+    ) -> Timings:
+        """Appends what is missing of `tokens`, in batches of `chunk`, all of whose rows it hands
+        over.
+        """
+        started = time.perf_counter()
+        session, engine = self._session, self._engine
+        with session.lock, self._model.using(adapter, scale) as use:
+            tokens = engine.vocab.check(tokens, "tokens")
+            first = use.first_position(tokens, engine.vocab)
+            spans = spans_for(first, use.provenance)
+            have = len(session._cached)
+            try:
+                if use.slot and first is not None:
+                    engine.activate(session._seq, first, use.slot, use.scale)
+                for at in range(have, len(tokens), self._chunk):
+                    part = tokens[at : at + self._chunk]
+                    (rows,) = engine.decode([Run(session._seq, part, outputs="all")])
+                    if rows is None:
+                        raise DecodeError(f"{engine.path}: llama.cpp gave no logits")
+                    session._cached.extend(part, spans)
+                    session._tokens += part
+                    session._logits = rows[-1].copy()
+                    each(at, rows)
+            finally:
+                engine.deactivate(session._seq)
+        return Timings(have, len(tokens) - have, total=time.perf_counter() - started)
+
+    # Generating ----------------------------------------------------------------------------------
+
+    def start(self, adapter: str | None, scale: float) -> None:
+        """From now on add() computes with `adapter`, as read() did for its invocation."""
+        session, engine = self._session, self._engine
+        with session.lock, self._model.using(adapter, scale) as use:
+            first = use.first_position(session._tokens, engine.vocab)
+            self._spans = spans_for(first, use.provenance)
+            if use.slot and first is not None:  # an active adapter cannot be unloaded
+                engine.activate(session._seq, first, use.slot, use.scale)
+
+    def add(self, token: int) -> None:
+        """Reads a sampled token."""
+        self._session.advance(token, self._spans, None)
+        if self._rows is not None:
+            self._rows.append(self._session.last_logits().copy())
+
+    def stop(self) -> None:
+        """Ends what start() began; may be called by garbage collection, so it waits for nothing:
+        settle() makes up for it.
+        """
+        if not self._session.closed:
+            self._session.deactivate_unless_busy()
+
+    def settle(self) -> None:
+        """Makes sure that no adapter is active."""
+        if not self._session.closed:
+            self._engine.deactivate(self._session._seq)
+
+    def usable(
+        self, saved: SavedSession, tokens: Sequence[int], adapter: str | None, scale: float
+    ) -> bool:
+        """Whether `saved` holds more of `tokens`, as they are to be computed, than the cells do."""
+        record = CachedTokens()
+        record.extend(saved.tokens[: saved.n_cached], saved.spans)
+        spans = self._spans_of(tokens, adapter, scale)
+        ours = self._session._cached.common_prefix(tokens, spans)
+        return record.common_prefix(tokens, spans) > ours
+
+    # The rest ------------------------------------------------------------------------------------
+
+    def cut(self, n: int) -> None:
+        """Forgets all but the first `n` tokens."""
+        self._session.rewind(n)
+        if self._rows is not None:
+            del self._rows[n:]
+
+    def save(self) -> tuple[SavedSession, Logits | None]:
+        """All that was read, and the rows [n_tokens, n_vocab] if they are kept.
+
+        Raises InputError for a model whose window of attention has been exceeded: llama.cpp saves
+        too little of it.
+        """
+        session = self._session
+        with session.lock:
+            if session._tokens:
+                _ = self.last  # reads what a call that failed has left unread
+            # without the last logits: like stock, a restored state reads its last token again
+            saved = replace(session._to_save({}), logits=b"")
+            return saved, np.stack(self._rows) if self._rows else None
+
+    def load(self, saved: SavedSession, rows: Logits | None) -> None:
+        """Replaces everything by what save() gave. If it raises, nothing is held."""
+        with self._session.lock:
+            self._truncate(0)
+            self._session.load(saved)
+            if self._rows is not None:
+                self._rows[:] = [] if rows is None else list(rows)
+
+    def close(self) -> None:
+        """Gives the cells back."""
+        self._session.close()

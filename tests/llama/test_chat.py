@@ -1,0 +1,153 @@
+"""Chats beyond stock: JSON Schemas in OpenAI's form, documents, template arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alora_gguf as ag
+from alora_gguf.llama import Llama
+
+from .cases import PAGE
+from .cases_chat import MESSAGES, TOOLS
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bomel", "Carnby"]}, "open": {"type": "boolean"}},
+    "required": ["city", "open"],
+    "additionalProperties": False,
+}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 48}
+
+
+@pytest.fixture(scope="module")
+def llm(paths: dict[str, Path]) -> Iterator[Llama]:
+    with Llama(paths["demo"], n_ctx=1024, verbose=False, n_threads=1) as opened:
+        yield opened
+
+
+def content(answer: Any) -> str:
+    text: str = answer["choices"][0]["message"]["content"]
+    return text
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}},
+        {"type": "json_schema", "schema": SCHEMA},
+        {"type": "json_object", "schema": SCHEMA},
+    ],
+)
+@pytest.mark.parametrize("chat_format", [None, "chatml-function-calling", "llama-2"])
+def test_json_schema(llm: Llama, form: dict[str, Any], chat_format: str | None) -> None:
+    known, llm.chat_format = llm.chat_format, chat_format or llm.chat_format
+    try:
+        answer = json.loads(content(llm.create_chat_completion(MESSAGES, response_format=form)))
+        chunks = llm.create_chat_completion(MESSAGES, response_format=form, stream=True, seed=3)
+        streamed = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
+    finally:
+        llm.chat_format = known
+    for value in (answer, json.loads(streamed)):
+        assert set(value) == {"city", "open"}
+        assert value["city"] in ("Bomel", "Carnby")
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "words"),
+    [
+        ({"type": "json_schema"}, ag.InputError, "json_schema has no schema"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, ag.InputError, "has no schema"),
+        ({"type": "xml"}, ag.InputError, "type is 'xml'"),
+        ({}, ag.InputError, "type is None"),
+        ({"type": "json_object", "schema": {"$ref": "#/nothing"}}, ag.SchemaError, "grammar"),
+        ({"type": "json_schema", "schema": {"type": "quaternion"}}, ag.SchemaError, "grammar"),
+        ({"type": "json_schema", "schema": {"x": {1, 2}}}, ag.SchemaError, "TypeError"),
+    ],
+)
+def test_formats_that_cannot_be(llm: Llama, form: Any, kind: type, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        llm.create_chat_completion(MESSAGES, response_format=form)
+
+
+def test_logprobs_need_neither_logits_all_nor_top_logprobs(llm: Llama) -> None:
+    answer = llm.create_chat_completion(MESSAGES, logprobs=True, temperature=0, max_tokens=4)
+    logprobs = answer["choices"][0]["logprobs"]["content"]
+    assert len(logprobs) == answer["usage"]["completion_tokens"]
+    assert all(len(each["top_logprobs"]) == 1 for each in logprobs)  # the chosen one
+    more = llm.create_chat_completion(
+        MESSAGES, logprobs=True, top_logprobs=5, temperature=0, max_tokens=4
+    )
+    for one, other in zip(logprobs, more["choices"][0]["logprobs"]["content"], strict=True):
+        assert one["logprob"] == other["logprob"]
+        assert len(other["top_logprobs"]) == 5
+    assert "logprobs" in next(iter(llm.create_chat_completion(MESSAGES, stream=True)))["choices"][0]
+
+
+def test_documents(llm: Llama) -> None:
+    with_page = llm.create_chat_completion(MESSAGES, documents=[PAGE], **GREEDY)
+    same = llm.create_chat_completion(
+        MESSAGES, chat_template_kwargs=None, documents=[{"text": PAGE}], **GREEDY
+    )
+    assert with_page["choices"] == same["choices"]
+    assert "Castle Street" in content(with_page)
+    assert "Castle Street" not in content(llm.create_chat_completion(MESSAGES, **GREEDY))
+    named = llm.create_chat_completion(MESSAGES, documents=[ag.Document(PAGE, doc_id="7")])
+    assert named["usage"]["prompt_tokens"] == with_page["usage"]["prompt_tokens"]
+    with pytest.raises(ag.InputError, match=r"documents\[0\]"):
+        llm.create_chat_completion(MESSAGES, documents=[3])  # type: ignore[list-item]
+
+
+def test_messages_may_be_ours(llm: Llama) -> None:
+    ours = [ag.Message(m["role"], m["content"]) for m in MESSAGES]
+    one = llm.create_chat_completion(ours, **GREEDY)
+    assert one["choices"] == llm.create_chat_completion(MESSAGES, **GREEDY)["choices"]
+
+
+def test_template_arguments_that_nobody_reads(llm: Llama, paths: dict[str, Path]) -> None:
+    with pytest.raises(ag.InputError, match="no use for 'thinking'"):
+        llm.create_chat_completion(MESSAGES, chat_template_kwargs={"thinking": True})
+    with pytest.raises(ag.InputError, match="cannot set bos_token"):
+        llm.create_chat_completion(MESSAGES, chat_template_kwargs={"bos_token": "x"})
+    with pytest.raises(ag.InputError, match="cannot set messages, temperature"):
+        llm.create_chat_completion(
+            MESSAGES, chat_template_kwargs={"temperature": 1, "messages": []}
+        )
+    with (
+        Llama(paths["tiny"], n_ctx=256, verbose=False, n_threads=1) as tiny,
+        pytest.raises(ag.InputError, match="documents cannot be used with this chat format"),
+    ):
+        tiny.create_chat_completion(MESSAGES, documents=["x"])
+
+
+def test_template_arguments(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    from alora_gguf.llama.chat import Template
+
+    source = "{{ tone }}:{{ messages[0].content }}"
+    formatter = Jinja2ChatFormatter(source, eos_token="", bos_token="")
+    template = Template(source, formatter.to_chat_handler(), formatter)
+    monkeypatch.setitem(llm._templates, "mine", template)
+    monkeypatch.setattr(llm, "chat_format", "mine")
+    answer = llm.create_chat_completion(
+        [{"role": "user", "content": "hello"}],
+        chat_template_kwargs={"tone": "kind"},
+        max_tokens=1,
+    )
+    assert answer["usage"]["prompt_tokens"] == len(llm.tokenize(b"kind:hello", add_bos=False))
+
+
+def test_intrinsics_come_by_another_way(llm: Llama) -> None:
+    with pytest.raises(ag.InputError, match="intrinsic='answerability'"):
+        llm.create_chat_completion(MESSAGES, intrinsic="answerability")
+
+
+def test_a_tool_that_does_not_exist(llm: Llama) -> None:
+    choice: Any = {"type": "function", "function": {"name": "nothing"}}
+    with pytest.raises(ValueError, match="nothing"):
+        llm.create_chat_completion(MESSAGES, tools=TOOLS, tool_choice=choice)  # type: ignore[arg-type]

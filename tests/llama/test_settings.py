@@ -1,0 +1,161 @@
+"""The constructor: what it refuses, and what it makes of the rest."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alora_gguf as ag
+from alora_gguf.llama import Llama
+from tests.support.hub_server import HubServer, running
+
+
+@pytest.mark.parametrize(
+    ("keywords", "instead"),
+    [
+        ({"vocab_only": True}, "use llama_cpp.Llama for its vocabulary"),
+        ({"lora_path": "x.gguf"}, "adapters="),
+        ({"lora_base": "x.gguf"}, "adapters="),
+        ({"lora_scale": 0.5}, "adapter_scale="),
+        ({"draft_model": object()}, "leave it out"),
+        ({"swa_full": False}, "sliding window"),
+        ({"n_ctx": -1}, "n_ctx must be"),
+        ({"n_batch": 0}, "n_batch must be"),
+        ({"type_k": 999}, "type_k must be one of 0 (f32)"),
+        ({"rope_freq_base": "high"}, "rope_freq_base must be"),
+        ({"tensor_split": [1.0] * 4096}, "tensor_split has 4096 parts"),
+        ({"kv_overrides": {"a": None}}, "kv_overrides: 'a' is None"),
+        ({"kv_overrides": {"a": "x" * 200}}, "less than 128 bytes"),
+    ],
+)
+def test_refused(keywords: dict[str, Any], instead: str, paths: dict[str, Path]) -> None:
+    with pytest.raises(ag.InputError) as caught:
+        Llama(paths["tiny"], verbose=False, n_threads=1, **keywords)
+    assert instead in str(caught.value)
+    assert next(iter(keywords)) in str(caught.value)
+
+
+def test_a_missing_file_is_a_value_error_as_in_stock(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Model path does not exist"):
+        Llama(tmp_path / "nothing.gguf")
+
+
+def test_handlers_for_images_are_refused(paths: dict[str, Path]) -> None:
+    from llama_cpp.llama_chat_format import MTMDChatHandler
+
+    handler = MTMDChatHandler.__new__(MTMDChatHandler)
+    with pytest.raises(ag.InputError, match="images"):
+        Llama(paths["tiny"], chat_handler=handler, verbose=False, n_threads=1)
+
+
+def test_defaults_of_llama_cpp_are_as_before(paths: dict[str, Path]) -> None:
+    """The tuning of one model is not that of the next."""
+    llama = ag._native.load().llama  # type: ignore[attr-defined]
+    before = llama.llama_context_default_params, llama.llama_model_default_params
+    Llama(paths["tiny"], rope_freq_base=5.0, n_ctx=64, verbose=False, n_threads=1).close()
+    with pytest.raises(ag.AloraError):
+        Llama(__file__, rope_freq_base=5.0, verbose=False, n_threads=1)
+    assert before == (llama.llama_context_default_params, llama.llama_model_default_params)
+
+
+def test_options_without_effect_are_warned_of(paths: dict[str, Path]) -> None:
+    with Llama(paths["tiny"], n_ctx=64, verbose=False, n_threads=1) as llm:
+        with pytest.warns(RuntimeWarning, match="tfs_z has no effect"):
+            llm("a", max_tokens=1, tfs_z=0.5)
+        llm.eval([1])
+        with pytest.warns(RuntimeWarning, match="penalize_nl has no effect"):
+            llm.sample(penalize_nl=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            llm("a", max_tokens=1)
+
+
+def test_batch_threads(paths: dict[str, Path]) -> None:
+    with Llama(paths["tiny"], n_ctx=64, n_threads=1, n_threads_batch=2, verbose=False) as llm:
+        assert (llm.n_threads, llm.n_threads_batch) == (1, 2)
+
+
+def test_pickling_takes_adapters_along(files: Any) -> None:
+    with Llama(
+        files.base, n_ctx=128, verbose=False, n_threads=1, adapters={"sure": files.alora}
+    ) as llm:
+        llm.load_adapter("other", files.other)
+        llm.set_seed(9)
+        with pickle.loads(pickle.dumps(llm)) as again:
+            assert set(again.adapters) == {"sure", "other"}
+            assert again._seed == 9
+
+
+def test_closing(paths: dict[str, Path]) -> None:
+    with Llama(paths["tiny"], n_ctx=64, verbose=False, n_threads=1) as llm:
+        stream = llm("a", stream=True, max_tokens=9)
+        next(iter(stream))
+        llm.embed("text")
+    llm.close()
+    for call in (lambda: llm("a"), lambda: llm.embed("a"), lambda: llm.tokenize(b"xyz"), llm.reset):
+        with pytest.raises(ag.ClosedError):
+            call()
+
+
+def test_openai_types_need_the_package(paths: dict[str, Path]) -> None:
+    pytest.importorskip("llama_cpp")
+    with Llama(paths["tiny"], n_ctx=64, verbose=False, n_threads=1) as llm:
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            with pytest.raises(ImportError, match="pip install openai"):
+                llm.create_chat_completion_openai_v1([{"role": "user", "content": "a"}])
+        else:
+            answer = llm.create_chat_completion_openai_v1(
+                [{"role": "user", "content": "a"}], max_tokens=2
+            )
+            assert answer.choices[0].message.role == "assistant"
+
+
+# From the hub ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, paths: dict[str, Path]) -> Any:
+    from huggingface_hub import constants
+
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "")
+    with running() as server:
+        # HF_ENDPOINT is looked at only when the client is imported
+        url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        base = paths["tiny"].read_bytes()
+        server.add("o/r", {"sub/tiny-q8.gguf": base, "sub/tiny-f16.gguf": b"x", "a.txt": b"y"})
+        yield server
+
+
+def test_from_pretrained(hub: HubServer, tmp_path: Path) -> None:
+    options = {"n_ctx": 64, "verbose": False, "n_threads": 1, "cache_dir": tmp_path}
+    with Llama.from_pretrained("o/r", "*q8.gguf", ["a.txt"], **options) as llm:
+        assert Path(llm.model_path).name == "tiny-q8.gguf"
+        assert llm.n_ctx() == 256  # llama.cpp's own rounding
+        assert llm("a", max_tokens=1)["usage"]["prompt_tokens"] == 2
+    assert hub.files_asked == ["sub/tiny-q8.gguf", "a.txt"]
+    with Llama.from_pretrained(
+        "o/r", "*q8.gguf", local_dir=tmp_path / "here", verbose=False
+    ) as llm:
+        assert llm.model_path == os.fspath(tmp_path / "here" / "sub" / "tiny-q8.gguf")
+
+
+def test_from_pretrained_wants_one_file(hub: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="several files match"):
+        Llama.from_pretrained("o/r", "*.gguf", cache_dir=tmp_path)
+    with pytest.raises(ag.InputError, match="no file matches"):
+        Llama.from_pretrained("o/r", "*q4.gguf", cache_dir=tmp_path)
+    with pytest.raises(ag.InputError, match="filename is missing"):
+        Llama.from_pretrained("o/r", None)
+    with pytest.raises(TypeError, match="did you mean 'n_ctx'"):
+        Llama.from_pretrained("o/r", "*q8.gguf", cache_dir=tmp_path, nctx=64)
