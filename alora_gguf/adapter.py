@@ -52,7 +52,8 @@ class AdapterFile:
     `identity` is the hash of what it computes (weights and alpha), whatever the file is called.
     `invocation` is () for a plain LoRA, which is on from the first token; `invocation_text` is what
     the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha`
-    is 0 if the file has none (then the scale is 1, as in llama.cpp).
+    is 0 if the file has none (then the scale is 1, as in llama.cpp). `io_yaml` is the text of its
+    contract (intrinsics/), None if it has none.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class AdapterFile:
     alpha: float
     invocation: tuple[int, ...]
     invocation_text: str | None
+    io_yaml: str | None
     pairs: tuple[Pair, ...]
     identity: str
     data: bytes
@@ -190,7 +192,8 @@ class _Check:
             architecture=architecture,
             alpha=alpha,
             invocation=self.invocation(),
-            invocation_text=self.invocation_text(),
+            invocation_text=self.optional_text("alora.invocation_text"),
+            io_yaml=self.optional_text("alora.io_yaml"),
             pairs=pairs,
             identity=self.identity(pairs, alpha),
             data=data,
@@ -254,8 +257,8 @@ class _Check:
             raise self.fail(f"{key} holds {max(tokens)}, which is no token id; {_FIX}")
         return tokens
 
-    def invocation_text(self) -> str | None:
-        value = self.header.metadata.get("alora.invocation_text")
+    def optional_text(self, key: str) -> str | None:
+        value = self.header.metadata.get(key)
         return value if isinstance(value, str) and value else None
 
     def pairs(self) -> tuple[Pair, ...]:

@@ -164,6 +164,10 @@ class Bank(Mapping[str, AdapterFile]):
             with self._engine.desk:
                 self._in_use[slot] -= 1
 
+    def find(self, name: str) -> AdapterFile:
+        """The adapter of that name. Raises UnknownAdapterError."""
+        return self._find(name)[0]
+
     def _find(self, name: str) -> tuple[AdapterFile, int]:
         try:
             return self._loaded[name]

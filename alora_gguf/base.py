@@ -22,13 +22,15 @@ class BaseFile:
     """A base model's GGUF file (or files, if it is split).
 
     `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
-    does not say. `parts` are all its files in order, `path` the first of them.
+    does not say. `chat_template` is the Jinja text of its default one, None if it has none. `parts`
+    are all its files in order, `path` the first of them.
     """
 
     path: Path
     architecture: str
     tensors: dict[str, TensorInfo]
     n_vocab: int | None
+    chat_template: str | None
     parts: tuple[Path, ...]
 
     @classmethod
@@ -49,7 +51,15 @@ class BaseFile:
                     f"{file}: tensor '{info.name}' is {info.type_name}, which llama.cpp cannot "
                     "compute with; convert the model again with F32, F16 or quantized weights"
                 )
-        return cls(file, header.architecture, tensors, _vocabulary_size(header), (file, *others))
+        template = header.metadata.get("tokenizer.chat_template")
+        return cls(
+            file,
+            header.architecture,
+            tensors,
+            _vocabulary_size(header),
+            template if isinstance(template, str) and template else None,
+            (file, *others),
+        )
 
 
 def _read(file: Path) -> GGUFHeader:

@@ -51,6 +51,11 @@ class CellBooks:
             self._free.append(seq)
 
     @property
+    def sequences(self) -> tuple[int, ...]:
+        """Those in use."""
+        return tuple(sorted(self._lengths))
+
+    @property
     def free_sequences(self) -> int:
         """How many more sequences can be allocated."""
         return len(self._free)
@@ -99,6 +104,10 @@ class CellBooks:
         """Cells that are promised and not written yet."""
         return sum(self._promises.values())
 
+    def promised_to(self, seq: int) -> int:
+        """Cells that are promised to `seq` and not written yet."""
+        return self._promises.get(seq, 0)
+
     def free(self) -> int:
         """Cells neither in use nor promised."""
         return self.n_cells - self.used() - self.promised()
@@ -116,7 +125,7 @@ class CellBooks:
 
     def beyond_promise(self, seq: int, n: int) -> int:
         """How many of `n` more cells for `seq` are not promised to it."""
-        return max(0, n - self._promises.get(seq, 0))
+        return max(0, n - self.promised_to(seq))
 
     def freed_by(self, seq: int, n: int) -> int:
         """How many cells truncating `seq` to `n` would free: those it shares with no other."""

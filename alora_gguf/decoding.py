@@ -154,7 +154,8 @@ class DecodeQueue:
             self._tickets.append(ticket)
             return True
 
-        self._engine.admit(fits, lambda: self._engine.no_room(sum(needs)), ticket.cancel)
+        room = self._engine.room
+        room.admit(fits, lambda: room.no_cells(sum(needs)), ticket.cancel)
 
     def _see_through(self, ticket: _Ticket, progress: Progress | None) -> None:
         """Computes or waits until the ticket is done."""

@@ -2,7 +2,7 @@
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
 fails leaves no cells behind. Calls of several threads share batches (decoding.py); when cells or
-sequences run short they wait for what others are about to give back.
+sequences run short they wait for what others are about to give back (room.py).
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ from .batch import Logits, Run
 from .cancel import CancelToken
 from .cells import CellBooks
 from .decoding import DecodeQueue, Progress
-from .errors import (
-    AloraError,
-    CacheFullError,
-    CancelledError,
-    ClosedError,
-    DecodeError,
-    InputError,
-    ModelError,
-)
+from .errors import ClosedError, DecodeError, InputError, ModelError
+from .loading import Tuning, load_weights, open_context
 from .locks import YieldingLock
-from .options import CACHE_TYPES, FLASH_ATTENTION, ContextOptions, default_threads
+from .options import ContextOptions
+from .room import Room
 from .saved_layout import Memory
 from .vocab import Vocabulary
 
@@ -50,20 +44,23 @@ class Engine:
         *,
         n_gpu_layers: int,
         verbose: bool,
+        tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.native = native = _native.load()
         self.lock = YieldingLock()
         self.desk = threading.Condition()
-        self.path = path
+        self.path, self.options, self.tuning = path, options, tuning or Tuning()
         native.log.verbose = native.log.verbose or verbose
         native.log.clear()
         self.llama = llama = native.llama
-        model = _open_model(native, path, n_gpu_layers, cancel, progress)
+        model = load_weights(
+            native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
+        )
         try:
             self._read_model(model)
-            ctx = self._open_context(model, options)
+            ctx = open_context(native, path, model, options, self.tuning)
         except BaseException:
             llama.llama_model_free(model)
             raise
@@ -75,11 +72,8 @@ class Engine:
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.books = CellBooks(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._queue = DecodeQueue(self, self.n_batch, min(self.n_batch, options.rows))
+        self.room = Room(self, self._queue.poke)
         self._abandoned: deque[int] = deque()
-        self._transients: dict[int, int] = {}  # sequences that are given back soon: whose thread
-        self._line: deque[object] = deque()  # who waits for room, in order
-        self._given_back = 0  # counts what those who wait should look at
-        self.reclaim: Callable[[], bool] = lambda: False
 
     def _read_model(self, model: int) -> None:
         llama = self.llama
@@ -94,32 +88,6 @@ class Engine:
         self.memory_kind: Memory = "recurrent" if recurrent else "hybrid" if hybrid else "attention"
         self.rewinds = self.memory_kind == "attention"
         self.window: int = llama.llama_model_n_swa(model)
-
-    def _open_context(self, model: int, options: ContextOptions) -> int:
-        llama = self.llama
-        params = llama.llama_context_default_params()
-        trained = llama.llama_model_n_ctx_train(model)
-        params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
-        params.n_batch = min(options.n_batch, params.n_ctx)
-        params.n_ubatch = min(options.n_ubatch, params.n_batch)
-        params.n_seq_max = options.n_seq_max
-        # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
-        # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
-        params.n_outputs_max = max(min(options.rows, params.n_batch), options.n_seq_max)
-        params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
-        params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
-        params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
-        params.kv_unified = True  # forks share cells only in a unified cache
-        params.swa_full = True  # and a fork in the middle needs cells that a sliding window drops
-        params.no_perf = True
-        ctx = llama.llama_init_from_model(model, params)
-        if not ctx:
-            raise ModelError(
-                f"{self.path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
-                f"{options.type_v}) could be made{self.native.log.tail()}; a smaller n_ctx or "
-                "other cache types may help"
-            )
-        return int(ctx)
 
     def close(self) -> None:
         """Frees context and weights; a second call does nothing."""
@@ -172,7 +140,7 @@ class Engine:
                 books.share(source, seq, n)
             if promise is not None:
                 books.promise(seq, promise, lasting=True)
-                self._transients[seq] = threading.get_ident()
+                self.room.owe(seq)
             found.append(seq)
             return True
 
@@ -182,7 +150,7 @@ class Engine:
                 f"({books.length(source)} tokens), not at {n}"
             )
         try:
-            self.admit(fits, lambda: self._no_fork(promise), cancel)
+            self.room.admit(fits, lambda: self.room.no_sequence(promise), cancel)
             if n:
                 with self.lock:
                     _ = self.ctx
@@ -205,10 +173,11 @@ class Engine:
 
     def truncate(self, seq: int, n: int) -> int:
         """Removes the cells from position `n` on and returns how many are left: `n`, or 0 where the
-        memory cannot rewind.
+        memory cannot rewind. After close() it only keeps the books.
         """
         with self.lock:
-            self.collect()
+            if not self.closed:
+                self.collect()
             with self.desk:
                 if n < self.books.length(seq):
                     self.remove_from(seq, n)
@@ -216,11 +185,13 @@ class Engine:
 
     def remove_from(self, seq: int, n: int) -> int:
         """truncate() for callers that hold both locks, whatever the books say of the cells."""
-        if not self.llama.llama_memory_seq_rm(self._memory, seq, n, -1):
+        if self.closed:
+            n = 0  # they went with the context
+        elif not self.llama.llama_memory_seq_rm(self._memory, seq, n, -1):
             self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
             n = 0
         self.books.truncate(seq, n)
-        self.gave_back()
+        self.room.gave_back()
         return self.books.length(seq)
 
     def drop(self, seq: int) -> None:
@@ -246,9 +217,9 @@ class Engine:
                 self.native.deactivate(ctx, seq)
                 self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
                 self.books.release(seq)
-                self._transients.pop(seq, None)
+                self.room.repaid(seq)
                 self._abandoned.popleft()
-            self.gave_back()
+            self.room.gave_back()
         return True
 
     def activate(self, seq: int, first: int, slot: int, scale: float) -> None:
@@ -282,7 +253,7 @@ class Engine:
             return True
 
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        self.admit(fits, lambda: self.no_room(n))
+        self.room.admit(fits, lambda: self.room.no_cells(n))
         with self.lock:
             try:
                 self.native.log.clear()
@@ -319,119 +290,6 @@ class Engine:
         """
         self.collect()
         return self._queue.decode(runs, cancel, progress)
-
-    # Room ----------------------------------------------------------------------------------------
-
-    def admit(
-        self,
-        fits: Callable[[], bool],
-        full: Callable[[], AloraError],
-        cancel: CancelToken | None = None,
-    ) -> None:
-        """Waits until `fits()`, which takes what it needs from the books and says if it could, as
-        long as another thread is about to give something back; in the order of arrival. Raises
-        `full()` when nobody is. A thread that is to give something back itself never waits.
-        """
-        me, place = threading.get_ident(), object()
-        try:
-            while True:
-                with self.desk:
-                    _ = self.ctx
-                    owes = me in self._transients.values()
-                    mine = owes or not self._line or self._line[0] is place
-                    if mine and fits():
-                        return
-                    seen = self._given_back
-                if mine and (self.collect() or self.reclaim()):
-                    continue
-                with self.desk:
-                    if mine and (owes or not self._transients) and seen == self._given_back:
-                        raise full()
-                    self._wait_in_line(place, seen, cancel)
-                if cancel is not None:
-                    cancel.check()
-        finally:
-            if place in self._line:
-                with self.desk:
-                    self._line.remove(place)
-                    self.gave_back()
-
-    def _wait_in_line(self, place: object, seen: int, cancel: CancelToken | None) -> None:
-        if place not in self._line:
-            self._line.append(place)
-        if cancel is not None:
-            cancel.watch(self._queue.poke)
-        try:
-            while seen == self._given_back and not self.closed:
-                if cancel is not None and cancel.cancelled:
-                    return
-                self.desk.wait()
-        finally:
-            if cancel is not None:
-                cancel.unwatch(self._queue.poke)
-
-    def gave_back(self) -> None:
-        """Wakes those who wait for room; the caller holds `desk`."""
-        self._given_back += 1
-        self.desk.notify_all()
-
-    def require_room(self, n: int, freed: int = 0) -> None:
-        """Raises CacheFullError unless `n` more cells fit once `freed` ones are given back, now or
-        soon.
-        """
-        self.admit(lambda: n <= self.books.free() + freed, lambda: self.no_room(n, freed))
-
-    def no_room(self, n: int, freed: int = 0) -> CacheFullError:
-        """The error for `n` cells that do not fit."""
-        return CacheFullError(
-            f"{self.path}: the KV cache is full: {n} cells needed, {self.books.free() + freed} of "
-            f"{self.books.n_cells} free; close or rewind a session, or open the model with a "
-            "larger n_ctx"
-        )
-
-    def _no_fork(self, promise: int | None) -> CacheFullError:
-        if self.books.free_sequences and promise is not None:
-            return self.no_room(promise)
-        return CacheFullError(
-            f"{self.path}: all {self.books.n_seqs} sequences are in use; close a session, or open "
-            "the model with a larger n_seq_max"
-        )
-
-
-def _open_model(
-    native: _native.Native,
-    path: Path,
-    n_gpu_layers: int,
-    cancel: CancelToken | None,
-    progress: Callable[[float], None] | None,
-) -> int:
-    llama = native.llama
-    failed: list[BaseException] = []
-
-    def on_progress(fraction: float, _user_data: object) -> bool:
-        """llama.cpp's callback, on this thread; returning false ends the loading."""
-        try:
-            if progress is not None:
-                progress(fraction)
-        except BaseException as error:
-            failed.append(error)
-        return not failed and not (cancel is not None and cancel.cancelled)
-
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers = n_gpu_layers
-    callback = llama.llama_progress_callback(on_progress)
-    if cancel is not None or progress is not None:
-        params.progress_callback = callback
-    model = llama.llama_model_load_from_file(str(path).encode(), params)
-    if failed:
-        if model:
-            llama.llama_model_free(model)
-        raise failed[0]
-    if not model and cancel is not None and cancel.cancelled:
-        raise CancelledError(f"{path}: loading was cancelled")
-    if not model:
-        raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
-    return int(model)
 
 
 def _free(llama: Any, ctx: int, model: int) -> None:

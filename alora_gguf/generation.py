@@ -44,6 +44,8 @@ class Generation(Iterator[str]):
         cancel: CancelToken | None = None,
     ) -> None:
         self._session = session
+        self._conversation = session.conversation
+        self._vocab = session.model.engine.vocab
         self._sampler = sampler
         self._stream = TextStream(stops)
         self._max_tokens = max_tokens
@@ -51,7 +53,7 @@ class Generation(Iterator[str]):
         self._prefill = prefill
         self._started = started
         self._cancel = cancel
-        self._start = len(session.tokens)
+        self._start = len(self._conversation.tokens)
         self._first_token: float | None = None
         self._total: float | None = None
         self._sampled = 0
@@ -70,7 +72,7 @@ class Generation(Iterator[str]):
         """
         if self._tokens is not None:
             return self._tokens.copy()
-        return self._session.tokens[self._start :]
+        return self._conversation.tokens[self._start :]
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
@@ -120,14 +122,14 @@ class Generation(Iterator[str]):
         token = self._sampler.sample(self._session.last_logits())
         if self._first_token is None:
             self._first_token = time.perf_counter() - self._started
-        if self._session.is_end(token):
+        if self._vocab.is_end(token):
             self._sampled += 1
             return self._end("stop")
-        self._session.advance(token, self._spans, self._cancel)
+        self._conversation.advance(token, self._spans, self._cancel)
         self._sampled += 1
-        piece = self._stream.push(self._session.piece(token))
+        piece = self._stream.push(self._vocab.piece(token))
         if self._stream.stopped:
-            self._session.forget(self._start + self._stream.tokens_in_text())
+            self._conversation.forget(self._start + self._stream.tokens_in_text())
             return piece + self._end("stop")
         if self._sampler.must_end:
             return piece + self._end("stop")
@@ -143,7 +145,7 @@ class Generation(Iterator[str]):
     def _finish(self, reason: FinishReason) -> None:
         """Ends the reply; the adapter is no longer in use."""
         if self.finish_reason is None:
-            self._tokens = self._session.tokens[self._start :]
+            self._tokens = self._conversation.tokens[self._start :]
             self._total = time.perf_counter() - self._started
             self.finish_reason = reason
             self._session.end_generation(self)

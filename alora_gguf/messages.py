@@ -24,6 +24,11 @@ class Document:
     title: str | None = None
     doc_id: str | None = None
 
+    def fields(self) -> dict[str, str]:
+        """As chat templates get it: what is known of text, title and doc_id."""
+        fields = {"text": self.text, "title": self.title, "doc_id": self.doc_id}
+        return {name: value for name, value in fields.items() if value is not None}
+
 
 def as_message(value: Message | Mapping[str, object], what: str) -> Message:
     """`value` as a Message; mappings are OpenAI's {"role": ..., "content": ...}.

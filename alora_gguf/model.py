@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING
 from .adapter import AdapterFile
 from .bank import Bank, Use
 from .base import BaseFile
+from .cache_report import CacheReport, report
 from .cancel import CancelToken
+from .chat import Chat, Said
+from .chat_template import ChatTemplate
 from .checks import check_int
+from .conversation import Conversation
 from .engine import Engine
+from .errors import ModelError
 from .fingerprint import BaseFingerprint
+from .intrinsics import Contract, load_contract
+from .loading import Tuning
+from .messages import Document, Message
 from .options import ContextOptions
 from .pool import PrefixPool
-from .saved import check_saved, read_saved
+from .saved import SavedSession, check_saved, read_saved
 from .saved_layout import CacheLayout
 from .session import Session
 
@@ -50,12 +58,13 @@ class Model:
         verbose: bool = False,
         progress: Callable[[float], None] | None = None,
         cancel: CancelToken | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
 
         `n_ctx`, `n_seq_max` and `n_threads` override those of `options`. `n_gpu_layers` layers go
         to the GPU, all if it is negative. `verbose` shows llama.cpp's log. `progress` is called
-        with the loaded fraction of the weights, 0 to 1.
+        with the loaded fraction of the weights, 0 to 1. `tuning` is not part of the public API.
 
         Raises LibraryError, ModelError, InputError, CancelledError, and AdapterError for the
         adapters.
@@ -74,12 +83,15 @@ class Model:
             options,
             n_gpu_layers=n_gpu_layers,
             verbose=verbose,
+            tuning=tuning,
             cancel=cancel,
             progress=progress,
         )
         self._bank = Bank(engine, self._base, options.max_adapters)
         self._pool = PrefixPool(engine, options.n_pooled)
-        engine.reclaim = self._pool.evict
+        engine.room.reclaim = self._pool.evict
+        self._contracts: dict[str, tuple[str | None, Contract]] = {}  # of whose weights: None: any
+        self._template: ChatTemplate | None = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # guarded by the desk
         try:
             # at once: a file that is replaced later must not vouch for what was loaded
@@ -123,6 +135,10 @@ class Model:
         """The loaded adapters by name, read-only."""
         return MappingProxyType(dict(self._bank))
 
+    def adapter(self, name: str) -> AdapterFile:
+        """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
+        return self._bank.find(name)
+
     def load_adapter(self, name: str, path: PathLike) -> AdapterFile:
         """Loads one more adapter under `name`.
 
@@ -139,12 +155,72 @@ class Model:
         """
         _ = self._engine.ctx
         self._bank.unload(name)
+        self._contracts.pop(name, None)
+
+    def contract(self, name: str) -> Contract:
+        """The contract of an adapter: what set_contract() gave, or else what is in its file.
+
+        Raises UnknownAdapterError, ContractError if there is none or it is malformed.
+        """
+        file = self.adapter(name)
+        given = self._contracts.get(name)
+        if given is None or given[0] not in (None, file.identity):
+            given = self._contracts[name] = (file.identity, Contract.of_adapter(file))
+        return given[1]
+
+    def set_contract(self, name: str, contract: Contract | PathLike) -> None:
+        """Gives an adapter another contract than the one in its file, until it is unloaded: one
+        that was loaded, or the path of an io.yaml or of a directory or GGUF that has one.
+
+        Raises UnknownAdapterError, ContractError.
+        """
+        _ = self.adapter(name)
+        found = contract if isinstance(contract, Contract) else load_contract(contract)
+        self._contracts[name] = (None, found)
 
     # Sessions and text ---------------------------------------------------------------------------
 
     def session(self) -> Session:
         """A new, empty conversation. Raises CacheFullError if all sequences are in use."""
         return Session(self)
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        documents: Iterable[Document | str | Mapping[str, object]] = (),
+        messages: Iterable[Said] = (),
+        template: str | None = None,
+        template_arguments: Mapping[str, object] | None = None,
+    ) -> Chat:
+        """A new conversation in messages: what `system` says, then `messages`, about `documents`.
+        Nothing is read before the first call that needs it.
+
+        `template` is Jinja text to use instead of the model's own; `template_arguments` are further
+        variables of it. Raises ModelError if there is no template, InputError, CacheFullError if
+        all sequences are in use.
+        """
+        chosen = self.chat_template(template)
+        said = list(messages) if system is None else [Message("system", system), *messages]
+        session = self.session()
+        try:
+            return Chat(
+                session, chosen, messages=said, documents=documents, arguments=template_arguments
+            )
+        except BaseException:
+            session.close()
+            raise
+
+    def restore(self, path: PathLike) -> Chat:
+        """The chat that Chat.save() wrote to `path`, cells and all: nothing is read again. Raises
+        as restore_session() does.
+        """
+        session, saved = self._restore(path)
+        try:
+            return Chat.restored(session, saved.notes, saved.origin)
+        except BaseException:
+            session.close()
+            raise
 
     def restore_session(self, path: PathLike) -> Session:
         """The conversation that Session.save() wrote to `path`, cells and all: nothing is read
@@ -153,6 +229,9 @@ class Model:
         Raises SavedSessionError if the file is damaged, was saved with another base or other cache
         types, or holds cells of an adapter that is not loaded with the same weights.
         """
+        return self._restore(path)[0]
+
+    def _restore(self, path: PathLike) -> tuple[Session, SavedSession]:
         saved = read_saved(path)
         check_saved(
             saved,
@@ -161,13 +240,13 @@ class Model:
             adapters_loaded={name: file.identity for name, file in self.adapters.items()},
             n_vocab=self.n_vocab,
         )
-        session = self.session()
+        conversation = Conversation(self)
         try:
-            session.load(saved)
+            conversation.load(saved)
         except BaseException:
-            session.close()
+            conversation.close()
             raise
-        return session
+        return Session(self, conversation=conversation), saved
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -193,6 +272,10 @@ class Model:
         """Counters of the context's graphs, buffers and adapters."""
         with self._engine.lock:
             return self._engine.native.stats(self._engine.ctx)
+
+    def cache_report(self) -> CacheReport:
+        """What the KV cache holds at this moment, and why; str() of it is for people."""
+        return report(self)
 
     # The life of a model -------------------------------------------------------------------------
 
@@ -242,6 +325,21 @@ class Model:
     def pool(self) -> PrefixPool:
         """The cells of closed sessions. Not part of the public API."""
         return self._pool
+
+    def chat_template(self, source: str | None = None) -> ChatTemplate:
+        """The template `source`, or the model's own. Not part of the public API."""
+        _ = self._engine.ctx
+        own = self._base.chat_template
+        if source is None and own is None:
+            raise ModelError(
+                f"{self.path}: has no chat template (tokenizer.chat_template); pass its Jinja text "
+                "as template=, or use a session and write prompts yourself"
+            )
+        if source is None or source == own:
+            if self._template is None:
+                self._template = ChatTemplate(own or "", self._engine.vocab, self.path)
+            return self._template
+        return ChatTemplate(source, self._engine.vocab, "template")
 
     def register(self, session: Session) -> None:
         """Lets others share the session's cells. Not part of the public API."""

@@ -182,22 +182,22 @@ class Sampler:
                 self._logprobs.append(TokenLogprob(token, text, 0.0, ()))
 
     def _logprob(self, token: int, logits: Logits, n: int) -> TokenLogprob:
-        row = logits.astype(np.float64)
+        possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
+        row = logits[possible].astype(np.float64)
         largest = row.max()
         total = largest + math.log(np.exp(row - largest).sum())
-        likeliest = np.argpartition(-row, min(n, len(row) - 1))[:n]
-        likeliest = likeliest[np.argsort(-row[likeliest], kind="stable")]
+        likeliest = np.argpartition(-row, n)[:n] if n < len(row) else np.arange(len(row))
+        likeliest = likeliest[np.argsort(-row[likeliest], kind="stable")][:n]
         top = tuple(
             TopLogprob(
-                int(each),
-                self._vocab.piece(int(each)).decode("utf-8", "replace"),
+                int(possible[each]),
+                self._vocab.piece(int(possible[each])).decode("utf-8", "replace"),
                 float(row[each] - total),
             )
             for each in likeliest
-            if row[each] > -math.inf
         )
         text = self._decoder.decode(self._vocab.piece(token))
-        return TokenLogprob(token, text, float(row[token] - total), top)
+        return TokenLogprob(token, text, float(logits[token]) - total, top)
 
 
 def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Saved sessions: a conversation with its cells in a file, for another process to go on with.
 
 Says what belongs to one, what must agree before its cells may be used, and refuses the rest. The
-bytes are saved_format.py's, the way to llama.cpp is Session's.
+bytes are saved_format.py's, the way to llama.cpp is Conversation's.
 """
 
 from __future__ import annotations

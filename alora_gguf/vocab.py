@@ -6,11 +6,12 @@ import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, Literal
 
 from .errors import ClosedError, InputError, ModelError
 
-_NONE = 0  # LLAMA_VOCAB_TYPE_NONE
+_NONE: Final = 0  # LLAMA_VOCAB_TYPE_NONE
+_SPECIAL: Final = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL, _USER_DEFINED
 
 
 class Vocabulary:
@@ -26,6 +27,7 @@ class Vocabulary:
         self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: dict[int, bool] = {}
+        self._special: dict[int, bool] = {}
         self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
         self._lock = threading.Lock()  # nobody is in C when the model is freed
         self._closed = False
@@ -83,6 +85,23 @@ class Vocabulary:
             bos = int(llama.llama_vocab_bos(self.handle))
             return bos if bos >= 0 else None
 
+    def special_text(self, which: Literal["bos", "eos"]) -> str:
+        """How the token that begins or ends a text is written; "" if there is none."""
+        with self.opened() as llama:
+            ask = llama.llama_vocab_bos if which == "bos" else llama.llama_vocab_eos
+            token = int(ask(self.handle))
+        return "" if token < 0 else self.piece(token, special=True).decode("utf-8", "replace")
+
+    def is_special(self, token: int) -> bool:
+        """Whether the tokenizer takes `token` out of a text before it splits the rest: a control
+        token, or one that was added to the vocabulary.
+        """
+        if token not in self._special:
+            with self.opened() as llama:
+                attributes = int(llama.llama_vocab_get_attr(self.handle, token))
+            self._special[token] = bool(attributes & _SPECIAL)
+        return self._special[token]
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; those of control tokens only with `special`."""
         key = (token, special)
@@ -116,6 +135,9 @@ class Vocabulary:
 
     def check(self, tokens: Sequence[int], what: str) -> list[int]:
         """`tokens` as a list of plain ints. Raises InputError for one outside the vocabulary."""
+        plain = len(tokens) and set(map(type, tokens)) == {int}  # quickly, as nearly always
+        if plain and min(tokens) >= 0 and max(tokens) < self.n_tokens:
+            return list(tokens)
         out = []
         for i, token in enumerate(tokens):
             try:

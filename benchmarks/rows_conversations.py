@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -89,6 +91,45 @@ def scoring(bench: Bench) -> list[Result]:
         Result("a few answers", "demo model, yes or no",
                Side("scored in one pass", samples["ours"]), Side("sampled", samples["other"]),
                kind="speedup"),
+    ]  # fmt: skip
+
+
+def overhead(bench: Bench) -> list[Result]:
+    """What Chat.invoke adds to the engine's own time: template, contract, fork, mask, sampling,
+    scoring, transformations; on a long conversation, to which something was added each time.
+    """
+    from alora_gguf import Model, demo
+    from alora_gguf.demo.script import DOCUMENTS, TURNS
+
+    inside, outside = list[float](), list[float]()
+    adapters = {"jailbreak": demo.adapter_path("jailbreak")}
+    n_threads = bench.settings.n_threads
+    with Model(demo.base_path(), adapters=adapters, n_ctx=4096, n_threads=n_threads) as model:
+        turns = [turn.question for turn in TURNS if turn.after]
+        chat = model.chat(documents=DOCUMENTS * 5, messages=turns * 20)
+        chat.add("Well?")
+        real = model.engine.decode
+
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return real(*args, **kwargs)
+            finally:
+                inside[-1] += time.perf_counter() - started
+
+        with mock.patch.object(model.engine, "decode", decode):
+            for i in range(bench.settings.rounds(200) + 5):
+                inside.append(0.0)
+                chat.rewind()
+                chat.add(f"Is it open on {i} May?")
+                inside.append(0.0)
+                seconds = timed(lambda: chat.invoke("jailbreak").value)
+                outside.append(seconds - inside[-1])
+        n = len(chat.tokens)
+    return [
+        Result("Chat.invoke", f"demo model at {n} tokens",
+               Side("above the engine", outside[5:]), None,
+               kind="value", floor=0.002, goal="≤ 2 ms"),
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Saves and restores a session by hand, from its private parts."""
+"""Saves and restores a session by hand, part by part."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def collect(
     names = {file.identity: name for name, file in model.adapters.items()}
     identities = dict.fromkeys(by.identity for _, by in session.provenance if by.identity)
     n = session.cached if session.cached <= len(session.tokens) else 0
-    logits = session._logits
+    logits = session.conversation.logits
     return SavedSession(
         tokens=tuple(session.tokens),
         spans=session.provenance,
@@ -75,13 +75,14 @@ def restore(
     """What Model.restore_session() does."""
     check(saved, model, options)
     session = model.session()
+    conversation = session.conversation
     try:
         if saved.n_cached:
-            model.engine.set_state(session._seq, saved.state, saved.n_cached)
-            session._cached.extend(saved.tokens[: saved.n_cached], saved.spans)
-        session._tokens = list(saved.tokens)
+            model.engine.set_state(conversation.seq, saved.state, saved.n_cached)
+            conversation.record.extend(saved.tokens[: saved.n_cached], saved.spans)
+        conversation.tokens = list(saved.tokens)
         if saved.logits:
-            session._logits = np.frombuffer(saved.logits, "<f4").copy()
+            conversation.logits = np.frombuffer(saved.logits, "<f4").copy()
     except BaseException:
         session.close()
         raise

@@ -111,7 +111,7 @@ class Walk:
             return
         assert restored.tokens == session.tokens
         assert restored.provenance == session.provenance
-        if session._logits is not None:
+        if session.conversation.logits is not None:
             assert np.array_equal(restored.last_logits(), session.last_logits())
         self.sessions[self.sessions.index(session)] = restored
         session.close()

@@ -143,7 +143,7 @@ def test_a_session_with_fewer_cells_or_none(files: Files, tmp_path: Path) -> Non
         assert restore(empty, model, EXACT).tokens == []
         session = model.session()
         session.append(TEXT)
-        session._cut(5)  # as after a call that failed
+        session.conversation.cut(5)  # as after a call that failed
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
         assert (saved.n_cached, saved.logits) == (5, b"")
         again = restore(saved, model, EXACT)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.decoding import DecodeQueue
-from alora_gguf.provenance import BASE, CachedTokens, Provenance
+from alora_gguf.engine import Engine
+from alora_gguf.provenance import BASE, CachedTokens, Provenance, Spans
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
@@ -29,10 +31,11 @@ def sound(session: ag.Session) -> None:
     """Record, books and llama.cpp agree, and the logits are those of a fresh reading."""
     engine = session.model.engine
     n = session.cached
-    assert engine.books.length(session._seq) == n
+    seq, record = session.conversation.seq, session.conversation.record
+    assert engine.books.length(seq) == n
     llama = engine.native.llama
-    assert llama.llama_memory_seq_pos_max(engine._memory, session._seq) == n - 1
-    assert session._cached.tokens == session.tokens[:n]
+    assert llama.llama_memory_seq_pos_max(engine._memory, seq) == n - 1
+    assert record.tokens == session.tokens[:n]
 
 
 def fresh(files: Files, tokens: list[int], **use: object) -> np.ndarray:  # type: ignore[type-arg]
@@ -222,6 +225,98 @@ def test_streaming_and_what_it_leaves(model: ag.Model, files: Files) -> None:
     assert (reply.timings.tokens_per_second or 0) > 0
     sound(session)
     assert close_to(session.last_logits(), fresh(files, session.tokens))
+
+
+@pytest.mark.parametrize("adapter", [None, "sure", "lora"])
+def test_a_reply_to_a_prompt_reads_what_sync_does(model: ag.Model, adapter: str | None) -> None:
+    def run(one_call: bool) -> tuple[list[int], tuple[int, int, str], Spans]:
+        with model.session() as session:
+            session.append(TEXT)
+            session.generate(max_tokens=4, sampling=GREEDY).read()
+            prompt = [*session.tokens[:-2], *model.tokenize(" not so<certainty>")]
+            timings, given = None, prompt
+            if not one_call:
+                timings, given = session.sync(prompt, adapter=adapter), None  # type: ignore[assignment]
+            reply = session.generate(prompt=given, max_tokens=5, sampling=GREEDY, adapter=adapter)
+            reply.read()
+            assert session.tokens == prompt + reply.tokens
+            sound(session)
+            read = timings or reply.timings
+            return reply.tokens, (read.reused, read.evaluated, read.reuse_note), session.provenance
+
+    assert run(True) == run(False)
+    assert run(True)[1][2] != ""
+
+
+def test_a_prompt_that_was_read_is_not_read_again(model: ag.Model) -> None:
+    session = model.session()
+    session.append(TEXT)
+    prompt = session.tokens
+    first = session.generate(prompt=prompt, max_tokens=5, sampling=GREEDY)
+    assert (first.timings.reused, first.timings.evaluated) == (len(prompt), 0)
+    first.read()
+    second = session.generate(prompt=prompt, max_tokens=5, sampling=GREEDY)
+    assert (second.timings.reused, second.timings.evaluated) == (len(prompt) - 1, 1)  # its logits
+    assert second.read() == first.text
+
+
+def test_a_prompt_that_fails_leaves_the_conversation(
+    model: ag.Model, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = model.session()
+    with pytest.raises(ag.InputError, match="the conversation is empty"):
+        session.generate(prompt=[])
+    session.append(TEXT)
+    before = session.tokens
+    bad: list[tuple[type[ag.AloraError], str, list[int], dict[str, Any]]] = [
+        (ag.InputError, "conversation is empty", [], {}),
+        (ag.InputError, "prompt: token 1 is -1", [1, -1], {}),
+        (ag.InvocationNotFoundError, "does not occur", [1], {"adapter": "sure"}),
+        (ag.UnknownAdapterError, "no adapter", [1], {"adapter": "none"}),
+        (ag.SchemaError, "cannot be used", [1], {"schema": {"type": "x"}}),
+        (ag.CacheFullError, "is full", [1] * 2000, {}),
+    ]
+    for error, said, prompt, options in bad:
+        with pytest.raises(error, match=said):
+            session.generate(prompt=prompt, **options)
+        assert session.tokens == before
+        sound(session)
+
+    def broken(self: DecodeQueue, *arguments: object) -> None:
+        raise ag.DecodeError("broken")
+
+    monkeypatch.setattr(DecodeQueue, "_compute", broken)
+    with pytest.raises(ag.DecodeError):
+        session.generate(prompt=[*before[:-3], 7, 7], adapter="lora")
+    assert session.tokens == before
+    monkeypatch.undo()
+    session.append("x")
+    sound(session)
+    assert close_to(session.last_logits(), fresh(files, [*before, *model.tokenize("x")]))
+
+
+def test_an_interrupt_after_a_prompt_was_read_leaves_the_conversation(
+    model: ag.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = model.session()
+    session.append(TEXT)
+    before = session.tokens
+    real, calls = Engine.activate, 0
+
+    def once(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:  # the prompt is read, and the reply begins
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(Engine, "activate", once)
+    with pytest.raises(KeyboardInterrupt):
+        session.generate(prompt=[*before[:-3], 7, 7], adapter="lora")
+    assert calls == 2
+    assert session.tokens == before
+    sound(session)
+    assert session.append("x").reused == 0  # what the adapter computed is none of the base's
 
 
 def test_greedy_equals_the_largest_logit_each_time(model: ag.Model, files: Files) -> None:
@@ -430,11 +525,11 @@ def test_an_interrupt_between_record_and_memory_is_mended(
 ) -> None:
     session = model.session()
     session.append(TEXT)
-    session._cached.truncate(n)
+    session.conversation.record.truncate(n)
     session.append("x")
     sound(session)
     assert close_to(session.last_logits(), fresh(files, session.tokens))
-    model.engine.truncate(session._seq, n)
+    model.engine.truncate(session.conversation.seq, n)
     session.append("y")
     sound(session)
     assert close_to(session.last_logits(), fresh(files, session.tokens))

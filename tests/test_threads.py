@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+import pytest
 from conftest import Files
 
 import alora_gguf as ag
@@ -107,3 +108,18 @@ def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None
         model.engine.lock.release()
         model.close()
         assert all("closed" in each.result(timeout=60) for each in running)
+
+
+def test_closing_amid_a_long_reading_is_one_too(files: Files) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            model = files.model(options=ag.ContextOptions(n_batch=32, n_ubatch=32))
+            session, begun = model.session(), threading.Event()
+            reading = pool.submit(
+                session.append, [1] * 1000, progress=lambda *_, begun=begun: begun.set()
+            )
+            assert begun.wait(timeout=60)
+            model.close()
+            with pytest.raises(ag.ClosedError):
+                reading.result(timeout=60)
+            assert session.tokens == []

@@ -63,24 +63,19 @@ def write_base(
     *,
     seed: int = 1,
     text: bool = True,
+    template: str | None = None,
     tied: bool = False,
     experts: int = 0,
     replace: dict[str, tuple[np.ndarray[Any, Any], gguf.GGMLQuantizationType | None]] | None = None,
 ) -> Path:
     """A random base model; without `text` it has no vocabulary (and the same number of tokens).
-    `replace` puts other data, of the raw type given, in the place of a weight's.
+    `template` is its chat template. `replace` puts other data, of the raw type given, in the place
+    of a weight's.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
-    writer.add_context_length(1024)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
+    add_sizes(writer, N_LAYER)
     writer.add_vocab_size(N_VOCAB)
     if text:
         tokens, types, merges = vocabulary()
@@ -92,6 +87,8 @@ def write_base(
         writer.add_bos_token_id(BOS)
         writer.add_eos_token_id(END)
         writer.add_add_bos_token(True)
+        if template is not None:
+            writer.add_chat_template(template)
     else:
         writer.add_tokenizer_model("none")
     writer.add_tensor("token_embd.weight", _random(rng, N_VOCAB, N_EMBD))
@@ -114,6 +111,18 @@ def write_base(
             other, raw = (replace or {}).get(full, (weight, None))
             writer.add_tensor(full, other, raw_dtype=raw)
     return _finish(writer, path)
+
+
+def add_sizes(writer: gguf.GGUFWriter, n_layer: int) -> None:
+    """What a model of attention layers says of its shape."""
+    writer.add_context_length(1024)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(n_layer)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_HEAD_KV)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
 
 
 def write_adapter(

@@ -6,17 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from tiny_base import (
-    N_EMBD,
-    N_FF,
-    N_HEAD,
-    N_HEAD_KV,
-    N_KV,
-    N_VOCAB,
-    TARGETS,
-    _finish,
-    _random,
-)
+from tiny_base import N_EMBD, N_KV, N_VOCAB, TARGETS, _finish, _random, add_sizes
 
 N_LAYER = 4
 
@@ -25,14 +15,7 @@ def write_swa(path: Path, *, window: int = 8, seed: int = 1) -> Path:
     """A model without a vocabulary whose windows are of `window` tokens."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "olmo2")
-    writer.add_context_length(1024)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
+    add_sizes(writer, N_LAYER)
     writer.add_sliding_window(window)
     writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("none")

@@ -117,20 +117,17 @@ class Contract:
 
     @classmethod
     def of_adapter(cls, adapter: AdapterFile) -> Contract:
-        """The contract that the converter put into an adapter's file.
-
-        Raises ContractError if there is none, FileFormatError if the file is gone or damaged.
+        """The contract that the converter put into an adapter's file, as it was when the adapter
+        was read. Raises ContractError if there is none.
         """
-        held = adapter.data or adapter.path
-        return cls._of_header(read_header(held, name=str(adapter.path)))
+        if adapter.io_yaml is None:
+            raise _no_contract(adapter.path)
+        return cls.parse(adapter.io_yaml, f"{adapter.path}({IO_YAML})")
 
     @classmethod
     def _of_header(cls, header: GGUFHeader) -> Contract:
         if _KEY not in header.metadata:
-            raise ContractError(
-                f"{header.name}: holds no contract ({_KEY}); convert the adapter again with its "
-                f"{IO_YAML} beside it, or give the contract as a file"
-            )
+            raise _no_contract(header.name)
         if header.types[_KEY] is not ValueType.STRING:
             found = header.types[_KEY].name.lower()
             raise ContractError(
@@ -200,6 +197,13 @@ def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         return Contract._of_header(read_header(path))
     return Contract.read(path)
+
+
+def _no_contract(file: str | os.PathLike[str]) -> ContractError:
+    return ContractError(
+        f"{os.fspath(file)}: holds no contract ({_KEY}); convert the adapter again with its "
+        f"{IO_YAML} beside it, or give the contract as a file"
+    )
 
 
 def _read_small(path: Path) -> bytes:

@@ -130,9 +130,7 @@ def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
     if how == "roles":
         return [Message(f"document {doc.doc_id}", doc.text) for doc in documents]
     if how == "json":
-        given = [{"text": doc.text, "title": doc.title, "doc_id": doc.doc_id} for doc in documents]
-        fields = [{k: v for k, v in doc.items() if v is not None} for doc in given]
-        return [Message("user", json.dumps(fields))]
+        return [Message("user", json.dumps([document.fields() for document in documents]))]
     shown = "\n\n".join(f"[Document {doc.doc_id}]\n{doc.text}" for doc in documents)
     return [Message("user", f"You have access to the following documents:\n\n{shown}")]
 

@@ -1,7 +1,7 @@
 """The one sequence that a Llama reads and writes: a Session, and what only Llama needs below it.
 
-The only module here that reaches below Session's public methods: rows of logits of a whole prompt,
-an adapter that stays active between tokens, and cells that come from a saved state.
+The only module here that works on a Session's Conversation: rows of logits of a whole prompt, an
+adapter that stays active between tokens, and cells that come from a saved state.
 """
 
 from __future__ import annotations
@@ -35,9 +35,15 @@ class Cells:
         self._model = model
         self._engine = model.engine
         self._session: Session = model.session()
+        self._conversation = self._session.conversation
         self._chunk = chunk
         self._rows: list[Logits] | None = [] if keep_rows else None
         self._spans: Spans = spans_for(None, BASE)
+
+    @property
+    def session(self) -> Session:
+        """The session below."""
+        return self._session
 
     @property
     def tokens(self) -> list[int]:
@@ -57,16 +63,11 @@ class Cells:
     @property
     def last(self) -> Logits:
         """The logits after the last token, [n_vocab]. Raises InputError if there is no token."""
-        if not self._session.tokens:
+        if not self._conversation.tokens:
             raise InputError("nothing has been read yet, so there is nothing to sample from")
-        if not self._is_ready():  # the cells were cut back to here, or come from a saved state
+        if not self._conversation.ready:  # cut back to here, or loaded from a saved state
             self.read(self._session.tokens, *self._use_of_cells())
         return self._session.last_logits()
-
-    def _is_ready(self) -> bool:
-        """Whether the cells hold the tokens, no more and no less, and the last one's logits."""
-        session = self._session
-        return session.cached == len(session._tokens) and session._logits is not None
 
     def _use_of_cells(self) -> tuple[str | None, float]:
         """The (adapter, scale) that the cells' last token was computed with."""
@@ -103,7 +104,7 @@ class Cells:
     def _with_logits(
         self, tokens: Sequence[int], adapter: str | None, scale: float, timings: Timings
     ) -> Timings:
-        if not tokens or self._is_ready():
+        if not tokens or self._conversation.ready:
             return timings
         self._session.rewind(len(tokens) - 1)
         again = self._session.sync(tokens, adapter=adapter, scale=scale)
@@ -118,8 +119,8 @@ class Cells:
         """read() where every token's row is kept: the rows of reused cells are there already."""
         rows = self.rows
         spans = self._spans_of(tokens, adapter, scale)
-        keep = min(self._session._cached.common_prefix(tokens, spans), len(rows))
-        if keep == len(tokens) > 0 and not (keep == len(rows) and self._is_ready()):
+        keep = min(self._conversation.record.common_prefix(tokens, spans), len(rows))
+        if keep == len(tokens) > 0 and not (keep == len(rows) and self._conversation.ready):
             keep -= 1  # as stock does: the last token is read again for its logits
         self._truncate(keep)
         return self._read_rows(tokens, adapter, scale, lambda _, new: rows.extend(new))
@@ -131,11 +132,11 @@ class Cells:
 
     def _truncate(self, n: int) -> None:
         """Keeps the first `n` cells and their tokens, or none where the memory cannot rewind."""
-        session = self._session
+        session, conversation = self._session, self._conversation
         with session.lock:
-            session.rewind(min(n, len(session._tokens)))
-            left = session._cut(n)
-            del session._tokens[left:]
+            session.rewind(min(n, len(conversation.tokens)))
+            left = conversation.cut(n)
+            del conversation.tokens[left:]
             if self._rows is not None:
                 del self._rows[left:]
 
@@ -146,42 +147,38 @@ class Cells:
         over.
         """
         started = time.perf_counter()
-        session, engine = self._session, self._engine
-        with session.lock, self._model.using(adapter, scale) as use:
+        conversation, engine = self._conversation, self._engine
+        with self._session.lock, self._model.using(adapter, scale) as use:
             tokens = engine.vocab.check(tokens, "tokens")
             first = use.first_position(tokens, engine.vocab)
             spans = spans_for(first, use.provenance)
-            have = len(session._cached)
+            have = len(conversation.record)
             try:
-                if use.slot and first is not None:
-                    engine.activate(session._seq, first, use.slot, use.scale)
+                conversation.activate(use, first)
                 for at in range(have, len(tokens), self._chunk):
                     part = tokens[at : at + self._chunk]
-                    (rows,) = engine.decode([Run(session._seq, part, outputs="all")])
+                    (rows,) = engine.decode([Run(conversation.seq, part, outputs="all")])
                     if rows is None:
                         raise DecodeError(f"{engine.path}: llama.cpp gave no logits")
-                    session._cached.extend(part, spans)
-                    session._tokens += part
-                    session._logits = rows[-1].copy()
+                    conversation.extend(part, spans, rows[-1].copy())
                     each(at, rows)
             finally:
-                engine.deactivate(session._seq)
+                conversation.deactivate()
         return Timings(have, len(tokens) - have, total=time.perf_counter() - started)
 
     # Generating ----------------------------------------------------------------------------------
 
     def start(self, adapter: str | None, scale: float) -> None:
         """From now on add() computes with `adapter`, as read() did for its invocation."""
-        session, engine = self._session, self._engine
-        with session.lock, self._model.using(adapter, scale) as use:
-            first = use.first_position(session._tokens, engine.vocab)
+        conversation = self._conversation
+        with self._session.lock, self._model.using(adapter, scale) as use:
+            first = use.first_position(conversation.tokens, self._engine.vocab)
             self._spans = spans_for(first, use.provenance)
-            if use.slot and first is not None:  # an active adapter cannot be unloaded
-                engine.activate(session._seq, first, use.slot, use.scale)
+            conversation.activate(use, first)  # an active adapter cannot be unloaded
 
     def add(self, token: int) -> None:
         """Reads a sampled token."""
-        self._session.advance(token, self._spans, None)
+        self._conversation.advance(token, self._spans)
         if self._rows is not None:
             self._rows.append(self._session.last_logits().copy())
 
@@ -189,13 +186,11 @@ class Cells:
         """Ends what start() began; may be called by garbage collection, so it waits for nothing:
         settle() makes up for it.
         """
-        if not self._session.closed:
-            self._session.deactivate_unless_busy()
+        self._session.deactivate_unless_busy()
 
     def settle(self) -> None:
         """Makes sure that no adapter is active."""
-        if not self._session.closed:
-            self._engine.deactivate(self._session._seq)
+        self._conversation.deactivate()
 
     def usable(
         self, saved: SavedSession, tokens: Sequence[int], adapter: str | None, scale: float
@@ -204,7 +199,7 @@ class Cells:
         record = CachedTokens()
         record.extend(saved.tokens[: saved.n_cached], saved.spans)
         spans = self._spans_of(tokens, adapter, scale)
-        ours = self._session._cached.common_prefix(tokens, spans)
+        ours = self._conversation.record.common_prefix(tokens, spans)
         return record.common_prefix(tokens, spans) > ours
 
     # The rest ------------------------------------------------------------------------------------
@@ -221,19 +216,18 @@ class Cells:
         Raises InputError for a model whose window of attention has been exceeded: llama.cpp saves
         too little of it.
         """
-        session = self._session
-        with session.lock:
-            if session._tokens:
+        with self._session.lock:
+            if self._conversation.tokens:
                 _ = self.last  # reads what a call that failed has left unread
             # without the last logits: like stock, a restored state reads its last token again
-            saved = replace(session._to_save({}), logits=b"")
+            saved = replace(self._conversation.to_save({}), logits=b"")
             return saved, np.stack(self._rows) if self._rows else None
 
     def load(self, saved: SavedSession, rows: Logits | None) -> None:
         """Replaces everything by what save() gave. If it raises, nothing is held."""
         with self._session.lock:
             self._truncate(0)
-            self._session.load(saved)
+            self._conversation.load(saved)
             if self._rows is not None:
                 self._rows[:] = [] if rows is None else list(rows)
 

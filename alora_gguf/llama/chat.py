@@ -215,14 +215,8 @@ def _template_arguments(options: ChatOptions, template: Template | None) -> dict
         raise InputError(f"chat_template_kwargs cannot set {', '.join(sorted(taken))}")
     if options.documents is not None:
         extra["documents"] = [
-            {
-                "text": document.text,
-                **({} if document.title is None else {"title": document.title}),
-                **({} if document.doc_id is None else {"doc_id": document.doc_id}),
-            }
-            for document in (
-                as_document(value, f"documents[{i}]") for i, value in enumerate(options.documents)
-            )
+            as_document(value, f"documents[{i}]").fields()
+            for i, value in enumerate(options.documents)
         ]
     if extra and template is None:
         raise InputError(

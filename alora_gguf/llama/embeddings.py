@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +11,7 @@ import numpy as np
 from alora_gguf.batch import Batch
 from alora_gguf.engine import Engine
 from alora_gguf.errors import DecodeError, InputError, ModelError
-from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION, ContextOptions
-
-from .opening import apply
+from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
 
 _NO_POOLING: Final = 0  # LLAMA_POOLING_TYPE_NONE
 
@@ -25,14 +23,13 @@ class Embedder:
     alive until then.
     """
 
-    def __init__(self, engine: Engine, options: ContextOptions, fields: Mapping[str, Any]) -> None:
-        """With the sizes and cache types of `options`, and `fields` of llama_context_params.
+    def __init__(self, engine: Engine) -> None:
+        """With the sizes, cache types and tuning of the engine's own context.
 
         Raises ModelError if there is no room for it.
         """
-        llama = engine.native.llama
-        params = llama.llama_context_default_params()
-        apply(params, fields)
+        llama, options = engine.native.llama, engine.options
+        params = engine.tuning.context_params(llama)
         params.n_ctx = options.n_ctx or 0
         params.n_batch, params.n_ubatch = options.n_batch, options.n_ubatch
         params.n_seq_max = min(options.n_batch, llama.llama_max_parallel_sequences())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from alora_gguf.errors import InputError, SavedSessionError
 
-from . import chat, hub, opening
+from . import chat, hub, intrinsic, opening
 from .completion import Completion
 from .embeddings import Embedder, Vector, normalized
 from .logprobs import log_softmax
@@ -90,9 +90,14 @@ class Llama(Reader):
         `stream` an iterator of its chunks. `max_tokens` None or below 1 means as many as fit.
 
         With an `adapter`, the tokens from its invocation's last occurrence in the prompt on are
-        computed with it at `adapter_scale` (a plain LoRA: all tokens). Raises InputError,
-        CacheFullError, UnknownAdapterError, InvocationNotFoundError.
+        computed with it at `adapter_scale` (a plain LoRA: all tokens). With `intrinsic` the text is
+        what that intrinsic says after the prompt, as JSON. Raises InputError, CacheFullError,
+        UnknownAdapterError, InvocationNotFoundError; ContractError and OutputError for intrinsics.
         """
+        if options.intrinsic is not None:
+            with self._lock:
+                self._begin()
+                return intrinsic.ask_completion(self, options)
         prompt = build_prompt(self, options)
         room = self.n_ctx() - len(prompt.tokens)
         if room <= 0:
@@ -152,18 +157,12 @@ class Llama(Reader):
         template. `intrinsic` names one to ask about the conversation instead. Raises as
         create_completion() does, and SchemaError for a response_format that cannot be.
         """
-        if options.intrinsic is not None:
-            return self._intrinsic(options)
-        return chat.complete_chat(self, options)
-
-    def _intrinsic(self, options: ChatOptions) -> chat.ChatAnswer:
-        """HOOK: asks the intrinsic `options.intrinsic` about options.messages, options.documents
-        with options.intrinsic_arguments, and returns its answer as chat.answer_of() shapes it.
-        """
-        raise InputError(
-            f"intrinsic={options.intrinsic!r} is not available here; use adapter= to ask the "
-            "adapter itself"
-        )
+        if options.intrinsic is None:
+            return chat.complete_chat(self, options)
+        template = self._templates.get(self.chat_format or "")
+        with self._lock:
+            self._begin()
+            return intrinsic.ask_chat(self, options, template.source if template else None)
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
         """create_chat_completion() with the openai package's own types. Raises ImportError if that
@@ -237,8 +236,7 @@ class Llama(Reader):
         tokens = [self.tokenize(text.encode()) for text in texts]
         with self._lock:
             if self._embedder is None:
-                engine, tuning = self._runtime.engine, self._tuning
-                self._embedder = Embedder(engine, tuning.options, tuning.context)
+                self._embedder = Embedder(self._runtime.engine)
             if truncate:
                 tokens = [each[: self._embedder.n_batch] for each in tokens]
             vectors: Any = self._embedder.embed(tokens)

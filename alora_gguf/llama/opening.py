@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +11,7 @@ from alora_gguf import _native
 from alora_gguf.checks import check_int, check_number
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf_header import read_header
+from alora_gguf.loading import Tuning
 from alora_gguf.model import Model
 from alora_gguf.options import CACHE_TYPES, CacheType, ContextOptions
 
@@ -33,21 +31,9 @@ PROMPT_ROWS: Final = 64
 """Rows of logits per batch when a prompt's log-probabilities are asked for without logits_all."""
 
 _KV_OVERRIDE_TEXT: Final = 128  # bytes of a text in llama_model_kv_override
-_opening = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """The context's options, and the fields of llama_model_params and llama_context_params that
-    Model has no option for.
-    """
-
-    options: ContextOptions
-    model: Mapping[str, Any]
-    context: Mapping[str, Any]
-
-
-def open_model(settings: Settings) -> tuple[Model, Tuning]:
+def open_model(settings: Settings) -> Model:
     """Opens the base. Raises InputError for what is refused, and as Model() does."""
     _refuse(settings)
     native = _native.load()
@@ -56,21 +42,20 @@ def open_model(settings: Settings) -> tuple[Model, Tuning]:
     numa = int(settings.numa)  # True is llama.cpp's GGML_NUMA_STRATEGY_DISTRIBUTE, 1
     if numa:
         native.llama.llama_numa_init(numa)
-    tuning = Tuning(
-        _context_options(settings), _model_fields(settings, native.llama), _context_fields(settings)
+    model = Model(
+        settings.model_path,
+        adapters=settings.adapters,
+        n_gpu_layers=settings.n_gpu_layers,
+        options=_context_options(settings),
+        verbose=settings.verbose,
+        tuning=Tuning(
+            model=_model_fields(settings, native.llama), context=_context_fields(settings)
+        ),
     )
-    with _defaults(native.llama, tuning):
-        model = Model(
-            settings.model_path,
-            adapters=settings.adapters,
-            n_gpu_layers=settings.n_gpu_layers,
-            options=tuning.options,
-            verbose=settings.verbose,
-        )
     if settings.n_threads_batch is not None:
         threads = settings.n_threads or native.llama.llama_n_threads(model.engine.ctx)
         native.llama.llama_set_n_threads(model.engine.ctx, threads, settings.n_threads_batch)
-    return model, tuning
+    return model
 
 
 def _refuse(settings: Settings) -> None:
@@ -185,44 +170,6 @@ def _kv_overrides(overrides: Mapping[str, object], llama: Any) -> Any:
                 f"less than {_KV_OVERRIDE_TEXT} bytes"
             )
     return array
-
-
-@contextmanager
-def _defaults(llama: Any, tuning: Tuning) -> Iterator[None]:
-    """While it lasts, this thread's llama_*_default_params() come with the tuning's fields.
-
-    Model opens its context from these defaults and sets only what it has options for.
-    """
-    me = threading.get_ident()
-
-    def tuned(original: Any, fields: Mapping[str, Any]) -> Any:
-        def default_params() -> Any:
-            params = original()
-            if threading.get_ident() == me:
-                apply(params, fields)
-            return params
-
-        return default_params
-
-    names = {
-        "llama_model_default_params": tuning.model,
-        "llama_context_default_params": tuning.context,
-    }
-    with _opening:
-        originals = {name: getattr(llama, name) for name in names}
-        try:
-            for name, fields in names.items():
-                setattr(llama, name, tuned(originals[name], fields))
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(llama, name, original)
-
-
-def apply(params: Any, fields: Mapping[str, Any]) -> None:
-    """Sets fields of a ctypes struct."""
-    for name, value in fields.items():
-        setattr(params, name, value)
 
 
 def settings_of_cells(settings: Settings) -> str:

@@ -235,6 +235,8 @@ class CompletionOptions:
     _: KW_ONLY
     adapter: str | None = None
     adapter_scale: float = 1.0
+    intrinsic: str | None = None
+    intrinsic_arguments: Mapping[str, str] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -282,7 +284,7 @@ class ChatOptions:
     documents: Sequence[Document | str | Mapping[str, object]] | None = None
     chat_template_kwargs: Mapping[str, object] | None = None
     intrinsic: str | None = None
-    intrinsic_arguments: Mapping[str, object] | None = None
+    intrinsic_arguments: Mapping[str, str] | None = None
 
 
 def sampling_of(options: GenerateOptions | CompletionOptions, **changes: object) -> SampleOptions:

@@ -46,8 +46,8 @@ class Reader:
         self._live: weakref.ref[TokenStream] | None = None
         self._last_timings = Timings()
         self._seed = settings.seed or DEFAULT_SEED
-        self._runtime, self._tuning = opening.open_model(settings)
-        engine, options = self._runtime.engine, self._tuning.options
+        self._runtime = opening.open_model(settings)
+        engine, options = self._runtime.engine, self._runtime.engine.options
         self._model = StockVocabulary(engine)
         self._cells = Cells(
             self._runtime, keep_rows=settings.logits_all, chunk=min(options.rows, options.n_batch)
@@ -75,6 +75,12 @@ class Reader:
         AdapterInUseError if the name is taken.
         """
         return self._runtime.load_adapter(name, path)
+
+    def load_contract(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Gives an adapter another contract (io.yaml) than the one in its file. Raises
+        UnknownAdapterError, ContractError.
+        """
+        self._runtime.set_contract(name, path)
 
     def unload_adapter(self, name: str) -> None:
         """Frees an adapter; a stream that uses it ends. Raises UnknownAdapterError."""

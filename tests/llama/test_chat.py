@@ -142,11 +142,6 @@ def test_template_arguments(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None
     assert answer["usage"]["prompt_tokens"] == len(llm.tokenize(b"kind:hello", add_bos=False))
 
 
-def test_intrinsics_come_by_another_way(llm: Llama) -> None:
-    with pytest.raises(ag.InputError, match="intrinsic='answerability'"):
-        llm.create_chat_completion(MESSAGES, intrinsic="answerability")
-
-
 def test_a_tool_that_does_not_exist(llm: Llama) -> None:
     choice: Any = {"type": "function", "function": {"name": "nothing"}}
     with pytest.raises(ValueError, match="nothing"):

@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import alora_gguf as ag
 from alora_gguf.llama import Llama
+from alora_gguf.llama.options import LogitsRow
 from tests.support.hub_server import HubServer, running
 
 
@@ -53,14 +55,19 @@ def test_handlers_for_images_are_refused(paths: dict[str, Path]) -> None:
         Llama(paths["tiny"], chat_handler=handler, verbose=False, n_threads=1)
 
 
-def test_defaults_of_llama_cpp_are_as_before(paths: dict[str, Path]) -> None:
-    """The tuning of one model is not that of the next."""
-    llama = ag._native.load().llama  # type: ignore[attr-defined]
-    before = llama.llama_context_default_params, llama.llama_model_default_params
-    Llama(paths["tiny"], rope_freq_base=5.0, n_ctx=64, verbose=False, n_threads=1).close()
+def test_the_settings_of_one_model_are_not_those_of_the_next(paths: dict[str, Path]) -> None:
+    def logits(**settings: Any) -> LogitsRow:
+        with Llama(
+            paths["tiny"], n_ctx=64, verbose=False, n_threads=1, logits_all=True, **settings
+        ) as llm:
+            llm.eval([1, 2, 3, 4])
+            return llm.scores
+
+    plain = logits()
+    assert np.abs(logits(rope_freq_base=5.0) - plain).max() > 1e-3
     with pytest.raises(ag.AloraError):
         Llama(__file__, rope_freq_base=5.0, verbose=False, n_threads=1)
-    assert before == (llama.llama_context_default_params, llama.llama_model_default_params)
+    assert np.array_equal(logits(), plain)
 
 
 def test_options_without_effect_are_warned_of(paths: dict[str, Path]) -> None:

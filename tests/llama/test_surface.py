@@ -12,15 +12,15 @@ import pytest
 
 from alora_gguf.llama import Llama
 
-ADDED_NAMES = {"adapters", "load_adapter", "unload_adapter", "last_timings"}
+ADDED_NAMES = {"adapters", "load_adapter", "load_contract", "unload_adapter", "last_timings"}
 # instance attributes of stock that are properties here
 PROPERTIES = {"n_tokens", "input_ids", "scores"}
 
 ADDED_PARAMETERS = {
     "__init__": {"adapters"},
     "generate": {"adapter", "adapter_scale"},
-    "create_completion": {"adapter", "adapter_scale"},
-    "__call__": {"adapter", "adapter_scale"},
+    "create_completion": {"adapter", "adapter_scale", "intrinsic", "intrinsic_arguments"},
+    "__call__": {"adapter", "adapter_scale", "intrinsic", "intrinsic_arguments"},
     "create_chat_completion": {
         "adapter", "adapter_scale", "documents", "chat_template_kwargs", "intrinsic",
         "intrinsic_arguments",
