@@ -19,8 +19,12 @@ _HOME = {
     "AdapterMismatchError": "errors",
     "AloraError": "errors",
     "CacheFullError": "errors",
+    "CacheHolder": "cache_report",
+    "CacheReport": "cache_report",
+    "CacheSpan": "cache_report",
     "CancelToken": "cancel",
     "CancelledError": "errors",
+    "Chat": "chat",
     "ClosedError": "errors",
     "ContextOptions": "options",
     "ContractError": "errors",
@@ -30,6 +34,8 @@ _HOME = {
     "FileFormatError": "errors",
     "Generation": "generation",
     "InputError": "errors",
+    "IntrinsicCall": "asking",
+    "IntrinsicResult": "asking",
     "Invocation": "invoke",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
@@ -40,11 +46,16 @@ _HOME = {
     "ModelError": "errors",
     "OutputError": "errors",
     "Provenance": "provenance",
+    "Reply": "reply",
+    "ReplyOptions": "reply",
     "Sampling": "sampling",
     "SavedSessionError": "errors",
     "SchemaError": "errors",
     "Session": "session",
     "Stats": "_native",
+    "Store": "store",
+    "StoreEntry": "store_entry",
+    "StoreError": "errors",
     "Timings": "timings",
     "TokenLogprob": "logprobs",
     "TopLogprob": "logprobs",
@@ -56,7 +67,13 @@ _HOME = {
 if TYPE_CHECKING:
     from ._native import Stats as Stats
     from .adapter import AdapterFile as AdapterFile
+    from .asking import IntrinsicCall as IntrinsicCall
+    from .asking import IntrinsicResult as IntrinsicResult
+    from .cache_report import CacheHolder as CacheHolder
+    from .cache_report import CacheReport as CacheReport
+    from .cache_report import CacheSpan as CacheSpan
     from .cancel import CancelToken as CancelToken
+    from .chat import Chat as Chat
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -76,6 +93,7 @@ if TYPE_CHECKING:
     from .errors import OutputError as OutputError
     from .errors import SavedSessionError as SavedSessionError
     from .errors import SchemaError as SchemaError
+    from .errors import StoreError as StoreError
     from .errors import UnknownAdapterError as UnknownAdapterError
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
     from .generation import Generation as Generation
@@ -90,8 +108,12 @@ if TYPE_CHECKING:
     from .model import Model as Model
     from .options import ContextOptions as ContextOptions
     from .provenance import Provenance as Provenance
+    from .reply import Reply as Reply
+    from .reply import ReplyOptions as ReplyOptions
     from .sampling import Sampling as Sampling
     from .session import Session as Session
+    from .store import Store as Store
+    from .store_entry import StoreEntry as StoreEntry
     from .timings import Timings as Timings
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all are strings)

@@ -10,6 +10,7 @@ AloraError
 │   ├── ContractError            an intrinsic's io.yaml is malformed
 │   └── SavedSessionError        a saved session is damaged, or belongs to another base or adapter
 ├── ModelError                   a base model cannot be used
+├── StoreError                   the store of adapters and bases cannot be read or written
 ├── AdapterError
 │   ├── AdapterFormatError       an adapter file is malformed (also a FileFormatError)
 │   ├── AdapterMismatchError     a sound adapter that was made for another base
@@ -66,6 +67,10 @@ class SavedSessionError(FileFormatError):
 
 class ModelError(AloraError):
     """A base model cannot be used."""
+
+
+class StoreError(AloraError):
+    """The store of adapters and bases cannot be read or written."""
 
 
 class AdapterError(AloraError):

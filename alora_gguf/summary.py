@@ -100,10 +100,10 @@ class FileSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON can hold it; numbers that are not finite become strings."""
-        plain: dict[str, Any] = _plain(self)
+        shown: dict[str, Any] = plain(self)
         for last in ("metadata", "problems"):  # long, and of interest once the rest is known
-            plain[last] = plain.pop(last)
-        return plain
+            shown[last] = shown.pop(last)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ class BaseSummary(FileSummary):
     split: Split | None
 
 
-def _plain(value: Any) -> Any:
-    """A value of a summary in terms of dict, list, str, int, float, bool and None."""
+def plain(value: Any) -> Any:
+    """A value of a record in terms of dict, list, str, int, float, bool and None."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from .progress import Progress, hush_hub
 from .text import printable
 
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport
-
-_PATIENCE = 1.0  # seconds after which a progress bar is shown
 
 
 def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -> list[int] | None:
@@ -105,10 +102,13 @@ def command(
     # No linear algebra here: starting its threads would only take time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alora_gguf.convert import Pick, convert_adapter
+    from alora_gguf.convert.hub_reference import is_reference
 
     if invocation is not None and invocation_tokens is not None:
         raise click.UsageError("give --invocation or --invocation-tokens, not both")
-    with _Progress() as progress:
+    if is_reference(source) or is_reference(base):
+        hush_hub()
+    with Progress("Converting") as progress:
         report = convert_adapter(
             source,
             base,
@@ -125,28 +125,6 @@ def command(
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)
-
-
-class _Progress:
-    """Calls with (done, total) move a bar on the terminal, once the work takes long enough."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.render_finish()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            if time.monotonic() - self._start < _PATIENCE or not sys.stderr.isatty():
-                return
-            self._bar = click.progressbar(length=total, label="Converting", file=sys.stderr)
-        self._bar.update(done - self._bar.pos)
 
 
 def _print(report: ConversionReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ import click
 
 from .demo_screen import Screen
 from .demo_verdicts import Reading, read_verdict
+from .terminal import colour
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,7 @@ def command(threads: int | None, as_json: bool) -> None:
     from .demo_compare import compare
 
     base, adapters = base_path(), adapter_paths()
-    screen = Screen(quiet=as_json, colour=False if _plain_terminal() else None)
+    screen = Screen(quiet=as_json, colour=colour())
     options = ContextOptions(n_ctx=_CELLS, n_threads=threads, max_adapters=2 * len(adapters))
     with Model(base, adapters=adapters, options=options) as model, model.session() as session:
         setting = _Setting.read(base, adapters.values(), threads or default_threads())
@@ -194,11 +194,6 @@ def _invocation(name: str, suffix: str | None = None) -> Invocation:
     from alora_gguf import Invocation
 
     return Invocation(name, suffix, max_tokens=_VERDICT_TOKENS)
-
-
-def _plain_terminal() -> bool:
-    """Whether the user wants no colour (https://no-color.org), or the terminal has none."""
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def _as_json(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .text import printable
+from .text import printable, size_text
 
 if TYPE_CHECKING:
     from alora_gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
@@ -73,7 +73,7 @@ def table(summary: AdapterSummary | BaseSummary) -> str:
     from alora_gguf.summary import AdapterSummary
 
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
-    lines = [f"{printable(str(summary.path))}: {kind}, {_size(summary.nbytes)}"]
+    lines = [f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"]
     if isinstance(summary, AdapterSummary):
         lines += _rows(_adapter_rows(summary))
         lines += _targets(summary.targets)
@@ -170,9 +170,9 @@ def _named(summary: FileSummary) -> Iterator[tuple[str, str]]:
 
 def _weights(summary: FileSummary) -> Iterator[tuple[str, str]]:
     yield "file", f"GGUF version {summary.gguf_version}, {_tensors(summary.n_tensors)}"
-    yield "weights", f"{summary.n_parameters:,} parameters, {_size(summary.weights_nbytes)}"
+    yield "weights", f"{summary.n_parameters:,} parameters, {size_text(summary.weights_nbytes)}"
     for total in summary.types:
-        yield "", f"{total.type:<7} {_size(total.nbytes):>9} in {_tensors(total.n_tensors)}"
+        yield "", f"{total.type:<7} {size_text(total.nbytes):>9} in {_tensors(total.n_tensors)}"
 
 
 def _by_layer(values: tuple[int, ...]) -> str:
@@ -207,7 +207,9 @@ def _targets(targets: Sequence[Target]) -> list[str]:
         maps = f"{t.n_in} -> {t.n_out}"
         count = str(t.n_experts or "-")
         name = _cut(t.name, 20)
-        cells.append((name, str(t.rank), t.type, maps, count, _size(t.nbytes), _ranges(t.layers)))
+        cells.append(
+            (name, str(t.rank), t.type, maps, count, size_text(t.nbytes), _ranges(t.layers))
+        )
     widths = [max(len(row[i]) for row in cells) for i in range(6)]
     lines = [""]
     for name, rank, kind, maps, count, size, layers in cells:
@@ -275,13 +277,3 @@ def _problems(problems: Sequence[str]) -> list[str]:
 
 def _tensors(count: int) -> str:
     return f"{count} tensor" + ("" if count == 1 else "s")
-
-
-def _size(nbytes: int) -> str:
-    """In decimal units: "512 B", "1.2 MB"."""
-    size, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.95:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -12,6 +12,7 @@ from .base_model import BaseModel
 from .gguf_base import GGUFBase
 from .hub_reference import is_reference
 from .peft_config import FILE_NAME
+from .split_model import parts_of
 
 _CONFIG: Final = "config.json"
 _SHOWN: Final = 6  # of the files in a message
@@ -51,7 +52,18 @@ def open_base(base: str | Path) -> BaseModel:
             f"{path}: is one of a model's files, expected the base as a GGUF, or the directory "
             f"that holds its {_CONFIG}"
         )
-    return GGUFBase(read_header(path))
+    return GGUFBase(_read_parts(path))
+
+
+def _read_parts(path: Path) -> GGUFHeader:
+    """A GGUF's header, and of a split model's first part one with the tensors of all parts."""
+    header = read_header(path)
+    names = parts_of(path.name)
+    if header.metadata.get("split.count") == len(names) and path.name == names[0]:
+        for name in names[1:]:
+            if (part := path.with_name(name)).exists():
+                header.tensors.update(read_header(part).tensors)
+    return header
 
 
 def _open_directory(directory: Path, label: str) -> BaseModel:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
 from alora_gguf.gguf_header import GGUFHeader
 from alora_gguf.gguf_types import ArrayRef, ValueType
+from alora_gguf.gguf_vocabulary import vocabulary_sha256
 
 from .base_model import BaseModel, Shape
 from .families import FAMILIES, supported_names
 from .tokenizer import ordinary, text_of, tokenize_gguf
 
 _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
-_TOKENS = "tokenizer.ggml.tokens"
 
 
 class GGUFBase(BaseModel):
@@ -58,9 +57,11 @@ class GGUFBase(BaseModel):
                 "the file of the one that the adapter was trained on"
             )
         parts = header.metadata.get("split.count", 0)
-        if isinstance(parts, int) and parts > 1:
+        whole = header.metadata.get("split.tensors.count") == len(header.tensors)
+        if isinstance(parts, int) and parts > 1 and not whole:
             raise ConvertError(
-                f"{self.label}: is one of {parts} parts of a split model; join them first with "
+                f"{self.label}: is one of {parts} parts of a split model; give the first, with the "
+                "others beside it under the names they were published with, or join them with "
                 "`llama-gguf-split --merge`"
             )
         if "token_embd.weight" not in header.tensors:
@@ -72,10 +73,7 @@ class GGUFBase(BaseModel):
     @cached_property
     def vocabulary_sha256(self) -> str | None:
         """The hash of `tokenizer.ggml.tokens`; None if the file has no vocabulary."""
-        ref = self.header.metadata.get(_TOKENS)
-        if not isinstance(ref, ArrayRef) or ref.type is not ValueType.STRING:
-            return None
-        return hashlib.sha256(self.header.array_bytes(_TOKENS)).hexdigest()
+        return vocabulary_sha256(self.header)
 
     def shape(self, tensor: str) -> Shape | None:
         """A tensor's shape in ggml order, a weight's being (n_in, n_out); None if there is none."""

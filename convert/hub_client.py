@@ -7,9 +7,10 @@ own: those of the libraries below may quote addresses with signatures, and token
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +48,7 @@ class Repository:
     """A repository at the commit that the reference's revision means now.
 
     files     its files' names and sizes in bytes, None where the hub does not say
+    sha256    the SHA-256 of those that it keeps outside of git, weights for instance
     snapshot  the directory in the cache that fetched files appear in
 
     Raises InputError for a reference to what is not there, ConvertError if the hub cannot be asked.
@@ -77,6 +79,7 @@ class Repository:
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise self._fail("did not name a commit; is HF_ENDPOINT the address of a hub?")
         self.files: dict[str, int | None] = {}
+        self.sha256: dict[str, str] = {}
         for file in siblings or ():
             if not is_safe(file.rfilename):
                 raise self._fail(
@@ -84,6 +87,9 @@ class Repository:
                     "nothing was fetched"
                 )
             self.files[file.rfilename] = file.size if isinstance(file.size, int) else None
+            digest = getattr(file.lfs, "sha256", None)
+            if isinstance(digest, str):
+                self.sha256[file.rfilename] = digest
         root = folder_of(reference, self._cache) / "snapshots" / commit
         self.snapshot = Snapshot(root, root, reference.repo, commit)
 
@@ -105,6 +111,7 @@ class Repository:
                 revision=self.snapshot.revision,
                 cache_dir=self._cache,
                 etag_timeout=self._timeout,
+                **_bar_called(name, self._api.hf_hub_download),
             )
         path = self.snapshot.root.joinpath(*name.split("/"))
         if Path(found) != path:
@@ -216,6 +223,22 @@ def _cache(hub: Hub) -> Path:
     from huggingface_hub import constants
 
     return Path(hub.cache or constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+def _bar_called(name: str, download: Callable[..., Any]) -> dict[str, Any]:
+    """The option for a progress bar with a file's name, where there is one: by default it has the
+    end of an address, which may be a signature.
+    """
+    if "tqdm_class" not in inspect.signature(download).parameters:  # before version 1.5
+        return {}
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented there
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options["desc"] = name.rpartition("/")[2]
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    return {"tqdm_class": Bar}
 
 
 def _host(endpoint: str) -> str:

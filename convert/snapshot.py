@@ -132,6 +132,15 @@ def cached_snapshot(folder: Path, revision: str | None) -> Path | None:
     return None
 
 
+def files_below(snapshot: Snapshot) -> list[str]:
+    """The names of all files of a tree of the hub's cache, with "/"."""
+    found = []
+    for directory, _, names in os.walk(snapshot.root):
+        inside = Path(directory).relative_to(snapshot.root).as_posix()
+        found += [name if inside == "." else f"{inside}/{name}" for name in names]
+    return sorted(found)
+
+
 def find_configs(snapshot: Snapshot, under: str) -> tuple[list[str], list[str]]:
     """The paths of all adapter_config.json below a directory of the tree, and what was not looked
     into: directories that cannot be read, and links to directories, which may lead anywhere.

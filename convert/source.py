@@ -232,8 +232,9 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
     ggufs = [name for name in sorted(names) if name.endswith(".gguf")]
     if ggufs:
         return InputError(
-            f"{where}: holds GGUF files ({listing(ggufs)}), which need no conversion, and no "
-            f"{FILE_NAME}; give the PEFT adapter's directory"
+            f"{where}: holds GGUF files ({listing(ggufs)}), which need no conversion "
+            f"(`alora-gguf pull --file` stores one), and no {FILE_NAME}; give the PEFT adapter's "
+            "directory"
         )
     unread = f" (not looked into: {listing(skipped)})" if skipped else ""
     return InputError(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.inspect import _by_layer, _ranges, _size
+from alora_gguf.cli.inspect import _by_layer, _ranges
+from alora_gguf.cli.text import size_text
 
 from alora_gguf.gguf_types import ValueType
 from alora_gguf.inspection import inspect_gguf
@@ -378,7 +379,7 @@ def test_by_layer(values: tuple[int, ...], text: str) -> None:
     ],
 )
 def test_size(nbytes: int, text: str) -> None:
-    assert _size(nbytes) == text
+    assert size_text(nbytes) == text
 
 
 def test_the_whole_process_loads_neither_numpy_nor_gguf() -> None:

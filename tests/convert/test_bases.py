@@ -10,15 +10,35 @@ from alora_gguf.convert.bases import open_base
 from alora_gguf.convert.gguf_base import GGUFBase
 from alora_gguf.convert.hf_base import HFBase
 
-from alora_gguf.errors import AloraError, FileFormatError, InputError
+from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
 from alora_gguf.gguf_header import read_header
 from tests.support.peft_files import LLAMA_CONFIG, write_base
+from tests.support.pulls import split_gguf
 
 
 def test_a_gguf(tmp_path: Path) -> None:
     base = open_base(str(write_base(tmp_path / "base.gguf")))
     assert isinstance(base, GGUFBase)
     assert base.label == str(tmp_path / "base.gguf")
+
+
+def test_a_split_gguf_is_read_whole(tmp_path: Path) -> None:
+    whole = open_base(write_base(tmp_path / "base.gguf"))
+    assert isinstance(whole, GGUFBase)
+    paths = []
+    for name, content in split_gguf(tmp_path / "base.gguf", "m", 3).items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(content)
+    base = open_base(paths[0])
+    assert isinstance(base, GGUFBase)
+    shapes = {name: tensor.shape for name, tensor in base.header.tensors.items()}
+    assert shapes == {name: tensor.shape for name, tensor in whole.header.tensors.items()}
+    message = "is one of 3 parts of a split model; give the first, with the others beside it under"
+    with pytest.raises(ConvertError, match=rf"00002-of-00003\.gguf: {message}"):
+        open_base(paths[1])
+    paths[2].unlink()
+    with pytest.raises(ConvertError, match=rf"00001-of-00003\.gguf: {message}"):
+        open_base(paths[0])
 
 
 def test_a_directory(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import sys
 
 import click
 import pytest
-from alora_gguf.cli.convert import _Progress, command
+from alora_gguf.cli.convert import command
+from alora_gguf.cli.progress import Progress
 from alora_gguf.convert import convert_adapter
 from alora_gguf.convert.outtypes import OUTTYPES
 from click.testing import CliRunner
@@ -119,8 +120,8 @@ def test_a_bar_is_shown_where_somebody_waits(
     case.write()
     screen = Screen(terminal=terminal)
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("alora_gguf.cli.convert._PATIENCE", patience)
-    with _Progress() as progress:
+    monkeypatch.setattr("alora_gguf.cli.progress._PATIENCE", patience)
+    with Progress("Converting") as progress:
         convert_adapter(case.source, case.base, case.out, progress=progress)
     assert ("100%" in screen.getvalue()) is shown
     assert ("Converting" in screen.getvalue()) is shown

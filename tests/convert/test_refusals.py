@@ -316,7 +316,9 @@ def test_split_base(case: Case) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ConvertError, match="one of 3 parts of a split model; join them first"):
+    with pytest.raises(
+        ConvertError, match="one of 3 parts of a split model; give the first, with the"
+    ):
         case.convert()
 
 

@@ -247,6 +247,7 @@ class Handler(BaseHTTPRequestHandler):
     def _describe(self, name: str, repo: Repo, commit: str) -> None:
         siblings = [
             {"rfilename": path, "size": len(content), "blobId": _git_hash(content)}
+            | ({"lfs": _lfs(content)} if path in repo.lfs else {})
             for path, content in repo.commits[commit].items()
         ]
         info = {"id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
@@ -292,6 +293,10 @@ def _sha256(content: Content) -> str:
     if isinstance(content, Padded):  # nobody checks it; the whole would take seconds
         return hashlib.sha256(content.head + str(content.size).encode()).hexdigest()
     return hashlib.sha256(content).hexdigest()
+
+
+def _lfs(content: Content) -> dict[str, Any]:
+    return {"sha256": _sha256(content), "size": len(content), "pointerSize": 134}
 
 
 def _git_hash(content: Content) -> str:

@@ -1,0 +1,266 @@
+"""Whether an adapter works on a base, here: loads both, reads a text with and without the adapter,
+and says what changed, where, and what must not have.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+import numpy as np
+
+from .adapter import AdapterFile
+from .base import BaseFile
+from .changes import layer_changes, logits_change
+from .checks import check_int
+from .errors import InputError, ModelError
+from .gguf_header import read_header
+from .gguf_types import TensorInfo
+from .gguf_vocabulary import vocabulary_sha256
+from .inspection import inspect_gguf
+from .invocation import find_last
+from .judging import differ, failures, first_not_finite, warnings
+from .model import Model
+from .options import ContextOptions, default_threads
+from .probe import Probe, Reading
+from .summary import AdapterSummary
+from .verified import (
+    AdapterFacts,
+    BaseFacts,
+    CellsCheck,
+    LogitsChange,
+    Text,
+    Verification,
+    Vocabularies,
+)
+
+_N_TEXT: Final = 256
+_N_BEFORE: Final = 16  # of those looked at besides
+_N_AFTER: Final = 32
+_N_KINDS: Final = 512  # different tokens that a text is made of
+_SUBSTANTIAL: Final = 0.05  # of a base's parameters
+_NAME: Final = "adapter"
+_VOCABULARY_KEY: Final = "alora.vocab.sha256"
+
+PathLike = str | os.PathLike[str]
+
+
+def verify(
+    base: PathLike,
+    adapter: PathLike,
+    *,
+    n_threads: int | None = None,
+    seed: int = 0,
+    peft: PathLike | None = None,
+    hf_base: PathLike | None = None,
+) -> Verification:
+    """Measures the adapter in the GGUF file `adapter` on the base in the GGUF file `base`, with
+    random tokens drawn with `seed`.
+
+    `peft` is the PEFT directory that the adapter was converted from: then logits are compared with
+    PEFT's on the transformers directory `hf_base`, by default the one that the adapter's own
+    configuration names. That needs the extra `train`.
+
+    What can be measured is in the result, good or bad. Raises what Model() raises for files that
+    cannot be used together, and InputError.
+    """
+    check_int(seed, "seed", 0)
+    if hf_base is not None and peft is None:
+        raise InputError("hf_base is only used with peft, the adapter's PEFT directory; give both")
+    base_file, file = BaseFile.read(base), AdapterFile.read(adapter)
+    reference = None
+    if peft is not None:
+        from .peft_reference import PeftReference
+
+        reference = PeftReference.find(peft, hf_base)
+    n_cells = _N_TEXT + len(file.invocation) + _N_AFTER
+    options = ContextOptions(
+        n_ctx=2 * n_cells, n_seq_max=2, n_threads=n_threads, max_adapters=1, n_pooled=0
+    )
+    with Model(base, adapters={_NAME: adapter}, options=options) as model:
+        text = _draw(model, file.invocation, seed)
+        cells = _check_cells(model, text)
+        plain, adapted = _read_both(model, file, text)
+        n_before = text.n_rows - text.n_adapted
+        logits = _with_texts(model, logits_change(plain, adapted, n_before))
+    facts = _base_facts(base_file), _adapter_facts(file)
+    found = Verification(
+        base=facts[0],
+        adapter=facts[1],
+        n_threads=n_threads or default_threads(),
+        vocabularies=_compare(*facts),
+        text=text,
+        cells=cells,
+        finite=first_not_finite(plain) is None and first_not_finite(adapted) is None,
+        effective=differ(plain, adapted),
+        logits=logits,
+        layers=layer_changes(plain, adapted, n_before),
+        peft=reference.compare(*facts, text, plain.logits, adapted.logits) if reference else None,
+        failures=(),
+        warnings=(),
+    )
+    return replace(
+        found,
+        failures=tuple(failures(found, plain, adapted)),
+        warnings=tuple(warnings(found)),
+    )
+
+
+# What is read ---------------------------------------------------------------------------------
+
+
+def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
+    """Random tokens with the invocation amid them, of which they have none."""
+    llama = model.engine.llama
+    trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model.engine.ctx)))
+    room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)
+    n_after = max(1, min(_N_AFTER, room // 2))
+    n_text = min(_N_TEXT, room - n_after)
+    if n_text < 1:
+        raise ModelError(
+            f"{model.path}: was trained for texts of {trained} tokens, which leaves no room for "
+            f"the adapter's invocation of {len(invocation)}; use the base it was trained on"
+        )
+    rng = np.random.default_rng(seed)
+    kinds = _ordinary(model, set(invocation), rng.permutation(model.n_vocab).tolist())
+    drawn = [kinds[i] for i in rng.integers(0, len(kinds), n_text + n_after).tolist()]
+    bos = model.engine.vocab.bos_to_add()
+    if bos is not None:
+        drawn[0] = bos
+    tokens = (*drawn[:n_text], *invocation, *drawn[n_text:])
+    n_adapted = len(invocation) + n_after
+    if not invocation:
+        return Text(seed, tokens, 0, n_adapted, n_adapted)
+    n_rows = min(_N_BEFORE, n_text) + n_adapted
+    return Text(seed, tokens, n_text, n_rows, n_adapted)
+
+
+def _ordinary(model: Model, without: set[int], shuffled: list[int]) -> list[int]:
+    """The first tokens that read as text, as far as the model says how they read."""
+    vocab = model.engine.vocab
+    kinds = [token for token in shuffled if token not in without]
+    if vocab.has_text:
+        readable = (t for t in kinds if vocab.piece(t) and not vocab.is_end(t))
+        kinds = list(islice(readable, _N_KINDS)) or kinds
+    if not kinds:
+        raise ModelError(f"{model.path}: has no tokens besides the adapter's invocation")
+    return kinds[:_N_KINDS]
+
+
+def _check_cells(model: Model, text: Text) -> CellsCheck:
+    """By sessions, as everyone uses them."""
+    n_text = text.first or len(text.tokens) - text.n_adapted
+    with model.session() as conversation:
+        conversation.sync(text.tokens[:n_text])
+        before = conversation.state()
+        with conversation.fork() as fork:
+            timings = fork.append(text.tokens[n_text:], adapter=_NAME)
+        untouched = conversation.state() == before
+    equal = None
+    if text.first:
+        base = _cells(model, text.tokens, text.first, None)
+        equal = None if base is None else base == _cells(model, text.tokens, text.first, _NAME)
+    return CellsCheck(n_text, timings.reused, untouched, equal)
+
+
+def _cells(model: Model, tokens: tuple[int, ...], n: int, adapter: str | None) -> bytes | None:
+    """The first `n` cells of a text that was read in one batch; None if they cannot be cut out."""
+    with model.session() as session:
+        session.sync(tokens, adapter=adapter)
+        session.rewind(n)
+        return session.state() if session.cached == n else None
+
+
+def _read_both(model: Model, file: AdapterFile, text: Text) -> tuple[Reading, Reading]:
+    """(without the adapter, with it)."""
+    first = find_last(text.tokens, file.invocation) if file.invocation else 0
+    n_cells, n_rows = len(text.tokens), text.n_rows
+    with Probe(model.engine, file, n_cells=n_cells, n_rows=n_rows) as probe:
+        plain = probe.read(text.tokens, first=None, n_rows=n_rows)
+        return plain, probe.read(text.tokens, first=first, n_rows=n_rows)
+
+
+def _with_texts(model: Model, logits: LogitsChange) -> LogitsChange:
+    if not model.engine.vocab.has_text:
+        return logits
+    base, adapter = (
+        model.detokenize([token], special=True) for token in (logits.top_base, logits.top_adapter)
+    )
+    return replace(logits, text_base=base, text_adapter=adapter)
+
+
+# Who is who -----------------------------------------------------------------------------------
+
+
+def _base_facts(base: BaseFile) -> BaseFacts:
+    header = read_header(base.path)
+    name = header.metadata.get("general.name")
+    weights = _Weights.of(base.tensors.values())
+    return BaseFacts(
+        path=base.path,
+        name=name if isinstance(name, str) else None,
+        architecture=base.architecture,
+        nbytes=sum(part.stat().st_size for part in base.parts),
+        n_parameters=weights.n_parameters,
+        type=weights.type,
+        bits_per_weight=weights.bits,
+        vocabulary_sha256=vocabulary_sha256(header),
+    )
+
+
+def _adapter_facts(file: AdapterFile) -> AdapterFacts:
+    summary = inspect_gguf(file.path)
+    weights = _Weights.of(info for pair in file.pairs for info in (pair.a, pair.b))
+    sha256 = summary.metadata.get(_VOCABULARY_KEY)
+    return AdapterFacts(
+        path=file.path,
+        name=file.name,
+        kind="alora" if file.invocation else "lora",
+        nbytes=summary.nbytes,
+        n_parameters=weights.n_parameters,
+        type=weights.type,
+        bits_per_weight=weights.bits,
+        rank=file.rank,
+        alpha=file.alpha,
+        targets=summary.targets if isinstance(summary, AdapterSummary) else (),
+        invocation=file.invocation,
+        invocation_text=file.invocation_text,
+        vocabulary_sha256=sha256 if isinstance(sha256, str) else None,
+        identity=file.identity,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """`type`: the one of the fewest bits per weight, of those that a substantial part has."""
+
+    n_parameters: int
+    type: str
+    bits: float
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorInfo]) -> _Weights:
+        parameters: Counter[str] = Counter()
+        nbytes: Counter[str] = Counter()
+        for info in tensors:
+            parameters[info.type_name] += math.prod(info.shape)
+            nbytes[info.type_name] += info.nbytes
+        total = sum(parameters.values())
+        bits = {
+            name: 8 * nbytes[name] / n
+            for name, n in parameters.items()
+            if n >= _SUBSTANTIAL * total
+        }
+        coarsest = min(bits, key=lambda name: bits[name])
+        return cls(total, coarsest, bits[coarsest])
+
+
+def _compare(base: BaseFacts, adapter: AdapterFacts) -> Vocabularies:
+    if base.vocabulary_sha256 is None or adapter.vocabulary_sha256 is None:
+        return "unknown"
+    return "equal" if base.vocabulary_sha256 == adapter.vocabulary_sha256 else "different"

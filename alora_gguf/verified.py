@@ -1,0 +1,211 @@
+"""What verify() finds out about an adapter on a base: plain records, for programs and for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .summary import Target, plain
+
+Vocabularies = Literal["equal", "different", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """The base. `type` is the coarsest ggml type of a substantial part of its weights, and
+    `bits_per_weight` what that takes; `vocabulary_sha256` is None if it has no vocabulary.
+    """
+
+    path: Path
+    name: str | None
+    architecture: str
+    nbytes: int
+    n_parameters: int
+    type: str
+    bits_per_weight: float
+    vocabulary_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """The adapter; `type` and `bits_per_weight` as of the base. `vocabulary_sha256` is that of the
+    base it was converted for, None if the file does not say; `invocation` is () for a plain LoRA.
+    """
+
+    path: Path
+    name: str
+    kind: Literal["alora", "lora"]
+    nbytes: int
+    n_parameters: int
+    type: str
+    bits_per_weight: float
+    rank: int
+    alpha: float
+    targets: tuple[Target, ...]
+    invocation: tuple[int, ...]
+    invocation_text: str | None
+    vocabulary_sha256: str | None
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What was read: random tokens, drawn with `seed`, then the invocation, then more of them.
+
+    `first` is where the adapter begins, 0 for a plain LoRA; `n_rows` of the last tokens were
+    looked at, of which the last `n_adapted` are computed with the adapter.
+    """
+
+    seed: int
+    tokens: tuple[int, ...]
+    first: int
+    n_rows: int
+    n_adapted: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellsCheck:
+    """Bytes of cells, as a session computes them.
+
+    n_cells       of the text before the adapter begins
+    reused        of those, by a fork that the adapter then read the rest on
+    untouched     whether the conversation's own cells were the same bytes after that
+    equal         whether the cells before the invocation are the base's, bit for bit, where the
+                  adapter reads everything in one batch; None for a plain LoRA, which changes all,
+                  and where the model's memory cannot be cut there
+    """
+
+    n_cells: int
+    reused: int
+    untouched: bool
+    equal: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsChange:
+    """How the adapter's logits differ from the base's.
+
+    n_before       rows before the invocation, and whether those are the same bits (`before_equal`;
+                   None if there are none)
+    largest        the largest difference in the rows after, relative to the base's largest logit
+    kl             KL(base || adapter) after the last token, in nats
+    n_top_changed  rows whose likeliest token is another
+    top_base, top_adapter   the likeliest after the last token
+    text_base, text_adapter   and how those read, None in a base without a vocabulary
+    """
+
+    n_before: int
+    before_equal: bool | None
+    largest: float
+    kl: float
+    n_top_changed: int
+    top_base: int
+    top_adapter: int
+    text_base: str | None = None
+    text_adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """How the residual stream after a layer differs, over the adapted tokens: |h - h_base| /
+    |h_base|, its mean and largest, and the mean cosine between the two.
+    """
+
+    layer: int
+    change: float
+    largest: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far rows of logits lie from PEFT's, relative to the largest logit of PEFT's: at the worst
+    token, and `typical`, the median of every token's own largest difference.
+    """
+
+    largest: float
+    typical: float
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a comparison with PEFT allows, by the coarser of the base's and the adapter's types.
+
+    `largest` is None where the worst token says nothing: what rounding of weights does to a single
+    one has no useful bound. `cosine` is the least for what the adapter adds.
+    """
+
+    type: str
+    typical: float
+    largest: float | None
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeftComparison:
+    """Logits of the last `n_rows` tokens beside PEFT's, computed in float32 from the directories
+    `adapter` and `base`.
+
+    without, with_adapter   how far ours are from PEFT's, without the adapter and with it
+    effect                  what it adds to the logits in PEFT, measured like Distance.typical
+    effect_cosine           the cosine between that and what it adds here
+    """
+
+    adapter: Path
+    base: Path
+    n_rows: int
+    without: Distance
+    with_adapter: Distance
+    allowed: Allowed
+    effect: float
+    effect_cosine: float
+
+    @property
+    def close(self) -> bool:
+        """Whether the adapter's logits are as close to PEFT's as is allowed; NaN is not."""
+        ours, allowed = self.with_adapter, self.allowed
+        worst = allowed.largest is None or ours.largest <= allowed.largest
+        return worst and ours.typical <= allowed.typical
+
+    @property
+    def effect_clear(self) -> bool:
+        """Whether the effect stands out from what the base's type costs, so that it says more."""
+        return self.effect > 3 * self.without.typical
+
+    @property
+    def same_effect(self) -> bool:
+        """Whether the adapter adds here what it adds in PEFT, as far as that can be told."""
+        return not self.effect_clear or self.effect_cosine >= self.allowed.cosine
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All of it. `failures` and `warnings` are sentences; without failures the adapter passed.
+
+    `finite` is whether all values are, and `effective` whether the adapter changes any. `layers` is
+    () for an architecture whose graph does not name its layers' outputs.
+    """
+
+    base: BaseFacts
+    adapter: AdapterFacts
+    n_threads: int
+    vocabularies: Vocabularies
+    text: Text
+    cells: CellsCheck
+    finite: bool
+    effective: bool
+    logits: LogitsChange
+    layers: tuple[LayerChange, ...]
+    peft: PeftComparison | None
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; numbers that are not finite become strings."""
+        return {"passed": self.passed, **plain(self)}

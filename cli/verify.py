@@ -1,0 +1,219 @@
+"""`alora-gguf verify`: whether an adapter works on a base, as a report or as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .terminal import colour, columns
+from .text import printable, size_text
+from .verify_chart import chart
+
+if TYPE_CHECKING:
+    from alora_gguf.verified import AdapterFacts, BaseFacts, PeftComparison, Verification
+
+_LABEL: Final = 14  # of a row, with the space behind it
+_MARK: Final = 6  # of a check, likewise
+_COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
+
+
+@click.command("verify")
+@click.argument("base", metavar="BASE.gguf", type=click.Path(path_type=Path))
+@click.argument("adapter", metavar="ADAPTER.gguf", type=click.Path(path_type=Path))
+@click.option(
+    "--peft",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The PEFT directory that the adapter was converted from: compare logits with PEFT's. "
+    "Needs torch, transformers and peft: the extra `train`.",
+)
+@click.option(
+    "--hf-base",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The transformers directory of the base, for --peft; by default the one that the "
+    "adapter's configuration names.",
+)
+@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random text."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def command(
+    *,
+    base: Path,
+    adapter: Path,
+    peft: Path | None,
+    hf_base: Path | None,
+    threads: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure what an adapter does to a base, and whether that is right.
+
+    Loads both, reads a random text without the adapter and with it, and compares: cells, layers and
+    logits before the invocation must be the base's, bit for bit; after it they must have changed,
+    to finite numbers. Shows how much each layer's output changes.
+
+    The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
+    """
+    from alora_gguf.errors import AdapterError
+    from alora_gguf.verification import verify
+
+    if hf_base is not None and peft is None:
+        raise click.UsageError("--hf-base is only used with --peft; give both")
+    found = verify(base, adapter, n_threads=threads, seed=seed, peft=peft, hf_base=hf_base)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        for line in report(found, columns()):
+            click.echo(line, color=colour())
+    if not found.passed:
+        raise AdapterError(f"{adapter}: fails on {base}; the report says why")
+
+
+def report(found: Verification, width: int) -> Iterator[str]:
+    """The lines of a report of `width` columns, paths apart; styled."""
+    yield from _wrapped("", f"{found.adapter.path} on {found.base.path}", width)
+    yield ""
+    for label, text in _facts(found):
+        yield from _wrapped(f"  {label:<{_LABEL}}", text, width)
+    yield ""
+    for passed, text in _checks(found):
+        yield from _marked("ok" if passed else "FAIL", text, width)
+    yield ""
+    yield from _changes(found, width)
+    for sentence in found.warnings:
+        yield from _marked("note", sentence, width)
+    for sentence in found.failures:
+        yield from _marked("FAIL", sentence, width)
+    if found.warnings or found.failures:
+        yield ""
+    verdict, fg = ("passes", "green") if found.passed else ("FAILS", "red")
+    yield click.style(f"{printable(found.adapter.name)} {verdict}.", fg=fg, bold=True)
+
+
+def _facts(found: Verification) -> Iterator[tuple[str, str]]:
+    base, adapter, text = found.base, found.adapter, found.text
+    yield "base", f"{base.name or 'without a name'}, {base.architecture}, {_weights(base)}"
+    kind = "aLoRA" if adapter.kind == "alora" else "plain LoRA"
+    yield "adapter", f"{adapter.name}, {kind} of rank {adapter.rank}, {_weights(adapter)}"
+    layers = {layer for target in adapter.targets for layer in target.layers}
+    names = ", ".join(dict.fromkeys(target.name for target in adapter.targets))
+    yield "targets", names + (f" in {_count(len(layers), 'layer')}" if layers else "")
+    if adapter.kind == "lora":
+        yield "invocation", "none; it is on for every token"
+    else:
+        reads = f"'{adapter.invocation_text}', " if adapter.invocation_text else ""
+        yield "invocation", reads + _count(len(adapter.invocation), "token")
+    read = f"{len(text.tokens)} tokens with seed {text.seed}, the adapter on at the last "
+    yield "text", f"{read}{text.n_adapted}; {_count(found.n_threads, 'thread')}"
+
+
+def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
+    """What must be so, and whether it is."""
+    cells, logits = found.cells, found.logits
+    yield True, "every target is a weight of this base, of the right shape"
+    if found.vocabularies != "unknown":
+        text = "the base's vocabulary is the one that the adapter was converted for"
+        yield found.vocabularies == "equal", text
+    same = "the base's, bit for bit, in one batch with adapted ones"
+    if logits.before_equal is not None:
+        text = f"before the invocation: layers and logits of {logits.n_before} tokens are {same}"
+        yield logits.before_equal, text
+    if cells.equal is not None:
+        yield cells.equal, f"before the invocation: cells of {cells.n_cells} tokens are {same}"
+    text = (
+        f"asked on a fork, it reuses {cells.reused} of {cells.n_cells} tokens and leaves the "
+        "conversation's cells as they were, byte for byte"
+    )
+    if found.adapter.kind == "lora":
+        text += "; a plain LoRA changes every token, so it reads all anew"
+    yield cells.untouched, text
+    yield found.finite, "every layer and every logit is finite"
+    yield found.effective, "it changes what the base computes"
+    if found.peft is not None:
+        yield from _beside_peft(found.peft)
+
+
+def _beside_peft(peft: PeftComparison) -> Iterator[tuple[bool, str]]:
+    allowed, ours, plain = peft.allowed, peft.with_adapter, peft.without
+    limits = f"{allowed.typical:g} is allowed at a typical token"
+    if allowed.largest is not None:
+        limits += f", {allowed.largest:g} at the worst"
+    text = (
+        f"beside PEFT, logits are off by {ours.largest:.1e} of the largest at the worst of "
+        f"{peft.n_rows} tokens, {ours.typical:.1e} at a typical one (without the adapter "
+        f"{plain.largest:.1e} and {plain.typical:.1e}); for {allowed.type} {limits}"
+    )
+    yield peft.close, text
+    if peft.effect_clear:
+        text = (
+            f"what it adds to the logits has a cosine of {peft.effect_cosine:.4f} with what it "
+            f"adds in PEFT; at least {allowed.cosine:g} is expected"
+        )
+        yield peft.same_effect, text
+
+
+def _changes(found: Verification, width: int) -> Iterator[str]:
+    logits, n = found.logits, found.text.n_adapted
+    where = "From the invocation on" if found.adapter.kind == "alora" else "Everywhere"
+    yield click.style(f"{where} ({n} tokens)", bold=True)
+    before = _token(logits.top_base, logits.text_base)
+    top = f"stays {before}"
+    if logits.top_adapter != logits.top_base:
+        top = f"changes from {before} to {_token(logits.top_adapter, logits.text_adapter)}"
+    yield from _wrapped(
+        "  ",
+        f"Logits differ by up to {logits.largest:.2g} of the largest; the likeliest token is "
+        f"another at {logits.n_top_changed} of {n}. After the last token it {top}, and "
+        f"KL(base || adapter) is {logits.kl:.2g} nats.",
+        width,
+    )
+    if not found.layers:
+        yield ""
+        return
+    yield from _wrapped(
+        "  ", "Each layer's output, |h - h_base| / |h_base|, mean over these tokens:", width
+    )
+    yield ""
+    heading, rows = chart(found.layers, width)
+    yield heading
+    for row in rows:
+        yield row.label + click.style(row.bar, fg="cyan") if row.bar else row.label.rstrip()
+    yield ""
+
+
+def _marked(mark: str, text: str, width: int) -> Iterator[str]:
+    first, *more = _wrapped(" " * (_MARK + 2), text, width)
+    yield f"  {click.style(mark, fg=_COLOURS[mark])}{first[2 + len(mark) :]}"
+    yield from more
+
+
+def _wrapped(start: str, text: str, width: int) -> list[str]:
+    """`text` behind `start`, further lines below it."""
+    return textwrap.wrap(
+        printable(text),
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _weights(facts: BaseFacts | AdapterFacts) -> str:
+    return f"{facts.type}, {facts.n_parameters:,} parameters, {size_text(facts.nbytes)}"
+
+
+def _token(token: int, text: str | None) -> str:
+    return f"token {token}" if text is None else f"{text!r} ({token})"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
