@@ -6,29 +6,25 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .asking import IntrinsicCall, IntrinsicResult, as_call, ask_all
 from .cancel import CancelToken
+from .chat_notes import ChatNotes, damaged
 from .chat_template import ChatTemplate, Transcript
 from .checks import check_int
 from .decoding import Progress
-from .errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
+from .errors import AloraError, ClosedError, InputError, ModelError
 from .intrinsic_prompt import Dialogue
-from .messages import Document, Message, as_document, as_message
+from .messages import Document, Message, Said, Texts, as_documents, as_message, as_said
 from .reply import Reply, ReplyOptions
 from .session import Session
 from .timings import Timings
 
 if TYPE_CHECKING:
     from .model import Model
-
-Said = str | Message | Mapping[str, object]
-"""A message: the user's words, a Message, or OpenAI's mapping with role and content."""
-
-_IN_NOTES: Final = "alora_gguf.chat"
 
 
 class Chat:
@@ -48,15 +44,15 @@ class Chat:
         template: ChatTemplate,
         *,
         messages: Iterable[Said] = (),
-        documents: Iterable[Document | str | Mapping[str, object]] = (),
+        documents: Texts = (),
         arguments: Mapping[str, object] | None = None,
     ) -> None:
         """Use Model.chat(). Raises InputError."""
         self._session = session
         self._template = template
         # the messages, and the reply that is not over: together, so that who looks sees both
-        self._said: tuple[tuple[Message, ...], Reply | None] = (_as_messages(messages), None)
-        self._documents = _as_documents(documents)
+        self._said: tuple[tuple[Message, ...], Reply | None] = (as_said(messages), None)
+        self._documents = as_documents(documents)
         self._arguments = dict(arguments or {})
         template.check_arguments(self._arguments, "template_arguments")
         self._transcript = Transcript()
@@ -86,8 +82,8 @@ class Chat:
         return list(self._documents)
 
     @documents.setter
-    def documents(self, documents: Iterable[Document | str | Mapping[str, object]]) -> None:
-        new = _as_documents(documents)
+    def documents(self, documents: Texts) -> None:
+        new = as_documents(documents)
         with self._lock:
             self._begin()
             self._documents = new
@@ -105,7 +101,8 @@ class Chat:
         with self._lock:
             messages = self._begin()
             rest = messages if self.system is None else messages[1:]
-            self._said = ((*_system(text), *rest), None)
+            instructions = () if text is None else (Message("system", text),)
+            self._said = ((*instructions, *rest), None)
 
     @property
     def tokens(self) -> list[int]:
@@ -128,7 +125,7 @@ class Chat:
     ) -> Timings:
         """Adds a message, the user's if it is text, and reads it without a reply."""
         with self._lock:
-            messages = (*self._begin(), _as_said(message))
+            messages = (*self._begin(), _one(message))
             timings = self._read(messages, cancel, progress)
             self._said = (messages, None)
             return timings
@@ -149,7 +146,7 @@ class Chat:
         UnknownAdapterError and SchemaError for `options`.
         """
         with self._lock:
-            messages = (*self._begin(), _as_said(text))
+            messages = (*self._begin(), _one(text))
             return self._reply(messages, options, stream, cancel, progress)
 
     def reply(
@@ -254,44 +251,32 @@ class Chat:
         """
         with self._lock:
             self._check_open()
-            transcript = self._written()
-            notes = {
-                "messages": [asdict(message) for message in self._so_far()],
-                "documents": [asdict(document) for document in self._documents],
-                "arguments": self._arguments,
-                "template": self._template.source,
-                "text": transcript.text,
-                "tokens": list(transcript.tokens),
-                "reader": list(self._reader),
-            }
-            self._session.save(path, notes={_IN_NOTES: notes})
+            notes = ChatNotes(
+                self._so_far(),
+                self._documents,
+                self._arguments,
+                self._template.source,
+                self._written(),
+                self._reader,
+            )
+            self._session.save(path, notes=notes.to_notes())
 
     @classmethod
     def restored(cls, session: Session, notes: Mapping[str, Any], origin: str) -> Chat:
         """What save() wrote, on its restored session. Not part of the public API."""
-        kept = notes.get(_IN_NOTES)
-        if not isinstance(kept, Mapping):
-            raise SavedSessionError(
-                f"{origin}: holds a session without a chat's messages; open it with "
-                "Model.restore_session()"
-            )
+        kept = ChatNotes.of(notes, origin)
         try:
+            _ = session.model.engine.vocab.check(kept.transcript.tokens, "tokens")
             chat = cls(
                 session,
-                session.model.chat_template(kept["template"]),
-                messages=kept["messages"],
-                documents=kept["documents"],
-                arguments=kept["arguments"],
+                session.model.chat_template(kept.template),
+                messages=kept.messages,
+                documents=kept.documents,
+                arguments=kept.arguments,
             )
-            tokens = session.model.engine.vocab.check(kept["tokens"], "tokens")
-            chat._transcript = Transcript(str(kept["text"]), tuple(tokens))
-            adapter, scale = kept["reader"]
-            chat._reader = (None if adapter is None else str(adapter), float(scale))
-        except (KeyError, TypeError, ValueError, ModelError) as error:
-            raise SavedSessionError(
-                f"{origin}: the chat that it holds is damaged ({error!r}); restore its session "
-                "with Model.restore_session()"
-            ) from error
+        except (ValueError, ModelError) as error:
+            raise damaged(origin, error) from error
+        chat._transcript, chat._reader = kept.transcript, kept.reader
         return chat
 
     def close(self) -> None:
@@ -462,24 +447,5 @@ class Chat:
         return reply
 
 
-def _as_said(message: Said) -> Message:
+def _one(message: Said) -> Message:
     return Message("user", message) if isinstance(message, str) else as_message(message, "message")
-
-
-def _as_messages(messages: Iterable[Said]) -> tuple[Message, ...]:
-    return tuple(
-        Message("user", value) if isinstance(value, str) else as_message(value, f"messages[{i}]")
-        for i, value in enumerate(messages)
-    )
-
-
-def _as_documents(
-    documents: Iterable[Document | str | Mapping[str, object]],
-) -> tuple[Document, ...]:
-    if isinstance(documents, (str, Mapping, Document)):
-        raise InputError(f"documents: expected a list of documents, got {documents!r}")
-    return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
-
-
-def _system(text: str | None) -> tuple[Message, ...]:
-    return () if text is None else (Message("system", text),)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from .errors import InputError
 
@@ -28,6 +29,27 @@ class Document:
         """As chat templates get it: what is known of text, title and doc_id."""
         fields = {"text": self.text, "title": self.title, "doc_id": self.doc_id}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+Said: TypeAlias = str | Message | Mapping[str, object]
+"""A message: the user's words, a Message, or OpenAI's mapping with role and content."""
+Texts: TypeAlias = Iterable[Document | str | Mapping[str, object]]
+"""Documents: each a Document, its text, or a mapping with text and perhaps title and doc_id."""
+
+
+def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
+    """`messages` as Messages. Raises InputError, naming the one that is none."""
+    return tuple(
+        Message("user", value) if isinstance(value, str) else as_message(value, f"messages[{i}]")
+        for i, value in enumerate(messages)
+    )
+
+
+def as_documents(documents: Texts) -> tuple[Document, ...]:
+    """`documents` as Documents. Raises InputError, naming the one that is none."""
+    if isinstance(documents, (str, Mapping, Document)):
+        raise InputError(f"documents: expected a list of documents, got {documents!r}")
+    return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
 
 
 def as_message(value: Message | Mapping[str, object], what: str) -> Message:

@@ -15,7 +15,7 @@ from .bank import Bank, Use
 from .base import BaseFile
 from .cache_report import CacheReport, report
 from .cancel import CancelToken
-from .chat import Chat, Said
+from .chat import Chat
 from .chat_template import ChatTemplate
 from .checks import check_int
 from .conversation import Conversation
@@ -24,7 +24,7 @@ from .errors import ModelError
 from .fingerprint import BaseFingerprint
 from .intrinsics import Contract, load_contract
 from .loading import Tuning
-from .messages import Document, Message
+from .messages import Message, Said, Texts
 from .options import ContextOptions
 from .pool import PrefixPool
 from .saved import SavedSession, check_saved, read_saved
@@ -188,7 +188,7 @@ class Model:
         self,
         *,
         system: str | None = None,
-        documents: Iterable[Document | str | Mapping[str, object]] = (),
+        documents: Texts = (),
         messages: Iterable[Said] = (),
         template: str | None = None,
         template_arguments: Mapping[str, object] | None = None,

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.batch import Run
+from alora_gguf.batch import Logits, Run
 from alora_gguf.cells import CellBooks
 from alora_gguf.engine import Engine
+from alora_gguf.loading import Tuning
 
 
 @pytest.fixture
@@ -175,3 +176,17 @@ def test_decoding_a_token_costs_python_little(files: Files) -> None:
             best = min(best, (time.perf_counter() - started) / 100)
         engine.llama = real
         assert best < 500e-6  # some 20 us on an idle machine
+
+
+def test_tuning_reaches_llama_cpp_and_options_come_first(files: Files) -> None:
+    def row(tuning: Tuning | None) -> tuple[int, Logits]:
+        with ag.Model(files.base, n_ctx=256, n_threads=1, tuning=tuning) as model:
+            (logits,) = model.engine.decode([Run(model.engine.allocate(), [1, 2, 3, 4])])
+            assert logits is not None
+            return model.n_ctx, logits
+
+    n_ctx, plain = row(None)
+    tuned_n_ctx, tuned = row(Tuning(context={"rope_freq_base": 5.0, "n_ctx": 512}))
+    assert n_ctx == tuned_n_ctx == 256
+    assert np.abs(tuned - plain).max() > 1e-2
+    assert np.array_equal(row(None)[1], plain)

@@ -1,0 +1,181 @@
+"""asyncio: tasks that are cancelled amid a call end soon, and leave the chat usable."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
+from conftest import EXACT, Files
+from loops import ticks, until
+
+import alora_gguf as ag
+from alora_gguf import aio
+from alora_gguf.decoding import DecodeQueue
+from alora_gguf.intrinsics import Contract
+
+LONG = "the rain " * 720
+ANYTHING = "model: ~\nresponse_format: ~\ntransformations: ~"
+
+
+@pytest.fixture
+def model(files: Files) -> Iterator[ag.Model]:
+    with files.model(n_ctx=8192, options=EXACT) as model:
+        model.set_contract("sure", Contract.parse(YES_NO))
+        model.set_contract("other", Contract.parse(ANYTHING))
+        yield model
+        assert_nothing_left(model)
+
+
+@pytest.fixture
+def chat(model: ag.Model) -> Iterator[ag.Chat]:
+    with model.chat(template=PLAIN) as chat:
+        chat.say("hello", brief())
+        yield chat
+
+
+async def cancel_amid(work: Awaitable[Any], happened: Callable[[], bool]) -> float:
+    """Cancels a task once something has happened; how long it took to end."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait_for(until(happened), 30)
+    began = time.perf_counter()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    return time.perf_counter() - began
+
+
+def test_cancelling_amid_a_long_reading(chat: ag.Chat, files: Files) -> None:
+    before, seen = (chat.messages, chat.tokens), list[int]()
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+
+    async def main() -> None:
+        work = aio.call(chat.say, LONG, brief(), progress=progress)
+        took, longest = await ticks(cancel_amid(work, lambda: bool(seen)))
+        assert took < 1.0
+        assert longest < 0.5
+
+    asyncio.run(main())
+    assert (chat.messages, chat.tokens) == before
+    n = len(chat.tokens)
+    assert chat.say("on", brief()).timings.reused == n
+    assert_sound(chat, files)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_cancelling_amid_a_reply(chat: ag.Chat, files: Files, stream: bool) -> None:
+    n = len(chat.messages)
+
+    async def whole() -> None:
+        await aio.call(chat.say, "tell", brief(5000))
+
+    async def pieces() -> None:
+        async for _ in await aio.call(chat.say, "tell", brief(5000), stream=True):
+            pass
+
+    async def main() -> None:
+        work = pieces() if stream else whole()
+        took = await cancel_amid(work, lambda: len(chat.messages) == n + 2)
+        assert took < 1.0
+
+    asyncio.run(main())
+    # what was said stays: the call had come back, or the reply was left
+    assert [m.role for m in chat.messages[n:]] == ["user", "assistant"]
+    reused = chat.say("on", brief()).timings.reused
+    assert reused > 0
+    assert_sound(chat, files)
+
+
+def test_cancelling_between_two_pieces(chat: ag.Chat, files: Files) -> None:
+    async def talk() -> None:
+        async for _ in await aio.call(chat.say, "tell", brief(5000), stream=True):
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        assert await cancel_amid(talk(), lambda: len(chat.messages) == 4) < 1.0
+
+    asyncio.run(main())
+    chat.say("on", brief())
+    assert len(chat.messages) == 6
+    assert_sound(chat, files)
+
+
+def test_cancelling_amid_a_question(chat: ag.Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = chat.messages, chat.read(), chat.tokens
+    call, steps = ag.IntrinsicCall("other", max_tokens=5000), [0]
+    real = DecodeQueue.decode
+
+    def decode(*args: Any, **more: Any) -> Any:
+        steps[0] += 1
+        return real(*args, **more)
+
+    monkeypatch.setattr(DecodeQueue, "decode", decode)
+
+    async def main() -> None:
+        work = aio.call(chat.invoke_many, [call, call])
+        took, longest = await ticks(cancel_amid(work, lambda: steps[0] > 5))
+        assert took < 1.0
+        assert longest < 0.5
+
+    asyncio.run(main())
+    assert (chat.messages, chat.tokens) == (before[0], before[2])
+    assert chat.invoke("sure").error is None
+    assert steps[0] < 4000
+
+
+def test_cancelling_twice_and_a_call_that_takes_no_token() -> None:
+    free, begun = threading.Event(), threading.Event()
+
+    def stubborn() -> str:
+        begun.set()
+        free.wait(timeout=30)
+        return "done"
+
+    async def main() -> None:
+        task = asyncio.ensure_future(aio.call(stubborn))
+        await until(begun.is_set)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()  # it ends when the call has come back
+        free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_timeout_is_a_cancellation(chat: ag.Chat, files: Files) -> None:
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(aio.call(chat.say, "tell", brief(6000)), 0.05)
+
+    asyncio.run(main())
+    chat.say("on", brief())
+    assert_sound(chat, files)
+
+
+def test_an_error_of_a_cancelled_call_is_nobodys() -> None:
+    """It is not reported as an exception that was never retrieved."""
+    reports: list[Any] = []
+    begun = threading.Event()
+
+    def fails(cancel: ag.CancelToken | None = None) -> None:
+        begun.set()
+        while cancel is not None and not cancel.cancelled:
+            time.sleep(0.001)
+        raise ag.CancelledError("the call was cancelled")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+        await cancel_amid(aio.call(fails), begun.is_set)
+
+    asyncio.run(main())
+    assert reports == []
