@@ -109,9 +109,7 @@ lint: setup-checks
 	@$(BIN)/ruff check $(python_files)
 	@$(BIN)/ruff format --check $(python_files)
 	@rm -rf build/typecheck && mkdir -p build/typecheck/alora_gguf
-	@ln -s $(CURDIR)/alora_gguf/*.py $(CURDIR)/alora_gguf/py.typed $(CURDIR)/alora_gguf/demo \
-	    $(CURDIR)/alora_gguf/intrinsics $(CURDIR)/alora_gguf/llama \
-	    $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
+	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
 	@$(BIN)/mypy native/fetch_upstream.py
 	@$(BIN)/clang-format --dry-run --Werror $(cxx_files)

@@ -15,6 +15,7 @@ from . import (
     rows_decode,
     rows_idle,
     rows_intrinsics,
+    rows_run,
 )
 from .bench import Bench, Settings
 from .measure import Result
@@ -36,6 +37,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "invoke": rows_conversations.overhead,
     "scoring": rows_conversations.scoring,
     "threads": rows_conversations.threads,
+    "run": rows_run.run,
 }
 
 

@@ -15,7 +15,12 @@ from .text import printable, size_text
 from .verify_chart import chart
 
 if TYPE_CHECKING:
-    from alora_gguf.verified import AdapterFacts, BaseFacts, PeftComparison, Verification
+    from alora_gguf.verification.records import (
+        AdapterFacts,
+        BaseFacts,
+        PeftComparison,
+        Verification,
+    )
 
 _LABEL: Final = 14  # of a row, with the space behind it
 _MARK: Final = 6  # of a check, likewise

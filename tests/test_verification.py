@@ -21,12 +21,11 @@ from alora_gguf import (
     ModelError,
     Session,
     demo,
-    probe,
 )
 from alora_gguf._native import Native
 from alora_gguf.base import BaseFile
-from alora_gguf.verification import verify
-from alora_gguf.verified import Verification
+from alora_gguf.verification import probe, verify
+from alora_gguf.verification.records import Verification
 from tests import tiny_base
 from tests.support.verified import (
     VOCABULARY_KEY,
@@ -378,6 +377,6 @@ def test_what_is_raised_in_the_callback_comes_out(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("alora_gguf.probe._Tap._copy", fail)
+    monkeypatch.setattr("alora_gguf.verification.probe._Tap._copy", fail)
     with pytest.raises(type(error)):
         verify(files.base, files.alora, n_threads=1)

@@ -16,7 +16,7 @@ from alora_gguf.cli.verify_chart import Bar, chart
 from conftest import Files
 
 from alora_gguf import cli, demo
-from alora_gguf.verified import LayerChange
+from alora_gguf.verification.records import LayerChange
 from tests import tiny_base
 from tests.support.verified import VOCABULARY_KEY, adapter_with, tiny_vocabulary_sha256, with_nan
 

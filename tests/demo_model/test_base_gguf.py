@@ -246,9 +246,10 @@ def test_every_number_of_the_configuration_counts(
 
 
 def test_a_reply_ends_at_the_end_of_text(bases: dict[str, Path]) -> None:
-    with ag.Model(bases["f32"], options=EXACT) as model, model.session() as session:
-        assert session.is_end(0)
-        assert not any(session.is_end(i) for i in range(1, N_VOCAB))
+    with ag.Model(bases["f32"], options=EXACT) as model:
+        vocab = model.engine.vocab
+        assert vocab.is_end(0)
+        assert not any(vocab.is_end(i) for i in range(1, N_VOCAB))
 
 
 @pytest.mark.skipif(not all(p.exists() for p in SHIPPED), reason="the demo model is not trained")

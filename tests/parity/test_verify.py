@@ -22,12 +22,11 @@ from alora_gguf import (
     InputError,
     ModelError,
     demo,
-    peft_reference,
 )
 from alora_gguf._native import Native
-from alora_gguf.peft_reference import allowed_for
-from alora_gguf.verification import verify
-from alora_gguf.verified import AdapterFacts, BaseFacts, Verification
+from alora_gguf.verification import peft_reference, verify
+from alora_gguf.verification.peft_reference import allowed_for
+from alora_gguf.verification.records import AdapterFacts, BaseFacts, Verification
 from tests.support.peft_oracle import TinyAdapter, make_adapter
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 

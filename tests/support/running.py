@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_base
 
 from alora_gguf import cli
 from alora_gguf.demo.script import DOCUMENTS
+from tests.chats import PLAIN
 
 MAIN = "from alora_gguf.__main__ import main; main()"
 LIBRARY, OWNER, DAIRY, KETTLE, CAFE = (DOCUMENTS[i] for i in (0, 1, 2, 5, 6))
@@ -141,3 +143,38 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(inner) for name, inner in value.items()}
     return round(value, 2) if isinstance(value, float) else value
+
+
+CONTRACT = """\
+model: ~
+response_format: |
+  {"type": "object", "properties": {"ok": {"enum": ["y", "n"]}}, "required": ["ok"]}
+transformations: ~
+instruction: "Is it {what}?"
+parameters: {max_completion_tokens: 60}
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A random base, two adapters without contracts, and a contract."""
+
+    base: Path
+    alora: Path
+    lora: Path
+    contract: Path
+
+    @classmethod
+    def write(cls, folder: Path) -> Tiny:
+        contract = folder / "io.yaml"
+        contract.write_text(CONTRACT)
+        return cls(
+            tiny_base.write_base(folder / "base.gguf", template=PLAIN),
+            tiny_base.write_adapter(folder / "sure.gguf", invocation=[tiny_base.ASSISTANT]),
+            tiny_base.write_adapter(folder / "lora.gguf", seed=4),
+            contract,
+        )
+
+    @property
+    def options(self) -> tuple[str | Path, ...]:
+        return ("-m", self.base, "-a", f"sure={self.alora}", "--contract", f"sure={self.contract}")

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from .batch import Logits
+from alora_gguf.batch import Logits
+from alora_gguf.errors import AdapterMismatchError, FileFormatError, InputError, ModelError
+
 from .changes import cosine, relative_error, typical
-from .errors import AdapterMismatchError, FileFormatError, InputError, ModelError
-from .verified import AdapterFacts, Allowed, BaseFacts, Distance, PeftComparison, Text
+from .records import AdapterFacts, Allowed, BaseFacts, Distance, PeftComparison, Text
 
 _NEEDED: Final = ("torch", "transformers", "peft")
 _CONFIG: Final = "adapter_config.json"

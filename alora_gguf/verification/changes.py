@@ -7,9 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Logits
+from alora_gguf.batch import Logits
+
 from .probe import Reading
-from .verified import LayerChange, LogitsChange
+from .records import LayerChange, LogitsChange
 
 Doubles = NDArray[np.float64]
 

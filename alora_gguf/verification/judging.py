@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from .probe import Reading
-from .verified import BaseFacts, PeftComparison, Verification
+from .records import BaseFacts, PeftComparison, Verification
 
 ENORMOUS: Final = 10.0
 """A change of so many times the base's own norm is warned of."""

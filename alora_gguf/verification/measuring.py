@@ -14,22 +14,23 @@ from typing import Final
 
 import numpy as np
 
-from .adapter import AdapterFile
-from .base import BaseFile
+from alora_gguf.adapter import AdapterFile
+from alora_gguf.base import BaseFile
+from alora_gguf.checks import check_int
+from alora_gguf.errors import InputError, ModelError
+from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf_types import TensorInfo
+from alora_gguf.gguf_vocabulary import vocabulary_sha256
+from alora_gguf.inspection import inspect_gguf
+from alora_gguf.invocation import find_last
+from alora_gguf.model import Model
+from alora_gguf.options import ContextOptions, default_threads
+from alora_gguf.summary import AdapterSummary
+
 from .changes import layer_changes, logits_change
-from .checks import check_int
-from .errors import InputError, ModelError
-from .gguf_header import read_header
-from .gguf_types import TensorInfo
-from .gguf_vocabulary import vocabulary_sha256
-from .inspection import inspect_gguf
-from .invocation import find_last
 from .judging import differ, failures, first_not_finite, warnings
-from .model import Model
-from .options import ContextOptions, default_threads
 from .probe import Probe, Reading
-from .summary import AdapterSummary
-from .verified import (
+from .records import (
     AdapterFacts,
     BaseFacts,
     CellsCheck,

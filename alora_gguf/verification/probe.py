@@ -1,6 +1,6 @@
 """A second context on a model's weights, in which what every layer computes can be seen.
 
-Owns how a text is read there; what the numbers mean is verification.py's business.
+Owns how a text is read there; what the numbers mean is measuring.py's business.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import AdapterFile
-from .batch import Batch, Logits
-from .engine import Engine
-from .errors import DecodeError, ModelError
-from .options import CACHE_TYPES, FLASH_ATTENTION
+from alora_gguf.adapter import AdapterFile
+from alora_gguf.batch import Batch, Logits
+from alora_gguf.engine import Engine
+from alora_gguf.errors import DecodeError, ModelError
+from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
 
 # how upstream's graphs name what a layer adds its results to; views of it have a longer name
 _LAYER: Final = re.compile(rb"l_out-([0-9]+)")
