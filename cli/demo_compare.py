@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .plain_lora import HOW, load_as_plain_lora
+
 if TYPE_CHECKING:
-    from alora_gguf import Invocation, Model, Session, Timings, Verdict
+    from alora_gguf import Invocation, Session, Timings, Verdict
 
 _RUNS: Final = 5  # of which the median is reported
 _SUFFIX: Final = " as a plain LoRA"
-
-HOW: Final = (
-    "the aLoRA's own weights without an invocation, which makes a plain LoRA of them, on from the "
-    "first token; what a LoRA costs depends on its shape, not on its weights' values"
-)
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,8 @@ def compare(session: Session, questions: dict[str, Invocation]) -> Comparison:
         for name, question in questions.items()
     }
     model = session.model
-    with tempfile.TemporaryDirectory(prefix="alora-gguf-demo-") as folder:
-        for name in questions:
-            _load_plain(model, f"{name}{_SUFFIX}", adapter_path(name), Path(folder))
+    for name in questions:
+        load_as_plain_lora(model, f"{name}{_SUFFIX}", adapter_path(name))
     session.invoke(next(iter(plain.values())))  # the first batch of a shape builds its graph
 
     def one_by_one() -> list[Verdict]:
@@ -115,29 +108,3 @@ def _timed(names: dict[str, Invocation], ask: Callable[[], list[Verdict]]) -> Si
 
 def _median(sides: list[Side]) -> Side:
     return sorted(sides, key=lambda side: side.seconds)[len(sides) // 2]
-
-
-def _load_plain(model: Model, name: str, alora: Path, folder: Path) -> None:
-    """Loads an aLoRA's weights as a plain LoRA: a copy of the file that has no invocation."""
-    from alora_gguf.convert.writer import OutTensor, Value, write_gguf
-
-    from alora_gguf import AdapterFile
-    from alora_gguf.gguf_header import read_header
-    from alora_gguf.gguf_types import ValueType
-
-    file = AdapterFile.read(alora)
-    header = read_header(file.data, name=str(alora))
-    metadata: list[tuple[str, ValueType, Value]] = [
-        ("general.architecture", ValueType.STRING, file.architecture),
-        ("general.type", ValueType.STRING, "adapter"),
-        ("adapter.type", ValueType.STRING, "lora"),
-        ("adapter.lora.alpha", ValueType.FLOAT32, file.alpha),
-    ]
-    tensors = [
-        OutTensor(part.name, part.shape, part.type, partial(header.tensor_data, part.name))
-        for pair in file.pairs
-        for part in (pair.a, pair.b)
-    ]
-    copy = folder / alora.name
-    write_gguf(copy, metadata, tensors, overwrite=False)
-    model.load_adapter(name, copy)

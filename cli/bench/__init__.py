@@ -1,0 +1,198 @@
+"""`alora-gguf bench`: what adapters cost on this machine, as tables, JSON and a chart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from alora_gguf.cli.text import printable
+
+if TYPE_CHECKING:
+    from .results import BenchResult
+    from .subjects import Choice
+
+_ROUNDS: Final = 5
+_SECONDS: Final = 60
+_CONTEXTS: Final = (128, 512, 2048, 8192)
+_QUICK: Final = (2, 10, (128, 512))  # rounds, seconds, contexts
+_LONGEST: Final = 1 << 20
+
+
+def _lengths(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """What --contexts says."""
+    if value is None:
+        return None
+    try:
+        lengths = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        lengths = (0,)
+    if min(lengths) < 1 or max(lengths) > _LONGEST:
+        raise click.BadParameter(
+            f"'{value}' is no list of lengths; expected tokens from 1 to {_LONGEST}, separated by "
+            "commas, such as 512,2048"
+        )
+    return lengths
+
+
+@click.command("bench")
+@click.argument("base", required=False)
+@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
+@click.option(
+    "--contexts",
+    metavar="N,N,...",
+    callback=_lengths,
+    help=f"Lengths of contexts in tokens; by default {','.join(map(str, _CONTEXTS))}, as far as "
+    "the base goes.",
+)
+@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_ROUNDS} by default."
+)
+@click.option(
+    "--time",
+    "seconds",
+    metavar="SECONDS",
+    type=click.IntRange(1, 86400),
+    help=f"How long measuring may take; {_SECONDS} by default.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"{_QUICK[0]} rounds, {_QUICK[1]} seconds and contexts of "
+    f"{' and '.join(map(str, _QUICK[2]))} tokens, unless said otherwise.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random text."
+)
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the time to the first token: .png, .svg or .pdf. Needs matplotlib: pip install "
+    "'alora-gguf[plot]'.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all samples as JSON.")
+@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+def command(
+    *,
+    base: str | None,
+    adapters: tuple[str, ...],
+    contexts: tuple[int, ...] | None,
+    threads: int | None,
+    rounds: int | None,
+    seconds: int | None,
+    quick: bool,
+    seed: int,
+    plot: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Measure what adapters cost on this machine.
+
+    BASE and ADAPTERs are names in the store or paths of GGUF files; without any, the demo model and
+    its adapters. An aLoRA asked about a cached context is compared with a plain LoRA, which must
+    read it all, and with the base; several at once with one after another.
+
+    What does not fit into --time is left out, the longest contexts first, and said. Ctrl-C ends it
+    earlier and prints what was measured; the exit status is 130 then.
+    """
+    if plot is not None:
+        from .chart import check_chart
+
+        check_chart(plot)
+    few = _QUICK if quick else (_ROUNDS, _SECONDS, _CONTEXTS)
+    choice = _choose(base, adapters, contexts, usual=few[2])
+    result = _measure(
+        choice,
+        threads=threads,
+        rounds=rounds or few[0],
+        seconds=seconds or few[1],
+        seed=seed,
+        verbose=verbose,
+    )
+    _print(result, as_json=as_json)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if plot is not None:
+        from .chart import write_chart
+
+        write_chart(result, plot)
+        if not as_json:
+            click.echo(f"The chart is in {printable(str(plot))}.")
+
+
+def _choose(
+    base: str | None,
+    adapters: tuple[str, ...],
+    contexts: tuple[int, ...] | None,
+    *,
+    usual: tuple[int, ...],
+) -> Choice:
+    from .subjects import choose
+
+    if base is None:
+        from alora_gguf.demo import adapter_paths, base_path
+
+        return choose(base_path(), list(adapter_paths().values()), contexts, usual=usual)
+    if not adapters:
+        raise click.UsageError(
+            "give at least one adapter after the base; or neither, for the demo model"
+        )
+    from alora_gguf.store import Store
+
+    store = Store()
+    file = store.resolve(base, "base")
+    files = [store.resolve(adapter, "adapter") for adapter in adapters]
+    return choose(file, files, contexts, usual=usual)
+
+
+def _measure(
+    choice: Choice, *, threads: int | None, rounds: int, seconds: int, seed: int, verbose: bool
+) -> BenchResult:
+    """Raises KeyboardInterrupt if nothing had been measured, InputError if the time was too short
+    for anything.
+    """
+    from alora_gguf.cli.progress import Progress
+
+    from alora_gguf.errors import InputError
+
+    from .measuring import Measuring
+    from .subjects import opened
+
+    interrupted = False
+    with (
+        opened(choice, threads=threads, seed=seed, verbose=verbose) as subjects,
+        Progress("Measuring") as progress,
+    ):
+        measuring = Measuring(subjects, rounds=rounds, seconds=seconds)
+        try:
+            measuring.run(progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        result = measuring.result(interrupted=interrupted)
+        least = measuring.least()
+    if not result.contexts and interrupted:
+        raise KeyboardInterrupt
+    if not result.contexts:
+        takes = f", a round of the shortest context takes about {least:.0f} s" if least else ""
+        raise InputError(
+            f"--time {seconds}: nothing could be measured in that time{takes}; give more --time, "
+            "or shorter --contexts"
+        )
+    return result
+
+
+def _print(result: BenchResult, *, as_json: bool) -> None:
+    from alora_gguf.cli.terminal import colour, columns
+
+    from .table import report
+
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+        return
+    for line in report(result, columns()):
+        click.echo(line, color=colour())

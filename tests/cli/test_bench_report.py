@@ -1,0 +1,256 @@
+"""What `alora-gguf bench` shows: the table, number by number, and the chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alora_gguf.cli.bench.chart import write_chart
+from alora_gguf.cli.bench.results import (
+    AdapterFacts,
+    Asked,
+    AtContext,
+    BaseFacts,
+    BenchResult,
+    Decoding,
+    Memory,
+    Method,
+    Together,
+)
+from alora_gguf.cli.bench.table import duration, report, times
+
+from tests.support.bench_command import SMALL, failure, run, squeezed
+
+ESCAPE = "\x1b["
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    status, out, err = run(*SMALL)
+    assert (status, err) == (0, "")
+    return out
+
+
+# As text ------------------------------------------------------------------------------------------
+
+BASE = BaseFacts(Path("b.gguf"), "b\x1b[31m", "llama", 1_235_814_400, 763_106_304, 131072)
+ALORA = AdapterFacts("sure", Path("sure.gguf"), "alora", 32, 16)
+
+
+def synthetic(**changes: Any) -> BenchResult:
+    """A result whose numbers are easily told apart."""
+
+    def asked(first: float, total: float) -> Asked:
+        return Asked(0, 1, (99.0, first, first / 2), (99.0, total, total / 2))
+
+    rows = (
+        AtContext(512, (1.0,), asked(0.1, 0.5), asked(2.0, 2.5), asked(0.08, 0.4)),
+        AtContext(2048, (4.0,), asked(0.2, 0.8), asked(12.0, 12.34), asked(0.16, 0.6)),
+    )
+    result = BenchResult(
+        version="0",
+        base=BASE,
+        adapters=(ALORA,),
+        method=Method(2, 0, 3, 60, 8, "sure"),
+        contexts=rows,
+        together=(
+            Together(2048, 1, (1.0, 9.0, 0.5), (1.1, 0.1, 9.0)),
+            Together(2048, 8, (2.0,), (9.0,)),
+        ),
+        decoding=Decoding(2048, (10.0, 1.0, 100.0), (12.5, 1.0, 100.0)),
+        memory=Memory(2048, 8, 2240, 16576, 32768.0),
+        notes=("a note",),
+        elapsed=41.7,
+        interrupted=False,
+    )  # fmt: skip
+    return dataclasses.replace(result, **changes)
+
+
+TABLE = r"""b\x1b[31m (llama, 1,235.8 million parameters, 763.1 MB) on 2 threads
+  sure: aLoRA of rank 32, invoked by 16 tokens
+
+To the first token
+   context      aLoRA  plain LoRA  no adapter   LoRA/aLoRA  aLoRA/none
+       512     100 ms     2000 ms     80.0 ms        20.0x       1.25x
+      2048     200 ms      12.0 s      160 ms        60.0x       1.25x
+
+To the end of an answer of 8 tokens
+   context      aLoRA  plain LoRA  no adapter   LoRA/aLoRA  aLoRA/none
+       512     500 ms     2500 ms      400 ms        5.00x       1.25x
+      2048     800 ms      12.3 s      600 ms        15.4x       1.33x
+
+Several aLoRAs asked after 2048 tokens, to the end of all answers
+    aLoRAs  one batch  one by one       ratio
+         1    1000 ms     1100 ms       1.10x
+         8    2000 ms     9000 ms       4.50x
+
+Decoding after 2048 tokens
+  with the adapter        10.0 tokens/s
+  no adapter              12.5 tokens/s       1.25x
+
+Memory of 8 questions and answers after 2048 tokens
+  one context, forked       2240 cells     73.4 MB
+  8 contexts               16576 cells    543.2 MB     7.40x
+
+Medians of 3 rounds, measured in 42 s. The aLoRA is 'sure', asked on the cells
+that the base has computed, like the base itself; the plain LoRA has the same
+weights, is on from the first token and reads everything.
+A note."""
+
+
+def plain_report(result: BenchResult, width: int = 80) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(report(result, width)))
+
+
+def test_the_table() -> None:
+    assert plain_report(synthetic()) == TABLE
+
+
+def test_what_is_missing_is_not_made_up() -> None:
+    row = AtContext(512, (), None, Asked(0, 1, (2.0,), (2.5,)), None)
+    said = plain_report(
+        synthetic(contexts=(row,), together=(), decoding=None, memory=None, notes=())
+    )
+    assert "       512          -     2000 ms           -            -           -\n" in said
+    assert "Several" not in said
+    assert "Decoding" not in said
+    assert "Memory" not in said
+    assert "Medians of 1 round, measured in 42 s." in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.000314, "0.31 ms"), (0.00999, "9.99 ms"), (0.0123, "12.3 ms"), (0.09996, "100 ms"),
+     (0.456, "456 ms"), (9.9994, "9999 ms"), (9.9996, "10.0 s"), (123.4, "123.4 s")],
+)  # fmt: skip
+def test_times_have_three_digits(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"), [(0.98, "0.98x"), (9.994, "9.99x"), (12.34, "12.3x"), (456.7, "457x")]
+)
+def test_ratios_too(ratio: float, shown: str) -> None:
+    assert times(ratio) == shown
+
+
+def test_the_text_has_every_row(text: str) -> None:
+    lines = text.splitlines()
+    assert lines[0] == "alora-gguf demo (granite, 4.6 million parameters, 5.0 MB) on 1 thread"
+    assert lines[1] == "  answerability: aLoRA of rank 32, invoked by 7 tokens"
+    for heading in (
+        "To the first token",
+        "To the end of an answer of 8 tokens",
+        "Several aLoRAs asked after 96 tokens, to the end of all answers",
+        "Decoding after 96 tokens",
+        "Memory of 8 questions and answers after 96 tokens",
+    ):
+        assert heading in lines
+    number = r" +[\d.]+ m?s"
+    for n in (32, 96):
+        assert len(re.findall(rf"^ +{n}{3 * number} +[\d.]+x +[\d.]+x$", text, re.MULTILINE)) == 2
+    for n in (1, 2, 4, 8):
+        assert re.search(rf"^ +{n}{2 * number} +[\d.]+x$", text, re.MULTILINE)
+    assert "Medians of 2 rounds, measured in " in text
+    assert "5 aLoRAs were given; up to 8 are made of them" in squeezed(text)
+    assert max(map(len, lines)) <= 80
+
+
+def test_wider_terminals_have_longer_sentences() -> None:
+    lines = plain_report(synthetic(), 100).splitlines()
+    assert 80 < max(map(len, lines)) <= 100
+    assert [line for line in lines if "tokens/s" in line] == [
+        line for line in TABLE.splitlines() if "tokens/s" in line
+    ]
+
+
+@pytest.mark.parametrize("wish", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colour_is_for_terminals_that_want_it(
+    wish: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ESCAPE not in text
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    status, out, _ = run("--contexts", "8", "--rounds", "1", "--threads", "1", out=Terminal())
+    assert status == 0
+    assert (ESCAPE in out) == (not wish)
+
+
+# The chart ----------------------------------------------------------------------------------------
+
+
+def test_the_chart_is_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    path.write_text("an older chart")
+    status, out, _ = run(*SMALL, "--plot", path)
+    assert status == 0
+    assert out.splitlines()[-1] == f"The chart is in {path}."
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (770, 484)
+    assert 10_000 < len(data) < 150_000
+    assert [each.name for each in tmp_path.iterdir()] == ["out.png"]  # nothing half-written
+
+
+def test_the_chart_says_what_it_shows(tmp_path: Path) -> None:
+    path = tmp_path / "out.svg"
+    write_chart(synthetic(base=dataclasses.replace(BASE, name="$b$\x1b")), path)
+    svg = path.read_text()
+    for words in (
+        r"$b$\x1b, 2 threads",
+        "context (tokens)",
+        "time to the first token (ms)",
+        "plain LoRA, reads everything; numbers: times the aLoRA",
+        "aLoRA, on the base's cells",
+        "no adapter, on the base's cells",
+        "20.0x",
+        "60.0x",
+        "2048",
+    ):
+        assert f">{words}</text>" in svg, words
+    assert "<dc:date>" not in svg
+    assert "Matplotlib" not in svg
+    before = path.read_bytes()
+    write_chart(synthetic(base=dataclasses.replace(BASE, name="$b$\x1b")), path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.pdf", "OUT.PNG"])
+def test_charts_of_other_kinds(name: str, tmp_path: Path) -> None:
+    row = AtContext(100, (), None, Asked(0, 1, (2.0,), (2.5,)), None)
+    write_chart(synthetic(contexts=(row,)), tmp_path / name)
+    head = {"out.pdf": b"%PDF", "OUT.PNG": b"\x89PNG"}[name]
+    assert (tmp_path / name).read_bytes().startswith(head)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.gif", "{path}: expected a name that ends in .png, .svg, .pdf"),
+        ("folder.png", "{path}: is a directory or a device, expected a file name for the chart"),
+        ("none/out.png", "{path}: its directory does not exist; create it first"),
+    ],
+)
+def test_where_a_chart_cannot_be(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    path = tmp_path / name
+    assert failure("no-such-base.gguf", "none.gguf", "--plot", path) == message.format(path=path)
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert failure("no-such-base.gguf", "none.gguf", "--plot", tmp_path / "out.png") == (
+        "--plot needs matplotlib, which is not installed: pip install 'alora-gguf[plot]'"
+    )
