@@ -130,6 +130,14 @@ class Chat:
             self._said = (messages, None)
             return timings
 
+    def check(self, message: Said) -> None:
+        """Raises InputError where the template would refuse the conversation with one more message,
+        the user's if it is text, and changes nothing.
+        """
+        with self._lock:
+            self._check_open()
+            self._dialogue((*self._so_far(), _one(message))).written(prompt=True)
+
     def say(
         self,
         text: str,

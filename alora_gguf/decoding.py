@@ -129,6 +129,26 @@ class DecodeQueue:
             raise ticket.error
         return ticket.rows
 
+    def hold(self) -> None:
+        """Waits until nobody computes, and keeps everybody from it until let_go(): who comes in the
+        meantime shares the next batch. The caller must not hold the desk.
+        """
+        with self._engine.desk:
+            while self._leading:
+                self._engine.desk.wait()
+            self._leading = True
+
+    def let_go(self) -> None:
+        """Ends hold()."""
+        with self._engine.desk:
+            self._leading = False
+            self._engine.desk.notify_all()
+
+    @property
+    def n_waiting(self) -> int:
+        """Calls whose tokens are not all computed."""
+        return len(self._tickets)
+
     def poke(self) -> None:
         """Something was cancelled: stops the computation if nobody else waits for it."""
         engine = self._engine

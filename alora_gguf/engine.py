@@ -71,8 +71,8 @@ class Engine:
         native.interrupt(ctx, False)  # installs the callback
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.books = CellBooks(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
-        self._queue = DecodeQueue(self, self.n_batch, min(self.n_batch, options.rows))
-        self.room = Room(self, self._queue.poke)
+        self.queue = DecodeQueue(self, self.n_batch, min(self.n_batch, options.rows))
+        self.room = Room(self, self.queue.poke)
         self._abandoned: deque[int] = deque()
 
     def _read_model(self, model: int) -> None:
@@ -94,7 +94,7 @@ class Engine:
         with self.lock, self.desk:
             self.vocab.close()
             self._finalizer()
-            self._queue.fail_all()
+            self.queue.fail_all()
 
     @property
     def closed(self) -> bool:
@@ -289,7 +289,7 @@ class Engine:
         CacheFullError when there is no room, CancelledError, else DecodeError.
         """
         self.collect()
-        return self._queue.decode(runs, cancel, progress)
+        return self.queue.decode(runs, cancel, progress)
 
 
 def _free(llama: Any, ctx: int, model: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import click
 
@@ -16,12 +17,22 @@ from alora_gguf.errors import AloraError
 
 from .text import printable_lines
 
-# name -> what `alora-gguf --help` says of it; the module of that name has it as `command`
+# name -> what `alora-gguf --help` says of it; the module of that name has it as `command`, except
+# for those in _MODULES
 _COMMANDS = {
+    "bench": "Measure what adapters cost on this machine.",
+    "chat": "Chat, with adapters that judge the conversation while it stays cached.",
     "convert": "Turn a PEFT adapter into an adapter GGUF.",
     "demo": "Chat with a small model while five adapters judge what is said.",
     "inspect": "Say what an adapter's or a base's GGUF holds.",
+    "list": "Show the adapters and bases in the store.",
+    "pull": "Fetch an adapter or a base from the hub into the store.",
+    "rm": "Remove an adapter or a base from the store.",
+    "run": "Ask intrinsics about conversations, for scripts: JSON in, JSON out.",
+    "verify": "Measure what an adapter does to a base, and whether that is right.",
 }
+
+_MODULES = {"run": "run_command"}  # this package's `run` is the function below
 
 EXIT_USER = 1  # the user can mend it
 EXIT_BUG = 3  # only we can
@@ -37,12 +48,16 @@ class _LazyGroup(click.Group):
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        command: click.Command = _module(cmd_name).command
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{_MODULES.get(name, name)}")
 
 
 @click.group(

@@ -1,7 +1,8 @@
 """`python -m docs` writes the generated parts of these pages from the code's own tables.
 
-With --check it writes nothing and fails if a page differs. What stands between two markers,
-<!-- name --> and <!-- end name -->, is generated; the rest is written by hand.
+With --check it writes nothing and fails if a page or a picture differs. What stands between two
+markers, <!-- name --> and <!-- end name -->, is generated; the rest is written by hand. The site is
+built by mkdocs from these pages, with hooks.py.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import click
 import gguf
-from alora_gguf.cli import group
 from alora_gguf.convert.families import FAMILIES, Family
 from alora_gguf.convert.peft_fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
 
+from .commands import chat_commands, commands, help_text, names
+from .names import parts as python_names
+from .pictures import PICTURES
+
 FOLDER = Path(__file__).parent
+
+# files that pages show whole
+INCLUDED = (
+    "examples/train_alora/train.py",
+    "examples/train_alora/io.yaml",
+    "examples/desktop/assistant.py",
+    "examples/desktop/window.py",
+)
+LANGUAGES = {".py": "python", ".yaml": "yaml"}
 
 # a module's kind by its path; the first that fits
 KINDS = {
@@ -74,13 +86,17 @@ def help_of(command: str) -> Callable[[], Iterator[str]]:
     """A command's --help, as a terminal of 80 columns shows it."""
 
     def lines() -> Iterator[str]:
-        found = group.get_command(click.Context(group), command)
-        if found is None:
-            raise SystemExit(f"there is no command {command}")
-        context = click.Context(found, info_name=f"alora-gguf {command}", max_content_width=80)
-        yield "```"
-        yield from found.get_help(context).splitlines()
-        yield "```"
+        yield from ("```", *help_text(command), "```")
+
+    return lines
+
+
+def file_of(path: str) -> Callable[[], Iterator[str]]:
+    """A file of the repository, whole."""
+
+    def lines() -> Iterator[str]:
+        text = (FOLDER.parent / path).read_text(encoding="utf-8")
+        yield from (f"```{LANGUAGES[Path(path).suffix]}", *text.splitlines(), "```")
 
     return lines
 
@@ -89,15 +105,25 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "families": families,
     "modules": modules,
     "fields": fields,
-    "convert --help": help_of("convert"),
-    "inspect --help": help_of("inspect"),
+    "commands": commands,
+    "chat commands": chat_commands,
+    **{f"{name} --help": help_of(name) for name in names()},
+    **{path: file_of(path) for path in INCLUDED},
+    **python_names(),
 }
+
+
+def pages() -> list[Path]:
+    """All pages."""
+    return sorted(FOLDER.rglob("*.md"))
 
 
 def render(text: str) -> str:
     """A page with its generated parts made anew."""
     for name, make in PARTS.items():
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if begin not in text:
+            continue
         between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         made = "\n".join([begin, *make(), end])
         text = between.sub(lambda _, made=made: made, text)  # type: ignore[misc]
@@ -119,13 +145,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m docs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if pages differ")
     check = parser.parse_args().check
+    made = {page: render(page.read_text(encoding="utf-8")) for page in pages()}
+    made |= {FOLDER / "images" / name: draw() for name, draw in PICTURES.items()}
     stale = []
-    for page in sorted(FOLDER.glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        if (made := render(text)) != text:
-            stale.append(page.name)
+    for path, text in made.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(path.relative_to(FOLDER).as_posix())
             if not check:
-                page.write_text(made, encoding="utf-8")
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
     if stale:
         print(f"{'stale' if check else 'written'}: {', '.join(stale)}")
     return 1 if check and stale else 0

@@ -103,7 +103,7 @@ def test_ctrl_c_while_a_file_is_written(
         assert list(tmp_path.glob(".out.gguf.*.part")), "nothing is being written"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alora_gguf.cli.convert._Progress.__call__", interrupt)
+    monkeypatch.setattr("alora_gguf.cli.progress.Progress.__call__", interrupt)
     case = sound_case(tmp_path)
     case.write()
     arguments = [str(case.source), "--base", str(case.base), "-o", str(case.out)]

@@ -1,0 +1,159 @@
+"""What stands behind a command: adapters, files, settings, arguments of an intrinsic."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from alora_gguf.cli.text import size_text
+
+from alora_gguf import Document, InputError, Model, ReplyOptions, Sampling, Store
+from alora_gguf.store import is_path
+
+_DOCUMENT_LIMIT: Final = 4 << 20
+SAMPLING: Final = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+SETTINGS: Final = (*SAMPLING, "max_tokens", "adapter")
+_INTEGERS: Final = ("top_k", "seed", "max_tokens")
+_NONE: Final = ("", "off", "none")
+_NOT_IN_NAMES: Final = re.compile(r"[\s@<>!=]")
+
+
+def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
+    """NAME=PATH, a path (named after its file), or a name in the store. A name can be typed behind
+    a slash and is none of the `commands`. Raises InputError.
+    """
+    name, equals, path = text.partition("=")
+    if equals and is_path(name):  # a path with a sign in it
+        name, equals, path = text, "", ""
+    if not text or (equals and not (name and path)):
+        raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
+    if not equals:
+        path, name = text, Path(text).name.removesuffix(".gguf")
+    if _NOT_IN_NAMES.search(name) or not name.isprintable():
+        raise InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
+    if name in commands:
+        raise InputError(f"'{name}': is a command's name; give it another one: NAME={path}")
+    return name, Store().resolve(_checked_path(path), "adapter")
+
+
+def file_path(text: str) -> Path:
+    """A file's path as people type it, which may be quoted and begin with ~. Raises InputError."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return Path(_checked_path(text))
+
+
+def _checked_path(text: str) -> str:
+    if "\0" in text:
+        raise InputError("a path cannot have a character 0")
+    return os.path.expanduser(text)  # noqa: PTH111 - leaves what it cannot
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises InputError for what is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_DOCUMENT_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > _DOCUMENT_LIMIT:
+        raise InputError(f"{path}: is longer than {size_text(_DOCUMENT_LIMIT)}; give a part of it")
+    try:
+        text = data.decode("utf-8-sig")
+        at = text.find("\0")
+    except UnicodeDecodeError as error:
+        at = error.start
+    if at >= 0:
+        raise InputError(f"{path}: is no text in UTF-8 (byte {at}); convert it to plain text first")
+    if not text.strip():
+        raise InputError(f"{path}: is empty")
+    return text
+
+
+def read_document(path: Path, number: int) -> Document:
+    """A text file as a document. Raises InputError for what is none."""
+    return Document(read_text(path).strip(), title=path.name, doc_id=str(number))
+
+
+def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str]:
+    """`key=value …`, or the text itself where one argument is wanted."""
+    if not rest:
+        return {}
+    if len(wanted) == 1 and not rest.startswith(f"{wanted[0]}="):
+        return {wanted[0]: rest}
+    arguments = {}
+    for part in _words(rest):
+        key, equals, value = part.partition("=")
+        if not equals:
+            known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
+            raise InputError(f"/{name}: '{part}' is no argument; it takes {known}")
+        arguments[key] = value
+    return arguments
+
+
+def wanted_arguments(model: Model, name: str) -> list[str]:
+    """The arguments that an intrinsic cannot be asked without."""
+    return [each for each in model.contract(name).instruction_fields if each != "last_message"]
+
+
+def changed_options(model: Model, options: ReplyOptions, name: str, text: str) -> ReplyOptions:
+    """The options with one setting changed. Raises InputError, UnknownAdapterError."""
+    if name not in SETTINGS:
+        raise InputError(f"there is no setting '{name}'; there are {', '.join(SETTINGS)}")
+    if name == "adapter":
+        adapter = None if text in _NONE else text
+        if adapter is not None:
+            _ = model.adapter(adapter)
+        return replace(options, adapter=adapter)
+    sampling = options.sampling or Sampling()
+    if name == "seed" and text in _NONE:
+        return replace(options, sampling=replace(sampling, seed=None))
+    try:
+        value = int(text) if name in _INTEGERS else float(text)
+    except ValueError:
+        kind = "an integer" if name in _INTEGERS else "a number"
+        raise InputError(f"/set {name}: expected {kind}, found '{text}'") from None
+    if name == "max_tokens":
+        if value < 1:
+            raise InputError(f"/set max_tokens: expected at least 1, found {value}")
+        return replace(options, max_tokens=int(value))
+    changed: dict[str, Any] = {name: value}
+    return replace(options, sampling=replace(sampling, **changed))
+
+
+def shown_setting(options: ReplyOptions, name: str) -> str:
+    """A setting's value, for people."""
+    if name == "adapter":
+        return options.adapter or "none: the base replies"
+    if name == "max_tokens":
+        return str(options.max_tokens)
+    value = getattr(options.sampling or Sampling(), name)
+    if value is None:
+        return "a new one each time"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def turn_count(text: str) -> int:
+    """A number of turns, 1 if it is not given. Raises InputError."""
+    try:
+        n = int(text) if text else 1
+    except ValueError:
+        n = 0
+    if n < 1:
+        raise InputError(f"expected a number of turns, found '{text}'")
+    return n
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"'{text}': {error}") from None

@@ -1,0 +1,234 @@
+"""The command's options, and what it takes to begin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+from alora_gguf.cli.terminal import colour
+from alora_gguf.cli.text import printable
+
+from .text import plural, whole
+
+if TYPE_CHECKING:
+    from .lines import Lines
+    from .opening import Given
+    from .record import Record
+    from .talk import Talk
+    from .view import View
+
+_SHOWN: Final = 3  # documents, when a chat begins
+_PATH: Final = click.Path(path_type=Path)
+
+
+@click.command("chat")
+@click.option(
+    "-m",
+    "--model",
+    "base",
+    metavar="BASE",
+    help="A base's GGUF, or its name in the store. Without one: the demo model, its five adapters "
+    "and its documents.",
+)
+@click.option(
+    "-a",
+    "--adapter",
+    "adapters",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="An adapter to load; also a path alone, or a name in the store. Repeatable.",
+)
+@click.option("--system", metavar="TEXT", help="The system message.")
+@click.option(
+    "--doc", "docs", metavar="FILE", multiple=True, type=_PATH, help="A text to talk about. "
+    "Repeatable.",
+)  # fmt: skip
+@click.option("--watch", metavar="NAMES", help="Intrinsics to ask at every turn, as by /watch.")
+@click.option(
+    "-p",
+    "--prompt",
+    metavar="TEXT",
+    help="Say this, print the reply and leave; - for all of the input.",
+)
+@click.option("--restore", metavar="FILE", type=_PATH, help="Go on with a saved conversation.")
+@click.option(
+    "--transcript",
+    metavar="FILE",
+    type=_PATH,
+    help="Append every turn to this file, as JSON lines.",
+)
+@click.option(
+    "--chat-template",
+    "template",
+    metavar="FILE",
+    type=_PATH,
+    help="Jinja to write the conversation with, in place of the base's own.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 for the likeliest reply.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="For replies that repeat.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest reply.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
+@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
+@click.option("--gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.")
+@click.option("--verbose", is_flag=True, help="Show llama.cpp's own log.")
+def command(**options: Any) -> None:
+    """Chat, with adapters that judge the conversation while it stays in the cache.
+
+    Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
+    the input is a message, and only replies and what is asked for go to the output.
+    """
+    from alora_gguf.errors import InputError
+
+    from .opening import Given
+
+    if sys.stdout is None:
+        raise InputError("there is no output to print to; give one, such as a file or /dev/null")
+    try:
+        went_well = _run(Given(**options))
+    except BrokenPipeError:
+        # what is buffered goes nowhere, or Python would complain of it at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError("nobody reads the output any more") from None
+    if not went_well:
+        raise _AlreadySaid("")
+
+
+class _AlreadySaid(click.ClickException):
+    """What went wrong was said when it did."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Says nothing."""
+
+
+def _run(given: Given) -> bool:
+    """Leads the chat to its end; says whether nothing went wrong."""
+    from .loop import Loop
+    from .opening import Opening
+
+    if given.restore is not None and (
+        given.system is not None or given.docs or given.template is not None
+    ):
+        raise click.UsageError("--restore brings its own system message, documents and template")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
+            stream.reconfigure(errors="replace")
+    typed = given.prompt is None and not given.as_json
+    typed = typed and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    with contextlib.ExitStack() as stack:
+        records = _records(given, stack)
+        opening = Opening(given)
+        model = stack.enter_context(opening.model())
+        talk = opening.talk(model)
+        stack.callback(talk.close)
+        for record in records:
+            record.began(Path(model.path).name, [*model.adapters], model.n_ctx)
+        view = _view(given, records, typed)
+        loop = Loop(talk, view, _lines(talk, typed))
+        if given.watch:
+            loop.commands.watch(given.watch)
+        if given.prompt is not None:
+            loop.say(whole(sys.stdin.read() if given.prompt == "-" else given.prompt))
+            return not loop.failed
+        if typed:
+            _greet(given, talk, view)
+        loop.run()
+    return typed or not loop.failed
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
+    from .record import File, Record, Stdout
+
+    found = [Record(Stdout())] if given.as_json else []
+    if given.transcript is not None:
+        found.append(Record(File(given.transcript, stack)))
+    return found
+
+
+def _view(given: Given, records: Sequence[Record], typed: bool) -> View:
+    from .view import Piped, View
+
+    if given.as_json:
+        return View(records)
+    if not typed:
+        return Piped(records)
+    from rich.console import Console
+
+    from .screen import Screen
+
+    plain = True if colour() is False else None
+    return Screen(records, Console(highlight=False, emoji=False, no_color=plain))
+
+
+def _lines(talk: Talk, typed: bool) -> Lines:
+    from .lines import Keyboard, Lines, Pipe, Plain, history_file, is_dumb
+
+    if not typed:
+        return Lines() if sys.stdin is None else Pipe(sys.stdin)
+    if is_dumb():
+        return Plain()
+    from alora_gguf import Store
+
+    def below() -> str:
+        watching = f" · watching {' '.join(map(str, talk.watched))}" if talk.watched else ""
+        used = f"{talk.chat.session.cached} of {talk.model.n_ctx} cells"
+        return printable(f" {Path(talk.model.path).stem} · {used}{watching} · /help")
+
+    return Keyboard(
+        words=lambda command: _words(talk, command),
+        below=below,
+        history=history_file(Store().home),
+        colour=colour() is not False,
+    )
+
+
+def _words(talk: Talk, command: str) -> list[str]:
+    """What can stand behind a command; behind none, the commands."""
+    from .arguments import SETTINGS
+    from .commands import COMMANDS
+
+    adapters = [*talk.model.adapters]
+    words = {
+        "": [*COMMANDS, *adapters],
+        "watch": [*adapters, "off"],
+        "unload": adapters,
+        "set": [*SETTINGS],
+        "doc": ["off"],
+        "system": ["off"],
+    }
+    return words.get(command, [])
+
+
+def _greet(given: Given, talk: Talk, view: View) -> None:
+    """What there is, and what to try."""
+    names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
+    view.note(f"{printable(Path(talk.model.path).name)} with {names}")
+    if given.restore is not None:
+        view.note(f"{plural(len(talk.chat.messages), 'message')}, restored; nothing was read again")
+    documents = talk.chat.documents
+    if documents:
+        view.note("It talks about these documents:")
+    for i, document in enumerate(documents[:_SHOWN], 1):
+        view.note(f"  {i}  {document.title or document.text}")
+    if len(documents) > _SHOWN:
+        view.note(f"     and {len(documents) - _SHOWN} more; /doc shows them")
+    if given.is_demo and given.restore is None:
+        view.note(
+            "It is the demo model, small, and trained to talk about such documents. Try:\n"
+            "  When does the Bomel library open?\n"
+            "  /all\n"
+            "  /watch jailbreak! answerability uncertainty hallucination"
+        )
+    view.note("/help shows the commands, Ctrl-D leaves.")

@@ -1,0 +1,359 @@
+"""What a line that begins with a slash does.
+
+Tables are imported where they are shown: they need rich, and a reply through a pipe does not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from alora_gguf.cli.text import size_text
+
+from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
+from alora_gguf.errors import ContractError
+from alora_gguf.saved_format import MAGIC
+
+from .arguments import (
+    SETTINGS,
+    call_arguments,
+    changed_options,
+    file_path,
+    read_document,
+    shown_setting,
+    split_adapter,
+    turn_count,
+    wanted_arguments,
+)
+from .talk import Talk, intrinsics_of
+from .text import plural
+from .view import View, problem
+from .watching import parse_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What comes after a command: `say` is said as if it were typed, `draft` is there to be edited,
+    either `instead` of the last message; `leave` ends the chat. `failed` says that something was
+    not answered, which was shown.
+    """
+
+    say: str | None = None
+    draft: str | None = None
+    instead: bool = False
+    leave: bool = False
+    failed: bool = False
+
+
+_NOTHING: Final = Outcome()
+Run = Callable[["Commands", str], Outcome | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: how it is written, what /help says of it, what it does."""
+
+    usage: str
+    help: str
+    run: Run
+
+
+class Commands:
+    """Runs commands on a talk and shows what they say."""
+
+    def __init__(self, talk: Talk, view: View, *, can_edit: bool = False) -> None:
+        """`can_edit`: whether a draft can be put before the user."""
+        self._talk, self._view = talk, view
+        self._can_edit = can_edit
+        self._cancel = CancelToken()
+
+    def run(self, line: str, cancel: CancelToken) -> Outcome:
+        """Runs a line such as "/rewind 2". Raises InputError for a command that does not exist, and
+        what the command raises.
+        """
+        self._cancel = cancel
+        name, rest = [*line[1:].split(maxsplit=1), "", ""][:2]
+        command = COMMANDS.get(name)
+        if command is not None:
+            return command.run(self, rest) or _NOTHING
+        adapters = self._talk.model.adapters
+        if name in adapters:
+            return self._invoke(name, rest) or _NOTHING
+        near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
+        hint = f"; did you mean /{near[0]}?" if near else ""
+        raise InputError(
+            f"there is no command /{name}{hint}; /help shows them, and a text that begins with two "
+            "slashes is said with one"
+        )
+
+    # Intrinsics ----------------------------------------------------------------------------------
+
+    def _invoke(self, name: str, rest: str) -> Outcome | None:
+        try:
+            wanted = wanted_arguments(self._talk.model, name)
+        except ContractError:
+            self._reply_of(name)
+            return None
+        return self._ask([name], call_arguments(name, rest, wanted))
+
+    def _ask(self, names: list[str], arguments: dict[str, str]) -> Outcome:
+        verdicts = self._talk.ask(names, arguments, self._cancel)
+        self._view.answers(verdicts)
+        return Outcome(failed=any(problem(verdict) for verdict in verdicts))
+
+    def _reply_of(self, name: str) -> None:
+        """What an adapter without a contract says next, on a fork."""
+        with self._talk.chat.fork() as fork:
+            options = replace(self._talk.options, adapter=name, scale=1.0)
+            reply = fork.reply(options, cancel=self._cancel)
+            self._view.aside(name, reply.text)
+
+    def _all(self, rest: str) -> Outcome:
+        _no_arguments("/all", rest)
+        model = self._talk.model
+        names = [name for name in intrinsics_of(model) if not wanted_arguments(model, name)]
+        if not names:
+            raise InputError(
+                "no adapter here can be asked without arguments; load one that has a contract: "
+                "/load NAME=PATH"
+            )
+        return self._ask(names, {})
+
+    def _watch(self, rest: str) -> None:
+        if rest == "off":
+            self._talk.watched = []
+        elif rest:
+            self.watch(rest)
+        watched = " ".join(map(str, self._talk.watched))
+        self._view.note(f"watching {watched or 'nothing'}")
+
+    def watch(self, names: str) -> None:
+        """What /watch does, without a word. Raises InputError."""
+        model = self._talk.model
+        watched = parse_all(names.replace(",", " ").split(), self._known())
+        for each in watched:
+            if wanted := wanted_arguments(model, each.name):
+                raise InputError(
+                    f"'{each.name}' needs {' and '.join(wanted)}, so it cannot be asked at every "
+                    f"turn; ask it with /{each.name}"
+                )
+        self._talk.watched = watched
+
+    def _known(self) -> dict[str, tuple[str, ...]]:
+        known = intrinsics_of(self._talk.model)
+        if known:
+            return known
+        without = ", ".join(self._talk.model.adapters)
+        raise InputError(
+            f"none of the adapters has a contract ({without}), which says how it is asked"
+            if without
+            else "no adapters are loaded; /load NAME=PATH loads one"
+        )
+
+    # Adapters ------------------------------------------------------------------------------------
+
+    def _adapters(self, rest: str) -> None:
+        _no_arguments("/adapters", rest)
+        from . import tables
+
+        self._view.show(tables.adapters(self._talk.model))
+
+    def _load(self, rest: str) -> None:
+        name, path = split_adapter(rest, [*COMMANDS])
+        file = self._talk.model.load_adapter(name, path)
+        kind = "aLoRA" if file.invocation else "LoRA"
+        self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
+
+    def _unload(self, rest: str) -> None:
+        if not rest:
+            raise InputError("/unload needs the name of an adapter: /unload NAME")
+        talk = self._talk
+        talk.model.unload_adapter(rest)
+        talk.watched = [each for each in talk.watched if each.name != rest]
+        if talk.options.adapter == rest:
+            talk.options = replace(talk.options, adapter=None)
+        self._view.note(f"unloaded '{rest}'")
+
+    # The conversation ----------------------------------------------------------------------------
+
+    def _rewind(self, rest: str) -> None:
+        n = turn_count(rest)
+        self._talk.rewind(n)
+        left = plural(len(self._talk.chat.messages), "message")
+        self._view.note(f"took back {plural(n, 'turn')}; {left} left")
+
+    def _edit(self, rest: str) -> Outcome:
+        before = self._talk.last_said()
+        if rest:
+            return Outcome(say=rest, instead=True)
+        if not self._can_edit:
+            raise InputError("/edit needs the new text here: /edit TEXT")
+        return Outcome(draft=before, instead=True)
+
+    def _retry(self, rest: str) -> Outcome:
+        _no_arguments("/retry", rest)
+        said = self._talk.last_said()
+        sampling = self._talk.options.sampling or Sampling()
+        if sampling.temperature == 0:
+            self._view.note("the likeliest reply is always the same; see /set temperature")
+        elif sampling.seed is not None:
+            self._view.note("with a seed the reply is the same; see /set seed off")
+        return Outcome(say=said, instead=True)
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self._change(partial(_set_system, None if rest == "off" else rest))
+        system = self._talk.chat.system
+        self._tell(rest, "no system message" if system is None else f"system message: {system}")
+
+    def _doc(self, rest: str) -> None:
+        documents = self._talk.chat.documents
+        if rest == "off":
+            documents = []
+        elif rest:
+            documents.append(read_document(file_path(rest), len(documents) + 1))
+        if rest:
+            self._change(partial(_set_documents, documents))
+        for i, each in enumerate(documents, 1):
+            self._tell(rest, f"  {i}  {each.title or each.text}")
+        if not documents:
+            self._tell(rest, "no documents")
+
+    def _tell(self, change: str, text: str) -> None:
+        """How something is after a change; or, if there was none, because that was asked."""
+        if change:
+            self._view.note(text)
+        else:
+            from . import tables
+
+            self._view.show(tables.text(text))
+
+    def _change(self, edit: Callable[[Chat], None]) -> None:
+        timings = self._talk.change(edit, self._view.reading, self._cancel)
+        if timings is not None and timings.evaluated:
+            self._view.note(
+                f"the conversation was read anew: {plural(timings.evaluated, 'token')} in "
+                f"{timings.total:.1f} s, {timings.reused} reused"
+            )
+
+    def _set(self, rest: str) -> None:
+        talk = self._talk
+        name, text = [*rest.split(maxsplit=1), "", ""][:2]
+        if name:
+            if text or name not in SETTINGS:
+                talk.options = changed_options(talk.model, talk.options, name, text)
+            self._tell(text, f"{name} {shown_setting(talk.options, name)}")
+        else:
+            from . import tables
+
+            self._view.show(tables.settings(talk.options))
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise InputError("/save needs a file: /save talk.alora")
+        path = file_path(rest)
+        _check_replaceable(path)
+        self._talk.chat.save(path)
+        said = plural(len(self._talk.chat.messages), "message")
+        self._view.note(f"saved {said}, {size_text(path.stat().st_size)}: {path}")
+
+    def _restore(self, rest: str) -> None:
+        if not rest:
+            raise InputError("/restore needs a file: /restore talk.alora")
+        from . import tables
+
+        chat = self._talk.model.restore(file_path(rest))
+        self._talk.replace_chat(chat)
+        said = plural(len(chat.messages), "message")
+        self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
+        for message in chat.messages[-2:]:
+            self._view.show(tables.text(f"{message.role}: {message.content}"))
+
+    # What it costs -------------------------------------------------------------------------------
+
+    def _cache(self, rest: str) -> None:
+        from .cache_map import cache_map
+
+        _no_arguments("/cache", rest)
+        talk = self._talk
+        report = talk.model.cache_report()
+        self._view.show(cache_map(talk.chat, report, talk.reused, self._view.width))
+
+    def _stats(self, rest: str) -> None:
+        _no_arguments("/stats", rest)
+        from . import tables
+
+        self._view.show(tables.costs(self._talk.turns, self._view.width))
+
+    def _help(self, rest: str) -> None:
+        _no_arguments("/help", rest)
+        from . import tables
+
+        self._view.show(tables.commands(dict.fromkeys(COMMANDS.values()), self._talk.model))
+        if self._can_edit:
+            self._view.note(
+                'Enter sends, Alt-Enter begins a line, """ stands around a text of several lines. '
+                "Ctrl-C stops a reply, Ctrl-D leaves."
+            )
+
+    def _quit(self, rest: str) -> Outcome:
+        _no_arguments("/quit", rest)
+        return Outcome(leave=True)
+
+
+_quit = Command("/quit", "leave; also /exit and /bye", Commands._quit)
+COMMANDS: Final[dict[str, Command]] = {
+    "help": Command("/help", "this", Commands._help),
+    "adapters": Command("/adapters", "show the loaded adapters", Commands._adapters),
+    "load": Command("/load NAME=PATH", "load an adapter (or one of the store)", Commands._load),
+    "unload": Command("/unload NAME", "unload an adapter", Commands._unload),
+    "all": Command("/all", "ask all of them in one batch", Commands._all),
+    "watch": Command(
+        "/watch NAME… | off",
+        "ask these at every turn; NAME! or NAME<0.5 is a guard, which the reply has to pass",
+        Commands._watch,
+    ),
+    "rewind": Command("/rewind [N]", "take back the last turn, or the last N", Commands._rewind),
+    "edit": Command("/edit [TEXT]", "say the last message otherwise", Commands._edit),
+    "retry": Command("/retry", "another reply to the last message", Commands._retry),
+    "system": Command("/system [TEXT | off]", "show or set the system message", Commands._system),
+    "doc": Command("/doc [FILE | off]", "show the documents, or add one", Commands._doc),
+    "set": Command("/set [NAME VALUE]", "show or set how replies are made", Commands._set),
+    "save": Command("/save FILE", "keep the conversation with its cells", Commands._save),
+    "restore": Command("/restore FILE", "go on with a kept one", Commands._restore),
+    "cache": Command("/cache", "a map of the KV cache", Commands._cache),
+    "stats": Command("/stats", "what the turns cost", Commands._stats),
+    "quit": _quit,
+    "exit": _quit,
+    "bye": _quit,
+}
+
+
+def _no_arguments(usage: str, rest: str) -> None:
+    if rest:
+        raise InputError(f"{usage} takes no arguments, found '{rest}'")
+
+
+def _set_system(text: str | None, chat: Chat) -> None:
+    chat.system = text
+
+
+def _set_documents(documents: list[Document], chat: Chat) -> None:
+    chat.documents = documents
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises InputError for a file that is there and is no saved conversation."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError:  # saving will say what is wrong, if anything is
+        return
+    if start != MAGIC:
+        raise InputError(f"{path}: exists and is no saved conversation; choose another name")

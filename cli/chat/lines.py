@@ -1,0 +1,220 @@
+"""Where a chat's lines come from: a terminal with history and completion, or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyPressEvent
+
+QUOTES: Final = '"""'
+_WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
+
+
+class EndOfInput(Exception):  # noqa: N818 (it is no error)
+    """There are no more lines."""
+
+
+class Lines:
+    """Where lines come from.
+
+    typed     whether by a person who waits
+    can_edit  whether a draft can be put before them
+    """
+
+    typed = False
+    can_edit = False
+
+    def read(self, _draft: str = "") -> str:
+        """The next line. Raises EndOfInput, and KeyboardInterrupt for Ctrl-C."""
+        raise EndOfInput
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Meanwhile what is typed is not shown; it is there when the next line is read."""
+        yield
+
+
+class Pipe(Lines):
+    """Lines of a file; a text between triple quotes is one."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._lines: Iterator[str] = iter(file)
+        self._first = True
+
+    def read(self, _draft: str = "") -> str:
+        """The next line. Raises EndOfInput."""
+        line = self._next()
+        if not line.lstrip().startswith(QUOTES):
+            return line
+        text = line.lstrip()[len(QUOTES) :]
+        with contextlib.suppress(EndOfInput):
+            while QUOTES not in text:
+                text += "\n" + self._next()
+        return text.partition(QUOTES)[0].strip("\n")
+
+    def _next(self) -> str:
+        for line in self._lines:
+            text = line.removeprefix("\ufeff") if self._first else line
+            self._first = False
+            return text.rstrip("\r\n")
+        raise EndOfInput
+
+
+class Plain(Lines):
+    """Lines that are typed where a terminal can do nothing more."""
+
+    typed = True
+
+    def read(self, _draft: str = "") -> str:
+        """The next line. Raises EndOfInput, KeyboardInterrupt."""
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            raise EndOfInput from None
+
+
+class Keyboard(Lines):
+    """Lines that are typed, with history, completion, and a line below that says where one is."""
+
+    typed = True
+    can_edit = True
+
+    def __init__(
+        self,
+        *,
+        words: Callable[[str], Sequence[str]],
+        below: Callable[[], str],
+        history: Path | None,
+        colour: bool,
+    ) -> None:
+        """`words` are what can stand behind a command, or for "" the commands themselves; `below`
+        is the line below.
+        """
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output.color_depth import ColorDepth
+
+        self._session: PromptSession[str] = PromptSession(
+            message="> ",
+            history=_history(history),
+            completer=_completer(words),
+            complete_while_typing=False,
+            multiline=True,
+            prompt_continuation=lambda *_: ". ",
+            key_bindings=_bindings(),
+            bottom_toolbar=below,
+            color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
+            enable_open_in_editor=True,
+        )
+
+    def read(self, draft: str = "") -> str:
+        """What is typed next; `draft` is there already. Raises EndOfInput for Ctrl-D,
+        KeyboardInterrupt for Ctrl-C.
+        """
+        try:
+            text = self._session.prompt(default=draft)
+        except EOFError:
+            raise EndOfInput from None
+        if text.lstrip().startswith(QUOTES):
+            text = text.strip().removeprefix(QUOTES).removesuffix(QUOTES)
+        return text.strip("\n").rstrip()
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Switches the terminal's echo off: it would get into the reply."""
+        try:
+            import termios
+        except ImportError:  # Windows echoes only what is being read
+            yield
+            return
+        fd = sys.stdin.fileno()
+        before = termios.tcgetattr(fd)
+        silent = [*before]
+        silent[3] &= ~termios.ECHO
+        termios.tcsetattr(fd, termios.TCSADRAIN, silent)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def history_file(home: Path) -> Path | None:
+    """Where typed lines are kept, for the user only; None if it cannot be written."""
+    path = home / "chat_history"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+    except OSError:
+        return None
+    return path
+
+
+def is_dumb() -> bool:
+    """Whether the terminal has no cursor to move."""
+    return os.environ.get("TERM", "dumb") == "dumb" and sys.platform != "win32"
+
+
+def _history(path: Path | None) -> Any:
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is no reason to leave
+                super().store_string(string)
+
+    return InMemoryHistory() if path is None else Kept(str(path))
+
+
+def _bindings() -> Any:
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.key_binding import KeyBindings
+
+    bindings = KeyBindings()
+    in_text = has_focus(DEFAULT_BUFFER)  # and not in a search
+
+    @bindings.add("enter", filter=in_text)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        text = buffer.text.strip()
+        is_open = text.startswith(QUOTES) and text.count(QUOTES) < 2
+        if is_open:
+            buffer.newline(copy_margin=False)
+        elif text:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter", filter=in_text)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return bindings
+
+
+def _completer(words: Callable[[str], Sequence[str]]) -> Any:
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    paths = PathCompleter(expanduser=True)
+
+    class Slashes(Completer):
+        def get_completions(self, document: Any, complete_event: Any) -> Iterator[Completion]:
+            line = document.text_before_cursor
+            if not line.startswith("/") or "\n" in line:
+                return
+            command, space, rest = line.partition(" ")
+            found = words(command[1:] if space else "")
+            last = rest.rpartition(" ")[2] if space else command[1:]
+            for word in found:
+                if word.startswith(last):
+                    yield Completion(word, start_position=-len(last))
+            if command in _WITH_PATHS and space:
+                inner = rest.rpartition("=")[2]
+                yield from paths.get_completions(Document(inner, len(inner)), complete_event)
+
+    return Slashes()

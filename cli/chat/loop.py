@@ -1,0 +1,157 @@
+"""Takes a line, does what it says, takes the next one; and what happens when that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from alora_gguf import AloraError, CacheFullError, CancelledError, CancelToken
+
+from .commands import Commands, Outcome
+from .lines import EndOfInput, Lines
+from .text import whole
+from .view import FROM_THE_START, MORE_ROOM, problem
+
+if TYPE_CHECKING:
+    from .talk import Talk
+    from .view import View
+
+
+class Loop:
+    """A conversation from the first line to the last.
+
+    failed  whether anything was not answered
+    """
+
+    def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
+        self.failed = False
+        self._talk, self._view, self._lines = talk, view, lines
+        self.commands = Commands(talk, view, can_edit=lines.can_edit)
+        self._cancel: CancelToken | None = None  # of what is going on
+        self._forced = False
+
+    def run(self) -> None:
+        """Every line, to the end of them or to /quit.
+
+        At a keyboard Ctrl-C stops what is going on, and a second one the program; elsewhere the
+        first does.
+        """
+        if not self._lines.typed:
+            while self._take_line():
+                pass
+            return
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            while self._take_line_typed():
+                pass
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _take_line_typed(self) -> bool:
+        try:
+            return self._take_line()
+        except KeyboardInterrupt:
+            if self._forced:
+                raise
+            self._view.note("(Ctrl-D leaves)")
+            return True
+
+    def _interrupt(self, *_: object) -> None:
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        if self._cancel.cancelled:
+            self._forced = True
+            raise KeyboardInterrupt
+        self._cancel.cancel()
+
+    def _take_line(self) -> bool:
+        """Whether there may be another one."""
+        try:
+            text = whole(self._lines.read())
+        except EndOfInput:
+            return False
+        if not text.strip():
+            return True
+        with self._lines.unseen():
+            outcome = self.handle(text)
+        if outcome.draft is not None:
+            return self._take_edited(outcome.draft)
+        return not outcome.leave
+
+    def _take_edited(self, draft: str) -> bool:
+        """The last message, to be said otherwise. It stays until that is done."""
+        text = ""
+        with contextlib.suppress(KeyboardInterrupt, EndOfInput):
+            text = whole(self._lines.read(draft))
+        if not text.strip():
+            self._view.note("(left as it was)")
+            return True
+        with self._lines.unseen():
+            if text.startswith("/"):
+                return not self.handle(text).leave
+            self.say(text, instead=True)
+        return True
+
+    def handle(self, text: str) -> Outcome:
+        """A message or a command. What goes wrong is shown."""
+        if not text.startswith("/"):
+            self.say(text)
+        elif text.startswith("//"):
+            self.say(text[1:])
+        else:
+            return self._command(text.strip())
+        return Outcome()
+
+    def say(self, text: str, *, instead: bool = False) -> None:
+        """A message, perhaps `instead` of the last one. What goes wrong is shown."""
+        with self._doing() as cancel:
+            turn = self._talk.say(
+                text, self._view.piece, self._view.reading, cancel, instead=instead
+            )
+            self.failed |= turn.finish_reason in ("full", "withheld")
+            self.failed |= any(problem(verdict) for verdict in turn.verdicts)
+            self._view.turn(turn)
+
+    def _command(self, line: str) -> Outcome:
+        outcome = Outcome()
+        with self._doing() as cancel:
+            self._view.command(line)
+            outcome = self.commands.run(line, cancel)
+            self.failed |= outcome.failed
+        if outcome.say is not None:
+            self.say(outcome.say, instead=outcome.instead)
+        return outcome
+
+    @contextlib.contextmanager
+    def _doing(self) -> Iterator[CancelToken]:
+        """Something that can be stopped, and can go wrong."""
+        self._cancel = CancelToken()
+        try:
+            yield self._cancel
+        except CancelledError:
+            self._view.stopped()
+        except BrokenPipeError:  # nobody is there to be told
+            raise
+        except (AloraError, OSError) as error:
+            self.failed = True
+            self._view.error(in_words(error, self._talk))
+        finally:
+            self._cancel = None
+
+
+def in_words(error: Exception, talk: Talk) -> str:
+    """What went wrong, and what to do about it here."""
+    if not isinstance(error, CacheFullError):
+        return str(error)
+    report = talk.model.cache_report()
+    needs = re.search(r"(\d+) cells needed", str(error))
+    needed = f" {needs[1]} cells are needed, and" if needs else ""
+    ever = talk.chat.session.cached and not (needs and int(needs[1]) > report.n_cells)
+    way_out = MORE_ROOM if ever else FROM_THE_START
+    return (
+        f"this does not fit the KV cache:{needed} {report.used} of its {report.n_cells} are in "
+        f"use; {way_out}"
+    )

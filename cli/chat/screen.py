@@ -1,0 +1,195 @@
+"""A chat in a terminal: replies as they come, verdicts as badges below them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from alora_gguf import IntrinsicResult
+
+from .flow import Flow
+from .view import View, badges, ending, evidence, in_full, problem
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from .asking import Verdict
+    from .record import Record
+    from .talk import Turn
+
+from .text import visible
+
+_STYLES: Final = {True: "green", False: "red", None: "cyan"}
+# what is worth rendering: headings, lists, code, emphasis, links, tables, quotes
+_MARKDOWN: Final = re.compile(
+    r"^#{1,6} |^\s*[-*+] |^\s*\d+[.)] |^```|^> |^\|.*\|$|\*\*\S|`[^`\n]+`|\[[^\]\n]+\]\(",
+    re.MULTILINE,
+)
+_WIDEST: Final = 100
+_LONG: Final = 256  # tokens; reading fewer is over before anyone reads how far it is
+
+
+class Screen(View):
+    """Shows a chat's events; colour only where it is wanted and can be shown."""
+
+    def __init__(self, records: Sequence[Record] = (), console: Console | None = None) -> None:
+        super().__init__(records)
+        self.console = console or Console(highlight=False, emoji=False)
+        self._flow: Flow | None = None
+        self._flow_width = 0
+        self._bar_shown = False
+
+    @property
+    def width(self) -> int:
+        """In columns, of what show() is given."""
+        return min(self.console.width, _WIDEST)
+
+    def reading(self, done: int, total: int) -> None:
+        """One line, which goes again."""
+        if total < _LONG or not self._can_go_back:
+            return
+        self._clear_bar()
+        if done < total:
+            self._write(_shortened(f"reading {done} of {total} tokens", self.width - 1))
+            self._bar_shown = True
+
+    def piece(self, text: str) -> None:
+        """Wrapped between words."""
+        if self._flow is None:
+            self._clear_bar()
+            self._flow_width = self.width
+            self._flow = Flow(self._flow_width - 1)  # a full line makes some terminals break it
+        self._write(self._flow.add(visible(text)))
+
+    def turn(self, turn: Turn) -> None:
+        """Ends the reply, with its Markdown rendered if it has any, and shows the verdicts."""
+        self._end_reply(turn.reply)
+        if told := ending(turn):
+            self._line(told, "bold red" if turn.withheld else "dim")
+        self._badges(turn.verdicts)
+        self.console.print()
+        super().turn(turn)
+
+    def stopped(self) -> None:
+        """Nothing was said."""
+        self._end_reply("")
+        self._line("(stopped)", "dim")
+        super().stopped()
+
+    def answers(self, verdicts: Sequence[Verdict]) -> None:
+        """Badges, and below them each value in full."""
+        self._badges(verdicts)
+        for verdict in verdicts:
+            if isinstance(verdict, IntrinsicResult) and verdict.error is None:
+                self._line(in_full(verdict), "dim", indent=2)
+        self.console.print()
+        super().answers(verdicts)
+
+    def aside(self, name: str, text: str) -> None:
+        """With the name of who would say it."""
+        self._line(f"{visible(name)}: {visible(text)}", "cyan", indent=2)
+        super().aside(name, text)
+
+    def show(self, what: RenderableType) -> None:
+        """A text or a table."""
+        self.console.print(what, width=self.width)
+
+    def note(self, text: str) -> None:
+        """In the background; of an indented line, which is one of a list, what fits."""
+        self._clear_bar()
+        for line in visible(text).split("\n"):
+            self._line(_shortened(line, self.width) if line.startswith(" ") else line, "dim")
+
+    def error(self, text: str) -> None:
+        """Where it is seen."""
+        self._end_reply("")
+        self._line(f"Error: {visible(text)}", "red")
+        for record in self._records:
+            record.error(text)
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    @property
+    def _can_go_back(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def _write(self, text: str) -> None:
+        self.console.file.write(text)
+        self.console.file.flush()
+
+    def _line(self, text: str, style: str, *, indent: int = 0) -> None:
+        lines = Text(text, style=style).wrap(
+            self.console, max(self.width - indent, 1), overflow="fold"
+        )
+        for line in lines:
+            line.rstrip()
+            self.console.print(Text(" " * indent).append_text(line))
+
+    def _clear_bar(self) -> None:
+        if self._bar_shown:
+            self._write("\r\x1b[K")
+            self._bar_shown = False
+
+    def _end_reply(self, text: str) -> None:
+        """The end of the reply's line. Its Markdown takes the place of what was shown, at once,
+        where all of that is still on the screen and as it was written.
+        """
+        self._clear_bar()
+        flow, self._flow = self._flow, None
+        if flow is None:
+            return
+        self._write(flow.end())
+        as_written = flow.lines < self.console.height and self._flow_width == self.width
+        if self._can_go_back and as_written and _MARKDOWN.search(text):
+            self._write(f"\x1b[{flow.lines}A\x1b[J")
+            self.console.print(_markdown(visible(text)), width=self.width)
+
+    def _badges(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if (wrong := problem(verdict)) is not None:
+                self._line(wrong, "yellow", indent=2)
+        if parts := [(visible(each.text), _STYLES[each.good]) for each in badges(verdicts)]:
+            parts.append((evidence(verdicts), "dim"))
+            for line in _side_by_side(parts, self.width - 2):
+                self.console.print(Text("  ").append(line), width=self.width)
+
+
+def _markdown(text: str) -> RenderableType:
+    from markdown_it import MarkdownIt
+    from rich.markdown import Markdown
+
+    # no links that lead elsewhere than they say, no colours that a terminal may not have
+    shown = Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+    # what looks like HTML is text: rich would leave it out
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    shown.parsed = parser.parse(text)
+    return shown
+
+
+def _side_by_side(parts: Sequence[tuple[str, str]], width: int) -> list[Text]:
+    """Texts with their styles, as many on a line as fit, none of them broken if it fits alone."""
+    lines, column = [Text()], 0
+    for text, style in parts:
+        size = cell_len(text)
+        if column and column + 3 + size > width:
+            lines.append(Text())
+            column = 0
+        if column:
+            lines[-1].append(" · ", style="dim")
+            column += 3
+        lines[-1].append(text, style=style)
+        column += size
+    return lines
+
+
+def _shortened(line: str, width: int) -> str:
+    if cell_len(line) <= width:
+        return line
+    while line and cell_len(line) > width - 1:
+        line = line[:-1]
+    return f"{line.rstrip()}…"

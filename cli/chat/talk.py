@@ -1,0 +1,283 @@
+"""A chat as people lead it in a terminal: turns, what watches them, settings. Shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from alora_gguf import (
+    CacheFullError,
+    CancelledError,
+    CancelToken,
+    Chat,
+    InputError,
+    IntrinsicCall,
+    Model,
+    Reply,
+    ReplyOptions,
+    Timings,
+)
+from alora_gguf.errors import ContractError
+
+from .asking import Asking, Verdict, ask_each, unasked
+from .badges import judges_question
+from .text import plural
+from .watching import Watched
+
+OnPiece = Callable[[str], None]
+OnReading = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user said, what came back, and what the watching intrinsics say of it.
+
+    finish_reason  as of a reply; "full" if it was cut off because the cache is, "withheld" if a
+                   guard did not let it pass: then nothing was said
+    timings        of reading the user's words and of the reply, together
+    withheld       that guard's verdict
+    """
+
+    user: str
+    reply: str
+    finish_reason: str
+    timings: Timings
+    verdicts: tuple[Verdict, ...] = ()
+    withheld: Verdict | None = None
+
+
+@dataclass(slots=True)
+class Talk:
+    """One conversation and its settings. Every method leaves it as it was when it raises.
+
+    turns   those that were made here and are still there, the latest last
+    reused  how many of the chat's tokens were in the cache before it was last read
+    """
+
+    model: Model
+    chat: Chat
+    options: ReplyOptions = field(default_factory=ReplyOptions)
+    watched: list[Watched] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    reused: int = 0
+
+    # Turns ---------------------------------------------------------------------------------------
+
+    def say(
+        self,
+        text: str,
+        on_piece: OnPiece,
+        on_reading: OnReading,
+        cancel: CancelToken,
+        *,
+        instead: bool = False,
+    ) -> Turn:
+        """A whole turn, perhaps `instead` of the last one. Intrinsics that judge the question are
+        asked while the reply begins, in the same batches; where one of them is a guard, nothing is
+        shown before all guards are passed.
+
+        Raises what Chat.say() does; CancelledError only if there is nothing of a reply yet.
+        """
+        if not text.strip():
+            raise InputError("there is nothing to say in an empty message")
+        with _Draft(self) as draft:
+            if instead:
+                draft.rewind(self._check_turns(1))
+            turn = self._reply(draft, text, on_piece, on_reading, cancel)
+            if turn.withheld is None:
+                self._go_on_with(draft, turn.timings.reused)
+        if turn.withheld is not None:
+            return turn
+        if instead:
+            del self.turns[-1:]
+        turn = self._judged(turn, cancel)
+        self.turns.append(turn)
+        return turn
+
+    def _reply(
+        self,
+        draft: Chat,
+        text: str,
+        on_piece: OnPiece,
+        on_reading: OnReading,
+        cancel: CancelToken,
+    ) -> Turn:
+        asked = [each for each in self.watched if each.place == "question"]
+        if not asked:
+            reply = draft.say(text, self.options, stream=True, cancel=cancel, progress=on_reading)
+            for piece in _pieces(reply):
+                on_piece(piece)
+            return _turn(text, reply, None)
+        read = draft.add(text, cancel=cancel, progress=on_reading)
+        asking = Asking(draft, asked, cancel)
+        try:
+            try:
+                reply = draft.reply(self.options, stream=True, cancel=cancel, progress=on_reading)
+            finally:
+                asking.reply_begins()
+            withheld = _show(reply, asking, on_piece)
+            turn = _turn(text, reply, read, withheld)
+            return replace(turn, verdicts=asking.verdicts())
+        except BaseException:
+            cancel.cancel()
+            asking.join()
+            raise
+
+    def _judged(self, turn: Turn, cancel: CancelToken) -> Turn:
+        """The turn with what intrinsics say of the answer."""
+        asked = [each for each in self.watched if each.place == "answer"]
+        if not asked or turn.finish_reason not in ("stop", "length"):
+            return turn
+        try:
+            verdicts = ask_each(self.chat, [IntrinsicCall(each.name) for each in asked], cancel)
+        except CancelledError:  # the turn is there, and stays
+            verdicts = unasked(asked)
+        return replace(turn, verdicts=(*turn.verdicts, *verdicts))
+
+    def last_said(self) -> str:
+        """What the user said last. Raises InputError."""
+        self._check_turns(1)
+        return next(each.content for each in reversed(self.chat.messages) if each.role == "user")
+
+    def rewind(self, turns: int) -> None:
+        """Takes back the last turns. Raises InputError if there are not so many."""
+        self.chat.rewind(self._check_turns(turns))
+        del self.turns[max(0, len(self.turns) - turns) :]
+        self.reused = self.chat.session.cached
+
+    def _check_turns(self, turns: int) -> int:
+        there = sum(message.role == "user" for message in self.chat.messages)
+        if not there:
+            raise InputError("nothing was said yet")
+        if turns > there:
+            raise InputError(f"there {'is' if there == 1 else 'are'} {plural(there, 'turn')} only")
+        return turns
+
+    # The ground it stands on ---------------------------------------------------------------------
+
+    def change(
+        self, edit: Callable[[Chat], None], on_reading: OnReading, cancel: CancelToken | None
+    ) -> Timings | None:
+        """Changes documents or the system message. What was said is read anew, which is what the
+        timings are of; where nothing was, it is only made sure that the template takes them.
+        Raises what Chat.read() does.
+        """
+        with _Draft(self) as draft:
+            edit(draft)
+            if not any(message.role == "user" for message in draft.messages):
+                draft.check("?")
+                self._go_on_with(draft, 0)
+                return None
+            timings = draft.read(cancel=cancel, progress=on_reading)
+            self._go_on_with(draft, timings.reused)
+        return timings
+
+    def replace_chat(self, chat: Chat) -> None:
+        """Goes on with another conversation, which was not read but restored."""
+        self._go_on_with(chat, chat.session.cached)
+        self.turns.clear()
+
+    def close(self) -> None:
+        """Ends the conversation."""
+        self.chat.close()
+
+    def _go_on_with(self, chat: Chat, reused: int) -> None:
+        self.chat.close()
+        self.chat, self.reused = chat, reused
+
+    # Asking --------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        names: Iterable[str],
+        arguments: Mapping[str, str] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> list[Verdict]:
+        """Asks intrinsics about the last question or answer, whichever they judge, in one batch;
+        one that cannot be asked does not keep the others from it. Raises CancelledError, InputError
+        if nothing was said.
+        """
+        self._check_turns(1)
+        messages = self.chat.messages
+        question = len(messages) - (messages[-1].role == "assistant")
+        calls = [
+            IntrinsicCall(name, arguments or {}, upto=question if judges_question(name) else None)
+            for name in names
+        ]
+        return ask_each(self.chat, calls, cancel)
+
+
+class _Draft:
+    """A fork of the conversation, which is closed unless it has become the conversation."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._chat = talk.chat.fork()
+
+    def __enter__(self) -> Chat:
+        return self._chat
+
+    def __exit__(self, *_: object) -> None:
+        if self._talk.chat is not self._chat:
+            self._chat.close()
+
+
+def intrinsics_of(model: Model) -> dict[str, tuple[str, ...]]:
+    """The loaded adapters that have a contract, and the fields of their answers."""
+    found = {}
+    for name in model.adapters:
+        try:
+            schema = model.contract(name).response_format or {}
+        except ContractError:
+            continue
+        fields = schema.get("properties")
+        found[name] = tuple(map(str, fields)) if isinstance(fields, Mapping) else ()
+    return found
+
+
+def _pieces(reply: Reply) -> Iterator[str]:
+    """The reply as it comes, to where the cache is full. Raises CancelledError if it was cancelled
+    before there was anything of it.
+    """
+    try:
+        yield from reply
+    except CacheFullError:
+        if not reply.text:
+            raise
+    if reply.finish_reason == "cancelled" and not reply.text:
+        raise CancelledError("the reply was cancelled before it began")
+
+
+def _show(reply: Reply, asking: Asking, on_piece: OnPiece) -> Verdict | None:
+    """Shows the reply from when all guards let it pass; returns what the one says that does not."""
+    held: list[str] = []
+    for piece in _pieces(reply):
+        held.append(piece)
+        if asking.guards_spoke:
+            if asking.stopped_by() is not None:
+                break
+            on_piece("".join(held))
+            held.clear()
+    reply.close()
+    withheld = asking.stopped_by()
+    if held and withheld is None:
+        on_piece("".join(held))
+    return withheld
+
+
+def _turn(text: str, reply: Reply, read: Timings | None, withheld: Verdict | None = None) -> Turn:
+    """`read` is what it took to read the user's words before, if that was done."""
+    timings, reason = reply.timings, reply.finish_reason or "closed"
+    if read is not None:
+        first = timings.first_token
+        timings = replace(
+            timings,
+            reused=min(read.reused, timings.reused),
+            evaluated=timings.evaluated + read.evaluated,
+            first_token=None if first is None else first + read.total,
+            total=timings.total + read.total,
+            reuse_note=read.reuse_note or timings.reuse_note,
+        )
+    if withheld is not None:
+        return Turn(text, "", "withheld", timings, withheld=withheld)
+    return Turn(text, reply.text, "full" if reason == "error" else reason, timings)

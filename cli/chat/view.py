@@ -1,0 +1,218 @@
+"""What a chat shows: nothing but what goes wrong, or all of it through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from alora_gguf import CacheFullError, InputError, IntrinsicResult, Timings
+
+from .asking import Failed, Verdict
+from .badges import Badge, badges_of
+from .record import Record
+from .talk import Turn
+from .text import visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+MORE_ROOM: Final = "/rewind takes turns back; or /save FILE, and go on with --restore FILE --ctx N"
+FROM_THE_START: Final = (
+    "give it less to read (/doc off drops documents), or start with a larger --ctx"
+)
+
+
+class View:
+    """Notes and errors go to stderr, the record's events to the records, and nothing else is shown;
+    others show more.
+    """
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        self._records = records
+
+    @property
+    def width(self) -> int:
+        """In columns, of what show() is given."""
+        return 80
+
+    def reading(self, done: int, total: int) -> None:
+        """So many tokens of a text are read."""
+
+    def piece(self, text: str) -> None:
+        """A piece of the reply that is being made."""
+
+    def turn(self, turn: Turn) -> None:
+        """The end of a turn, and what the intrinsics say of it."""
+        for record in self._records:
+            record.turn(turn)
+
+    def stopped(self) -> None:
+        """What was going on was interrupted and changed nothing."""
+        for record in self._records:
+            record.stopped()
+
+    def answers(self, verdicts: Sequence[Verdict]) -> None:
+        """What intrinsics say that were asked for."""
+        for record in self._records:
+            record.answers(verdicts)
+
+    def command(self, line: str) -> None:
+        """A command that is going to be run."""
+        for record in self._records:
+            record.command(line)
+
+    def aside(self, name: str, text: str) -> None:
+        """What an adapter would reply, which stays out of the conversation."""
+        for record in self._records:
+            record.aside(name, text)
+
+    def show(self, what: RenderableType) -> None:
+        """Something that was asked for: text or a table."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        click.echo(visible(text), err=True)
+
+    def error(self, text: str) -> None:
+        """What went wrong."""
+        click.echo(f"Error: {visible(text)}", err=True)
+        for record in self._records:
+            record.error(text)
+
+
+class Piped(View):
+    """Replies and what is asked for go to stdout as they are, everything else to stderr."""
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        super().__init__(records)
+        self._open = False  # a line of the reply
+        self._out = visible if sys.stdout.isatty() else str
+
+    def piece(self, text: str) -> None:
+        """As it comes: who reads a pipe can wait for the whole as well."""
+        if text:
+            self._open = True
+            self._write(text)
+
+    def turn(self, turn: Turn) -> None:
+        """A line break, and the verdicts in short."""
+        self._end_line()
+        told = ending(turn)
+        if told:
+            click.echo(told, err=True)
+        if turn.verdicts:
+            click.echo(summary(turn.verdicts), err=True)
+        super().turn(turn)
+
+    def stopped(self) -> None:
+        """A line break."""
+        self._end_line()
+        click.echo("(stopped)", err=True)
+        super().stopped()
+
+    def answers(self, verdicts: Sequence[Verdict]) -> None:
+        """A JSON value on a line of its own; of several, an object of them."""
+        values = {}
+        for verdict in verdicts:
+            if (wrong := problem(verdict)) is not None:
+                click.echo(f"Error: {wrong}", err=True)
+            elif isinstance(verdict, IntrinsicResult):
+                values[verdict.name] = verdict.value
+        if values:
+            shown = values if len(verdicts) > 1 else next(iter(values.values()))
+            self._write(json.dumps(shown, ensure_ascii=False) + "\n")
+        super().answers(verdicts)
+
+    def aside(self, name: str, text: str) -> None:
+        """On a line of its own."""
+        self._write(text + "\n")
+        super().aside(name, text)
+
+    def show(self, what: RenderableType) -> None:
+        """As plain text."""
+        from rich.console import Console
+
+        Console(
+            file=sys.stdout, width=self.width, color_system=None, highlight=False, emoji=False
+        ).print(what)
+
+    def error(self, text: str) -> None:
+        """On a line of its own."""
+        self._end_line()
+        super().error(text)
+
+    def _end_line(self) -> None:
+        if self._open:
+            self._write("\n")
+        self._open = False
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(self._out(text))  # click would take escapes out of a pipe
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+# In words, safe to print ------------------------------------------------------------------------
+
+
+def ending(turn: Turn) -> str:
+    """What is to be said of a turn that did not just end, or ""."""
+    if turn.withheld is not None:
+        return f"Withheld by {visible(turn.withheld.name)}: your message was taken back."
+    return {
+        "stop": "" if turn.reply else "(the reply is empty)",
+        "length": "(cut off: /set max_tokens N for longer replies)",
+        "full": f"(cut off: the KV cache is full; {MORE_ROOM})",
+    }.get(turn.finish_reason, "(stopped; what was said stays)")
+
+
+def problem(verdict: Verdict) -> str | None:
+    """Why there is no value, if there is none."""
+    if isinstance(verdict, Failed):
+        full = isinstance(verdict.error, CacheFullError)
+        why = f"the KV cache has no room to ask it; {MORE_ROOM}" if full else str(verdict.error)
+        return visible(f"{verdict.name}: {why}")
+    if verdict.error is not None:
+        return visible(f"{verdict.name}: not understood: {verdict.error}")
+    return None
+
+
+def in_full(verdict: IntrinsicResult) -> str:
+    """Its name and value."""
+    return visible(f"{verdict.name}: {json.dumps(verdict.value, ensure_ascii=False)}")
+
+
+def badges(verdicts: Sequence[Verdict]) -> list[Badge]:
+    """Those of all verdicts that have a value."""
+    return [
+        badge
+        for verdict in verdicts
+        if isinstance(verdict, IntrinsicResult) and verdict.error is None
+        for badge in badges_of(verdict.name, verdict.value)
+    ]
+
+
+def evidence(verdicts: Sequence[Verdict]) -> str:
+    """What verdicts that were asked together cost."""
+    timings: list[Timings] = [v.timings for v in verdicts if isinstance(v, IntrinsicResult)]
+    seconds = max(each.total for each in timings)
+    reused = max(each.reused for each in timings)
+    read = sum(each.evaluated for each in timings)
+    return f"{seconds * 1000:.0f} ms, {reused} tokens reused, {read} read"
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Badges, what they cost, and what went wrong."""
+    lines = [wrong for verdict in verdicts if (wrong := problem(verdict)) is not None]
+    if found := badges(verdicts):
+        lines.append(" · ".join([*(visible(each.text) for each in found), evidence(verdicts)]))
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""/save in one process, /restore in another: the same conversation, and nothing read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import MAIN
+
+from .conftest import Chatting, masked
+from .test_piped import ANSWER, QUESTION
+
+
+def chat(*arguments: str | Path, lines: str) -> tuple[int, str, str]:
+    """A process of its own: its status, stdout and stderr."""
+    run = subprocess.run(
+        [sys.executable, "-c", MAIN, "chat", "--threads", "1", *map(str, arguments)],
+        input=lines, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.fixture
+def saved(home: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "my talk.alora"
+    status, out, err = chat(lines=f"{QUESTION}\n/save {path}\n")
+    assert (status, out) == (0, f"{ANSWER}\n")
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    assert err == f"saved 2 messages, {size}: {path}\n"
+    return path
+
+
+def turn_of(out: str) -> dict[str, Any]:
+    events = [json.loads(line) for line in out.splitlines()]
+    return next(event for event in events if event["event"] == "turn")
+
+
+def test_another_process_goes_on(saved: Path) -> None:
+    """With the same words as one that never stopped."""
+    lines = f"/restore {saved}\nWho runs it?\n"
+    _, out, err = chat("--json", lines=lines)
+    assert err == "restored 2 messages, 273 tokens; nothing was read again\n"
+    turn = turn_of(out)
+    assert turn["timings"]["reused"] == 273
+    _, alone, _ = chat("--json", lines=f"{QUESTION}\nWho runs it?\n")
+    assert turn["assistant"] == json.loads(alone.splitlines()[-1])["assistant"]
+    _, by_option, _ = chat("--json", "--restore", saved, lines="Who runs it?\n")
+    assert turn_of(by_option)["timings"]["reused"] == 273
+
+
+def test_what_was_said_is_shown_and_can_be_taken_back(saved: Path, chatting: Chatting) -> None:
+    found = chatting(lines=f'/restore "{saved}"\n/cache\n/doc\n/rewind\n/rewind\n')
+    assert found.out.startswith(f"user: {QUESTION}\nassistant: {ANSWER}\n")
+    assert "█ 273 reused by the last reading, ▓ 0 read or written since" in found.out
+    assert "  8  Omar Biswell arrives on Friday." in found.out
+    assert found.err.splitlines()[1:] == [
+        "took back 1 turn; 0 messages left", "Error: nothing was said yet",
+    ]  # fmt: skip
+
+
+def test_one_is_replaced_and_another_file_is_not(saved: Path, chatting: Chatting) -> None:
+    before = saved.read_bytes()
+    found = chatting("--restore", saved, lines=f"Who runs it?\n/save {saved}\n")
+    assert found.err.startswith("saved 4 messages, ")
+    assert saved.read_bytes() != before
+    if os.name == "posix":
+        assert saved.stat().st_mode & 0o777 == 0o600
+
+
+def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) -> None:
+    found = chatting("-m", tiny.base, "--restore", saved, lines="hi\n")
+    assert found.err.startswith(f"Error: {saved}: was saved with the base ")
+    assert (found.status, found.out) == (1, "")
+    found = chatting("--ctx", "256", "--restore", saved, lines="hi\n")
+    assert found.err == (
+        f"Error: --restore {saved}: does not fit a KV cache of 256 cells; start with --ctx 512\n"
+    )
+    found = chatting("--ctx", "256", lines=f"/restore {saved}\n/cache\n")
+    assert found.err == (
+        "Error: this does not fit the KV cache: 273 cells are needed, and 0 of its 256 are in use; "
+        "give it less to read (/doc off drops documents), or start with a larger --ctx\n"
+    )
+    assert "256 cells free" in found.out
+
+
+def test_times_are_masked() -> None:
+    assert masked("12 ms, 1.5 and 2e-06, 90%, in 0.1 s, 273") == "T ms, P and P, P%, in T s, 273"

@@ -1,0 +1,370 @@
+"""A talk's turns: what stays, and what comes back when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alora_gguf.cli.chat import talk as talk_module
+from alora_gguf.cli.chat.asking import Failed, ask_each
+from alora_gguf.cli.chat.talk import Talk, Turn
+from alora_gguf.cli.chat.watching import Watched
+from chats import PLAIN, brief
+
+import alora_gguf as ag
+from alora_gguf.demo.script import DOCUMENTS
+
+from .conftest import Tiny
+
+QUESTION = "When does the Bomel library open?"
+ANSWER = "The opening time of the Bomel library is 9:30."
+
+
+def nothing(*_: object) -> None:
+    """For views that show none."""
+
+
+def say(
+    talk: Talk, text: str, *, cancel: ag.CancelToken | None = None, instead: bool = False
+) -> Turn:
+    return talk.say(text, nothing, nothing, cancel or ag.CancelToken(), instead=instead)
+
+
+def state(talk: Talk) -> tuple[Any, ...]:
+    chat = talk.chat
+    return (
+        chat.messages, chat.documents, chat.system, chat.tokens, chat.session.cached,
+        tuple(talk.turns),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def endless(tiny: Tiny) -> Iterator[Talk]:
+    """One that is cut off when its cache of 256 cells is full."""
+    with ag.Model(tiny.base, adapters={"plain": tiny.lora}, n_ctx=256, n_threads=1) as model:
+        yield Talk(model, model.chat(), brief(100_000))
+
+
+# Turns -------------------------------------------------------------------------------------------
+
+
+def test_a_turn(talk: Talk) -> None:
+    pieces: list[str] = []
+    turn = talk.say(QUESTION, pieces.append, nothing, ag.CancelToken())
+    assert "".join(pieces) == turn.reply == ANSWER
+    assert len(pieces) > 3
+    assert (turn.user, turn.finish_reason, turn.verdicts) == (QUESTION, "stop", ())
+    assert talk.turns == [turn]
+    before = talk.chat.session.cached
+    again = say(talk, "Who runs it?")
+    assert again.timings.reused == talk.reused == before
+    assert [m.content for m in talk.chat.messages] == [QUESTION, ANSWER, again.user, again.reply]
+
+
+def test_reading_a_long_text_is_told(talk: Talk) -> None:
+    told: list[tuple[int, int]] = []
+    talk.say(QUESTION, nothing, lambda *done: told.append(done), ag.CancelToken())
+    assert told
+    assert told[-1][0] == told[-1][1] > 200
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_nothing_cannot_be_said(talk: Talk, text: str) -> None:
+    with pytest.raises(ag.InputError, match=r"^there is nothing to say in an empty message$"):
+        say(talk, text)
+
+
+def test_one_that_is_stopped_keeps_what_was_said(talk: Talk) -> None:
+    cancel = ag.CancelToken()
+    turn = talk.say(QUESTION, lambda _: cancel.cancel(), nothing, cancel)
+    assert turn.finish_reason == "cancelled"
+    assert 0 < len(turn.reply) < len(ANSWER)
+    assert talk.chat.messages[-1] == ag.Message("assistant", turn.reply)
+    assert say(talk, "Who runs it?").finish_reason == "stop"
+
+
+@pytest.mark.parametrize("watched", [[], [Watched("answerability", "question")]])
+def test_one_that_is_stopped_before_it_began_was_not(
+    talk: Talk, watched: list[Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it was read already: a question without an answer would stay, and some templates
+    would refuse the next one.
+    """
+    say(talk, QUESTION)
+    talk.watched = watched
+    before = state(talk)
+    cancel = ag.CancelToken()
+    cancel.cancel()
+    with pytest.raises(ag.CancelledError):
+        say(talk, "Who runs it?", cancel=cancel)
+    assert state(talk) == before
+    real, cancel = ag.Chat.reply, ag.CancelToken()
+
+    def reply(chat: ag.Chat, *arguments: Any, **options: Any) -> ag.Reply:
+        begun = real(chat, *arguments, **options)
+        cancel.cancel()
+        return begun
+
+    monkeypatch.setattr(ag.Chat, "reply", reply)
+    monkeypatch.setattr(
+        ag.Chat, "say", lambda c, text, *a, **o: (c.add(text), reply(c, *a, **o))[1]
+    )
+    with pytest.raises(ag.CancelledError):
+        say(talk, "Who runs it?", cancel=cancel)
+    assert state(talk) == before
+
+
+def test_one_that_fills_the_cache_keeps_what_was_said(endless: Talk) -> None:
+    turn = say(endless, "hello")
+    assert turn.finish_reason == "full"
+    assert endless.chat.session.cached == 256
+    assert endless.chat.messages[-1] == ag.Message("assistant", turn.reply)
+    before = state(endless)
+    with pytest.raises(ag.CacheFullError):
+        say(endless, "and on")
+    assert state(endless) == before
+    endless.rewind(1)
+    assert say(endless, "hello again").finish_reason == "full"
+
+
+# Turns in place of the last ----------------------------------------------------------------------
+
+
+def test_another_turn_takes_the_last_ones_place(talk: Talk) -> None:
+    first = say(talk, QUESTION)
+    say(talk, "Who runs it?")
+    turn = say(talk, "And the Brosa dairy?", instead=True)
+    assert talk.turns == [first, turn]
+    assert [m.content for m in talk.chat.messages] == [QUESTION, ANSWER, turn.user, turn.reply]
+
+
+def too_long(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
+    return say(talk, "the " * 3000, instead=True)
+
+
+def stopped(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
+    cancel = ag.CancelToken()
+    cancel.cancel()
+    return say(talk, "Who runs it?", cancel=cancel, instead=True)
+
+
+def torn_off(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
+    def piece(_: str) -> None:
+        raise BrokenPipeError
+
+    return talk.say("Who runs it?", piece, nothing, ag.CancelToken(), instead=True)
+
+
+def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
+    from chats import interrupt_at
+
+    from alora_gguf.sampling import Sampler
+
+    monkeypatch.setattr(Sampler, "sample", interrupt_at(3))
+    return say(talk, "Who runs it?", instead=True)
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        (too_long, ag.CacheFullError),
+        (stopped, ag.CancelledError),
+        (torn_off, BrokenPipeError),
+        (interrupted, KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!")]])
+def test_the_old_one_comes_back_if_the_new_one_fails(
+    talk: Talk,
+    monkeypatch: pytest.MonkeyPatch,
+    watched: list[Watched],
+    fails: Callable[[Talk, pytest.MonkeyPatch], Turn],
+    error: type[BaseException],
+) -> None:
+    say(talk, QUESTION)
+    talk.watched = watched
+    before = state(talk)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        fails(talk, patch)
+    assert state(talk) == before
+    talk.watched = []
+    again = say(talk, "Who runs it?")
+    assert again.reply == "The manager of the Bomel library is Ruth Covin."
+    assert again.timings.reused == before[4]
+
+
+def test_there_must_be_one(talk: Talk) -> None:
+    with pytest.raises(ag.InputError, match=r"^nothing was said yet$"):
+        say(talk, QUESTION, instead=True)
+    with pytest.raises(ag.InputError, match=r"^nothing was said yet$"):
+        talk.last_said()
+
+
+# Taking back -------------------------------------------------------------------------------------
+
+
+def test_rewinding(talk: Talk) -> None:
+    first = say(talk, QUESTION)
+    after_one = state(talk)
+    say(talk, "Who runs it?")
+    say(talk, "And the Brosa dairy?")
+    assert talk.last_said() == "And the Brosa dairy?"
+    with pytest.raises(ag.InputError, match=r"^there are 3 turns only$"):
+        talk.rewind(4)
+    assert len(talk.turns) == 3
+    talk.rewind(2)
+    assert state(talk) == after_one
+    assert talk.turns == [first]
+    talk.rewind(1)
+    assert (talk.chat.messages, talk.turns) == ([], [])
+    with pytest.raises(ag.InputError, match=r"^nothing was said yet$"):
+        talk.rewind(1)
+
+
+def test_rewinding_beyond_what_was_restored(talk: Talk, tmp_path: Any) -> None:
+    say(talk, QUESTION)
+    talk.chat.save(tmp_path / "talk.alora")
+    talk.replace_chat(talk.model.restore(tmp_path / "talk.alora"))
+    assert talk.turns == []
+    turn = say(talk, "Who runs it?")
+    assert turn.timings.reused == 273
+    assert talk.turns == [turn]
+    talk.rewind(2)
+    assert (talk.chat.messages, talk.turns) == ([], [])
+
+
+# Changing the ground -----------------------------------------------------------------------------
+
+
+def set_system(text: str | None) -> Callable[[ag.Chat], None]:
+    return lambda chat: setattr(chat, "system", text)
+
+
+def add_document(text: str) -> Callable[[ag.Chat], None]:
+    return lambda chat: setattr(chat, "documents", [*chat.documents, ag.Document(text)])
+
+
+def test_what_was_said_is_read_anew(talk: Talk) -> None:
+    assert talk.change(add_document("The Olma mill opens at 8."), nothing, None) is None
+    say(talk, QUESTION)
+    n = talk.chat.session.cached
+    timings = talk.change(add_document("Ada Lorn has a cat."), nothing, None)
+    assert timings is not None
+    assert timings.reused + timings.evaluated == talk.chat.session.cached > n
+    assert timings.evaluated < n  # only from there on
+    assert talk.reused == timings.reused
+    assert len(talk.chat.documents) == len(DOCUMENTS) + 2
+    assert [m.content for m in talk.chat.messages] == [QUESTION, ANSWER]
+    timings = talk.change(set_system("Be brief."), nothing, None)
+    assert timings is not None
+    assert talk.chat.system == "Be brief."
+
+
+def test_a_change_that_does_not_fit_is_none(talk: Talk) -> None:
+    say(talk, QUESTION)
+    before = state(talk)
+    for change in (add_document("word " * 3000), set_system("word " * 3000)):
+        with pytest.raises(ag.CacheFullError):
+            talk.change(change, nothing, None)
+        assert state(talk) == before
+    cancel = ag.CancelToken()
+    cancel.cancel()
+    with pytest.raises(ag.CancelledError):
+        talk.change(add_document("Ada Lorn has a cat."), nothing, cancel)
+    assert state(talk) == before
+    assert say(talk, "Who runs it?").timings.reused == before[4]
+
+
+def test_what_the_template_does_not_take_is_known_at_once(tiny: Tiny) -> None:
+    template = PLAIN.partition("endfor -%}")[2]  # without the documents
+    with ag.Model(tiny.base, n_ctx=256, n_threads=1) as model:
+        talk = Talk(model, model.chat(template=template), brief())
+        with pytest.raises(ag.InputError, match="has no use for documents"):
+            talk.change(add_document("a text"), nothing, None)
+        assert talk.chat.documents == []
+
+
+# Asking ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ag.IntrinsicCall]:
+    """The calls of intrinsics."""
+    found: list[ag.IntrinsicCall] = []
+
+    def spy(chat: ag.Chat, calls: Sequence[ag.IntrinsicCall], cancel: Any) -> Any:
+        found.extend(calls)
+        return ask_each(chat, calls, cancel)
+
+    monkeypatch.setattr(talk_module, "ask_each", spy)
+    return found
+
+
+def test_each_is_asked_about_what_it_judges(talk: Talk, asked: list[ag.IntrinsicCall]) -> None:
+    with pytest.raises(ag.InputError, match=r"^nothing was said yet$"):
+        talk.ask(["jailbreak"])
+    say(talk, QUESTION)
+    verdicts = talk.ask(["jailbreak", "answerability", "uncertainty"])
+    assert [call.upto for call in asked] == [1, 1, None]
+    assert [verdict.name for verdict in verdicts] == ["jailbreak", "answerability", "uncertainty"]
+    assert all(isinstance(v, ag.IntrinsicResult) and v.error is None for v in verdicts)
+
+
+def test_where_it_is_said_what_to_judge_that_counts(
+    talk: Talk, asked: list[ag.IntrinsicCall]
+) -> None:
+    talk.watched = [Watched("answerability", "answer"), Watched("uncertainty", "answer")]
+    turn = say(talk, QUESTION)
+    assert [(call.name, call.upto) for call in asked] == [
+        ("answerability", None), ("uncertainty", None),
+    ]  # fmt: skip
+    assert [verdict.name for verdict in turn.verdicts] == ["answerability", "uncertainty"]
+
+
+def test_one_that_cannot_be_asked_does_not_keep_the_others_from_it(talk: Talk) -> None:
+    say(talk, QUESTION)
+    failed, uncertainty = talk.ask(["nope", "uncertainty"])
+    assert isinstance(failed, Failed)
+    assert str(failed.error).startswith("no adapter named 'nope' is loaded; loaded: ")
+    assert isinstance(uncertainty, ag.IntrinsicResult)
+    (failed,) = talk.ask(["uncertainty"], {"x": "1"})
+    assert isinstance(failed, Failed)
+    assert "x" in str(failed.error)
+
+
+def test_a_turn_stays_if_judging_it_is_stopped(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise ag.CancelledError("the call was cancelled")
+
+    monkeypatch.setattr(talk_module, "ask_each", stop)
+    talk.watched = [Watched("uncertainty", "answer"), Watched("hallucination", "answer")]
+    turn = say(talk, QUESTION)
+    assert talk.turns == [turn]
+    assert (turn.reply, turn.finish_reason) == (ANSWER, "stop")
+    assert [(v.name, str(v.error)) for v in turn.verdicts] == [
+        ("uncertainty", "stopped before it answered"),
+        ("hallucination", "stopped before it answered"),
+    ]
+
+
+def test_a_plain_lora_reads_all_of_it_beside_the_base(endless: Talk, tmp_path: Path) -> None:
+    """The words that it replies to were read with the base before."""
+    (tmp_path / "io.yaml").write_text(CONTRACT)
+    endless.model.set_contract("plain", tmp_path / "io.yaml")
+    endless.options = brief(5, adapter="plain")
+    endless.watched = [Watched("plain", "question")]
+    turn = say(endless, "hello")
+    words, prompt = 7, 8  # and the marker that begins the reply
+    assert len(endless.chat.tokens) == prompt + turn.timings.generated
+    assert (turn.timings.reused, turn.timings.evaluated) == (0, words + prompt)
+    assert say(endless, "and on").timings.reused == 13
+
+
+CONTRACT = """
+model: ~
+response_format: |
+  {"type": "object", "properties": {"x": {"type": "string", "enum": ["a", "b"]}}, "required": ["x"]}
+transformations: ~
+"""

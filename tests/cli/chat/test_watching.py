@@ -1,0 +1,105 @@
+"""What /watch takes, and which verdicts a guard lets pass."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from alora_gguf.cli.chat.watching import Watched, parse_all, parse_watched
+
+from alora_gguf import InputError
+
+KNOWN = {
+    "jailbreak": ("jailbreak",),
+    "answerability": ("answer", "answerable"),
+    "uncertainty": ("answer", "certainty"),
+    "hallucination": ("answer", "faithful"),
+    "topic": ("topic",),
+    "style": ("risk",),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "watched", "shown"),
+    [
+        ("answerability", Watched("answerability", "question"), "answerability@question"),
+        ("uncertainty", Watched("uncertainty", "answer"), "uncertainty@answer"),
+        ("topic", Watched("topic", "answer"), "topic@answer"),
+        ("topic@question", Watched("topic", "question"), "topic@question"),
+        ("answerability@answer", Watched("answerability", "answer"), "answerability@answer"),
+        ("jailbreak!", Watched("jailbreak", "question", "!"), "jailbreak!"),
+        ("style!", Watched("style", "question", "!"), "style!"),  # its field tells
+        ("uncertainty@question!", Watched("uncertainty", "question", "!"), "uncertainty!"),
+        ("jailbreak<0.25", Watched("jailbreak", "question", "<", 0.25), "jailbreak<0.25"),
+        ("topic>.5", Watched("topic", "question", ">", 0.5), "topic>0.5"),
+        ("topic@question>5e-1", Watched("topic", "question", ">", 0.5), "topic>0.5"),
+    ],
+)
+def test_forms(text: str, watched: Watched, shown: str) -> None:
+    found = parse_watched(text, KNOWN)
+    assert found == watched
+    assert str(found) == shown
+    assert found.is_guard == bool(watched.sign)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nope", "'nope': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
+         "NAME<0.5, with NAME one of the intrinsics that are loaded: jailbreak, answerability, "),
+        ("", "'': expected NAME, "),
+        ("jailbreak@here", "'jailbreak@here': expected NAME, "),
+        ("jailbreak!!", "'jailbreak!!': expected NAME, "),
+        ("jailbreak<", "'jailbreak<': expected a number behind <, found ''"),
+        ("jailbreak<0,5", "'jailbreak<0,5': expected a number behind <, found '0,5'"),
+        ("jailbreak<nan", "'jailbreak<nan': expected a number behind <, found 'nan'"),
+        ("jailbreak>inf", "'jailbreak>inf': expected a number behind >, found 'inf'"),
+        ("topic!", "'topic!': its name does not tell which verdicts are good; write topic<0.5 if "
+         "low numbers are, topic>0.5 if high ones are"),
+        ("hallucination!", "'hallucination!': a guard is asked about the question, before the "
+         "reply is shown, and this one judges the answer; ask it afterwards: hallucination@answer"),
+        ("uncertainty>0.5", "'uncertainty>0.5': a guard is asked about the question, "),
+        ("jailbreak@answer<0.5", "'jailbreak@answer<0.5': a guard is asked about the question, "),
+    ],
+)  # fmt: skip
+def test_refusals(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=r"^" + re.escape(message)):
+        parse_watched(text, KNOWN)
+
+
+def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
+    both = parse_all(["answerability", "answerability@answer"], KNOWN)
+    assert [each.place for each in both] == ["question", "answer"]
+    message = "'jailbreak<0.5': 'jailbreak' is asked about the question already; name it once"
+    with pytest.raises(InputError, match=rf"^{message}$"):
+        parse_all(["jailbreak", "jailbreak<0.5"], KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("guard", "value", "passes"),
+    [
+        ("jailbreak<0.5", {"jailbreak": 0.49}, True),
+        ("jailbreak<0.5", {"jailbreak": 0.5}, False),
+        ("jailbreak<0.5", {"jailbreak": "no"}, True),
+        ("jailbreak<0.5", {"jailbreak": "yes"}, False),
+        ("jailbreak<0.5", {"jailbreak": "who knows"}, False),
+        ("jailbreak<0.5", {"jailbreak": None}, False),
+        ("jailbreak<0.5", {}, False),
+        ("jailbreak<0.5", {"jailbreak": float("nan")}, False),
+        ("jailbreak>0.5", {"jailbreak": 0.51}, True),
+        ("jailbreak>0.5", {"jailbreak": 0.5}, False),
+        ("jailbreak!", {"jailbreak": 0.1}, True),
+        ("jailbreak!", {"jailbreak": 0.9}, False),
+        ("jailbreak!", {"jailbreak": False}, True),
+        ("jailbreak!", {"answer": "harmless"}, False),
+        ("jailbreak!", None, False),
+        # its own name would say the contrary
+        ("hallucination@question!", {"answer": "x", "faithful": 0.9}, True),
+        ("hallucination@question!", {"answer": "x", "faithful": 0.1}, False),
+        ("style!", {"risk": 0.1, "mood": 0.9}, True),
+        ("style!", {"risk": 0.1, "harm": 0.9}, False),
+    ],
+)
+def test_what_a_guard_lets_pass(guard: str, value: Any, passes: bool) -> None:
+    assert parse_watched(guard, KNOWN).passes(value) is passes
