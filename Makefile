@@ -3,7 +3,7 @@
 #
 #   make setup   the package, editable, with its native library    make lint    linters
 #   make demo    the main job, once                                make test    linters and all tests
-#   make bench   the benchmarks                                    make docs    generated parts of docs/
+#   make bench   the benchmarks                                    make docs    docs/ and its site, build/site
 #   make clean   remove .venv and build         make demo-model   train the demo model anew
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The variable silences an advertisement of the theme's.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 NATIVE_BUILD := build/native
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -30,6 +32,7 @@ SETTINGS := -C build-dir=$(NATIVE_BUILD) \
 BASE := $(VENV)/.stamp-base
 PACKAGE := $(VENV)/.stamp-package
 CHECKS := $(VENV)/.stamp-checks
+SITE := $(VENV)/.stamp-site
 FLAGS := build/flags
 
 native_sources := $(shell find native/include native/src native/patches -type f) \
@@ -73,7 +76,13 @@ $(PACKAGE): $(BASE) $(FLAGS) pyproject.toml CMakeLists.txt $(native_sources)
 
 $(CHECKS): $(BASE) pyproject.toml
 	@echo "Installing what the tests and linters need"
-	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[test,lint]'
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[test,lint,docs]'
+	@touch $(PACKAGE) $(SITE) $@
+
+# The checks' set-up installs it as well.
+$(SITE): $(BASE) pyproject.toml
+	@echo "Installing what builds the site"
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[docs]'
 	@touch $(PACKAGE) $@
 
 # ---- use -----------------------------------------------------------------------------------------
@@ -97,8 +106,9 @@ bench: setup
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.convert
 
-docs: setup
+docs: setup $(SITE)
 	@$(BIN)/python -m docs
+	@$(MKDOCS)
 
 # ---- checks --------------------------------------------------------------------------------------
 
@@ -112,6 +122,7 @@ lint: setup-checks
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
 	@$(BIN)/mypy native/fetch_upstream.py
+	@$(MKDOCS)
 	@$(BIN)/clang-format --dry-run --Werror $(cxx_files)
 
 format: setup-checks

@@ -61,7 +61,7 @@ def errors() -> Iterator[str]:
     yield from ("```text", *tree, "```", "")
     for line in tree:
         found = re.search(r"\w+Error", line)
-        yield f"<!-- ::: alora_gguf.{found[0] if found else ''} -->"
+        yield f"<!-- ::: alora_gguf.errors.{found[0] if found else ''} -->"
 
 
 def check() -> None:
@@ -85,10 +85,16 @@ def _table(paths: list[str]) -> Callable[[], Iterator[str]]:
             name = path.rpartition(".")[2]
             yield f"| `{name}` | {summary} | [{file.name}](../../{file.as_posix()}) |"
         yield ""
-        for path in paths:
-            yield f"<!-- ::: {path} -->"
+        for path in paths:  # where it is defined: lazy exports are not seen from without
+            yield f"<!-- ::: {_home(path)} -->"
 
     return lines
+
+
+def _home(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    return f"{getattr(found, '__module__', module)}.{name}"
 
 
 def _of(path: str) -> tuple[Path, str]:
@@ -98,5 +104,5 @@ def _of(path: str) -> tuple[Path, str]:
     home = importlib.import_module(getattr(found, "__module__", module))
     file = Path(inspect.getsourcefile(home) or "").resolve().relative_to(ROOT)
     text = _CONSTANTS.get(path) or inspect.getdoc(found) or ""
-    first = re.split(r"(?<=[.;:])\s|\n\n", text, maxsplit=1)[0]
+    first = re.split(r"(?<=[.;:])\s(?![^()]*\))|\n\n", text, maxsplit=1)[0]
     return file, " ".join(first.split()).rstrip(".;:").replace("|", "\\|")

@@ -41,7 +41,7 @@ def attention() -> str:
     """Who looks at whom: rows are tokens, columns the tokens they look at."""
     tokens = ["We", "are", "open", "at", "six", ".", "<", "sure", ">", "yes"]
     first = 6  # of the invocation
-    size, left, top = 32, 214, 92
+    size, left, top = 32.0, 214.0, 92.0
     body = []
     for row, token in enumerate(tokens):
         y = top + row * size

@@ -47,7 +47,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def until(assistant: Assistant, *kinds: str) -> list[Event]:
     """The events up to the first one of `kinds`."""
-    found = []
+    found: list[Event] = []
     while not found or found[-1].kind not in kinds:
         found.append(assistant.events.get(timeout=60))
     return found

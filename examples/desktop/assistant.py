@@ -93,6 +93,9 @@ class Assistant:
             self._tell("stopped")
         except AloraError as error:  # its text says what to do
             self._tell("failed", str(error))
+        except BaseException as error:  # a bug; the window should not wait for ever
+            self._tell("failed", repr(error))
+            raise
 
     def _open(self, model: Model) -> Chat:
         if self._saved.is_file():
