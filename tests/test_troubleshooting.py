@@ -40,7 +40,7 @@ from alora_gguf import (
     demo,
 )
 from alora_gguf._library_path import library_dir
-from alora_gguf.intrinsics import load_contract, rewrite
+from alora_gguf.intrinsics import load_contract, rewrite, sentences
 
 ROOT = Path(__file__).parents[1]
 PEFT = ROOT / "examples" / "demo_model" / "peft" / "alora" / "jailbreak"
@@ -155,6 +155,7 @@ def no_sentences(files: Files, folder: Path) -> None:
     (folder / "io.yaml").write_text(
         "model: ~\nresponse_format: ~\ntransformations: ~\nsentence_boundaries: {documents: c}\n"
     )
+    sentences._splitter.cache_clear()  # a test before this one may have loaded it
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "nltk.tokenize.punkt", None)
         rewrite(load_contract(folder / "io.yaml"), [Message("user", "So.")], [Document("A. B.")])

@@ -136,12 +136,16 @@ def _run(given: Given) -> bool:
         if given.watch:
             loop.commands.watch(given.watch)
         if given.prompt is not None:
-            loop.say(whole(sys.stdin.read() if given.prompt == "-" else given.prompt))
+            loop.say(whole(_all_input() if given.prompt == "-" else given.prompt))
             return not loop.failed
         if typed:
             _greet(given, talk, view)
         loop.run()
     return typed or not loop.failed
+
+
+def _all_input() -> str:
+    return "" if sys.stdin is None else sys.stdin.read()
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:

@@ -139,15 +139,24 @@ def test_its_verdict_shares_a_batch_with_the_first_tokens_of_the_draft(
 def test_a_reply_does_not_wait_for_others_than_guards(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from alora_gguf.cli.chat import talk as talk_module
+
     shown_all = threading.Event()
-    real = asking.ask_each
+    real, real_pieces = asking.ask_each, talk_module._pieces
 
     def wait(chat: ag.Chat, calls: Sequence[ag.IntrinsicCall], cancel: Any) -> Any:
         if calls[0].name != "jailbreak":
             assert shown_all.wait(30)
         return real(chat, calls, cancel)
 
+    def pieces_after_the_guard(reply: ag.Reply) -> Any:
+        for thread in threading.enumerate():
+            if isinstance(thread, asking._Call) and thread.watched[0].is_guard:
+                thread.join(30)
+        yield from real_pieces(reply)
+
     monkeypatch.setattr(asking, "ask_each", wait)
+    monkeypatch.setattr(talk_module, "_pieces", pieces_after_the_guard)
     talk.watched = [Watched("answerability", "question"), GUARD]
     pieces: list[str] = []
 
@@ -158,6 +167,7 @@ def test_a_reply_does_not_wait_for_others_than_guards(
 
     turn = talk.say(QUESTION, on_piece, nothing, ag.CancelToken())
     assert shown_all.is_set()
+    assert len(pieces) > 3  # as they came
     assert [verdict.name for verdict in turn.verdicts] == ["answerability", "jailbreak"]
 
 

@@ -154,6 +154,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(endless: Terminal) -> N
     on.ask("/set max_tokens 4", "max_tokens 4")
     on.ask("and on", "(cut off: /set max_tokens N for longer replies)")
     on.ask("/stats", "turn", "1 ", "2 ")
+    on.ask("/rewind 2", "took back 2 turns; 0 messages left")
     assert on.leave() == 0
     first, second = (event for event in on.events if event["event"] == "turn")
     assert (first["finish_reason"], second["finish_reason"]) == ("cancelled", "length")
@@ -239,12 +240,16 @@ def test_the_last_message_is_edited_in_place(terminal: Open) -> None:
     on.see("(left as it was)")
     on.ask("/edit")
     on.ready()
+    on.type("")  # what was said is there
+    on.see(ANSWER)
+    on.ask("/edit")
+    on.ready()
     on.type(f"{CTRL_A}{CTRL_K}Who runs the Bomel library?")
     on.see("The manager of the Bomel library is Ruth Covin.")
     on.ask("/rewind", "took back 1 turn; 0 messages left")
     on.ask("/edit", "Error: nothing was said yet")
     assert on.leave() == 0
-    assert on.said == [QUESTION, "Who runs the Bomel library?"]
+    assert on.said == [QUESTION, QUESTION, "Who runs the Bomel library?"]
 
 
 def test_colours(terminal: Open) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import alora_gguf
 from alora_gguf._library_path import library_dir
+from alora_gguf._native import API_VERSION
 from alora_gguf.errors import LibraryError
 from tests.stock import build_tool
 
@@ -61,7 +62,7 @@ def test_the_libraries_are_plain_files_that_find_each_other(tmp_path: Path) -> N
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "1", done.stderr
+    assert done.stdout.strip() == str(API_VERSION), done.stderr
 
 
 def test_missing_libraries_say_where_they_were_looked_for(
