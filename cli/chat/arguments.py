@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -107,7 +108,9 @@ def wanted_arguments(model: Model, name: str) -> list[str]:
 def changed_options(model: Model, options: ReplyOptions, name: str, text: str) -> ReplyOptions:
     """The options with one setting changed. Raises InputError, UnknownAdapterError."""
     if name not in SETTINGS:
-        raise InputError(f"there is no setting '{name}'; there are {', '.join(SETTINGS)}")
+        near = difflib.get_close_matches(name, SETTINGS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"there is no setting '{name}'{hint}; there are {', '.join(SETTINGS)}")
     if name == "adapter":
         adapter = None if text in _NONE else text
         if adapter is not None:

@@ -132,7 +132,7 @@ def _run(given: Given) -> bool:
         for record in records:
             record.began(Path(model.path).name, [*model.adapters], model.n_ctx)
         view = _view(given, records, typed)
-        loop = Loop(talk, view, _lines(talk, typed))
+        loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
             loop.commands.watch(given.watch)
         if given.prompt is not None:
@@ -176,7 +176,7 @@ def _view(given: Given, records: Sequence[Record], typed: bool) -> View:
     return Screen(records, Console(highlight=False, emoji=False, no_color=plain))
 
 
-def _lines(talk: Talk, typed: bool) -> Lines:
+def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
     from .lines import Keyboard, Lines, Pipe, Plain, history_file, is_dumb
 
     if not typed:
@@ -185,40 +185,56 @@ def _lines(talk: Talk, typed: bool) -> Lines:
         return Plain()
     from alora_gguf import Store
 
-    def below() -> str:
-        watching = f" · watching {' '.join(map(str, talk.watched))}" if talk.watched else ""
-        used = f"{talk.chat.session.cached} of {talk.model.n_ctx} cells"
-        return printable(f" {Path(talk.model.path).stem} · {used}{watching} · /help")
-
     return Keyboard(
         words=lambda command: _words(talk, command),
-        below=below,
+        below=lambda width: _below(given, talk, width),
         history=history_file(Store().home),
         colour=colour() is not False,
     )
 
 
-def _words(talk: Talk, command: str) -> list[str]:
-    """What can stand behind a command; behind none, the commands."""
-    from .arguments import SETTINGS
+def _below(given: Given, talk: Talk, width: int) -> str:
+    """Where one is, in one line."""
+    used = f"{talk.chat.session.cached} of {talk.model.n_ctx} tokens"
+    watched = [*map(str, talk.watched)]
+    line = ""
+    for names in (" ".join(watched), str(len(watched))):
+        watching = [f"watching {names}"] if watched else []
+        line = printable(f" {' · '.join((_title(given, talk), used, *watching, '/help'))}")
+        if len(line) <= width:
+            break
+    return line
+
+
+def _title(given: Given, talk: Talk) -> str:
+    return "demo model" if given.is_demo else Path(talk.model.path).stem
+
+
+def _words(talk: Talk, command: str) -> dict[str, str]:
+    """What can stand behind a command, and what it is; behind none, the commands."""
+    from .arguments import SETTINGS, shown_setting
     from .commands import COMMANDS
 
-    adapters = [*talk.model.adapters]
+    adapters = dict.fromkeys(talk.model.adapters, "adapter")
     words = {
-        "": [*COMMANDS, *adapters],
-        "watch": [*adapters, "off"],
+        "": {**{name: each.help for name, each in COMMANDS.items()}, **adapters},
+        "watch": {**adapters, "off": "ask nothing"},
         "unload": adapters,
-        "set": [*SETTINGS],
-        "doc": ["off"],
-        "system": ["off"],
+        "set": {name: shown_setting(talk.options, name) for name in SETTINGS},
+        "doc": {"off": "drop all documents"},
+        "system": {"off": "drop the system message"},
     }
-    return words.get(command, [])
+    return words.get(command, {})
 
 
 def _greet(given: Given, talk: Talk, view: View) -> None:
     """What there is, and what to try."""
+    from .watching import in_words
+
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
-    view.note(f"{printable(Path(talk.model.path).name)} with {names}")
+    view.note(f"{printable(_title(given, talk))} with {names}")
+    if talk.watched:
+        view.note(in_words(talk.watched))
     if given.restore is not None:
         view.note(f"{plural(len(talk.chat.messages), 'message')}, restored; nothing was read again")
     documents = talk.chat.documents
@@ -230,7 +246,7 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
         view.note(f"     and {len(documents) - _SHOWN} more; /doc shows them")
     if given.is_demo and given.restore is None:
         view.note(
-            "It is the demo model, small, and trained to talk about such documents. Try:\n"
+            "It is small, and was trained to talk about such documents. Try:\n"
             "  When does the Bomel library open?\n"
             "  /all\n"
             "  /watch jailbreak! answerability uncertainty hallucination"

@@ -29,9 +29,9 @@ from .arguments import (
     wanted_arguments,
 )
 from .talk import Talk, intrinsics_of
-from .text import plural
+from .text import duration, plural
 from .view import View, problem
-from .watching import parse_all
+from .watching import in_words, parse_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +103,8 @@ class Commands:
         return self._ask([name], call_arguments(name, rest, wanted))
 
     def _ask(self, names: list[str], arguments: dict[str, str]) -> Outcome:
-        verdicts = self._talk.ask(names, arguments, self._cancel)
+        with self._view.waiting(f"asking {', '.join(names)}"):
+            verdicts = self._talk.ask(names, arguments, self._cancel)
         self._view.answers(verdicts)
         return Outcome(failed=any(problem(verdict) for verdict in verdicts))
 
@@ -111,7 +112,8 @@ class Commands:
         """What an adapter without a contract says next, on a fork."""
         with self._talk.chat.fork() as fork:
             options = replace(self._talk.options, adapter=name, scale=1.0)
-            reply = fork.reply(options, cancel=self._cancel)
+            with self._view.waiting(f"waiting for {name}"):
+                reply = fork.reply(options, cancel=self._cancel)
             self._view.aside(name, reply.text)
 
     def _all(self, rest: str) -> Outcome:
@@ -130,8 +132,7 @@ class Commands:
             self._talk.watched = []
         elif rest:
             self.watch(rest)
-        watched = " ".join(map(str, self._talk.watched))
-        self._view.note(f"watching {watched or 'nothing'}")
+        self._view.note(in_words(self._talk.watched))
 
     def watch(self, names: str) -> None:
         """What /watch does, without a word. Raises InputError."""
@@ -162,11 +163,12 @@ class Commands:
         _no_arguments("/adapters", rest)
         from . import tables
 
-        self._view.show(tables.adapters(self._talk.model))
+        self._view.show(tables.adapters(self._talk.model, self._view.width))
 
     def _load(self, rest: str) -> None:
         name, path = split_adapter(rest, [*COMMANDS])
-        file = self._talk.model.load_adapter(name, path)
+        with self._view.waiting(f"loading {name}"):
+            file = self._talk.model.load_adapter(name, path)
         kind = "aLoRA" if file.invocation else "LoRA"
         self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
 
@@ -220,10 +222,15 @@ class Commands:
             documents.append(read_document(file_path(rest), len(documents) + 1))
         if rest:
             self._change(partial(_set_documents, documents))
-        for i, each in enumerate(documents, 1):
-            self._tell(rest, f"  {i}  {each.title or each.text}")
         if not documents:
             self._tell(rest, "no documents")
+        elif rest:
+            for i, each in enumerate(documents, 1):
+                self._view.note(f"  {i}  {each.title or each.text}")
+        else:
+            from . import tables
+
+            self._view.show(tables.documents(documents))
 
     def _tell(self, change: str, text: str) -> None:
         """How something is after a change; or, if there was none, because that was asked."""
@@ -235,11 +242,12 @@ class Commands:
             self._view.show(tables.text(text))
 
     def _change(self, edit: Callable[[Chat], None]) -> None:
-        timings = self._talk.change(edit, self._view.reading, self._cancel)
+        with self._view.waiting("reading the conversation anew"):
+            timings = self._talk.change(edit, self._view.reading, self._cancel)
         if timings is not None and timings.evaluated:
             self._view.note(
                 f"the conversation was read anew: {plural(timings.evaluated, 'token')} in "
-                f"{timings.total:.1f} s, {timings.reused} reused"
+                f"{duration(timings.total)}, {timings.reused} reused"
             )
 
     def _set(self, rest: str) -> None:
@@ -259,7 +267,8 @@ class Commands:
             raise InputError("/save needs a file: /save talk.alora")
         path = file_path(rest)
         _check_replaceable(path)
-        self._talk.chat.save(path)
+        with self._view.waiting("saving"):
+            self._talk.chat.save(path)
         said = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"saved {said}, {size_text(path.stat().st_size)}: {path}")
 
@@ -268,7 +277,8 @@ class Commands:
             raise InputError("/restore needs a file: /restore talk.alora")
         from . import tables
 
-        chat = self._talk.model.restore(file_path(rest))
+        with self._view.waiting("restoring"):
+            chat = self._talk.model.restore(file_path(rest))
         self._talk.replace_chat(chat)
         said = plural(len(chat.messages), "message")
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
@@ -309,26 +319,36 @@ class Commands:
 
 _quit = Command("/quit", "leave; also /exit and /bye", Commands._quit)
 COMMANDS: Final[dict[str, Command]] = {
-    "help": Command("/help", "this", Commands._help),
+    "help": Command("/help", "show the commands", Commands._help),
     "adapters": Command("/adapters", "show the loaded adapters", Commands._adapters),
-    "load": Command("/load NAME=PATH", "load an adapter (or one of the store)", Commands._load),
+    "load": Command(
+        "/load NAME=PATH", "load an adapter; also by its name in the store", Commands._load
+    ),
     "unload": Command("/unload NAME", "unload an adapter", Commands._unload),
-    "all": Command("/all", "ask all of them in one batch", Commands._all),
+    "all": Command("/all", "ask all adapters at once, in one batch", Commands._all),
     "watch": Command(
         "/watch NAME… | off",
         "ask these at every turn; NAME! or NAME<0.5 is a guard, which the reply has to pass",
         Commands._watch,
     ),
     "rewind": Command("/rewind [N]", "take back the last turn, or the last N", Commands._rewind),
-    "edit": Command("/edit [TEXT]", "say the last message otherwise", Commands._edit),
-    "retry": Command("/retry", "another reply to the last message", Commands._retry),
+    "edit": Command(
+        "/edit [TEXT]", "change your last message, and have it answered anew", Commands._edit
+    ),
+    "retry": Command("/retry", "another reply to your last message", Commands._retry),
     "system": Command("/system [TEXT | off]", "show or set the system message", Commands._system),
     "doc": Command("/doc [FILE | off]", "show the documents, or add one", Commands._doc),
-    "set": Command("/set [NAME VALUE]", "show or set how replies are made", Commands._set),
-    "save": Command("/save FILE", "keep the conversation with its cells", Commands._save),
-    "restore": Command("/restore FILE", "go on with a kept one", Commands._restore),
-    "cache": Command("/cache", "a map of the KV cache", Commands._cache),
-    "stats": Command("/stats", "what the turns cost", Commands._stats),
+    "set": Command(
+        "/set [NAME VALUE]",
+        "show or change how replies are made, such as temperature",
+        Commands._set,
+    ),
+    "save": Command(
+        "/save FILE", "save the conversation, with all that was read of it", Commands._save
+    ),
+    "restore": Command("/restore FILE", "go on with a saved conversation", Commands._restore),
+    "cache": Command("/cache", "show what is in the KV cache, as a map", Commands._cache),
+    "stats": Command("/stats", "show what each turn took", Commands._stats),
     "quit": _quit,
     "exit": _quit,
     "bye": _quit,

@@ -1,4 +1,4 @@
-"""Text that grows by pieces, broken between words to fit a width."""
+"""Text made to fit a width: a line cut off, or one that grows by pieces, broken between words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from rich.cells import cell_len
 
 _TAB: Final = 4
 _EMOJI_FORM: Final = "\ufe0f"  # makes the character before it as wide as an emoji
+
+
+def shortened(line: str, width: int) -> str:
+    """The line, or what fits of it."""
+    if cell_len(line) <= width:
+        return line
+    while line and cell_len(line) > width - 1:
+        line = line[:-1]
+    return f"{line.rstrip()}…"
 
 
 class Flow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
 
 QUOTES: Final = '"""'
+# what is typed stands out from what is replied; no band of light below it
+_STYLE: Final = {"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansicyan"}
 _WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
 
 
@@ -89,26 +91,28 @@ class Keyboard(Lines):
     def __init__(
         self,
         *,
-        words: Callable[[str], Sequence[str]],
-        below: Callable[[], str],
+        words: Callable[[str], Mapping[str, str]],
+        below: Callable[[int], str],
         history: Path | None,
         colour: bool,
     ) -> None:
-        """`words` are what can stand behind a command, or for "" the commands themselves; `below`
-        is the line below.
+        """`words` are what can stand behind a command, with what it is, or for "" the commands
+        themselves; `below` is the line below, for a width in columns.
         """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.output.color_depth import ColorDepth
+        from prompt_toolkit.styles import Style
 
         self._session: PromptSession[str] = PromptSession(
-            message="> ",
+            message=[("class:prompt", "> ")],
+            style=Style.from_dict(_STYLE),
             history=_history(history),
             completer=_completer(words),
             complete_while_typing=False,
             multiline=True,
             prompt_continuation=lambda *_: ". ",
             key_bindings=_bindings(),
-            bottom_toolbar=below,
+            bottom_toolbar=lambda: below(self._session.output.get_size().columns),
             color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
             enable_open_in_editor=True,
         )
@@ -196,7 +200,7 @@ def _bindings() -> Any:
     return bindings
 
 
-def _completer(words: Callable[[str], Sequence[str]]) -> Any:
+def _completer(words: Callable[[str], Mapping[str, str]]) -> Any:
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
@@ -210,9 +214,9 @@ def _completer(words: Callable[[str], Sequence[str]]) -> Any:
             command, space, rest = line.partition(" ")
             found = words(command[1:] if space else "")
             last = rest.rpartition(" ")[2] if space else command[1:]
-            for word in found:
+            for word, what in found.items():
                 if word.startswith(last):
-                    yield Completion(word, start_position=-len(last))
+                    yield Completion(word, -len(last), display_meta=what)
             if command in _WITH_PATHS and space:
                 inner = rest.rpartition("=")[2]
                 yield from paths.get_completions(Document(inner, len(inner)), complete_event)

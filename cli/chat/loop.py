@@ -108,9 +108,7 @@ class Loop:
     def say(self, text: str, *, instead: bool = False) -> None:
         """A message, perhaps `instead` of the last one. What goes wrong is shown."""
         with self._doing() as cancel:
-            turn = self._talk.say(
-                text, self._view.piece, self._view.reading, cancel, instead=instead
-            )
+            turn = self._talk.say(text, self._view, cancel, instead=instead)
             self.failed |= turn.finish_reason in ("full", "withheld")
             self.failed |= any(problem(verdict) for verdict in turn.verdicts)
             self._view.turn(turn)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
@@ -12,7 +14,7 @@ from rich.text import Text
 
 from alora_gguf import IntrinsicResult
 
-from .flow import Flow
+from .flow import Flow, shortened
 from .view import View, badges, ending, evidence, in_full, problem
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _MARKDOWN: Final = re.compile(
 )
 _WIDEST: Final = 100
 _LONG: Final = 256  # tokens; reading fewer is over before anyone reads how far it is
+_PATIENCE: Final = 0.5  # seconds without anything to see, then it is said what takes so long
+_HANG: Final = 2  # columns, of a value's further lines
 
 
 class Screen(View):
@@ -42,7 +46,10 @@ class Screen(View):
         self.console = console or Console(highlight=False, emoji=False)
         self._flow: Flow | None = None
         self._flow_width = 0
+        self._bar = threading.RLock()  # the line that goes again: timers write it too
         self._bar_shown = False
+        self._waiting_for = ""
+        self._timer: threading.Timer | None = None
 
     @property
     def width(self) -> int:
@@ -53,10 +60,22 @@ class Screen(View):
         """One line, which goes again."""
         if total < _LONG or not self._can_go_back:
             return
-        self._clear_bar()
         if done < total:
-            self._write(_shortened(f"reading {done} of {total} tokens", self.width - 1))
-            self._bar_shown = True
+            self._show_bar(f"reading {done} of {total} tokens")
+        else:
+            self._clear_bar()
+            self._wait()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A line that says so, if it takes long; it goes with whatever is shown next."""
+        self._waiting_for = what
+        self._wait()
+        try:
+            yield
+        finally:
+            self._waiting_for = ""
+            self._clear_bar()
 
     def piece(self, text: str) -> None:
         """Wrapped between words."""
@@ -66,13 +85,17 @@ class Screen(View):
             self._flow = Flow(self._flow_width - 1)  # a full line makes some terminals break it
         self._write(self._flow.add(visible(text)))
 
+    def reply_over(self, reply: str) -> None:
+        """Its Markdown is rendered, if it has any."""
+        self._end_reply(reply)
+
     def turn(self, turn: Turn) -> None:
-        """Ends the reply, with its Markdown rendered if it has any, and shows the verdicts."""
+        """Ends the reply, and shows the verdicts."""
         self._end_reply(turn.reply)
         if told := ending(turn):
             self._line(told, "bold red" if turn.withheld else "dim")
         self._badges(turn.verdicts)
-        self.console.print()
+        self._print()
         super().turn(turn)
 
     def stopped(self) -> None:
@@ -86,8 +109,8 @@ class Screen(View):
         self._badges(verdicts)
         for verdict in verdicts:
             if isinstance(verdict, IntrinsicResult) and verdict.error is None:
-                self._line(in_full(verdict), "dim", indent=2)
-        self.console.print()
+                self._line(in_full(verdict), "dim", indent=2, hang=_HANG)
+        self._print()
         super().answers(verdicts)
 
     def aside(self, name: str, text: str) -> None:
@@ -97,13 +120,12 @@ class Screen(View):
 
     def show(self, what: RenderableType) -> None:
         """A text or a table."""
-        self.console.print(what, width=self.width)
+        self._print(what)
 
     def note(self, text: str) -> None:
         """In the background; of an indented line, which is one of a list, what fits."""
-        self._clear_bar()
         for line in visible(text).split("\n"):
-            self._line(_shortened(line, self.width) if line.startswith(" ") else line, "dim")
+            self._line(shortened(line, self.width) if line.startswith(" ") else line, "dim")
 
     def error(self, text: str) -> None:
         """Where it is seen."""
@@ -122,18 +144,47 @@ class Screen(View):
         self.console.file.write(text)
         self.console.file.flush()
 
-    def _line(self, text: str, style: str, *, indent: int = 0) -> None:
+    def _print(self, what: RenderableType = "") -> None:
+        self._clear_bar()
+        self.console.print(what, width=self.width)
+
+    def _line(self, text: str, style: str, *, indent: int = 0, hang: int = 0) -> None:
+        """Further lines are indented by `hang` more."""
         lines = Text(text, style=style).wrap(
-            self.console, max(self.width - indent, 1), overflow="fold"
+            self.console, max(self.width - indent - hang, 1), overflow="fold"
         )
-        for line in lines:
+        for i, line in enumerate(lines):
             line.rstrip()
-            self.console.print(Text(" " * indent).append_text(line))
+            self._print(Text(" " * (indent + hang * bool(i))).append_text(line))
+
+    def _show_bar(self, text: str) -> None:
+        with self._bar:
+            self._clear_bar()
+            self._write(shortened(text, self.width - 1))
+            self._bar_shown = True
 
     def _clear_bar(self) -> None:
-        if self._bar_shown:
-            self._write("\r\x1b[K")
-            self._bar_shown = False
+        with self._bar:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._bar_shown:
+                self._write("\r\x1b[K")
+                self._bar_shown = False
+
+    def _wait(self) -> None:
+        """Says in a moment what is waited for, if nothing is shown before."""
+        with self._bar:
+            self._clear_bar()
+            if self._waiting_for and self._can_go_back:
+                self._timer = threading.Timer(_PATIENCE, self._say_waiting)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _say_waiting(self) -> None:
+        with self._bar:
+            if self._timer is threading.current_thread():  # and nothing came in between
+                self._show_bar(f"{self._waiting_for} …")
 
     def _end_reply(self, text: str) -> None:
         """The end of the reply's line. Its Markdown takes the place of what was shown, at once,
@@ -156,7 +207,7 @@ class Screen(View):
         if parts := [(visible(each.text), _STYLES[each.good]) for each in badges(verdicts)]:
             parts.append((evidence(verdicts), "dim"))
             for line in _side_by_side(parts, self.width - 2):
-                self.console.print(Text("  ").append(line), width=self.width)
+                self._print(Text("  ").append(line))
 
 
 def _markdown(text: str) -> RenderableType:
@@ -185,11 +236,3 @@ def _side_by_side(parts: Sequence[tuple[str, str]], width: int) -> list[Text]:
         lines[-1].append(text, style=style)
         column += size
     return lines
-
-
-def _shortened(line: str, width: int) -> str:
-    if cell_len(line) <= width:
-        return line
-    while line and cell_len(line) > width - 1:
-        line = line[:-1]
-    return f"{line.rstrip()}…"

@@ -6,20 +6,24 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.text import printable
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alora_gguf import Model, ReplyOptions
+from alora_gguf import Document, Model, ReplyOptions
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
+from .flow import shortened
 from .talk import Turn, intrinsics_of
-from .text import visible
+from .text import duration, visible
 
 if TYPE_CHECKING:
     from .commands import Command
 
 _NARROW: Final = 60  # columns that a table of numbers needs
+_BESIDE: Final = len("  aLoRA  rank  contract  ")  # names and where they begin
+_LEAST: Final = 16
 
 
 def text(shown: str) -> Text:
@@ -27,18 +31,30 @@ def text(shown: str) -> Text:
     return Text(visible(shown), overflow="fold")
 
 
-def adapters(model: Model) -> RenderableType:
-    """The loaded ones."""
+def adapters(model: Model, width: int) -> RenderableType:
+    """The loaded ones, a line for each where there is room."""
     if not model.adapters:
         return text("no adapters; /load NAME=PATH loads one")
-    table = _table("adapter", "kind", "rank", "begins at", "contract")
+    table = _table("adapter", "kind", "rank", "contract", "begins at")
     asked = intrinsics_of(model)
+    room = max(_LEAST, width - max(map(cell_len, model.adapters)) - _BESIDE)
     for name, file in model.adapters.items():
         begins = file.invocation_text or (
             model.detokenize(file.invocation, special=True) if file.invocation else "the start"
         )
         kind = "aLoRA" if file.invocation else "LoRA"
-        _add_row(table, name, kind, str(file.rank), begins, "yes" if name in asked else "no")
+        contract = "yes" if name in asked else "no"
+        _add_row(table, name, kind, str(file.rank), contract, shortened(begins, room))
+    return table
+
+
+def documents(given: Sequence[Document]) -> RenderableType:
+    """With their numbers; of one that has a title, that."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for i, each in enumerate(given, 1):
+        table.add_row(f"  {i}", Text(visible(each.title or each.text), overflow="fold"))
     return table
 
 
@@ -52,7 +68,7 @@ def settings(options: ReplyOptions) -> RenderableType:
 
 def costs(turns: Sequence[Turn], width: int) -> RenderableType:
     """What turns cost; a line for each where a table has no room."""
-    heads = ("turn", "reused", "read", "first token", "made", "per second", "verdicts")
+    heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "verdicts")
     rows = [_cost(i, turn) for i, turn in enumerate(turns, 1)]
     if not rows:
         return text("no turn yet")
@@ -60,6 +76,8 @@ def costs(turns: Sequence[Turn], width: int) -> RenderableType:
         pairs = (zip(heads, row, strict=True) for row in rows)
         return Group(*(text(", ".join(f"{head} {cell}" for head, cell in row)) for row in pairs))
     table = _table(*heads)
+    for column in table.columns:
+        column.justify = "right"
     for row in rows:
         _add_row(table, *row)
     return table
@@ -72,7 +90,7 @@ def _cost(i: int, turn: Turn) -> tuple[str, ...]:
         str(i),
         str(timings.reused),
         str(timings.evaluated),
-        "-" if first is None else f"{first * 1000:.0f} ms",
+        "-" if first is None else duration(first),
         str(timings.generated),
         "-" if rate is None else f"{rate:.0f}",
         str(len(turn.verdicts)),
@@ -102,4 +120,4 @@ def _table(*columns: str) -> Table:
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells))
+    table.add_row(*(Text(printable(cell)) for cell in cells))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from alora_gguf import (
     CacheFullError,
@@ -24,8 +26,23 @@ from .badges import judges_question
 from .text import plural
 from .watching import Watched
 
-OnPiece = Callable[[str], None]
 OnReading = Callable[[int, int], None]
+
+
+class Hearer(Protocol):
+    """Who is told of a turn while it is made."""
+
+    def reading(self, done: int, total: int) -> None:
+        """So many tokens of a text are read."""
+
+    def piece(self, text: str) -> None:
+        """A piece of the reply."""
+
+    def reply_over(self, reply: str) -> None:
+        """The reply is all there; verdicts may follow."""
+
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """There may be nothing to see for a while, because of `what`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +83,7 @@ class Talk:
     def say(
         self,
         text: str,
-        on_piece: OnPiece,
-        on_reading: OnReading,
+        hearer: Hearer,
         cancel: CancelToken,
         *,
         instead: bool = False,
@@ -83,53 +99,73 @@ class Talk:
         with _Draft(self) as draft:
             if instead:
                 draft.rewind(self._check_turns(1))
-            turn = self._reply(draft, text, on_piece, on_reading, cancel)
+            turn = self._reply(draft, text, hearer, cancel)
             if turn.withheld is None:
                 self._go_on_with(draft, turn.timings.reused)
         if turn.withheld is not None:
             return turn
         if instead:
             del self.turns[-1:]
-        turn = self._judged(turn, cancel)
+        turn = self._judged(turn, hearer, cancel)
         self.turns.append(turn)
         return turn
 
-    def _reply(
+    def _reply(self, draft: Chat, text: str, hearer: Hearer, cancel: CancelToken) -> Turn:
+        asked = [each for each in self.watched if each.place == "question"]
+        if asked:
+            return self._reply_while_asking(draft, text, asked, hearer, cancel)
+        with hearer.waiting("waiting for the reply"):
+            reply = draft.say(
+                text, self.options, stream=True, cancel=cancel, progress=hearer.reading
+            )
+            for piece in _pieces(reply):
+                hearer.piece(piece)
+        hearer.reply_over(reply.text)
+        return _turn(text, reply, None)
+
+    def _reply_while_asking(
         self,
         draft: Chat,
         text: str,
-        on_piece: OnPiece,
-        on_reading: OnReading,
+        asked: Sequence[Watched],
+        hearer: Hearer,
         cancel: CancelToken,
     ) -> Turn:
-        asked = [each for each in self.watched if each.place == "question"]
-        if not asked:
-            reply = draft.say(text, self.options, stream=True, cancel=cancel, progress=on_reading)
-            for piece in _pieces(reply):
-                on_piece(piece)
-            return _turn(text, reply, None)
-        read = draft.add(text, cancel=cancel, progress=on_reading)
-        asking = Asking(draft, asked, cancel)
-        try:
+        guards = ", ".join(each.name for each in asked if each.is_guard)
+        with hearer.waiting(f"waiting for {guards or 'the reply'}"):
+            read = draft.add(text, cancel=cancel, progress=hearer.reading)
+            asking = Asking(draft, asked, cancel)
             try:
-                reply = draft.reply(self.options, stream=True, cancel=cancel, progress=on_reading)
-            finally:
-                asking.reply_begins()
-            withheld = _show(reply, asking, on_piece)
-            turn = _turn(text, reply, read, withheld)
-            return replace(turn, verdicts=asking.verdicts())
+                try:
+                    reply = draft.reply(
+                        self.options, stream=True, cancel=cancel, progress=hearer.reading
+                    )
+                finally:
+                    asking.reply_begins()
+                withheld = _show(reply, asking, hearer.piece)
+            except BaseException:
+                cancel.cancel()
+                asking.join()
+                raise
+        if withheld is None:
+            hearer.reply_over(reply.text)
+        try:
+            with hearer.waiting(_asking([each for each in asked if not each.is_guard])):
+                verdicts = asking.verdicts()
         except BaseException:
             cancel.cancel()
             asking.join()
             raise
+        return replace(_turn(text, reply, read, withheld), verdicts=verdicts)
 
-    def _judged(self, turn: Turn, cancel: CancelToken) -> Turn:
+    def _judged(self, turn: Turn, hearer: Hearer, cancel: CancelToken) -> Turn:
         """The turn with what intrinsics say of the answer."""
         asked = [each for each in self.watched if each.place == "answer"]
         if not asked or turn.finish_reason not in ("stop", "length"):
             return turn
         try:
-            verdicts = ask_each(self.chat, [IntrinsicCall(each.name) for each in asked], cancel)
+            with hearer.waiting(_asking(asked)):
+                verdicts = ask_each(self.chat, [IntrinsicCall(each.name) for each in asked], cancel)
         except CancelledError:  # the turn is there, and stays
             verdicts = unasked(asked)
         return replace(turn, verdicts=(*turn.verdicts, *verdicts))
@@ -235,6 +271,10 @@ def intrinsics_of(model: Model) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _asking(watched: Sequence[Watched]) -> str:
+    return f"asking {', '.join(each.name for each in watched)}"
+
+
 def _pieces(reply: Reply) -> Iterator[str]:
     """The reply as it comes, to where the cache is full. Raises CancelledError if it was cancelled
     before there was anything of it.
@@ -248,7 +288,7 @@ def _pieces(reply: Reply) -> Iterator[str]:
         raise CancelledError("the reply was cancelled before it began")
 
 
-def _show(reply: Reply, asking: Asking, on_piece: OnPiece) -> Verdict | None:
+def _show(reply: Reply, asking: Asking, on_piece: Callable[[str], None]) -> Verdict | None:
     """Shows the reply from when all guards let it pass; returns what the one says that does not."""
     held: list[str] = []
     for piece in _pieces(reply):

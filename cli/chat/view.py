@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,11 +16,13 @@ from .asking import Failed, Verdict
 from .badges import Badge, badges_of
 from .record import Record
 from .talk import Turn
-from .text import visible
+from .text import duration, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+
+_DIGITS: Final = 4
 
 MORE_ROOM: Final = "/rewind takes turns back; or /save FILE, and go on with --restore FILE --ctx N"
 FROM_THE_START: Final = (
@@ -45,6 +48,14 @@ class View:
 
     def piece(self, text: str) -> None:
         """A piece of the reply that is being made."""
+
+    def reply_over(self, reply: str) -> None:
+        """The reply is all there; verdicts may follow."""
+
+    @contextlib.contextmanager
+    def waiting(self, _what: str) -> Iterator[None]:
+        """There may be nothing to see for a while, because of that."""
+        yield
 
     def turn(self, turn: Turn) -> None:
         """The end of a turn, and what the intrinsics say of it."""
@@ -98,6 +109,10 @@ class Piped(View):
         if text:
             self._open = True
             self._write(text)
+
+    def reply_over(self, _reply: str) -> None:
+        """A line break."""
+        self._end_line()
 
     def turn(self, turn: Turn) -> None:
         """A line break, and the verdicts in short."""
@@ -187,8 +202,17 @@ def problem(verdict: Verdict) -> str | None:
 
 
 def in_full(verdict: IntrinsicResult) -> str:
-    """Its name and value."""
-    return visible(f"{verdict.name}: {json.dumps(verdict.value, ensure_ascii=False)}")
+    """Its name and value, with numbers as exact as anyone reads them."""
+    shown = json.dumps(_rounded(verdict.value), ensure_ascii=False)
+    return visible(f"{verdict.name}: {shown}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
 def badges(verdicts: Sequence[Verdict]) -> list[Badge]:
@@ -207,7 +231,7 @@ def evidence(verdicts: Sequence[Verdict]) -> str:
     seconds = max(each.total for each in timings)
     reused = max(each.reused for each in timings)
     read = sum(each.evaluated for each in timings)
-    return f"{seconds * 1000:.0f} ms, {reused} tokens reused, {read} read"
+    return f"{duration(seconds)}, {reused} tokens reused, {read} read"
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

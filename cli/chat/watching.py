@@ -49,9 +49,18 @@ class Watched:
         return number < self.bound if self.sign == "<" else number > self.bound
 
     def __str__(self) -> str:
-        if self.sign in ("<", ">"):
-            return f"{self.name}{self.sign}{self.bound:g}"
-        return f"{self.name}{self.sign or f'@{self.place}'}"
+        bound = f"{self.bound:g}" if self.sign in ("<", ">") else ""
+        return f"{self.name}{self.sign}{bound}"
+
+
+def in_words(watched: Sequence[Watched]) -> str:
+    """What is asked when."""
+    groups = {
+        place: " ".join(str(each) for each in watched if each.place == place)
+        for place in ("question", "answer")
+    }
+    parts = ", ".join(f"{names} at each {place}" for place, names in groups.items() if names)
+    return f"watching {parts or 'nothing'}"
 
 
 def parse_all(texts: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[Watched]:

@@ -99,6 +99,5 @@ def chatting(
 def masked(text: str) -> str:
     """Without times, probabilities and percentages: they differ between machines."""
     text = re.sub(r"\b\d+ ms\b", "T ms", text)
-    text = re.sub(r"\bin \d+\.\d s\b", "in T s", text)
     text = re.sub(r"\b\d+\.\d+(e-\d+)?\b|\b\de-\d+\b", "P", text)
     return re.sub(r"\b\d+%", "P%", text)

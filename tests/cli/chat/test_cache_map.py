@@ -9,9 +9,8 @@ from chats import PLAIN, brief
 from conftest import Files
 from rich.text import Text
 
-import alora_gguf as ag
-
 from .conftest import GREEDY
+from .test_talk import say
 
 
 def row(text: Text) -> list[tuple[str, str]]:
@@ -26,10 +25,6 @@ def row(text: Text) -> list[tuple[str, str]]:
 
 def mapped(talk: Talk, width: int = 80) -> Text:
     return cache_map(talk.chat, talk.model.cache_report(), talk.reused, width)
-
-
-def say(talk: Talk, text: str) -> None:
-    talk.say(text, lambda _: None, lambda *_: None, ag.CancelToken())
 
 
 @pytest.mark.parametrize("width", [8, 20, 64, 80, 140])
@@ -90,7 +85,7 @@ def test_before_and_after_reading(talk: Talk) -> None:
     talk.rewind(1)
     assert f"█ {talk.chat.session.cached} reused by the last reading, ▓ 0 " in mapped(talk).plain
     assert "others" not in mapped(talk).plain
-    talk.say("Who?", lambda _: None, lambda *_: None, ag.CancelToken(), instead=True)
+    say(talk, "Who?", instead=True)
     left = n - talk.turns[-1].timings.reused  # the old turn's cells, behind what both begin with
     assert f"▒ {left} of what was taken back or is over; they go when" in mapped(talk).plain
 

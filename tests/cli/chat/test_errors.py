@@ -118,6 +118,7 @@ def test_what_goes_wrong_amid_a_chat(
         ("/unload", "/unload needs the name of an adapter: /unload NAME"),
         ("/unload nope", "no adapter named 'nope' is loaded; loaded: 'answerability', "),
         ("/set heat 1", "there is no setting 'heat'; there are temperature, top_k, top_p, min_p, "),
+        ("/set temprature 1", "there is no setting 'temprature'; did you mean temperature?; "),
         ("/set temperature warm", "/set temperature: expected a number, found 'warm'"),
         ("/set top_k 1.5", "/set top_k: expected an integer, found 'P'"),
         ("/set temperature -1", "temperature "),

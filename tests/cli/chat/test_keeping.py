@@ -90,4 +90,4 @@ def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) 
 
 
 def test_times_are_masked() -> None:
-    assert masked("12 ms, 1.5 and 2e-06, 90%, in 0.1 s, 273") == "T ms, P and P, P%, in T s, 273"
+    assert masked("12 ms, 1.5 and 2e-06, 90%, in 13 ms, 273") == "T ms, P and P, P%, in T ms, 273"

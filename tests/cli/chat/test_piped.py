@@ -43,7 +43,7 @@ The manager of the Bomel library is Ruth Covin.
 The manager of the Bomel library is Ruth Covin.
 """
 CONVERSATION_ERR = """\
-watching jailbreak! uncertainty@answer
+watching jailbreak! at each question, uncertainty at each answer
 Withheld by jailbreak: your message was taken back.
 jailbreak attempt P% · T ms, 291 tokens reused, 3 read
 harmless P% · certainty P% · T ms, 300 tokens reused, 7 read
@@ -106,10 +106,11 @@ def test_what_is_asked_for_goes_to_the_output(chatting: Chatting) -> None:
     commands = "/system\n/doc\n/set temperature\n/set adapter\n/stats\n/watch\n"
     found = chatting("--system", "Be brief.", lines=commands)
     lines = found.out.splitlines()
-    assert [lines[0], *lines[1:-3:2][:2], *lines[-3:]] == [
+    assert [line.rstrip() for line in [*lines[:4], *lines[-3:]]] == [
         "system message: Be brief.",
-        "  1  The Bomel library opens at 9:30. It is in Castle Street. The one who runs ",
-        "  2  Ruth Covin lives in Carnby. She has a parrot. Ruth Covin can be called on ",
+        "  1  The Bomel library opens at 9:30. It is in Castle Street. The one who runs",
+        "     the Bomel library is Ruth Covin.",
+        "  2  Ruth Covin lives in Carnby. She has a parrot. Ruth Covin can be called on",
         "temperature 0",
         "adapter none: the base replies",
         "no turn yet",
@@ -133,14 +134,14 @@ def test_documents_and_system_message_are_changed(chatting: Chatting, tmp_path: 
     found = chatting(lines=lines)
     assert found.out == f"{ANSWER}\n"
     assert found.err.splitlines() == [
-        "the conversation was read anew: 48 tokens in T s, 241 reused",
+        "the conversation was read anew: 48 tokens in T ms, 241 reused",
         *found.err.splitlines()[1:9],
         "  9  my mill.txt",
-        "the conversation was read anew: 32 tokens in T s, 1 reused",
+        "the conversation was read anew: 32 tokens in T ms, 1 reused",
         "no documents",
-        "the conversation was read anew: 41 tokens in T s, 1 reused",
+        "the conversation was read anew: 41 tokens in T ms, 1 reused",
         "system message: Be brief.",
-        "the conversation was read anew: 1 token in T s, 32 reused",
+        "the conversation was read anew: 1 token in T ms, 32 reused",
         "no system message",
     ]
     assert found.status == 0
@@ -155,8 +156,8 @@ def test_an_adapter_without_a_contract_says_what_it_would_reply(
         lines=lines,
     )  # fmt: skip
     assert found.out.splitlines()[-2:] == [
-        "adapter  kind   rank  begins at    contract",
-        "sure     aLoRA  8     <certainty>  no      ",
+        "adapter  kind   rank  contract  begins at  ",
+        "sure     aLoRA  8     no        <certainty>",
     ]
     assert found.err.splitlines() == [
         "(cut off: /set max_tokens N for longer replies)",

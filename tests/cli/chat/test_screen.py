@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from alora_gguf.cli.chat import screen as screen_module
 from alora_gguf.cli.chat.asking import Failed
 from alora_gguf.cli.chat.screen import Screen
-from alora_gguf.cli.chat.tables import costs
+from alora_gguf.cli.chat.tables import adapters, costs, documents
 from alora_gguf.cli.chat.talk import Turn
+from alora_gguf.cli.chat.text import duration
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -41,6 +44,15 @@ def plain(screen: Screen) -> str:
 
 def verdict(name: str, value: Any) -> ag.IntrinsicResult:
     return ag.IntrinsicResult(name, "", (), "stop", TIMINGS, None, value)
+
+
+def until(true: Callable[[], object]) -> None:
+    """Waits for what another thread does."""
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it never was")
 
 
 def turn(reply: str, reason: str = "stop", **more: Any) -> Turn:
@@ -178,6 +190,53 @@ def test_how_far_it_is_read_is_shown_and_goes_again() -> None:
     assert written(narrow) == "reading 128 of 512…"
 
 
+def test_what_takes_long_is_said_and_goes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen_module, "_PATIENCE", 0.01)
+    on = screen()
+    with on.waiting("waiting for the reply"):
+        until(lambda: written(on) == "waiting for the reply …")
+        on.reading(128, 512)  # in its place
+        assert written(on).endswith("\r\x1b[Kreading 128 of 512 tokens")
+        on.reading(512, 512)
+        until(lambda: written(on).endswith("tokens\r\x1b[Kwaiting for the reply …"))
+        on.piece("Yes ")
+        time.sleep(0.05)
+        assert written(on).endswith("…\r\x1b[KYes ")  # and never again
+    on.reply_over("Yes ")
+    with on.waiting("asking jailbreak"):
+        until(lambda: written(on).endswith("Yes \nasking jailbreak …"))
+    assert written(on).endswith("…\r\x1b[K")
+    for shows in (lambda on: on.note("a"), lambda on: on.error("a"), lambda on: on.show("a")):
+        on = screen()
+        with on.waiting("saving"):
+            until(lambda on=on: written(on))
+            shows(on)
+        assert written(on).startswith("saving …\r\x1b[K")
+        assert plain(on).endswith("a\n")
+
+
+def test_what_takes_a_moment_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = screen()
+    with on.waiting("saving"):
+        on.note("saved")
+    assert plain(on) == "saved\n"
+    monkeypatch.setattr(screen_module, "_PATIENCE", 0.01)
+    pipe = screen(terminal=False)
+    with pipe.waiting("saving"):
+        time.sleep(0.05)
+    assert written(pipe) == ""
+
+
+def test_a_reply_is_whole_before_it_is_judged() -> None:
+    on = screen()
+    on.piece("**Yes** it")
+    on.reply_over("**Yes** it")
+    assert plain(on).split("\n", 1)[1].strip() == "Yes it"
+    shown = written(on)
+    on.turn(turn("**Yes** it"))
+    assert written(on) == f"{shown}\n"
+
+
 # Verdicts ----------------------------------------------------------------------------------------
 
 VERDICTS = (
@@ -204,12 +263,32 @@ def test_badges_with_their_evidence() -> None:
         assert badge in written(on)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0004, "0 ms"), (0.0426, "43 ms"), (9.9994, "9999 ms"), (9.9996, "10.0 s"), (75, "75.0 s")],
+)
+def test_times_have_a_unit_that_can_be_read(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
 def test_answers_are_shown_in_full_below() -> None:
     on = screen()
     on.answers(VERDICTS[:1])
     assert plain(on).splitlines() == [
         "  certainty 87% · 43 ms, 812 tokens reused, 9 read",
         '  uncertainty: {"answer": "x", "certainty": 0.87}',
+        "",
+    ]
+
+
+def test_long_answers_are_indented_and_numbers_as_exact_as_anyone_reads_them() -> None:
+    on = screen(40)
+    value = {"n": 0.123456789, "each": [1.5e-07 / 3, 12], "text": "of several words, a line long"}
+    on.answers([verdict("x", value)])
+    assert plain(on).splitlines()[-4:] == [
+        '  x: {"n": 0.1235, "each": [5e-08,',
+        '    12], "text": "of several words, a',
+        '    line long"}',
         "",
     ]
 
@@ -254,12 +333,30 @@ def test_nothing_is_wider_than_the_terminal(width: int) -> None:
     assert "…" in plain(on)
 
 
+def test_a_table_of_adapters_has_a_line_for_each(demo: ag.Model) -> None:
+    for width, cut in ((100, False), (60, True)):
+        on = screen(width)
+        on.show(adapters(demo, width))
+        head, *rows = plain(on).splitlines()
+        assert head.split() == ["adapter", "kind", "rank", "contract", "begins", "at"]
+        assert [row.split()[0] for row in rows] == [*demo.adapters]
+        assert all(row.rstrip().endswith("…") == cut for row in rows)
+
+
+def test_documents_are_a_list_whatever_their_length() -> None:
+    on = screen(20)
+    on.show(documents([ag.Document("of some words, several lines"), ag.Document("b", title="t")]))
+    assert [line.rstrip() for line in plain(on).splitlines()] == [
+        "  1  of some words,", "     several lines", "  2  t",
+    ]  # fmt: skip
+
+
 def test_a_list_of_costs_where_a_table_has_no_room() -> None:
     for width, shown in (
-        (80, ["turn  reused  read  first token  made  per second  verdicts",
-              "1     812     9     20 ms        3     87          0       "]),
+        (80, ["turn  reused  read  first token  written  tokens/s  verdicts",
+              "   1     812     9        20 ms        3        87         0"]),
         (40, ["turn 1, reused 812, read 9, first token",
-              "20 ms, made 3, per second 87, verdicts 0"]),
+              "20 ms, written 3, tokens/s 87, verdicts", "0"]),
     ):  # fmt: skip
         on = screen(width)
         on.show(costs([turn("a")], on.width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,33 @@ def nothing(*_: object) -> None:
     """For views that show none."""
 
 
+class Ear:
+    """Hears what is told while a turn is made."""
+
+    def __init__(
+        self,
+        piece: Callable[[str], None] = nothing,
+        reading: Callable[[int, int], None] = nothing,
+        over: Callable[[str], None] = nothing,
+    ) -> None:
+        self.piece, self.reading, self.reply_over = piece, reading, over
+        self.waits: list[str] = []
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        self.waits.append(what)
+        yield
+
+
 def say(
-    talk: Talk, text: str, *, cancel: ag.CancelToken | None = None, instead: bool = False
+    talk: Talk,
+    text: str,
+    ear: Ear | None = None,
+    *,
+    cancel: ag.CancelToken | None = None,
+    instead: bool = False,
 ) -> Turn:
-    return talk.say(text, nothing, nothing, cancel or ag.CancelToken(), instead=instead)
+    return talk.say(text, ear or Ear(), cancel or ag.CancelToken(), instead=instead)
 
 
 def state(talk: Talk) -> tuple[Any, ...]:
@@ -52,7 +76,7 @@ def endless(tiny: Tiny) -> Iterator[Talk]:
 
 def test_a_turn(talk: Talk) -> None:
     pieces: list[str] = []
-    turn = talk.say(QUESTION, pieces.append, nothing, ag.CancelToken())
+    turn = say(talk, QUESTION, Ear(pieces.append))
     assert "".join(pieces) == turn.reply == ANSWER
     assert len(pieces) > 3
     assert (turn.user, turn.finish_reason, turn.verdicts) == (QUESTION, "stop", ())
@@ -65,7 +89,7 @@ def test_a_turn(talk: Talk) -> None:
 
 def test_reading_a_long_text_is_told(talk: Talk) -> None:
     told: list[tuple[int, int]] = []
-    talk.say(QUESTION, nothing, lambda *done: told.append(done), ag.CancelToken())
+    say(talk, QUESTION, Ear(reading=lambda *done: told.append(done)))
     assert told
     assert told[-1][0] == told[-1][1] > 200
 
@@ -78,7 +102,7 @@ def test_nothing_cannot_be_said(talk: Talk, text: str) -> None:
 
 def test_one_that_is_stopped_keeps_what_was_said(talk: Talk) -> None:
     cancel = ag.CancelToken()
-    turn = talk.say(QUESTION, lambda _: cancel.cancel(), nothing, cancel)
+    turn = say(talk, QUESTION, Ear(lambda _: cancel.cancel()), cancel=cancel)
     assert turn.finish_reason == "cancelled"
     assert 0 < len(turn.reply) < len(ANSWER)
     assert talk.chat.messages[-1] == ag.Message("assistant", turn.reply)
@@ -129,6 +153,28 @@ def test_one_that_fills_the_cache_keeps_what_was_said(endless: Talk) -> None:
     assert say(endless, "hello again").finish_reason == "full"
 
 
+def test_what_is_waited_for_is_told_and_the_reply_before_what_is_said_of_it(talk: Talk) -> None:
+    """Or its last word would come with the verdicts only."""
+    heard: list[str] = []
+    ear = Ear(heard.append, over=lambda reply: heard.append(f"over {reply}"))
+    talk.watched = [
+        Watched("jailbreak", "question", "!"),
+        Watched("answerability", "question"),
+        Watched("uncertainty", "answer"),
+    ]
+    real_waiting = ear.waiting
+    ear.waiting = lambda what: heard.append(what) or real_waiting(what)  # type: ignore
+    say(talk, QUESTION, ear)
+    assert heard[0] == "waiting for jailbreak"
+    assert heard[-3:] == [f"over {ANSWER}", "asking answerability", "asking uncertainty"]
+    assert "".join(heard[1:-3]) == ANSWER
+    heard.clear()
+    talk.watched = []
+    say(talk, "Who runs it?", ear)
+    assert heard[0] == "waiting for the reply"
+    assert heard[-1] == "over The manager of the Bomel library is Ruth Covin."
+
+
 # Turns in place of the last ----------------------------------------------------------------------
 
 
@@ -154,7 +200,7 @@ def torn_off(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
     def piece(_: str) -> None:
         raise BrokenPipeError
 
-    return talk.say("Who runs it?", piece, nothing, ag.CancelToken(), instead=True)
+    return say(talk, "Who runs it?", Ear(piece), instead=True)
 
 
 def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chat.watching import Watched, parse_all, parse_watched
+from alora_gguf.cli.chat.watching import Watched, in_words, parse_all, parse_watched
 
 from alora_gguf import InputError
 
@@ -23,11 +23,11 @@ KNOWN = {
 @pytest.mark.parametrize(
     ("text", "watched", "shown"),
     [
-        ("answerability", Watched("answerability", "question"), "answerability@question"),
-        ("uncertainty", Watched("uncertainty", "answer"), "uncertainty@answer"),
-        ("topic", Watched("topic", "answer"), "topic@answer"),
-        ("topic@question", Watched("topic", "question"), "topic@question"),
-        ("answerability@answer", Watched("answerability", "answer"), "answerability@answer"),
+        ("answerability", Watched("answerability", "question"), "answerability"),
+        ("uncertainty", Watched("uncertainty", "answer"), "uncertainty"),
+        ("topic", Watched("topic", "answer"), "topic"),
+        ("topic@question", Watched("topic", "question"), "topic"),
+        ("answerability@answer", Watched("answerability", "answer"), "answerability"),
         ("jailbreak!", Watched("jailbreak", "question", "!"), "jailbreak!"),
         ("style!", Watched("style", "question", "!"), "style!"),  # its field tells
         ("uncertainty@question!", Watched("uncertainty", "question", "!"), "uncertainty!"),
@@ -41,6 +41,16 @@ def test_forms(text: str, watched: Watched, shown: str) -> None:
     assert found == watched
     assert str(found) == shown
     assert found.is_guard == bool(watched.sign)
+
+
+def test_in_words() -> None:
+    texts = ["uncertainty", "jailbreak!", "topic>.5", "topic@answer", "answerability"]
+    assert in_words(parse_all(texts, KNOWN)) == (
+        "watching jailbreak! topic>0.5 answerability at each question, uncertainty topic at each "
+        "answer"
+    )
+    assert in_words(parse_all(["topic"], KNOWN)) == "watching topic at each answer"
+    assert in_words([]) == "watching nothing"
 
 
 @pytest.mark.parametrize(
