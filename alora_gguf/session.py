@@ -314,18 +314,20 @@ class Session:
 
     @property
     def lock(self) -> threading.RLock:
-        """Held by every call. Who takes the engine's locks too takes this one first."""
+        """Held by every call. Who takes the engine's locks too takes this one first. Not part of
+        the public API.
+        """
         return self._lock
 
     @property
     def conversation(self) -> Conversation:
-        """Its tokens and cells, for those who hold `lock`."""
+        """Its tokens and cells, for those who hold `lock`. Not part of the public API."""
         return self._conversation
 
     @contextmanager
     def lent(self) -> Iterator[Conversation | None]:
         """Its tokens and cells, for another conversation to share; None if it is closed or another
-        thread is using it.
+        thread is using it. Not part of the public API.
         """
         if not self._lock.acquire(blocking=False):
             yield None
@@ -337,7 +339,7 @@ class Session:
 
     def deactivate_unless_busy(self) -> None:
         """For a generation that garbage collection ends, perhaps amid something else: blocks on
-        nothing. What it cannot do now, the session's next call does.
+        nothing. What it cannot do now, the session's next call does. Not part of the public API.
         """
         if self._lock.acquire(blocking=False):
             try:
@@ -350,7 +352,7 @@ class Session:
                 self._lock.release()
 
     def last_logits(self) -> Logits:
-        """The logits after the last token, [n_vocab]."""
+        """The logits after the last token, [n_vocab]. Not part of the public API."""
         if self.closed:
             raise ClosedError("the session or its model was closed during a generation")
         logits = self._conversation.logits
@@ -359,7 +361,7 @@ class Session:
         return logits
 
     def end_generation(self, generation: Generation) -> None:
-        """Ends its adapter's activation."""
+        """Ends its adapter's activation. Not part of the public API."""
         self._conversation.deactivate()
         if self._generation is not None and self._generation() is generation:
             self._generation = None

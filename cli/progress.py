@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 _PATIENCE = 1.0  # seconds after which a bar is shown
+_PARTS = 100
 
 
 def hush_hub() -> None:
@@ -44,3 +45,7 @@ class Progress:
                 return
             self._bar = click.progressbar(length=total, label=self._label, file=sys.stderr)
         self._bar.update(done - self._bar.pos)
+
+    def fraction(self, done: float) -> None:
+        """The same for a part of 1."""
+        self(int(done * _PARTS), _PARTS)

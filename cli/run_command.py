@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
+from . import options
 from .text import printable
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ _REPLY_TOKENS: Final = 512
     type=click.IntRange(1, 64),
     help="Conversations at a time; by default 8, or fewer where several intrinsics are asked.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
-@click.option("--gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.")
+@options.threads
+@options.gpu_layers
 @click.option(
     "--n-ctx",
     "--ctx",
@@ -132,8 +133,8 @@ def command(
     The exit status is 1 if any could not be asked, or was not answered as its contract says.
     """
     _check(intrinsics, reply, output if values_only else None)
-    options = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
-    written = _reply_options(reply, {**options, "--reply-adapter": reply_adapter})
+    sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
+    written = _reply_options(reply, {**sampling, "--reply-adapter": reply_adapter})
 
     from .running.batch import Settings
     from .running.conversations import read_input

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from . import options
+from .progress import Progress
 from .terminal import colour, columns
 from .text import printable, size_text
 from .verify_chart import chart
@@ -28,8 +30,8 @@ _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
 
 
 @click.command("verify")
-@click.argument("base", metavar="BASE.gguf", type=click.Path(path_type=Path))
-@click.argument("adapter", metavar="ADAPTER.gguf", type=click.Path(path_type=Path))
+@click.argument("base")
+@click.argument("adapter")
 @click.option(
     "--peft",
     metavar="DIR",
@@ -44,22 +46,26 @@ _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
     help="The transformers directory of the base, for --peft; by default the one that the "
     "adapter's configuration names.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
+@options.threads
+@options.gpu_layers
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random text."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
     *,
-    base: Path,
-    adapter: Path,
+    base: str,
+    adapter: str,
     peft: Path | None,
     hf_base: Path | None,
     threads: int | None,
+    gpu_layers: int,
     seed: int,
     as_json: bool,
 ) -> None:
     """Measure what an adapter does to a base, and whether that is right.
+
+    BASE and ADAPTER are names in the store or paths of GGUF files.
 
     Loads both, reads a random text without the adapter and with it, and compares: cells, layers and
     logits before the invocation must be the base's, bit for bit; after it they must have changed,
@@ -68,11 +74,23 @@ def command(
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
     from alora_gguf.errors import AdapterError
+    from alora_gguf.store import Store
     from alora_gguf.verification import verify
 
     if hf_base is not None and peft is None:
         raise click.UsageError("--hf-base is only used with --peft; give both")
-    found = verify(base, adapter, n_threads=threads, seed=seed, peft=peft, hf_base=hf_base)
+    store = Store()
+    paths = store.resolve(base, "base"), store.resolve(adapter, "adapter")
+    with Progress("Loading") as progress:
+        found = verify(
+            *paths,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            seed=seed,
+            peft=peft,
+            hf_base=hf_base,
+            progress=progress.fraction,
+        )
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:

@@ -19,10 +19,15 @@ class PublicOnly(griffe.Extension):
         """Called for everything that was found."""
         if obj.docstring is None:
             return
-        if _NOT_PUBLIC in obj.docstring.value:
+        if is_not_public(obj.docstring.value):
             obj.public = False
         text = obj.docstring.value.replace("][", "]\\[")  # brackets, and no reference
         obj.docstring.value = "\n".join(as_lists(text.split("\n")))
+
+
+def is_not_public(docstring: str) -> bool:
+    """Whether it says so, wherever its lines break."""
+    return _NOT_PUBLIC in " ".join(docstring.split())
 
 
 def as_lists(lines: list[str]) -> Iterator[str]:

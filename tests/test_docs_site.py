@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -53,6 +54,8 @@ def test_every_public_name_is_described(site: Path) -> None:
     for name in set(alora_gguf.__all__) - {"__version__"}:
         assert re.search(rf'id="alora_gguf\.[\w.]+\.{name}"', text), name
     assert "Not part of the public API" not in text
+    assert 'id="alora_gguf.session.Session.fork"' in text
+    assert 'id="alora_gguf.session.Session.lock"' not in text
 
 
 # What differs from the pages ---------------------------------------------------------------------
@@ -91,6 +94,19 @@ def test_marks_become_names_for_mkdocstrings() -> None:
 
 def test_what_is_folded_is_markdown() -> None:
     assert shown("<details>") == '<details markdown="1">'
+
+
+def test_what_is_not_public_says_so_and_is_hidden() -> None:
+    """A session's members below the line that says the same of them all."""
+    griffe_public = pytest.importorskip("docs.griffe_public", reason="needs the docs extra")
+    source = inspect.getsource(alora_gguf.Session)
+    public, _, others = source.partition("# What others need; not part of the public API")
+    for part, hidden in ((public, False), (others, True)):
+        names = re.findall(r"^    def ([a-z]\w*)", part, re.MULTILINE)
+        assert names
+        for name in names:
+            member = inspect.getattr_static(alora_gguf.Session, name)
+            assert griffe_public.is_not_public(member.__doc__) == hidden, name
 
 
 def test_aligned_names_become_a_list() -> None:

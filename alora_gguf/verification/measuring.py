@@ -7,12 +7,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Final
-
-import numpy as np
 
 from alora_gguf.adapter import AdapterFile
 from alora_gguf.base import BaseFile
@@ -25,6 +22,7 @@ from alora_gguf.inspection import inspect_gguf
 from alora_gguf.invocation import find_last
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, default_threads
+from alora_gguf.random_text import random_text
 from alora_gguf.summary import AdapterSummary
 
 from .changes import layer_changes, logits_change
@@ -43,7 +41,6 @@ from .records import (
 _N_TEXT: Final = 256
 _N_BEFORE: Final = 16  # of those looked at besides
 _N_AFTER: Final = 32
-_N_KINDS: Final = 512  # different tokens that a text is made of
 _SUBSTANTIAL: Final = 0.05  # of a base's parameters
 _NAME: Final = "adapter"
 _VOCABULARY_KEY: Final = "alora.vocab.sha256"
@@ -59,6 +56,8 @@ def verify(
     seed: int = 0,
     peft: PathLike | None = None,
     hf_base: PathLike | None = None,
+    n_gpu_layers: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> Verification:
     """Measures the adapter in the GGUF file `adapter` on the base in the GGUF file `base`, with
     random tokens drawn with `seed`.
@@ -66,6 +65,9 @@ def verify(
     `peft` is the PEFT directory that the adapter was converted from: then logits are compared with
     PEFT's on the transformers directory `hf_base`, by default the one that the adapter's own
     configuration names. That needs the extra `train`.
+
+    `n_gpu_layers` layers go to the GPU, all if it is negative; `progress` is called with the loaded
+    fraction of the base's weights.
 
     What can be measured is in the result, good or bad. Raises what Model() raises for files that
     cannot be used together, and InputError.
@@ -83,7 +85,13 @@ def verify(
     options = ContextOptions(
         n_ctx=2 * n_cells, n_seq_max=2, n_threads=n_threads, max_adapters=1, n_pooled=0
     )
-    with Model(base, adapters={_NAME: adapter}, options=options) as model:
+    with Model(
+        base,
+        adapters={_NAME: adapter},
+        options=options,
+        n_gpu_layers=n_gpu_layers,
+        progress=progress,
+    ) as model:
         text = _draw(model, file.invocation, seed)
         cells = _check_cells(model, text)
         plain, adapted = _read_both(model, file, text)
@@ -94,6 +102,7 @@ def verify(
         base=facts[0],
         adapter=facts[1],
         n_threads=n_threads or default_threads(),
+        n_gpu_layers=n_gpu_layers,
         vocabularies=_compare(*facts),
         text=text,
         cells=cells,
@@ -127,30 +136,13 @@ def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
             f"{model.path}: was trained for texts of {trained} tokens, which leaves no room for "
             f"the adapter's invocation of {len(invocation)}; use the base it was trained on"
         )
-    rng = np.random.default_rng(seed)
-    kinds = _ordinary(model, set(invocation), rng.permutation(model.n_vocab).tolist())
-    drawn = [kinds[i] for i in rng.integers(0, len(kinds), n_text + n_after).tolist()]
-    bos = model.engine.vocab.bos_to_add()
-    if bos is not None:
-        drawn[0] = bos
+    drawn = random_text(model, n_text + n_after, without=invocation, seed=seed)
     tokens = (*drawn[:n_text], *invocation, *drawn[n_text:])
     n_adapted = len(invocation) + n_after
     if not invocation:
         return Text(seed, tokens, 0, n_adapted, n_adapted)
     n_rows = min(_N_BEFORE, n_text) + n_adapted
     return Text(seed, tokens, n_text, n_rows, n_adapted)
-
-
-def _ordinary(model: Model, without: set[int], shuffled: list[int]) -> list[int]:
-    """The first tokens that read as text, as far as the model says how they read."""
-    vocab = model.engine.vocab
-    kinds = [token for token in shuffled if token not in without]
-    if vocab.has_text:
-        readable = (t for t in kinds if vocab.piece(t) and not vocab.is_end(t))
-        kinds = list(islice(readable, _N_KINDS)) or kinds
-    if not kinds:
-        raise ModelError(f"{model.path}: has no tokens besides the adapter's invocation")
-    return kinds[:_N_KINDS]
 
 
 def _check_cells(model: Model, text: Text) -> CellsCheck:

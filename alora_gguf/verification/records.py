@@ -190,6 +190,7 @@ class Verification:
     base: BaseFacts
     adapter: AdapterFacts
     n_threads: int
+    n_gpu_layers: int
     vocabularies: Vocabularies
     text: Text
     cells: CellsCheck

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from alora_gguf.cli import options
 from alora_gguf.cli.text import printable
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def _lengths(
     help=f"Lengths of contexts in tokens; by default {','.join(map(str, _CONTEXTS))}, as far as "
     "the base goes.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
+@options.threads
+@options.gpu_layers
 @click.option(
     "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_ROUNDS} by default."
 )
@@ -83,6 +86,7 @@ def command(
     adapters: tuple[str, ...],
     contexts: tuple[int, ...] | None,
     threads: int | None,
+    gpu_layers: int,
     rounds: int | None,
     seconds: int | None,
     quick: bool,
@@ -109,6 +113,7 @@ def command(
     result = _measure(
         choice,
         threads=threads,
+        gpu_layers=gpu_layers,
         rounds=rounds or few[0],
         seconds=seconds or few[1],
         seed=seed,
@@ -151,7 +156,14 @@ def _choose(
 
 
 def _measure(
-    choice: Choice, *, threads: int | None, rounds: int, seconds: int, seed: int, verbose: bool
+    choice: Choice,
+    *,
+    threads: int | None,
+    gpu_layers: int,
+    rounds: int,
+    seconds: int,
+    seed: int,
+    verbose: bool,
 ) -> BenchResult:
     """Raises KeyboardInterrupt if nothing had been measured, InputError if the time was too short
     for anything.
@@ -164,10 +176,19 @@ def _measure(
     from .subjects import opened
 
     interrupted = False
-    with (
-        opened(choice, threads=threads, seed=seed, verbose=verbose) as subjects,
-        Progress("Measuring") as progress,
-    ):
+    with contextlib.ExitStack() as stack:
+        with Progress("Loading") as progress:
+            subjects = stack.enter_context(
+                opened(
+                    choice,
+                    threads=threads,
+                    gpu_layers=gpu_layers,
+                    seed=seed,
+                    verbose=verbose,
+                    progress=progress.fraction,
+                )
+            )
+        progress = stack.enter_context(Progress("Measuring"))
         measuring = Measuring(subjects, rounds=rounds, seconds=seconds)
         try:
             measuring.run(progress)

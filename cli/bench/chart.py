@@ -11,7 +11,7 @@ from alora_gguf.cli.text import printable
 from alora_gguf.errors import InputError
 
 from .results import median, ratio
-from .table import times
+from .table import computed_by, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,9 +100,7 @@ def _draw(axes: Axes, result: BenchResult) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("time to the first token (ms)")
-    threads = result.method.threads
-    title = f"{result.base.name}, {threads} thread{'' if threads == 1 else 's'}"
-    axes.set_title(_plain(title))
+    axes.set_title(_plain(f"{result.base.name}, {computed_by(result)}"))
     axes.legend(frameon=False, loc="upper left")
 
 

@@ -123,6 +123,7 @@ class Measuring:
             adapters=choice.adapters,
             method=Method(
                 threads=subjects.threads,
+                gpu_layers=subjects.gpu_layers,
                 seed=subjects.seed,
                 rounds=self._n_rounds,
                 seconds=self._seconds,

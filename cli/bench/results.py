@@ -114,9 +114,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How it was measured. `asked` is the adapter of all rows but those about several."""
+    """How it was measured; `gpu_layers` is -1 for all of them. `asked` is the adapter of all rows
+    but those about several.
+    """
 
     threads: int
+    gpu_layers: int
     seed: int
     rounds: int
     seconds: int

@@ -6,14 +6,12 @@ Everything that can be wrong with the files is said before the base is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from alora_gguf.cli.plain_lora import load_as_plain_lora
 
 from alora_gguf import AdapterFile, ContextOptions, Model, Sampling
@@ -21,6 +19,7 @@ from alora_gguf.base import BaseFile
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.inspection import inspect_gguf
 from alora_gguf.options import default_threads
+from alora_gguf.random_text import random_text
 from alora_gguf.summary import BaseSummary
 
 from .results import AdapterFacts, BaseFacts
@@ -32,7 +31,6 @@ N_FORKS: Final = 8
 _LONGEST: Final = 1 << 20
 _STEP: Final = 64
 _QUESTION: Final = 8  # tokens that a plain LoRA is asked; an aLoRA is asked its invocation
-_KINDS: Final = 512  # different tokens that a context is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,7 @@ class Subjects:
     choice: Choice
     model: Model
     threads: int
+    gpu_layers: int
     seed: int
     tokens: tuple[int, ...]
     slots: tuple[str, ...]
@@ -123,8 +122,18 @@ def choose(
 
 
 @contextmanager
-def opened(choice: Choice, *, threads: int | None, seed: int, verbose: bool) -> Iterator[Subjects]:
-    """Loads the base and the adapters, and draws the contexts' text. Raises what Model() does."""
+def opened(
+    choice: Choice,
+    *,
+    threads: int | None,
+    gpu_layers: int,
+    seed: int,
+    verbose: bool,
+    progress: Callable[[float], None],
+) -> Iterator[Subjects]:
+    """Loads the base, whose loaded fraction `progress` is called with, and the adapters, and draws
+    the contexts' text. Raises what Model() does.
+    """
     aloras, n = choice.aloras, choice.n_together
     in_slots = [aloras[i % len(aloras)] for i in range(n)]
     slots = {f"{each.name} [slot {i}]": each for i, each in enumerate(in_slots, 1)}
@@ -136,7 +145,13 @@ def opened(choice: Choice, *, threads: int | None, seed: int, verbose: bool) -> 
         max_adapters=n + 1,
         n_pooled=0,
     )
-    with Model(choice.base.path, options=options, verbose=verbose) as model:
+    with Model(
+        choice.base.path,
+        options=options,
+        n_gpu_layers=gpu_layers,
+        verbose=verbose,
+        progress=progress,
+    ) as model:
         for name, each in slots.items():  # one by one: all files at once may be much to hold
             model.load_adapter(name, each.path)
         if slots:
@@ -146,11 +161,14 @@ def opened(choice: Choice, *, threads: int | None, seed: int, verbose: bool) -> 
             plain = choice.asked.name
             model.load_adapter(plain, choice.asked.path)
         questions = {name: model.adapter(name).invocation for name in slots}
-        tokens = _draw(model, max(WARM, *choice.contexts) + _QUESTION, questions.values(), seed)
+        n_text = max(WARM, *choice.contexts) + _QUESTION
+        theirs = {token for invocation in questions.values() for token in invocation}
+        tokens = tuple(random_text(model, n_text, without=theirs, seed=seed))
         yield Subjects(
             choice=choice,
             model=model,
             threads=threads or default_threads(),
+            gpu_layers=gpu_layers,
             seed=seed,
             tokens=tokens[:-_QUESTION],
             slots=tuple(slots),
@@ -241,24 +259,6 @@ def _lengths(
     return tuple(lengths), [
         f"contexts end at {last} tokens, since this base was trained for texts of {base.trained}"
     ]
-
-
-def _draw(model: Model, n: int, without: Iterable[Sequence[int]], seed: int) -> tuple[int, ...]:
-    """Random text of `n` tokens that has no token of the invocations; speed does not depend on
-    what it says.
-    """
-    vocab, rng = model.engine.vocab, np.random.default_rng(seed)
-    theirs = {token for invocation in without for token in invocation}
-    kinds = [token for token in rng.permutation(model.n_vocab).tolist() if token not in theirs]
-    if vocab.has_text:
-        readable = (t for t in kinds if vocab.piece(t) and not vocab.is_end(t))
-        kinds = list(islice(readable, _KINDS)) or kinds
-    if not kinds:
-        raise ModelError(f"{model.path}: has no tokens besides the adapters' invocations")
-    kinds = kinds[:_KINDS]
-    drawn = [kinds[i] for i in rng.integers(0, len(kinds), n).tolist()]
-    bos = vocab.bos_to_add()
-    return tuple(drawn if bos is None else [bos, *drawn[1:]])
 
 
 def _endless(model: Model) -> Sampling:

@@ -50,11 +50,19 @@ def times(value: float) -> str:
     return f"{value:.0f}x" if value >= 99.95 else f"{value:.{1 if value >= 9.995 else 2}f}x"
 
 
+def computed_by(result: BenchResult) -> str:
+    """Threads, and layers on the GPU if there are any."""
+    threads, layers = _count(result.method.threads, "thread"), result.method.gpu_layers
+    if not layers:
+        return threads
+    return f"{threads}, {'all layers' if layers < 0 else _count(layers, 'layer')} on the GPU"
+
+
 def _opening(result: BenchResult, width: int) -> Iterator[str]:
-    base, threads = result.base, result.method.threads
+    base = result.base
     yield from _wrapped(
         f"{base.name} ({base.architecture}, {base.n_parameters / 1e6:,.1f} million parameters, "
-        f"{size_text(base.nbytes)}) on {_count(threads, 'thread')}",
+        f"{size_text(base.nbytes)}) on {computed_by(result)}",
         width,
     )
     for adapter in result.adapters:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
+from alora_gguf.cli import options
 from alora_gguf.cli.terminal import colour
 from alora_gguf.cli.text import printable
 
@@ -74,10 +75,10 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="For replies that repeat.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest reply.")
 @click.option("--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads to compute with.")
-@click.option("--gpu-layers", type=int, default=0, help="Layers on the GPU, -1 for all.")
+@options.threads
+@options.gpu_layers
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's own log.")
-def command(**options: Any) -> None:
+def command(**given: Any) -> None:
     """Chat, with adapters that judge the conversation while it stays in the cache.
 
     Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
@@ -90,7 +91,7 @@ def command(**options: Any) -> None:
     if sys.stdout is None:
         raise InputError("there is no output to print to; give one, such as a file or /dev/null")
     try:
-        went_well = _run(Given(**options))
+        went_well = _run(Given(**given))
     except BrokenPipeError:
         # what is buffered goes nowhere, or Python would complain of it at exit
         with contextlib.suppress(OSError, ValueError):

@@ -81,7 +81,7 @@ class Opening:
                 n_threads=1 if given.is_demo and given.threads is None else given.threads,
                 n_gpu_layers=given.gpu_layers,
                 verbose=given.verbose,
-                progress=lambda fraction: progress(int(fraction * 100), 100),
+                progress=progress.fraction,
             )
 
     def talk(self, model: Model) -> Talk:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from alora_gguf.cli.progress import Progress
+
 from alora_gguf.errors import AloraError
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
@@ -68,16 +70,22 @@ def answer_all(plan: Plan, entries: Iterable[Entry], settings: Settings, deliver
         n_pooled=0,  # what is shared is known beforehand, and kept while it is needed
         max_adapters=max(1, len(plan.adapters)),
     )
-    with Model(
-        plan.base,
-        adapters=plan.adapters,
-        options=options,
-        n_gpu_layers=settings.n_gpu_layers,
-        verbose=settings.verbose,
-    ) as model:
+    with _loaded(plan, options, settings) as model:
         for each in plan.intrinsics:
             model.set_contract(each.name, each.contract)
         work(model, plan, tasks, order, jobs=jobs, deliver=over)
+
+
+def _loaded(plan: Plan, options: ContextOptions, settings: Settings) -> Model:
+    with Progress("Loading") as progress:
+        return Model(
+            plan.base,
+            adapters=plan.adapters,
+            options=options,
+            n_gpu_layers=settings.n_gpu_layers,
+            verbose=settings.verbose,
+            progress=progress.fraction,
+        )
 
 
 def _measured(

@@ -51,7 +51,7 @@ def test_who_was_measured_and_how(found: dict[str, Any]) -> None:
         for name, n in INVOCATIONS.items()
     ]  # fmt: skip
     assert found["method"] == {
-        "threads": 1, "seed": 0, "rounds": 2, "seconds": 60, "answer_tokens": 8,
+        "threads": 1, "gpu_layers": 0, "seed": 0, "rounds": 2, "seconds": 60, "answer_tokens": 8,
         "asked": "answerability",
     }  # fmt: skip
     assert found["plain_lora"].startswith("the aLoRA's own weights without an invocation")
@@ -197,7 +197,9 @@ def test_the_text_is_drawn_by_its_seed(files: Files) -> None:
     choice = subjects.choose(files.base, [files.alora], [100], usual=[])
 
     def drawn(seed: int) -> subjects.Subjects:
-        with subjects.opened(choice, threads=1, seed=seed, verbose=False) as opened:
+        with subjects.opened(
+            choice, threads=1, gpu_layers=0, seed=seed, verbose=False, progress=lambda _: None
+        ) as opened:
             return opened
 
     first, again, other = drawn(1), drawn(1), drawn(2)

@@ -140,6 +140,7 @@ def test_ctrl_c_before_anything_was_measured(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(measuring, "_TICK", 0.0)
     monkeypatch.setattr("alora_gguf.cli.progress.Progress.__call__", interrupt)
+    monkeypatch.setattr("alora_gguf.cli.progress.Progress.fraction", lambda *_: None)  # loading
     status, out, err = run("--threads", "1")
     assert (status, out, err.strip()) == (cli.EXIT_INTERRUPTED, "", "Interrupted.")
     assert "bench" not in {thread.name for thread in threading.enumerate()}

@@ -61,7 +61,7 @@ def synthetic(**changes: Any) -> BenchResult:
         version="0",
         base=BASE,
         adapters=(ALORA,),
-        method=Method(2, 0, 3, 60, 8, "sure"),
+        method=Method(2, 0, 0, 3, 60, 8, "sure"),
         contexts=rows,
         together=(
             Together(2048, 1, (1.0, 9.0, 0.5), (1.1, 0.1, 9.0)),
@@ -114,6 +114,16 @@ def plain_report(result: BenchResult, width: int = 80) -> str:
 
 def test_the_table() -> None:
     assert plain_report(synthetic()) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [(0, "on 2 threads\n"), (-1, "on 2 threads, all layers on the GPU"),
+     (1, "on 2 threads, 1 layer on the GPU"), (9, "on 2 threads, 9 layers on the GPU")],
+)  # fmt: skip
+def test_what_computes_it(layers: int, shown: str) -> None:
+    method = dataclasses.replace(synthetic().method, gpu_layers=layers)
+    assert shown in plain_report(synthetic(method=method), 100)
 
 
 def test_what_is_missing_is_not_made_up() -> None:

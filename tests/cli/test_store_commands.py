@@ -99,6 +99,30 @@ def test_rm(pulling: Pulling, filled: tuple[str, str]) -> None:
     assert list((pulling.home / "files").iterdir()) == []
 
 
+def test_names_can_be_verified_and_measured(pulling: Pulling, filled: tuple[str, str]) -> None:
+    """As they can be chatted with."""
+    found = pulling("verify", "tiny-Q8_0", "sure", "--threads", "1", "--json")
+    assert (found.status, found.err) == (0, "")
+    paths = {name: str(pulling.store.resolve(name)) for name in ("tiny-Q8_0", "sure")}
+    assert found.json["base"]["path"] == paths["tiny-Q8_0"]
+    assert found.json["adapter"]["path"] == paths["sure"]
+    few = ("--threads", "1", "--contexts", "32", "--rounds", "1")
+    found = pulling("bench", "tiny-Q8_0", "sure", *few, "--json")
+    assert (found.status, found.err) == (0, "")
+    assert found.json["base"]["path"] == paths["tiny-Q8_0"]
+    assert [each["path"] for each in found.json["adapters"]] == [paths["sure"]]
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_names_of_another_kind(pulling: Pulling, filled: tuple[str, str], command: str) -> None:
+    for names, said in [
+        (("nope", "sure"), "nothing named 'nope' is a base in the store "),
+        (("sure", "sure"), "'sure' is an adapter, expected a base; its bases are tiny-Q8_0"),
+        (("tiny-Q8_0", "nope"), "nothing named 'nope' is an adapter in the store "),
+    ]:
+        assert pulling.error(command, *names).startswith(said)
+
+
 def test_rm_of_a_damaged_entry(pulling: Pulling, filled: tuple[str, str]) -> None:
     (pulling.home / "entries" / "sure.json").write_text("[]")
     assert pulling("rm", "sure").out == "Removed sure (a damaged entry).\n"

@@ -197,8 +197,8 @@ def test_everything_is_one_object(files: Files, sound: Path) -> None:
     assert (status, err) == (0, "")
     found: dict[str, Any] = json.loads(out)
     assert set(found) == {
-        "passed", "base", "adapter", "n_threads", "vocabularies", "text", "cells", "finite",
-        "effective", "logits", "layers", "peft", "failures", "warnings",
+        "passed", "base", "adapter", "n_threads", "n_gpu_layers", "vocabularies", "text", "cells",
+        "finite", "effective", "logits", "layers", "peft", "failures", "warnings",
     }  # fmt: skip
     assert found["passed"] is True
     assert (found["text"]["seed"], found["n_threads"]) == (3, 1)
