@@ -9,6 +9,8 @@ that waits here holds neither.
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from .batch import Batch, Logits, Run
 from .cancel import CancelToken
 from .errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
+from .returning import Returning
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -45,6 +48,7 @@ class _Ticket:
     read: list[int]  # tokens of each run that are in the cache
     total: int
     cancel: CancelToken | None
+    thread: int = field(default_factory=threading.get_ident)
     alone: bool = False  # after a batch failed, each of its tickets is tried by itself
     done: bool = False
     error: AloraError | None = None
@@ -95,6 +99,7 @@ class DecodeQueue:
         self._tickets: list[_Ticket] = []
         self._leading = False
         self._current: list[_Ticket] = []
+        self._returning = Returning()
         self._interrupted = False
 
     def decode(
@@ -144,6 +149,12 @@ class DecodeQueue:
             self._leading = False
             self._engine.desk.notify_all()
 
+    def leave(self) -> None:
+        """For who has just been served for the last time: nobody need wait for this thread."""
+        with self._engine.desk:
+            self._returning.leaves(threading.get_ident())
+            self._engine.desk.notify_all()
+
     @property
     def n_waiting(self) -> int:
         """Calls whose tokens are not all computed."""
@@ -172,6 +183,7 @@ class DecodeQueue:
                 if n:
                     books.promise(run.seq, n)
             self._tickets.append(ticket)
+            self._engine.desk.notify_all()  # somebody may be waiting for it
             return True
 
         room = self._engine.room
@@ -184,8 +196,11 @@ class DecodeQueue:
             lead = False
             try:
                 with desk:
-                    while not ticket.done and self._leading and ticket.n_read == reported:
-                        desk.wait()
+                    while not ticket.done and ticket.n_read == reported:
+                        seconds = None if self._leading else self._seconds_to_wait()
+                        if seconds == 0:
+                            break
+                        desk.wait(seconds)
                     if not ticket.done and not self._leading:
                         lead = True
                         self._leading = True
@@ -202,6 +217,10 @@ class DecodeQueue:
                     progress(reported, ticket.total)
             if ticket.done:
                 return
+
+    def _seconds_to_wait(self) -> float:
+        """For those who will probably be back at once; 0 to go on without them."""
+        return self._returning.wait_for({ticket.thread for ticket in self._tickets})
 
     def _withdraw(self, ticket: _Ticket) -> None:
         """Takes a ticket out of the queue and its tokens out of the cache."""
@@ -227,10 +246,13 @@ class DecodeQueue:
                 if self._interrupted:
                     engine.native.interrupt(engine.ctx, False)
                     self._interrupted = False
+            started = time.monotonic()
             try:
                 status = engine.llama.llama_decode(engine.ctx, self._batch.struct())
                 with engine.desk:
                     self._current = []
+                    threads = {ticket.thread for ticket in work.tickets}
+                    self._returning.served(threads, time.monotonic() - started)
                     if status:
                         self._failed(work, status)
                     else:

@@ -149,6 +149,7 @@ class Generation(Iterator[str]):
             self._total = time.perf_counter() - self._started
             self.finish_reason = reason
             self._session.end_generation(self)
+            self._session.model.engine.queue.leave()
 
     def close(self) -> None:
         """Ends the reply where it is; what has been generated stays in the session."""

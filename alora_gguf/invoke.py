@@ -90,6 +90,7 @@ def run_invocations(
                 for done in run.wave(plans[len(verdicts) :]):
                     verdicts[done.fork.plan.index] = _verdict(done)
         finally:
+            engine.queue.leave()
             if trunk is not None:
                 engine.drop(trunk.seq)
     return [verdicts[i] for i in range(len(plans))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import pytest
 import tiny_base
 
 import alora_gguf as ag
+from alora_gguf.returning import Returning
 
 INVOCATION = "<certainty>"
+FOREVER = 20.0  # seconds: longer than anything takes
 # F32 keys and values: what is left between batches of another shape are other orders of summation,
 # 1e-5 of the largest logit and not 1e-2
 # and no cells of closed sessions, so that tests can count
@@ -67,3 +69,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def model(files: Files) -> Iterator[ag.Model]:
     with files.model() as opened:
         yield opened
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is, no caller gives up waiting for another one to share a batch."""
+    served = Returning.served
+
+    def long_since(self: Returning, threads: Collection[int], _: float) -> None:
+        served(self, threads, FOREVER)
+
+    monkeypatch.setattr("alora_gguf.returning._LONGEST", FOREVER)
+    monkeypatch.setattr(Returning, "served", long_since)

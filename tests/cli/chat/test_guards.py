@@ -136,6 +136,38 @@ def test_its_verdict_shares_a_batch_with_the_first_tokens_of_the_draft(
     assert list(map(len, batches[:2])) == [1, 3]
 
 
+@pytest.mark.usefixtures("patient")
+def test_batches_are_shared_to_the_last_step(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the reply and all that is asked meanwhile, and by all that are asked at once."""
+    batches: list[tuple[int, int]] = []  # calls and sequences
+    real = DecodeQueue._compose
+
+    def spy(self: DecodeQueue) -> Any:
+        work = real(self)
+        if work.pieces:
+            batches.append((len(work.tickets), len(work.pieces)))
+        return work
+
+    say(talk, QUESTION)
+    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    talk.watched = [GUARD, Watched("answerability", "question")]
+    turn = say(talk, "Who runs it?")
+    (_, answerability) = turn.verdicts
+    assert isinstance(answerability, ag.IntrinsicResult)
+    calls = [n for n, _ in batches[1:]]  # after what the user said was read
+    assert calls[0] == 3
+    assert calls == sorted(calls, reverse=True)
+    assert len(calls) <= 1 + max(turn.timings.generated, answerability.timings.generated)
+    assert calls.count(2) > 10
+    batches.clear()
+    verdicts = talk.ask([*talk.model.adapters])
+    made = [v.timings.generated for v in verdicts if isinstance(v, ag.IntrinsicResult)]
+    assert {n for n, _ in batches} == {1}  # one call, that has them all
+    forks = [n for _, n in batches[1:]]
+    assert forks == sorted(forks, reverse=True)
+    assert len(forks) <= max(made)
+
+
 def test_a_reply_does_not_wait_for_others_than_guards(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
