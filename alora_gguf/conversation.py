@@ -214,6 +214,15 @@ class Conversation:
         if self._engine.rewinds and n < len(self.record):
             self.cut(n)
 
+    def lay_by(self, n: int) -> None:
+        """Keeps the first `n` cells. The others stay where those of conversations that are over
+        do, while nobody needs their room; the next call shares them again or reads their tokens
+        anew. Nothing happens where the memory cannot rewind.
+        """
+        if self._engine.rewinds and n < len(self.record):
+            Conversation(self._model, source=self).close()
+            self.cut(n)
+
     def go_back(self, tokens: list[int]) -> None:
         """Makes the conversation `tokens` again, and keeps what the cells have of them."""
         self.tokens = tokens

@@ -324,6 +324,14 @@ class Session:
         """Its tokens and cells, for those who hold `lock`. Not part of the public API."""
         return self._conversation
 
+    def lay_by(self, n: int) -> None:
+        """Lets others have the room of all cells but the first `n`, should they need it; the
+        conversation stays as it is. Not part of the public API.
+        """
+        with self.lock:
+            self._begin()
+            self._conversation.lay_by(n)
+
     @contextmanager
     def lent(self) -> Iterator[Conversation | None]:
         """Its tokens and cells, for another conversation to share; None if it is closed or another

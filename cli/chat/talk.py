@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from alora_gguf import (
     ReplyOptions,
     Timings,
 )
-from alora_gguf.errors import ContractError
+from alora_gguf.errors import AloraError, ContractError
 
 from .asking import Asking, Verdict, ask_each, unasked
 from .badges import judges_question
@@ -98,10 +99,11 @@ class Talk:
             raise InputError("there is nothing to say in an empty message")
         with _Draft(self) as draft:
             if instead:
-                draft.rewind(self._check_turns(1))
-            turn = self._reply(draft, text, hearer, cancel)
+                draft.chat.rewind(self._check_turns(1))
+                draft.take_the_place()
+            turn = self._reply(draft.chat, text, hearer, cancel)
             if turn.withheld is None:
-                self._go_on_with(draft, turn.timings.reused)
+                self._go_on_with(draft.chat, turn.timings.reused)
         if turn.withheld is not None:
             return turn
         if instead:
@@ -199,13 +201,14 @@ class Talk:
         Raises what Chat.read() does.
         """
         with _Draft(self) as draft:
-            edit(draft)
-            if not any(message.role == "user" for message in draft.messages):
-                draft.check("?")
-                self._go_on_with(draft, 0)
+            edit(draft.chat)
+            if not any(message.role == "user" for message in draft.chat.messages):
+                draft.chat.check("?")
+                self._go_on_with(draft.chat, 0)
                 return None
-            timings = draft.read(cancel=cancel, progress=on_reading)
-            self._go_on_with(draft, timings.reused)
+            draft.take_the_place()
+            timings = draft.chat.read(cancel=cancel, progress=on_reading)
+            self._go_on_with(draft.chat, timings.reused)
         return timings
 
     def replace_chat(self, chat: Chat) -> None:
@@ -244,18 +247,30 @@ class Talk:
 
 
 class _Draft:
-    """A fork of the conversation, which is closed unless it has become the conversation."""
+    """A fork of the conversation, `chat`, which is closed unless it has become the conversation."""
 
     def __init__(self, talk: Talk) -> None:
+        self.chat = talk.chat.fork()
         self._talk = talk
-        self._chat = talk.chat.fork()
+        self._in_place = False
 
-    def __enter__(self) -> Chat:
-        return self._chat
+    def take_the_place(self) -> None:
+        """It may have the room of all cells that it does not share: else both would have to fit
+        into the cache. If it does not become the conversation, what gave way is read again.
+        """
+        self._in_place = True
+        self._talk.chat.session.lay_by(self.chat.session.cached)
+
+    def __enter__(self) -> _Draft:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        if self._talk.chat is not self._chat:
-            self._chat.close()
+        if self._talk.chat is self.chat:
+            return
+        self.chat.close()
+        if self._in_place:
+            with contextlib.suppress(AloraError):  # the next call will say so
+                self._talk.chat.read()
 
 
 def intrinsics_of(model: Model) -> dict[str, tuple[str, ...]]:

@@ -15,9 +15,10 @@ from alora_gguf.cli.chat.watching import Watched
 from chats import PLAIN, brief
 
 import alora_gguf as ag
+from alora_gguf.demo import adapter_paths
 from alora_gguf.demo.script import DOCUMENTS
 
-from .conftest import Tiny
+from .conftest import GREEDY, Tiny
 
 QUESTION = "When does the Bomel library open?"
 ANSWER = "The opening time of the Bomel library is 9:30."
@@ -239,6 +240,38 @@ def test_the_old_one_comes_back_if_the_new_one_fails(
     again = say(talk, "Who runs it?")
     assert again.reply == "The manager of the Bomel library is Ruth Covin."
     assert again.timings.reused == before[4]
+
+
+@pytest.mark.parametrize("watched", [[], [Watched("answerability", "question")]])
+def test_one_in_place_of_a_long_one_needs_no_room_beside_it(
+    demo: ag.Model, watched: list[Watched]
+) -> None:
+    """The last turn fills the cache; both together would not fit."""
+    with ag.Model(demo.path, adapters=adapter_paths(), n_ctx=512, n_threads=1) as model:
+        documents = [ag.Document(text) for text in DOCUMENTS]
+        talk = Talk(model, model.chat(documents=documents), GREEDY)
+        say(talk, QUESTION)
+        talk.rewind(1)
+        kept = talk.chat.session.cached
+        n = (model.n_ctx - kept) * 3 // 5 // len(model.tokenize("Who? " * 10)) * 10
+        first = say(talk, "Who? " * n)
+        talk.watched = watched
+        again = say(talk, "When? " * n, instead=True)
+        assert again.finish_reason == first.finish_reason == "stop"
+        assert talk.turns == [again]
+        before = state(talk)
+        with pytest.raises(ag.CacheFullError):
+            say(talk, "Why? " * 4 * n, instead=True)
+        assert state(talk) == before
+        assert say(talk, "Who? " * n, instead=True).finish_reason == "stop"
+
+
+def test_one_in_place_of_one_that_filled_the_cache_is_as_long(endless: Talk) -> None:
+    first = say(endless, "hello")
+    assert first.finish_reason == "full"
+    for _ in range(3):
+        again = say(endless, "hello", instead=True)
+        assert (again.reply, again.finish_reason) == (first.reply, "full")
 
 
 def test_there_must_be_one(talk: Talk) -> None:
