@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from alora_gguf.store_entry import Kind
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def store_names(kind: Kind | None = None) -> Completer:
+    """Completes names in the store, of one kind or of all; a shell completes files where none
+    fits. A store that cannot be read has none.
+    """
+
+    def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+        from alora_gguf.errors import AloraError
+        from alora_gguf.store import Store
+
+        files = [CompletionItem(begun, type="file")] if kind is not None else []
+        try:
+            entries = Store().contents().entries
+        except AloraError:
+            return files
+        return files + [
+            CompletionItem(entry.name, help=entry.about.repository)
+            for entry in entries
+            if kind in (None, entry.about.kind) and entry.name.startswith(begun)
+        ]
+
+    return complete
 
 
 def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:

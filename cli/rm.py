@@ -6,11 +6,12 @@ import json
 
 import click
 
+from . import options
 from .text import size_text
 
 
 @click.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=options.store_names())
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 def command(*, name: str, as_json: bool) -> None:
     """Remove NAME and its files from the store.

@@ -37,6 +37,7 @@ _REPLY_TOKENS: Final = 512
     "--model",
     "base",
     metavar="BASE",
+    shell_complete=options.store_names("base"),
     help="A base's GGUF, or its name in the store. Without one: the demo model.",
 )
 @click.option(
@@ -45,6 +46,7 @@ _REPLY_TOKENS: Final = 512
     "adapters",
     metavar="NAME=PATH",
     multiple=True,
+    shell_complete=options.store_names("adapter"),
     help="An adapter; also a path alone, or a name in the store. Names that are asked for and not "
     "given here are the store's, or with the demo model its own.",
 )

@@ -30,8 +30,8 @@ _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
 
 
 @click.command("verify")
-@click.argument("base")
-@click.argument("adapter")
+@click.argument("base", shell_complete=options.store_names("base"))
+@click.argument("adapter", shell_complete=options.store_names("adapter"))
 @click.option(
     "--peft",
     metavar="DIR",

@@ -41,8 +41,13 @@ def _lengths(
 
 
 @click.command("bench")
-@click.argument("base", required=False)
-@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
+@click.argument("base", required=False, shell_complete=options.store_names("base"))
+@click.argument(
+    "adapters",
+    metavar="[ADAPTER]...",
+    nargs=-1,
+    shell_complete=options.store_names("adapter"),
+)
 @click.option(
     "--contexts",
     metavar="N,N,...",

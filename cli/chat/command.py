@@ -33,6 +33,7 @@ _PATH: Final = click.Path(path_type=Path)
     "--model",
     "base",
     metavar="BASE",
+    shell_complete=options.store_names("base"),
     help="A base's GGUF, or its name in the store. Without one: the demo model, its five adapters "
     "and its documents.",
 )
@@ -42,6 +43,7 @@ _PATH: Final = click.Path(path_type=Path)
     "adapters",
     metavar="NAME=PATH",
     multiple=True,
+    shell_complete=options.store_names("adapter"),
     help="An adapter to load; also a path alone, or a name in the store. Repeatable.",
 )
 @click.option("--system", metavar="TEXT", help="The system message.")
