@@ -75,14 +75,16 @@ def _draw(axes: Axes, result: BenchResult) -> None:
         points = [(row.n_tokens, side) for row in result.contexts if (side := row.side(way))]
         if points:
             lengths = [n for n, _ in points]
-            ms = [1000 * median(side.first_token) for _, side in points]
-            axes.plot(lengths, ms, dash, marker=marker, color=colour, label=label, markersize=6)
+            seconds = [median(side.first_token) for _, side in points]
+            axes.plot(
+                lengths, seconds, dash, marker=marker, color=colour, label=label, markersize=6
+            )
     for row in result.contexts:
         if row.lora and row.alora:
             factor = ratio(row.lora.first_token, row.alora.first_token)
             axes.annotate(
                 times(factor),
-                (row.n_tokens, 1000 * median(row.lora.first_token)),
+                (row.n_tokens, median(row.lora.first_token)),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
@@ -94,14 +96,18 @@ def _draw(axes: Axes, result: BenchResult) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _tick(seconds)))
     axes.margins(x=0.08, y=0.14)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel("context (tokens)")
-    axes.set_ylabel("time to the first token (ms)")
+    axes.set_ylabel("time to the first token")
     axes.set_title(_plain(f"{result.base.name}, {computed_by(result)}"))
     axes.legend(frameon=False, loc="upper left")
+
+
+def _tick(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds > 0.999 else f"{1000 * seconds:g} ms"
 
 
 def _plain(text: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from alora_gguf import Session, Timings
 
 _ASKS: Final = 3  # in one round of those that take little
+_ANSWERS: Final = 2  # likewise, of those whose speed is measured
 _TICK: Final = 0.2  # seconds
 _GROWTH: Final = 1.3  # reading takes n**1.3: linear in most of a model, quadratic in attention
 _STEADY: Final = 1.5  # at most this much between the shortest time and the median
@@ -276,7 +277,8 @@ class Measuring:
         return time.perf_counter() - started
 
     def _decode(self, ask: Callable[[str | None], Timings], adapter: str | None) -> None:
-        for name in (adapter, None):
+        """In turns, so that what disturbs one side for a while is seen, or disturbs both."""
+        for name in _ANSWERS * (adapter, None):
             speed = ask(name).tokens_per_second
             if speed is not None:
                 self._decoded[name is not None].append(speed)
@@ -340,9 +342,12 @@ class Measuring:
         )
 
     def _spread(self) -> float:
-        """How far the median of some first tokens is from the best of them, as a factor."""
+        """How far the median of some figure's samples is from the best of them, as a factor."""
         sides = [side for c in self._contexts.values() for side in (c.alora, c.lora, c.base)]
-        return max((statistics.median(s.first) / min(s.first) for s in sides if s.first), default=1)
+        figures = [side.first for side in sides] + [side.total for side in sides]
+        figures += [*self._at_once.values(), *self._one_by_one.values()]
+        figures += [[1 / speed for speed in speeds] for speeds in self._decoded.values()]
+        return max((statistics.median(each) / min(each) for each in figures if each), default=1)
 
     def _notes(self, interrupted: bool) -> list[str]:
         notes = []
@@ -352,6 +357,11 @@ class Measuring:
             notes.append(
                 f"times vary, medians are up to {spread:.1f} times the shortest; something else "
                 "may be keeping this machine busy"
+            )
+        if not interrupted and any(len(c.lora.total) == 1 for c in self._contexts.values()):
+            notes.append(
+                "some figures are of one round, in which a disturbance would not be noticed; more "
+                "--rounds and --time make them surer"
             )
         if self._left_out:
             lengths = ", ".join(map(str, self._left_out))

@@ -25,7 +25,7 @@ from alora_gguf.summary import BaseSummary
 from .results import AdapterFacts, BaseFacts
 
 ANSWER: Final = 8  # tokens of an answer
-LONG_ANSWER: Final = 32  # of one whose speed is measured
+LONG_ANSWER: Final = 16  # of one whose speed is measured
 WARM: Final = 64  # of a context that only warms up
 N_FORKS: Final = 8
 _LONGEST: Final = 1 << 20

@@ -38,16 +38,20 @@ def report(result: BenchResult, width: int) -> Iterator[str]:
 
 
 def duration(seconds: float) -> str:
-    """Three digits, more or less: 0.31 ms, 12.3 ms, 456 ms, 12.3 s."""
+    """Three digits: 0.31 ms, 12.3 ms, 456 ms, 1.81 s, 12.3 s."""
     ms = 1000 * seconds
-    if ms >= 9999.5:
-        return f"{seconds:.1f} s"
-    return f"{ms:.0f} ms" if ms >= 99.95 else f"{ms:.1f} ms" if ms >= 9.995 else f"{ms:.2f} ms"
+    number, unit = (ms, "ms") if ms < 999.5 else (seconds, "s")
+    digits = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f} {unit}"
 
 
 def times(value: float) -> str:
     """A ratio: 1.07x, 12.3x, 456x."""
     return f"{value:.0f}x" if value >= 99.95 else f"{value:.{1 if value >= 9.995 else 2}f}x"
+
+
+def _parameters(n: int) -> str:
+    return f"{n / 1e6:.1f} million parameters" if n < 1e9 else f"{n / 1e9:.2f} billion parameters"
 
 
 def computed_by(result: BenchResult) -> str:
@@ -61,7 +65,7 @@ def computed_by(result: BenchResult) -> str:
 def _opening(result: BenchResult, width: int) -> Iterator[str]:
     base = result.base
     yield from _wrapped(
-        f"{base.name} ({base.architecture}, {base.n_parameters / 1e6:,.1f} million parameters, "
+        f"{base.name} ({base.architecture}, {_parameters(base.n_parameters)}, "
         f"{size_text(base.nbytes)}) on {computed_by(result)}",
         width,
     )

@@ -100,7 +100,7 @@ def test_rows_that_need_one_context_take_the_longest(found: dict[str, Any]) -> N
     assert {row["n_tokens"] for row in found["together"]} == {96}
     assert all(len(row["at_once"]) == len(row["one_by_one"]) == 2 for row in found["together"])
     assert found["decoding"]["n_tokens"] == 96
-    assert len(found["decoding"]["adapter"]) == len(found["decoding"]["base"]) == 2
+    assert len(found["decoding"]["adapter"]) == len(found["decoding"]["base"]) == 4
 
 
 def test_forks_share_the_context(found: dict[str, Any]) -> None:

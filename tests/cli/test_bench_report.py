@@ -76,23 +76,23 @@ def synthetic(**changes: Any) -> BenchResult:
     return dataclasses.replace(result, **changes)
 
 
-TABLE = r"""b\x1b[31m (llama, 1,235.8 million parameters, 763.1 MB) on 2 threads
+TABLE = r"""b\x1b[31m (llama, 1.24 billion parameters, 763.1 MB) on 2 threads
   sure: aLoRA of rank 32, invoked by 16 tokens
 
 To the first token
    context      aLoRA  plain LoRA  no adapter   LoRA/aLoRA  aLoRA/none
-       512     100 ms     2000 ms     80.0 ms        20.0x       1.25x
+       512     100 ms      2.00 s     80.0 ms        20.0x       1.25x
       2048     200 ms      12.0 s      160 ms        60.0x       1.25x
 
 To the end of an answer of 8 tokens
    context      aLoRA  plain LoRA  no adapter   LoRA/aLoRA  aLoRA/none
-       512     500 ms     2500 ms      400 ms        5.00x       1.25x
+       512     500 ms      2.50 s      400 ms        5.00x       1.25x
       2048     800 ms      12.3 s      600 ms        15.4x       1.33x
 
 Several aLoRAs asked after 2048 tokens, to the end of all answers
     aLoRAs  one batch  one by one       ratio
-         1    1000 ms     1100 ms       1.10x
-         8    2000 ms     9000 ms       4.50x
+         1     1.00 s      1.10 s       1.10x
+         8     2.00 s      9.00 s       4.50x
 
 Decoding after 2048 tokens
   with the adapter        10.0 tokens/s
@@ -131,7 +131,7 @@ def test_what_is_missing_is_not_made_up() -> None:
     said = plain_report(
         synthetic(contexts=(row,), together=(), decoding=None, memory=None, notes=())
     )
-    assert "       512          -     2000 ms           -            -           -\n" in said
+    assert "       512          -      2.00 s           -            -           -\n" in said
     assert "Several" not in said
     assert "Decoding" not in said
     assert "Memory" not in said
@@ -141,7 +141,8 @@ def test_what_is_missing_is_not_made_up() -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(0.000314, "0.31 ms"), (0.00999, "9.99 ms"), (0.0123, "12.3 ms"), (0.09996, "100 ms"),
-     (0.456, "456 ms"), (9.9994, "9999 ms"), (9.9996, "10.0 s"), (123.4, "123.4 s")],
+     (0.456, "456 ms"), (0.9994, "999 ms"), (0.9996, "1.00 s"), (9.994, "9.99 s"),
+     (45.43, "45.4 s"), (123.4, "123 s")],
 )  # fmt: skip
 def test_times_have_three_digits(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
@@ -221,7 +222,7 @@ def test_the_chart_says_what_it_shows(tmp_path: Path) -> None:
     for words in (
         r"$b$\x1b, 2 threads",
         "context (tokens)",
-        "time to the first token (ms)",
+        "time to the first token",
         "plain LoRA, reads everything; numbers: times the aLoRA",
         "aLoRA, on the base's cells",
         "no adapter, on the base's cells",
@@ -235,6 +236,18 @@ def test_the_chart_says_what_it_shows(tmp_path: Path) -> None:
     before = path.read_bytes()
     write_chart(synthetic(base=dataclasses.replace(BASE, name="$b$\x1b")), path)
     assert path.read_bytes() == before
+
+
+def test_the_charts_times_have_units(tmp_path: Path) -> None:
+    """Milliseconds alone would have five digits for a large model."""
+    rows = [
+        AtContext(n, (1.0,), *(Asked(n, 9, (first,), (first,)) for first in (s / 60, s, s / 70)))
+        for n, s in ((512, 4.3), (4096, 45.0))
+    ]
+    path = tmp_path / "out.svg"
+    write_chart(synthetic(contexts=tuple(rows)), path)
+    for tick in ("50 ms", "500 ms", "1 s", "20 s"):
+        assert f">{tick}</text>" in path.read_text(), tick
 
 
 @pytest.mark.parametrize("name", ["out.pdf", "OUT.PNG"])
