@@ -1,11 +1,13 @@
 #include "alora-bank.h"
 
+#include "alora-pack.h"
 #include "alora.h"
 #include "ggml-backend.h"
 #include "llama-arch.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 // add, mul by scale and two products, a reshape or view around each
@@ -16,9 +18,6 @@ static constexpr uint32_t NODES_PER_USE = 12;
 static constexpr int32_t FIRST_SLOTS      = 5;
 static constexpr int64_t RANK_STEP_HOST   = 8;
 static constexpr int64_t RANK_STEP_DEVICE = 32;
-
-// what ggml's matrix product of several tokens on the CPU takes at a time
-static constexpr int64_t BATCH_STEP = 32;
 
 static alora_error mismatch(const std::string & what) {
     return alora_error(ALORA_ERR_MISMATCH, what);
@@ -32,56 +31,13 @@ static std::string shape_text(const ggml_tensor * t) {
     return text + "]";
 }
 
-static size_t bytes_a(const alora_target & t) {
-    return ggml_row_size(t.type_a, t.cols_a()) * t.rows_a() * t.n_expert();
+// ALORA_CPU_PATH=standard keeps to ggml's own products, to compare with.
+static bool fusing_allowed() {
+    const char * path = getenv("ALORA_CPU_PATH");
+    return !path || strcmp(path, "standard") != 0;
 }
 
-static size_t bytes_b(const alora_target & t) {
-    return ggml_row_size(t.type_b, t.cols_b()) * t.rows_b() * t.n_expert();
-}
-
-// The memory an adapter of this weight should lie in: the weight's own, except that the CPU's
-// repacking buffers take no adapters.
-static ggml_backend_buffer_type_t buffer_type(const ggml_tensor * weight) {
-    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(weight->buffer);
-
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    auto get_extra         = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
-    if (get_extra) {
-        for (auto * extra = get_extra(cpu); extra && *extra; ++extra) {
-            if (*extra == buft) {
-                return ggml_backend_dev_buffer_type(cpu);
-            }
-        }
-    }
-    return buft;
-}
-
-bool alora_target::on_host() const {
-    return ggml_backend_buft_is_host(buffer_type(weight));
-}
-
-// What ggml's dot product on the CPU takes at a time. It does the rest of a row one by one, which
-// for rows of 32 on AVX-512 takes longer than a whole step of 64.
-static int64_t dot_step() {
-    ggml_backend_reg_t reg =
-            ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
-    auto get_features = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(
-            reg, "ggml_backend_get_features");
-    for (auto * feature = get_features ? get_features(reg) : nullptr; feature && feature->name;
-            ++feature) {
-        if (strcmp(feature->name, "AVX512") == 0) {
-            return 64;
-        }
-    }
-    return 32;
-}
-
-int64_t alora_target::width(int64_t r, bool batch) const {
-    static const int64_t step = dot_step();
-    return on_host() ? GGML_PAD(r, batch ? BATCH_STEP : step) : r;
-}
+alora_bank::alora_bank(const llama_model & model) : model(model), may_fuse(fusing_allowed()) {}
 
 //
 // for the graph
@@ -92,7 +48,23 @@ const alora_target * alora_bank::find(alora_op op, const char * weight) const {
     return it == by_key.end() ? nullptr : &it->second;
 }
 
-void alora_bank::note_use(alora_op op, const char * weight, bool row_is_token) {
+void alora_bank::note_reserve() {
+    n_reserves++;
+    inputs.clear();
+}
+
+std::vector<const alora_target *> alora_bank::sharing_input(const alora_target & target) const {
+    std::vector<const alora_target *> sharing;
+    for (const auto & [key, other] : by_key) {
+        if (other.input == target.input) {
+            sharing.push_back(&other);
+        }
+    }
+    return sharing;
+}
+
+void alora_bank::note_use(
+        alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token) {
     alora_use & use = uses[{ op, weight }];
     if (use.graph != n_reserves) {
         use.graph      = n_reserves;
@@ -101,6 +73,13 @@ void alora_bank::note_use(alora_op op, const char * weight, bool row_is_token) {
     use.n_in_graph++;
     use.n_max = std::max(use.n_max, use.n_in_graph);
     use.row_is_token &= row_is_token;
+
+    // the first graph decides; it is a hint, and a later one need not agree
+    if (use.input < 0) {
+        const auto [it, is_new] = inputs.emplace(x, n_inputs);
+        n_inputs += is_new;
+        use.input = it->second;
+    }
 }
 
 uint32_t alora_bank::n_nodes() const {
@@ -187,6 +166,8 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
     target.rank        = GGML_PAD(std::max(pair.b.info->ne[0], min_rank), step);
     target.type_a      = alora_type_stored(pair.a.info->type);
     target.type_b      = alora_type_stored(pair.b.info->type);
+    target.input       = use->input;
+    target.fused       = may_fuse && target.op == alora_op::mm && target.on_cpu();
     return target;
 }
 
@@ -216,7 +197,7 @@ alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_s
 void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & into) const {
     std::map<ggml_backend_buffer_type_t, ggml_context *> by_buft;
     for (auto & [key, target] : targets) {
-        ggml_context *& ctx = by_buft[buffer_type(target.weight)];
+        ggml_context *& ctx = by_buft[target.buffer_type()];
         if (!ctx) {
             ctx = ggml_init(
                     { 2 * targets.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true });
@@ -228,7 +209,11 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
                                             ctx, target.type_a, target.cols_a(), target.rows_a() * n)
                                   : ggml_new_tensor_3d(
                                             ctx, target.type_a, target.cols_a(), target.rows_a(), n);
-        target.b = ggml_new_tensor_3d(ctx, target.type_b, target.cols_b(), target.rows_b(), n);
+        target.b        = target.fused ? ggml_new_tensor_3d(
+                                                 ctx, target.type_b, ALORA_TILE, target.rank,
+                                                 target.n_tiles() * n)
+                                       : ggml_new_tensor_3d(
+                                                 ctx, target.type_b, target.cols_b(), target.rows_b(), n);
         ggml_format_name(target.a, "%s.bank_a", key.second.c_str());
         ggml_format_name(target.b, "%s.bank_b", key.second.c_str());
     }
@@ -245,64 +230,19 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
     }
 }
 
-// Fills one slot of a target; no pair means that it leaves the target as it is.
-static void write_slot(alora_target & target, int32_t slot, const alora_pair * pair, float alpha) {
-    const size_t n_a = bytes_a(target);
-    const size_t n_b = bytes_b(target);
-
-    std::vector<uint8_t> a;
-    std::vector<uint8_t> b;
-    int64_t              rank = 0;
-    if (pair) {
-        const auto read = [](const alora_pair::matrix & m) {
-            return alora_matrices{ m.info->ne[0], m.info->ne[1], m.info->ne[2],
-                alora_to_f32(m.info->type, m.data, ggml_nelements(m.info)) };
-        };
-        rank = pair->b.info->ne[0];
-        a    = alora_pack(read(pair->a), target.type_a, target.rows_a(), target.cols_a(), 1.0f);
-        b    = alora_pack(
-                read(pair->b), target.type_b, target.rows_b(), target.cols_b(),
-                alpha != 0.0f ? alpha / rank : 1.0f);
-    } else {
-        a.resize(n_a, 0);
-        b.resize(n_b, 0);
-    }
-    ggml_backend_tensor_set(target.a, a.data(), slot * n_a, n_a);
-    ggml_backend_tensor_set(target.b, b.data(), slot * n_b, n_b);
-    target.slot_rank[slot] = rank;
-}
-
-// One matrix stack of a slot, moved from its old place to a new one of other type or rank.
-static void move_slot(
-        const ggml_tensor * from, ggml_tensor * to, alora_matrices shape, size_t n_from,
-        size_t n_to, int32_t slot, int64_t rows, int64_t cols) {
-    std::vector<uint8_t> bytes(n_from);
-    ggml_backend_tensor_get(from, bytes.data(), slot * n_from, n_from);
-    shape.values = alora_to_f32(from->type, bytes.data(), shape.count * shape.rows * shape.cols);
-
-    const std::vector<uint8_t> packed = alora_pack(shape, to->type, rows, cols, 1.0f);
-    ggml_backend_tensor_set(to, packed.data(), slot * n_to, n_to);
-}
-
 void alora_bank::copy_slots(target_map & targets) const {
     for (auto & [key, target] : targets) {
         const auto old = by_key.find(key);
-        write_slot(target, 0, nullptr, 0.0f);
+        target.write_slot(0, nullptr, 0.0f);
         for (int32_t slot = 1; slot < n_slots; ++slot) {
             if (!used[slot]) {
                 continue;
             }
             if (old == by_key.end() || old->second.slot_rank[slot] == 0) {
-                write_slot(target, slot, nullptr, 0.0f);
-                continue;
+                target.write_slot(slot, nullptr, 0.0f);
+            } else {
+                target.copy_slot(slot, old->second);
             }
-            const alora_target & o = old->second;
-            move_slot(
-                    o.a, target.a, { o.cols_a(), o.rows_a(), o.n_expert(), {} }, bytes_a(o),
-                    bytes_a(target), slot, target.rows_a(), target.cols_a());
-            move_slot(
-                    o.b, target.b, { o.cols_b(), o.rows_b(), o.n_expert(), {} }, bytes_b(o),
-                    bytes_b(target), slot, target.rows_b(), target.cols_b());
         }
     }
 }
@@ -399,7 +339,7 @@ alora_bank::change alora_bank::add(const alora_file & file) {
 
     for (auto & [key, target] : by_key) {
         const auto pair = file.pairs.find(key.second);
-        write_slot(target, slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
+        target.write_slot(slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
     }
     used[slot] = true;
     generation++;

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "alora-file.h"
-#include "alora-pack.h"
 #include "alora-slots.h"
+#include "alora-target.h"
 #include "ggml-cpp.h"
 
 #include <atomic>
@@ -15,60 +15,29 @@
 
 struct llama_model;
 
-// How an architecture's graph consumes a weight.
-enum class alora_op {
-    mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [width, n_out, n_slots]
-    mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [width, n_out, n_expert*n_slots]
-    embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
-};
-
-// One base weight that at least one adapter changes. Matrices of one slot lie together, so a slot
-// is a view and (slot, expert) is the index slot*n_expert + expert.
-struct alora_target {
-    alora_op            op;
-    const ggml_tensor * weight;
-    int64_t             rank   = 0;  // room; shorter adapters are padded with zeros
-    ggml_type           type_a = GGML_TYPE_COUNT;
-    ggml_type           type_b = GGML_TYPE_COUNT;
-    ggml_tensor *       a      = nullptr;
-    ggml_tensor *       b      = nullptr;
-
-    std::vector<int64_t> slot_rank;  // [n_slots]; 0: the slot leaves this target as it is
-
-    int64_t n_expert() const { return op == alora_op::mm_id ? weight->ne[2] : 1; }
-
-    // shape of one matrix of A and of B, in rows and columns of its rank-padded form
-    int64_t rows_a() const { return op == alora_op::embd ? weight->ne[1] : rank; }
-    int64_t cols_a() const { return op == alora_op::embd ? rank : weight->ne[0]; }
-    int64_t rows_b() const { return op == alora_op::embd ? weight->ne[0] : weight->ne[1]; }
-    int64_t cols_b() const { return width(rank); }
-
-    // Values in a row of B for rank r: as many as the kernel of its products takes at a time. The
-    // rows are stored for the dot product of single tokens; `mul_mat` of a batch needs less.
-    int64_t width(int64_t r, bool batch = false) const;
-
-    bool on_host() const;
-};
-
 // What reserving a worst-case graph found out about a weight.
 struct alora_use {
     int64_t graph        = 0;     // the reserved graph that last counted it
     int32_t n_in_graph   = 0;     // times that graph consumes it
     int32_t n_max        = 0;     // most times any graph does
     bool    row_is_token = true;  // every row it multiplies belongs to one token of the batch
+    int32_t input        = -1;    // weights with the same number multiply the same input
 };
 
 class alora_bank {
   public:
     using key = std::pair<alora_op, std::string>;  // how, and the weight's name
 
-    explicit alora_bank(const llama_model & model) : model(model) {}
+    explicit alora_bank(const llama_model & model);
 
     // --- for the graph
 
     const alora_target * find(alora_op op, const char * weight) const;
-    void                 note_reserve() { n_reserves++; }
-    void                 note_use(alora_op op, const char * weight, bool row_is_token);
+    void                 note_reserve();
+    void note_use(alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token);
+
+    // The targets that were multiplied with the same input as `target` when a graph was reserved.
+    std::vector<const alora_target *> sharing_input(const alora_target & target) const;
 
     // Nodes that a mixed graph adds at most.
     uint32_t n_nodes() const;
@@ -118,7 +87,11 @@ class alora_bank {
     void       adopt(target_map && targets, int32_t n_slots_new, storage && memory);
 
     const llama_model &      model;
+    const bool               may_fuse;
     std::map<key, alora_use> uses;
+    int32_t                  n_inputs = 0;
+
+    std::map<const ggml_tensor *, int32_t> inputs;  // of the graph that is being reserved
 
     target_map        by_key;
     storage           memory;

@@ -2,6 +2,7 @@
 
 #include "alora-bank.h"
 #include "alora-error.h"
+#include "alora-input.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-graph.h"
@@ -18,11 +19,6 @@ alora_ref alora_ref_new(const llama_model & model) {
 // which graph a batch needs
 //
 
-static alora_choice choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
-    // alora_check_batch() made sure that all sequences of a token agree
-    return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
-}
-
 static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) {
     alora_plan plan;
     if (bank.activations.empty()) {
@@ -32,7 +28,7 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     bool has_base  = false;
     bool has_scale = false;
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        const alora_choice choice = choice_of(bank, ubatch, i);
+        const alora_choice choice = alora_choice_of(bank, ubatch, i);
         if (choice.slot == 0) {
             has_base = true;
             continue;
@@ -115,128 +111,6 @@ bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & ba
 }
 
 //
-// the inputs that say which token uses which slot
-//
-
-// The rows that a product has: one per token of the batch or, in the last layer, per output.
-struct alora_rows {
-    int64_t       n      = 0;
-    ggml_tensor * slots  = nullptr;  // I32 [1, n]
-    ggml_tensor * scales = nullptr;  // F32 [1, 1, n]
-    ggml_tensor * expert = nullptr;  // I32 [1, n_expert, n]: slot*n_expert + e for each expert e
-};
-
-class alora_input : public llm_graph_input_i {
-  public:
-    alora_input(
-            std::shared_ptr<alora_bank> bank, const alora_plan & plan, int64_t n_tokens,
-            int64_t n_outputs) :
-        bank(std::move(bank)), plan(plan) {
-        tokens.n  = n_tokens;
-        outputs.n = n_outputs;
-    }
-
-    void set_input(const llama_ubatch * ubatch) override;
-
-    // llm_graph_params::allow_reuse() has compared the plan and the numbers of rows
-    bool can_reuse(const llm_graph_params &) override { return true; }
-
-    // The rows of a product with n of them. Where both have n, every token is an output, in order.
-    alora_rows & rows_for(int64_t n) { return n == tokens.n ? tokens : outputs; }
-
-    ggml_tensor * slots(ggml_context * ctx, alora_rows & rows) {
-        return rows.slots ? rows.slots
-                          : rows.slots = new_input(ctx, GGML_TYPE_I32, 1, rows.n, 1, "alora_slots");
-    }
-
-    ggml_tensor * scales(ggml_context * ctx, alora_rows & rows) {
-        return rows.scales
-                       ? rows.scales
-                       : rows.scales = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
-    }
-
-    ggml_tensor * expert(ggml_context * ctx, alora_rows & rows, int64_t n_expert) {
-        return rows.expert ? rows.expert
-                           : rows.expert = new_input(
-                                     ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
-    }
-
-    // I32 [n_tokens]: the row slot*n_vocab + token of the embedding's stacked A
-    ggml_tensor * embedding(ggml_context * ctx, int64_t vocab) {
-        n_vocab = vocab;
-        return embd_rows ? embd_rows
-                         : embd_rows =
-                                   new_input(ctx, GGML_TYPE_I32, tokens.n, 1, 1, "alora_embd_rows");
-    }
-
-  private:
-    static ggml_tensor * new_input(
-            ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2,
-            const char * name) {
-        ggml_tensor * t = ggml_new_tensor_3d(ctx, type, ne0, ne1, ne2);
-        ggml_set_input(t);
-        ggml_set_name(t, name);
-        return t;
-    }
-
-    void fill(alora_rows & rows, const std::vector<alora_choice> & choices) const;
-
-    std::shared_ptr<alora_bank> bank;
-    alora_plan                  plan;
-    alora_rows                  tokens;
-    alora_rows                  outputs;
-    ggml_tensor *               embd_rows = nullptr;
-    int64_t                     n_vocab   = 0;
-};
-
-template <typename T> static void upload(ggml_tensor * t, const std::vector<T> & values) {
-    // no buffer: nothing in the graph reads it
-    if (t && t->buffer) {
-        ggml_backend_tensor_set(t, values.data(), 0, values.size() * sizeof(T));
-    }
-}
-
-void alora_input::fill(alora_rows & rows, const std::vector<alora_choice> & choices) const {
-    std::vector<int32_t> slots;
-    std::vector<float>   scales;
-    std::vector<int32_t> experts;
-    const int64_t        n_expert = rows.expert ? rows.expert->ne[1] : 0;
-    for (const alora_choice & choice : choices) {
-        slots.push_back(choice.slot);
-        scales.push_back(choice.slot == 0 ? 0.0f : choice.scale);
-        for (int64_t e = 0; e < n_expert; ++e) {
-            experts.push_back((int32_t) (choice.slot * n_expert + e));
-        }
-    }
-    upload(rows.slots, slots);
-    upload(rows.scales, scales);
-    upload(rows.expert, experts);
-}
-
-void alora_input::set_input(const llama_ubatch * ubatch) {
-    std::vector<alora_choice> all;
-    std::vector<alora_choice> out;
-    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-        all.push_back(choice_of(*bank, *ubatch, i));
-        if (ubatch->output && ubatch->output[i]) {
-            out.push_back(all.back());
-        }
-    }
-    fill(tokens, all);
-    if (outputs.n == (int64_t) out.size()) {
-        fill(outputs, out);
-    }
-
-    if (embd_rows && ubatch->token) {
-        std::vector<int32_t> ids;
-        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-            ids.push_back((int32_t) (all[i].slot * n_vocab + ubatch->token[i]));
-        }
-        upload(embd_rows, ids);
-    }
-}
-
-//
 // the products
 //
 
@@ -251,12 +125,18 @@ static alora_input & input_of(const llm_graph_context & graph) {
             std::make_unique<alora_input>(ref.bank, ref.plan, graph.n_tokens, graph.n_outputs)));
 }
 
+// Whether this graph's batch can change the target.
+static bool in_plan(const alora_plan & plan, const alora_target & target) {
+    return plan.kind == shape::mixed || target.slot_rank[plan.slot] > 0;
+}
+
 // The target to change, or null if this graph leaves the weight as it is. Notes the use on the way.
 static const alora_target * target_for(
-        const llm_graph_context & graph, alora_op op, const ggml_tensor * w, bool row_is_token) {
+        const llm_graph_context & graph, alora_op op, const ggml_tensor * w, const ggml_tensor * x,
+        bool row_is_token) {
     const alora_ref & ref = graph.cparams.alora;
     if (ref.plan.reserve) {
-        ref.bank->note_use(op, w->name, row_is_token);
+        ref.bank->note_use(op, w->name, x, row_is_token);
     } else if (op == alora_op::embd) {
         ref.bank->n_graphs++;
     }
@@ -264,10 +144,21 @@ static const alora_target * target_for(
         return nullptr;
     }
     const alora_target * target = ref.bank->find(op, w->name);
-    if (target && ref.plan.kind == shape::single && target->slot_rank[ref.plan.slot] == 0) {
-        return nullptr;
+    return target && in_plan(ref.plan, *target) ? target : nullptr;
+}
+
+// `target` first, then the other fused targets that this graph will probably multiply with the same
+// input: those that a reserved graph did.
+static std::vector<const alora_target *> sharing(
+        const llm_graph_context & graph, const alora_target & target) {
+    const alora_ref &                 ref = graph.cparams.alora;
+    std::vector<const alora_target *> all = { &target };
+    for (const alora_target * other : ref.bank->sharing_input(target)) {
+        if (other != &target && other->fused && in_plan(ref.plan, *other)) {
+            all.push_back(other);
+        }
     }
-    return target;
+    return all;
 }
 
 // Rows in the view of a single slot's A: its own rank where a row of B may be shorter than its
@@ -296,7 +187,7 @@ ggml_tensor * alora_mm(
         const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
     const int64_t        n_rows = ggml_nrows(cur);
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
-    const alora_target * target = target_for(graph, alora_op::mm, w, known);
+    const alora_target * target = target_for(graph, alora_op::mm, w, cur, known);
     if (!target) {
         return res;
     }
@@ -305,6 +196,10 @@ ggml_tensor * alora_mm(
     const alora_plan & plan  = graph.cparams.alora.plan;
     alora_input &      input = input_of(graph);
     alora_rows &       rows  = input.rows_for(n_rows);
+    if (target->fused) {
+        return input.fused.product(
+                graph, rows.segments, *target, [&] { return sharing(graph, *target); }, cur, res);
+    }
 
     ggml_tensor * ax;
     ggml_tensor * delta;
@@ -340,7 +235,7 @@ ggml_tensor * alora_mm_id(
         ggml_tensor * res) {
     const int64_t        n_rows = ids->ne[1];
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
-    const alora_target * target = target_for(graph, alora_op::mm_id, w, known);
+    const alora_target * target = target_for(graph, alora_op::mm_id, w, cur, known);
     if (!target) {
         return res;
     }
@@ -373,7 +268,7 @@ ggml_tensor * alora_mm_id(
 ggml_tensor * alora_embd(
         const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens,
         ggml_tensor * res) {
-    const alora_target * target = target_for(graph, alora_op::embd, tok_embd, true);
+    const alora_target * target = target_for(graph, alora_op::embd, tok_embd, tokens, true);
     if (!target) {
         return res;
     }

@@ -40,6 +40,20 @@ static void test_padding() {
     }
 }
 
+// Row i, column j lies at [i/4][j][i%4], and the last tile ends in zeros.
+static void test_tiles() {
+    const alora_matrices m      = counting(3, 10, 1);
+    const auto           packed = alora_pack_tiles(m, GGML_TYPE_F16, 4, 0.5f);
+    CHECK(packed.size() == 3 * 3 * 4 * sizeof(ggml_fp16_t));
+    const auto values = alora_to_f32(GGML_TYPE_F16, packed.data(), 3 * 3 * 4);
+    for (int64_t i = 0; i < 12; ++i) {
+        for (int64_t j = 0; j < 3; ++j) {
+            const float expected = i < 10 ? m.values[i * 3 + j] * 0.5f : 0.0f;
+            CHECK(values[((i / 4) * 3 + j) * 4 + i % 4] == expected);
+        }
+    }
+}
+
 static void test_a_power_of_two_folds_exactly_into_f16() {
     alora_matrices m{ 3, 1, 1, { 0.1f, -3.3f, 1e-3f } };
     for (float & value : m.values) {
@@ -86,6 +100,7 @@ static void test_what_does_not_fit() {
 
 int main() {
     test_padding();
+    test_tiles();
     test_a_power_of_two_folds_exactly_into_f16();
     test_q8_0_is_read_and_kept_as_f16();
     test_types();

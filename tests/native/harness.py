@@ -39,8 +39,9 @@ class Base:
         assert self._native, "the stock library has no bank"
         return self._native
 
-    def context(self, *, n_batch: int = 256, n_seq_max: int = 8) -> Context:
-        return Context(self, n_batch, n_seq_max)
+    def context(self, *, n_batch: int = 256, n_seq_max: int = 8, n_threads: int = 1) -> Context:
+        """One thread unless told otherwise: the models are too small to share."""
+        return Context(self, n_batch, n_seq_max, n_threads)
 
     def close(self) -> None:
         self.llama.llama_model_free(self.handle)
@@ -49,12 +50,12 @@ class Base:
 class Context:
     """A context with F32 cells, so that only the order of additions differs between graphs."""
 
-    def __init__(self, base: Base, n_batch: int, n_seq_max: int) -> None:
+    def __init__(self, base: Base, n_batch: int, n_seq_max: int, n_threads: int) -> None:
         self.base, self.llama = base, base.llama
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = 1024, n_batch, n_batch
         params.n_seq_max, params.kv_unified = n_seq_max, True
-        params.n_threads = params.n_threads_batch = 1  # too small to share
+        params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = F32
         params.flash_attn_type = FLASH_ATTENTION_OFF
         self.handle = self.llama.llama_init_from_model(base.handle, params)

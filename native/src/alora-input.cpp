@@ -1,0 +1,57 @@
+#include "alora-input.h"
+
+#include "ggml-backend.h"
+#include "llama-batch.h"
+
+alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
+    // alora_check_batch() made sure that all sequences of a token agree
+    return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
+}
+
+template <typename T> static void upload(ggml_tensor * t, const std::vector<T> & values) {
+    // no buffer: nothing in the graph reads it
+    if (t && t->buffer) {
+        ggml_backend_tensor_set(t, values.data(), 0, values.size() * sizeof(T));
+    }
+}
+
+void alora_input::fill(alora_rows & rows, const std::vector<alora_choice> & choices) {
+    std::vector<int32_t> slots;
+    std::vector<float>   scales;
+    std::vector<int32_t> experts;
+    const int64_t        n_expert = rows.expert ? rows.expert->ne[1] : 0;
+    for (const alora_choice & choice : choices) {
+        slots.push_back(choice.slot);
+        scales.push_back(choice.slot == 0 ? 0.0f : choice.scale);
+        for (int64_t e = 0; e < n_expert; ++e) {
+            experts.push_back((int32_t) (choice.slot * n_expert + e));
+        }
+    }
+    upload(rows.slots, slots);
+    upload(rows.scales, scales);
+    upload(rows.expert, experts);
+    rows.segments.fill(choices);
+}
+
+void alora_input::set_input(const llama_ubatch * ubatch) {
+    std::vector<alora_choice> all;
+    std::vector<alora_choice> out;
+    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+        all.push_back(alora_choice_of(*bank, *ubatch, i));
+        if (ubatch->output && ubatch->output[i]) {
+            out.push_back(all.back());
+        }
+    }
+    fill(tokens, all);
+    if (outputs.n == (int64_t) out.size()) {
+        fill(outputs, out);
+    }
+
+    if (embd_rows && ubatch->token) {
+        std::vector<int32_t> ids;
+        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+            ids.push_back((int32_t) (all[i].slot * n_vocab + ubatch->token[i]));
+        }
+        upload(embd_rows, ids);
+    }
+}

@@ -1,0 +1,128 @@
+#include "alora-target.h"
+
+#include "alora-pack.h"
+
+#include <cstring>
+
+// what ggml's matrix product of several tokens on the CPU takes at a time
+static constexpr int64_t BATCH_STEP = 32;
+
+size_t alora_target::bytes_a() const {
+    return ggml_row_size(type_a, cols_a()) * rows_a() * n_expert();
+}
+
+size_t alora_target::bytes_b() const {
+    return fused ? ggml_row_size(type_b, ALORA_TILE) * rank * n_tiles()
+                 : ggml_row_size(type_b, cols_b()) * rows_b() * n_expert();
+}
+
+//
+// where it lies
+//
+
+ggml_backend_buffer_type_t alora_target::buffer_type() const {
+    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(weight->buffer);
+
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    auto get_extra         = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
+    if (get_extra) {
+        for (auto * extra = get_extra(cpu); extra && *extra; ++extra) {
+            if (*extra == buft) {
+                return ggml_backend_dev_buffer_type(cpu);
+            }
+        }
+    }
+    return buft;
+}
+
+bool alora_target::on_cpu() const {
+    const ggml_backend_buffer_type_t buft = buffer_type();
+    const ggml_backend_dev_t         dev  = ggml_backend_buft_get_device(buft);
+    return ggml_backend_buft_is_host(buft) &&
+           (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ||
+                   buft == ggml_backend_dev_host_buffer_type(dev));
+}
+
+bool alora_target::on_host() const {
+    return ggml_backend_buft_is_host(buffer_type());
+}
+
+// What ggml's dot product on the CPU takes at a time. It does the rest of a row one by one, which
+// for rows of 32 on AVX-512 takes longer than a whole step of 64.
+static int64_t dot_step() {
+    ggml_backend_reg_t reg =
+            ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    auto get_features = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(
+            reg, "ggml_backend_get_features");
+    for (auto * feature = get_features ? get_features(reg) : nullptr; feature && feature->name;
+            ++feature) {
+        if (strcmp(feature->name, "AVX512") == 0) {
+            return 64;
+        }
+    }
+    return 32;
+}
+
+int64_t alora_target::width(int64_t r, bool batch) const {
+    static const int64_t step = dot_step();
+    return on_host() ? GGML_PAD(r, batch ? BATCH_STEP : step) : r;
+}
+
+//
+// what lies there
+//
+
+static void set(ggml_tensor * stack, size_t offset, const std::vector<uint8_t> & bytes) {
+    ggml_backend_tensor_set(stack, bytes.data(), offset, bytes.size());
+}
+
+void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha) {
+    slot_rank[slot] = pair ? pair->b.info->ne[0] : 0;
+    if (!pair) {
+        if (!fused) {  // nothing reads rows beyond a slot's own rank where products are fused
+            set(a, slot * bytes_a(), std::vector<uint8_t>(bytes_a(), 0));
+            set(b, slot * bytes_b(), std::vector<uint8_t>(bytes_b(), 0));
+        }
+        return;
+    }
+
+    const auto read = [](const alora_pair::matrix & m) {
+        return alora_matrices{ m.info->ne[0], m.info->ne[1], m.info->ne[2],
+            alora_to_f32(m.info->type, m.data, ggml_nelements(m.info)) };
+    };
+    const float scale = alpha != 0.0f ? alpha / slot_rank[slot] : 1.0f;
+    set(a, slot * bytes_a(), alora_pack(read(pair->a), type_a, rows_a(), cols_a(), 1.0f));
+    set(b, slot * bytes_b(),
+            fused ? alora_pack_tiles(read(pair->b), type_b, ALORA_TILE, scale)
+                  : alora_pack(read(pair->b), type_b, rows_b(), cols_b(), scale));
+}
+
+// One matrix stack of a slot from its old place to a new one of other type or size: `shape` is what
+// lies in the old place.
+static void move_stack(
+        const ggml_tensor * from, size_t at, ggml_tensor * to, size_t to_at, alora_matrices shape,
+        int64_t rows, int64_t cols) {
+    const int64_t        n = shape.count * shape.rows * shape.cols;
+    std::vector<uint8_t> bytes(ggml_row_size(from->type, n));
+    ggml_backend_tensor_get(from, bytes.data(), at, bytes.size());
+    shape.values = alora_to_f32(from->type, bytes.data(), n);
+    set(to, to_at, alora_pack(shape, to->type, rows, cols, 1.0f));
+}
+
+void alora_target::copy_slot(int32_t slot, const alora_target & old) const {
+    const int64_t n_exp = n_expert();
+    move_stack(
+            old.a, slot * old.bytes_a(), a, slot * bytes_a(),
+            { old.cols_a(), old.rows_a(), n_exp, {} }, rows_a(), cols_a());
+    if (fused) {  // the same tiles, whatever the rank that there is room for
+        const int64_t n_rows = n_tiles() * old.slot_rank[slot];
+        move_stack(
+                old.b, slot * old.bytes_b(), b, slot * bytes_b(), { ALORA_TILE, n_rows, 1, {} },
+                n_rows, ALORA_TILE);
+    } else {
+        move_stack(
+                old.b, slot * old.bytes_b(), b, slot * bytes_b(),
+                { old.cols_b(), old.rows_b(), n_exp, {} }, rows_b(), cols_b());
+    }
+}

@@ -1,0 +1,64 @@
+// One base weight that adapters change, and the stacks of their matrices: shapes, layouts, memory.
+#pragma once
+
+#include "alora-file.h"
+#include "alora-kernels.h"
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <vector>
+
+// How an architecture's graph consumes a weight.
+enum class alora_op {
+    mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [width, n_out, n_slots]
+            // fused:           the same A,                       B [64, rank, n_tiles*n_slots]
+    mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [width, n_out, n_expert*n_slots]
+    embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
+};
+
+// One base weight that at least one adapter changes. Matrices of one slot lie together, so a slot
+// is a view and (slot, expert) is the index slot*n_expert + expert.
+struct alora_target {
+    alora_op            op;
+    const ggml_tensor * weight;
+    int32_t             input  = -1;     // targets with the same number mostly share their input
+    bool                fused  = false;  // multiplied by alora-fused, for which B lies in tiles
+    int64_t             rank   = 0;      // room; shorter adapters are padded with zeros
+    ggml_type           type_a = GGML_TYPE_COUNT;
+    ggml_type           type_b = GGML_TYPE_COUNT;
+    ggml_tensor *       a      = nullptr;
+    ggml_tensor *       b      = nullptr;
+
+    std::vector<int64_t> slot_rank;  // [n_slots]; 0: the slot leaves this target as it is
+
+    int64_t n_expert() const { return op == alora_op::mm_id ? weight->ne[2] : 1; }
+
+    // shape of one matrix of A and of B, in rows and columns of its rank-padded form
+    int64_t rows_a() const { return op == alora_op::embd ? weight->ne[1] : rank; }
+    int64_t cols_a() const { return op == alora_op::embd ? rank : weight->ne[0]; }
+    int64_t rows_b() const { return op == alora_op::embd ? weight->ne[0] : weight->ne[1]; }
+    int64_t cols_b() const { return width(rank); }
+
+    // Values in a row of B for rank r: as many as the kernel of its products takes at a time. The
+    // rows are stored for the dot product of single tokens; `mul_mat` of a batch needs less.
+    int64_t width(int64_t r, bool batch = false) const;
+
+    // Tiles of a fused B. Each slot's are packed for its own rank, so that they are read in one go.
+    int64_t n_tiles() const { return (rows_b() + ALORA_TILE - 1) / ALORA_TILE; }
+
+    size_t bytes_a() const;  // of one slot
+    size_t bytes_b() const;
+
+    // The memory its stacks should lie in: the weight's own, except that the CPU's repacking buffers
+    // take no adapters.
+    ggml_backend_buffer_type_t buffer_type() const;
+
+    bool on_host() const;
+    bool on_cpu() const;  // whether the CPU computes with it: a device's memory may be host memory
+
+    // Fills one slot; no pair means that it leaves the target as it is.
+    void write_slot(int32_t slot, const alora_pair * pair, float alpha);
+
+    // Fills one slot with what `old` has in it, whose ranks and types may be smaller.
+    void copy_slot(int32_t slot, const alora_target & old) const;
+};

@@ -1,0 +1,178 @@
+"""Fused products on the CPU against ggml's own, which ALORA_CPU_PATH=standard keeps to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
+
+from .harness import Base, Context, Logits, Token, difference, sequence, write_adapter
+
+TOLERANCE = 1e-5  # measured: at most 2e-6
+CAPPED = {"gemma3": 2e-4}  # its logits are capped, which ends in larger differences
+RANKS = (8, 5, 33)
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 300, 21)]
+N = len(TOKENS)
+
+Run = Callable[[Context, list[int]], Logits]
+
+
+def one_slot(ctx: Context, slots: list[int]) -> Logits:
+    ctx.activate(0, 0, slots[2])
+    return ctx.decode(sequence(TOKENS))
+
+
+def one_token_at_a_time(ctx: Context, slots: list[int]) -> Logits:
+    ctx.activate(0, 4, slots[1], -0.5)
+    return np.concatenate([ctx.decode([(t, i, (0,))]) for i, t in enumerate(TOKENS)])
+
+
+def from_the_middle(ctx: Context, slots: list[int]) -> Logits:
+    ctx.activate(0, 10, slots[0], 0.5)
+    return ctx.decode(sequence(TOKENS))
+
+
+def several(ctx: Context, slots: list[int]) -> Logits:
+    """Interleaved rows of base and three adapters at scales of their own, some rows' logits."""
+    for seq, slot in enumerate(slots, start=1):
+        ctx.activate(seq, seq, slot, seq - 1.5)
+    batch = [(t, i, (seq,)) for i, t in enumerate(TOKENS) for seq in range(4)]
+    return ctx.decode(batch, lambda token: token[1] % 3 != 1)
+
+
+def many_rows_of_a_slot(ctx: Context, slots: list[int]) -> Logits:
+    """More rows than are computed at once, before and behind another slot's."""
+    for seq, slot in enumerate((slots[1], slots[0], slots[1])):
+        ctx.activate(seq, 0, slot)
+    return ctx.decode([token for seq in range(3) for token in sequence(TOKENS, seq)])
+
+
+@contextmanager
+def prepared(
+    base: Base, adapters: list[Path], path: str, n_threads: int = 1
+) -> Iterator[tuple[Context, list[int]]]:
+    """A context on one path with the adapters loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALORA_CPU_PATH", path)
+        ctx = base.context(n_threads=n_threads)
+    try:
+        yield ctx, [ctx.add(adapter) for adapter in adapters]
+    finally:
+        ctx.close()
+
+
+def adapters_of(model: TinyModel, folder: Path, **options: object) -> list[Path]:
+    return [
+        write_adapter(folder / f"{rank}.gguf", model, rank=rank, seed=rank, **options)  # type: ignore[arg-type]
+        for rank in RANKS
+    ]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_both_paths_agree(family: str, tmp_path: Path) -> None:
+    adapters = adapters_of(tiny_model(family), tmp_path)
+    base = Base(tiny_model(family).gguf)
+    runs: list[Run] = [one_slot, one_token_at_a_time, from_the_middle, several, many_rows_of_a_slot]
+    results = []
+    for path in ("standard", "fused"):
+        with prepared(base, adapters, path) as (ctx, slots):
+            results.append([_alone(ctx, slots, run) for run in runs])
+    for run, standard, fused in zip(runs, *results, strict=True):
+        found = difference(fused, standard)
+        assert found < CAPPED.get(family, TOLERANCE), (run.__name__, found)
+    base.close()
+
+
+def _alone(ctx: Context, slots: list[int], run: Run) -> Logits:
+    ctx.clear()
+    ctx.deactivate()
+    return run(ctx, slots)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_half_precision_is_closer_to_f32_than_ggmls(dtype: str, tmp_path: Path) -> None:
+    """ggml rounds activations to the adapter's type, fused products take them as they are."""
+    model = tiny_model("llama")
+    half = write_adapter(
+        tmp_path / "half.gguf", model, rank=16, dtype=gguf.GGMLQuantizationType[dtype]
+    )
+    whole = tmp_path / "whole.gguf"
+    _widen(half, whole, gguf.GGMLQuantizationType[dtype])
+    base = Base(model.gguf)
+
+    def run(adapter: Path, path: str) -> Logits:
+        with prepared(base, [adapter], path) as (ctx, slots):
+            ctx.activate(0, 0, slots[0])
+            return ctx.decode(sequence(TOKENS))
+
+    exact = run(whole, "standard")
+    fused, standard = run(half, "fused"), run(half, "standard")
+    # alpha/rank is 1, so both files hold the same values
+    assert difference(fused, exact) < TOLERANCE
+    assert difference(fused, exact) < difference(standard, exact)
+    base.close()
+
+
+def _widen(source: Path, target: Path, dtype: gguf.GGMLQuantizationType) -> None:
+    """Copies an adapter, its tensors as F32."""
+    reader = gguf.GGUFReader(str(source))
+    writer = gguf.GGUFWriter(str(target), "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 16.0)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_results_do_not_depend_on_threads(tmp_path: Path) -> None:
+    adapters = adapters_of(tiny_model("llama"), tmp_path)
+    base = Base(tiny_model("llama").gguf)
+    first = None
+    for n_threads in (1, 2, 3, 2):
+        with prepared(base, adapters, "fused", n_threads) as (ctx, slots):
+            logits = [_alone(ctx, slots, run) for run in (one_slot, several, many_rows_of_a_slot)]
+        first = first or logits
+        for ours, theirs in zip(logits, first, strict=True):
+            assert np.array_equal(ours, theirs)
+    base.close()
+
+
+def test_base_rows_are_untouched(tmp_path: Path) -> None:
+    """Tokens of the base in a mixed batch: bit for bit the same batch without adapters."""
+    adapters = adapters_of(tiny_model("llama"), tmp_path)
+    base = Base(tiny_model("llama").gguf)
+    batch: list[Token] = [(t, i, (seq,)) for i, t in enumerate(TOKENS) for seq in range(3)]
+    with prepared(base, adapters, "fused") as (ctx, slots):
+        idle = ctx.decode(batch)
+        ctx.clear()
+        ctx.activate(0, 0, slots[0])
+        ctx.activate(2, 0, slots[1])
+        mixed = ctx.decode(batch)
+    assert np.array_equal(mixed[1::3], idle[1::3])
+    assert difference(mixed[0::3], idle[0::3]) > 0.1
+    base.close()
+
+
+def test_fewer_nodes_and_no_more_memory(tmp_path: Path) -> None:
+    adapters = adapters_of(tiny_model("llama"), tmp_path)
+    base = Base(tiny_model("llama").gguf)
+    stats = {}
+    for path in ("standard", "fused"):
+        with prepared(base, adapters, path) as (ctx, slots):
+            several(ctx, slots)
+            stats[path] = ctx.stats()
+    assert stats["fused"].n_nodes < stats["standard"].n_nodes
+    assert stats["fused"].bank_bytes <= stats["standard"].bank_bytes
+    # the sums of several targets are kept at once, which only a model this small notices
+    assert stats["fused"].compute_bytes <= 1.05 * stats["standard"].compute_bytes
+    base.close()
