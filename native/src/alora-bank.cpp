@@ -82,6 +82,15 @@ void alora_bank::note_use(
     }
 }
 
+bool alora_bank::fused_throughout(int32_t slot) const {
+    for (const auto & [key, target] : by_key) {
+        if (!target.fused || (slot != 0 && target.slot_rank[slot] == 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 uint32_t alora_bank::n_nodes() const {
     uint32_t n = 0;
     for (const auto & [key, target] : by_key) {

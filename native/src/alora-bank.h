@@ -39,6 +39,9 @@ class alora_bank {
     // The targets that were multiplied with the same input as `target` when a graph was reserved.
     std::vector<const alora_target *> sharing_input(const alora_target & target) const;
 
+    // Whether all products are fused and, unless it is 0, `slot` changes every target.
+    bool fused_throughout(int32_t slot = 0) const;
+
     // Nodes that a mixed graph adds at most.
     uint32_t n_nodes() const;
 

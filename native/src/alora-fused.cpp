@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 // Rows in a segment at most: what a thread computes at once, so that a block of A or of B is read
 // from its cache for all of them and the rows' own values stay there too.
@@ -41,14 +40,6 @@ void alora_segments::fill(const std::vector<alora_choice> & choices) {
     }
 }
 
-// A thread's share of `n` things, in order.
-struct share {
-    int64_t begin;
-    int64_t end;
-
-    share(int64_t n, int ith, int nth) : begin(n * ith / nth), end(n * (ith + 1) / nth) {}
-};
-
 // Where row `i` of a tensor begins, counting rows over all its dimensions.
 static char * row_of(const ggml_tensor * t, int64_t i) {
     const int64_t i1 = i % t->ne[1];
@@ -57,7 +48,7 @@ static char * row_of(const ggml_tensor * t, int64_t i) {
     return (char *) t->data + i1 * t->nb[1] + i2 * t->nb[2] + i3 * t->nb[3];
 }
 
-static const void * slot_of(const ggml_tensor * stack, size_t bytes, int32_t slot) {
+static const char * slot_of(const ggml_tensor * stack, size_t bytes, int32_t slot) {
     return (const char *) stack->data + slot * bytes;
 }
 
@@ -65,90 +56,100 @@ static const void * slot_of(const ggml_tensor * stack, size_t bytes, int32_t slo
 // the nodes
 //
 
+// Steps that the rows of a part's A are computed in.
+static int64_t n_steps(const alora_fused::part & part, int32_t slot) {
+    return (part.target->slot_rank[slot] + DOT_STEP - 1) / DOT_STEP;
+}
+
+// Steps `begin` to `end` of a segment's part `p`.
+static void dot_steps(
+        const ggml_tensor * dst, const alora_fused::sums & node,
+        const alora_segments::segment & segment, size_t p, int64_t begin, int64_t end) {
+    const auto &    part  = node.parts[p];
+    const int64_t   first = DOT_STEP * begin;
+    const int64_t   last  = std::min(part.target->slot_rank[segment.slot], DOT_STEP * end);
+    const int32_t * row   = node.segments.row.data() + segment.first;
+    const float *   x[SEGMENT_ROWS];
+    float *         y[SEGMENT_ROWS];
+    for (int32_t t = 0; t < segment.n; ++t) {
+        x[t] = (const float *) row_of(dst->src[0], row[t]);
+        y[t] = (float *) row_of(dst, row[t]) + part.offset + first;
+    }
+    const ggml_tensor * stack = dst->src[1 + p];
+    const char *        a     = slot_of(stack, part.target->bytes_a(), segment.slot);
+    alora_kernels_best().dot(
+            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, segment.n, x, y,
+                                 node.segments.scale.data() + segment.first });
+}
+
 // y = scale * A x: src[0] is x, then A's stacks. Threads share the rows of all A.
 static void compute_sums(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const auto &          node    = *(const alora_fused::sums *) userdata;
-    const alora_kernels & kernels = alora_kernels_best();
-
-    const auto n_steps = [](const alora_fused::part & part, int32_t slot) {
-        return (part.target->slot_rank[slot] + DOT_STEP - 1) / DOT_STEP;
-    };
+    auto &  node  = *(alora_fused::sums *) userdata;
     int64_t n_all = 0;
-    for (const auto & segment : node.segments->all) {
+    for (const auto & segment : node.segments.all) {
         for (const auto & part : node.parts) {
             n_all += n_steps(part, segment.slot);
         }
     }
-
-    const share mine(n_all, ith, nth);
-    int64_t     at = 0;
-    for (const auto & segment : node.segments->all) {
-        const float * x[SEGMENT_ROWS];
-        float *       y[SEGMENT_ROWS];
-        for (size_t p = 0; p < node.parts.size(); ++p) {
-            const auto &  part  = node.parts[p];
-            const int64_t rank  = part.target->slot_rank[segment.slot];
-            const int64_t steps = n_steps(part, segment.slot);
-            const int64_t first = DOT_STEP * std::max((int64_t) 0, mine.begin - at);
-            const int64_t last  = std::min(rank, DOT_STEP * (mine.end - at));
-            at += steps;
-            if (first >= last) {
-                continue;
+    node.work.run(n_all, ith, nth, [&](int64_t begin, int64_t end) {
+        int64_t at = 0;
+        for (const auto & segment : node.segments.all) {
+            for (size_t p = 0; p < node.parts.size() && at < end; ++p) {
+                const int64_t steps = n_steps(node.parts[p], segment.slot);
+                const int64_t from  = std::max((int64_t) 0, begin - at);
+                const int64_t to    = std::min(steps, end - at);
+                if (from < to) {
+                    dot_steps(dst, node, segment, p, from, to);
+                }
+                at += steps;
             }
-            for (int32_t t = 0; t < segment.n; ++t) {
-                const int32_t row = node.segments->row[segment.first + t];
-                x[t]              = (const float *) row_of(dst->src[0], row);
-                y[t]              = (float *) row_of(dst, row) + part.offset + first;
-            }
-            const ggml_tensor * a = dst->src[1 + p];
-            kernels.dot(
-                    a->type, { (const char *) slot_of(a, part.target->bytes_a(), segment.slot) +
-                                             first * a->nb[1],
-                                     a->ne[0], last - first, segment.n, x, y,
-                                     node.segments->scale.data() + segment.first });
         }
-    }
+    });
 }
 
-// dst += B y: src[0] is the base's result, which dst is a view or else a copy of, then y and B.
-// Threads share the tiles of B.
-static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const auto &          node    = *(const alora_fused::addition *) userdata;
-    const alora_kernels & kernels = alora_kernels_best();
-    const alora_target &  target  = *node.what.target;
-    const ggml_tensor *   sums    = dst->src[1];
-    const ggml_tensor *   b       = dst->src[2];
-
-    const share   tiles(target.n_tiles(), ith, nth);
-    const int64_t first = tiles.begin * ALORA_TILE;
-    const int64_t n_out = std::min(tiles.end * ALORA_TILE, dst->ne[0]) - first;
-    if (n_out <= 0) {
+// What a segment adds to the outputs of tiles `begin` to `end`.
+static void add_tiles(
+        ggml_tensor * dst, const alora_fused::addition & node,
+        const alora_segments::segment & segment, int64_t begin, int64_t end) {
+    const alora_target & target = *node.what.target;
+    const int64_t        rank   = target.slot_rank[segment.slot];
+    if (rank == 0) {
         return;
     }
-    if (dst->data != dst->src[0]->data) {
-        for (int64_t i = 0; i < ggml_nrows(dst); ++i) {
-            memcpy((float *) row_of(dst, i) + first, (float *) row_of(dst->src[0], i) + first,
-                    n_out * sizeof(float));
-        }
+    const int64_t   first = begin * ALORA_TILE;
+    const int64_t   last  = std::min(dst->ne[0], end * ALORA_TILE);
+    const int32_t * row   = node.segments.row.data() + segment.first;
+    const float *   y[SEGMENT_ROWS];
+    float *         out[SEGMENT_ROWS];
+    for (int32_t t = 0; t < segment.n; ++t) {
+        y[t]   = (const float *) row_of(dst->src[1], row[t]) + node.what.offset;
+        out[t] = (float *) row_of(dst, row[t]) + first;
     }
+    const ggml_tensor * stack = dst->src[2];
+    const char *        b     = slot_of(stack, target.bytes_b(), segment.slot);
+    alora_kernels_best().axpy(
+            stack->type,
+            { b + begin * rank * stack->nb[1], rank, last - first, segment.n, y, out });
+}
 
-    for (const auto & segment : node.segments->all) {
-        const int64_t rank = target.slot_rank[segment.slot];
-        if (rank == 0) {
-            continue;
+// dst += B y: src[0] is the base's result, of which dst is a view or else becomes a copy, then y
+// and B's stack. Threads share the tiles of B.
+static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    auto & node = *(alora_fused::addition *) userdata;
+    node.work.run(node.what.target->n_tiles(), ith, nth, [&](int64_t begin, int64_t end) {
+        if (dst->data != dst->src[0]->data) {
+            const int64_t first = begin * ALORA_TILE;
+            const int64_t last  = std::min(dst->ne[0], end * ALORA_TILE);
+            for (int64_t i = 0; i < ggml_nrows(dst); ++i) {
+                memcpy((float *) row_of(dst, i) + first,
+                        (const float *) row_of(dst->src[0], i) + first,
+                        (last - first) * sizeof(float));
+            }
         }
-        const float * y[SEGMENT_ROWS];
-        float *       out[SEGMENT_ROWS];
-        for (int32_t t = 0; t < segment.n; ++t) {
-            const int32_t row = node.segments->row[segment.first + t];
-            y[t]              = (const float *) row_of(sums, row) + node.what.offset;
-            out[t]            = (float *) row_of(dst, row) + first;
+        for (const auto & segment : node.segments.all) {
+            add_tiles(dst, node, segment, begin, end);
         }
-        const char * tiles_of = (const char *) slot_of(b, target.bytes_b(), segment.slot);
-        kernels.axpy(
-                b->type,
-                { tiles_of + tiles.begin * rank * b->nb[1], rank, n_out, segment.n, y, out });
-    }
+    });
 }
 
 //
@@ -174,8 +175,7 @@ const alora_fused::part * alora_fused::find(
 const alora_fused::part & alora_fused::add_sums(
         const llm_graph_context & graph, const alora_segments & segments,
         const std::vector<const alora_target *> & targets, ggml_tensor * x) {
-    all_sums.push_back({ &segments, {} });
-    sums & node = all_sums.back();
+    sums & node = all_sums.emplace_back(segments);
     by_input[x].push_back(&node);
 
     ggml_context * ctx = graph.ctx0;
@@ -207,8 +207,7 @@ const alora_fused::part & alora_fused::add_sums(
 ggml_tensor * alora_fused::add_product(
         const llm_graph_context & graph, const alora_segments & segments, const part & what,
         ggml_tensor * res) {
-    additions.push_back({ &segments, what });
-    void *         node      = &additions.back();
+    void *         node      = &additions.emplace_back(segments, what);
     ggml_context * ctx       = graph.ctx0;
     ggml_tensor *  sources[] = { res, what.y, what.target->b };
     // elsewhere than on the CPU the base's result may lie where the CPU cannot write

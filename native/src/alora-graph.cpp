@@ -42,18 +42,22 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
         }
     }
 
-    switch (plan.kind) {
-        case shape::stock:
-            break;
-        case shape::single:
-            plan.scaled     = has_scale || has_base;
-            plan.generation = bank.generation;
-            break;
-        case shape::mixed:
-            plan.slot       = 0;
-            plan.scaled     = has_scale;
-            plan.generation = bank.generation;
-            break;
+    if (plan.kind == shape::stock) {
+        return plan;
+    }
+    plan.generation = bank.generation;
+    if (plan.kind == shape::single) {
+        plan.scaled = has_scale || has_base;
+        // fused products take any slot and scale: one graph serves every slot that changes as much
+        if (bank.fused_throughout(plan.slot)) {
+            plan.kind = shape::mixed;
+        }
+    } else {
+        plan.scaled = has_scale;
+    }
+    if (plan.kind == shape::mixed) {
+        plan.slot   = 0;
+        plan.scaled = plan.scaled && !bank.fused_throughout();
     }
     return plan;
 }

@@ -176,3 +176,20 @@ def test_fewer_nodes_and_no_more_memory(tmp_path: Path) -> None:
     # the sums of several targets are kept at once, which only a model this small notices
     assert stats["fused"].compute_bytes <= 1.05 * stats["standard"].compute_bytes
     base.close()
+
+
+def test_one_graph_for_every_slot(tmp_path: Path) -> None:
+    """Another slot or scale, or a base token beside it, builds no graph."""
+    adapters = adapters_of(tiny_model("llama"), tmp_path)
+    base = Base(tiny_model("llama").gguf)
+    built = {}
+    for path in ("standard", "fused"):
+        with prepared(base, adapters, path) as (ctx, slots):
+            for i, slot in enumerate([slots[0], *slots, slots[1]]):
+                if i == 1:
+                    before = ctx.stats().n_graphs
+                ctx.activate(0, 0, slot, 1.0 + i % 2)
+                ctx.decode([(5, i, (0,)), (6, i, (1,))])
+            built[path] = ctx.stats().n_graphs - before
+    assert built["fused"] == 0 < built["standard"]
+    base.close()
