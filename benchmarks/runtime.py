@@ -206,9 +206,9 @@ class Context:
 
     # adapters
 
-    def add(self, paths: Sequence[Path]) -> list[int]:
+    def add(self, paths: Sequence[Path], rank: int = 32) -> list[int]:
         """Puts adapters into the bank and returns their slots."""
-        self.alora.bank_reserve(self.ctx, len(paths), 32)
+        self.alora.bank_reserve(self.ctx, len(paths), rank)
         return [self.alora.adapter_add(self.ctx, p.read_bytes(), str(p)) for p in paths]
 
     def activate(self, seq: int, first: int, slot: int) -> None:
