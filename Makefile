@@ -143,9 +143,11 @@ test-stock: setup-checks
 	@$(BIN)/python -m tests.stock
 
 # The converter's tests must reach nearly all of it (pyproject.toml says how much).
+# What depends on how the CPU multiplies is tested both ways.
 test-python: setup-checks
 	@$(BIN)/python -m pytest tests/convert --cov --cov-report=term
 	@$(BIN)/python -m pytest --ignore=tests/convert
+	@ALORA_CPU_PATH=standard $(BIN)/python -m pytest tests/native tests/parity
 
 clean:
 	rm -rf $(VENV) build dist

@@ -107,7 +107,7 @@ def cells(chosen: argparse.Namespace) -> Iterator[tuple[str, str, Samples]]:
                     for targets in chosen.targets:
                         cell = Cell(weights, shape, targets, rank, n_threads)
                         head = f"{shape.name} {quant.upper()} | {n_threads} | {rank} | {targets}"
-                        for batch in BATCHES:
+                        for batch in chosen.batches:
                             yield head, batch, cell.measure(batch, chosen.rounds)
                         cell.close()
             weights.close()
@@ -129,6 +129,7 @@ def arguments() -> argparse.Namespace:
     several("--threads", "1,2", int)
     several("--ranks", "8,16,32,64", int)
     several("--targets", ",".join(TARGETS))
+    several("--batches", ",".join(BATCHES))
     parser.add_argument("--rounds", type=int, default=15)
     return parser.parse_args()
 

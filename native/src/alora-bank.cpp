@@ -13,6 +13,9 @@
 // add, mul by scale and two products, a reshape or view around each
 static constexpr uint32_t NODES_PER_USE = 12;
 
+// zeros behind a product's rows, and the view of the rows that count
+static constexpr uint32_t NODES_PER_PADDING = 2;
+
 // slots to begin with, and the ranks' granularity: other backends' mul_mat_id wants rows of B to be
 // a multiple of 32
 static constexpr int32_t FIRST_SLOTS      = 5;
@@ -91,10 +94,18 @@ bool alora_bank::fused_throughout(int32_t slot) const {
     return true;
 }
 
+bool alora_bank::repacked(const ggml_tensor & weight) const {
+    return may_fuse && weight.buffer &&
+           strcmp(ggml_backend_buffer_name(weight.buffer), "CPU_REPACK") == 0;
+}
+
 uint32_t alora_bank::n_nodes() const {
     uint32_t n = 0;
     for (const auto & [key, target] : by_key) {
         n += NODES_PER_USE * uses.at(key).n_max;
+    }
+    for (const auto & [key, use] : uses) {
+        n += by_key.empty() || key.first != alora_op::mm ? 0 : NODES_PER_PADDING * use.n_max;
     }
     return n;
 }

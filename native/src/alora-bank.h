@@ -42,6 +42,9 @@ class alora_bank {
     // Whether all products are fused and, unless it is 0, `slot` changes every target.
     bool fused_throughout(int32_t slot = 0) const;
 
+    // Whether ggml's repacked kernels multiply with this weight (never if fusing is switched off).
+    bool repacked(const ggml_tensor & weight) const;
+
     // Nodes that a mixed graph adds at most.
     uint32_t n_nodes() const;
 

@@ -187,6 +187,24 @@ static ggml_tensor * slot_view(
                              ctx, stack, cols, rows, n_expert, stack->nb[1], stack->nb[2], offset);
 }
 
+// ggml multiplies the CPU's repacked weights with four rows at a time and reads them again for each
+// row that is left over: three rows take longer than four. Graphs of the base alone stay upstream's.
+static constexpr int64_t REPACKED_ROWS = 4;
+
+ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur) {
+    const alora_ref & ref  = graph.cparams.alora;
+    const int64_t     over = cur->ne[1] % REPACKED_ROWS;
+    const bool pays = ref.plan.kind != shape::stock && !ref.plan.reserve && over >= 2 &&
+                      ggml_is_matrix(w) && ggml_is_matrix(cur) && cur->type == GGML_TYPE_F32 &&
+                      ggml_is_contiguous(cur) && ref.bank->repacked(*w);
+    if (!pays) {
+        return ggml_mul_mat(graph.ctx0, w, cur);
+    }
+    ggml_tensor * x   = input_of(graph).padded(graph.ctx0, cur, REPACKED_ROWS - over);
+    ggml_tensor * res = ggml_mul_mat(graph.ctx0, w, x);
+    return ggml_view_2d(graph.ctx0, res, res->ne[0], cur->ne[1], res->nb[1], 0);
+}
+
 ggml_tensor * alora_mm(
         const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
     const int64_t        n_rows = ggml_nrows(cur);

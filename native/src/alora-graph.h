@@ -57,6 +57,9 @@ uint32_t alora_n_nodes(const llama_cparams & cparams);
 // slots on one token.
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch);
 
+// The base's own product, w times cur; where adapters are active, in the form that is cheapest.
+ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur);
+
 // Each returns `res`, the base's result, plus what the bank adds to it (`res` itself if nothing).
 ggml_tensor * alora_mm(
         const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res);

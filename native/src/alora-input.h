@@ -8,6 +8,7 @@
 #include "llama-graph.h"
 
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 // What token i of a batch uses.
@@ -65,6 +66,12 @@ class alora_input : public llm_graph_input_i {
                                    new_input(ctx, GGML_TYPE_I32, tokens.n, 1, 1, "alora_embd_rows");
     }
 
+    // x with `n` rows of zeros behind its own, once for all products that read it
+    ggml_tensor * padded(ggml_context * ctx, ggml_tensor * x, int64_t n) {
+        ggml_tensor *& wide = with_padding[x];
+        return wide ? wide : wide = ggml_pad(ctx, x, 0, (int) n, 0, 0);
+    }
+
     alora_fused fused;  // the graph's fused products
 
   private:
@@ -85,4 +92,6 @@ class alora_input : public llm_graph_input_i {
     alora_rows                  outputs;
     ggml_tensor *               embd_rows = nullptr;
     int64_t                     n_vocab   = 0;
+
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> with_padding;
 };
