@@ -1,4 +1,4 @@
-"""What an adapter costs on the CPU, over ranks, bases and threads: `python -m benchmarks.grid --help`.
+"""What an adapter costs on the CPU, over ranks, bases and threads: `python -m benchmarks.grid`.
 
 Four contexts take turns in one run: base, stock LoRA, the bank with ggml's own products
 (ALORA_CPU_PATH=standard), and the bank as it is. Each cell is the median of each round's ratio to
@@ -21,7 +21,8 @@ from .models import SHAPES, TARGETS, Shape
 from .runtime import Context, ContextSize, Library, Rows, Weights
 
 HEAD: Final = (
-    "| base | threads | rank | targets | batch | base | stock LoRA | ggml's products | fused | load |\n"
+    "| base | threads | rank | targets | batch "
+    "| base | stock LoRA | ggml's products | fused | load |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 BATCHES: Final = ("1 token", "16 tokens", "8 sequences")

@@ -1,4 +1,4 @@
-"""Repacked weights are multiplied with four rows at a time: two or three adapted rows are padded."""
+"""Repacked weights take four rows at a time: two or three adapted rows are padded."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_padding_changes_nothing(base: Base, adapters: list[Path], n: int) -> No
     assert reserves == 0
 
 
-@pytest.mark.parametrize("n", (2, 3, 6))
+@pytest.mark.parametrize("n", [2, 3, 6])
 def test_batches_of_the_base_are_upstreams(base: Base, adapters: list[Path], n: int) -> None:
     standard, nodes, _ = run(base, adapters, "standard", n, active=False)
     idle, idle_nodes, _ = run(base, adapters, "fused", n, active=False)
