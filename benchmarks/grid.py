@@ -25,7 +25,7 @@ HEAD: Final = (
     "| base | stock LoRA | ggml's products | fused | load |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
-BATCHES: Final = ("1 token", "16 tokens", "8 sequences")
+BATCHES: Final = ("1 token", "16 tokens", "64 tokens", "256 tokens", "8 sequences")
 _SIDES = ("base", "stock", "standard", "fused")
 _CACHED = 16
 
@@ -68,7 +68,10 @@ def _rows(batch: str) -> tuple[Rows, int]:
         return steps([0], [1], _CACHED), 4
     if batch == "16 tokens":
         return suffix(0, _CACHED), 2
-    return steps(range(N_ADAPTERS), [1] * N_ADAPTERS, _CACHED), 2
+    if batch == "8 sequences":
+        return steps(range(N_ADAPTERS), [1] * N_ADAPTERS, _CACHED), 2
+    n = int(batch.split(maxsplit=1)[0])  # a long text under an adapter, as plain LoRAs read it
+    return [(1 + i, _CACHED + i, 0, i == n - 1) for i in range(n)], 1
 
 
 def _run(context: Context, rows: Rows, n: int) -> Callable[[], float]:

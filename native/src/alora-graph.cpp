@@ -188,15 +188,20 @@ static ggml_tensor * slot_view(
 }
 
 // ggml multiplies the CPU's repacked weights with four rows at a time and reads them again for each
-// row that is left over: three rows take longer than four. Graphs of the base alone stay upstream's.
+// row that is left over: three rows take longer than four. In long batches that no longer matters,
+// and what is added must fit into buffers that were reserved for the longest without it. Graphs of
+// the base alone stay upstream's.
 static constexpr int64_t REPACKED_ROWS = 4;
+static constexpr int64_t PADDED_ROWS   = 32;  // at most, and at most a quarter of the longest batch
 
 ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur) {
     const alora_ref & ref  = graph.cparams.alora;
     const int64_t     over = cur->ne[1] % REPACKED_ROWS;
-    const bool pays = ref.plan.kind != shape::stock && !ref.plan.reserve && over >= 2 &&
-                      ggml_is_matrix(w) && ggml_is_matrix(cur) && cur->type == GGML_TYPE_F32 &&
-                      ggml_is_contiguous(cur) && ref.bank->repacked(*w);
+    const int64_t     most = std::min(PADDED_ROWS, (int64_t) graph.cparams.n_ubatch / 4);
+    const bool        pays = ref.plan.kind != shape::stock && !ref.plan.reserve && over >= 2 &&
+                             cur->ne[1] <= most && ggml_is_matrix(w) && ggml_is_matrix(cur) &&
+                             cur->type == GGML_TYPE_F32 && ggml_is_contiguous(cur) &&
+                             ref.bank->repacked(*w);
     if (!pays) {
         return ggml_mul_mat(graph.ctx0, w, cur);
     }

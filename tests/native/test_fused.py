@@ -55,12 +55,12 @@ def many_rows_of_a_slot(ctx: Context, slots: list[int]) -> Logits:
 
 @contextmanager
 def prepared(
-    base: Base, adapters: list[Path], path: str, n_threads: int = 1
+    base: Base, adapters: list[Path], path: str, n_threads: int = 1, n_batch: int = 256
 ) -> Iterator[tuple[Context, list[int]]]:
     """A context on one path with the adapters loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALORA_CPU_PATH", path)
-        ctx = base.context(n_threads=n_threads)
+        ctx = base.context(n_threads=n_threads, n_batch=n_batch)
     try:
         yield ctx, [ctx.add(adapter) for adapter in adapters]
     finally:

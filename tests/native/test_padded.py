@@ -92,3 +92,22 @@ def test_only_what_would_be_left_over_is_padded(base: Base, adapters: list[Path]
         pytest.skip("ggml does not repack Q4_0 on this processor")
     assert nodes[4] == nodes[5]
     assert nodes[3] == nodes[7] > nodes[4]
+
+
+@pytest.mark.parametrize("n_batch", [8, 256])
+def test_all_memory_is_reserved(base: Base, adapters: list[Path], n_batch: int) -> None:
+    """Padding keeps out of batches nearly as long as the longest, which is what is reserved."""
+    lengths = [n for n in (2, 3, 6, 7, 30, 63, 64, 254, 255, 256) if n <= n_batch]
+    with prepared(base, adapters, "fused", n_batch=n_batch) as (ctx, slots):
+        ctx.activate(0, 0, slots[0])
+        before = ctx.stats()
+        nodes = {}
+        for n in lengths:
+            ctx.clear()
+            ctx.decode([(7 + i, i, (0,)) for i in range(n)], lambda token, n=n: token[1] == n - 1)
+            nodes[n] = ctx.stats().n_nodes
+        after = ctx.stats()
+    assert after.compute_bytes == before.compute_bytes
+    assert after.n_reserves == before.n_reserves
+    if n_batch == 256:
+        assert nodes[63] == nodes[64] == nodes[254] == nodes[255] == nodes[256]
