@@ -19,7 +19,7 @@ from . import (
 )
 from .bench import Bench, Settings
 from .measure import Result
-from .models import SHAPES
+from .models import DENSE, SHAPES
 from .runtime import Library
 
 ROWS: dict[str, Callable[[Bench], list[Result]]] = {
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rows", default=",".join(ROWS), help="which (all: %(default)s)")
-    parser.add_argument("--models", default=",".join(SHAPES), help="which (%(default)s)")
+    parser.add_argument("--models", default=",".join(DENSE), help="which (%(default)s)")
     parser.add_argument(
         "--threads", default=str(default_threads()), help="numbers of threads (%(default)s)"
     )

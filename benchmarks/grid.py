@@ -17,7 +17,7 @@ from typing import Any, Final
 from . import models
 from .bench import N_ADAPTERS, steps, suffix, tokens
 from .measure import Samples, alternate, timed
-from .models import SHAPES, TARGETS, Shape
+from .models import DENSE, SHAPES, TARGETS, Shape
 from .runtime import Context, ContextSize, Library, Rows, Weights
 
 HEAD: Final = (
@@ -128,7 +128,7 @@ def arguments() -> argparse.Namespace:
             help="%(default)s",
         )
 
-    several("--models", ",".join(SHAPES))
+    several("--models", ",".join(DENSE))
     several("--quants", "q4_0,q8_0")
     several("--threads", "1,2", int)
     several("--ranks", "8,16,32,64", int)

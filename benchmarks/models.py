@@ -7,6 +7,7 @@ scales and no float is ever quantized. Files are kept in build/bench-models.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,18 +38,22 @@ class Shape:
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 64
+    experts: int = 0
+    experts_used: int = 0
 
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(n_out, n_in) of each linear layer of a block."""
+    def linears(self) -> dict[str, tuple[int, ...]]:
+        """([n_expert,] n_out, n_in) of each linear layer of a block."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        experts = (self.experts,) if self.experts else ()
+        ending = "_exps" if self.experts else ""
         return {
             "attn_q": (q, self.hidden),
             "attn_k": (kv, self.hidden),
             "attn_v": (kv, self.hidden),
             "attn_output": (self.hidden, q),
-            "ffn_gate": (self.ff, self.hidden),
-            "ffn_up": (self.ff, self.hidden),
-            "ffn_down": (self.hidden, self.ff),
+            f"ffn_gate{ending}": (*experts, self.ff, self.hidden),
+            f"ffn_up{ending}": (*experts, self.ff, self.hidden),
+            f"ffn_down{ending}": (*experts, self.hidden, self.ff),
         }
 
 
@@ -65,12 +70,23 @@ SHAPES: Final = {
             "attention.scale": 0.015625,
         },
     ),
+    "moe": Shape(
+        "Granite-3.1-1B-A400M", "granitemoe", 24, 49152,
+        {
+            "rope.freq_base": 1500000.0, "attention.layer_norm_rms_epsilon": 1e-6,
+            "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0,
+            "attention.scale": 0.015625,
+        },
+        hidden=1024, ff=512, heads=16, experts=32, experts_used=8,
+    ),
 }  # fmt: skip
+DENSE: Final = ("1b", "2b")
 
 TARGETS: Final = {
     "attention-only": ("attn_q", "attn_k", "attn_v", "attn_output"),
     "all-linear": (
         "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+        "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
     ),
 }  # fmt: skip
 
@@ -128,6 +144,8 @@ def _fill_base(writer: Any, shape: Shape, quant: str) -> None:
         "attention.head_count_kv": shape.kv_heads,
         "rope.dimension_count": shape.head_dim,
     }
+    if shape.experts:
+        integers |= {"expert_count": shape.experts, "expert_used_count": shape.experts_used}
     for key, number in integers.items():
         writer.add_uint32(f"{arch}.{key}", number)
     for key, value in shape.metadata.items():
@@ -140,31 +158,34 @@ def _fill_base(writer: Any, shape: Shape, quant: str) -> None:
         if name == "attn_q":
             writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
             writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
+            if shape.experts:
+                router = rng.standard_normal((shape.experts, shape.hidden), dtype=np.float32)
+                writer.add_tensor(f"blk.{layer}.ffn_gate_inp.weight", router)
         _add_blocks(writer, rng, f"blk.{layer}.{name}.weight", size, quant)
 
 
-def _linears(shape: Shape) -> Iterator[tuple[int, str, tuple[int, int]]]:
+def _linears(shape: Shape) -> Iterator[tuple[int, str, tuple[int, ...]]]:
     for layer in range(shape.layers):
         for name, size in shape.linears().items():
             yield layer, name, size
 
 
 def _add_blocks(
-    writer: Any, rng: np.random.Generator, name: str, size: tuple[int, int], quant: str
+    writer: Any, rng: np.random.Generator, name: str, size: tuple[int, ...], quant: str
 ) -> None:
-    """Adds a quantized [n_out, n_in] matrix whose rows keep a vector's size, more or less."""
+    """Adds quantized [n_out, n_in] matrices whose rows keep a vector's size, more or less."""
     import gguf
 
-    n_out, n_in = size
+    n_in = size[-1]
     spread = {"q4_0": 4.6, "q8_0": 74.0, "q6_k": 18.5 * 74.0}[quant]  # of a block at scale 1
-    n_blocks = n_out * n_in // (256 if quant == "q6_k" else 32)
+    n_blocks = math.prod(size) // (256 if quant == "q6_k" else 32)
     scales = rng.uniform(0.7, 1.3, n_blocks) * rng.choice([-1.0, 1.0], n_blocks)
     scales = (scales / (spread * n_in**0.5)).astype(np.float16)
     scale_bytes: Bytes = scales.view(np.uint8).reshape(n_blocks, 2)
     payload = {"q4_0": 16, "q8_0": 32, "q6_k": 208}[quant]
     noise = np.frombuffer(rng.bytes(n_blocks * payload), dtype=np.uint8).reshape(n_blocks, payload)
     parts = [noise, scale_bytes] if quant == "q6_k" else [scale_bytes, noise]
-    blocks = np.concatenate(parts, axis=1).reshape(n_out, -1)
+    blocks = np.concatenate(parts, axis=1).reshape(*size[:-1], -1)
     writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType[quant.upper()])
 
 
@@ -182,15 +203,17 @@ def _fill_adapter(writer: Any, shape: Shape, targets: str, rank: int, index: int
         gguf.GGUFValueType.ARRAY,
         sub_type=gguf.GGUFValueType.UINT32,
     )
-    for layer, name, (n_out, n_in) in _linears(shape):
+    for layer, name, (*experts, n_out, n_in) in _linears(shape):
         if name in TARGETS[targets]:
             weight = f"blk.{layer}.{name}.weight"
-            writer.add_tensor(f"{weight}.lora_a", _noise(rng, (rank, n_in), n_in**-0.5))
-            writer.add_tensor(f"{weight}.lora_b", _noise(rng, (n_out, rank), 0.1 * rank**-0.5))
+            writer.add_tensor(f"{weight}.lora_a", _noise(rng, (*experts, rank, n_in), n_in**-0.5))
+            writer.add_tensor(
+                f"{weight}.lora_b", _noise(rng, (*experts, n_out, rank), 0.1 * rank**-0.5)
+            )
 
 
 def _noise(
-    rng: np.random.Generator, size: tuple[int, int], deviation: float
+    rng: np.random.Generator, size: tuple[int, ...], deviation: float
 ) -> NDArray[np.float16]:
     noise = rng.random(size, dtype=np.float32)
     noise -= np.float32(0.5)

@@ -187,7 +187,7 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
     target.type_a      = alora_type_stored(pair.a.info->type);
     target.type_b      = alora_type_stored(pair.b.info->type);
     target.input       = use->input;
-    target.fused       = may_fuse && target.op == alora_op::mm && target.on_cpu();
+    target.fused       = may_fuse && target.op != alora_op::embd && target.on_cpu();
     return target;
 }
 

@@ -15,28 +15,55 @@ static constexpr int32_t SEGMENT_ROWS = 16;
 // Rows of A that a thread takes at a time.
 static constexpr int64_t DOT_STEP = 4;
 
-// Sources of a node: x or the result, and one stack for each part.
-static constexpr size_t MAX_PARTS = GGML_MAX_SRC - 2;
+// A node's sources, one fewer than ggml has room for: x, one stack for each part, who sorted the rows.
+static constexpr size_t MAX_PARTS = GGML_MAX_SRC - 3;
+
+//
+// the rows
+//
 
 void alora_segments::fill(const std::vector<alora_choice> & choices) {
+    entries.clear();
+    for (size_t i = 0; i < choices.size(); ++i) {
+        if (choices[i].slot != 0) {
+            entries.push_back({ choices[i].slot, 0, (int32_t) i, choices[i].scale });
+        }
+    }
+    group();
+}
+
+void alora_segments::route(const alora_segments & tokens, const ggml_tensor & ids) {
+    const int64_t n_used = ids.ne[0];
+    entries.clear();
+    for (const segment & of : tokens.all) {
+        for (int32_t i = of.first; i < of.first + of.n; ++i) {
+            const int32_t token = tokens.row[i];
+            const char *  used  = (const char *) ids.data + token * ids.nb[1];
+            for (int64_t k = 0; k < n_used; ++k) {
+                entries.push_back(
+                        { of.slot, *(const int32_t *) (used + k * ids.nb[0]),
+                                (int32_t) (token * n_used + k), tokens.scale[i] });
+            }
+        }
+    }
+    group();
+}
+
+void alora_segments::group() {
+    std::stable_sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) {
+        return a.slot != b.slot ? a.slot < b.slot : a.expert < b.expert;
+    });
     row.clear();
     scale.clear();
     all.clear();
-    for (size_t i = 0; i < choices.size(); ++i) {
-        if (choices[i].slot != 0) {
-            row.push_back((int32_t) i);
-        }
-    }
-    std::stable_sort(row.begin(), row.end(), [&](int32_t a, int32_t b) {
-        return choices[a].slot < choices[b].slot;
-    });
-    for (const int32_t i : row) {
-        const int32_t slot = choices[i].slot;
-        if (all.empty() || all.back().slot != slot || all.back().n == SEGMENT_ROWS) {
-            all.push_back({ slot, (int32_t) scale.size(), 0 });
+    for (const entry & e : entries) {
+        if (all.empty() || all.back().slot != e.slot || all.back().expert != e.expert ||
+                all.back().n == SEGMENT_ROWS) {
+            all.push_back({ e.slot, e.expert, (int32_t) row.size(), 0 });
         }
         all.back().n++;
-        scale.push_back(choices[i].scale);
+        row.push_back(e.row);
+        scale.push_back(e.scale);
     }
 }
 
@@ -48,13 +75,18 @@ static char * row_of(const ggml_tensor * t, int64_t i) {
     return (char *) t->data + i1 * t->nb[1] + i2 * t->nb[2] + i3 * t->nb[3];
 }
 
-static const char * slot_of(const ggml_tensor * stack, size_t bytes, int32_t slot) {
-    return (const char *) stack->data + slot * bytes;
-}
-
 //
 // the nodes
 //
+
+// Sorts rows by expert: src[0] is the chosen experts. Nobody reads the result. ggml calls this on
+// every thread whatever number it is told.
+static void compute_routes(ggml_tensor * dst, int ith, int, void * userdata) {
+    if (ith == 0) {
+        auto & node = *(alora_fused::routes *) userdata;
+        node.sorted.route(node.tokens, *dst->src[0]);
+    }
+}
 
 // Steps that the rows of a part's A are computed in.
 static int64_t n_steps(const alora_fused::part & part, int32_t slot) {
@@ -69,14 +101,16 @@ static void dot_steps(
     const int64_t   first = DOT_STEP * begin;
     const int64_t   last  = std::min(part.target->slot_rank[segment.slot], DOT_STEP * end);
     const int32_t * row   = node.segments.row.data() + segment.first;
+    const int64_t   share = ggml_nrows(dst) / ggml_nrows(dst->src[0]);  // rows that read one of x
     const float *   x[SEGMENT_ROWS];
     float *         y[SEGMENT_ROWS];
     for (int32_t t = 0; t < segment.n; ++t) {
-        x[t] = (const float *) row_of(dst->src[0], row[t]);
+        x[t] = (const float *) row_of(dst->src[0], row[t] / share);
         y[t] = (float *) row_of(dst, row[t]) + part.offset + first;
     }
     const ggml_tensor * stack = dst->src[1 + p];
-    const char *        a     = slot_of(stack, part.target->bytes_a(), segment.slot);
+    const char *        a =
+            (const char *) stack->data + part.target->offset_a(segment.slot, segment.expert);
     alora_kernels_best().dot(
             stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, segment.n, x, y,
                                  node.segments.scale.data() + segment.first });
@@ -126,7 +160,7 @@ static void add_tiles(
         out[t] = (float *) row_of(dst, row[t]) + first;
     }
     const ggml_tensor * stack = dst->src[2];
-    const char *        b     = slot_of(stack, target.bytes_b(), segment.slot);
+    const char * b = (const char *) stack->data + target.offset_b(segment.slot, segment.expert);
     alora_kernels_best().axpy(
             stack->type,
             { b + begin * rank * stack->nb[1], rank, last - first, segment.n, y, out });
@@ -156,13 +190,29 @@ static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdat
 // building them
 //
 
+alora_fused::rows alora_fused::routed(
+        const llm_graph_context & graph, const alora_segments & tokens, ggml_tensor * ids) {
+    rows & of = by_ids[ids];
+    if (!of.sorted) {
+        routes & node = all_routes.emplace_back(tokens);
+        of = { &node.sorted, ggml_nelements(ids),
+            ggml_custom_4d(
+                    graph.ctx0, GGML_TYPE_I32, 1, 1, 1, 1, &ids, 1, compute_routes, 1, &node) };
+        ggml_set_name(of.sorted, "alora_routes");
+    }
+    return of;
+}
+
 const alora_fused::part * alora_fused::find(
-        const alora_target & target, const ggml_tensor * x) const {
+        const alora_target & target, const rows & rows, const ggml_tensor * x) const {
     const auto seen = by_input.find(x);
     if (seen == by_input.end()) {
         return nullptr;
     }
     for (const sums * node : seen->second) {
+        if (&node->segments != rows.segments) {
+            continue;
+        }
         for (const part & p : node->parts) {
             if (p.target == &target) {
                 return &p;
@@ -173,9 +223,9 @@ const alora_fused::part * alora_fused::find(
 }
 
 const alora_fused::part & alora_fused::add_sums(
-        const llm_graph_context & graph, const alora_segments & segments,
+        const llm_graph_context & graph, const rows & rows,
         const std::vector<const alora_target *> & targets, ggml_tensor * x) {
-    sums & node = all_sums.emplace_back(segments);
+    sums & node = all_sums.emplace_back(*rows.segments);
     by_input[x].push_back(&node);
 
     ggml_context * ctx = graph.ctx0;
@@ -194,9 +244,12 @@ const alora_fused::part & alora_fused::add_sums(
             n += target->rank;
         }
     }
+    if (rows.sorted) {
+        sources.push_back(rows.sorted);
+    }
     ggml_tensor * y = ggml_custom_4d(
-            ctx, GGML_TYPE_F32, n, ggml_nrows(x), 1, 1, sources.data(), (int) sources.size(),
-            compute_sums, GGML_N_TASKS_MAX, &node);
+            ctx, GGML_TYPE_F32, n, rows.n, 1, 1, sources.data(), (int) sources.size(), compute_sums,
+            GGML_N_TASKS_MAX, &node);
     ggml_set_name(y, "alora_sums");
     for (part & p : node.parts) {
         p.y = y;
@@ -205,9 +258,8 @@ const alora_fused::part & alora_fused::add_sums(
 }
 
 ggml_tensor * alora_fused::add_product(
-        const llm_graph_context & graph, const alora_segments & segments, const part & what,
-        ggml_tensor * res) {
-    void *         node      = &additions.emplace_back(segments, what);
+        const llm_graph_context & graph, const rows & rows, const part & what, ggml_tensor * res) {
+    void *         node      = &additions.emplace_back(*rows.segments, what);
     ggml_context * ctx       = graph.ctx0;
     ggml_tensor *  sources[] = { res, what.y, what.target->b };
     // elsewhere than on the CPU the base's result may lie where the CPU cannot write

@@ -1,7 +1,8 @@
 // An adapted product on the CPU as two nodes of the graph: the sums A·x of all targets that multiply
 // the same x, and then per target B·(A·x), added in place to the base's result. They read the slots
 // from host memory, so batches of one slot and of several use one graph, and rows of the base cost
-// nothing.
+// nothing. Where experts are chosen by the graph itself, a third node sorts the rows by expert, once
+// for all targets of that choice.
 #pragma once
 
 #include "alora-slots.h"
@@ -16,11 +17,12 @@ struct alora_target;
 struct ggml_tensor;
 struct llm_graph_context;
 
-// The rows of a product in groups that use one slot, in an order that puts these together. Rows of
-// the base are in none.
+// The rows of a product in groups that use one slot's matrix, in an order that puts these together.
+// Rows of the base are in none.
 struct alora_segments {
     struct segment {
         int32_t slot;
+        int32_t expert;
         int32_t first;  // in `row` and `scale`
         int32_t n;
     };
@@ -30,6 +32,22 @@ struct alora_segments {
     std::vector<segment> all;
 
     void fill(const std::vector<alora_choice> & choices);
+
+    // The rows that `tokens` have where token t is multiplied with each of its experts, `ids`
+    // [n_used, n_tokens]: row t*n_used + k with expert ids[k, t].
+    void route(const alora_segments & tokens, const ggml_tensor & ids);
+
+  private:
+    struct entry {
+        int32_t slot;
+        int32_t expert;
+        int32_t row;
+        float   scale;
+    };
+
+    void group();  // fills the rest from `entries`
+
+    std::vector<entry> entries;
 };
 
 // Hands the parts of a node's work to whichever thread is free: cores differ in speed and have other
@@ -59,15 +77,24 @@ class alora_work {
 // The fused products of one graph. The nodes point into this, so it lives as long as the graph.
 class alora_fused {
   public:
+    // The rows of a product: of x's where each is multiplied once, else of (token, expert).
+    struct rows {
+        const alora_segments * segments;
+        int64_t                n;
+        ggml_tensor *          sorted = nullptr;  // the node that fills `segments`, if one does
+    };
+
+    // The rows of products with the experts `ids` [n_used, n_tokens] of each token.
+    rows routed(const llm_graph_context & graph, const alora_segments & tokens, ggml_tensor * ids);
+
     // `res` plus what `target` adds to it. `sharing`, called when x is seen for the first time, says
     // which targets will be multiplied with it besides.
     template <typename F>
     ggml_tensor * product(
-            const llm_graph_context & graph, const alora_segments & segments,
-            const alora_target & target, const F & sharing, ggml_tensor * x, ggml_tensor * res) {
-        const part * found = find(target, x);
-        return add_product(
-                graph, segments, found ? *found : add_sums(graph, segments, sharing(), x), res);
+            const llm_graph_context & graph, const rows & rows, const alora_target & target,
+            const F & sharing, ggml_tensor * x, ggml_tensor * res) {
+        const part * found = find(target, rows, x);
+        return add_product(graph, rows, found ? *found : add_sums(graph, rows, sharing(), x), res);
     }
 
     // What the nodes know beside their sources.
@@ -76,6 +103,13 @@ class alora_fused {
         const alora_target * target;
         int64_t              offset;  // of its sums in a row of y
         ggml_tensor *        y;       // F32 [sum of ranks, n_rows]
+    };
+
+    struct routes {
+        explicit routes(const alora_segments & tokens) : tokens(tokens) {}
+
+        const alora_segments & tokens;
+        alora_segments         sorted;
     };
 
     struct sums {
@@ -96,18 +130,20 @@ class alora_fused {
     };
 
   private:
-    const part * find(const alora_target & target, const ggml_tensor * x) const;
+    const part * find(const alora_target & target, const rows & rows, const ggml_tensor * x) const;
 
     // Returns the part of the first target.
     const part & add_sums(
-            const llm_graph_context & graph, const alora_segments & segments,
+            const llm_graph_context & graph, const rows & rows,
             const std::vector<const alora_target *> & targets, ggml_tensor * x);
     ggml_tensor * add_product(
-            const llm_graph_context & graph, const alora_segments & segments, const part & what,
+            const llm_graph_context & graph, const rows & rows, const part & what,
             ggml_tensor * res);
 
+    std::list<routes>   all_routes;
     std::list<sums>     all_sums;
     std::list<addition> additions;
 
+    std::unordered_map<const ggml_tensor *, rows>                      by_ids;
     std::unordered_map<const ggml_tensor *, std::vector<const sums *>> by_input;
 };

@@ -158,7 +158,8 @@ static std::vector<const alora_target *> sharing(
     const alora_ref &                 ref = graph.cparams.alora;
     std::vector<const alora_target *> all = { &target };
     for (const alora_target * other : ref.bank->sharing_input(target)) {
-        if (other != &target && other->fused && in_plan(ref.plan, *other)) {
+        if (other != &target && other->fused && other->op == target.op &&
+                in_plan(ref.plan, *other)) {
             all.push_back(other);
         }
     }
@@ -225,7 +226,8 @@ ggml_tensor * alora_mm(
     alora_rows &       rows  = input.rows_for(n_rows);
     if (target->fused) {
         return input.fused.product(
-                graph, rows.segments, *target, [&] { return sharing(graph, *target); }, cur, res);
+                graph, { &rows.segments, n_rows }, *target, [&] { return sharing(graph, *target); },
+                cur, res);
     }
 
     ggml_tensor * ax;
@@ -272,6 +274,11 @@ ggml_tensor * alora_mm_id(
     const int64_t      n_exp = target->n_expert();
     alora_input &      input = input_of(graph);
     alora_rows &       rows  = input.rows_for(n_rows);
+    if (target->fused) {
+        return input.fused.product(
+                graph, input.fused.routed(graph, rows.segments, ids), *target,
+                [&] { return sharing(graph, *target); }, cur, res);
+    }
 
     ggml_tensor * a = target->a;
     ggml_tensor * b = target->b;

@@ -72,12 +72,15 @@ std::vector<uint8_t> alora_pack(
 std::vector<uint8_t> alora_pack_tiles(
         const alora_matrices & source, ggml_type type, int64_t tile, float scale) {
     const int64_t  n_tiles = (source.rows + tile - 1) / tile;
-    alora_matrices tiled   = { tile, n_tiles * source.cols, 1, {} };
-    tiled.values.resize(tiled.cols * tiled.rows, 0.0f);
-    for (int64_t i = 0; i < source.rows; ++i) {
-        for (int64_t j = 0; j < source.cols; ++j) {
-            tiled.values[((i / tile) * source.cols + j) * tile + i % tile] =
-                    source.values[i * source.cols + j];
+    alora_matrices tiled   = { tile, n_tiles * source.cols, source.count, {} };
+    tiled.values.resize(tiled.count * tiled.rows * tiled.cols, 0.0f);
+    for (int64_t m = 0; m < source.count; ++m) {
+        const float * from = source.values.data() + m * source.rows * source.cols;
+        float *       to   = tiled.values.data() + m * tiled.rows * tiled.cols;
+        for (int64_t i = 0; i < source.rows; ++i) {
+            for (int64_t j = 0; j < source.cols; ++j) {
+                to[((i / tile) * source.cols + j) * tile + i % tile] = from[i * source.cols + j];
+            }
         }
     }
     return alora_pack(tiled, type, tiled.rows, tiled.cols, scale);

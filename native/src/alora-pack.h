@@ -37,7 +37,7 @@ bool alora_fits(const std::vector<float> & values, ggml_type type, float scale);
 std::vector<uint8_t> alora_pack(
         const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols, float scale);
 
-// The same for one matrix, in tiles: for each `tile` rows, their first columns, then their second
-// columns and so on, zeros for rows that do not exist.
+// The same in tiles: for each `tile` rows of a matrix, their first columns, then their second columns
+// and so on, zeros for rows that do not exist.
 std::vector<uint8_t> alora_pack_tiles(
         const alora_matrices & source, ggml_type type, int64_t tile, float scale);

@@ -12,8 +12,18 @@ size_t alora_target::bytes_a() const {
 }
 
 size_t alora_target::bytes_b() const {
-    return fused ? ggml_row_size(type_b, ALORA_TILE) * rank * n_tiles()
-                 : ggml_row_size(type_b, cols_b()) * rows_b() * n_expert();
+    const size_t one = fused ? ggml_row_size(type_b, ALORA_TILE) * rank * n_tiles()
+                             : ggml_row_size(type_b, cols_b()) * rows_b();
+    return one * n_expert();
+}
+
+size_t alora_target::offset_a(int32_t slot, int32_t expert) const {
+    return (slot * n_expert() + expert) * ggml_row_size(type_a, cols_a()) * rows_a();
+}
+
+size_t alora_target::offset_b(int32_t slot, int32_t expert) const {
+    return slot * bytes_b() +
+           expert * ggml_row_size(type_b, ALORA_TILE) * slot_rank[slot] * n_tiles();
 }
 
 //
@@ -116,7 +126,7 @@ void alora_target::copy_slot(int32_t slot, const alora_target & old) const {
             old.a, slot * old.bytes_a(), a, slot * bytes_a(),
             { old.cols_a(), old.rows_a(), n_exp, {} }, rows_a(), cols_a());
     if (fused) {  // the same tiles, whatever the rank that there is room for
-        const int64_t n_rows = n_tiles() * old.slot_rank[slot];
+        const int64_t n_rows = n_exp * n_tiles() * old.slot_rank[slot];
         move_stack(
                 old.b, slot * old.bytes_b(), b, slot * bytes_b(), { ALORA_TILE, n_rows, 1, {} },
                 n_rows, ALORA_TILE);

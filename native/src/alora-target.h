@@ -13,6 +13,7 @@ enum class alora_op {
     mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [width, n_out, n_slots]
             // fused:           the same A,                       B [64, rank, n_tiles*n_slots]
     mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [width, n_out, n_expert*n_slots]
+            // fused:           the same A,               B [64, rank, n_tiles*n_expert*n_slots]
     embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
 };
 
@@ -48,6 +49,10 @@ struct alora_target {
 
     size_t bytes_a() const;  // of one slot
     size_t bytes_b() const;
+
+    // Where an expert's matrix of a fused target begins in its stack.
+    size_t offset_a(int32_t slot, int32_t expert) const;
+    size_t offset_b(int32_t slot, int32_t expert) const;
 
     // The memory its stacks should lie in: the weight's own, except that the CPU's repacking buffers
     // take no adapters.

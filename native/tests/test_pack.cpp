@@ -40,16 +40,19 @@ static void test_padding() {
     }
 }
 
-// Row i, column j lies at [i/4][j][i%4], and the last tile ends in zeros.
+// Row i, column j of a matrix lies at [i/4][j][i%4], and its last tile ends in zeros.
 static void test_tiles() {
-    const alora_matrices m      = counting(3, 10, 1);
+    const alora_matrices m      = counting(3, 10, 2);
+    const int64_t        n      = 3 * 3 * 4;
     const auto           packed = alora_pack_tiles(m, GGML_TYPE_F16, 4, 0.5f);
-    CHECK(packed.size() == 3 * 3 * 4 * sizeof(ggml_fp16_t));
-    const auto values = alora_to_f32(GGML_TYPE_F16, packed.data(), 3 * 3 * 4);
-    for (int64_t i = 0; i < 12; ++i) {
-        for (int64_t j = 0; j < 3; ++j) {
-            const float expected = i < 10 ? m.values[i * 3 + j] * 0.5f : 0.0f;
-            CHECK(values[((i / 4) * 3 + j) * 4 + i % 4] == expected);
+    CHECK(packed.size() == 2 * n * sizeof(ggml_fp16_t));
+    const auto values = alora_to_f32(GGML_TYPE_F16, packed.data(), 2 * n);
+    for (int64_t of = 0; of < 2; ++of) {
+        for (int64_t i = 0; i < 12; ++i) {
+            for (int64_t j = 0; j < 3; ++j) {
+                const float expected = i < 10 ? m.values[(of * 10 + i) * 3 + j] * 0.5f : 0.0f;
+                CHECK(values[of * n + ((i / 4) * 3 + j) * 4 + i % 4] == expected);
+            }
         }
     }
 }

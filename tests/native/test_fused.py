@@ -134,9 +134,10 @@ def _widen(source: Path, target: Path, dtype: gguf.GGMLQuantizationType) -> None
     writer.close()
 
 
-def test_results_do_not_depend_on_threads(tmp_path: Path) -> None:
-    adapters = adapters_of(tiny_model("llama"), tmp_path)
-    base = Base(tiny_model("llama").gguf)
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_results_do_not_depend_on_threads(family: str, tmp_path: Path) -> None:
+    adapters = adapters_of(tiny_model(family), tmp_path)
+    base = Base(tiny_model(family).gguf)
     first = None
     for n_threads in (1, 2, 3, 2):
         with prepared(base, adapters, "fused", n_threads) as (ctx, slots):
@@ -147,10 +148,11 @@ def test_results_do_not_depend_on_threads(tmp_path: Path) -> None:
     base.close()
 
 
-def test_base_rows_are_untouched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_base_rows_are_untouched(family: str, tmp_path: Path) -> None:
     """Tokens of the base in a mixed batch: bit for bit the same batch without adapters."""
-    adapters = adapters_of(tiny_model("llama"), tmp_path)
-    base = Base(tiny_model("llama").gguf)
+    adapters = adapters_of(tiny_model(family), tmp_path)
+    base = Base(tiny_model(family).gguf)
     batch: list[Token] = [(t, i, (seq,)) for i, t in enumerate(TOKENS) for seq in range(3)]
     with prepared(base, adapters, "fused") as (ctx, slots):
         idle = ctx.decode(batch)
@@ -163,9 +165,10 @@ def test_base_rows_are_untouched(tmp_path: Path) -> None:
     base.close()
 
 
-def test_fewer_nodes_and_no_more_memory(tmp_path: Path) -> None:
-    adapters = adapters_of(tiny_model("llama"), tmp_path)
-    base = Base(tiny_model("llama").gguf)
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_fewer_nodes_and_no_more_memory(family: str, tmp_path: Path) -> None:
+    adapters = adapters_of(tiny_model(family), tmp_path)
+    base = Base(tiny_model(family).gguf)
     stats = {}
     for path in ("standard", "fused"):
         with prepared(base, adapters, path) as (ctx, slots):
@@ -178,10 +181,11 @@ def test_fewer_nodes_and_no_more_memory(tmp_path: Path) -> None:
     base.close()
 
 
-def test_one_graph_for_every_slot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_one_graph_for_every_slot(family: str, tmp_path: Path) -> None:
     """Another slot or scale, or a base token beside it, builds no graph."""
-    adapters = adapters_of(tiny_model("llama"), tmp_path)
-    base = Base(tiny_model("llama").gguf)
+    adapters = adapters_of(tiny_model(family), tmp_path)
+    base = Base(tiny_model(family).gguf)
     built = {}
     for path in ("standard", "fused"):
         with prepared(base, adapters, path) as (ctx, slots):
