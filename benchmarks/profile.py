@@ -64,8 +64,9 @@ class Profile:
     def _what(self, address: int) -> str:
         tensor = _Tensor.from_address(address)
         op = self._describe(address).decode()
-        if op == "CUSTOM":  # a fused product's node, which says what it is
-            return tensor.name.decode(errors="replace").split(" ")[0]
+        if op == "CUSTOM":  # of a fused product; its last node bears the product's name
+            name = tensor.name.decode(errors="replace")
+            return name if name.startswith("alora_") else "alora_addition"
         if op not in ("MUL_MAT", "MUL_MAT_ID"):
             return str(op)
         weight = _Tensor.from_address(tensor.src[0])

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstring>
 
-// Rows in a segment at most: what a thread computes at once, so that a block of A or of B is read
-// from its cache for all of them and the rows' own values stay there too.
-static constexpr int32_t SEGMENT_ROWS = 16;
+// Rows that a thread computes at once, so that a block of A or of B is read from its cache for all
+// of them and the rows' own values stay there too.
+static constexpr int32_t ROWS_AT_ONCE = 16;
 
 // Rows of A that a thread takes at a time.
 static constexpr int64_t DOT_STEP = 4;
@@ -57,8 +57,7 @@ void alora_segments::group() {
     scale.clear();
     all.clear();
     for (const entry & e : entries) {
-        if (all.empty() || all.back().slot != e.slot || all.back().expert != e.expert ||
-                all.back().n == SEGMENT_ROWS) {
+        if (all.empty() || all.back().slot != e.slot || all.back().expert != e.expert) {
             all.push_back({ e.slot, e.expert, (int32_t) row.size(), 0 });
         }
         all.back().n++;
@@ -93,18 +92,20 @@ static int64_t n_steps(const alora_fused::part & part, int32_t slot) {
     return (part.target->slot_rank[slot] + DOT_STEP - 1) / DOT_STEP;
 }
 
-// Steps `begin` to `end` of a segment's part `p`.
+// Steps `begin` to `end` of part `p` for a segment's rows from `first_row` on.
 static void dot_steps(
         const ggml_tensor * dst, const alora_fused::sums & node,
-        const alora_segments::segment & segment, size_t p, int64_t begin, int64_t end) {
+        const alora_segments::segment & segment, int32_t first_row, size_t p, int64_t begin,
+        int64_t end) {
     const auto &    part  = node.parts[p];
     const int64_t   first = DOT_STEP * begin;
     const int64_t   last  = std::min(part.target->slot_rank[segment.slot], DOT_STEP * end);
-    const int32_t * row   = node.segments.row.data() + segment.first;
     const int64_t   share = ggml_nrows(dst) / ggml_nrows(dst->src[0]);  // rows that read one of x
-    const float *   x[SEGMENT_ROWS];
-    float *         y[SEGMENT_ROWS];
-    for (int32_t t = 0; t < segment.n; ++t) {
+    const int32_t   n     = std::min(ROWS_AT_ONCE, segment.n - first_row);
+    const int32_t * row   = node.segments.row.data() + segment.first + first_row;
+    const float *   x[ROWS_AT_ONCE];
+    float *         y[ROWS_AT_ONCE];
+    for (int32_t t = 0; t < n; ++t) {
         x[t] = (const float *) row_of(dst->src[0], row[t] / share);
         y[t] = (float *) row_of(dst, row[t]) + part.offset + first;
     }
@@ -112,32 +113,36 @@ static void dot_steps(
     const char *        a =
             (const char *) stack->data + part.target->offset_a(segment.slot, segment.expert);
     alora_kernels_best().dot(
-            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, segment.n, x, y,
-                                 node.segments.scale.data() + segment.first });
+            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, n, x, y,
+                                 node.segments.scale.data() + segment.first + first_row });
+}
+
+// Calls body(segment, first_row, p, n_steps) for all that a node of sums computes, in order.
+template <typename F> static void each_part(const alora_fused::sums & node, const F & body) {
+    for (const auto & segment : node.segments.all) {
+        for (int32_t first_row = 0; first_row < segment.n; first_row += ROWS_AT_ONCE) {
+            for (size_t p = 0; p < node.parts.size(); ++p) {
+                body(segment, first_row, p, n_steps(node.parts[p], segment.slot));
+            }
+        }
+    }
 }
 
 // y = scale * A x: src[0] is x, then A's stacks. Threads share the rows of all A.
 static void compute_sums(ggml_tensor * dst, int ith, int nth, void * userdata) {
     auto &  node  = *(alora_fused::sums *) userdata;
     int64_t n_all = 0;
-    for (const auto & segment : node.segments.all) {
-        for (const auto & part : node.parts) {
-            n_all += n_steps(part, segment.slot);
-        }
-    }
+    each_part(node, [&](const auto &, int32_t, size_t, int64_t steps) { n_all += steps; });
     node.work.run(n_all, ith, nth, [&](int64_t begin, int64_t end) {
         int64_t at = 0;
-        for (const auto & segment : node.segments.all) {
-            for (size_t p = 0; p < node.parts.size() && at < end; ++p) {
-                const int64_t steps = n_steps(node.parts[p], segment.slot);
-                const int64_t from  = std::max((int64_t) 0, begin - at);
-                const int64_t to    = std::min(steps, end - at);
-                if (from < to) {
-                    dot_steps(dst, node, segment, p, from, to);
-                }
-                at += steps;
+        each_part(node, [&](const auto & segment, int32_t first_row, size_t p, int64_t steps) {
+            const int64_t from = std::max((int64_t) 0, begin - at);
+            const int64_t to   = std::min(steps, end - at);
+            if (from < to) {
+                dot_steps(dst, node, segment, first_row, p, from, to);
             }
-        }
+            at += steps;
+        });
     });
 }
 
@@ -150,38 +155,55 @@ static void add_tiles(
     if (rank == 0) {
         return;
     }
-    const int64_t   first = begin * ALORA_TILE;
-    const int64_t   last  = std::min(dst->ne[0], end * ALORA_TILE);
-    const int32_t * row   = node.segments.row.data() + segment.first;
-    const float *   y[SEGMENT_ROWS];
-    float *         out[SEGMENT_ROWS];
-    for (int32_t t = 0; t < segment.n; ++t) {
-        y[t]   = (const float *) row_of(dst->src[1], row[t]) + node.what.offset;
-        out[t] = (float *) row_of(dst, row[t]) + first;
-    }
     const ggml_tensor * stack = dst->src[2];
-    const char * b = (const char *) stack->data + target.offset_b(segment.slot, segment.expert);
-    alora_kernels_best().axpy(
-            stack->type,
-            { b + begin * rank * stack->nb[1], rank, last - first, segment.n, y, out });
+    const char *  b = (const char *) stack->data + target.offset_b(segment.slot, segment.expert) +
+                      begin * rank * stack->nb[1];
+    const int64_t first = begin * ALORA_TILE;
+    const int64_t last  = std::min(dst->ne[0], end * ALORA_TILE);
+    for (int32_t first_row = 0; first_row < segment.n; first_row += ROWS_AT_ONCE) {
+        const int32_t   n   = std::min(ROWS_AT_ONCE, segment.n - first_row);
+        const int32_t * row = node.segments.row.data() + segment.first + first_row;
+        const float *   y[ROWS_AT_ONCE];
+        float *         out[ROWS_AT_ONCE];
+        for (int32_t t = 0; t < n; ++t) {
+            y[t]   = (const float *) row_of(dst->src[1], row[t]) + node.what.offset;
+            out[t] = (float *) row_of(dst, row[t]) + first;
+        }
+        alora_kernels_best().axpy(stack->type, { b, rank, last - first, n, y, out });
+    }
+}
+
+// Tiles `begin` to `end` of the base's results, all rows.
+static void copy_tiles(ggml_tensor * dst, int64_t begin, int64_t end) {
+    const int64_t first = begin * ALORA_TILE;
+    const int64_t last  = std::min(dst->ne[0], end * ALORA_TILE);
+    for (int64_t i = 0; i < ggml_nrows(dst); ++i) {
+        memcpy((float *) row_of(dst, i) + first, (const float *) row_of(dst->src[0], i) + first,
+                (last - first) * sizeof(float));
+    }
 }
 
 // dst += B y: src[0] is the base's result, of which dst is a view or else becomes a copy, then y
-// and B's stack. Threads share the tiles of B.
+// and B's stack. Threads share the tiles of all segments, which a thread reads from front to back,
+// except that a copy has to be there before anything is added to it.
 static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    auto & node = *(alora_fused::addition *) userdata;
-    node.work.run(node.what.target->n_tiles(), ith, nth, [&](int64_t begin, int64_t end) {
-        if (dst->data != dst->src[0]->data) {
-            const int64_t first = begin * ALORA_TILE;
-            const int64_t last  = std::min(dst->ne[0], end * ALORA_TILE);
-            for (int64_t i = 0; i < ggml_nrows(dst); ++i) {
-                memcpy((float *) row_of(dst, i) + first,
-                        (const float *) row_of(dst->src[0], i) + first,
-                        (last - first) * sizeof(float));
+    auto &        node     = *(alora_fused::addition *) userdata;
+    const auto &  segments = node.segments.all;
+    const int64_t n_tiles  = node.what.target->n_tiles();
+    if (dst->data != dst->src[0]->data) {
+        node.work.run(n_tiles, ith, nth, [&](int64_t begin, int64_t end) {
+            copy_tiles(dst, begin, end);
+            for (const auto & segment : segments) {
+                add_tiles(dst, node, segment, begin, end);
             }
-        }
-        for (const auto & segment : node.segments.all) {
-            add_tiles(dst, node, segment, begin, end);
+        });
+        return;
+    }
+    node.work.run(n_tiles * segments.size(), ith, nth, [&](int64_t begin, int64_t end) {
+        for (int64_t s = begin / n_tiles; s * n_tiles < end; ++s) {
+            add_tiles(
+                    dst, node, segments[s], std::max((int64_t) 0, begin - s * n_tiles),
+                    std::min(n_tiles, end - s * n_tiles));
         }
     });
 }
