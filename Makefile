@@ -147,7 +147,7 @@ test-stock: setup-checks
 test-python: setup-checks
 	@$(BIN)/python -m pytest tests/convert --cov --cov-report=term
 	@$(BIN)/python -m pytest --ignore=tests/convert
-	@ALORA_CPU_PATH=standard $(BIN)/python -m pytest tests/native tests/parity
+	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(BIN)/python -m pytest tests/native tests/parity
 
 clean:
 	rm -rf $(VENV) build dist

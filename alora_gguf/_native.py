@@ -18,7 +18,7 @@ from typing import Any, Final
 from . import errors
 
 LLAMA_CPP_PYTHON: Final = "0.3.36"
-API_VERSION: Final = 2
+API_VERSION: Final = 3
 
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
     -1: errors.InputError,
@@ -42,6 +42,7 @@ class _StatsStruct(ctypes.Structure):
         ("n_slots", ctypes.c_int32),
         ("n_adapters", ctypes.c_int32),
         ("rank", ctypes.c_int32),
+        ("n_attention", ctypes.c_int32),
     ]
 
 
@@ -58,6 +59,7 @@ class Stats:
     n_slots: int
     n_adapters: int
     rank: int
+    n_attention: int
 
 
 class Log:

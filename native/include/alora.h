@@ -18,7 +18,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 2
+#define ALORA_API_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -46,6 +46,7 @@ struct alora_stats {
     int32_t n_slots;        // slots the bank has room for, the base's slot 0 included
     int32_t n_adapters;     // slots in use, slot 0 not counted
     int32_t rank;           // largest rank that fits without growing, 0 while there is no target
+    int32_t n_attention;    // nodes of that graph that are attention of ours, not upstream's
 };
 
 // ALORA_API_VERSION of the library that is loaded.

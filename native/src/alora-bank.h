@@ -2,6 +2,7 @@
 // slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
 #pragma once
 
+#include "alora-attention.h"
 #include "alora-file.h"
 #include "alora-slots.h"
 #include "alora-target.h"
@@ -67,6 +68,9 @@ class alora_bank {
     size_t  n_bytes() const;
 
     alora_activations activations;
+
+    const alora_attention_path attention = alora_attention_path_wanted();
+    alora_workspace            workspace;  // of attention, for whichever graph is computed
 
     std::atomic<bool> interrupted{ false };   // read by the abort callback, amid a computation
     bool              interruptible = false;  // whether that callback is installed

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "alora-slots.h"
+#include "alora-work.h"
 
-#include <atomic>
 #include <cstdint>
 #include <list>
 #include <unordered_map>
@@ -48,30 +48,6 @@ struct alora_segments {
     void group();  // fills the rest from `entries`
 
     std::vector<entry> entries;
-};
-
-// Hands the parts of a node's work to whichever thread is free: cores differ in speed and have other
-// things to do. Who computes a part makes no difference to its result.
-class alora_work {
-  public:
-    // Calls body(begin, end) for ranges that make up [0, n), from all nth threads together.
-    template <typename F> void run(int64_t n, int ith, int nth, const F & body) {
-        const int64_t n_parts = n < PARTS * nth ? n : PARTS * nth;
-        for (int64_t i = ith; i < n_parts; i = nth + next.fetch_add(1, std::memory_order_relaxed)) {
-            body(n * i / n_parts, n * (i + 1) / n_parts);
-        }
-        // the last thread to leave makes it ready for the next time
-        if (left.fetch_add(1, std::memory_order_acq_rel) == nth - 1) {
-            next.store(0, std::memory_order_relaxed);
-            left.store(0, std::memory_order_release);
-        }
-    }
-
-  private:
-    static constexpr int64_t PARTS = 4;  // for each thread
-
-    std::atomic<int64_t> next{ 0 };
-    std::atomic<int>     left{ 0 };
 };
 
 // The fused products of one graph. The nodes point into this, so it lives as long as the graph.

@@ -46,6 +46,7 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
         return plan;
     }
     plan.generation = bank.generation;
+    plan.pure       = !has_base;
     if (plan.kind == shape::single) {
         plan.scaled = has_scale || has_base;
         // fused products take any slot and scale: one graph serves every slot that changes as much
@@ -79,6 +80,19 @@ llama_cparams alora_planned(
         planned.alora.plan = plan_of(bank, ubatch);
     }
     return planned;
+}
+
+// Tokens of the base are upstream's bit for bit, also beside adapted ones, unless our attention is
+// asked for.
+static bool may_attend(const alora_ref & ref) {
+    switch (ref.bank->attention) {
+        case alora_attention_path::stock:
+            return false;
+        case alora_attention_path::ours:
+            return !ref.plan.reserve;
+        default:
+            return !ref.plan.reserve && ref.plan.pure;
+    }
 }
 
 uint32_t alora_n_nodes(const llama_cparams & cparams) {
@@ -209,6 +223,18 @@ ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, gg
     ggml_tensor * x   = input_of(graph).padded(graph.ctx0, cur, REPACKED_ROWS - over);
     ggml_tensor * res = ggml_mul_mat(graph.ctx0, w, x);
     return ggml_view_2d(graph.ctx0, res, res->ne[0], cur->ne[1], res->nb[1], 0);
+}
+
+// Worst-case graphs are reserved with upstream's node, which needs as much memory.
+ggml_tensor * alora_attn(const llm_graph_context & graph, ggml_tensor * stock) {
+    const alora_ref & ref = graph.cparams.alora;
+    if (!may_attend(ref)) {
+        return stock;
+    }
+    const int n_threads = std::max(graph.cparams.n_threads, graph.cparams.n_threads_batch);
+    return input_of(graph).attention.node(
+            graph.ctx0, stock, ref.bank->workspace, n_threads,
+            ref.bank->attention == alora_attention_path::choose);
 }
 
 ggml_tensor * alora_mm(

@@ -24,12 +24,13 @@ struct alora_plan {
     shape   kind = shape::stock;
     int32_t slot = 0;      // single: the slot
     bool scaled  = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
+    bool pure    = false;  // every token is adapted: attention need not be upstream's bit for bit
     bool reserve = false;  // built to size buffers, never computed
     uint64_t generation = 0;  // of the bank; 0 for stock, which reads nothing of it
 
     bool operator==(const alora_plan & other) const {
         return kind == other.kind && slot == other.slot && scaled == other.scaled &&
-               generation == other.generation;
+               pure == other.pure && generation == other.generation;
     }
 };
 
@@ -59,6 +60,9 @@ bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & ba
 
 // The base's own product, w times cur; where adapters are active, in the form that is cheapest.
 ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur);
+
+// Our node in place of `stock`, upstream's for attention, where it is faster; `stock` elsewhere.
+ggml_tensor * alora_attn(const llm_graph_context & graph, ggml_tensor * stock);
 
 // Each returns `res`, the base's result, plus what the bank adds to it (`res` itself if nothing).
 ggml_tensor * alora_mm(

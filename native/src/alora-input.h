@@ -2,6 +2,7 @@
 // and positions whenever the graph is computed. Knows nothing of products.
 #pragma once
 
+#include "alora-attention.h"
 #include "alora-bank.h"
 #include "alora-fused.h"
 #include "alora-graph.h"
@@ -72,7 +73,8 @@ class alora_input : public llm_graph_input_i {
         return wide ? wide : wide = ggml_pad(ctx, x, 0, (int) n, 0, 0);
     }
 
-    alora_fused fused;  // the graph's fused products
+    alora_fused     fused;      // the graph's fused products
+    alora_attention attention;  // and its attention
 
   private:
     static ggml_tensor * new_input(

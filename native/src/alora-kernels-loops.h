@@ -24,16 +24,17 @@ struct bf16 {
     uint16_t bits;
 };
 
-// Finite values only: the exponent's bias is mended by a multiplication, which is exact.
+// The exponent's bias is mended by a multiplication, which is exact.
 inline float to_float(f16 value) {
     const uint32_t magnitude = (uint32_t) (value.bits & 0x7fff) << 13;
     const uint32_t sign      = (uint32_t) (value.bits & 0x8000) << 16;
+    const uint32_t infinite  = magnitude >= 0x0f800000 ? 0x7f800000 : 0;
     float          f;
     memcpy(&f, &magnitude, sizeof(f));
     f *= 0x1p112f;
     uint32_t bits;
     memcpy(&bits, &f, sizeof(f));
-    bits |= sign;
+    bits |= sign | infinite;
     memcpy(&f, &bits, sizeof(f));
     return f;
 }

@@ -1,5 +1,5 @@
-// The two loops of an adapter's product on the CPU, one set of them per instruction set. Host
-// memory only; knows nothing of graphs, slots or the bank.
+// The loops of our nodes on the CPU, one set of them per instruction set: the two of an adapter's
+// product, and attention. Host memory only; knows nothing of graphs, slots or the bank.
 #pragma once
 
 #include "ggml.h"
@@ -32,12 +32,61 @@ struct alora_axpy {
     float * const *       out;  // [n_tokens], n_out values each
 };
 
+// Attention of some rows of queries to a run of keys that all of them share. The rows are tokens
+// times the query heads of one K/V head: token t's head g is row t*group + g.
+struct alora_attend {
+    struct cells {
+        const char * data;    // the first
+        size_t       stride;  // bytes from one to the next
+        ggml_type    type;    // F32, F16, BF16 or Q8_0
+        int64_t      d;       // values in each, a multiple of 16
+    };
+
+    cells                    k;
+    cells                    v;
+    int64_t                  n_keys;
+    int64_t                  n_tokens;
+    int64_t                  group;
+    const float * const *    q;      // [n_tokens*group], k.d values each
+    const uint16_t * const * mask;   // [n_tokens], n_keys F16 values each; null: all are seen
+    const float *            slope;  // [group] by which a head multiplies the mask; null: 1
+    float                    scale;
+    float                    soft_cap;  // 0: none
+
+    float * scratch;  // alora_scratch_size() floats
+    float * partial;  // alora_partial_size() floats, the result: read by alora_merge
+};
+
+// Attention to all keys out of that to `n` runs of them, in their order.
+struct alora_merge {
+    float *         partial;  // [n], one after the other; changed
+    int64_t         n;
+    int64_t         n_rows;
+    int64_t         d;       // values in a cell of V
+    const float *   sink;    // [n_rows], a score that takes part without a value; null: none
+    float * const * out;     // [n_rows], d values each
+    int64_t         stride;  // floats from one to the next of `partial`
+};
+
+// Keys that are computed at once.
+static constexpr int64_t ALORA_KEYS = 64;
+
+constexpr int64_t alora_partial_size(int64_t n_rows, int64_t d_v) {
+    return (n_rows + 15) / 16 * 16 * (d_v + 2);
+}
+
+constexpr int64_t alora_scratch_size(int64_t n_rows, int64_t d_k, int64_t d_v) {
+    return (n_rows + 15) / 16 * 16 * d_k + ALORA_KEYS * (d_k + d_v + 2 * 64) + 64;
+}
+
 // A value's result is the same whichever tokens and rows are computed beside it. Adapters are F16,
 // BF16 or F32, and finite (the bank checks both).
 struct alora_kernels {
     const char * name;
     void (*dot)(ggml_type type, const alora_dot & work);
     void (*axpy)(ggml_type type, const alora_axpy & work);
+    void (*attend)(const alora_attend & work);
+    void (*merge)(const alora_merge & work);
 };
 
 // The fastest set that this processor runs.

@@ -45,6 +45,15 @@ struct alora_access {
         return ctx->gf_res_prev_active ? ggml_graph_n_nodes(ctx->gf_res_prev_active->get_gf()) : 0;
     }
 
+    static int32_t n_attention(const llama_context * ctx) {
+        int32_t n = 0;
+        for (int64_t i = 0; i < n_nodes(ctx); ++i) {
+            n += alora_attention::is_node(
+                    *ggml_graph_node(ctx->gf_res_prev_active->get_gf(), (int) i));
+        }
+        return n;
+    }
+
     static int64_t compute_bytes(const llama_context * ctx) {
         int64_t n = 0;
         for (ggml_backend_t backend : ctx->backend_ptrs) {
@@ -235,6 +244,7 @@ int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
         stats->n_slots          = bank.slots();
         stats->n_adapters       = bank.adapters();
         stats->rank             = (int32_t) bank.largest_rank();
+        stats->n_attention      = alora_access::n_attention(ctx);
         return (int32_t) ALORA_OK;
     });
 }

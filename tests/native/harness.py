@@ -19,7 +19,7 @@ Logits = NDArray[np.float32]
 Token = tuple[int, int, tuple[int, ...]]  # id, position, sequences
 
 F32 = 0  # ggml_type
-FLASH_ATTENTION_OFF = 0
+FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = 0, 1
 
 
 class Base:
@@ -39,9 +39,19 @@ class Base:
         assert self._native, "the stock library has no bank"
         return self._native
 
-    def context(self, *, n_batch: int = 256, n_seq_max: int = 8, n_threads: int = 1) -> Context:
-        """One thread unless told otherwise: the models are too small to share."""
-        return Context(self, n_batch, n_seq_max, n_threads)
+    def context(
+        self,
+        *,
+        n_batch: int = 256,
+        n_seq_max: int = 8,
+        n_threads: int = 1,
+        flash_cells: int | None = None,
+    ) -> Context:
+        """One thread unless told otherwise: the models are too small to share.
+
+        `flash_cells`: flash attention, with cells of this ggml_type.
+        """
+        return Context(self, n_batch, n_seq_max, n_threads, flash_cells)
 
     def close(self) -> None:
         self.llama.llama_model_free(self.handle)
@@ -50,14 +60,21 @@ class Base:
 class Context:
     """A context with F32 cells, so that only the order of additions differs between graphs."""
 
-    def __init__(self, base: Base, n_batch: int, n_seq_max: int, n_threads: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        n_batch: int,
+        n_seq_max: int,
+        n_threads: int,
+        flash_cells: int | None = None,
+    ) -> None:
         self.base, self.llama = base, base.llama
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = 1024, n_batch, n_batch
         params.n_seq_max, params.kv_unified = n_seq_max, True
         params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = FLASH_ATTENTION_OFF
+        params.type_k = params.type_v = F32 if flash_cells is None else flash_cells
+        params.flash_attn_type = FLASH_ATTENTION_OFF if flash_cells is None else FLASH_ATTENTION_ON
         self.handle = self.llama.llama_init_from_model(base.handle, params)
         assert self.handle
 

@@ -1,0 +1,160 @@
+"""Attention of few tokens to many cached ones: `python -m benchmarks.attention`.
+
+Models of two layers, with the heads of real ones, over caches that are filled with repetitions of
+what a short text leaves. Two contexts, alike but for ALORA_CPU_ATTENTION, take turns; each cell is
+the time that a layer's attention takes within a decode, and the median of each round's ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Final
+
+from . import models
+from .measure import Samples, alternate
+from .models import SHAPES, Shape
+from .profile import Profile
+from .runtime import Context, ContextSize, Library, Rows, Weights
+
+HEAD: Final = (
+    "| base | threads | cached | batch | upstream's | ours | times faster | load |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+_SMALL: Final = {"layers": 2, "vocab": 4096, "ff": 1024}
+CUT_SHAPES: Final = {
+    "1b": replace(SHAPES["1b"], name="Llama-3.2-1B-heads", **_SMALL),
+    "2b": replace(SHAPES["2b"], name="Granite-3.3-2B-heads", **_SMALL),
+    "mha": replace(
+        SHAPES["1b"], name="OLMo-1B-heads", heads=16, kv_heads=16, head_dim=128, **_SMALL
+    ),
+}
+_KNOWN = 64  # tokens of the text that fills a cache
+_NODES = {"stock": "FLASH_ATTN_EXT", "ours": "alora_attention"}
+
+
+def grown(state: bytes, n: int) -> bytes:
+    """A saved sequence of _KNOWN cells as one of `n` cells, its rows repeated."""
+    known = struct.pack("<II", 1, _KNOWN) + _positions(_KNOWN)
+    if not state.startswith(known):
+        raise RuntimeError("upstream saves sequences in another form than this benchmark knows")
+    at = len(known)
+    v_trans, n_layer = struct.unpack_from("<II", state, at)
+    if v_trans:
+        raise RuntimeError("the cache is not laid out for flash attention")
+    parts = [struct.pack("<II", 1, n), _positions(n), state[at : at + 8]]
+    at += 8
+    for _ in range(2 * n_layer):
+        _, row = struct.unpack_from("<iQ", state, at)
+        head, rows = state[at : at + 12], state[at + 12 : at + 12 + _KNOWN * row]
+        parts += [head, (rows * (n // _KNOWN + 1))[: n * row]]
+        at += len(head) + len(rows)
+    return b"".join(parts)
+
+
+def _positions(n: int) -> bytes:
+    return b"".join(struct.pack("<iIi", i, 1, 0) for i in range(n))
+
+
+class Cell:
+    """Two contexts over `n` cached tokens, of which each sequence is a fork."""
+
+    def __init__(self, weights: Weights, n: int, n_threads: int, n_forks: int, state: bytes):
+        self.n, self._stack = n, ExitStack()
+        self.contexts: dict[str, tuple[Context, Profile]] = {}
+        for side in _NODES:
+            profile = Profile(weights.library)
+            os.environ["ALORA_CPU_ATTENTION"] = side  # read once, by the context's bank
+            size = ContextSize(n + 512, n_forks + 1, n_threads, 1024)
+            context = self._stack.enter_context(Context(weights, size, profile.watch))
+            context.restore(state)
+            for seq in range(1, n_forks + 1):
+                context.fork(0, seq)
+            self.contexts[side] = context, profile
+
+    def measure(self, rows: Rows, rounds: int) -> Samples:
+        return alternate({side: lambda s=side: self._sample(s, rows) for side in _NODES}, rounds)
+
+    def _sample(self, side: str, rows: Rows) -> float:
+        context, profile = self.contexts[side]
+        seconds = []
+        for _ in range(3):
+            profile.clear()
+            context.decode(rows)
+            seconds.append(profile.seconds[_NODES[side]] / profile.nodes[_NODES[side]])
+            for seq in {row[2] for row in rows}:
+                context.truncate(seq, self.n)
+        return min(seconds)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def batches(n: int, sizes: list[int], forks: list[int]) -> Iterator[tuple[str, Rows]]:
+    for size in sizes:
+        rows = [(1 + i % 4000, n + i, 1, i == size - 1) for i in range(size)]
+        yield f"{size} token{'s' * (size > 1)}", rows
+    for size in forks:
+        yield f"{size} forks", [(1 + i, n, 1 + i, True) for i in range(size)]
+
+
+def line(head: str, samples: Samples) -> str:
+    stock, ours = samples["stock"], samples["ours"]
+    ratio = statistics.median(a / b for a, b in zip(stock, ours, strict=True))
+    times = " | ".join(f"{statistics.median(side) * 1e3:.2f} ms" for side in (stock, ours))
+    return f"| {head} | {times} | {ratio:.2f}x | {os.getloadavg()[0]:.1f} |"
+
+
+def cells(chosen: argparse.Namespace) -> Iterator[str]:
+    library = Library()
+    for name in chosen.models:
+        shape: Shape = CUT_SHAPES[name]
+        weights = Weights(library, models.base(shape))
+        with Context(weights, ContextSize(512)) as context:
+            context.prefill(range(1, _KNOWN + 1))
+            known = context.save()
+        for n in chosen.cached:
+            state = grown(known, n)
+            for n_threads in chosen.threads:
+                cell = Cell(weights, n, n_threads, max(chosen.forks), state)
+                for batch, rows in batches(n, chosen.tokens, chosen.forks):
+                    samples = cell.measure(rows, chosen.rounds)
+                    yield line(f"{shape.name} | {n_threads} | {n} | {batch}", samples)
+                cell.close()
+        weights.close()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__)
+
+    def several(option: str, default: str, kind: type = int) -> None:
+        parser.add_argument(
+            option,
+            type=lambda text: [kind(part) for part in text.split(",")],
+            default=default,
+            help="%(default)s",
+        )
+
+    several("--models", ",".join(CUT_SHAPES), str)
+    several("--threads", "1,2")
+    several("--cached", "512,2048,8192,32768")
+    several("--tokens", "1,4,8,16,32,63,128")
+    several("--forks", "2,8")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    print(HEAD, flush=True)
+    for row in cells(chosen):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

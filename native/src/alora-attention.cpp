@@ -1,0 +1,253 @@
+#include "alora-attention.h"
+
+#include "alora-kernels.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+// Keys in a unit at least, so that making its queries ready costs little, and units that a node
+// should have at least, so that many threads have something to do. Results depend on these, and so
+// not on the number of threads.
+static constexpr int64_t MIN_RUN   = 512;
+static constexpr int64_t MIN_UNITS = 64;
+
+// Rows in a unit at most: with more, their results so far no longer fit into the cache.
+static constexpr int64_t MAX_ROWS   = 256;
+static constexpr int64_t MAX_TOKENS = 64;
+
+static constexpr char NAME[] = "alora_attention";
+
+void alora_workspace::reserve(int64_t n) {
+    if (n <= size) {
+        return;
+    }
+    memory.reset();
+    memory.reset(new float[n + 16]);
+    aligned = (float *) (((uintptr_t) memory.get() + 63) / 64 * 64);
+    size    = n;
+}
+
+alora_attention_path alora_attention_path_wanted() {
+    const char * path = getenv("ALORA_CPU_ATTENTION");
+    if (path && strcmp(path, "stock") == 0) {
+        return alora_attention_path::stock;
+    }
+    return path && strcmp(path, "ours") == 0 ? alora_attention_path::ours
+                                             : alora_attention_path::choose;
+}
+
+//
+// what can be computed here, and when it pays
+//
+
+enum source { Q, K, V, MASK, SINKS };
+
+// The cells themselves, where upstream narrows a copy of them.
+static ggml_tensor * cells_of(ggml_tensor * t) {
+    return t->op == GGML_OP_CPY && t->src[0]->type == GGML_TYPE_F32 ? t->src[0] : t;
+}
+
+static bool can_read(const ggml_tensor * cells) {
+    const bool    known = cells->type == GGML_TYPE_F32 || cells->type == GGML_TYPE_F16 ||
+                          cells->type == GGML_TYPE_BF16 || cells->type == GGML_TYPE_Q8_0;
+    const int64_t step  = cells->type == GGML_TYPE_Q8_0 ? 32 : 16;
+
+    const ggml_tensor * owner = cells->view_src ? cells->view_src : cells;
+    const bool          on_host =
+            owner->buffer ? ggml_backend_buffer_is_host(owner->buffer) : owner->data != nullptr;
+    return known && on_host && cells->nb[0] == ggml_type_size(cells->type) &&
+           cells->ne[0] % step == 0 && cells->ne[0] <= 256;
+}
+
+static bool can_compute(const ggml_tensor * stock, const ggml_tensor * k, const ggml_tensor * v) {
+    const ggml_tensor * q     = stock->src[Q];
+    const ggml_tensor * mask  = stock->src[MASK];
+    const ggml_tensor * sinks = stock->src[SINKS];
+    return can_read(k) && can_read(v) && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
+           k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && q->ne[2] / k->ne[2] <= MAX_ROWS &&
+           (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->ne[0] >= k->ne[1] &&
+                             mask->ne[1] >= q->ne[1])) &&
+           (!sinks || sinks->type == GGML_TYPE_F32);
+}
+
+// Whether this is faster than upstream's node: see benchmarks/attention.py. It is for all that was
+// measured.
+static bool pays(const ggml_tensor *, const ggml_tensor *, const ggml_tensor *) {
+    return true;
+}
+
+//
+// the node
+//
+
+static char * at(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+    return (char *) t->data + i1 * t->nb[1] + i2 * t->nb[2] + i3 * t->nb[3];
+}
+
+// A unit's place.
+struct place {
+    int64_t stream;
+    int64_t head;   // of K and V
+    int64_t token;  // the first of the block
+    int64_t n_tokens;
+
+    place(const ggml_tensor * dst, const alora_attention::work & node, int64_t block) {
+        const int64_t n_heads = dst->src[K]->ne[2];
+        token                 = block % node.n_blocks * node.tokens_at_once;
+        n_tokens              = std::min(node.tokens_at_once, node.n_tokens - token);
+        head                  = block / node.n_blocks % n_heads;
+        stream                = block / node.n_blocks / n_heads;
+    }
+};
+
+static float * partial_of(const alora_attention::work & node, int64_t unit) {
+    return node.space->data() + node.n_threads * node.scratch + unit * node.partial;
+}
+
+static void attend(
+        const ggml_tensor * dst, const alora_attention::work & node, int64_t unit, int ith) {
+    const place         here(dst, node, unit / node.n_runs);
+    const int64_t       first = unit % node.n_runs * node.run;
+    const ggml_tensor * q     = dst->src[Q];
+    const ggml_tensor * k     = dst->src[K];
+    const ggml_tensor * v     = dst->src[V];
+    const ggml_tensor * mask  = dst->src[MASK];
+
+    const float *    rows[MAX_ROWS];
+    const uint16_t * masks[MAX_TOKENS];
+    for (int64_t t = 0; t < here.n_tokens; ++t) {
+        for (int64_t g = 0; g < node.group; ++g) {
+            rows[t * node.group + g] =
+                    (const float *) at(q, here.token + t, here.head * node.group + g, here.stream);
+        }
+        if (mask) {
+            masks[t] = (const uint16_t *) at(mask, here.token + t, 0, here.stream % mask->ne[3]) +
+                       first;
+        }
+    }
+    alora_kernels_best().attend(
+            {
+                    { at(k, first, here.head, here.stream), k->nb[1], k->type, k->ne[0] },
+                    { at(v, first, here.head, here.stream), v->nb[1], v->type, v->ne[0] },
+                    std::min(node.run, k->ne[1] - first),
+                    here.n_tokens,
+                    node.group,
+                    rows,
+                    mask ? masks : nullptr,
+                    node.slopes.empty() ? nullptr : node.slopes.data() + here.head * node.group,
+                    node.scale,
+                    node.soft_cap,
+                    node.space->data() + ith * node.scratch,
+                    partial_of(node, unit),
+            });
+}
+
+static void merge(ggml_tensor * dst, const alora_attention::work & node, int64_t block) {
+    const place         here(dst, node, block);
+    const ggml_tensor * sinks = dst->src[SINKS];
+    float *             rows[MAX_ROWS];
+    float               sink[MAX_ROWS];
+    const int64_t       n_rows = here.n_tokens * node.group;
+    for (int64_t r = 0; r < n_rows; ++r) {
+        const int64_t head = here.head * node.group + r % node.group;
+        rows[r]            = (float *) at(dst, head, here.token + r / node.group, here.stream);
+        sink[r]            = sinks ? ((const float *) sinks->data)[head] : 0.0f;
+    }
+    alora_kernels_best().merge(
+            { partial_of(node, block * node.n_runs), node.n_runs, n_rows, dst->ne[0],
+                    sinks ? sink : nullptr, rows, node.partial });
+}
+
+// src: q, k, v, mask, sinks, as upstream's node has them.
+static void compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    auto & node = *(alora_attention::work *) userdata;
+    nth         = std::min(nth, node.n_threads);  // each has its scratch
+    if (ith >= nth) {
+        return;
+    }
+    const int64_t n_units = dst->src[K]->ne[3] * dst->src[K]->ne[2] * node.n_blocks * node.n_runs;
+    node.parts.run_each(n_units, ith, nth, [&](int64_t unit) {
+        attend(dst, node, unit, ith);
+        const int64_t          block = unit / node.n_runs;
+        std::atomic<int64_t> & done  = node.done[block];
+        if (done.fetch_add(1, std::memory_order_acq_rel) == node.n_runs - 1) {
+            done.store(0, std::memory_order_relaxed);
+            merge(dst, node, block);
+        }
+    });
+}
+
+bool alora_attention::is_node(const ggml_tensor & t) {
+    return t.op == GGML_OP_CUSTOM && strcmp(t.name, NAME) == 0;
+}
+
+//
+// building it
+//
+
+// As upstream has them, ggml_flash_attn_ext() and ggml_soft_max_ext() alike.
+static std::vector<float> slopes_of(float max_bias, int64_t n_head) {
+    std::vector<float> slopes;
+    if (max_bias > 0.0f) {
+        const int64_t n_even = (int64_t) 1 << (int) std::floor(std::log2((double) n_head));
+        const float   even   = std::pow(2.0f, -max_bias / n_even);
+        const float   odd    = std::pow(2.0f, -max_bias / 2.0f / n_even);
+        for (int64_t h = 0; h < n_head; ++h) {
+            slopes.push_back(
+                    h < n_even ? std::pow(even, (float) (h + 1))
+                               : std::pow(odd, (float) (2 * (h - n_even) + 1)));
+        }
+    }
+    return slopes;
+}
+
+// How the work is divided.
+static void divide(alora_attention::work & node, const ggml_tensor * k, const ggml_tensor * v) {
+    node.tokens_at_once = std::max((int64_t) 1, std::min(MAX_TOKENS, MAX_ROWS / node.group));
+    node.n_blocks       = (node.n_tokens + node.tokens_at_once - 1) / node.tokens_at_once;
+    node.tokens_at_once = (node.n_tokens + node.n_blocks - 1) / node.n_blocks;
+
+    const int64_t n_places = k->ne[3] * k->ne[2] * node.n_blocks;
+    const int64_t wanted   = (MIN_UNITS + n_places - 1) / n_places;
+    const int64_t n_tiles  = (k->ne[1] + ALORA_KEYS - 1) / ALORA_KEYS;
+    node.run               = std::max(MIN_RUN, (n_tiles + wanted - 1) / wanted * ALORA_KEYS);
+    node.n_runs            = (k->ne[1] + node.run - 1) / node.run;
+    node.done.reset(new std::atomic<int64_t>[n_places]());
+
+    const int64_t n_rows = node.tokens_at_once * node.group;
+    node.scratch         = GGML_PAD(alora_scratch_size(n_rows, k->ne[0], v->ne[0]), 16);
+    node.partial         = alora_partial_size(n_rows, v->ne[0]);
+    node.space->reserve(node.n_threads * node.scratch + n_places * node.n_runs * node.partial);
+}
+
+ggml_tensor * alora_attention::node(
+        ggml_context * ctx, ggml_tensor * stock, alora_workspace & space, int n_threads,
+        bool choose) {
+    ggml_tensor * k = cells_of(stock->src[K]);
+    ggml_tensor * v = cells_of(stock->src[V]);
+    if (!can_compute(stock, k, v) || (choose && !pays(stock, k, v))) {
+        return stock;
+    }
+    float params[3];
+    memcpy(params, stock->op_params, sizeof(params));
+
+    work & node    = all.emplace_back();
+    node.space     = &space;
+    node.scale     = params[0];
+    node.slopes    = slopes_of(params[1], stock->src[Q]->ne[2]);
+    node.soft_cap  = params[2];
+    node.n_tokens  = stock->src[Q]->ne[1];
+    node.group     = stock->src[Q]->ne[2] / k->ne[2];
+    node.n_threads = n_threads;
+    divide(node, k, v);
+
+    ggml_tensor * sources[] = { stock->src[Q], k, v, stock->src[MASK], stock->src[SINKS] };
+    ggml_tensor * result    = ggml_custom_4d(
+            ctx, GGML_TYPE_F32, stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3], sources, 5,
+            compute, GGML_N_TASKS_MAX, &node);
+    ggml_set_name(result, NAME);
+    return result;
+}

@@ -1,0 +1,162 @@
+"""Attention that reads the shared prefix once, against upstream's node: ALORA_CPU_ATTENTION."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.tiny_models import FAMILIES, tiny_model
+
+from .harness import F32, Base, Context, Logits, Token, difference, sequence, write_adapter
+
+F16, Q8_0, BF16 = 1, 8, 30  # ggml_type
+TOLERANCE = 5e-3  # of the largest logit
+PREFIX = [int(t) for t in np.random.default_rng(4).integers(3, 300, 150)]
+SUFFIX = [int(t) for t in np.random.default_rng(5).integers(3, 300, 16)]
+FORKS = range(1, 7)
+
+
+@contextmanager
+def prepared(
+    base: Base, how: str, adapters: list[Path], cells: int | None = F16, n_threads: int = 1
+) -> Iterator[tuple[Context, list[int]]]:
+    """A context that computes attention in one way, with PREFIX in sequence 0 and in its forks.
+
+    Without a type for `cells`: no flash attention, which is exact.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALORA_CPU_ATTENTION", how)
+        ctx = base.context(n_threads=n_threads, flash_cells=cells)
+    try:
+        slots = [ctx.add(adapter) for adapter in adapters]
+        ctx.decode(sequence(PREFIX))
+        memory = ctx.llama.llama_get_memory(ctx.handle)
+        for seq in FORKS:
+            ctx.llama.llama_memory_seq_cp(memory, 0, seq, -1, -1)
+            if slots:
+                ctx.activate(seq, len(PREFIX), slots[seq % len(slots)])
+        yield ctx, slots
+    finally:
+        ctx.close()
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    model = tiny_model("llama")
+    return [write_adapter(tmp_path / f"{r}.gguf", model, rank=r, seed=r) for r in (8, 5)]
+
+
+@pytest.fixture
+def base() -> Iterator[Base]:
+    base = Base(tiny_model("llama").gguf)
+    yield base
+    base.close()
+
+
+def forks(first: int, n: int = 1) -> list[Token]:
+    """`n` tokens of each of several forks, interleaved, `first` tokens after the prefix."""
+    places = [(i, seq) for i in range(first, first + n) for seq in FORKS[1:]]
+    return [(SUFFIX[i] + seq, len(PREFIX) + i, (seq,)) for i, seq in places]
+
+
+def suffix(seq: int = 1) -> list[Token]:
+    return sequence(SUFFIX, seq, len(PREFIX))
+
+
+def run(ctx: Context) -> list[Logits]:
+    """A suffix, then forks beside it, then one token of a fork."""
+    one = [(9, len(PREFIX) + 4, (2,))]
+    return [ctx.decode(batch) for batch in (suffix(), forks(0), forks(1, 3), one)]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2", "gpt2"])
+def test_all_families(family: str, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "a.gguf", tiny_model(family), rank=8)
+    base = Base(tiny_model(family).gguf)
+    results = []
+    for how in ("stock", "ours"):
+        with prepared(base, how, [adapter]) as (ctx, _):
+            results.append([ctx.decode(suffix())])
+            assert (ctx.stats().n_attention > 0) == (how == "ours")
+            if family != "granitemoehybrid":  # cannot go back
+                results[-1] += [ctx.decode(forks(0)), ctx.decode(forks(1))]
+    for stock, ours in zip(*results, strict=True):
+        assert difference(ours, stock) < TOLERANCE
+    base.close()
+
+
+@pytest.mark.parametrize("cells", [F32, F16, BF16, Q8_0])
+def test_closer_to_exact_than_upstreams(cells: int, base: Base, adapters: list[Path]) -> None:
+    """Upstream rounds queries, and what it adds up, to the cells' type or to F16."""
+    with prepared(base, "stock", adapters, None) as (ctx, _):
+        exact = run(ctx)
+    farthest = {}
+    for how in ("stock", "ours"):
+        with prepared(base, how, adapters, cells) as (ctx, _):
+            results = run(ctx)
+            assert ctx.stats().n_attention == (3 if how == "ours" else 0)
+        farthest[how] = max(difference(a, b) for a, b in zip(results, exact, strict=True))
+    assert farthest["ours"] < farthest["stock"]
+    assert cells != F32 or farthest["ours"] < 1e-5
+
+
+def test_results_do_not_depend_on_threads(base: Base, adapters: list[Path]) -> None:
+    first = None
+    for n_threads in (1, 2, 3):
+        with prepared(base, "ours", adapters, n_threads=n_threads) as (ctx, _):
+            results = run(ctx)
+        first = first or results
+        assert all(np.array_equal(a, b) for a, b in zip(results, first, strict=True))
+
+
+def test_the_base_keeps_upstreams(base: Base, adapters: list[Path]) -> None:
+    """By default graphs with tokens of the base have upstream's node."""
+    results = []
+    for how, n_ours in (("stock", 0), ("auto", 3)):
+        with prepared(base, how, adapters) as (ctx, _):
+            results.append([ctx.decode(suffix(0)), ctx.decode([*suffix(1), (9, 0, (7,))])])
+            assert ctx.stats().n_attention == 0
+            ctx.decode(suffix(2))
+            assert ctx.stats().n_attention == n_ours
+    for stock, ours in zip(*results, strict=True):
+        assert np.array_equal(stock, ours)
+
+
+def test_nothing_is_reserved_and_the_base_stays(base: Base, adapters: list[Path]) -> None:
+    with prepared(base, "auto", adapters) as (ctx, _):
+        ctx.decode(sequence(SUFFIX, 0, len(PREFIX)))
+        before, cells = ctx.stats(), state(ctx)
+        run(ctx)
+        ctx.decode([(5, i, (7,)) for i in range(200)])
+        for seq in FORKS:
+            ctx.llama.llama_memory_seq_rm(ctx.llama.llama_get_memory(ctx.handle), seq, -1, -1)
+        after = ctx.stats()
+        assert state(ctx) == cells
+    assert (after.n_reserves, after.compute_bytes) == (before.n_reserves, before.compute_bytes)
+
+
+def state(ctx: Context) -> bytes:
+    """The cells of sequence 0."""
+    size = ctx.llama.llama_state_seq_get_size(ctx.handle, 0)
+    buffer = (ctypes.c_uint8 * size)()
+    assert ctx.llama.llama_state_seq_get_data(ctx.handle, buffer, size, 0) == size
+    return bytes(buffer)
+
+
+def test_cells_that_overflowed_stay_their_sequences_own(base: Base, adapters: list[Path]) -> None:
+    """An adapter at an absurd scale leaves infinities in a fork; its neighbours do not see them."""
+    with prepared(base, "ours", adapters) as (ctx, slots):
+        clean = ctx.decode(forks(0))
+        ctx.activate(1, len(PREFIX), slots[0], 1e30)
+        ctx.decode(suffix())
+        beside = ctx.decode(forks(1))
+    with prepared(base, "ours", adapters) as (ctx, _):
+        assert np.array_equal(ctx.decode(forks(0)), clean)
+        alone = ctx.decode(forks(1))
+    assert np.isfinite(beside).all()
+    assert difference(beside, alone) < TOLERANCE
