@@ -3,6 +3,7 @@
 // they are and widened on the way. Constants of V:
 //   FEW_AT_ONCE   rows beside each other, 4 keys or
 //   FEW_WIDTH     vectors of a cell of V
+//   ATTEND_FROM   alora_kernels::attend_rows
 #pragma once
 
 #include "alora-attention-loops.h"

@@ -22,6 +22,7 @@ struct lanes8 {
     static constexpr int FEW_ROWS    = 4;
     static constexpr int FEW_AT_ONCE = 2;
     static constexpr int FEW_WIDTH   = 4;
+    static constexpr int ATTEND_FROM = 1;
 
     static vec zero() { return _mm256_setzero_ps(); }
     static vec set1(float f) { return _mm256_set1_ps(f); }
@@ -74,7 +75,7 @@ struct lanes8 {
 
 const alora_kernels * alora_kernels_avx2() {
     static constexpr alora_kernels kernels = { "avx2", dot<lanes8>, axpy<lanes8>, attend<lanes8>,
-        merge<lanes8> };
+        merge<lanes8>, lanes8::ATTEND_FROM };
     return &kernels;
 }
 

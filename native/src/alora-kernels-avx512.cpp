@@ -22,6 +22,7 @@ struct lanes16 {
     static constexpr int FEW_ROWS    = 8;
     static constexpr int FEW_AT_ONCE = 4;
     static constexpr int FEW_WIDTH   = 4;
+    static constexpr int ATTEND_FROM = 1;
 
     static vec zero() { return _mm512_setzero_ps(); }
     static vec set1(float f) { return _mm512_set1_ps(f); }
@@ -73,7 +74,7 @@ struct lanes16 {
 
 const alora_kernels * alora_kernels_avx512() {
     static constexpr alora_kernels kernels = { "avx512", dot<lanes16>, axpy<lanes16>,
-        attend<lanes16>, merge<lanes16> };
+        attend<lanes16>, merge<lanes16>, lanes16::ATTEND_FROM };
     return &kernels;
 }
 

@@ -22,6 +22,7 @@ struct lanes4 {
     static constexpr int FEW_ROWS    = 4;
     static constexpr int FEW_AT_ONCE = 4;
     static constexpr int FEW_WIDTH   = 4;
+    static constexpr int ATTEND_FROM = 4;  // not measured: a row by itself gains nothing from this
 
     static vec zero() { return vdupq_n_f32(0.0f); }
     static vec set1(float f) { return vdupq_n_f32(f); }
@@ -66,7 +67,7 @@ struct lanes4 {
 
 const alora_kernels * alora_kernels_neon() {
     static constexpr alora_kernels kernels = { "neon", dot<lanes4>, axpy<lanes4>, attend<lanes4>,
-        merge<lanes4> };
+        merge<lanes4>, lanes4::ATTEND_FROM };
     return &kernels;
 }
 

@@ -23,6 +23,7 @@ struct lanes_plain {
     static constexpr int FEW_ROWS    = 2;
     static constexpr int FEW_AT_ONCE = 1;
     static constexpr int FEW_WIDTH   = 2;
+    static constexpr int ATTEND_FROM = 16;
 
     struct vec {
         float v[N];
@@ -157,7 +158,7 @@ bool has_avx512() {
 
 const alora_kernels * alora_kernels_plain() {
     static constexpr alora_kernels kernels = { "plain", dot<lanes_plain>, axpy<lanes_plain>,
-        attend<lanes_plain>, merge<lanes_plain> };
+        attend<lanes_plain>, merge<lanes_plain>, lanes_plain::ATTEND_FROM };
     return &kernels;
 }
 

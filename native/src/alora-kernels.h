@@ -87,6 +87,7 @@ struct alora_kernels {
     void (*axpy)(ggml_type type, const alora_axpy & work);
     void (*attend)(const alora_attend & work);
     void (*merge)(const alora_merge & work);
+    int64_t attend_rows;  // from so many rows on they beat ggml's own attention
 };
 
 // The fastest set that this processor runs.
