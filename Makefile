@@ -143,11 +143,13 @@ test-stock: setup-checks
 	@$(BIN)/python -m tests.stock
 
 # The converter's tests must reach nearly all of it (pyproject.toml says how much).
-# What depends on how the CPU multiplies is tested both ways.
+# What depends on how the CPU multiplies and attends is tested with upstream's ways of it too, and with
+# our attention for tokens of the base as well.
 test-python: setup-checks
 	@$(BIN)/python -m pytest tests/convert --cov --cov-report=term
 	@$(BIN)/python -m pytest --ignore=tests/convert
 	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(BIN)/python -m pytest tests/native tests/parity
+	@ALORA_CPU_ATTENTION=ours $(BIN)/python -m pytest tests/native tests/parity
 
 clean:
 	rm -rf $(VENV) build dist
