@@ -1,6 +1,7 @@
 #include "alora-attention.h"
 
 #include "alora-kernels.h"
+#include "alora-segments.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -17,6 +18,8 @@ static constexpr int64_t MIN_UNITS = 64;
 // Rows in a unit at most: with more, their results so far no longer fit into the cache.
 static constexpr int64_t MAX_ROWS   = 256;
 static constexpr int64_t MAX_TOKENS = 64;
+
+static constexpr uint16_t F16_MINUS_INFINITY = 0xfc00;
 
 static constexpr char NAME[] = "alora_attention";
 
@@ -91,20 +94,39 @@ static char * at(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
     return (char *) t->data + i1 * t->nb[1] + i2 * t->nb[2] + i3 * t->nb[3];
 }
 
+// A source of the node; in place of upstream's result these come behind it.
+static const ggml_tensor * source_of(
+        const ggml_tensor * dst, const alora_attention::work & node, source which) {
+    return dst->src[which + (node.only ? 1 : 0)];
+}
+
+static int64_t n_tokens_of(const alora_attention::work & node) {
+    return node.only ? (int64_t) node.only->row.size() : node.n_tokens;
+}
+
+static int64_t n_blocks_of(const alora_attention::work & node) {
+    return (n_tokens_of(node) + node.tokens_at_once - 1) / node.tokens_at_once;
+}
+
 // A unit's place.
 struct place {
+    const alora_attention::work & node;
+
     int64_t stream;
     int64_t head;   // of K and V
-    int64_t token;  // the first of the block
+    int64_t first;  // of the block's tokens
     int64_t n_tokens;
 
-    place(const ggml_tensor * dst, const alora_attention::work & node, int64_t block) {
-        const int64_t n_heads = dst->src[K]->ne[2];
-        token                 = block % node.n_blocks * node.tokens_at_once;
-        n_tokens              = std::min(node.tokens_at_once, node.n_tokens - token);
-        head                  = block / node.n_blocks % n_heads;
-        stream                = block / node.n_blocks / n_heads;
+    place(const ggml_tensor * dst, const alora_attention::work & node, int64_t block) : node(node) {
+        const int64_t n_heads  = source_of(dst, node, K)->ne[2];
+        const int64_t n_blocks = n_blocks_of(node);
+        first                  = block % n_blocks * node.tokens_at_once;
+        n_tokens               = std::min(node.tokens_at_once, n_tokens_of(node) - first);
+        head                   = block / n_blocks % n_heads;
+        stream                 = block / n_blocks / n_heads;
     }
+
+    int64_t token(int64_t t) const { return node.only ? node.only->row[first + t] : first + t; }
 };
 
 static float * partial_of(const alora_attention::work & node, int64_t unit) {
@@ -115,21 +137,21 @@ static void attend(
         const ggml_tensor * dst, const alora_attention::work & node, int64_t unit, int ith) {
     const place         here(dst, node, unit / node.n_runs);
     const int64_t       first = unit % node.n_runs * node.run;
-    const ggml_tensor * q     = dst->src[Q];
-    const ggml_tensor * k     = dst->src[K];
-    const ggml_tensor * v     = dst->src[V];
-    const ggml_tensor * mask  = dst->src[MASK];
+    const ggml_tensor * q     = source_of(dst, node, Q);
+    const ggml_tensor * k     = source_of(dst, node, K);
+    const ggml_tensor * v     = source_of(dst, node, V);
+    const ggml_tensor * mask  = source_of(dst, node, MASK);
 
     const float *    rows[MAX_ROWS];
     const uint16_t * masks[MAX_TOKENS];
     for (int64_t t = 0; t < here.n_tokens; ++t) {
+        const int64_t token = here.token(t);
         for (int64_t g = 0; g < node.group; ++g) {
             rows[t * node.group + g] =
-                    (const float *) at(q, here.token + t, here.head * node.group + g, here.stream);
+                    (const float *) at(q, token, here.head * node.group + g, here.stream);
         }
         if (mask) {
-            masks[t] = (const uint16_t *) at(mask, here.token + t, 0, here.stream % mask->ne[3]) +
-                       first;
+            masks[t] = (const uint16_t *) at(mask, token, 0, here.stream % mask->ne[3]) + first;
         }
     }
     alora_kernels_best().attend(
@@ -151,13 +173,13 @@ static void attend(
 
 static void merge(ggml_tensor * dst, const alora_attention::work & node, int64_t block) {
     const place         here(dst, node, block);
-    const ggml_tensor * sinks = dst->src[SINKS];
+    const ggml_tensor * sinks = source_of(dst, node, SINKS);
     float *             rows[MAX_ROWS];
     float               sink[MAX_ROWS];
     const int64_t       n_rows = here.n_tokens * node.group;
     for (int64_t r = 0; r < n_rows; ++r) {
         const int64_t head = here.head * node.group + r % node.group;
-        rows[r]            = (float *) at(dst, head, here.token + r / node.group, here.stream);
+        rows[r]            = (float *) at(dst, head, here.token(r / node.group), here.stream);
         sink[r]            = sinks ? ((const float *) sinks->data)[head] : 0.0f;
     }
     alora_kernels_best().merge(
@@ -165,14 +187,16 @@ static void merge(ggml_tensor * dst, const alora_attention::work & node, int64_t
                     sinks ? sink : nullptr, rows, node.partial });
 }
 
-// src: q, k, v, mask, sinks, as upstream's node has them.
+// src: q, k, v, mask, sinks, as upstream's node has them; before them that node itself, if it computes
+// the tokens of the base.
 static void compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     auto & node = *(alora_attention::work *) userdata;
     nth         = std::min(nth, node.n_threads);  // each has its scratch
     if (ith >= nth) {
         return;
     }
-    const int64_t n_units = dst->src[K]->ne[3] * dst->src[K]->ne[2] * node.n_blocks * node.n_runs;
+    const ggml_tensor * k       = source_of(dst, node, K);
+    const int64_t       n_units = k->ne[3] * k->ne[2] * n_blocks_of(node) * node.n_runs;
     node.parts.run_each(n_units, ith, nth, [&](int64_t unit) {
         attend(dst, node, unit, ith);
         const int64_t          block = unit / node.n_runs;
@@ -182,6 +206,19 @@ static void compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
             merge(dst, node, block);
         }
     });
+}
+
+// src[0] is a mask; the rows of the segments' tokens become -inf.
+static void compute_without(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const std::vector<int32_t> & hidden = ((const alora_segments *) userdata)->row;
+    for (int64_t i = ith; i < dst->ne[1]; i += nth) {
+        uint16_t * to = (uint16_t *) at(dst, i, 0, 0);
+        if (std::find(hidden.begin(), hidden.end(), (int32_t) i) == hidden.end()) {
+            memcpy(to, at(dst->src[0], i, 0, 0), dst->ne[0] * sizeof(uint16_t));
+        } else {
+            std::fill_n(to, dst->ne[0], F16_MINUS_INFINITY);
+        }
+    }
 }
 
 bool alora_attention::is_node(const ggml_tensor & t) {
@@ -210,11 +247,11 @@ static std::vector<float> slopes_of(float max_bias, int64_t n_head) {
 
 // How the work is divided.
 static void divide(alora_attention::work & node, const ggml_tensor * k, const ggml_tensor * v) {
-    node.tokens_at_once = std::max((int64_t) 1, std::min(MAX_TOKENS, MAX_ROWS / node.group));
-    node.n_blocks       = (node.n_tokens + node.tokens_at_once - 1) / node.tokens_at_once;
-    node.tokens_at_once = (node.n_tokens + node.n_blocks - 1) / node.n_blocks;
+    const int64_t most  = std::max((int64_t) 1, std::min(MAX_TOKENS, MAX_ROWS / node.group));
+    const int64_t n     = (node.n_tokens + most - 1) / most;  // blocks
+    node.tokens_at_once = (node.n_tokens + n - 1) / n;
 
-    const int64_t n_places = k->ne[3] * k->ne[2] * node.n_blocks;
+    const int64_t n_places = k->ne[3] * k->ne[2] * n;
     const int64_t wanted   = (MIN_UNITS + n_places - 1) / n_places;
     const int64_t n_tiles  = (k->ne[1] + ALORA_KEYS - 1) / ALORA_KEYS;
     node.run               = std::max(MIN_RUN, (n_tiles + wanted - 1) / wanted * ALORA_KEYS);
@@ -229,10 +266,14 @@ static void divide(alora_attention::work & node, const ggml_tensor * k, const gg
 
 ggml_tensor * alora_attention::node(
         ggml_context * ctx, ggml_tensor * stock, alora_workspace & space, int n_threads,
-        bool choose) {
+        bool choose, const alora_segments * only) {
     ggml_tensor * k = cells_of(stock->src[K]);
     ggml_tensor * v = cells_of(stock->src[V]);
     if (!can_compute(stock, k, v) || (choose && !pays(stock, k))) {
+        return stock;
+    }
+    ggml_tensor * mask = stock->src[MASK];
+    if (only && (!mask || stock->ne[3] != 1)) {
         return stock;
     }
     float params[3];
@@ -240,6 +281,7 @@ ggml_tensor * alora_attention::node(
 
     work & node    = all.emplace_back();
     node.space     = &space;
+    node.only      = only;
     node.scale     = params[0];
     node.slopes    = slopes_of(params[1], stock->src[Q]->ne[2]);
     node.soft_cap  = params[2];
@@ -248,10 +290,28 @@ ggml_tensor * alora_attention::node(
     node.n_threads = n_threads;
     divide(node, k, v);
 
-    ggml_tensor * sources[] = { stock->src[Q], k, v, stock->src[MASK], stock->src[SINKS] };
-    ggml_tensor * result    = ggml_custom_4d(
-            ctx, GGML_TYPE_F32, stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3], sources, 5,
-            compute, GGML_N_TASKS_MAX, &node);
+    ggml_tensor * sources[] = { stock->src[Q], k, v, mask, stock->src[SINKS] };
+    ggml_tensor * result;
+    if (only) {
+        stock->src[MASK] = without(ctx, *only, mask);
+        result = ggml_custom_inplace(ctx, stock, sources, 5, compute, GGML_N_TASKS_MAX, &node);
+    } else {
+        result = ggml_custom_4d(
+                ctx, GGML_TYPE_F32, stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3], sources,
+                5, compute, GGML_N_TASKS_MAX, &node);
+    }
     ggml_set_name(result, NAME);
     return result;
+}
+
+ggml_tensor * alora_attention::without(
+        ggml_context * ctx, const alora_segments & segments, ggml_tensor * mask) {
+    ggml_tensor *& made = masks[mask];
+    if (!made) {
+        made = ggml_custom_4d(
+                ctx, mask->type, mask->ne[0], mask->ne[1], mask->ne[2], mask->ne[3], &mask, 1,
+                compute_without, GGML_N_TASKS_MAX, const_cast<alora_segments *>(&segments));
+        ggml_set_name(made, "alora_mask");
+    }
+    return made;
 }

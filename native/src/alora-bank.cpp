@@ -100,7 +100,7 @@ bool alora_bank::repacked(const ggml_tensor & weight) const {
 }
 
 uint32_t alora_bank::n_nodes() const {
-    uint32_t n = model.hparams.n_layer_all;  // attention, a node in place of upstream's
+    uint32_t n = model.hparams.n_layer_all + 2;  // attention, and two masks that hide tokens
     for (const auto & [key, target] : by_key) {
         n += NODES_PER_USE * uses.at(key).n_max;
     }

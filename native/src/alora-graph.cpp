@@ -3,6 +3,7 @@
 #include "alora-bank.h"
 #include "alora-error.h"
 #include "alora-input.h"
+#include "ggml-backend.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-graph.h"
@@ -80,19 +81,6 @@ llama_cparams alora_planned(
         planned.alora.plan = plan_of(bank, ubatch);
     }
     return planned;
-}
-
-// Tokens of the base are upstream's bit for bit, also beside adapted ones, unless our attention is
-// asked for.
-static bool may_attend(const alora_ref & ref) {
-    switch (ref.bank->attention) {
-        case alora_attention_path::stock:
-            return false;
-        case alora_attention_path::ours:
-            return !ref.plan.reserve;
-        default:
-            return !ref.plan.reserve && ref.plan.pure;
-    }
 }
 
 uint32_t alora_n_nodes(const llama_cparams & cparams) {
@@ -209,6 +197,9 @@ static ggml_tensor * slot_view(
 static constexpr int64_t REPACKED_ROWS = 4;
 static constexpr int64_t PADDED_ROWS   = 32;  // at most, and at most a quarter of the longest batch
 
+// Tokens in a batch of base and adapted ones whose attention is computed apart, with the same limit.
+static constexpr int64_t MIXED_ATTENTION = 128;
+
 ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur) {
     const alora_ref & ref  = graph.cparams.alora;
     const int64_t     over = cur->ne[1] % REPACKED_ROWS;
@@ -225,16 +216,27 @@ ggml_tensor * alora_base_mm(const llm_graph_context & graph, ggml_tensor * w, gg
     return ggml_view_2d(graph.ctx0, res, res->ne[0], cur->ne[1], res->nb[1], 0);
 }
 
-// Worst-case graphs are reserved with upstream's node, which needs as much memory.
+// Worst-case graphs are reserved with upstream's node, which needs as much memory; a second mask must
+// fit into what they leave in short batches. Tokens of the base are upstream's bit for bit, also
+// beside adapted ones, unless our attention is asked for.
 ggml_tensor * alora_attn(const llm_graph_context & graph, ggml_tensor * stock) {
-    const alora_ref & ref = graph.cparams.alora;
-    if (!may_attend(ref)) {
+    const alora_ref & ref    = graph.cparams.alora;
+    const bool        choose = ref.bank->attention == alora_attention_path::choose;
+    if (ref.plan.reserve || ref.bank->attention == alora_attention_path::stock ||
+            (choose && ref.plan.kind == shape::stock)) {
         return stock;
     }
+    alora_input &          input = input_of(graph);
+    const alora_segments * only  = nullptr;
+    if (choose && !ref.plan.pure) {
+        if (graph.n_tokens > std::min(MIXED_ATTENTION, (int64_t) graph.cparams.n_ubatch / 4) ||
+                ggml_backend_sched_get_n_backends(graph.sched) != 1) {
+            return stock;
+        }
+        only = &input.rows_for(graph.n_tokens).segments;
+    }
     const int n_threads = std::max(graph.cparams.n_threads, graph.cparams.n_threads_batch);
-    return input_of(graph).attention.node(
-            graph.ctx0, stock, ref.bank->workspace, n_threads,
-            ref.bank->attention == alora_attention_path::choose);
+    return input.attention.node(graph.ctx0, stock, ref.bank->workspace, n_threads, choose, only);
 }
 
 ggml_tensor * alora_mm(

@@ -115,16 +115,66 @@ def test_results_do_not_depend_on_threads(base: Base, adapters: list[Path]) -> N
 
 
 def test_the_base_keeps_upstreams(base: Base, adapters: list[Path]) -> None:
-    """By default graphs with tokens of the base have upstream's node."""
     results = []
-    for how, n_ours in (("stock", 0), ("auto", 3)):
+    for how in ("stock", "auto"):
         with prepared(base, how, adapters) as (ctx, _):
-            results.append([ctx.decode(suffix(0)), ctx.decode([*suffix(1), (9, 0, (7,))])])
+            results.append(ctx.decode(suffix(0)))
             assert ctx.stats().n_attention == 0
-            ctx.decode(suffix(2))
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("cells", [F32, F16])
+def test_base_and_adapted_tokens_in_one_batch(cells: int, base: Base, adapters: list[Path]) -> None:
+    """Those of the base are upstream's bit for bit, the others ours, wherever they lie."""
+    ours = [*forks(0), *forks(1)]
+    theirs = [*suffix(0)[:3], (9, 0, (7,))]
+    batches = [
+        [*ours, *theirs],
+        [token for pair in zip(ours, [*theirs, *suffix(0)[3:9]], strict=True) for token in pair],
+        [*theirs, *ours],
+    ]
+    results: dict[str, list[Logits]] = {}
+    for how in ("stock", "auto"):
+        results[how] = []
+        for batch in batches:
+            with prepared(base, how, adapters, cells, n_threads=2) as (ctx, _):
+                results[how].append(ctx.decode(batch))
+                assert ctx.stats().n_attention == (0 if how == "stock" else 3)
+    for batch, stock, auto in zip(batches, *results.values(), strict=True):
+        is_base = np.array([token[2][0] in (0, 7) for token in batch])
+        assert np.array_equal(auto[is_base], stock[is_base])
+        assert not np.array_equal(auto[~is_base], stock[~is_base])
+        assert difference(auto[~is_base], stock[~is_base]) < TOLERANCE
+
+
+def test_one_graph_whichever_tokens_are_adapted(base: Base, adapters: list[Path]) -> None:
+    first, other = forks(0)[:2], suffix(0)[:2]
+    mixed = [[first[0], other[0], first[1]], [other[1], forks(1)[1], forks(1)[0]]]
+    results = []
+    for how in ("stock", "auto"):
+        with prepared(base, how, adapters) as (ctx, _):
+            results.append([ctx.decode(mixed[0])])
+            n_graphs = ctx.stats().n_graphs
+            results[-1].append(ctx.decode(mixed[1]))
+            assert ctx.stats().n_graphs == n_graphs
+    for stock, auto in zip(*results, strict=True):
+        assert difference(auto, stock) < TOLERANCE
+    assert np.array_equal(results[1][0][1], results[0][0][1])
+    assert np.array_equal(results[1][1][0], results[0][1][0])
+
+
+def test_long_mixed_batches_keep_upstreams(base: Base, adapters: list[Path]) -> None:
+    """A second mask might not fit into the memory that is reserved."""
+    with prepared(base, "auto", adapters) as (ctx, _):
+        before = ctx.stats()
+        for n, n_ours in ((63, 3), (64, 0), (200, 0)):
+            ctx.decode([(9, 0, (7,)), *((5, len(PREFIX) + i, (1,)) for i in range(n))])
             assert ctx.stats().n_attention == n_ours
-    for stock, ours in zip(*results, strict=True):
-        assert np.array_equal(stock, ours)
+            memory = ctx.llama.llama_get_memory(ctx.handle)
+            ctx.llama.llama_memory_seq_rm(memory, 1, len(PREFIX), -1)
+            ctx.llama.llama_memory_seq_rm(memory, 7, -1, -1)
+        after = ctx.stats()
+    assert (after.n_reserves, after.compute_bytes) == (before.n_reserves, before.compute_bytes)
 
 
 def test_nothing_is_reserved_and_the_base_stays(base: Base, adapters: list[Path]) -> None:
