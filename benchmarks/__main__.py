@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import (
     report,
+    rows_attention,
     rows_binding,
     rows_constraint,
     rows_conversations,
@@ -19,7 +20,7 @@ from . import (
 )
 from .bench import Bench, Settings
 from .measure import Result
-from .models import DENSE, SHAPES
+from .models import DENSE, SHAPES, TARGETS
 from .runtime import Library
 
 ROWS: dict[str, Callable[[Bench], list[Result]]] = {
@@ -28,6 +29,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "invocation": rows_decode.one_invocation,
     "mixed": rows_decode.mixed_decode,
     "switch": rows_decode.switching,
+    "attention": rows_attention.long_attention,
     "intrinsics": rows_intrinsics.eight_intrinsics,
     "first-token": rows_intrinsics.first_token,
     "memory": rows_intrinsics.memory,
@@ -53,6 +55,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cached", type=int, default=2048, help="tokens of the conversation (%(default)s)"
     )
+    parser.add_argument(
+        "--targets", default=",".join(TARGETS), help="what adapters adapt (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
     parser.add_argument(
         "--stock", type=Path, help="folder of an unpatched libllama (built if not given)"
@@ -63,7 +68,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="fails if a floor is missed")
     chosen = parser.parse_args()
-    for option, known in (("rows", ROWS), ("models", SHAPES)):
+    for option, known in (("rows", ROWS), ("models", SHAPES), ("targets", TARGETS)):
         names = getattr(chosen, option).split(",")
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -80,7 +85,7 @@ def measure(chosen: argparse.Namespace) -> list[report.Report]:
     for name in chosen.models:
         for n_threads in chosen.threads:
             effort = 0.25 if chosen.quick else 1.0
-            settings = Settings(n_threads, chosen.cached, effort, chosen.stock)
+            settings = Settings(n_threads, chosen.cached, effort, chosen.stock, chosen.targets)
             bench = Bench(library, SHAPES[name], settings)
             part = report.Report(bench.shape.name, n_threads, [])
             print(report.heading(part), flush=True)

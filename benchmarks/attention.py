@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from . import models
+from . import growing, models
 from .measure import Samples, alternate
 from .models import SHAPES, Shape
 from .profile import Profile
@@ -34,32 +33,7 @@ CUT_SHAPES: Final = {
         SHAPES["1b"], name="OLMo-1B-heads", heads=16, kv_heads=16, head_dim=128, **_SMALL
     ),
 }
-_KNOWN = 64  # tokens of the text that fills a cache
 _NODES = {"stock": "FLASH_ATTN_EXT", "ours": "alora_attention"}
-
-
-def grown(state: bytes, n: int) -> bytes:
-    """A saved sequence of _KNOWN cells as one of `n` cells, its rows repeated."""
-    known = struct.pack("<II", 1, _KNOWN) + _positions(_KNOWN)
-    head, state = state[:8], state[8:]  # a magic number and the sequence
-    if not state.startswith(known):
-        raise RuntimeError("upstream saves sequences in another form than this benchmark knows")
-    at = len(known)
-    v_trans, n_layer = struct.unpack_from("<II", state, at)
-    if v_trans:
-        raise RuntimeError("the cache is not laid out for flash attention")
-    parts = [head, struct.pack("<II", 1, n), _positions(n), state[at : at + 8]]
-    at += 8
-    for _ in range(2 * n_layer):
-        _, row = struct.unpack_from("<iQ", state, at)
-        head, rows = state[at : at + 12], state[at + 12 : at + 12 + _KNOWN * row]
-        parts += [head, (rows * (n // _KNOWN + 1))[: n * row]]
-        at += len(head) + len(rows)
-    return b"".join(parts)
-
-
-def _positions(n: int) -> bytes:
-    return b"".join(struct.pack("<iIi", i, 1, 0) for i in range(n))
 
 
 class Cell:
@@ -116,11 +90,9 @@ def cells(chosen: argparse.Namespace) -> Iterator[str]:
     for name in chosen.models:
         shape: Shape = CUT_SHAPES[name]
         weights = Weights(library, models.base(shape))
-        with Context(weights, ContextSize(512)) as context:
-            context.prefill(range(1, _KNOWN + 1))
-            known = context.save()
         for n in chosen.cached:
-            state = grown(known, n)
+            with Context(weights, ContextSize(512)) as context:
+                state = growing.conversation(context, range(1, 512), n)
             for n_threads in chosen.threads:
                 cell = Cell(weights, n, n_threads, max(chosen.forks), state)
                 for batch, rows in batches(n, chosen.tokens, chosen.forks):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from . import models
-from .models import INVOCATION, Shape
+from . import growing, models
+from .models import INVOCATION, TARGETS, Shape
 from .runtime import Context, ContextSize, Library, Rows, Weights
 
 N_ADAPTERS = 8
@@ -25,12 +25,14 @@ class Settings:
     n_cached  tokens of the conversation that intrinsics are asked about
     effort    1 for published figures; less makes fewer rounds
     stock     folder of the unpatched libllama
+    targets   the adapters' weights: keys of TARGETS
     """
 
     n_threads: int
     n_cached: int = 2048
     effort: float = 1.0
     stock: Path | None = None
+    targets: Sequence[str] = tuple(TARGETS)
 
     def rounds(self, n: int) -> int:
         return max(2, round(n * self.effort))
@@ -64,16 +66,16 @@ class Bench:
         return Context(self.weights, ContextSize(n_ctx, n_seq, self.settings.n_threads))
 
     def conversation(self, n_seq: int = 1) -> Context:
-        """A context whose sequence 0 holds the cached conversation, as the base computed it."""
+        """A context whose sequence 0 holds the cached conversation, as growing.py makes it."""
         context = self.context(self.settings.n_cached + ROOM, n_seq)
         context.restore(self.prefix)
         return context
 
     @functools.cached_property
     def prefix(self) -> bytes:
-        with self.context(self.settings.n_cached + ROOM) as context:
-            context.prefill(self.tokens(self.settings.n_cached))
-            return context.save()
+        n = self.settings.n_cached
+        with self.context(ROOM) as context:
+            return growing.conversation(context, self.tokens(growing.N_READ), n)
 
 
 def tokens(shape: Shape, n: int, seed: int = 0) -> list[int]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 Samples = dict[str, list[float]]
 Kind = Literal["cost", "speedup", "value"]
 
@@ -26,6 +28,14 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int, warmup: int = 
             if turn >= 0:
                 samples[name].append(seconds)
     return samples
+
+
+def continued(seconds: Sequence[float], n: float) -> float:
+    """What `n` more steps would take, each dearer than the one before by as much: the least-squares
+    line through the steps that were timed, summed from there on.
+    """
+    slope, first = np.polyfit(range(len(seconds)), seconds, 1)
+    return float(n * (first + slope * (len(seconds) + (n - 1) / 2)))
 
 
 def timed(run: Callable[[], object]) -> float:

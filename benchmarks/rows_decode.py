@@ -7,7 +7,6 @@ from contextlib import ExitStack
 
 from .bench import N_ADAPTERS, Bench, steps, suffix
 from .measure import Result, Side, alternate, timed
-from .models import TARGETS
 from .runtime import Context
 
 _SHORT = 64  # cached tokens of the rows that are not about attention
@@ -18,7 +17,7 @@ def one_decode(bench: Bench) -> list[Result]:
     """One token with one adapter on, against base and stock LoRA."""
     goals = {"attention-only": "≤ 1.02x", "all-linear": "≤ 1.08x"}
     results = []
-    for targets in TARGETS:
+    for targets in bench.settings.targets:
         with ExitStack() as stack:
             sides = _three_sides(bench, stack, targets, cached=_SHORT)
             samples = alternate(
@@ -39,7 +38,7 @@ def one_invocation(bench: Bench) -> list[Result]:
     """The 16 tokens of an invocation on a cached conversation, against base and stock LoRA."""
     goals = {"attention-only": "≤ 1.01x", "all-linear": "≤ 1.06x"}
     n, results = bench.settings.n_cached, []
-    for targets in TARGETS:
+    for targets in bench.settings.targets:
         with ExitStack() as stack:
             sides = _three_sides(bench, stack, targets, cached=n)
             samples = alternate(
@@ -100,7 +99,7 @@ def mixed_decode(bench: Bench) -> list[Result]:
     """A token each for eight sequences with eight adapters, against the same batch on base."""
     goals = {"attention-only": "≤ 1.05x", "all-linear": "≤ 1.15x"}
     results = []
-    for targets in TARGETS:
+    for targets in bench.settings.targets:
         with ExitStack() as stack:
             sides = {}
             for name in ("ours", "base"):
@@ -142,7 +141,7 @@ def _mixed_run(context: Context, at: int, n: int = 2) -> Callable[[], float]:
 def switching(bench: Bench) -> list[Result]:
     """What choosing another adapter costs: the calls, the next batch, and reserves."""
     results = []
-    for targets in TARGETS:
+    for targets in bench.settings.targets:
         with ExitStack() as stack:
             sides = _three_sides(bench, stack, targets, cached=_SHORT)
             results += _switching(bench, targets, sides)

@@ -1,0 +1,149 @@
+"""The benchmarks run: on a base of two tiny layers, with figures that mean nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import (
+    attention,
+    grid,
+    growing,
+    models,
+    rows_attention,
+    rows_decode,
+    rows_intrinsics,
+)
+from benchmarks.bench import Bench, Settings
+from benchmarks.measure import Result, continued
+from benchmarks.models import SHAPES, Shape
+from benchmarks.runtime import Context, ContextSize, Library, Weights
+
+TINY = Shape(
+    "tiny", "llama", 2, 4096, SHAPES["1b"].metadata, hidden=256, ff=256, heads=4, kv_heads=2
+)
+N = 96
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shape:
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    return TINY
+
+
+@pytest.fixture
+def bench(tiny: Shape) -> Iterator[Bench]:
+    bench = Bench(Library(), tiny, Settings(1, N, effort=0.01))
+    yield bench
+    bench.close()
+
+
+def test_a_grown_conversation_repeats_the_cells_of_what_was_read(tiny: Shape) -> None:
+    weights = Weights(Library(), models.base(tiny))
+    with Context(weights, ContextSize(512)) as context:
+        context.prefill(range(1, growing.N_READ + 1))
+        read = context.save()
+        assert growing.grown(read, growing.N_READ) == read
+        context.clear()
+
+        long = growing.grown(read, N)
+        context.restore(long)
+        assert context.save() == long
+
+        context.truncate(0, growing.N_READ)
+        assert context.save() == read
+        context.restore(long)
+        context.decode([(5, N, 0, True)])  # upstream refuses other positions than the next
+    weights.close()
+
+
+def test_a_saved_sequence_in_another_form_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="another form"):
+        growing.grown(bytes(5000), N)
+
+
+def test_what_is_left_to_read_follows_the_line_of_what_was_read() -> None:
+    steps = [3.0 + 2.0 * i for i in range(10)]
+    assert continued(steps[:4], 6) == pytest.approx(sum(steps[4:]))
+    assert continued(steps, 0) == pytest.approx(0)
+
+
+def sides(results: list[Result]) -> None:
+    """Every cell has seconds on both sides."""
+    assert results
+    for result in results:
+        assert all(x > 0 for x in result.ours.samples)
+        assert result.other is not None
+        assert len(result.other.samples) == len(result.ours.samples)
+
+
+def test_rows_about_adapters(bench: Bench) -> None:
+    sides(rows_decode.one_invocation(bench))
+    sides(rows_decode.mixed_decode(bench))
+    sides(rows_intrinsics.eight_intrinsics(bench))
+
+
+def test_the_row_about_attention(bench: Bench) -> None:
+    results = rows_attention.long_attention(bench)
+    sides(results)
+    assert len({result.case for result in results}) == len(results) == 8
+
+
+def test_the_row_about_attention_compares_our_node_with_upstreams(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {}
+    run = rows_attention._run
+
+    def counting(context, rows, n):
+        sample = run(context, rows, n)
+        sample()
+        nodes.setdefault(context, set()).add(context.stats().n_attention)
+        return sample
+
+    monkeypatch.setattr(rows_attention, "_run", counting)
+    rows_attention.long_attention(bench)
+    assert list(nodes.values()) == [{TINY.layers}, {0}]
+
+
+def test_a_first_token_is_measured_where_all_is_read(bench: Bench) -> None:
+    results = rows_intrinsics.first_token(bench)
+    sides(results)
+    assert all("extrapolated" not in str(result.other) for result in results)
+
+
+def test_a_first_token_far_away_says_that_it_is_extrapolated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_intrinsics, "_READ_AT_MOST", 64)
+    monkeypatch.setattr(rows_intrinsics, "_STEP", 8)
+    figures, errors = rows_intrinsics.first_token(bench)[:2]
+    assert "64 read, the rest extrapolated" in str(figures.other)
+    assert errors.ours.unit == "%"
+    assert len(errors.ours.samples) == len(figures.ours.samples)
+
+
+def test_the_grid(tiny: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", tiny)
+    chosen = argparse.Namespace(
+        models=["tiny"], quants=["q8_0"], threads=[1], ranks=[8], targets=["all-linear"],
+        batches=list(grid.BATCHES), rounds=1,
+    )  # fmt: skip
+    lines = [grid.line(*cell) for cell in grid.cells(chosen)]
+    assert [line.split(" | ")[4] for line in lines] == list(grid.BATCHES)
+    assert all(line.count(" | ") == grid.HEAD.splitlines()[0].count(" | ") for line in lines)
+
+
+def test_the_table_of_attention_times_both_nodes(
+    tiny: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attention.CUT_SHAPES, "tiny", tiny)
+    chosen = argparse.Namespace(
+        models=["tiny"], cached=[N], threads=[1], tokens=[1, 16], forks=[2], rounds=1
+    )
+    lines = list(attention.cells(chosen))
+    assert [line.split(" | ")[3] for line in lines] == ["1 token", "16 tokens", "2 forks"]
+    assert all(line.count(" | ") == attention.HEAD.splitlines()[0].count(" | ") for line in lines)
