@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
+from unittest import mock
 
 from . import growing, models
 from .measure import Samples, alternate
@@ -44,9 +45,9 @@ class Cell:
         self.contexts: dict[str, tuple[Context, Profile]] = {}
         for side in _NODES:
             profile = Profile(weights.library)
-            os.environ["ALORA_CPU_ATTENTION"] = side  # read once, by the context's bank
             size = ContextSize(n + 512, n_forks + 1, n_threads, 1024)
-            context = self._stack.enter_context(Context(weights, size, profile.watch))
+            with mock.patch.dict(os.environ, ALORA_CPU_ATTENTION=side):  # read once, by the bank
+                context = self._stack.enter_context(Context(weights, size, profile.watch))
             context.restore(state)
             for seq in range(1, n_forks + 1):
                 context.fork(0, seq)

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Final
+from unittest import mock
 
 from . import models
 from .bench import N_ADAPTERS, steps, suffix, tokens
@@ -37,8 +38,10 @@ class Cell:
         self._stack = ExitStack()
         self.contexts: dict[str, Context] = {}
         paths = models.adapters(shape, targets, N_ADAPTERS, rank)
+        size = ContextSize(512, N_ADAPTERS, n_threads)
         for side in _SIDES:
-            context = self._context(weights, side, n_threads)
+            with mock.patch.dict(os.environ, ALORA_CPU_PATH=side):  # read once, by the bank
+                context = self._stack.enter_context(Context(weights, size))
             for seq in range(N_ADAPTERS):
                 context.prefill(tokens(shape, _CACHED, seq), seq)
             if side == "stock":
@@ -47,11 +50,6 @@ class Cell:
                 for seq, slot in enumerate(context.add(paths, rank)):
                     context.activate(seq, _CACHED, slot)
             self.contexts[side] = context
-
-    def _context(self, weights: Weights, side: str, n_threads: int) -> Context:
-        os.environ["ALORA_CPU_PATH"] = side  # read once, by the context's bank
-        size = ContextSize(512, N_ADAPTERS, n_threads)
-        return self._stack.enter_context(Context(weights, size))
 
     def measure(self, batch: str, rounds: int) -> Samples:
         sides = _SIDES if batch != "8 sequences" else ("base", "standard", "fused")

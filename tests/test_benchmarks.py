@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,16 @@ TINY = Shape(
 N = 96
 
 
+def paths_chosen() -> list[str | None]:
+    return [os.environ.get(f"ALORA_CPU_{part}") for part in ("ATTENTION", "PATH")]
+
+
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shape:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shape]:
     monkeypatch.setattr(models, "FOLDER", tmp_path)
-    return TINY
+    before = paths_chosen()
+    yield TINY
+    assert paths_chosen() == before, "a benchmark leaves its paths chosen for what runs after it"
 
 
 @pytest.fixture
