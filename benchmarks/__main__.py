@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import (
+    growing,
+    options,
     report,
     rows_attention,
     rows_binding,
@@ -46,18 +48,17 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
 def arguments() -> argparse.Namespace:
     from alora_gguf.options import default_threads
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default=",".join(ROWS), help="which (all: %(default)s)")
-    parser.add_argument("--models", default=",".join(DENSE), help="which (%(default)s)")
+    parser = options.parser("benchmarks", __doc__)
+    options.several(parser, "--rows", ",".join(ROWS), str, ROWS)
+    options.several(parser, "--models", ",".join(DENSE), str, SHAPES)
+    options.several(parser, "--threads", str(default_threads()), options.number())
     parser.add_argument(
-        "--threads", default=str(default_threads()), help="numbers of threads (%(default)s)"
+        "--cached",
+        type=options.number(growing.N_READ),
+        default=2048,
+        help="tokens of the conversation (%(default)s)",
     )
-    parser.add_argument(
-        "--cached", type=int, default=2048, help="tokens of the conversation (%(default)s)"
-    )
-    parser.add_argument(
-        "--targets", default=",".join(TARGETS), help="what adapters adapt (%(default)s)"
-    )
+    options.several(parser, "--targets", ",".join(TARGETS), str, TARGETS)
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
     parser.add_argument(
         "--stock", type=Path, help="folder of an unpatched libllama (built if not given)"
@@ -68,13 +69,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="fails if a floor is missed")
     chosen = parser.parse_args()
-    for option, known in (("rows", ROWS), ("models", SHAPES), ("targets", TARGETS)):
-        names = getattr(chosen, option).split(",")
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            parser.error(f"--{option}: {', '.join(unknown)} unknown; there are {', '.join(known)}")
-        setattr(chosen, option, names)
-    chosen.threads = [int(n) for n in chosen.threads.split(",")]
+    if chosen.stock and not list(chosen.stock.glob("*llama.*")):
+        parser.error(f"--stock: no libllama in {chosen.stock}; leave it out to have one built")
     return chosen
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Final
 from unittest import mock
 
-from . import growing, models
+from . import growing, models, options
 from .measure import Samples, alternate
 from .models import SHAPES, Shape
 from .profile import Profile
@@ -104,22 +104,13 @@ def cells(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__)
-
-    def several(option: str, default: str, kind: type = int) -> None:
-        parser.add_argument(
-            option,
-            type=lambda text: [kind(part) for part in text.split(",")],
-            default=default,
-            help="%(default)s",
-        )
-
-    several("--models", ",".join(CUT_SHAPES), str)
-    several("--threads", "1,2")
-    several("--cached", "512,2048,8192,32768")
-    several("--tokens", "1,4,8,16,32,63,128,512")
-    several("--forks", "2,8")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options.parser("benchmarks.attention", __doc__)
+    options.several(parser, "--models", ",".join(CUT_SHAPES), str, CUT_SHAPES)
+    options.several(parser, "--threads", "1,2", options.number())
+    options.several(parser, "--cached", "512,2048,8192,32768", options.number(growing.N_READ))
+    options.several(parser, "--tokens", "1,4,8,16,32,63,128,512", options.number())
+    options.several(parser, "--forks", "2,8", options.number())
+    parser.add_argument("--rounds", type=options.number(), default=5)
     return parser.parse_args()
 
 

@@ -7,7 +7,6 @@ upstream's the model directory that it wants.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import report
+from . import options, report
 from .measure import Result, Side, alternate
 from .models import FOLDER
 
@@ -232,7 +231,7 @@ def asking(rounds: int) -> Result:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
+    parser = options.parser("benchmarks.convert", __doc__)
     parser.add_argument("--rounds", type=int, default=15, help="of each side (%(default)s)")
     parser.add_argument("--write-readme", action="store_true", help="puts the table into README.md")
     parser.add_argument("--check", action="store_true", help="fails if a goal is missed")

@@ -12,10 +12,10 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Final
 from unittest import mock
 
-from . import models
+from . import models, options
 from .bench import N_ADAPTERS, steps, suffix, tokens
 from .measure import Samples, alternate, timed
 from .models import DENSE, SHAPES, TARGETS, Shape
@@ -116,23 +116,14 @@ def cells(chosen: argparse.Namespace) -> Iterator[tuple[str, str, Samples]]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.grid", description=__doc__)
-
-    def several(option: str, default: str, kind: Callable[[str], Any] = str) -> None:
-        parser.add_argument(
-            option,
-            type=lambda text: [kind(part) for part in text.split(",")],
-            default=default,
-            help="%(default)s",
-        )
-
-    several("--models", ",".join(DENSE))
-    several("--quants", "q4_0,q8_0")
-    several("--threads", "1,2", int)
-    several("--ranks", "8,16,32,64", int)
-    several("--targets", ",".join(TARGETS))
-    several("--batches", ",".join(BATCHES))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = options.parser("benchmarks.grid", __doc__)
+    options.several(parser, "--models", ",".join(DENSE), str, SHAPES)
+    options.several(parser, "--quants", "q4_0,q8_0", str, ("q4_0", "q8_0"))
+    options.several(parser, "--threads", "1,2", options.number())
+    options.several(parser, "--ranks", "8,16,32,64", options.number())
+    options.several(parser, "--targets", ",".join(TARGETS), str, TARGETS)
+    options.several(parser, "--batches", ",".join(BATCHES), str, BATCHES)
+    parser.add_argument("--rounds", type=options.number(), default=15)
     return parser.parse_args()
 
 

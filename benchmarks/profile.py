@@ -6,12 +6,12 @@ the shares are what counts.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 
+from . import growing, options
 from .bench import N_ADAPTERS, ROOM, Bench, Settings, steps, suffix
 from .models import SHAPES, TARGETS
 from .runtime import Context, ContextSize, Library, Rows
@@ -100,14 +100,14 @@ def show(profile: Profile, n: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
+    parser = options.parser("benchmarks.profile", __doc__)
     parser.add_argument("--model", default="1b", choices=SHAPES)
     parser.add_argument("--targets", default="attention-only", choices=TARGETS)
     parser.add_argument("--case", default="mixed", choices=("base", "single", "mixed"))
     parser.add_argument("--batch", default="steps", choices=("one", "steps", "suffixes"))
-    parser.add_argument("--cached", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--cached", type=options.number(growing.N_READ), default=2048)
+    parser.add_argument("--threads", type=options.number(), default=1)
+    parser.add_argument("--repeat", type=options.number(), default=5)
     chosen = parser.parse_args()
 
     seqs, at = range(1, N_ADAPTERS + 1), chosen.cached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _CACHED = 64
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the terminal's Ctrl-C ends both processes
     setup: dict[str, Any] = json.loads(sys.argv[1])
     library = Library(Path(setup["stock"]) if setup["stock"] else None)
     weights = Weights(library, Path(setup["base"]))

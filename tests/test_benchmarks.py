@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +30,7 @@ TINY = Shape(
     "tiny", "llama", 2, 4096, SHAPES["1b"].metadata, hidden=256, ff=256, heads=4, kv_heads=2
 )
 N = 96
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def paths_chosen() -> list[str | None]:
@@ -154,3 +158,49 @@ def test_the_table_of_attention_times_both_nodes(
     lines = list(attention.cells(chosen))
     assert [line.split(" | ")[3] for line in lines] == ["1 token", "16 tokens", "2 forks"]
     assert all(line.count(" | ") == attention.HEAD.splitlines()[0].count(" | ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("benchmarks", "--rows nosuch", "--rows: nosuch unknown; there are idle, decode"),
+        ("benchmarks", "--targets nosuch", "there are attention-only, all-linear"),
+        ("benchmarks", "--cached 0", "--cached: '0' is not a whole number from 64 on"),
+        ("benchmarks", "--threads 1,x", "--threads: 'x' is not a whole number from 1 on"),
+        ("benchmarks", "--stock nowhere", "--stock: no libllama in nowhere; leave it out"),
+        ("benchmarks.attention", "--models nosuch", "nosuch unknown; there are 1b, 2b, mha"),
+        ("benchmarks.grid", "--ranks a", "--ranks: 'a' is not a whole number from 1 on"),
+        ("benchmarks.profile", "--repeat 0", "--repeat: '0' is not a whole number from 1 on"),
+    ],
+)
+def test_wrong_options_are_named(command: str, options: str, message: str) -> None:
+    said = run_module([command, *options.split()])
+    assert said.returncode == 2
+    assert message in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_ctrl_c_ends_a_command_amid_a_batch(tmp_path: Path) -> None:
+    """Raised in ctypes' callback for each node, KeyboardInterrupt would be swallowed."""
+    code = (
+        "import os, signal; from pathlib import Path; from dataclasses import replace;"
+        "from benchmarks import attention, models;"
+        f"models.FOLDER = Path({str(tmp_path)!r});"
+        "attention.CUT_SHAPES = {'1b': replace(models.SHAPES['1b'], layers=2, vocab=4096,"
+        " hidden=256, ff=256, heads=4, kv_heads=2)};"
+        "watch = attention.Profile.watch;"
+        "attention.Profile.watch = lambda *a: os.kill(os.getpid(), signal.SIGINT) or watch(*a);"
+        "import sys; sys.argv = ['x', '--models', '1b', '--cached', '64', '--rounds', '1'];"
+        "attention.main()"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert said.returncode == -signal.SIGINT
+    assert not said.stderr
+
+
+def run_module(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
