@@ -13,67 +13,67 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AdapterError": "errors",
-    "AdapterFile": "adapter",
+    "AdapterFile": "gguf.adapter",
     "AdapterFormatError": "errors",
     "AdapterInUseError": "errors",
     "AdapterMismatchError": "errors",
     "AloraError": "errors",
     "CacheFullError": "errors",
-    "CacheHolder": "cache_report",
-    "CacheReport": "cache_report",
-    "CacheSpan": "cache_report",
-    "CancelToken": "cancel",
+    "CacheHolder": "engine.cache_report",
+    "CacheReport": "engine.cache_report",
+    "CacheSpan": "engine.cache_report",
+    "CancelToken": "options",
     "CancelledError": "errors",
-    "Chat": "chat",
+    "Chat": "chat.chat",
     "ClosedError": "errors",
     "ContextOptions": "options",
     "ContractError": "errors",
     "ConvertError": "errors",
     "DecodeError": "errors",
-    "Document": "messages",
+    "Document": "chat.messages",
     "FileFormatError": "errors",
-    "Generation": "generation",
+    "Generation": "generate.generation",
     "InputError": "errors",
-    "IntrinsicCall": "asking",
-    "IntrinsicResult": "asking",
-    "Invocation": "invoke",
+    "IntrinsicCall": "chat.asking",
+    "IntrinsicResult": "chat.asking",
+    "Invocation": "generate.invoke",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
     "Llama": "llama",
     "LlamaState": "llama",
-    "Message": "messages",
+    "Message": "chat.messages",
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
-    "Provenance": "provenance",
-    "Reply": "reply",
-    "ReplyOptions": "reply",
-    "Sampling": "sampling",
+    "Provenance": "engine.provenance",
+    "Reply": "chat.reply",
+    "ReplyOptions": "chat.reply",
+    "Sampling": "generate.sampling",
     "SavedSessionError": "errors",
     "SchemaError": "errors",
     "Session": "session",
-    "Stats": "_native",
-    "Store": "store",
-    "StoreEntry": "store_entry",
+    "Stats": "engine.native",
+    "Store": "store.store",
+    "StoreEntry": "store.entry",
     "StoreError": "errors",
-    "Timings": "timings",
-    "TokenLogprob": "logprobs",
-    "TopLogprob": "logprobs",
+    "Timings": "options",
+    "TokenLogprob": "options",
+    "TopLogprob": "options",
     "UnknownAdapterError": "errors",
     "UnsupportedAdapterError": "errors",
-    "Verdict": "invoke",
+    "Verdict": "generate.invoke",
 }
 
 if TYPE_CHECKING:
-    from ._native import Stats as Stats
-    from .adapter import AdapterFile as AdapterFile
-    from .asking import IntrinsicCall as IntrinsicCall
-    from .asking import IntrinsicResult as IntrinsicResult
-    from .cache_report import CacheHolder as CacheHolder
-    from .cache_report import CacheReport as CacheReport
-    from .cache_report import CacheSpan as CacheSpan
-    from .cancel import CancelToken as CancelToken
-    from .chat import Chat as Chat
+    from .engine.native import Stats as Stats
+    from .gguf.adapter import AdapterFile as AdapterFile
+    from .chat.asking import IntrinsicCall as IntrinsicCall
+    from .chat.asking import IntrinsicResult as IntrinsicResult
+    from .engine.cache_report import CacheHolder as CacheHolder
+    from .engine.cache_report import CacheReport as CacheReport
+    from .engine.cache_report import CacheSpan as CacheSpan
+    from .options import CancelToken as CancelToken
+    from .chat.chat import Chat as Chat
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -96,25 +96,25 @@ if TYPE_CHECKING:
     from .errors import StoreError as StoreError
     from .errors import UnknownAdapterError as UnknownAdapterError
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
-    from .generation import Generation as Generation
-    from .invoke import Invocation as Invocation
-    from .invoke import Verdict as Verdict
+    from .generate.generation import Generation as Generation
+    from .generate.invoke import Invocation as Invocation
+    from .generate.invoke import Verdict as Verdict
     from .llama import Llama as Llama
     from .llama import LlamaState as LlamaState
-    from .logprobs import TokenLogprob as TokenLogprob
-    from .logprobs import TopLogprob as TopLogprob
-    from .messages import Document as Document
-    from .messages import Message as Message
+    from .options import TokenLogprob as TokenLogprob
+    from .options import TopLogprob as TopLogprob
+    from .chat.messages import Document as Document
+    from .chat.messages import Message as Message
     from .model import Model as Model
     from .options import ContextOptions as ContextOptions
-    from .provenance import Provenance as Provenance
-    from .reply import Reply as Reply
-    from .reply import ReplyOptions as ReplyOptions
-    from .sampling import Sampling as Sampling
+    from .engine.provenance import Provenance as Provenance
+    from .chat.reply import Reply as Reply
+    from .chat.reply import ReplyOptions as ReplyOptions
+    from .generate.sampling import Sampling as Sampling
     from .session import Session as Session
-    from .store import Store as Store
-    from .store_entry import StoreEntry as StoreEntry
-    from .timings import Timings as Timings
+    from .store.store import Store as Store
+    from .store.entry import StoreEntry as StoreEntry
+    from .options import Timings as Timings
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all are strings)
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import ParamSpec, TypeVar
 
-from .cancel import CancelToken
+from .options import CancelToken
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

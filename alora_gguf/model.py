@@ -10,29 +10,29 @@ from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from .adapter import AdapterFile
-from .bank import Bank, Use
-from .base import BaseFile
-from .cache_report import CacheReport, report
-from .cancel import CancelToken
-from .chat import Chat
-from .chat_template import ChatTemplate
-from .checks import check_int
-from .conversation import Conversation
-from .engine import Engine
+from .gguf.adapter import AdapterFile
+from .engine.bank import Bank, Use
+from .gguf.base import BaseFile
+from .engine.cache_report import CacheReport, report
+from .options import CancelToken
+from .chat.chat import Chat
+from .chat.template import ChatTemplate
+from .options import check_int
+from .engine.sequence import Conversation
+from .engine.context import Engine
 from .errors import ModelError
-from .fingerprint import BaseFingerprint
+from .gguf.fingerprint import BaseFingerprint
 from .intrinsics import Contract, load_contract
-from .loading import Tuning
-from .messages import Message, Said, Texts
+from .engine.loading import Tuning
+from .chat.messages import Message, Said, Texts
 from .options import ContextOptions
-from .pool import PrefixPool
-from .saved import SavedSession, check_saved, read_saved
-from .saved_layout import CacheLayout
+from .engine.prefix_cache import PrefixPool
+from .saved.session_file import SavedSession, check_saved, read_saved
+from .saved.layout import CacheLayout
 from .session import Session
 
 if TYPE_CHECKING:
-    from ._native import Stats
+    from .engine.native import Stats
 
 PathLike = str | os.PathLike[str]
 

@@ -12,21 +12,21 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .bank import Use
-from .batch import Logits
-from .cancel import CancelToken
-from .checks import check_int
-from .conversation import Conversation
-from .decoding import Progress
+from .engine.bank import Use
+from .engine.batch import Logits
+from .options import CancelToken
+from .options import check_int
+from .engine.sequence import Conversation
+from .engine.scheduler import Progress
 from .errors import ClosedError, InputError
-from .generation import Generation
-from .invoke import Invocation, Verdict, run_invocations
-from .planning import Parent
-from .provenance import BASE, Spans, spans_for
-from .sampling import Sampler, Sampling
-from .saved import write_saved
-from .text import check_stops
-from .timings import Timings
+from .generate.generation import Generation
+from .generate.invoke import Invocation, Verdict, run_invocations
+from .generate.plan import Parent
+from .engine.provenance import BASE, Spans, spans_for
+from .generate.sampling import Sampler, Sampling
+from .saved.session_file import write_saved
+from .generate.text_stream import check_stops
+from .options import Timings
 
 if TYPE_CHECKING:
     from .model import Model

@@ -50,8 +50,8 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 
 def constraint(bench: Bench) -> list[Result]:
     """Seconds per token of a reply, of one more schema, and of a vocabulary's first one."""
-    from alora_gguf.constraint import Constraint
-    from alora_gguf.vocab import Vocabulary
+    from alora_gguf.generate.constraint import Constraint
+    from alora_gguf.engine.vocab import Vocabulary
 
     llama = bench.weights.library.llama
     params = llama.llama_model_default_params()
@@ -79,7 +79,7 @@ def constraint(bench: Bench) -> list[Result]:
 def _per_token(bench: Bench, vocab: Any, name: str, schema: Any, text: str) -> list[Result]:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-    from alora_gguf.constraint import Constraint
+    from alora_gguf.generate.constraint import Constraint
 
     llama = bench.weights.library.llama
     by_byte = {vocab.piece(t): t for t in range(256)}  # the vocabulary begins with them

@@ -63,7 +63,9 @@ def scoring(bench: Bench) -> list[Result]:
     """The demo model's smallest intrinsic, drafted and scored, and sampled token by token."""
     import yaml
 
-    from alora_gguf import Invocation, Model, demo, drafting, planning
+    from alora_gguf.generate import drafting
+    from alora_gguf.generate import plan as planning
+    from alora_gguf import Invocation, Model, demo
 
     contract = yaml.safe_load(demo.io_yaml_path("jailbreak").read_text())
     asked = Invocation(

@@ -69,7 +69,7 @@ class _Setting:
 
     @classmethod
     def read(cls, base: Path, adapters: Iterable[Path], threads: int) -> _Setting:
-        from alora_gguf.inspection import inspect_gguf
+        from alora_gguf.gguf.inspection import inspect_gguf
 
         nbytes = sum(path.stat().st_size for path in (base, *adapters))
         return cls(inspect_gguf(base).n_parameters, nbytes, threads)

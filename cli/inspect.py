@@ -17,7 +17,7 @@ import click
 from .text import printable, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
+    from alora_gguf.gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
 
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it
@@ -58,7 +58,7 @@ def command(path: Path, as_json: bool) -> None:
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
-    from alora_gguf.inspection import inspect_gguf
+    from alora_gguf.gguf.inspection import inspect_gguf
 
     summary = inspect_gguf(path)
     if as_json:
@@ -70,7 +70,7 @@ def command(path: Path, as_json: bool) -> None:
 
 def table(summary: AdapterSummary | BaseSummary) -> str:
     """The summary as text of at most 80 columns, apart from the path."""
-    from alora_gguf.summary import AdapterSummary
+    from alora_gguf.gguf.summary import AdapterSummary
 
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
     lines = [f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"]
@@ -248,7 +248,7 @@ def _metadata(summary: FileSummary) -> list[str]:
 
 
 def _value(value: MetadataValue) -> str:
-    from alora_gguf.summary import ArraySummary
+    from alora_gguf.gguf.summary import ArraySummary
 
     if isinstance(value, ArraySummary):
         return f"{value.count} values of type {value.array_of}"

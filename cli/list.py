@@ -11,8 +11,8 @@ from .listing import table
 from .text import printable_lines
 
 if TYPE_CHECKING:
-    from alora_gguf.store import Store
-    from alora_gguf.store_entry import StoreEntry
+    from alora_gguf.store.store import Store
+    from alora_gguf.store.entry import StoreEntry
 
 
 @click.command("list")
@@ -23,7 +23,7 @@ def command(*, as_json: bool) -> None:
     They are named by `alora-gguf pull`, in ALORA_GGUF_HOME or the system's directory for a user's
     data. BASE is the model that an adapter was converted for; FROM is the repository and commit.
     """
-    from alora_gguf.store import Store
+    from alora_gguf.store.store import Store
 
     store = Store()
     contents = store.contents()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from .text import printable, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.store_entry import StoreEntry
+    from alora_gguf.store.entry import StoreEntry
 
 _KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
 _HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
-    from alora_gguf.store_entry import Kind
+    from alora_gguf.store.entry import Kind
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -21,7 +21,7 @@ def store_names(kind: Kind | None = None) -> Completer:
 
     def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
         from alora_gguf.errors import AloraError
-        from alora_gguf.store import Store
+        from alora_gguf.store.store import Store
 
         files = [CompletionItem(begun, type="file")] if kind is not None else []
         try:
@@ -43,7 +43,7 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
     """
     if not layers:
         return 0
-    from alora_gguf._native import load
+    from alora_gguf.engine.native import load
 
     if load().llama.llama_supports_gpu_offload():
         return layers

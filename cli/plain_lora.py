@@ -30,8 +30,8 @@ def _write_plain_lora(alora: Path, copy: Path) -> None:
     from alora_gguf.convert.writer import OutTensor, Value, write_gguf
 
     from alora_gguf import AdapterFile
-    from alora_gguf.gguf_header import read_header
-    from alora_gguf.gguf_types import ValueType
+    from alora_gguf.gguf.header import read_header
+    from alora_gguf.gguf.types import ValueType
 
     file = AdapterFile.read(alora)
     header = read_header(file.data, name=str(alora))

@@ -16,11 +16,11 @@ from alora_gguf.convert.source import find_source
 from alora_gguf.convert.split_model import stem_of
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.gguf_header import GGUFHeader, read_header
-from alora_gguf.gguf_vocabulary import vocabulary_sha256
-from alora_gguf.inspection import inspect_gguf
-from alora_gguf.store import Addition, Store, is_path, taken
-from alora_gguf.store_entry import Description, StoreEntry, name_from
+from alora_gguf.gguf.header import GGUFHeader, read_header
+from alora_gguf.gguf.vocabulary import vocabulary_sha256
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.store.store import Addition, Store, is_path, taken
+from alora_gguf.store.entry import Description, StoreEntry, name_from
 
 ProgressCall = Callable[[int, int], None]
 

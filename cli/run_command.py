@@ -19,7 +19,7 @@ from . import options
 from .text import printable
 
 if TYPE_CHECKING:
-    from alora_gguf.reply import ReplyOptions
+    from alora_gguf.chat.reply import ReplyOptions
 
     from .running.answers import Answer
     from .running.batch import Settings
@@ -178,8 +178,8 @@ def _reply_options(reply: bool, given: dict[str, Any]) -> ReplyOptions | None:
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    from alora_gguf.reply import ReplyOptions
-    from alora_gguf.sampling import Sampling
+    from alora_gguf.chat.reply import ReplyOptions
+    from alora_gguf.generate.sampling import Sampling
 
     return ReplyOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,

@@ -74,7 +74,7 @@ def command(
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
     from alora_gguf.errors import AdapterError
-    from alora_gguf.store import Store
+    from alora_gguf.store.store import Store
     from alora_gguf.verification import verify
 
     if hf_base is not None and peft is None:

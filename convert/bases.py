@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import FileFormatError, InputError
-from alora_gguf.gguf_header import GGUFHeader, read_header
+from alora_gguf.gguf.header import GGUFHeader, read_header
 
 from .base_model import BaseModel
 from .gguf_base import GGUFBase

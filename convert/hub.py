@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.gguf_header import GGUFHeader, describe_foreign, read_header
-from alora_gguf.gguf_parser import PartialHeaderError
+from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.gguf.parser import PartialHeaderError
 
 from .hub_client import Hub, Repository, cached, is_offline
 from .hub_reference import HubReference, is_reference, parse_reference
@@ -19,16 +19,7 @@ from .library import Wanted, adapter_paths, check_wanted, choose, listing
 from .peft_config import FILE_NAME
 from .small_file import read_object
 from .snapshot import open_directory
-from .source import (
-    MAX_TEXT,
-    Source,
-    contracts,
-    describe,
-    find_in,
-    no_adapter,
-    pick_weights,
-    readmes,
-)
+from .source import MAX_TEXT, Source, contracts, describe, find_in, no_adapter, pick_weights, readmes
 
 __all__ = ["Hub", "HubReference", "fetch_adapter", "fetch_base", "is_reference", "parse_reference"]
 

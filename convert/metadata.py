@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from alora_gguf.gguf_types import ValueType
+from alora_gguf.gguf.types import ValueType
 
 from .base_model import BaseModel
 from .invocation import Invocation

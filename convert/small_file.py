@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.errors import FileFormatError
-from alora_gguf.gguf_header import describe_foreign
+from alora_gguf.gguf.header import describe_foreign
 
 _MAX_JSON: Final = 16 << 20  # bytes; patterns with a line per module may make a configuration long
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError, LibraryError
-from alora_gguf.gguf_header import GGUFHeader
-from alora_gguf.gguf_strings import skip_strings
-from alora_gguf.gguf_types import ArrayRef, ValueType
+from alora_gguf.gguf.header import GGUFHeader
+from alora_gguf.gguf.strings import skip_strings
+from alora_gguf.gguf.types import ArrayRef, ValueType
 
 _MODEL: Final = "tokenizer.ggml.model"
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -48,9 +48,9 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     _check_usable(header, text)
     import tempfile
 
-    from alora_gguf import _native
-    from alora_gguf.gguf_vocabulary import vocabulary_only
-    from alora_gguf.vocab import Vocabulary
+    from alora_gguf.engine.context import native as _native
+    from alora_gguf.gguf.vocabulary import vocabulary_only
+    from alora_gguf.engine.vocab import Vocabulary
 
     try:
         native = _native.load()

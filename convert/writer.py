@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError
-from alora_gguf.gguf_types import GGML_TYPES, VALUE_FORMATS, ValueType
+from alora_gguf.gguf.types import GGML_TYPES, VALUE_FORMATS, ValueType
 
 from .whole_file import replacing
 

@@ -108,7 +108,7 @@ def role_adapter(folder: Path, name: str, invocation: Sequence[int], seed: int =
 
 def interrupt_at(n: int, error: Callable[[], BaseException] = KeyboardInterrupt) -> Any:
     """A stand-in for Sampler.sample that raises at the n-th call, as Ctrl-C would."""
-    from alora_gguf.sampling import Sampler
+    from alora_gguf.generate.sampling import Sampler
 
     real, calls = Sampler.sample, [0]
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_base
 
 import alora_gguf as ag
-from alora_gguf.returning import Returning
+from alora_gguf.engine.returning import Returning
 
 INVOCATION = "<certainty>"
 FOREVER = 20.0  # seconds: longer than anything takes
@@ -79,5 +79,5 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     def long_since(self: Returning, threads: Collection[int], _: float) -> None:
         served(self, threads, FOREVER)
 
-    monkeypatch.setattr("alora_gguf.returning._LONGEST", FOREVER)
+    monkeypatch.setattr("alora_gguf.engine.returning._LONGEST", FOREVER)
     monkeypatch.setattr(Returning, "served", long_since)

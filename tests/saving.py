@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
-from alora_gguf.fingerprint import BaseFingerprint
-from alora_gguf.saved import SavedAdapter, SavedSession, check_saved
-from alora_gguf.saved_layout import CacheLayout, Memory
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.saved.session_file import SavedAdapter, SavedSession, check_saved
+from alora_gguf.saved.layout import CacheLayout, Memory
 
 GREEDY = ag.Sampling(temperature=0.0)
 

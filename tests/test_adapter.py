@@ -14,7 +14,7 @@ import tiny_base
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile
 
 BASES = {"base": {}, "tied": {"tied": True}, "experts": {"experts": 4}}
 

@@ -15,7 +15,7 @@ from loops import ticks, until
 
 import alora_gguf as ag
 from alora_gguf import aio
-from alora_gguf.decoding import DecodeQueue
+from alora_gguf.engine.scheduler import DecodeQueue
 from alora_gguf.intrinsics import Contract
 
 LONG = "the rain " * 720

@@ -12,7 +12,7 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.asking import MAX_TOKENS, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, sampling_of
 from alora_gguf.demo import script
 from alora_gguf.intrinsics import Contract
 

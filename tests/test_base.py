@@ -91,8 +91,8 @@ def test_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_split_model_is_read_whole(files: Files, tmp_path: Path) -> None:
-    from alora_gguf.base import BaseFile
-    from alora_gguf.gguf_header import read_header
+    from alora_gguf.gguf.base import BaseFile
+    from alora_gguf.gguf.header import read_header
 
     parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
     header = read_header(files.base)
@@ -133,7 +133,7 @@ def test_adapters_given_to_the_model_load_all_or_none(files: Files, tmp_path: Pa
 def test_an_adapter_the_library_refuses_takes_the_others_with_it(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alora_gguf._native import Native
+    from alora_gguf.engine.native import Native
 
     real = Native.adapter_add
 

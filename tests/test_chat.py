@@ -26,7 +26,7 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.demo import script
 
 USER, ASSISTANT, END = tiny_base.USER, tiny_base.ASSISTANT, tiny_base.END

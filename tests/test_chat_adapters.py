@@ -28,7 +28,7 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.intrinsics import Contract
-from alora_gguf.provenance import BASE, Provenance
+from alora_gguf.engine.provenance import BASE, Provenance
 
 U, A, END = tiny_base.USER, tiny_base.ASSISTANT, tiny_base.END
 MARKED = (  # the marker is several tokens

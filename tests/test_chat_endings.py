@@ -23,7 +23,7 @@ from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf.intrinsics import Contract
-from alora_gguf.sampling import Sampler
+from alora_gguf.generate.sampling import Sampler
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_a_damaged_chat_is_refused(files: Files, tmp_path: Path) -> None:
         session.append("hello")
 
         def saved(**changes: object) -> Path:
-            session.save(path, notes={"alora_gguf.chat": {**good, **changes}})
+            session.save(path, notes={"alora_gguf.chat.chat": {**good, **changes}})
             return path
 
         assert contents(model.restore(saved())) == [(U, "a")]
@@ -291,10 +291,10 @@ def test_a_damaged_chat_is_refused(files: Files, tmp_path: Path) -> None:
             text = str(caught.value)
             assert text.startswith(f"{path}: the chat that it holds is damaged (")
             assert text.endswith("; restore its session with Model.restore_session()")
-        session.save(path, notes={"alora_gguf.chat": {}})
+        session.save(path, notes={"alora_gguf.chat.chat": {}})
         with pytest.raises(ag.SavedSessionError, match=r"damaged \(KeyError\('reader'\)\)"):
             model.restore(path)
-        session.save(path, notes={"alora_gguf.chat": [1]})
+        session.save(path, notes={"alora_gguf.chat.chat": [1]})
         with pytest.raises(ag.SavedSessionError, match="without a chat's messages"):
             model.restore(path)
         session.close()

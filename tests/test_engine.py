@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.batch import Logits, Run
-from alora_gguf.cells import CellBooks
-from alora_gguf.engine import Engine
-from alora_gguf.loading import Tuning
+from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.cells import CellBooks
+from alora_gguf.engine.context import Engine
+from alora_gguf.engine.loading import Tuning
 
 
 @pytest.fixture

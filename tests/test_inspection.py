@@ -14,10 +14,10 @@ import pytest
 import tiny_base as tb
 
 from alora_gguf.errors import FileFormatError
-from alora_gguf.gguf_header import GGUFHeader
-from alora_gguf.gguf_types import ValueType
-from alora_gguf.inspection import inspect_gguf
-from alora_gguf.summary import (
+from alora_gguf.gguf.header import GGUFHeader
+from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.gguf.summary import (
     AdapterSummary,
     ArraySummary,
     BaseSummary,
@@ -305,7 +305,7 @@ def test_a_vocabulary_is_counted_and_not_read(
 
 def test_needs_neither_numpy_nor_gguf(tmp_path: Path) -> None:
     code = (
-        "import sys; from alora_gguf.inspection import inspect_gguf;"
+        "import sys; from alora_gguf.gguf.inspection import inspect_gguf;"
         "print(inspect_gguf(sys.argv[1]).kv_heads);"
         "print([m for m in ('numpy', 'gguf', 'llama_cpp', 'yaml', 'click') if m in sys.modules])"
     )

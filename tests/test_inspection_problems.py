@@ -10,9 +10,9 @@ import pytest
 
 from alora_gguf import AdapterFile
 from alora_gguf.errors import AdapterFormatError, FileFormatError
-from alora_gguf.gguf_types import ValueType
-from alora_gguf.inspection import inspect_gguf
-from alora_gguf.summary import (
+from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.gguf.summary import (
     BaseSummary,
 )
 from tests.support.gguf_bytes import Tensors

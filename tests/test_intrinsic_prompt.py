@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.chat_template import ChatTemplate, Transcript
-from alora_gguf.intrinsic_prompt import Dialogue
+from alora_gguf.chat.template import ChatTemplate, Transcript
+from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.intrinsics import Contract, rewrite
-from alora_gguf.messages import Document, Message
-from alora_gguf.vocab import Vocabulary
+from alora_gguf.chat.messages import Document, Message
+from alora_gguf.engine.vocab import Vocabulary
 
 BOS, END, USER, ASSISTANT = tiny_base.BOS, tiny_base.END, tiny_base.USER, tiny_base.ASSISTANT
 TALK = (Message("user", "hello"), Message("assistant", "the train"), Message("user", "when"))

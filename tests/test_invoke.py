@@ -11,9 +11,9 @@ import tiny_base
 from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.batch import Run
-from alora_gguf.engine import Engine
-from alora_gguf.invocation import find_last
+from alora_gguf.engine.batch import Run
+from alora_gguf.engine.context import Engine
+from alora_gguf.engine.invocation import find_last
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>It is.<|end|>"

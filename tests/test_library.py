@@ -12,7 +12,7 @@ import pytest
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf import _native
+from alora_gguf.engine.context import native as _native
 
 OPEN = "import alora_gguf as ag\ntry: ag.Model({base!r})\nexcept ag.LibraryError as e: print(e)\n"
 
@@ -64,7 +64,7 @@ def test_a_folder_without_a_library(files: Files, tmp_path: Path) -> None:
 
 
 def test_another_version_of_llama_cpp_python(files: Files) -> None:
-    code = "import alora_gguf._native as n\nn.LLAMA_CPP_PYTHON = '9.9.9'\n" + OPEN.format(
+    code = "import alora_gguf.engine.native as n\nn.LLAMA_CPP_PYTHON = '9.9.9'\n" + OPEN.format(
         base=str(files.base)
     )
     said = run(code, ALORA_LIB_DIR=str(library_folder()))

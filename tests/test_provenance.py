@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alora_gguf.provenance import BASE, CachedTokens, Provenance, spans_for
+from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, spans_for
 
 A, B = Provenance("a", 1.0), Provenance("b", 1.0)
 

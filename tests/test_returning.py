@@ -10,9 +10,9 @@ import pytest
 from conftest import FOREVER, Files
 
 import alora_gguf as ag
-from alora_gguf.decoding import DecodeQueue
-from alora_gguf.gathering import Gathering
-from alora_gguf.returning import Returning
+from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.gathering import Gathering
+from alora_gguf.engine.returning import Returning
 
 GREEDY = ag.Sampling(temperature=0.0)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf.sampling import Sampler
+from alora_gguf.generate.sampling import Sampler
 
 
 @pytest.mark.parametrize(

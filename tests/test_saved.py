@@ -17,7 +17,7 @@ from tiny_swa import write_swa
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.saved import SavedSession, read_saved, write_saved
+from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
 
 TEXT = "<|user|>the rain in the main<|end|>"
 

@@ -13,8 +13,8 @@ from saving import check, collect, layout, path_of, restore
 from tiny_hybrid import write_hybrid
 
 import alora_gguf as ag
-from alora_gguf.provenance import Provenance
-from alora_gguf.saved import SavedSession, read_saved, write_saved
+from alora_gguf.engine.provenance import Provenance
+from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
 
 TEXT = "<|user|>the rain in the main<|end|>"
 

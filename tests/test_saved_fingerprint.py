@@ -11,9 +11,9 @@ import pytest
 import tiny_base
 
 import alora_gguf as ag
-from alora_gguf.base import BaseFile
-from alora_gguf.fingerprint import BaseFingerprint
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.header import read_header
 
 
 def of(path: Path) -> BaseFingerprint:

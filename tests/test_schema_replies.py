@@ -10,7 +10,9 @@ import pytest
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf import demo, drafting, planning
+from alora_gguf.generate import drafting
+from alora_gguf.generate import plan as planning
+from alora_gguf import demo
 
 YES_NO = {
     "type": "object",
@@ -90,7 +92,7 @@ def test_drafts_change_nothing(
 
 
 def test_a_few_answers_take_one_pass(model: ag.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alora_gguf.engine import Engine
+    from alora_gguf.engine.context import Engine
 
     calls, real = [], Engine.decode
 

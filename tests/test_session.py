@@ -19,9 +19,9 @@ import tiny_base
 from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.decoding import DecodeQueue
-from alora_gguf.engine import Engine
-from alora_gguf.provenance import BASE, CachedTokens, Provenance, Spans
+from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.context import Engine
+from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
@@ -150,7 +150,7 @@ def test_other_weights_under_the_same_name_share_nothing(
 
 def test_a_plain_lora_equals_the_merged_weights(files: Files, tmp_path: Path) -> None:
     """An oracle that shares no code: W + B A written into the base's file."""
-    from alora_gguf.gguf_header import read_header
+    from alora_gguf.gguf.header import read_header
 
     base, lora = read_header(files.base), read_header(files.lora)
     merged = {}

@@ -12,7 +12,7 @@ import pytest
 from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.decoding import DecodeQueue
+from alora_gguf.engine.scheduler import DecodeQueue
 
 GREEDY = ag.Sampling(temperature=0.0)
 LONG = [(7 * i) % 250 for i in range(120)]

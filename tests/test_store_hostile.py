@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from alora_gguf.errors import FileFormatError, StoreError
-from alora_gguf.store import Store
+from alora_gguf.store.store import Store
 from tests.support.stored import about, add, files_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, SIGKILL and POSIX's modes")
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
 @posix
 def test_a_directory_that_may_not_be_used(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from alora_gguf.store import Store; import alora_gguf.store_entry\n"
+        "import os, sys; from alora_gguf.store.store import Store; import alora_gguf.store.entry\n"
         "from alora_gguf.errors import StoreError\n"
         "os.chdir(sys.argv[1])\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"  # root may do anything
@@ -165,7 +165,7 @@ def test_an_interrupt_after_the_entry_appeared_leaves_it(
     with store.adding("sure") as addition:
         (addition.folder / "sure.gguf").write_bytes(b"weights")
         addition.files()
-        monkeypatch.setattr("alora_gguf.store._sync", interrupt)  # the last step of all
+        monkeypatch.setattr("alora_gguf.store.store._sync", interrupt)  # the last step of all
         with pytest.raises(KeyboardInterrupt):
             addition.commit(about())
     monkeypatch.undo()
@@ -261,8 +261,8 @@ def test_many_at_once(store: Store) -> None:
 # many seconds to kill them. Answers with their exit codes.
 FORKER = """
 import json, os, signal, sys, time
-from alora_gguf.store import Store
-from alora_gguf.store_entry import Description
+from alora_gguf.store.store import Store
+from alora_gguf.store.entry import Description
 store = Store(sys.argv[1])
 about = Description("base", None, "llama", None, None, ())
 

@@ -22,8 +22,8 @@ from alora_gguf import (
     Session,
     demo,
 )
-from alora_gguf._native import Native
-from alora_gguf.base import BaseFile
+from alora_gguf.engine.native import Native
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.verification import probe, verify
 from alora_gguf.verification.records import Verification
 from tests import tiny_base

@@ -14,17 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf.errors import ContractError
-from alora_gguf.gguf_header import GGUFHeader, describe_foreign, read_header
-from alora_gguf.gguf_types import ValueType
+from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.gguf.types import ValueType
 
-from .contract_fields import (
-    read_documents,
-    read_flag,
-    read_instruction,
-    read_schema,
-    read_sentences,
-    read_text,
-)
+from .contract_fields import read_documents, read_flag, read_instruction, read_schema, read_sentences, read_text
 from .json_offsets import JsonValue
 from .likelihood import Likelihood
 from .parameters import read_parameters
@@ -33,7 +26,7 @@ from .transformations import Rule
 from .yaml_file import MAX_BYTES, read_yaml
 
 if TYPE_CHECKING:  # it loads numpy
-    from alora_gguf.adapter import AdapterFile
+    from alora_gguf.gguf.adapter import AdapterFile
 
 IO_YAML: Final = "io.yaml"
 _KEY: Final = "alora.io_yaml"

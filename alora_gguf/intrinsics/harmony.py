@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from alora_gguf.logprobs import TokenLogprob
+from alora_gguf.options import TokenLogprob
 
 _CHANNEL: Final = "<|channel|>"
 _MESSAGE: Final = "<|message|>"

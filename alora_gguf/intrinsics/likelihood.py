@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, TypeAlias
 
 from alora_gguf.errors import InputError
-from alora_gguf.logprobs import TokenLogprob
+from alora_gguf.options import TokenLogprob
 
 from .json_offsets import JsonValue, Node, Path
 from .paths import PathPattern, replace_at, show_path, show_value

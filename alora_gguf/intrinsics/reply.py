@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alora_gguf.errors import InputError, OutputError
-from alora_gguf.logprobs import TokenLogprob
+from alora_gguf.options import TokenLogprob
 
 from .json_offsets import Node
 from .sentences import Sentence

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from alora_gguf.logprobs import TokenLogprob
+from alora_gguf.options import TokenLogprob
 
 from .harmony import final_channel
 from .json_offsets import JsonValue, parse

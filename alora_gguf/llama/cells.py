@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from alora_gguf.batch import Logits, Run
+from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.errors import DecodeError, InputError
 from alora_gguf.model import Model
-from alora_gguf.provenance import BASE, CachedTokens, Spans, spans_for
-from alora_gguf.saved import SavedSession
+from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, spans_for
+from alora_gguf.saved.session_file import SavedSession
 from alora_gguf.session import Session
-from alora_gguf.timings import Timings
+from alora_gguf.options import Timings
 
 OnRows = Callable[[int, Logits], None]
 """Called with a position and rows [n, n_vocab]: the logits after the tokens from there on."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 
 from .logprobs import Scored, score
 from .options import CompletionOptions

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.batch import Batch
-from alora_gguf.engine import Engine
+from alora_gguf.engine.batch import Batch
+from alora_gguf.engine.context import Engine
 from alora_gguf.errors import DecodeError, InputError, ModelError
 from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.asking import IntrinsicCall, IntrinsicResult, Question, sampling_of
-from alora_gguf.chat_template import ChatTemplate, Transcript
+from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult, Question, sampling_of
+from alora_gguf.chat.template import ChatTemplate, Transcript
 from alora_gguf.errors import InputError
-from alora_gguf.intrinsic_prompt import Dialogue
-from alora_gguf.messages import as_document, as_message
+from alora_gguf.chat.prompt import Dialogue
+from alora_gguf.chat.messages import as_document, as_message
 
 from .options import ChatOptions, CompletionOptions
 from .prompt import build_prompt

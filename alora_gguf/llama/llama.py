@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from alora_gguf.errors import InputError, SavedSessionError
 
-from . import chat, hub, intrinsic, opening
+from . import chat
+from . import hub
+from . import intrinsic
+from . import opening
 from .completion import Completion
 from .embeddings import Embedder, Vector, normalized
 from .logprobs import log_softmax

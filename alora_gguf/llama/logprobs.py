@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf import _native
-from alora_gguf.checks import check_int, check_number
+from alora_gguf.engine.context import native as _native
+from alora_gguf.options import check_int, check_number
 from alora_gguf.errors import FileFormatError, InputError
-from alora_gguf.gguf_header import read_header
-from alora_gguf.loading import Tuning
+from alora_gguf.gguf.header import read_header
+from alora_gguf.engine.loading import Tuning
 from alora_gguf.model import Model
 from alora_gguf.options import CACHE_TYPES, CacheType, ContextOptions
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.checks import check_int, check_number
+from alora_gguf.options import check_int, check_number
 from alora_gguf.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llama_cpp.llama_grammar import LlamaGrammar
     from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 
-    from alora_gguf.messages import Document, Message
+    from alora_gguf.chat.messages import Document, Message
 
 TokenIds = NDArray[np.intc]
 LogitsRow = NDArray[np.float32]

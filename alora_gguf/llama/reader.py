@@ -12,23 +12,13 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer
 
-from alora_gguf.adapter import AdapterFile
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.errors import InputError
-from alora_gguf.timings import Timings
+from alora_gguf.options import Timings
 
 from . import opening
 from .cells import Cells, OnRows
-from .options import (
-    DEFAULT_SEED,
-    CompletionOptions,
-    GenerateOptions,
-    LogitsRow,
-    SampleOptions,
-    Settings,
-    TokenIds,
-    sampling_of,
-    takes,
-)
+from .options import DEFAULT_SEED, CompletionOptions, GenerateOptions, LogitsRow, SampleOptions, Settings, TokenIds, sampling_of, takes
 from .sampling import Chain
 from .stream import TokenStream
 from .vocabulary import StockVocabulary

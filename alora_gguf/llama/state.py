@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 from alora_gguf.errors import SavedSessionError
 from alora_gguf.model import Model
-from alora_gguf.saved import SavedSession, check_saved
+from alora_gguf.saved.session_file import SavedSession, check_saved
 
 from .options import TokenIds
 

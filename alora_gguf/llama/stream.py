@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 from alora_gguf.errors import InputError
-from alora_gguf.timings import Timings
+from alora_gguf.options import Timings
 
 from .cells import Cells, OnRows
 from .options import StoppingCriterion, TokenIds

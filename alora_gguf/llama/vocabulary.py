@@ -1,5 +1,5 @@
 """The model's vocabulary and metadata under the names that llama_cpp's tokenizers and chat handlers
-know, in bytes. alora_gguf.vocab is the package's own view of the same.
+know, in bytes. alora_gguf.engine.vocab is the package's own view of the same.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alora_gguf.engine import Engine
+from alora_gguf.engine.context import Engine
 from alora_gguf.errors import InputError
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 
 from .probe import Reading
 from .records import LayerChange, LogitsChange

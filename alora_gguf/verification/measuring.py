@@ -11,32 +11,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from alora_gguf.adapter import AdapterFile
-from alora_gguf.base import BaseFile
-from alora_gguf.checks import check_int
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.options import check_int
 from alora_gguf.errors import InputError, ModelError
-from alora_gguf.gguf_header import read_header
-from alora_gguf.gguf_types import TensorInfo
-from alora_gguf.gguf_vocabulary import vocabulary_sha256
-from alora_gguf.inspection import inspect_gguf
-from alora_gguf.invocation import find_last
+from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.types import TensorInfo
+from alora_gguf.gguf.vocabulary import vocabulary_sha256
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.engine.invocation import find_last
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, default_threads
-from alora_gguf.random_text import random_text
-from alora_gguf.summary import AdapterSummary
+from alora_gguf.verification.random_text import random_text
+from alora_gguf.gguf.summary import AdapterSummary
 
 from .changes import layer_changes, logits_change
 from .judging import differ, failures, first_not_finite, warnings
 from .probe import Probe, Reading
-from .records import (
-    AdapterFacts,
-    BaseFacts,
-    CellsCheck,
-    LogitsChange,
-    Text,
-    Verification,
-    Vocabularies,
-)
+from .records import AdapterFacts, BaseFacts, CellsCheck, LogitsChange, Text, Verification, Vocabularies
 
 _N_TEXT: Final = 256
 _N_BEFORE: Final = 16  # of those looked at besides

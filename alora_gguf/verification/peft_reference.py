@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 from alora_gguf.errors import AdapterMismatchError, FileFormatError, InputError, ModelError
 
 from .changes import cosine, relative_error, typical

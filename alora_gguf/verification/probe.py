@@ -18,9 +18,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.adapter import AdapterFile
-from alora_gguf.batch import Batch, Logits
-from alora_gguf.engine import Engine
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.engine.batch import Batch, Logits
+from alora_gguf.engine.context import Engine
 from alora_gguf.errors import DecodeError, ModelError
 from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
 

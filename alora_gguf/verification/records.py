@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alora_gguf.summary import Target, plain
+from alora_gguf.gguf.summary import Target, plain
 
 Vocabularies = Literal["equal", "different", "unknown"]
 

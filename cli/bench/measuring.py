@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf import CancelledError, CancelToken, Invocation, __version__
 
-from .results import (
-    Asked,
-    AtContext,
-    BenchResult,
-    Decoding,
-    Memory,
-    Method,
-    Together,
-)
+from .results import Asked, AtContext, BenchResult, Decoding, Memory, Method, Together
 from .subjects import ANSWER, LONG_ANSWER, N_FORKS, WARM, Subjects
 
 if TYPE_CHECKING:

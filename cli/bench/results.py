@@ -150,7 +150,7 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        from alora_gguf.summary import plain
+        from alora_gguf.gguf.summary import plain
 
         shown: dict[str, Any] = plain(self)
         shown["plain_lora"] = HOW if self.has_alora else None

@@ -15,12 +15,12 @@ from typing import Final
 from alora_gguf.cli.plain_lora import load_as_plain_lora
 
 from alora_gguf import AdapterFile, ContextOptions, Model, Sampling
-from alora_gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.errors import InputError, ModelError
-from alora_gguf.inspection import inspect_gguf
+from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.options import default_threads
-from alora_gguf.random_text import random_text
-from alora_gguf.summary import BaseSummary
+from alora_gguf.verification.random_text import random_text
+from alora_gguf.gguf.summary import BaseSummary
 
 from .results import AdapterFacts, BaseFacts
 

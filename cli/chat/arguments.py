@@ -14,7 +14,7 @@ from typing import Any, Final
 from alora_gguf.cli.text import size_text
 
 from alora_gguf import Document, InputError, Model, ReplyOptions, Sampling, Store
-from alora_gguf.store import is_path
+from alora_gguf.store.store import is_path
 
 _DOCUMENT_LIMIT: Final = 4 << 20
 SAMPLING: Final = (

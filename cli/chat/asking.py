@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from alora_gguf import CancelledError, CancelToken, Chat, IntrinsicCall, IntrinsicResult
 from alora_gguf.errors import AloraError
-from alora_gguf.gathering import Gathering
+from alora_gguf.engine.gathering import Gathering
 
 from .watching import Watched
 

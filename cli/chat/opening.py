@@ -19,7 +19,7 @@ from alora_gguf import (
     Sampling,
     Store,
 )
-from alora_gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from alora_gguf.asking import IntrinsicCall, IntrinsicResult
-from alora_gguf.cancel import CancelToken
-from alora_gguf.chat import Chat
-from alora_gguf.timings import Timings
+from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult
+from alora_gguf.options import CancelToken
+from alora_gguf.chat.chat import Chat
+from alora_gguf.options import Timings
 
 from .conversations import Conversation
 from .plan import Plan

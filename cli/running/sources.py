@@ -10,7 +10,7 @@ import click
 
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.errors import InputError
-from alora_gguf.store import Store, is_path
+from alora_gguf.store.store import Store, is_path
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from alora_gguf.cancel import CancelToken
-from alora_gguf.chat import Chat
+from alora_gguf.options import CancelToken
+from alora_gguf.chat.chat import Chat
 from alora_gguf.errors import AloraError, CancelledError
 from alora_gguf.model import Model
 from alora_gguf.session import Session
-from alora_gguf.timings import Timings
+from alora_gguf.options import Timings
 
 from .answers import Answer, answer
 from .beginnings import Beginning, Order

@@ -12,7 +12,7 @@ from alora_gguf.cli.text import printable
 
 from alora_gguf import cli
 from alora_gguf.errors import FileFormatError
-from alora_gguf.inspection import inspect_gguf
+from alora_gguf.gguf.inspection import inspect_gguf
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.inspect_command import inspect, shown
 from tests.support.inspected import ADAPTER, pairs

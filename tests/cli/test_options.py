@@ -12,7 +12,8 @@ from alora_gguf.cli.progress import Progress
 from chats import PLAIN
 from conftest import Files
 
-from alora_gguf import ModelError, _native, cli
+from alora_gguf.engine.context import native as _native
+from alora_gguf import ModelError, cli
 
 NOTE = (
     "Note: this build computes on the CPU only, so --gpu-layers changes nothing; README.md says "
@@ -45,7 +46,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(n_gpu_layers)
         raise ModelError("not today")
 
-    monkeypatch.setattr("alora_gguf.engine.load_weights", load)
+    monkeypatch.setattr("alora_gguf.engine.context.load_weights", load)
     return found
 
 

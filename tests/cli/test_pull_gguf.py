@@ -12,8 +12,8 @@ import tiny_base
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Model
-from alora_gguf.gguf_header import read_header
-from alora_gguf.gguf_vocabulary import vocabulary_sha256
+from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from tests.cli.conftest import Pulling
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.hub_server import Handler

@@ -11,7 +11,7 @@ from alora_gguf.convert.gguf_base import GGUFBase
 from alora_gguf.convert.hf_base import HFBase
 
 from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import LLAMA_CONFIG, write_base
 from tests.support.pulls import split_gguf
 

@@ -12,7 +12,7 @@ import pytest
 from alora_gguf.convert import convert_adapter
 from numpy.typing import NDArray
 
-from alora_gguf.gguf_header import GGUFHeader, read_header
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support.peft_files import BLOCK, MODULES, N_EMBD, N_VOCAB, PREFIX, RANK, Case
 from tests.support.peft_oracle import TinyAdapter, make_adapter
 from tests.support.stock_convert import Request, stock_convert

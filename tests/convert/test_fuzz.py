@@ -21,7 +21,7 @@ import pytest
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf.errors import AloraError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import sound_case
 
 SECONDS = 120  # until a test is taken to hang; they take some

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from alora_gguf.convert import convert_adapter
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 
 GOLDEN = Path(__file__).with_name("golden")
 

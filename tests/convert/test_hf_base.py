@@ -15,7 +15,7 @@ from alora_gguf.convert.hf_config import KINDS
 from alora_gguf.convert.locate import Locator, Reading
 
 from alora_gguf.errors import AdapterMismatchError, FileFormatError, UnsupportedAdapterError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import LLAMA_CONFIG
 from tests.support.peft_oracle import make_adapter
 from tests.support.tiny_models import ALL_FAMILIES, TinyModel, tiny_model

@@ -18,7 +18,7 @@ from alora_gguf.errors import (
     InputError,
     UnsupportedAdapterError,
 )
-from alora_gguf.gguf_header import GGUFHeader
+from alora_gguf.gguf.header import GGUFHeader
 from tests.support.hub_repos import CONFIG, LIBRARY, adapter_files, library_files, write_gguf
 from tests.support.hub_server import TOKEN, Handler, HubServer, Padded
 from tests.support.libraries import LFS, MODELS, README

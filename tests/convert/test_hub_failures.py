@@ -16,7 +16,7 @@ from alora_gguf.convert.hub import Hub, fetch_adapter, fetch_base
 from alora_gguf.convert.library import Wanted
 
 from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
-from alora_gguf.gguf_header import GGUFHeader, read_header
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support.hub_repos import adapter_files, write_gguf
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler, HubServer, Padded
 from tests.support.libraries import README

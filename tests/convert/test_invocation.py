@@ -26,7 +26,7 @@ from alora_gguf.errors import (
     InputError,
     UnsupportedAdapterError,
 )
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case
 from tests.support.vocabularies import Vocabulary, byte_level, sentence_piece, write_gguf
 

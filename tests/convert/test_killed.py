@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from alora_gguf.convert import convert_adapter
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -147,7 +147,7 @@ AT_A_STEP = """
 import json, os, signal, sys
 from pathlib import Path
 from alora_gguf.convert import writer
-from alora_gguf.gguf_types import ValueType
+from alora_gguf.gguf.types import ValueType
 
 step = "never"
 

@@ -12,7 +12,7 @@ import pytest
 from alora_gguf.convert import ConversionReport
 
 from alora_gguf.errors import AdapterMismatchError, FileFormatError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import (
     N_EMBD,
     N_FF,

@@ -19,7 +19,7 @@ from alora_gguf.convert import Pick, convert_adapter
 from alora_gguf.convert.pickle_file import PickleFile
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case
 
 torch = pytest.importorskip("torch", reason="pickles are read with torch; the test extra has it")

@@ -16,7 +16,7 @@ from alora_gguf.convert.hf_tokenizer import HFTokenizer
 from alora_gguf.convert.tokenizer import ordinary, text_of, tokenize_gguf
 
 from alora_gguf.errors import ConvertError, FileFormatError
-from alora_gguf.gguf_header import GGUFHeader, read_header
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support.vocabularies import (
     BYTE,
     NORMAL,
@@ -119,7 +119,7 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from alora_gguf.convert.tokenizer import tokenize_gguf\n"
-        "from alora_gguf.gguf_header import read_header\n"
+        "from alora_gguf.gguf.header import read_header\n"
         "header, peaks = read_header(sys.argv[1]), []\n"
         "for _ in range(45):\n"
         "    tokenize_gguf(header, 'the')\n"
@@ -194,7 +194,7 @@ def test_says_how_to_do_without_the_library(tmp_path: Path) -> None:
         "import sys\n"
         "from alora_gguf.convert.tokenizer import text_of, tokenize_gguf\n"
         "from alora_gguf.errors import ConvertError\n"
-        "from alora_gguf.gguf_header import read_header\n"
+        "from alora_gguf.gguf.header import read_header\n"
         "header = read_header(sys.argv[1])\n"
         "print(text_of(header, [104]), 'llama_cpp' in sys.modules)\n"
         "try:\n"

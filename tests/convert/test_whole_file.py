@@ -16,7 +16,7 @@ from alora_gguf.convert import convert_adapter
 from alora_gguf.convert.whole_file import check_target, replacing
 
 from alora_gguf.errors import ConvertError, InputError
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's files and modes")

@@ -15,8 +15,8 @@ from alora_gguf.convert.writer import (
 )
 
 from alora_gguf.errors import ConvertError
-from alora_gguf.gguf_header import read_header
-from alora_gguf.gguf_types import ValueType
+from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.types import ValueType
 
 METADATA: list[tuple[str, ValueType, Value]] = [
     ("text", ValueType.STRING, "ä"),

@@ -14,7 +14,7 @@ import yaml
 from alora_gguf.convert import convert_adapter
 
 import alora_gguf as ag
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from examples.demo_model import chat
 from examples.demo_model.base_gguf import write_base_gguf
 from tests.demo_model.tiny_granite import write_granite

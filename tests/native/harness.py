@@ -11,8 +11,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf._native import Native, Stats, load
-from alora_gguf.gguf_header import read_header
+from alora_gguf.engine.native import Native, Stats, load
+from alora_gguf.gguf.header import read_header
 from tests.support.tiny_models import N_VOCAB, TinyModel
 
 Logits = NDArray[np.float32]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.batch import Logits
+from alora_gguf.engine.batch import Logits
 from tests.support.peft_oracle import TinyAdapter
 
 from .checks import TOLERANCE, assert_close, error

@@ -23,7 +23,7 @@ from alora_gguf import (
     ModelError,
     demo,
 )
-from alora_gguf._native import Native
+from alora_gguf.engine.native import Native
 from alora_gguf.verification import peft_reference, verify
 from alora_gguf.verification.peft_reference import allowed_for
 from alora_gguf.verification.records import AdapterFacts, BaseFacts, Verification

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 
 Tensors = dict[str, NDArray[np.float32]]
 _HEADS, _QUERIES = 4, 128  # of the tiny models with one tensor for queries, keys and values

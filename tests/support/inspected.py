@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alora_gguf.inspection import inspect_gguf
-from alora_gguf.summary import AdapterSummary, BaseSummary
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.gguf.summary import AdapterSummary, BaseSummary
 
 from .gguf_bytes import Tensors, gguf_bytes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny_base
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case
 
 IO_YAML = "model: ~\nresponse_format: ~\ntransformations: ~\n"

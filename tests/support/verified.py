@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from alora_gguf.gguf_header import read_header
+from alora_gguf.gguf.header import read_header
 from tests import tiny_base
 
 VOCABULARY_KEY = "alora.vocab.sha256"

@@ -15,7 +15,7 @@ from alora_gguf.cli.chat.watching import Watched
 
 import alora_gguf as ag
 from alora_gguf import demo as demo_files
-from alora_gguf.decoding import DecodeQueue
+from alora_gguf.engine.scheduler import DecodeQueue
 
 from .test_talk import ANSWER, QUESTION, Ear, say, state
 

@@ -207,7 +207,7 @@ def torn_off(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
 def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
     from chats import interrupt_at
 
-    from alora_gguf.sampling import Sampler
+    from alora_gguf.generate.sampling import Sampler
 
     monkeypatch.setattr(Sampler, "sample", interrupt_at(3))
     return say(talk, "Who runs it?", instead=True)

@@ -1,0 +1,1 @@
+"""Conversations in messages: templates, replies, intrinsics. Knows no cells and no batches."""

@@ -1,0 +1,239 @@
+"""Asks intrinsics about a conversation: contract, prompt, adapter, answer; all in one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ..options import CancelToken
+from ..options import check_int
+from ..errors import InputError, OutputError
+from ..generate.generation import FinishReason
+from .prompt import Dialogue
+from ..intrinsics import Contract, Request, rewrite, transform
+from ..generate.invoke import Invocation, Verdict
+from ..options import TokenLogprob
+from ..generate.sampling import Sampling
+from ..options import Timings
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..session import Session
+
+MAX_TOKENS: Final = 512
+"""The most tokens of a reply where neither contract nor caller sets a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntrinsicCall:
+    """An intrinsic to ask: the name of its adapter, and `arguments` for its contract's instruction.
+
+    It is asked about the first `upto` messages (None: all), so that what judges a question can be
+    asked when it was answered. `scale` multiplies the adapter's own alpha/rank. `max_tokens` and
+    `sampling` are the contract's unless given; where that does not say either, at most 512 tokens
+    and the likeliest ones.
+    """
+
+    name: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    _: KW_ONLY
+    upto: int | None = None
+    scale: float = 1.0
+    max_tokens: int | None = None
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class IntrinsicResult:
+    """An intrinsic's answer.
+
+    name           of the intrinsic
+    text           what the model replied, before the contract's transformations
+    logprobs       the tokens, with their alternatives, whose probabilities went into the value
+    finish_reason  "stop", or "length" if the reply was cut off
+    timings        how many tokens were reused, read and sampled, and why not more were reused
+    error          what is wrong with the reply, None if the contract's rules made a value of it
+    """
+
+    name: str
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    timings: Timings
+    error: OutputError | None
+    _value: Any = field(repr=False)
+
+    @property
+    def value(self) -> Any:
+        """The answer: what JSON can hold. Raises `error` if there is one."""
+        if self.error is not None:
+            raise self.error
+        return self._value
+
+
+def as_call(call: str | IntrinsicCall) -> IntrinsicCall:
+    """`call`, or a call of that name without arguments. Raises InputError for anything else."""
+    if isinstance(call, IntrinsicCall):
+        return call
+    if isinstance(call, str):
+        return IntrinsicCall(call)
+    raise InputError(f"expected an intrinsic's name or an IntrinsicCall, got {call!r}")
+
+
+def ask_all(
+    model: Model,
+    session: Session,
+    dialogue: Dialogue,
+    calls: Sequence[IntrinsicCall],
+    cancel: CancelToken | None = None,
+) -> list[IntrinsicResult]:
+    """Asks all of `calls` about the dialogue at once, on forks of the session's cells.
+
+    Raises what Session.invoke_many() does; UnknownAdapterError, ContractError and InputError before
+    anything is read.
+    """
+    started = time.perf_counter()
+    questions = [Question.about(model, dialogue, call) for call in calls]
+    prepared = time.perf_counter() - started
+    verdicts = session.invoke_many([each.invocation for each in questions], cancel=cancel)
+    return [
+        question.result(verdict, prepared)
+        for question, verdict in zip(questions, verdicts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call worked out: what its contract asks for, and what a session can be asked."""
+
+    call: IntrinsicCall
+    contract: Contract
+    request: Request
+    invocation: Invocation
+    change: str = ""  # what the contract changes of the text that the cells are of
+
+    @classmethod
+    def about(cls, model: Model, dialogue: Dialogue, call: IntrinsicCall) -> Question:
+        """A question about a conversation."""
+        contract = model.contract(call.name)
+        if call.upto is not None:
+            check_int(call.upto, "upto", 0, len(dialogue.messages))
+            dialogue = replace(dialogue, messages=dialogue.messages[: call.upto])
+        request = rewrite(contract, dialogue.messages, dialogue.documents, call.arguments)
+        invocation = model.adapter(call.name).invocation
+        prompt = dialogue.question(
+            request,
+            contract.chat_template_kwargs,
+            invocation=invocation,
+            instructed=contract.instruction is not None,
+            opened=contract.parameter("add_generation_prompt") is not False,
+        )
+        question = cls._of(contract, request, call, prompt)
+        held = dialogue.transcript.tokens
+        if not invocation or prompt[: len(held)] == held:
+            return question
+        if contract.moves_documents and dialogue.documents:
+            change = "its contract puts the documents before the conversation"
+        else:
+            change = "its contract numbers sentences there" if contract.tags_history else ""
+        return replace(question, change=change)
+
+    @classmethod
+    def after(cls, model: Model, prompt: Sequence[int], call: IntrinsicCall) -> Question:
+        """A question after a prompt in tokens, which the adapter's invocation follows unless it is
+        there. Raises InputError for contracts that change or add messages.
+        """
+        contract = model.contract(call.name)
+        if contract.instruction is not None or contract.tags_history or contract.moves_documents:
+            raise InputError(
+                f"{contract.source}: its instruction or its changes need a conversation in "
+                "messages, not a prompt; use create_chat_completion()"
+            )
+        return cls._of(contract, rewrite(contract, (), (), call.arguments), call, prompt)
+
+    @classmethod
+    def _of(
+        cls, contract: Contract, request: Request, call: IntrinsicCall, prompt: Sequence[int]
+    ) -> Question:
+        if call.max_tokens is not None:
+            check_int(call.max_tokens, "max_tokens", 1)
+        limit = call.max_tokens or contract.max_tokens or MAX_TOKENS
+        invocation = Invocation(
+            call.name,
+            prompt=prompt,
+            scale=call.scale,
+            max_tokens=limit,
+            sampling=call.sampling or sampling_of(contract),
+            schema=None if request.response_format is None else dict(request.response_format),
+            logprobs=request.top_logprobs if request.want_logprobs else None,
+            stop=contract.stop,
+        )
+        # errors name the limit that there was
+        limits = {"max_completion_tokens": limit, "max_tokens": limit}
+        limited = replace(contract, parameters={**contract.parameters, **limits})
+        return cls(call, limited, request, invocation)
+
+    def result(self, verdict: Verdict, prepared: float) -> IntrinsicResult:
+        """What the contract makes of a verdict, which took `prepared` seconds more."""
+        value, used, error = None, tuple[TokenLogprob, ...](), None
+        try:
+            outcome = transform(self.contract, verdict.text, verdict.logprobs, self.request)
+            value, used = outcome.value, outcome.used
+        except OutputError as problem:
+            error = problem
+        except InputError:  # a stop string ended it within a token
+            error = OutputError(
+                f"{self.contract.source}: the reply was ended by a stop string within a token, so "
+                "that its probabilities are not known; choose other stop strings"
+            )
+        return IntrinsicResult(
+            name=self.call.name,
+            text=verdict.text,
+            logprobs=used,
+            finish_reason=verdict.finish_reason,
+            timings=self._timings(verdict.timings, prepared),
+            error=error,
+            _value=value,
+        )
+
+    def _timings(self, timings: Timings, prepared: float) -> Timings:
+        note = timings.reuse_note
+        if note and self.change:
+            note += f": {self.change}"
+        first = timings.first_token
+        return replace(
+            timings,
+            first_token=None if first is None else first + prepared,
+            total=timings.total + prepared,
+            reuse_note=note,
+        )
+
+
+def sampling_of(contract: Contract, otherwise: Mapping[str, float] | None = None) -> Sampling:
+    """The contract's parameters; `otherwise` are those, by Sampling's names, where it does not say.
+    What neither says has no effect.
+    """
+    otherwise = otherwise or {}
+
+    def number(name: str, neutral: float, ours: str | None = None) -> float:
+        found = contract.parameter(name)
+        if isinstance(found, (int, float)):
+            return float(found)
+        return otherwise.get(ours or name, neutral)
+
+    seed = contract.parameter("seed")
+    seed = otherwise.get("seed") if seed is None else seed
+    return Sampling(
+        temperature=number("temperature", 0.0),
+        top_k=int(number("top_k", -1)),
+        top_p=number("top_p", 1.0),
+        min_p=number("min_p", 0.0),
+        typical_p=otherwise.get("typical_p", 1.0),
+        repeat_penalty=number("repetition_penalty", 1.0, "repeat_penalty"),
+        frequency_penalty=number("frequency_penalty", 0.0),
+        presence_penalty=number("presence_penalty", 0.0),
+        repeat_last_n=contract.max_tokens or MAX_TOKENS,
+        seed=seed if isinstance(seed, int) else None,
+    )

@@ -1,0 +1,459 @@
+"""A chat: messages and documents on one session, replies, and intrinsics asked about them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .asking import IntrinsicCall, IntrinsicResult, as_call, ask_all
+from ..options import CancelToken
+from .saved_chat import ChatNotes, damaged
+from .template import ChatTemplate, Transcript
+from ..options import check_int
+from ..engine.scheduler import Progress
+from ..errors import AloraError, ClosedError, InputError, ModelError
+from .prompt import Dialogue
+from .messages import Document, Message, Said, Texts, as_documents, as_message, as_said
+from .reply import Reply, ReplyOptions
+from ..session import Session
+from ..options import Timings
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+
+class Chat:
+    """A conversation in messages, written by the model's own chat template; made by Model.chat().
+
+    What is said is read once and stays in the cache; what is changed or taken back is read anew
+    from there on. Intrinsics are asked on forks of the cells, so they change nothing.
+
+    For any thread; calls take turns. Every method raises ClosedError once the chat or its model is
+    closed, CacheFullError when the KV cache has no room, InputError where the template refuses the
+    messages, CancelledError, and leaves the chat as it was when it raises.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        template: ChatTemplate,
+        *,
+        messages: Iterable[Said] = (),
+        documents: Texts = (),
+        arguments: Mapping[str, object] | None = None,
+    ) -> None:
+        """Use Model.chat(). Raises InputError."""
+        self._session = session
+        self._template = template
+        # the messages, and the reply that is not over: together, so that who looks sees both
+        self._said: tuple[tuple[Message, ...], Reply | None] = (as_said(messages), None)
+        self._documents = as_documents(documents)
+        self._arguments = dict(arguments or {})
+        template.check_arguments(self._arguments, "template_arguments")
+        self._transcript = Transcript()
+        self._held: Transcript | None = None  # one that the cells are known to hold
+        self._reader: tuple[str | None, float] = (None, 1.0)
+        self._lock = threading.RLock()
+
+    # What was said -------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        """The model it was made by."""
+        return self._session.model
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages in order, a system message included; a reply that is not over is the last.
+        A copy.
+        """
+        return list(self._so_far())
+
+    @property
+    def documents(self) -> list[Document]:
+        """What the conversation is about, a copy. Setting it makes the next call read the
+        conversation anew from where they stand.
+        """
+        return list(self._documents)
+
+    @documents.setter
+    def documents(self, documents: Texts) -> None:
+        new = as_documents(documents)
+        with self._lock:
+            self._begin()
+            self._documents = new
+
+    @property
+    def system(self) -> str | None:
+        """The first message if it is a system message, or None. Setting it, with the same
+        consequence as for documents, replaces or removes it.
+        """
+        first = self._said[0][:1]
+        return first[0].content if first and first[0].role == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        with self._lock:
+            messages = self._begin()
+            rest = messages if self.system is None else messages[1:]
+            instructions = () if text is None else (Message("system", text),)
+            self._said = ((*instructions, *rest), None)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids that were read and written so far, a copy."""
+        return self._session.tokens
+
+    @property
+    def session(self) -> Session:
+        """The session below, to look at: what changes it changes the chat's ground."""
+        return self._session
+
+    # Talking -------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        message: Said,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> Timings:
+        """Adds a message, the user's if it is text, and reads it without a reply."""
+        with self._lock:
+            messages = (*self._begin(), _one(message))
+            timings = self._read(messages, cancel, progress)
+            self._said = (messages, None)
+            return timings
+
+    def check(self, message: Said) -> None:
+        """Raises InputError where the template would refuse the conversation with one more message,
+        the user's if it is text, and changes nothing.
+        """
+        with self._lock:
+            self._check_open()
+            self._dialogue((*self._so_far(), _one(message))).written(prompt=True)
+
+    def say(
+        self,
+        text: str,
+        options: ReplyOptions | None = None,
+        *,
+        stream: bool = False,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> Reply:
+        """Adds what the user says, and replies: the whole reply, or with `stream` one that runs as
+        it is iterated over.
+
+        `cancel` raises while the conversation is read, and later ends the reply where it is. Raises
+        UnknownAdapterError and SchemaError for `options`.
+        """
+        with self._lock:
+            messages = (*self._begin(), _one(text))
+            return self._reply(messages, options, stream, cancel, progress)
+
+    def reply(
+        self,
+        options: ReplyOptions | None = None,
+        *,
+        stream: bool = False,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> Reply:
+        """Replies to the conversation as it is; see say()."""
+        with self._lock:
+            return self._reply(self._begin(), options, stream, cancel, progress)
+
+    def rewind(self, turns: int = 1) -> list[Message]:
+        """Takes back the last `turns` messages of the user and all that followed; returns them."""
+        with self._lock:
+            messages = self._begin()
+            starts = [i for i, message in enumerate(messages) if message.role == "user"]
+            check_int(turns, "turns", 0, len(starts))
+            at = starts[-turns] if turns else len(messages)
+            kept, taken = messages[:at], messages[at:]
+            try:
+                self._transcript = self._dialogue(kept).written(prompt=False)
+            except InputError:  # a template may not write an empty conversation
+                self._transcript = Transcript()
+            left = self._transcript.tokens
+            mine = self._session.tokens
+            n = min(len(left), len(mine))
+            self._session.rewind(next((i for i in range(n) if left[i] != mine[i]), n))
+            self._said = (kept, None)
+            return list(taken)
+
+    def fork(self) -> Chat:
+        """A second chat that goes on from here; the cells up to here are shared. A reply that is
+        not over goes on; the other chat has what was said so far.
+        """
+        with self._lock:
+            self._check_open()
+            other = Chat(
+                self._session.fork(),
+                self._template,
+                messages=self._so_far(),
+                documents=self._documents,
+                arguments=self._arguments,
+            )
+            other._transcript, other._reader = self._written(), self._reader
+            return other
+
+    # Asking --------------------------------------------------------------------------------------
+
+    def invoke(
+        self,
+        call: str | IntrinsicCall,
+        arguments: Mapping[str, str] | None = None,
+        *,
+        cancel: CancelToken | None = None,
+    ) -> IntrinsicResult:
+        """Asks an intrinsic about the conversation, by the name of its adapter; `arguments` fill in
+        its contract's instruction. See invoke_many().
+        """
+        if arguments is not None:
+            call = as_call(call)
+            if call.arguments:
+                raise InputError("arguments were given twice: in the call and beside it")
+            call = replace(call, arguments=arguments)
+        return self.invoke_many([call], cancel=cancel)[0]
+
+    def invoke_many(
+        self, calls: Sequence[str | IntrinsicCall], *, cancel: CancelToken | None = None
+    ) -> list[IntrinsicResult]:
+        """Asks several intrinsics at once, each on a fork of the cells; a reply that is not over
+        goes on afterwards. Contracts, replies' forms and their lengths may differ.
+
+        Returns one result per call, in order; a reply that is not what its contract says is an
+        error of its own result only. Raises UnknownAdapterError, ContractError, and InputError for
+        arguments that a contract does not take or lacks.
+        """
+        if isinstance(calls, (str, IntrinsicCall)):
+            raise InputError(f"expected a list of intrinsics, got {calls!r}; use invoke() for one")
+        asked = [as_call(call) for call in calls]
+        with self._lock:
+            self._check_open()
+            messages, live = self._said
+            if live is None:
+                with suppress(InputError):  # refused: what a contract makes of it need not be
+                    self._read(messages, cancel)
+            return ask_all(self.model, self._session, self._dialogue(), asked, cancel)
+
+    # Keeping -------------------------------------------------------------------------------------
+
+    def read(
+        self, *, cancel: CancelToken | None = None, progress: Progress | None = None
+    ) -> Timings:
+        """Reads what was given but not read yet, so that the next call need not."""
+        with self._lock:
+            return self._read(self._begin(), cancel, progress)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes messages, documents and cells to a file, for Model.restore(). A reply that is not
+        over goes on; what was said so far is saved. Raises as Session.save() does.
+        """
+        with self._lock:
+            self._check_open()
+            notes = ChatNotes(
+                self._so_far(),
+                self._documents,
+                self._arguments,
+                self._template.source,
+                self._written(),
+                self._reader,
+            )
+            self._session.save(path, notes=notes.to_notes())
+
+    @classmethod
+    def restored(cls, session: Session, notes: Mapping[str, Any], origin: str) -> Chat:
+        """What save() wrote, on its restored session. Not part of the public API."""
+        kept = ChatNotes.of(notes, origin)
+        try:
+            _ = session.model.engine.vocab.check(kept.transcript.tokens, "tokens")
+            chat = cls(
+                session,
+                session.model.chat_template(kept.template),
+                messages=kept.messages,
+                documents=kept.documents,
+                arguments=kept.arguments,
+            )
+        except (ValueError, ModelError) as error:
+            raise damaged(origin, error) from error
+        chat._transcript, chat._reader = kept.transcript, kept.reader
+        return chat
+
+    def close(self) -> None:
+        """Ends it; its cells stay for others that begin like it, while nobody needs their room. A
+        second call does nothing.
+        """
+        with self._lock:
+            self._end_live()
+            self._session.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the chat or its model was closed."""
+        return self._session.closed
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What Reply needs ----------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by every call. Not part of the public API."""
+        return self._lock
+
+    def take(self, reply: Reply) -> None:
+        """A reply is over: what it said is a message now. Not part of the public API."""
+        if self._said[1] is not reply:
+            return
+        messages = self._so_far()
+        if not self.closed:
+            self._transcript = self._written()
+        self._said = (messages, None)
+        if reply.finish_reason == "stop":
+            try:
+                # what ends the turn: whoever asks about it now need not read it again and again
+                if self._goes_on_as_read():
+                    self._read(messages, None)
+            except AloraError:
+                return  # no room, say; the next call that needs it will tell
+
+    # The rest ------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError("the chat or its model was closed")
+
+    def _begin(self) -> tuple[Message, ...]:
+        """What adds to the conversation starts here: a reply that is not over ends. Returns the
+        messages.
+        """
+        self._check_open()
+        self._end_live()
+        return self._said[0]
+
+    def _end_live(self) -> None:
+        live = self._said[1]
+        if live is not None:
+            live.close()
+
+    def _so_far(self) -> tuple[Message, ...]:
+        """The messages, and what was said so far by a reply that is not over."""
+        messages, live = self._said
+        if live is None or not (live.text or live.finish_reason == "stop"):
+            return messages
+        return (*messages, Message("assistant", live.text))
+
+    def _written(self) -> Transcript:
+        """The transcript, and the tokens of a reply that is not over."""
+        live = self._said[1]
+        if live is None or not live.tokens:
+            return self._transcript
+        text = self.model.engine.vocab.detokenize(live.tokens, special=True)
+        before = self._transcript
+        return Transcript(before.text + text, (*before.tokens, *live.tokens))
+
+    def _dialogue(self, messages: tuple[Message, ...] | None = None) -> Dialogue:
+        return Dialogue(
+            self._template,
+            self.model.engine.vocab,
+            self._so_far() if messages is None else messages,
+            self._documents,
+            self._arguments,
+            self._written(),
+        )
+
+    def _read(
+        self,
+        messages: tuple[Message, ...],
+        cancel: CancelToken | None,
+        progress: Progress | None = None,
+    ) -> Timings:
+        """Makes the session hold the messages, without what begins a reply."""
+        if not messages and not self._documents:
+            return Timings()
+        transcript = self._dialogue(messages).written(prompt=False)
+        n = len(transcript.tokens)
+        if transcript is self._held and self._session.cached == n:
+            return Timings(reused=n)
+        adapter, scale = self._reader
+        if adapter not in self.model.adapters:
+            adapter, scale = None, 1.0
+        timings = self._session.sync(
+            transcript.tokens, adapter=adapter, scale=scale, cancel=cancel, progress=progress
+        )
+        self._transcript = self._held = transcript
+        return timings
+
+    def _goes_on_as_read(self) -> bool:
+        """Whether only what ends the turn is left to read."""
+        n = len(self._transcript.tokens)
+        after = self._dialogue().written(prompt=False).tokens
+        return after[:n] == self._transcript.tokens and all(
+            by.identity is None or self._reader[0] is not None for _, by in self._session.provenance
+        )
+
+    def _reply(
+        self,
+        messages: tuple[Message, ...],
+        options: ReplyOptions | None,
+        stream: bool,
+        cancel: CancelToken | None,
+        progress: Progress | None,
+    ) -> Reply:
+        options, cancel = options or ReplyOptions(), cancel or CancelToken()
+        if not messages:
+            raise InputError("there is nothing to reply to; say something first")
+        before = self._said, self._transcript, self._reader
+        tokens = self._session.tokens
+        file = None if options.adapter is None else self.model.adapter(options.adapter)
+        prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
+        generation = self._session.generate(
+            prompt=prompt.tokens,
+            max_tokens=options.max_tokens,
+            sampling=options.sampling,
+            stop=options.stop,
+            adapter=options.adapter,
+            scale=options.scale,
+            schema=options.schema,
+            logprobs=options.logprobs,
+            cancel=cancel,
+            progress=progress,
+        )
+        # a plain LoRA reads all of it; what an aLoRA wrote is the base's to read
+        plain_lora = file is not None and not file.invocation
+        self._reader = (options.adapter, options.scale) if plain_lora else (None, 1.0)
+        self._transcript, self._held = prompt, None
+        reply = Reply(self, generation, cancel)
+        self._said = (messages, reply)
+        if not stream:
+            try:
+                reply.read()
+            except BaseException:
+                self._said, self._transcript, self._reader = before
+                generation.close()
+                with self._session.lock:
+                    if not self.closed:
+                        self._session.conversation.go_back(tokens)
+                raise
+        return reply
+
+
+def _one(message: Said) -> Message:
+    return Message("user", message) if isinstance(message, str) else as_message(message, "message")

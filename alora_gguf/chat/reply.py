@@ -1,0 +1,117 @@
+"""A reply in a chat: the text as it comes, and the message that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..aio import iterate
+from ..options import CancelToken
+from ..generate.generation import FinishReason, Generation
+from ..options import TokenLogprob
+from ..generate.sampling import Sampling
+from ..options import Timings
+
+if TYPE_CHECKING:
+    from .chat import Chat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyOptions:
+    """How a chat's replies are made; as for Session.generate().
+
+    With an `adapter` the reply is computed with it at `scale`: an activated LoRA's invocation takes
+    the place of what begins the assistant's turn, unless it is in the last turn already; a plain
+    LoRA reads the whole conversation.
+    """
+
+    max_tokens: int = 1024
+    sampling: Sampling | None = None
+    stop: Sequence[str] = ()
+    adapter: str | None = None
+    scale: float = 1.0
+    schema: Mapping[str, Any] | None = None
+    logprobs: int | None = None
+
+
+class Reply(Iterator[str]):
+    """Iterates over pieces of the reply's text, with `for` or `async for`; made by Chat.say().
+
+    While it runs, the chat's last message is what was said so far, and it stays what was said where
+    the reply is left: any other call that adds to the chat ends it.
+    """
+
+    def __init__(self, chat: Chat, generation: Generation, cancel: CancelToken) -> None:
+        self._chat = chat
+        self._generation = generation
+        self._cancel = cancel
+
+    @property
+    def text(self) -> str:
+        """The text so far; a stop string and what follows it is not part of it."""
+        return self._generation.text
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids so far; those of a stop string and an end token are not among them."""
+        return self._generation.tokens
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the sampled tokens; None unless ReplyOptions asked for them."""
+        return self._generation.logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended, as of a Generation; None while it runs."""
+        return self._generation.finish_reason
+
+    @property
+    def timings(self) -> Timings:
+        """Of the conversation's reading and the sampling, up to now or to the end."""
+        return self._generation.timings
+
+    def read(self) -> str:
+        """Runs to the end and returns the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def __iter__(self) -> Reply:
+        return self
+
+    def __next__(self) -> str:
+        piece = self._step()
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def _step(self) -> str | None:
+        with self._chat.lock:
+            try:
+                return next(self._generation, None)
+            finally:
+                if self._generation.finish_reason is not None:
+                    self._chat.take(self)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return iterate(self._step, self._cancel)
+
+    def close(self) -> None:
+        """Ends it where it is; what was said stays in the chat. A second call does nothing."""
+        with self._chat.lock:
+            self._generation.close()
+            self._chat.take(self)
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The native library, its context, and who may use which cells when. Knows no text."""

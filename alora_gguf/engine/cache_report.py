@@ -1,0 +1,135 @@
+"""What the KV cache holds, and why: for programs that show it, and for whoever wonders where the
+room has gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from .provenance import Provenance, Spans
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+Kind = Literal["session", "closed", "call"]
+_WHY: Final[dict[Kind, str]] = {
+    "session": "an open conversation",
+    "closed": "a closed one, kept for others that begin like it until room is needed",
+    "call": "an invocation or a call under way",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpan:
+    """Cells in a row that one computed: positions [begin, end), an adapter's name (or, if it is not
+    loaded any more, the beginning of its weights' hash; None: the base) and its scale.
+    """
+
+    begin: int
+    end: int
+    adapter: str | None
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHolder:
+    """A sequence of cells.
+
+    kind      what it is there for; `why` says it in words
+    cells     that it has
+    alone     of those, the ones that no other holder shares: what ending it would free
+    promised  further cells that are kept for it
+    spans     who computed its cells; None while a call is changing it
+    """
+
+    kind: Kind
+    cells: int
+    alone: int
+    promised: int
+    spans: tuple[CacheSpan, ...] | None
+
+    @property
+    def why(self) -> str:
+        """What it is there for."""
+        return _WHY[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """One model's cache at a moment, in cells; one cell holds one token of one position.
+
+    `used` counts shared cells once, `promised` ones are kept for calls under way, `free` is the
+    rest of `n_cells`. `n_sequences` can exist at a time, `free_sequences` of them do not.
+    """
+
+    n_cells: int
+    used: int
+    promised: int
+    free: int
+    n_sequences: int
+    free_sequences: int
+    holders: tuple[CacheHolder, ...]
+
+    def __str__(self) -> str:
+        promised = f", {self.promised} promised" if self.promised else ""
+        lines = [
+            f"{self.used} of {self.n_cells} cells used{promised}, {self.free} free; "
+            f"{self.n_sequences - self.free_sequences} of {self.n_sequences} sequences"
+        ]
+        for holder in self.holders:
+            lines.append(f"{holder.cells:>8} cells ({holder.alone} its own): {holder.why}")
+            for span in holder.spans or ():
+                who = "the base" if span.adapter is None else span.adapter
+                at = "" if span.adapter is None or span.scale == 1 else f" at {span.scale:g}"
+                lines.append(f"{'':>10}{span.begin} to {span.end}: {who}{at}")
+        return "\n".join(lines)
+
+
+def report(model: Model) -> CacheReport:
+    """Model.cache_report()'s work."""
+    engine = model.engine
+    _ = engine.ctx
+    names = {file.identity: name for name, file in model.adapters.items()}
+    known: dict[int, tuple[Kind, Spans | None]] = {}
+    for session in model.live_sessions():
+        with session.lent() as mine:
+            spans = None if mine is None else mine.record.spans
+            known[session.conversation.seq] = ("session", spans)
+    for entry in model.pool.entries:
+        known[entry.seq] = ("closed", entry.record.spans)
+    with engine.desk:
+        books = engine.books
+        holders = [
+            CacheHolder(
+                kind=kind,
+                cells=books.length(seq),
+                alone=books.freed_by(seq, 0),
+                promised=books.promised_to(seq),
+                spans=None if spans is None else _spans(spans, books.length(seq), names),
+            )
+            for seq in books.sequences
+            for kind, spans in [known.get(seq, ("call", None))]
+        ]
+        return CacheReport(
+            n_cells=books.n_cells,
+            used=books.used(),
+            promised=books.promised(),
+            free=books.free(),
+            n_sequences=books.n_seqs,
+            free_sequences=books.free_sequences,
+            holders=tuple(holders),
+        )
+
+
+def _spans(spans: Spans, n: int, names: dict[str, str]) -> tuple[CacheSpan, ...]:
+    ends = [*(begin for begin, _ in spans[1:]), n]
+    return tuple(
+        CacheSpan(begin, end, _name(by, names), by.scale)
+        for (begin, by), end in zip(spans, ends, strict=True)
+        if begin < end
+    )
+
+
+def _name(by: Provenance, names: dict[str, str]) -> str | None:
+    return None if by.identity is None else names.get(by.identity, by.identity[:12])

@@ -1,0 +1,111 @@
+"""Opening a model file and a context on it: from options to llama.cpp's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .native import Native
+from ..options import CancelToken
+from ..errors import CancelledError, ModelError
+from ..options import CACHE_TYPES, FLASH_ATTENTION, ContextOptions, default_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Fields of llama.cpp's parameters that no option names, and values for them as ctypes takes
+    them. Those that options name stay theirs. Not part of the public API.
+
+    model    fields of llama_model_params
+    context  fields of llama_context_params
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def model_params(self, llama: Any) -> Any:
+        """llama_model_params: llama.cpp's defaults with these fields."""
+        return _with_fields(llama.llama_model_default_params(), self.model)
+
+    def context_params(self, llama: Any) -> Any:
+        """llama_context_params: llama.cpp's defaults with these fields."""
+        return _with_fields(llama.llama_context_default_params(), self.context)
+
+
+def _with_fields(params: Any, fields: Mapping[str, Any]) -> Any:
+    for name, value in fields.items():
+        setattr(params, name, value)
+    return params
+
+
+def load_weights(
+    native: Native,
+    path: Path,
+    n_gpu_layers: int,
+    *,
+    tuning: Tuning,
+    cancel: CancelToken | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> int:
+    """A llama_model, to be freed by the caller. `progress` is called with the loaded fraction, 0 to
+    1. Raises ModelError, CancelledError, and what `progress` raises.
+    """
+    llama = native.llama
+    failed: list[BaseException] = []
+
+    def on_progress(fraction: float, _user_data: object) -> bool:
+        """llama.cpp's callback, on this thread; returning false ends the loading."""
+        try:
+            if progress is not None:
+                progress(fraction)
+        except BaseException as error:
+            failed.append(error)
+        return not failed and not (cancel is not None and cancel.cancelled)
+
+    params = tuning.model_params(llama)
+    params.n_gpu_layers = n_gpu_layers
+    callback = llama.llama_progress_callback(on_progress)
+    if cancel is not None or progress is not None:
+        params.progress_callback = callback
+    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    if failed:
+        if model:
+            llama.llama_model_free(model)
+        raise failed[0]
+    if not model and cancel is not None and cancel.cancelled:
+        raise CancelledError(f"{path}: loading was cancelled")
+    if not model:
+        raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
+    return int(model)
+
+
+def open_context(
+    native: Native, path: Path, model: int, options: ContextOptions, tuning: Tuning
+) -> int:
+    """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
+    llama = native.llama
+    params = tuning.context_params(llama)
+    trained = llama.llama_model_n_ctx_train(model)
+    params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
+    params.n_batch = min(options.n_batch, params.n_ctx)
+    params.n_ubatch = min(options.n_ubatch, params.n_batch)
+    params.n_seq_max = options.n_seq_max
+    # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
+    # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
+    params.n_outputs_max = max(min(options.rows, params.n_batch), options.n_seq_max)
+    params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+    params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
+    params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
+    params.kv_unified = True  # forks share cells only in a unified cache
+    params.swa_full = True  # and a fork in the middle needs cells that a sliding window drops
+    params.no_perf = True
+    ctx = llama.llama_init_from_model(model, params)
+    if not ctx:
+        raise ModelError(
+            f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
+            f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "
+            "types may help"
+        )
+    return int(ctx)

@@ -1,0 +1,237 @@
+"""Finds and loads our libllama, checks that it is the one we were written for, and binds alora.h.
+
+The llama.h part of the API is llama_cpp's own ctypes module, made to use our library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .. import errors
+
+LLAMA_CPP_PYTHON: Final = "0.3.36"
+API_VERSION: Final = 3
+
+_STATUS: Final[dict[int, type[errors.AloraError]]] = {
+    -1: errors.InputError,
+    -2: errors.AdapterFormatError,
+    -3: errors.AdapterMismatchError,
+    -4: errors.AdapterInUseError,
+    -5: errors.AdapterError,
+}
+
+
+class _StatsStruct(ctypes.Structure):
+    """struct alora_stats, field by field."""
+
+    _fields_ = [
+        ("n_reserves", ctypes.c_int64),
+        ("n_graphs", ctypes.c_int64),
+        ("n_nodes", ctypes.c_int64),
+        ("compute_bytes", ctypes.c_int64),
+        ("bank_bytes", ctypes.c_int64),
+        ("n_targets", ctypes.c_int32),
+        ("n_slots", ctypes.c_int32),
+        ("n_adapters", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("n_attention", ctypes.c_int32),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the bank and the graphs of a context amount to; the fields are explained in alora.h."""
+
+    n_reserves: int
+    n_graphs: int
+    n_nodes: int
+    compute_bytes: int
+    bank_bytes: int
+    n_targets: int
+    n_slots: int
+    n_adapters: int
+    rank: int
+    n_attention: int
+
+
+class Log:
+    """llama.cpp's log: kept for error messages, and shown on stderr when `verbose` is set.
+
+    There is one per process, as llama.cpp has one. ALORA_VERBOSE=1 in the environment shows it too.
+    """
+
+    _WARN, _ERROR, _CONT = 3, 4, 5
+
+    def __init__(self) -> None:
+        self.verbose = os.environ.get("ALORA_VERBOSE", "0") not in ("", "0")
+        self._recent: deque[str] = deque(maxlen=8)
+        self._level = 0
+
+    def write(self, level: int, text: bytes | None, _user_data: object) -> None:
+        """llama.cpp's callback; runs on whichever thread logs."""
+        line = (text or b"").decode("utf-8", "replace")
+        if level == self._CONT:
+            level = self._level
+        self._level = level
+        if level in (self._WARN, self._ERROR) and line.strip():
+            self._recent.append(line.strip())
+        if self.verbose and sys.stderr is not None:
+            sys.stderr.write(line)
+
+    def clear(self) -> None:
+        self._recent.clear()
+
+    def tail(self) -> str:
+        """The latest warnings and errors as the end of a sentence, or nothing."""
+        return f" (llama.cpp: {'; '.join(self._recent)})" if self._recent else ""
+
+
+class Native:
+    """The loaded library: `llama` is llama_cpp's binding of llama.h, the methods are alora.h's."""
+
+    def __init__(self, llama: Any, path: Path) -> None:
+        self.llama = llama
+        self.path = path
+        self.log = Log()
+        self._lib = ctypes.CDLL(str(path))
+        self._bind()
+        self._callback = llama.llama_log_callback(self.log.write)
+        llama.llama_log_set(self._callback, None)
+        llama.llama_backend_init()
+
+    def _bind(self) -> None:
+        try:
+            version = self._lib.alora_api_version
+        except AttributeError:
+            raise errors.LibraryError(
+                f"{self.path}: has no adapter bank, so it is a stock llama.cpp and not the library "
+                "of alora-gguf; unset ALORA_LIB_DIR, or install alora-gguf again"
+            ) from None
+        version.restype = ctypes.c_int32
+        if version() != API_VERSION:
+            raise errors.LibraryError(
+                f"{self.path}: speaks version {version()} of the alora API, expected "
+                f"{API_VERSION}; install alora-gguf again so that both parts are of one version"
+            )
+        ctx, i32 = ctypes.c_void_p, ctypes.c_int32
+        prototypes: dict[str, tuple[list[Any], Any]] = {
+            "alora_last_error": ([], ctypes.c_char_p),
+            "alora_bank_reserve": ([ctx, i32, i32], i32),
+            "alora_adapter_add": ([ctx, ctypes.c_char_p, ctypes.c_size_t], i32),
+            "alora_adapter_remove": ([ctx, i32], i32),
+            "alora_activate": ([ctx, i32, i32, i32, ctypes.c_float], i32),
+            "alora_deactivate": ([ctx, i32], i32),
+            "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
+            "alora_interrupt": ([ctx, ctypes.c_bool], i32),
+            "alora_stats_get": ([ctx, ctypes.POINTER(_StatsStruct)], i32),
+        }
+        for name, (argtypes, restype) in prototypes.items():
+            function = getattr(self._lib, name)
+            function.argtypes, function.restype = argtypes, restype
+
+    def last_error(self) -> str:
+        """The sentence of this thread's last failure in alora.h, or ""."""
+        text: bytes = self._lib.alora_last_error()
+        return text.decode("utf-8", "replace")
+
+    def _check(self, status: int, what: str) -> int:
+        if status >= 0:
+            return status
+        kind = _STATUS.get(status, errors.AloraError)
+        raise kind(f"{what}: {self.last_error() or f'failed with status {status}'}")
+
+    def bank_reserve(self, ctx: int, n_adapters: int, rank: int) -> None:
+        self._check(self._lib.alora_bank_reserve(ctx, n_adapters, rank), "adapter bank")
+
+    def adapter_add(self, ctx: int, gguf: bytes, what: str) -> int:
+        return self._check(self._lib.alora_adapter_add(ctx, gguf, len(gguf)), what)
+
+    def adapter_remove(self, ctx: int, slot: int, what: str) -> None:
+        self._check(self._lib.alora_adapter_remove(ctx, slot), what)
+
+    def activate(self, ctx: int, seq: int, first: int, slot: int, scale: float) -> None:
+        self._check(self._lib.alora_activate(ctx, seq, first, slot, scale), "activation")
+
+    def deactivate(self, ctx: int, seq: int) -> None:
+        self._check(self._lib.alora_deactivate(ctx, seq), "activation")
+
+    def slot_at(self, ctx: int, seq: int, pos: int) -> tuple[int, float]:
+        """(slot, scale) of a token of `seq` at `pos`."""
+        scale = ctypes.c_float()
+        slot = self._lib.alora_slot_at(ctx, seq, pos, ctypes.byref(scale))
+        return self._check(slot, "slot"), scale.value
+
+    def interrupt(self, ctx: int, on: bool) -> None:
+        """Whether a llama_decode() that runs now, or is called while it is on, stops soon."""
+        self._check(self._lib.alora_interrupt(ctx, on), "interrupt")
+
+    def stats(self, ctx: int) -> Stats:
+        raw = _StatsStruct()
+        self._check(self._lib.alora_stats_get(ctx, ctypes.byref(raw)), "statistics")
+        return Stats(*(getattr(raw, field[0]) for field in _StatsStruct._fields_))
+
+
+_loaded: list[Native] = []  # the library, never an engine: a process can load only one
+_loading = threading.Lock()
+
+
+def load() -> Native:
+    """Loads the library at the first call. Raises LibraryError, with what to do about it."""
+    with _loading:
+        if not _loaded:
+            _loaded.append(_load(_library_dir()))
+        return _loaded[0]
+
+
+def _library_dir() -> Path:
+    """Where libllama lies: ALORA_LIB_DIR if it is set, else where the installation put it."""
+    override = os.environ.get("ALORA_LIB_DIR")
+    if override:
+        return Path(override)
+    from .._library_path import library_dir
+
+    return library_dir()
+
+
+def _load(folder: Path) -> Native:
+    early = sys.modules.get("llama_cpp.llama_cpp")
+    if early is None:
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+    try:
+        package = importlib.import_module("llama_cpp")
+        llama = importlib.import_module("llama_cpp.llama_cpp")
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from None
+    except (FileNotFoundError, RuntimeError, OSError, AttributeError) as error:
+        raise errors.LibraryError(
+            f"{folder}: the native library cannot be loaded: {error}; install alora-gguf again, or "
+            "point ALORA_LIB_DIR at the folder that holds libllama"
+        ) from error
+    path = Path(llama._lib._name)
+    if path.resolve().parent != folder.resolve():
+        raise errors.LibraryError(
+            f"llama_cpp was already imported with another library ({path}), expected one from "
+            f"{folder}: import alora_gguf and open a Model, or call alora_gguf.engine.native.load(), "
+            "before anything imports llama_cpp"
+        )
+    if package.__version__ != LLAMA_CPP_PYTHON:
+        raise errors.LibraryError(
+            f"llama-cpp-python is {package.__version__}, expected {LLAMA_CPP_PYTHON}, whose "
+            f"structs the native library has: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}"
+        )
+    return Native(llama, path)
+
+
+def _not_installed(error: ModuleNotFoundError) -> errors.LibraryError:
+    return errors.LibraryError(
+        f"{error.name} is not installed: pip install llama-cpp-python=={LLAMA_CPP_PYTHON} "
+        '--config-settings="cmake.define.LLAMA_BUILD=OFF"'
+    )

@@ -1,0 +1,121 @@
+"""Cells of conversations that are over, kept for new ones that begin like them.
+
+They only ever use room that nobody needs: the least recently used gives way first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from .provenance import CachedTokens, Spans
+
+if TYPE_CHECKING:
+    from .context import Engine
+
+MIN_GAIN: Final = 16
+"""Tokens: fewer are read as fast as their cells are found and shared."""
+
+
+@dataclass(slots=True, eq=False)
+class Pooled:
+    """The cells of a conversation that is over."""
+
+    seq: int
+    record: CachedTokens
+    last_used: float = field(default_factory=time.monotonic)
+    users: int = 0  # calls that are about to share its cells
+
+
+class PrefixPool:
+    """Up to `capacity` of them, for one engine; for any thread."""
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        self._engine = engine
+        self._capacity = capacity
+        self._entries: list[Pooled] = []  # the least recently used first; guarded by engine.desk
+
+    def give(self, seq: int, record: CachedTokens) -> None:
+        """Takes a sequence over from a conversation that is closed: keeps its cells or drops it."""
+        engine, n = self._engine, len(record)
+        with engine.desk:
+            # what begins another one is held by that one
+            covered = any(
+                n <= len(e.record) and e.record.common_prefix(record.tokens, record.spans) == n
+                for e in self._entries
+            )
+            keep = self._capacity and n >= MIN_GAIN and not covered
+            keep = keep and engine.books.length(seq) == n
+            dropped = [] if keep else [seq]
+            if keep:
+                for entry in [e for e in self._entries if not e.users]:
+                    tokens, spans = entry.record.tokens, entry.record.spans
+                    if record.common_prefix(tokens, spans) == len(tokens):
+                        self._entries.remove(entry)
+                        dropped.append(entry.seq)
+                self._entries.append(Pooled(seq, record))
+            while len(self._entries) > self._capacity and (oldest := self._oldest()) is not None:
+                self._entries.remove(oldest)
+                dropped.append(oldest.seq)
+        for each in dropped:
+            engine.drop(each)
+
+    def evict(self) -> bool:
+        """Drops the least recently used one; says whether there was one to drop."""
+        with self._engine.desk:
+            entry = self._oldest()
+            if entry is None:
+                return False
+            self._entries.remove(entry)
+        self._engine.drop(entry.seq)
+        return True
+
+    @contextmanager
+    def longest(self, tokens: Sequence[int], spans: Spans) -> Iterator[tuple[Pooled | None, int]]:
+        """The one that has most of `tokens` as `spans` say in its cells, and how many; it stays
+        meanwhile.
+        """
+        best, most = None, 0
+        with self._engine.desk:
+            for entry in self._entries:
+                n = usable(self._engine, entry.record, tokens, spans)
+                if n > most:
+                    best, most = entry, n
+            if best is not None:
+                best.users += 1
+        try:
+            yield best, most
+        finally:
+            if best is not None:
+                with self._engine.desk:
+                    best.users -= 1
+
+    def used(self, entry: Pooled) -> None:
+        """Notes that a conversation began with it."""
+        with self._engine.desk:
+            entry.last_used = time.monotonic()
+            if entry in self._entries:
+                self._entries.remove(entry)
+                self._entries.append(entry)
+
+    @property
+    def entries(self) -> tuple[Pooled, ...]:
+        """All of them, the least recently used first."""
+        with self._engine.desk:
+            return tuple(self._entries)
+
+    def _oldest(self) -> Pooled | None:
+        return next((entry for entry in self._entries if not entry.users), None)
+
+
+def usable(engine: Engine, record: CachedTokens, tokens: Sequence[int], spans: Spans) -> int:
+    """How many of `record`'s cells a conversation of `tokens` could share."""
+    n = record.common_prefix(tokens, spans)
+    if engine.rewinds:
+        return n
+    return (
+        n if n == len(record) and n < len(tokens) else 0
+    )  # all, and one to be read for its logits

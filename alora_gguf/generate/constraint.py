@@ -1,0 +1,318 @@
+"""JSON Schemas as masks over a vocabulary: which tokens may come next in a reply.
+
+Owns the one place that knows llguidance. Does not sample, and knows nothing of conversations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DecodeError, InputError, ModelError, SchemaError
+from .schema_text import never_ends
+from ..engine.vocab import Vocabulary
+
+_Bools = NDArray[np.bool_]
+
+MAX_SCHEMA: Final = 256 * 1024
+"""The longest schema that is compiled, in characters of compact JSON."""
+
+_MAX_KEPT: Final = 32  # compiled schemas per vocabulary: some 100 KiB each
+_BANNED: Final = np.float32(-np.inf)
+_SPECIAL: Final = b"\xff"  # llguidance's mark of a token that no text contains
+
+# What json.dumps writes, with and without an indent, and what comes near: one or two spaces, or one
+# line break and an indent. A pattern is matched at most once in a place, so that a model that has
+# fallen into a run of spaces or line breaks is led out of it. None before the value or after it.
+_OPTIONS: Final[Any] = {
+    "whitespace_pattern": r"\x20{1,2}|\x0D?\x0A[\x20\x09]{0,16}",
+    # json.dumps escapes what is not ASCII unless told otherwise; adapters may have learnt that
+    "json_allow_general_unicode_escapes": True,
+    "lenient": False,  # and not as the schema says: a keyword that would be ignored is an error
+    "coerce_one_of": False,
+}
+
+
+class Constraint:
+    """A JSON Schema, compiled for one vocabulary. Immutable; threads may share it.
+
+    Replies that it admits are JSON values that match the schema, each property in the schema's
+    order, in any spelling by tokens. Whitespace inside a value is bounded: at each place where
+    JSON allows it at most two spaces, or one line break with an indent of up to 16 spaces or tabs.
+    Strings may hold any character (U+007F only escaped), and lone surrogates are never admitted.
+    Names of additional properties may repeat. Unknown keywords are annotations, as JSON Schema has
+    it; known ones that cannot be enforced are refused.
+    """
+
+    def __init__(self, schema: str, prototype: Any, tokens: _Tokens) -> None:
+        self.schema = schema
+        self._prototype = prototype  # copied, never advanced
+        self._tokens = tokens
+
+    @classmethod
+    def compile(cls, schema: Mapping[str, Any] | str, vocab: Vocabulary) -> Constraint:
+        """The constraint of a schema, as a mapping or as JSON text, for an open model's vocabulary.
+
+        The first call for a vocabulary prepares it (0.7 s for 128k tokens); the latest schemas are
+        kept with it. Raises SchemaError for a schema that is malformed, longer than MAX_SCHEMA,
+        that nothing can match, or that uses keywords which cannot be enforced, with the reason;
+        ModelError if the model has no vocabulary.
+        """
+        text = _canonical(schema)
+        compiler: _Compiler = vocab.kept.setdefault("constraints", _Compiler())  # atomic
+        return compiler.compile(text, vocab)
+
+    def start(self) -> Matcher:
+        """The state of a reply that has not begun."""
+        return Matcher(self._prototype.deep_copy(), self._tokens)
+
+
+class Matcher:
+    """How far one reply has come. Not for two threads at once; copies are independent."""
+
+    __slots__ = ("_allowed", "_ended", "_matcher", "_tokens")
+
+    def __init__(self, matcher: Any, tokens: _Tokens) -> None:
+        self._matcher = matcher
+        self._tokens = tokens
+        self._ended = False
+        self._allowed: _Bools | None = None  # of the present state, once asked for; never changed
+
+    def mask(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of a row of logits, [n_vocab], with -inf for every token that cannot come next.
+        End tokens can come exactly when the value is complete.
+
+        Raises DecodeError if the reply has ended, if the vocabulary has no token to go on with,
+        or if the schema is too complex to go on.
+        """
+        if logits.shape != (self._tokens.n,):
+            raise InputError(f"logits: expected shape ({self._tokens.n},), got {logits.shape}")
+        return np.where(self._mask(), logits, _BANNED)
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` can come next. Raises DecodeError if the schema is too complex."""
+        if self._ended or not 0 <= token < self._tokens.n:
+            return False
+        if token in self._tokens.ends:
+            return self.can_end
+        if self._allowed is not None:
+            return bool(self._allowed[token])
+        valid: int = self._matcher.validate_tokens([int(token)])
+        self._check()
+        return valid == 1
+
+    def accept(self, token: int) -> None:
+        """Goes on by one token. Raises DecodeError for one that is not allowed; the state is then
+        as it was.
+        """
+        if not self.allows(token):
+            where = "after the end of the reply" if self._ended else "here"
+            raise DecodeError(f"token {token} is not allowed {where} by the schema")
+        if token in self._tokens.ends:
+            self._ended = True
+        else:
+            self._matcher.consume_token(int(token))
+            self._check()
+        self._allowed = None
+
+    @property
+    def can_end(self) -> bool:
+        """Whether the value is complete, so that the reply may end here."""
+        return self._ended or bool(self._matcher.is_accepting())
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing but an end token is possible; true once one was accepted."""
+        if self._ended or self._matcher.is_stopped():
+            return self.can_end
+        return self.can_end and np.count_nonzero(self._mask()) == len(self._tokens.ends)
+
+    def copy(self) -> Matcher:
+        """An independent matcher in the same state."""
+        other = Matcher(self._matcher.deep_copy(), self._tokens)
+        other._ended, other._allowed = self._ended, self._allowed
+        return other
+
+    def _mask(self) -> _Bools:
+        """Which tokens can come next, [n_vocab]."""
+        if self._ended:
+            raise DecodeError("the reply has ended: no token can follow")
+        if self._allowed is None:
+            # one byte per token, a few more at the end
+            bias = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8)
+            self._check()
+            allowed = bias[: self._tokens.n] != 0
+            allowed[self._tokens.end_ids] = self.can_end
+            self._allowed = allowed
+        return self._allowed
+
+    def _check(self) -> None:
+        if not self._matcher.is_error():
+            return
+        reason = _one_line(self._matcher.get_error())
+        if reason.startswith("NoExtension"):
+            raise DecodeError("the vocabulary has no token with which the reply could go on")
+        raise DecodeError(f"the schema is too complex to go on: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """What llguidance makes of a vocabulary, and the ids of its `n` tokens that end a reply."""
+
+    tokenizer: Any
+    limits: Any
+    n: int
+    ends: frozenset[int]
+    end_ids: NDArray[np.intp]
+
+
+class _Compiler:
+    """The compiled schemas of one vocabulary, the latest used last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: _Tokens | None = None
+        self._kept: OrderedDict[str, Constraint] = OrderedDict()
+
+    def compile(self, text: str, vocab: Vocabulary) -> Constraint:
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = _read_tokens(vocab)
+            if text not in self._kept:
+                self._kept[text] = _compile(text, self._tokens)
+                if len(self._kept) > _MAX_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(text)
+            return self._kept[text]
+
+
+def _canonical(schema: Mapping[str, Any] | str) -> str:
+    """Compact JSON, with keys in their order: it is the order of the properties."""
+    try:
+        if isinstance(schema, str):
+            if len(schema) > MAX_SCHEMA:
+                raise SchemaError(_too_long(len(schema)))
+            schema = json.loads(schema)
+        if not isinstance(schema, Mapping):
+            raise SchemaError(
+                f"the JSON Schema is a {type(schema).__name__}, expected an object such as "
+                '{"type": "object"}'
+            )
+        text = json.dumps(dict(schema), separators=(",", ":"), allow_nan=False)
+    except SchemaError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SchemaError(f"the JSON Schema is not JSON: {error}") from None
+    if len(text) > MAX_SCHEMA:
+        raise SchemaError(_too_long(len(text)))
+    return text
+
+
+def _too_long(n: int) -> str:
+    return f"the JSON Schema has {n} characters, expected at most {MAX_SCHEMA}"
+
+
+def _compile(text: str, tokens: _Tokens) -> Constraint:
+    from llguidance import LLMatcher
+
+    # By itself llguidance forces the tokens that it would choose for text that can only go on in
+    # one way; the mask is to be exact instead, so that it is the model that spells.
+    schema = json.loads(text)
+    constrained = json.dumps({**schema, "x-guidance": _OPTIONS})
+    grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
+    prototype = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=tokens.limits)
+    if prototype.is_error():
+        raise SchemaError(f"the JSON Schema cannot be used: {_reason(text, prototype, tokens)}")
+    if never_ends(schema):
+        raise SchemaError(
+            "the JSON Schema cannot be used: it requires itself within itself, so that no value is "
+            "ever complete"
+        )
+    return Constraint(text, prototype, tokens)
+
+
+def _reason(text: str, failed: Any, tokens: _Tokens) -> str:
+    """Why `text` does not compile; without our grammar around it, if it fails by itself too."""
+    from llguidance import LLMatcher
+
+    try:
+        alone = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
+    except ValueError as error:  # JSON to Python and not to Rust: lone surrogates, deep nesting
+        return _one_line(str(error))
+    matcher = LLMatcher(tokens.tokenizer, alone, log_level=0, limits=tokens.limits)
+    return _one_line((matcher if matcher.is_error() else failed).get_error())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+class _Pieces:
+    """The vocabulary in the form that llguidance takes: token bytes, the special ones marked."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    special_token_ids = ()
+
+    def __init__(self, tokens: list[bytes], end: int) -> None:
+        self.tokens = tokens
+        self.eos_token_id = end
+
+    def __call__(self, text: object) -> list[int]:
+        """Would tokenize text that is forced, and none is."""
+        raise RuntimeError(f"llguidance wanted {text!r} tokenized although nothing is forced")
+
+
+def _read_tokens(vocab: Vocabulary) -> _Tokens:
+    """Reads the whole vocabulary; by itself, as Vocabulary would keep 128k pieces in a dict."""
+    if not vocab.has_text:
+        raise ModelError(
+            "the model has no vocabulary (tokenizer.ggml.model is 'none'), so its replies cannot "
+            "be constrained by a JSON Schema; use a model with one"
+        )
+    from llguidance import LLParserLimits, LLTokenizer
+
+    with vocab.opened() as llama:
+        every = range(vocab.n_tokens)
+        ends = [t for t in every if llama.llama_vocab_is_eog(vocab.handle, t)]
+        pieces = [_piece(llama, vocab, t) for t in every] if ends else []
+    if not ends:
+        raise ModelError(
+            "the model's vocabulary has no token that ends a reply (tokenizer.ggml.eos_token_id), "
+            "so a reply cannot be constrained by a JSON Schema"
+        )
+    wrapper: Any = _Pieces(pieces, ends[0])
+    tokenizer = LLTokenizer(wrapper, eos_token=ends, slices=LLTokenizer.json_slices())
+    wrapper.tokens.clear()  # it keeps the wrapper, and has read them
+    limits = LLParserLimits(verbose_errors=False)
+    return _Tokens(tokenizer, limits, vocab.n_tokens, frozenset(ends), np.array(ends, np.intp))
+
+
+def _piece(llama: Any, vocab: Vocabulary, token: int) -> bytes:
+    """The bytes that a token adds to a reply's text; a mark where it adds none (control, unknown
+    and unused tokens), or is user-defined as a tag (`<tool_call>`): such tokens are not JSON.
+    """
+    piece = _text(llama, vocab, token)
+    if piece.startswith(b"<") and piece.endswith(b">"):
+        attributes = llama.llama_vocab_get_attr(vocab.handle, token)
+        if attributes & llama.LLAMA_TOKEN_ATTR_USER_DEFINED:
+            piece = b""
+    return piece or _SPECIAL + b"[%d]" % token
+
+
+def _text(llama: Any, vocab: Vocabulary, token: int) -> bytes:
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = llama.llama_token_to_piece(vocab.handle, token, buffer, size, 0, False)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n

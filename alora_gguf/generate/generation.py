@@ -1,0 +1,174 @@
+"""A reply being generated: an iterator of text that leaves its session consistent at any end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from ..options import CancelToken
+from ..errors import CancelledError
+from ..options import TokenLogprob
+from ..engine.provenance import Spans
+from .sampling import Sampler
+from .text_stream import TextStream
+from ..options import Timings
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
+
+
+class Generation(Iterator[str]):
+    """Iterates over pieces of the reply's text, in whole characters; made by Session.generate().
+
+    At every moment the session holds the prompt and `tokens`, whether the iterator was exhausted,
+    closed early, or left by an exception or Ctrl-C. Using the session in another way ends it.
+
+    `finish_reason` is None while it runs, then "stop" (an end token or a stop string), "length"
+    (max_tokens), "cancelled", "closed" or "error".
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sampler: Sampler,
+        *,
+        stops: tuple[str, ...],
+        max_tokens: int,
+        spans: Spans,
+        prefill: Timings,
+        started: float,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self._session = session
+        self._conversation = session.conversation
+        self._vocab = session.model.engine.vocab
+        self._sampler = sampler
+        self._stream = TextStream(stops)
+        self._max_tokens = max_tokens
+        self._spans = spans
+        self._prefill = prefill
+        self._started = started
+        self._cancel = cancel
+        self._start = len(self._conversation.tokens)
+        self._first_token: float | None = None
+        self._total: float | None = None
+        self._sampled = 0
+        self._tokens: list[int] | None = None
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far; a stop string and what follows it is not part of it."""
+        return self._stream.text
+
+    @property
+    def tokens(self) -> list[int]:
+        """The reply's tokens that are in the session. An end token and the tokens of a stop string
+        are not; neither is a token that reaches into the stop string.
+        """
+        if self._tokens is not None:
+            return self._tokens.copy()
+        return self._conversation.tokens[self._start :]
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the sampled tokens; None unless generate() was asked for them."""
+        return self._sampler.logprobs
+
+    @property
+    def timings(self) -> Timings:
+        """Of the prompt's reading and the sampling, up to now or to the end."""
+        total = self._total
+        return Timings(
+            reused=self._prefill.reused,
+            evaluated=self._prefill.evaluated,
+            generated=self._sampled,
+            first_token=self._first_token,
+            total=time.perf_counter() - self._started if total is None else total,
+            reuse_note=self._prefill.reuse_note,
+        )
+
+    def read(self) -> str:
+        """Runs to the end and returns the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        with self._session.lock:
+            while self.finish_reason is None:
+                try:
+                    piece = self._step()
+                except CancelledError:
+                    piece = self._end("cancelled")
+                except BaseException:
+                    self._finish("error")
+                    raise
+                if piece:
+                    return piece
+        raise StopIteration
+
+    def _step(self) -> str:
+        """Samples one token and reads it; returns the text that became certain."""
+        if self._cancel is not None:
+            self._cancel.check()
+        token = self._sampler.sample(self._session.last_logits())
+        if self._first_token is None:
+            self._first_token = time.perf_counter() - self._started
+        if self._vocab.is_end(token):
+            self._sampled += 1
+            return self._end("stop")
+        self._conversation.advance(token, self._spans, self._cancel)
+        self._sampled += 1
+        piece = self._stream.push(self._vocab.piece(token))
+        if self._stream.stopped:
+            self._conversation.forget(self._start + self._stream.tokens_in_text())
+            return piece + self._end("stop")
+        if self._sampler.must_end:
+            return piece + self._end("stop")
+        if self._sampled >= self._max_tokens:
+            return piece + self._end("length")
+        return piece
+
+    def _end(self, reason: FinishReason) -> str:
+        rest = self._stream.finish()
+        self._finish(reason)
+        return rest
+
+    def _finish(self, reason: FinishReason) -> None:
+        """Ends the reply; the adapter is no longer in use."""
+        if self.finish_reason is None:
+            self._tokens = self._conversation.tokens[self._start :]
+            self._total = time.perf_counter() - self._started
+            self.finish_reason = reason
+            self._session.end_generation(self)
+            self._session.model.engine.queue.leave()
+
+    def close(self) -> None:
+        """Ends the reply where it is; what has been generated stays in the session."""
+        if self.finish_reason is None:
+            with self._session.lock:
+                self._finish("closed")
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # getattr: __init__ may not have come this far
+        if getattr(self, "finish_reason", "error") is None:
+            self._session.deactivate_unless_busy()

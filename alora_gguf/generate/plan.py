@@ -1,0 +1,212 @@
+"""What an invocation comes to: its prompt, the cells it can reuse, and what can be drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..engine.bank import Use, not_found
+from ..engine.batch import Logits, Run
+from ..options import CancelToken
+from ..options import check_int
+from .drafting import NO_DRAFT, Draft, draft_reply
+from ..engine.context import Engine
+from ..errors import CacheFullError, InputError
+from ..engine.invocation import find_last
+from ..engine.provenance import BASE, CachedTokens, Spans, spans_for
+from .sampling import Sampler
+from .text_stream import TextStream, check_stops
+
+if TYPE_CHECKING:
+    from .invoke import Invocation
+    from ..model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A sequence to fork: its cells' record, the tokens it stands for, the logits after its last
+    cell.
+    """
+
+    seq: int
+    record: CachedTokens
+    tokens: tuple[int, ...]
+    logits: Logits | None
+
+
+@dataclass(slots=True)
+class Plan:
+    """One invocation, checked and worked out: what to read, and how much of it is there already."""
+
+    index: int
+    invocation: Invocation
+    use: Use
+    prompt: list[int]
+    spans: Spans
+    first: int | None
+    sampler: Sampler
+    stream: TextStream
+    parent: Parent
+    reuse: int = 0
+    extra: int = 0  # tokens that were read once for several forks and are counted here
+    note: str = ""
+    draft: Draft = NO_DRAFT
+
+    def needs(self) -> int:
+        """Cells of its own at most; the last token is sampled but never read."""
+        return len(self.prompt) - self.reuse + self.invocation.max_tokens - 1
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is something to read ahead of the model's choice."""
+        return self.draft.paths != ((),)
+
+
+def plan_invocation(
+    model: Model, parent: Parent, index: int, invocation: Invocation, use: Use
+) -> Plan:
+    """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
+    vocab, schema = model.engine.vocab, invocation.schema
+    check_int(invocation.max_tokens, "max_tokens", 1)
+    prompt = _prompt(model, parent, invocation, use)
+    stops = check_stops(invocation.stop)
+    draft = NO_DRAFT
+    if schema is not None and not stops and model.engine.rewinds:
+        draft = draft_reply(schema, vocab)
+    first = use.first_position(prompt, vocab)
+    return Plan(
+        index=index,
+        invocation=invocation,
+        use=use,
+        prompt=prompt,
+        spans=spans_for(first, use.provenance),
+        first=first,
+        sampler=Sampler(
+            invocation.sampling, vocab, schema=schema, top_logprobs=invocation.logprobs
+        ),
+        stream=TextStream(stops),
+        parent=parent,
+        draft=draft,
+    )
+
+
+def _prompt(model: Model, parent: Parent, invocation: Invocation, use: Use) -> list[int]:
+    """The conversation, the suffix, and the adapter's invocation if it is not there yet."""
+    vocab, suffix = model.engine.vocab, invocation.suffix
+    if invocation.prompt is not None:
+        if suffix is not None:
+            raise InputError("an invocation has a suffix or a prompt, not both")
+        return _with_invocation(use, vocab.check(invocation.prompt, "prompt"), 0, invocation)
+    if isinstance(suffix, str):
+        ids = (
+            vocab.tokenize(suffix, add_special=False, parse_special=True)
+            if parent.tokens
+            else vocab.tokenize_start(suffix)
+        )
+    else:
+        ids = vocab.check(suffix or (), "suffix")
+    prompt = _with_invocation(use, [*parent.tokens, *ids], len(parent.tokens), invocation)
+    if use.file is not None and len(prompt) > len(parent.tokens) + len(ids):
+        wanted = use.file.invocation
+        if isinstance(suffix, str) and vocab.detokenize(wanted, special=True) in suffix:
+            raise not_found(use, [*parent.tokens, *ids], vocab)  # it would stand there twice
+    if not prompt:
+        raise InputError("there is nothing to ask about: conversation and suffix are empty")
+    return prompt
+
+
+def _with_invocation(use: Use, prompt: list[int], n: int, invocation: Invocation) -> list[int]:
+    """`prompt`, and the adapter's invocation if it does not occur after the first `n` tokens. It
+    may begin in them, but one that ends there is an earlier turn's.
+    """
+    wanted = () if use.file is None else use.file.invocation
+    if not wanted or not invocation.append_invocation:
+        return prompt
+    tail = prompt[max(0, n - len(wanted) + 1) :]
+    return prompt if find_last(tail, wanted) is not None else [*prompt, *wanted]
+
+
+def _reusable(engine: Engine, plan: Plan, parent: Parent) -> int:
+    """How many of the parent's cells a fork for this plan can share."""
+    keep = parent.record.common_prefix(plan.prompt, plan.spans)
+    whole = keep == len(parent.record)
+    if keep == len(plan.prompt) and not (whole and parent.logits is not None):
+        keep, whole = keep - 1, False  # a token must be read to have logits to sample from
+    return keep if engine.rewinds or whole else 0
+
+
+def choose_parent(engine: Engine, plan: Plan, parents: Sequence[Parent]) -> None:
+    """Decides whose cells the plan's fork shares, and notes why not more."""
+    plan.parent = max(parents, key=lambda parent: _reusable(engine, plan, parent))
+    plan.reuse = _reusable(engine, plan, plan.parent)
+    common = plan.parent.record.common_prefix(plan.prompt, plan.spans)
+    name, n = plan.use.name, len(plan.parent.tokens)
+    if plan.reuse >= n - 1:
+        return
+    if plan.first == 0:
+        plan.note = f"'{name}' is a plain LoRA: it computes every token anew"
+    elif plan.prompt[:n] != list(plan.parent.tokens):
+        plan.note = f"its prompt differs from the conversation from token {common} of {n} on"
+    elif plan.reuse < common - 1:
+        plan.note = "this model's memory can be forked only as a whole, so everything is read again"
+    elif plan.first is not None and plan.first < n:
+        plan.note = f"'{name}' is on from token {plan.first} of the conversation's {n}"
+    else:
+        plan.note = f"tokens from {common} on are cached as another adapter computed them"
+
+
+def read_trunk(
+    engine: Engine, parent: Parent, plans: Sequence[Plan], cancel: CancelToken | None
+) -> Parent | None:
+    """Where the conversation's end is not in the cache as the base computes it (an adapter wrote
+    the last reply, say) and several plans need it so, reads it once, on a fork for all to fork.
+    """
+    base, n = spans_for(None, BASE), len(parent.tokens)
+    if not plans or not n:
+        return None
+    have = parent.record.common_prefix(parent.tokens, base)
+    if not engine.rewinds and have < len(parent.record):
+        have = 0
+    wanting = [
+        p
+        for p in plans
+        if (p.first is None or p.first >= n) and p.prompt[:n] == list(parent.tokens)
+    ]
+    room = engine.books.free() - (n - have)
+    if have == n or len(wanting) < 2 or engine.books.free_sequences < 2:
+        return None
+    if room < min(p.needs() - n for p in wanting):
+        return None
+    try:
+        seq = engine.fork(parent.seq, have, promise=n - have, cancel=cancel)
+    except CacheFullError:
+        return None
+    try:
+        (logits,) = engine.decode([Run(seq, parent.tokens[have:])], cancel=cancel)
+    except BaseException:
+        engine.drop(seq)
+        raise
+    record = parent.record.copy(have)
+    record.extend(parent.tokens[have:], base)
+    return Parent(seq, record, parent.tokens, logits)
+
+
+def count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[Plan]) -> None:
+    """Books what the trunk read, which is forked further on, on the first plan that uses it."""
+    users = [plan for plan in plans if plan.parent is trunk and plan.reuse]
+    if trunk is None or not users:
+        return
+    plan = users[0]
+    had = parent.record.common_prefix(trunk.tokens, trunk.record.spans)
+    plan.extra = max(0, plan.reuse - had)
+    if not plan.note:
+        plan.note = (
+            f"{plan.extra} tokens were cached as another adapter computed them, and read again for "
+            f"{len(users)} invocations together"
+        )
+
+
+def title(plan: Plan) -> str:
+    """Who is asked, for messages."""
+    return "the base model" if plan.use.name is None else f"adapter '{plan.use.name}'"

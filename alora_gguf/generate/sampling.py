@@ -1,0 +1,240 @@
+"""How the next token is chosen from a row of logits: the options, and llama.cpp's sampler chain."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import math
+import secrets
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..engine import native as _native
+from ..engine.batch import Logits
+from ..options import check_int, check_number
+from .constraint import Constraint
+from ..errors import DecodeError, InputError
+from ..options import TokenLogprob, TopLogprob
+from ..engine.vocab import Vocabulary
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Options of sampling, with llama-cpp-python's names, meanings and defaults.
+
+    temperature 0 takes the likeliest token. `seed` None draws a new one each time. `logit_bias`
+    maps token ids to what is added to their logits (-inf bans one). `grammar` is GBNF text with a
+    rule named root. Raises InputError for values out of range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number(self.temperature, "temperature", 0.0)
+        for name in ("top_p", "min_p", "typical_p"):
+            check_number(getattr(self, name), name, 0.0, 1.0)
+        check_number(self.frequency_penalty, "frequency_penalty")
+        check_number(self.presence_penalty, "presence_penalty")
+        if check_number(self.repeat_penalty, "repeat_penalty", 0.0) == 0:
+            raise InputError("repeat_penalty must be above 0; 1 switches it off")
+        check_int(self.top_k, "top_k", -1)
+        check_int(self.repeat_last_n, "repeat_last_n", 0, 2**20)
+        if self.seed is not None:
+            check_int(self.seed, "seed", 0, 2**32 - 1)
+        if self.logit_bias is not None:
+            for token, bias in self.logit_bias.items():
+                if bias != -math.inf:
+                    check_number(bias, f"logit_bias of token {token}")
+            object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the likeliest token is all there is to it."""
+        return (
+            self.temperature == 0
+            and not self.logit_bias
+            and self.grammar is None
+            and not self._has_penalties
+        )
+
+    @property
+    def _has_penalties(self) -> bool:
+        return self.repeat_last_n > 0 and (
+            self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        )
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Sampler:
+    """A sampler chain with its state (seed, last tokens, how far a grammar or schema has come), for
+    one reply. With `top_logprobs` it also remembers the log-probability of each token it chooses,
+    and of so many alternatives.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab: Vocabulary,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        top_logprobs: int | None = None,
+    ) -> None:
+        self.sampling = sampling
+        self._vocab = vocab
+        self._n_vocab = vocab.n_tokens
+        if schema is not None and sampling.grammar is not None:
+            raise InputError("a reply can follow a grammar or a schema, not both")
+        if top_logprobs is not None:
+            check_int(top_logprobs, "logprobs", 0, 1000)
+        for token in sampling.logit_bias or ():
+            vocab.check([token], "logit_bias")
+        self._top = top_logprobs
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._logprobs: list[TokenLogprob] = []
+        self._matcher = None if schema is None else Constraint.compile(schema, vocab).start()
+        self._llama = llama = _native.load().llama
+        self._chain: Any = None
+        if sampling.is_plain_greedy:
+            return
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        weakref.finalize(self, llama.llama_sampler_free, self._chain)
+        for part in _parts(llama, sampling, vocab):
+            llama.llama_sampler_chain_add(self._chain, part)
+        self._data = np.empty(self._n_vocab, _TOKEN_DATA)
+        self._ids = np.arange(self._n_vocab, dtype=np.int32)
+        pointer = self._data.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
+        self._array = llama.llama_token_data_array(pointer, self._n_vocab, -1, False)
+        self._pointer = pointer
+
+    def sample(self, logits: Logits) -> int:
+        """Chooses a token id from a row of logits [n_vocab] and remembers it for the penalties, the
+        grammar or the schema. Raises DecodeError if the model computed no usable logits.
+        """
+        best = int(np.argmax(logits))  # NaN counts as the largest
+        if not math.isfinite(logits[best]):
+            raise DecodeError(
+                "the model computed logits that are not finite; its weights or an adapter's scale "
+                "are unusable"
+            )
+        if self._matcher is not None:
+            logits = self._matcher.mask(logits)
+            best = int(np.argmax(logits))
+        token = best if self._chain is None else self._sample_chain(logits)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+        if self._top is not None:
+            self._logprobs.append(self._logprob(token, logits, self._top))
+        return token
+
+    def _sample_chain(self, logits: Logits) -> int:
+        self._data["id"], self._data["logit"], self._data["p"] = self._ids, logits, 0.0
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = (
+            self._pointer, self._n_vocab, -1, False,
+        )  # fmt: skip
+        self._llama.llama_sampler_apply(self._chain, ctypes.byref(array))
+        if not 0 <= array.selected < array.size:
+            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
+        chosen = array.data[array.selected]
+        if not math.isfinite(chosen.logit):
+            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
+        token = int(chosen.id)
+        self._llama.llama_sampler_accept(self._chain, token)
+        return token
+
+    @property
+    def must_end(self) -> bool:
+        """Whether a schema leaves nothing but to end."""
+        return self._matcher is not None and self._matcher.must_end
+
+    # Log-probabilities ---------------------------------------------------------------------------
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the tokens chosen so far; None if they were not asked for."""
+        return None if self._top is None else tuple(self._logprobs)
+
+    def note_certain(self, tokens: Sequence[int]) -> None:
+        """Notes tokens that were not sampled because there was no choice."""
+        if self._top is not None:
+            for token in tokens:
+                text = self._decoder.decode(self._vocab.piece(token))
+                self._logprobs.append(TokenLogprob(token, text, 0.0, ()))
+
+    def _logprob(self, token: int, logits: Logits, n: int) -> TokenLogprob:
+        possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
+        row = logits[possible].astype(np.float64)
+        largest = row.max()
+        total = largest + math.log(np.exp(row - largest).sum())
+        likeliest = np.argpartition(-row, n)[:n] if n < len(row) else np.arange(len(row))
+        likeliest = likeliest[np.argsort(-row[likeliest], kind="stable")][:n]
+        top = tuple(
+            TopLogprob(
+                int(possible[each]),
+                self._vocab.piece(int(possible[each])).decode("utf-8", "replace"),
+                float(row[each] - total),
+            )
+            for each in likeliest
+        )
+        text = self._decoder.decode(self._vocab.piece(token))
+        return TokenLogprob(token, text, float(logits[token]) - total, top)
+
+
+def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
+    """The chain's samplers, in llama-cpp-python's order; one by one, so that those before a grammar
+    that fails are already the chain's and freed with it.
+    """
+    if sampling.logit_bias:
+        n = len(sampling.logit_bias)
+        biases = (llama.llama_logit_bias * n)(*sampling.logit_bias.items())
+        yield llama.llama_sampler_init_logit_bias(vocab.n_tokens, n, biases)
+    yield llama.llama_sampler_init_penalties(
+        vocab.n_tokens,
+        sampling.repeat_last_n,
+        sampling.repeat_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    if sampling.grammar is not None:
+        yield _grammar(llama, sampling.grammar, vocab)
+    if sampling.temperature == 0:
+        yield llama.llama_sampler_init_greedy()
+        return
+    yield llama.llama_sampler_init_top_k(sampling.top_k)
+    yield llama.llama_sampler_init_typical(sampling.typical_p, 1)
+    yield llama.llama_sampler_init_top_p(sampling.top_p, 1)
+    yield llama.llama_sampler_init_min_p(sampling.min_p, 1)
+    yield llama.llama_sampler_init_temp(sampling.temperature)
+    seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+    yield llama.llama_sampler_init_dist(seed)
+
+
+def _grammar(llama: Any, text: str, vocab: Vocabulary) -> Any:
+    if not vocab.has_text:
+        raise InputError("a grammar needs a model with a vocabulary")
+    grammar = llama.llama_sampler_init_grammar(vocab.handle, text.encode(), b"root")
+    if not grammar:
+        raise InputError(
+            "the grammar is not valid GBNF with a rule named root" + _native.load().log.tail()
+        )
+    return grammar

@@ -1,0 +1,77 @@
+"""From tokens' bytes to text that is safe to show: whole characters only, and nothing that may turn
+out to be the beginning of a stop string.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+from ..errors import InputError
+
+
+def check_stops(stop: Iterable[str] | str) -> tuple[str, ...]:
+    """`stop` as a tuple. Raises InputError for an empty stop string, which would stop at once."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in stops:
+        if not text:
+            raise InputError("a stop string must not be empty: it would stop at once")
+    return stops
+
+
+class TextStream:
+    """Text that grows by tokens' bytes.
+
+    `text` is all that push() and finish() have returned; `stopped` turns true once a stop string
+    has appeared, which ends the text before it.
+    """
+
+    def __init__(self, stops: tuple[str, ...] = ()) -> None:
+        self.text = ""
+        self.stopped = False
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._ends: list[int] = []  # after each token, the characters it has begun
+
+    def push(self, data: bytes) -> str:
+        """Adds a token's bytes; returns the text that is certain now: often none."""
+        self._held += self._decoder.decode(data)
+        partial = bool(self._decoder.getstate()[0])
+        self._ends.append(len(self.text) + len(self._held) + partial)
+        at = self._find_stop()
+        if at is not None:
+            self.stopped = True
+            return self._give(at, drop=True)
+        return self._give(len(self._held) - self._longest_beginning())
+
+    def finish(self) -> str:
+        """Returns what was held back; the text ends here."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        return self._give(len(self._held))
+
+    def tokens_in_text(self) -> int:
+        """How many of the pushed tokens lie wholly within `text`."""
+        return sum(end <= len(self.text) for end in self._ends)
+
+    def _give(self, n: int, *, drop: bool = False) -> str:
+        piece = self._held[:n]
+        self._held = "" if drop else self._held[n:]
+        self.text += piece
+        return piece
+
+    def _find_stop(self) -> int | None:
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _longest_beginning(self) -> int:
+        """The length of the longest end of the held text that begins some stop string."""
+        longest = 0
+        for stop in self._stops:
+            for n in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:n]):
+                    longest = n
+                    break
+        return longest

@@ -1,0 +1,1 @@
+"""GGUF files: headers, adapters, bases, inspection. Knows no llama.cpp."""

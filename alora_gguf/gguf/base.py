@@ -1,0 +1,117 @@
+"""A base model's file, looked at before llama.cpp sees it: what it is, what adapters may target."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import FileFormatError, ModelError
+from .header import GGUFHeader, read_header
+from .types import ArrayRef, TensorInfo, ValueType
+
+# Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
+_UNUSABLE: Final = {"F64", "I64"}
+_SPLIT: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """A base model's GGUF file (or files, if it is split).
+
+    `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
+    does not say. `chat_template` is the Jinja text of its default one, None if it has none. `parts`
+    are all its files in order, `path` the first of them.
+    """
+
+    path: Path
+    architecture: str
+    tensors: dict[str, TensorInfo]
+    n_vocab: int | None
+    chat_template: str | None
+    parts: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> BaseFile:
+        """Reads and checks the header. Raises ModelError if it is missing, no sound GGUF file, or
+        one that cannot serve as a base.
+        """
+        file = Path(path)
+        header = _read(file)
+        _require_model(header, file)
+        tensors = dict(header.tensors)
+        others = _other_parts(header, file)
+        for part in others:
+            tensors.update(_read(part).tensors)
+        for info in tensors.values():
+            if info.type_name in _UNUSABLE:
+                raise ModelError(
+                    f"{file}: tensor '{info.name}' is {info.type_name}, which llama.cpp cannot "
+                    "compute with; convert the model again with F32, F16 or quantized weights"
+                )
+        template = header.metadata.get("tokenizer.chat_template")
+        return cls(
+            file,
+            header.architecture,
+            tensors,
+            _vocabulary_size(header),
+            template if isinstance(template, str) and template else None,
+            (file, *others),
+        )
+
+
+def _read(file: Path) -> GGUFHeader:
+    try:
+        return read_header(file)
+    except FileFormatError as error:
+        raise ModelError(f"base model {error}") from error
+
+
+def _require_model(header: GGUFHeader, file: Path) -> None:
+    kind = header.metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise ModelError(
+            f"{file}: is an adapter (general.type = adapter), not a base model; open the base "
+            "model's file and pass this one as an adapter"
+        )
+    if kind != "model":
+        raise ModelError(f"{file}: general.type is {kind!r}, expected 'model'")
+    if "general.architecture" not in header.metadata:
+        raise ModelError(f"{file}: the metadata key 'general.architecture' is missing")
+    try:
+        arch = header.architecture
+    except FileFormatError as error:
+        raise ModelError(f"base model {error}") from error
+    if arch == "clip":
+        raise ModelError(f"{file}: is a vision projector (mmproj), not a base model")
+    if not header.tensors:
+        raise ModelError(f"{file}: holds a vocabulary but no weights; download the whole model")
+
+
+def _other_parts(header: GGUFHeader, file: Path) -> list[Path]:
+    """The other files of a model that is split into several."""
+    count = header.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    match = _SPLIT.match(file.name)
+    if match is None or int(match["count"]) != count:
+        raise ModelError(
+            f"{file}: is one of {count} parts, but is not named like one (NAME-00001-of-"
+            f"{count:05}.gguf); keep the names the parts were published under"
+        )
+    if int(match["number"]) != 1:
+        first = f"{match['stem']}-00001-of-{count:05}.gguf"
+        raise ModelError(f"{file}: is part {int(match['number'])} of {count}; open {first} instead")
+    return [
+        file.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)
+    ]
+
+
+def _vocabulary_size(header: GGUFHeader) -> int | None:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING:
+        return tokens.count
+    size = header.metadata.get(f"{header.architecture}.vocab_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None

@@ -1,0 +1,344 @@
+"""Saved sessions: a conversation with its cells in a file, for another process to go on with.
+
+Says what belongs to one, what must agree before its cells may be used, and refuses the rest. The
+bytes are saved_format.py's, the way to llama.cpp is Conversation's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..engine.native import LLAMA_CPP_PYTHON
+from ..errors import InputError, SavedSessionError
+from ..gguf.fingerprint import BaseFingerprint
+from ..engine.provenance import BASE, Provenance, Spans
+from .cells import UNCHECKED, CellsError, read_cells
+from .container import Sections, canonical, read_sections, write_sections
+from .layout import CacheLayout, check_layout
+
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAdapter:
+    """An adapter that computed some of the cells: the hash of its weights (AdapterFile.identity),
+    and the name it was loaded under, None if it had been unloaded when the session was saved.
+    """
+
+    identity: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class SavedSession:
+    """A conversation and the cells of its first `n_cached` tokens.
+
+    tokens    token ids of the whole conversation
+    spans     who computed the cached tokens (provenance.py)
+    state     their cells as Engine.state() gave them, b"" if n_cached is 0
+    n_cached  tokens that have cells
+    base      the base that computed them
+    adapters  one for each identity in `spans`, in any order
+    cache     how the cells are laid out
+    logits    float32 [n_vocab] after the last token, little endian, b"" if they are not known;
+              only where all tokens are cached
+    notes     what the caller adds, such as a chat's messages; anything JSON holds, kept verbatim
+    origin    the file it was read from, for messages; does not count when two are compared
+    """
+
+    tokens: tuple[int, ...]
+    spans: Spans
+    state: bytes = field(repr=False)
+    n_cached: int
+    base: BaseFingerprint
+    adapters: tuple[SavedAdapter, ...]
+    cache: CacheLayout
+    logits: bytes = field(default=b"", repr=False)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
+
+
+def write_saved(path: str | os.PathLike[str], saved: SavedSession) -> None:
+    """Writes `saved` to `path`, where a file is replaced in one step: on any failure what was there
+    is intact and nothing is left over.
+
+    Raises SavedSessionError if the file system refuses or the parts of `saved` contradict each
+    other, InputError for notes that JSON would not give back as they are.
+    """
+    file = Path(path)
+    try:
+        tokens = np.array(saved.tokens, "<i4").tobytes()
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InputError(f"tokens cannot be saved: {error}") from error
+    header = {
+        "adapters": [asdict(adapter) for adapter in saved.adapters],
+        "base": asdict(saved.base),
+        "cache": asdict(saved.cache),
+        "n_cached": saved.n_cached,
+        "notes": dict(saved.notes),
+        "spans": [[start, by.identity, by.scale] for start, by in saved.spans],
+    }
+    sections = Sections(header, tokens, saved.logits, saved.state)
+    # what cannot be read back is not written; JSON makes lists of tuples and strings of keys
+    back = Sections(json.loads(canonical(header)), tokens, saved.logits, saved.state)
+    if _Header(file, back).session() != saved:
+        raise InputError(
+            "notes cannot be saved: they would not come back as they are; use dicts with string "
+            "keys, lists, strings, numbers, booleans and None"
+        )
+    write_sections(file, sections)
+
+
+def read_saved(path: str | os.PathLike[str]) -> SavedSession:
+    """Reads a saved session and verifies all that can be without a model: length, checksum, every
+    value of the header, the cells' positions. Raises SavedSessionError.
+    """
+    file = Path(path)
+    return _Header(file, read_sections(file)).session()
+
+
+def check_saved(
+    saved: SavedSession,
+    *,
+    base: BaseFingerprint,
+    cache: CacheLayout,
+    adapters_loaded: Mapping[str, str],
+    n_vocab: int,
+) -> None:
+    """Raises SavedSessionError unless the cells mean the same to a model of this `base` and `cache`
+    with these adapters (names mapped to identities) and tokens below `n_vocab`.
+
+    An adapter may be loaded under another name than it was; its weights must be the same.
+    """
+    where = saved.origin or "saved session"
+    if saved.base != base:
+        raise SavedSessionError(
+            f"{where}: was saved with the base {saved.base}, but this model is {base}; open that "
+            "base, or read the conversation again"
+        )
+    if saved.n_cached:
+        check_layout(saved.cache, cache, where=where)
+        _check_values(saved, cache, where)
+    for adapter in saved.adapters:
+        if adapter.identity not in adapters_loaded.values():
+            raise SavedSessionError(f"{where}: {_missing(adapter, adapters_loaded)}")
+    if saved.tokens and max(saved.tokens) >= n_vocab:
+        raise SavedSessionError(
+            f"{where}: token {max(saved.tokens)} is outside the vocabulary of {n_vocab}; "
+            f"{_NOT_OURS}"
+        )
+    if saved.logits and len(saved.logits) != 4 * n_vocab:
+        raise SavedSessionError(
+            f"{where}: has {len(saved.logits) // 4} logits, expected one per token of the "
+            f"vocabulary of {n_vocab}; {_NOT_OURS}"
+        )
+
+
+def _missing(adapter: SavedAdapter, loaded: Mapping[str, str]) -> str:
+    weights = f"weights {adapter.identity[:12]}"
+    if adapter.name is None:
+        return (
+            f"some of its cells were computed by an adapter ({weights}) that had been unloaded "
+            "when it was saved and is not loaded now; load it first, under any name"
+        )
+    if adapter.name in loaded:
+        return (
+            f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), but the "
+            f"one loaded as '{adapter.name}' has other weights ({loaded[adapter.name][:12]}); load "
+            "the file that was used then, under any name"
+        )
+    known = ", ".join(f"'{name}'" for name in loaded) or "none"
+    return (
+        f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), which is "
+        f"not loaded (loaded: {known}); load it first"
+    )
+
+
+def _check_values(saved: SavedSession, cache: CacheLayout, where: str) -> None:
+    """Whether values lie as this model's: only the cells know what "auto" was."""
+    try:
+        transposed = _transposed(saved)
+    except CellsError as error:
+        raise SavedSessionError(
+            f"{where}: its cells are not those of its tokens: {error}; {_NOT_OURS}"
+        ) from error
+    if transposed is None or cache.flash_attn == "auto":  # llama.cpp knows, and refuses by itself
+        return
+    if transposed == (cache.flash_attn == "on"):
+        was = "off" if transposed else "on"
+        raise SavedSessionError(
+            f"{where}: was saved with flash attention {was}, but this model has it "
+            f"{cache.flash_attn}; open the model with flash_attn={was!r}, or read the conversation "
+            "again"
+        )
+
+
+def _transposed(saved: SavedSession) -> bool | None:
+    """How values lie in the cells; None if it cannot be told. Raises CellsError."""
+    if saved.base.architecture in UNCHECKED:
+        return None
+    return read_cells(
+        saved.state,
+        saved.n_cached,
+        recurrent=saved.cache.memory == "recurrent",
+        window=saved.cache.window,
+    ).transposed
+
+
+class _Header:
+    """Makes a SavedSession of a file's sections; every value is checked, as if a stranger had
+    written it.
+    """
+
+    def __init__(self, path: Path, sections: Sections) -> None:
+        self.path = path
+        self.sections = sections
+
+    def fail(self, problem: str) -> SavedSessionError:
+        return SavedSessionError(f"{self.path}: {problem}; {_NOT_OURS}")
+
+    def session(self) -> SavedSession:
+        names = {"adapters", "base", "cache", "n_cached", "notes", "spans"}
+        header = self.record(self.sections.header, "header", names)
+        tokens = np.frombuffer(self.sections.tokens, "<i4")
+        if tokens.size and tokens.min() < 0:
+            raise self.fail(f"token {tokens.min()} is no token id")
+        n_cached = self.integer(header["n_cached"], "n_cached", tokens.size)
+        spans = self.spans(header["spans"], n_cached)
+        adapters = self.adapters(header["adapters"])
+        computed = {by.identity for _, by in spans if by.identity is not None}
+        if computed != {adapter.identity for adapter in adapters}:
+            raise self.fail("'adapters' are not those that 'spans' name")
+        if not isinstance(header["notes"], dict):
+            raise self.fail(f"'notes' is {header['notes']!r}, expected an object")
+        saved = SavedSession(
+            tokens=tuple(tokens.tolist()),
+            spans=spans,
+            state=self.sections.state,
+            n_cached=n_cached,
+            base=self.base(header["base"]),
+            adapters=adapters,
+            cache=self.cache(header["cache"]),
+            logits=self.sections.logits,
+            notes=header["notes"],
+            origin=str(self.path),
+        )
+        self.cells(saved)
+        return saved
+
+    def cells(self, saved: SavedSession) -> None:
+        """The two sections that llama.cpp and the sampler are given."""
+        if bool(saved.state) != bool(saved.n_cached):
+            raise self.fail(
+                f"{saved.n_cached} cached tokens have {len(saved.state)} bytes of cells"
+            )
+        if saved.logits and (not saved.n_cached or saved.n_cached != len(saved.tokens)):
+            raise self.fail("there are logits, but not all tokens have cells")
+        if np.isnan(np.frombuffer(saved.logits, "<f4")).any():
+            raise self.fail("its logits are not numbers")
+        # those of another llama.cpp are laid out as we do not know, and will not be used
+        if saved.n_cached and saved.cache.llama_cpp == LLAMA_CPP_PYTHON:
+            try:
+                _transposed(saved)
+            except CellsError as error:
+                raise self.fail(f"its cells are not those of its tokens: {error}") from error
+
+    def spans(self, value: object, n_cached: int) -> Spans:
+        spans: list[tuple[int, Provenance]] = []
+        for i, item in enumerate(self.sequence(value, "spans")):
+            what = f"spans[{i}]"
+            start, identity, scale = self.sequence(item, what, 3)
+            first = spans[-1][0] + 1 if spans else 0
+            start = self.integer(start, what, max(0, n_cached - 1) if spans else 0, first)
+            if identity is not None:
+                self.hash(identity, what)
+            by = Provenance(identity, scale)
+            # a float32 that is not 0, or the base: what Provenance.of() makes
+            if type(scale) is not float or not abs(scale) < 3.5e38 or by != _normal(by):
+                raise self.fail(f"'{what}' has the scale {scale!r}")
+            if spans and spans[-1][1] == by:
+                raise self.fail(f"'{what}' repeats the span before it")
+            spans.append((start, by))
+        if not spans or (not n_cached and spans != [(0, BASE)]):
+            raise self.fail(f"'spans' does not say who computed {n_cached} cached tokens")
+        return tuple(spans)
+
+    def adapters(self, value: object) -> tuple[SavedAdapter, ...]:
+        made = []
+        for i, item in enumerate(self.sequence(value, "adapters")):
+            what = f"adapters[{i}]"
+            record = self.record(item, what, {"identity", "name"})
+            name = record["name"]
+            if name is not None and (not isinstance(name, str) or not name):
+                raise self.fail(f"'{what}' has the name {name!r}")
+            made.append(SavedAdapter(self.hash(record["identity"], what), name))
+        if len({adapter.identity for adapter in made}) < len(made):
+            raise self.fail("'adapters' names one twice")
+        return tuple(made)
+
+    def base(self, value: object) -> BaseFingerprint:
+        record = self.record(value, "base", {f.name for f in fields(BaseFingerprint)})
+        return BaseFingerprint(
+            digest=self.hash(record["digest"], "base"),
+            architecture=self.text(record["architecture"], "base"),
+            size=self.integer(record["size"], "base", 2**63 - 1),
+            file=self.text(record["file"], "base"),
+        )
+
+    def cache(self, value: object) -> CacheLayout:
+        record = self.record(value, "cache", {f.name for f in fields(CacheLayout)})
+        for name in ("llama_cpp", "type_k", "type_v", "flash_attn"):
+            self.text(record[name], f"cache.{name}")
+        for name in ("window", "rope_context"):
+            self.integer(record[name], f"cache.{name}", 2**31 - 1)
+        for name in ("swa_full", "rotated"):
+            if not isinstance(record[name], bool):
+                raise self.fail(f"'cache.{name}' is {record[name]!r}, expected true or false")
+        if record["memory"] not in ("attention", "recurrent", "hybrid"):
+            raise self.fail(f"'cache.memory' is {record['memory']!r}")
+        return CacheLayout(**record)
+
+    def record(self, value: object, what: str, names: set[str]) -> dict[str, Any]:
+        if not isinstance(value, dict) or set(value) != names:
+            found = sorted(value) if isinstance(value, dict) else value
+            raise self.fail(f"'{what}' is {_short(found)}, expected an object of {sorted(names)}")
+        return value
+
+    def sequence(self, value: object, what: str, n: int | None = None) -> Sequence[Any]:
+        if not isinstance(value, list) or n not in (None, len(value)):
+            raise self.fail(f"'{what}' is {_short(value)}, expected a list")
+        return value
+
+    def text(self, value: object, what: str) -> str:
+        if not isinstance(value, str):
+            raise self.fail(f"'{what}' has {_short(value)} where a string is expected")
+        return value
+
+    def hash(self, value: object, what: str) -> str:
+        if not _HASH.fullmatch(self.text(value, what)):
+            raise self.fail(f"'{what}' has {_short(value)} where a hash is expected")
+        return str(value)
+
+    def integer(self, value: object, what: str, high: int, low: int = 0) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise self.fail(
+                f"'{what}' has {_short(value)} where a number from {low} to {high} is expected"
+            )
+        return value
+
+
+def _normal(by: Provenance) -> Provenance:
+    return Provenance.of(by.identity, by.scale)
+
+
+def _short(value: object) -> str:
+    return f"{value!r}"[:200]

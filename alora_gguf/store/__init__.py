@@ -1,0 +1,1 @@
+"""The user's adapters and bases by name."""

@@ -1,0 +1,226 @@
+"""What the store notes of an adapter or a base: names that may be, and the JSON of an entry.
+
+Where entries and files lie is store.py's business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ..errors import FileFormatError, InputError
+
+Kind = Literal["adapter", "base"]
+
+FORMAT: Final = 1
+_MAX_BYTES: Final = 1 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FOLDER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.[0-9a-f]{8}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_DEVICES: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # of Windows, as files
+_NAME_RULE: Final = (
+    "up to 100 letters, digits, '.', '_' and '-', the first a letter or a digit, the end neither "
+    "'.' nor '.gguf', and no device of Windows such as con"
+)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of an entry: its name without a directory, its bytes and their SHA-256."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of an adapter or a base beside its files.
+
+    technology         "alora" or "lora"; None for a base
+    architecture       general.architecture, such as "granite"
+    repository         "owner/repo" on the hub, and `commit` the commit there
+    sources            the adapter's directory ("" for the root) or the base's files in it
+    base               the base an adapter was converted for, by its name in the store or its file's
+    base_model         the model that the adapter's configuration names, such as "org/model"
+    vocabulary_sha256  of the base's tokens, as the converter writes it into an adapter
+    """
+
+    kind: Kind
+    technology: str | None
+    architecture: str | None
+    repository: str | None
+    commit: str | None
+    sources: tuple[str, ...]
+    base: str | None = None
+    base_model: str | None = None
+    vocabulary_sha256: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """In words: the repository and, in it, the adapter's directory or the first file."""
+        more = f" and {len(self.sources) - 1} more" if len(self.sources) > 1 else ""
+        parts = [self.repository or "-", *self.sources[:1]]
+        return "/".join(part for part in parts if part) + more
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """An adapter or a base in the store.
+
+    about   what it is and where it came from
+    folder  the directory below the store's files/ that has its files
+    files   all of them, the one to open first
+    added   when, as in "2026-01-31T12:00:00Z"
+    """
+
+    name: str
+    about: Description
+    folder: str
+    files: tuple[StoredFile, ...]
+    added: str
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all its files."""
+        return sum(file.nbytes for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as its JSON has it."""
+        plain = asdict(self)
+        name, about = plain.pop("name"), plain.pop("about")
+        return {"format": FORMAT, "name": name, **about, **plain}
+
+
+def key_of(name: str) -> str:
+    """What a name is filed under: case does not count, as on some file systems.
+
+    Raises InputError for what is no name.
+    """
+    key = name.lower()
+    if not _NAME.fullmatch(name) or key.endswith((".", ".gguf")) or _DEVICES.fullmatch(key):
+        shown = name if name.isprintable() else ascii(name)[1:-1]
+        raise InputError(f"'{shown}' is no name for the store: expected {_NAME_RULE}")
+    return key
+
+
+def name_from(text: str) -> str:
+    """The name nearest to a text that may be none, such as a directory's."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:100].rstrip(".-")
+    while name.lower().endswith((".gguf", ".")):
+        name = name.rstrip(".")[: -len(".gguf")] if name.lower().endswith(".gguf") else name[:-1]
+    return f"x-{name}"[:100] if _DEVICES.fullmatch(name.lower()) else name or "unnamed"
+
+
+def write_json(entry: StoreEntry) -> bytes:
+    """The bytes of an entry's file."""
+    return (json.dumps(entry.to_dict(), indent=2) + "\n").encode()
+
+
+def read_entry(path: Path) -> StoreEntry:
+    """The entry in a file.
+
+    Raises FileNotFoundError if there is none, FileFormatError, with what to do, if it is damaged
+    or of a later version, and OSError.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    try:
+        value = json.loads(data) if len(data) <= _MAX_BYTES else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise _damaged(path, "is not what the store wrote there")
+    version = value.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise FileFormatError(
+            f"{path}: is of format {version}, expected {FORMAT}: a later alora-gguf wrote it; "
+            "upgrade this one"
+        )
+    fields = _Fields(path, value)
+    about = Description(
+        kind=fields.text("kind", ("adapter", "base").__contains__),  # type: ignore[arg-type]
+        technology=fields.optional("technology"),
+        architecture=fields.optional("architecture"),
+        repository=fields.optional("repository"),
+        commit=fields.optional("commit"),
+        sources=tuple(map(fields.string, fields.array("sources"))),
+        base=fields.optional("base"),
+        base_model=fields.optional("base_model"),
+        vocabulary_sha256=fields.optional("vocabulary_sha256"),
+    )
+    files = tuple(map(fields.file, fields.array("files")))
+    if not files:
+        raise _damaged(path, "has no files")
+    return StoreEntry(
+        name=fields.text("name", lambda name: _is_name(name) and name.lower() == path.stem),
+        about=about,
+        folder=fields.text("folder", lambda folder: bool(_FOLDER.fullmatch(folder))),
+        files=files,
+        added=fields.text("added", bool),
+    )
+
+
+class _Fields:
+    """An entry's fields, of the types that they should have."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
+        self._path = path
+        self._fields = fields
+
+    def text(self, key: str, accepts: Callable[[str], bool]) -> str:
+        value = self._fields.get(key)
+        if not isinstance(value, str) or not accepts(value):
+            raise _damaged(self._path, f"has no usable '{key}'")
+        return value
+
+    def optional(self, key: str) -> str | None:
+        return None if self._fields.get(key) is None else self.text(key, bool)
+
+    def array(self, key: str) -> list[Any]:
+        value = self._fields.get(key)
+        if not isinstance(value, list):
+            raise _damaged(self._path, f"has no usable '{key}'")
+        return value
+
+    def string(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise _damaged(self._path, "has no usable 'sources'")
+        return value
+
+    def file(self, value: object) -> StoredFile:
+        match value:
+            case {"name": str(name), "nbytes": int(nbytes), "sha256": str(sha256)}:
+                if is_file_name(name) and nbytes >= 0 and _DIGEST.fullmatch(sha256):
+                    return StoredFile(name, nbytes, sha256)
+        raise _damaged(self._path, "has no usable 'files'")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stays in its directory, on any system."""
+    return (
+        bool(name.rstrip(". "))
+        and name.isprintable()
+        and not name.startswith(".")
+        and not re.search(r'[/\\:*?"<>|]', name)
+        and not _DEVICES.fullmatch(name.lower())
+    )
+
+
+def _is_name(name: str) -> bool:
+    try:
+        key_of(name)
+    except InputError:
+        return False
+    return True
+
+
+def _damaged(path: Path, problem: str) -> FileFormatError:
+    return FileFormatError(
+        f"{path}: {problem}, expected an entry of the store; remove it with `alora-gguf rm "
+        f"{path.stem}` and pull again"
+    )
