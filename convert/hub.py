@@ -19,7 +19,16 @@ from .library import Wanted, adapter_paths, check_wanted, choose, listing
 from .peft_config import FILE_NAME
 from .small_file import read_object
 from .snapshot import open_directory
-from .source import MAX_TEXT, Source, contracts, describe, find_in, no_adapter, pick_weights, readmes
+from .source import (
+    MAX_TEXT,
+    Source,
+    contracts,
+    describe,
+    find_in,
+    no_adapter,
+    pick_weights,
+    readmes,
+)
 
 __all__ = ["Hub", "HubReference", "fetch_adapter", "fetch_base", "is_reference", "parse_reference"]
 

@@ -13,8 +13,8 @@ from conftest import EXACT
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.gguf.base import BaseFile
 from alora_gguf.demo import script
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import Contract, rewrite, transform
 
 CORPUS = Path(__file__).parent / "intrinsics" / "corpus"

@@ -26,8 +26,8 @@ from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.gguf.base import BaseFile
 from alora_gguf.demo import script
+from alora_gguf.gguf.base import BaseFile
 
 USER, ASSISTANT, END = tiny_base.USER, tiny_base.ASSISTANT, tiny_base.END
 

@@ -22,8 +22,8 @@ from chats import (
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf.intrinsics import Contract
 from alora_gguf.generate.sampling import Sampler
+from alora_gguf.intrinsics import Contract
 
 
 @pytest.fixture

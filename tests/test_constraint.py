@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.engine.context import native as _native
-from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher
 from alora_gguf.demo import base_path
-from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
+from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
+from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher
 from tests.support import vocabularies
 
 Schema = dict[str, Any]
@@ -135,7 +135,7 @@ KINDS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Vocabulary]:
     with ag.Model(base_path(), n_ctx=256, n_threads=1) as model:
-        yield model.engine.vocab
+        yield model._runtime.engine.vocab
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,9 @@ def test_a_rewind_is_read_again_and_says_so(model: ag.Model) -> None:
     assert "cannot rewind" in timings.reuse_note
     fresh = model.session()
     fresh.sync([*range(10), 3])
-    np.testing.assert_allclose(session.last_logits(), fresh.last_logits(), atol=0.05)
+    np.testing.assert_allclose(
+        session._sequence.last_logits(), fresh._sequence.last_logits(), atol=0.05
+    )
 
 
 def test_a_generation_goes_on_without_reading_again(model: ag.Model) -> None:

@@ -15,7 +15,6 @@ import tiny_base as tb
 
 from alora_gguf.errors import FileFormatError
 from alora_gguf.gguf.header import GGUFHeader
-from alora_gguf.gguf.types import ValueType
 from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.summary import (
     AdapterSummary,
@@ -26,6 +25,7 @@ from alora_gguf.gguf.summary import (
     TypeTotal,
     Vocabulary,
 )
+from alora_gguf.gguf.types import ValueType
 from tests.support.gguf_bytes import Tensors, gguf_bytes
 from tests.support.inspected import ADAPTER, adapter, base, lora, write
 from tests.support.peft_files import MODULES, N_EMBD, N_FF, RANK, sound_case

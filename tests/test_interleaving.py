@@ -55,7 +55,7 @@ class Walk:
             session.sync(tokens, **use)  # type: ignore[arg-type]
         except ag.InvocationNotFoundError:
             return
-        self.compare(session.last_logits(), tokens, use)
+        self.compare(session._sequence.last_logits(), tokens, use)
 
     def reply(self, session: ag.Session) -> None:
         if not session.tokens:
@@ -111,8 +111,8 @@ class Walk:
             return
         assert restored.tokens == session.tokens
         assert restored.provenance == session.provenance
-        if session.conversation.logits is not None:
-            assert np.array_equal(restored.last_logits(), session.last_logits())
+        if session._sequence.logits is not None:
+            assert np.array_equal(restored._sequence.last_logits(), session._sequence.last_logits())
         self.sessions[self.sessions.index(session)] = restored
         session.close()
 
@@ -131,7 +131,7 @@ class Walk:
             fresh.sync(tokens, **use)  # type: ignore[arg-type]
         except ag.InvocationNotFoundError:
             return
-        self.compare(fresh.last_logits(), tokens, use)
+        self.compare(fresh._sequence.last_logits(), tokens, use)
 
     def reload(self) -> None:
         """The same name, other weights."""
@@ -149,7 +149,7 @@ class Walk:
     def compare(self, logits: np.ndarray, tokens: list[int], use: dict[str, object]) -> None:  # type: ignore[type-arg]
         with self.clean.session() as fresh:
             fresh.sync(tokens, **use)  # type: ignore[arg-type]
-            expected = fresh.last_logits()
+            expected = fresh._sequence.last_logits()
             difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
         assert difference < 1e-4
 
@@ -162,8 +162,8 @@ def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) ->
             walk.step()
         for session in walk.sessions:
             session.close()
-        while walk.model.pool.evict():
+        while walk.model._runtime.prefix_cache.evict():
             pass
-        walk.model.engine.collect()
-        assert walk.model.engine.books.used() == 0
-        assert walk.model.engine.books.promised() == 0
+        walk.model._runtime.engine.collect()
+        assert walk.model._runtime.engine.books.used() == 0
+        assert walk.model._runtime.engine.books.promised() == 0

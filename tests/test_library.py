@@ -12,7 +12,7 @@ import pytest
 from conftest import Files
 
 import alora_gguf as ag
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 
 OPEN = "import alora_gguf as ag\ntry: ag.Model({base!r})\nexcept ag.LibraryError as e: print(e)\n"
 

@@ -41,7 +41,7 @@ def row(model: ag.Model, **values: float) -> np.ndarray:  # type: ignore[type-ar
 
 
 def sampler(model: ag.Model, **options: object) -> Sampler:
-    return Sampler(ag.Sampling(**options), model.engine.vocab)  # type: ignore[arg-type]
+    return Sampler(ag.Sampling(**options), model._runtime.engine.vocab)  # type: ignore[arg-type]
 
 
 def test_greedy_takes_the_largest(model: ag.Model) -> None:
@@ -96,7 +96,7 @@ def test_it_equals_llama_cpp_pythons_sampler(model: ag.Model, files: Files) -> N
     """Same options, same seed, same logits: the same tokens as stock's chain gives."""
     import ctypes
 
-    llama = model.engine.native.llama
+    llama = model._runtime.engine.native.llama
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
     n = model.n_vocab
     for part in (

@@ -49,8 +49,8 @@ def test_adapted_cells_want_their_adapter_and_base_cells_want_none(
         bare.load_adapter("sure", files.other)  # the name, but other weights
         with pytest.raises(ag.SavedSessionError, match="sure"):
             bare.restore_session(adapted)
-        bare.engine.collect()
-        assert bare.engine.books.free_sequences == bare.engine.books.n_seqs
+        bare._runtime.engine.collect()
+        assert bare._runtime.engine.books.free_sequences == bare._runtime.engine.books.n_seqs
 
 
 def model_options() -> ag.ContextOptions:

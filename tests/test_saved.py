@@ -24,9 +24,9 @@ TEXT = "<|user|>the rain in the main<|end|>"
 
 def next_logits(session: ag.Session, **arguments: Any) -> np.ndarray[Any, Any]:
     """The logits after the last token and after one more."""
-    first = session.last_logits().copy()
+    first = session._sequence.last_logits().copy()
     session.append([5], **arguments)
-    return np.stack([first, session.last_logits()])
+    return np.stack([first, session._sequence.last_logits()])
 
 
 def saved_copy(session: ag.Session, path: Path, **arguments: Any) -> SavedSession:
@@ -143,7 +143,7 @@ def test_a_session_with_fewer_cells_or_none(files: Files, tmp_path: Path) -> Non
         assert restore(empty, model, EXACT).tokens == []
         session = model.session()
         session.append(TEXT)
-        session.conversation.cut(5)  # as after a call that failed
+        session._sequence.cut(5)  # as after a call that failed
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
         assert (saved.n_cached, saved.logits) == (5, b"")
         again = restore(saved, model, EXACT)
@@ -191,7 +191,9 @@ def test_a_restored_sliding_window_can_be_rewound(tmp_path: Path) -> None:
         for one in (session, again):
             one.rewind(20)
             one.append([7, 8, 9])
-        assert np.allclose(session.last_logits(), again.last_logits(), atol=0.05)
+        assert np.allclose(
+            session._sequence.last_logits(), again._sequence.last_logits(), atol=0.05
+        )
 
 
 @pytest.mark.parametrize("types", ["f16", "q8_0"])

@@ -129,7 +129,7 @@ def cells_are_refused(saved: SavedSession, model: ag.Model, said: str) -> None:
     """What happens if nobody checks: an error, and a model that works."""
     session = model.session()
     with pytest.raises(ag.DecodeError, match=said):
-        model.engine.set_state(session.conversation.seq, saved.state, saved.n_cached)
+        model._runtime.engine.set_state(session._sequence.seq, saved.state, saved.n_cached)
     assert session.sync([1, 2, 3]).evaluated == 3
     assert len(session.state()) < len(saved.state)
 

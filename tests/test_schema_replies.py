@@ -10,9 +10,9 @@ import pytest
 from conftest import Files
 
 import alora_gguf as ag
+from alora_gguf import demo
 from alora_gguf.generate import drafting
 from alora_gguf.generate import plan as planning
-from alora_gguf import demo
 
 YES_NO = {
     "type": "object",

@@ -12,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.generate.constraint import Constraint, Matcher
 from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
-from alora_gguf.errors import SchemaError
-from alora_gguf.generate.schema_text import answers, never_ends, opening
 from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import SchemaError
+from alora_gguf.generate.constraint import Constraint, Matcher
+from alora_gguf.generate.schema_text import answers, never_ends, opening
 
 Schema = dict[str, Any]
 YES_NO: Schema = {"type": "string", "enum": ["yes", "no"]}
@@ -125,7 +125,7 @@ OPENINGS: list[tuple[Schema, str]] = [
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Vocabulary]:
     with ag.Model(base_path(), n_ctx=256, n_threads=1) as model:
-        yield model.engine.vocab
+        yield model._runtime.engine.vocab
 
 
 def follow(matcher: Matcher, text: str, vocab: Vocabulary) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alora_gguf.errors import FileFormatError, InputError
-from alora_gguf.store.store import Store, is_path
 from alora_gguf.store.entry import is_file_name, key_of, name_from, read_entry
+from alora_gguf.store.store import Store, is_path
 from tests.support.stored import about, add, files_of
 
 

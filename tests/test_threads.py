@@ -39,9 +39,9 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda seed: work(model, seed), jobs))
         assert together == [alone[seed] for seed in jobs]
-        assert model.engine.books.used() == 0
-        model.engine.collect()
-        assert model.engine.books.free_sequences == model.engine.books.n_seqs
+        assert model._runtime.engine.books.used() == 0
+        model._runtime.engine.collect()
+        assert model._runtime.engine.books.free_sequences == model._runtime.engine.books.n_seqs
 
 
 def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
@@ -74,8 +74,8 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
             together = list(pool.map(lambda each: job(*each), jobs))
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
-        model.engine.collect()
-        books = model.engine.books
+        model._runtime.engine.collect()
+        books = model._runtime.engine.books
         assert (books.used(), books.promised()) == (0, 0)
         assert books.free_sequences == books.n_seqs
 
@@ -104,8 +104,8 @@ def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(until_closed) for _ in range(4)]
-        model.engine.lock.acquire()
-        model.engine.lock.release()
+        model._runtime.engine.lock.acquire()
+        model._runtime.engine.lock.release()
         model.close()
         assert all("closed" in each.result(timeout=60) for each in running)
 

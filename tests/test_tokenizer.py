@@ -10,8 +10,8 @@ import tiny_base
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.chat.prompt import Dialogue
-from alora_gguf.chat.messages import Document, Message
 from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf.messages import Document, Message
 
 
 def test_it_tokenizes_as_the_model_does() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..errors import FileFormatError, ModelError
+from alora_gguf.errors import FileFormatError, ModelError
+
 from .header import GGUFHeader, read_header
 from .types import ArrayRef, TensorInfo, ValueType
 

@@ -14,7 +14,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import FileFormatError, InputError
+from alora_gguf.errors import FileFormatError, InputError
+
 from .parser import parse_into
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..errors import InputError
+from .errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
