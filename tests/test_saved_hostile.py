@@ -21,8 +21,8 @@ from saving import collect, path_of
 
 import alora_gguf as ag
 from alora_gguf.engine.provenance import BASE, Provenance
-from alora_gguf.saved.session_file import SavedAdapter, SavedSession, read_saved, write_saved
 from alora_gguf.saved import container as saved_format
+from alora_gguf.saved.session_file import SavedAdapter, SavedSession, read_saved, write_saved
 
 PROLOGUE = struct.Struct("<8sIIQQQQ")
 HASH = "ab" * 32
