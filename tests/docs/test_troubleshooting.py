@@ -42,7 +42,7 @@ from alora_gguf import (
 from alora_gguf._library_path import library_dir
 from alora_gguf.intrinsics import load_contract, rewrite, sentences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PEFT = ROOT / "examples" / "demo_model" / "peft" / "alora" / "jailbreak"
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)

@@ -16,7 +16,7 @@ from alora_gguf.cli import group
 
 from tests import pages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYTHON = [
     pytest.param(block.text, id=str(block))
     for page in (*pages.PAGES, *pages.READMES)

@@ -13,7 +13,7 @@ from alora_gguf.cli import run
 
 from alora_gguf import Model, demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HERE = ROOT / "examples" / "train_alora"
 BASE = ROOT / "examples" / "demo_model" / "base"
 

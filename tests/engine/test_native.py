@@ -26,7 +26,7 @@ def run(code: str, **env: str) -> str:
         timeout=120,
         check=False,
         env={**os.environ, **env},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -100,7 +100,7 @@ def test_it_is_quiet_unless_asked(files: Files) -> None:
             text=True,
             env=env,
             check=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
         )
         assert bool(done.stderr) == loud
         assert done.stdout == ""

@@ -15,7 +15,7 @@ from alora_gguf.demo import chat, script
 from examples.demo_model import chat as trained_on
 from examples.demo_model import entities
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_package_and_the_training_mean_the_same_text() -> None:

@@ -35,7 +35,7 @@ from tests.support.verified import (
     with_nan,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

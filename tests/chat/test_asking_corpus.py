@@ -17,7 +17,7 @@ from alora_gguf.demo import script
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import Contract, rewrite, transform
 
-CORPUS = Path(__file__).parent / "intrinsics" / "corpus"
+CORPUS = Path(__file__).parents[1] / "intrinsics" / "corpus"
 QUESTION, ANSWER = "When does the Bomel library open?", "The Bomel library opens at 9:30."
 ARGUMENTS = {
     "guardian": {"criteria": "It is polite.", "target_role": "assistant"},
