@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from alora_gguf import cli
-from tests.cli.conftest import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.hub_server import Handler
+from tests.support.pulling import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.pulls import peft_files
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's signals and terminals")
