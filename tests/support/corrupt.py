@@ -213,7 +213,7 @@ def empty_invocation(path: Path) -> Path:
     """An array of no elements, which GGUFWriter cannot write: one of two, cut out by hand."""
     adapter(path, array=(Type.UINT32, [0x5EEDED, 0x5EEDED]))
     data = path.read_bytes()
-    marker = (2).toraw(8, "little") + (0x5EEDED).toraw(4, "little") * 2
+    marker = (2).to_bytes(8, "little") + (0x5EEDED).to_bytes(4, "little") * 2
     at = data.index(marker)
     name = f"{Q}.lora_b".encode()
     # the tensor table ends after the last tensor's dimensions (u32, 2 u64), type and offset
