@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from tests.support import corrupt, tiny_base
+from tests.support import corrupt, inside, tiny_base
 from tests.support.files import Files
 
 
@@ -144,7 +144,7 @@ def test_an_adapter_the_library_refuses_takes_the_others_with_it(
     with ag.Model(files.base, n_ctx=256) as model:
         monkeypatch.setattr(Native, "adapter_add", refuse)
         with pytest.raises(ag.AdapterMismatchError):
-            model._bank.load({"sure": files.alora, "lora": files.lora})
+            inside.runtime(model).bank.load({"sure": files.alora, "lora": files.lora})
         assert dict(model.adapters) == {}
         assert model.stats().n_adapters == 0
 
