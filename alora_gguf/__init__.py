@@ -33,6 +33,7 @@ _HOME = {
     "Document": "chat.messages",
     "FileFormatError": "errors",
     "Generation": "generate.generation",
+    "HubError": "errors",
     "InputError": "errors",
     "IntrinsicCall": "chat.asking",
     "IntrinsicResult": "chat.asking",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from .errors import ConvertError as ConvertError
     from .errors import DecodeError as DecodeError
     from .errors import FileFormatError as FileFormatError
+    from .errors import HubError as HubError
     from .errors import InputError as InputError
     from .errors import InvocationNotFoundError as InvocationNotFoundError
     from .errors import LibraryError as LibraryError

@@ -11,6 +11,7 @@ AloraError
 │   └── SavedSessionError        a saved session is damaged, or belongs to another base or adapter
 ├── ModelError                   a base model cannot be used
 ├── StoreError                   the store of adapters and bases cannot be read or written
+├── HubError                     a hub refuses, fails or cannot be reached
 ├── AdapterError
 │   ├── AdapterFormatError       an adapter file is malformed (also a FileFormatError)
 │   ├── AdapterMismatchError     a sound adapter that was made for another base
@@ -71,6 +72,10 @@ class ModelError(AloraError):
 
 class StoreError(AloraError):
     """The store of adapters and bases cannot be read or written."""
+
+
+class HubError(AloraError):
+    """A hub refuses access, fails, cannot be reached, or does not have what it should."""
 
 
 class AdapterError(AloraError):

@@ -49,8 +49,8 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     import tempfile
 
     from alora_gguf.engine.context import native as _native
-    from alora_gguf.gguf.vocabulary import vocabulary_only
     from alora_gguf.engine.vocab import Vocabulary
+    from alora_gguf.gguf.vocabulary import vocabulary_only
 
     try:
         native = _native.load()

@@ -14,10 +14,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf.errors import ContractError
-from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.files import describe_foreign
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.types import ValueType
 
-from .contract_fields import read_documents, read_flag, read_instruction, read_schema, read_sentences, read_text
+from .contract_fields import (
+    read_documents,
+    read_flag,
+    read_instruction,
+    read_schema,
+    read_sentences,
+    read_text,
+)
 from .json_offsets import JsonValue
 from .likelihood import Likelihood
 from .parameters import read_parameters

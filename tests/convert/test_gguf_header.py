@@ -13,12 +13,12 @@ import pytest
 import tiny_base
 
 from alora_gguf.engine.context import native as _native
+from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 from alora_gguf.gguf.types import GGML_TYPES, ArrayRef, ValueType
 from alora_gguf.gguf.vocabulary import vocabulary_only
-from alora_gguf.engine.vocab import Vocabulary
 
 
 def string(text: str | bytes) -> bytes:
