@@ -48,7 +48,7 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     _check_usable(header, text)
     import tempfile
 
-    from alora_gguf.engine.context import native as _native
+    from alora_gguf.engine import native as _native
     from alora_gguf.engine.vocab import Vocabulary
     from alora_gguf.gguf.vocabulary import vocabulary_only
 

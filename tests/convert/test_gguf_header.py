@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_base
 
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf.header import read_header
