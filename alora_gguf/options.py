@@ -13,6 +13,8 @@ from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 FlashAttention = Literal["auto", "on", "off"]
+Progress = Callable[[int, int], None]
+"""Called on the caller's own thread with the tokens read so far and all there are to read."""
 
 # ggml_type numbers of what a KV cache can be made of
 CACHE_TYPES: Final[dict[str, int]] = {

@@ -33,7 +33,7 @@ from unittest import mock
 from alora_gguf.cli.running.beginnings import apart
 with (
     mock.patch("alora_gguf.cli.running.batch.in_order", apart),
-    mock.patch("alora_gguf.engine.sequence.Conversation._share_with_others", lambda *_: 0),
+    mock.patch("alora_gguf.engine.sequence.TokenSequence._share_with_others", lambda *_: 0),
 ):
     {_PLAIN}
 """

@@ -17,7 +17,13 @@ import click
 from .text import printable, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
+    from alora_gguf.gguf.summary import (
+        AdapterSummary,
+        BaseSummary,
+        FileSummary,
+        MetadataValue,
+        Target,
+    )
 
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it

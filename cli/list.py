@@ -11,8 +11,8 @@ from .listing import table
 from .text import printable_lines
 
 if TYPE_CHECKING:
-    from alora_gguf.store.store import Store
     from alora_gguf.store.entry import StoreEntry
+    from alora_gguf.store.store import Store
 
 
 @click.command("list")

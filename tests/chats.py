@@ -76,27 +76,27 @@ def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) ->
     """The logits that a session's cells give after `more` tokens; the session stays as it is."""
     with session.fork() as fork:
         fork.sync([*session.tokens, *more], **use)
-        return fork.last_logits()
+        return fork._sequence.last_logits()
 
 
 def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     """Record, books and llama.cpp agree about the cells, and they are those of a fresh reading."""
-    session, engine = chat.session, chat.model.engine
-    record, seq = session.conversation.record, session.conversation.seq
+    session, engine = chat.session, chat.model._runtime.engine
+    record, seq = session._sequence.record, session._sequence.seq
     assert record.tokens == session.tokens[: len(record)]
     assert engine.books.length(seq) == len(record)
     assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
     with files.model() as model, model.session() as fresh:
         fresh.sync([*session.tokens, 1], **use)
-        assert close_to(logits_after(session, **use), fresh.last_logits())
+        assert close_to(logits_after(session, **use), fresh._sequence.last_logits())
 
 
 def assert_nothing_left(model: ag.Model) -> None:
     """All sequences and cells have been given back."""
-    while model.pool.evict():
+    while model._runtime.prefix_cache.evict():
         pass
-    model.engine.collect()
-    books = model.engine.books
+    model._runtime.engine.collect()
+    books = model._runtime.engine.books
     assert (books.used(), books.promised()) == (0, 0)
     assert books.free_sequences == books.n_seqs
 

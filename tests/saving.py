@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
+from alora_gguf.engine.layout import CacheLayout, Memory
 from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.saved.session_file import SavedAdapter, SavedSession, check_saved
-from alora_gguf.saved.layout import CacheLayout, Memory
 
 GREEDY = ag.Sampling(temperature=0.0)
 
 
 def layout(model: ag.Model, options: ag.ContextOptions | None = None) -> CacheLayout:
     """The cache layout of `model`, which was opened with `options`."""
-    engine = model.engine
+    engine = model._runtime.engine
     llama = engine.native.llama
     weights = llama.llama_get_model(engine.ctx)
     memory: Memory = "attention"
@@ -45,7 +45,7 @@ def collect(
     names = {file.identity: name for name, file in model.adapters.items()}
     identities = dict.fromkeys(by.identity for _, by in session.provenance if by.identity)
     n = session.cached if session.cached <= len(session.tokens) else 0
-    logits = session.conversation.logits
+    logits = session._sequence.logits
     return SavedSession(
         tokens=tuple(session.tokens),
         spans=session.provenance,
@@ -75,10 +75,10 @@ def restore(
     """What Model.restore_session() does."""
     check(saved, model, options)
     session = model.session()
-    conversation = session.conversation
+    conversation = session._sequence
     try:
         if saved.n_cached:
-            model.engine.set_state(conversation.seq, saved.state, saved.n_cached)
+            model._runtime.engine.set_state(conversation.seq, saved.state, saved.n_cached)
             conversation.record.extend(saved.tokens[: saved.n_cached], saved.spans)
         conversation.tokens = list(saved.tokens)
         if saved.logits:

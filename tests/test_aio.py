@@ -178,7 +178,7 @@ def test_leaving_a_reply_waits_for_nobody(chat: ag.Chat) -> None:
     held, free = threading.Event(), threading.Event()
 
     def holds() -> None:
-        with chat.lock:
+        with chat._lock:
             held.set()
             free.wait(timeout=10)
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from ..options import CancelToken
-from ..options import check_int
-from ..errors import InputError, OutputError
-from ..generate.generation import FinishReason
+from alora_gguf.errors import InputError, OutputError
+from alora_gguf.generate.generation import FinishReason
+from alora_gguf.generate.invoke import Verdict
+from alora_gguf.generate.plan import Invocation
+from alora_gguf.generate.sampling import Sampling
+from alora_gguf.intrinsics import Contract, Request, rewrite, transform
+from alora_gguf.options import CancelToken, Timings, TokenLogprob, check_int
+from alora_gguf.session import Session
+
+from .contracts import Contracts
 from .prompt import Dialogue
-from ..intrinsics import Contract, Request, rewrite, transform
-from ..generate.invoke import Invocation, Verdict
-from ..options import TokenLogprob
-from ..generate.sampling import Sampling
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from ..model import Model
-    from ..session import Session
 
 MAX_TOKENS: Final = 512
 """The most tokens of a reply where neither contract nor caller sets a limit."""
@@ -83,7 +80,7 @@ def as_call(call: str | IntrinsicCall) -> IntrinsicCall:
 
 
 def ask_all(
-    model: Model,
+    contracts: Contracts,
     session: Session,
     dialogue: Dialogue,
     calls: Sequence[IntrinsicCall],
@@ -95,7 +92,7 @@ def ask_all(
     anything is read.
     """
     started = time.perf_counter()
-    questions = [Question.about(model, dialogue, call) for call in calls]
+    questions = [Question.about(contracts, dialogue, call) for call in calls]
     prepared = time.perf_counter() - started
     verdicts = session.invoke_many([each.invocation for each in questions], cancel=cancel)
     return [
@@ -115,14 +112,14 @@ class Question:
     change: str = ""  # what the contract changes of the text that the cells are of
 
     @classmethod
-    def about(cls, model: Model, dialogue: Dialogue, call: IntrinsicCall) -> Question:
+    def about(cls, contracts: Contracts, dialogue: Dialogue, call: IntrinsicCall) -> Question:
         """A question about a conversation."""
-        contract = model.contract(call.name)
+        contract = contracts.of(call.name)
         if call.upto is not None:
             check_int(call.upto, "upto", 0, len(dialogue.messages))
             dialogue = replace(dialogue, messages=dialogue.messages[: call.upto])
         request = rewrite(contract, dialogue.messages, dialogue.documents, call.arguments)
-        invocation = model.adapter(call.name).invocation
+        invocation = contracts.adapter(call.name).invocation
         prompt = dialogue.question(
             request,
             contract.chat_template_kwargs,
@@ -141,11 +138,11 @@ class Question:
         return replace(question, change=change)
 
     @classmethod
-    def after(cls, model: Model, prompt: Sequence[int], call: IntrinsicCall) -> Question:
+    def after(cls, contracts: Contracts, prompt: Sequence[int], call: IntrinsicCall) -> Question:
         """A question after a prompt in tokens, which the adapter's invocation follows unless it is
         there. Raises InputError for contracts that change or add messages.
         """
-        contract = model.contract(call.name)
+        contract = contracts.of(call.name)
         if contract.instruction is not None or contract.tags_history or contract.moves_documents:
             raise InputError(
                 f"{contract.source}: its instruction or its changes need a conversation in "

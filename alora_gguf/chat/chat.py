@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
+from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_message, as_said
+from alora_gguf.options import CancelToken, Progress, Timings, check_int
+from alora_gguf.session import Session
+
 from .asking import IntrinsicCall, IntrinsicResult, as_call, ask_all
-from ..options import CancelToken
+from .contracts import Contracts
+from .prompt import Dialogue
+from .reply import Reply, ReplyOptions
 from .saved_chat import ChatNotes, damaged
 from .template import ChatTemplate, Transcript
-from ..options import check_int
-from ..engine.scheduler import Progress
-from ..errors import AloraError, ClosedError, InputError, ModelError
-from .prompt import Dialogue
-from .messages import Document, Message, Said, Texts, as_documents, as_message, as_said
-from .reply import Reply, ReplyOptions
-from ..session import Session
-from ..options import Timings
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from alora_gguf.model import Model
 
 
 class Chat:
@@ -41,6 +40,7 @@ class Chat:
     def __init__(
         self,
         session: Session,
+        contracts: Contracts,
         template: ChatTemplate,
         *,
         messages: Iterable[Said] = (),
@@ -49,6 +49,8 @@ class Chat:
     ) -> None:
         """Use Model.chat(). Raises InputError."""
         self._session = session
+        self._vocab = session._runtime.vocab
+        self._contracts = contracts
         self._template = template
         # the messages, and the reply that is not over: together, so that who looks sees both
         self._said: tuple[tuple[Message, ...], Reply | None] = (as_said(messages), None)
@@ -196,6 +198,7 @@ class Chat:
             self._check_open()
             other = Chat(
                 self._session.fork(),
+                self._contracts,
                 self._template,
                 messages=self._so_far(),
                 documents=self._documents,
@@ -242,7 +245,7 @@ class Chat:
             if live is None:
                 with suppress(InputError):  # refused: what a contract makes of it need not be
                     self._read(messages, cancel)
-            return ask_all(self.model, self._session, self._dialogue(), asked, cancel)
+            return ask_all(self._contracts, self._session, self._dialogue(), asked, cancel)
 
     # Keeping -------------------------------------------------------------------------------------
 
@@ -270,14 +273,22 @@ class Chat:
             self._session.save(path, notes=notes.to_notes())
 
     @classmethod
-    def restored(cls, session: Session, notes: Mapping[str, Any], origin: str) -> Chat:
-        """What save() wrote, on its restored session. Not part of the public API."""
+    def _restored(
+        cls,
+        session: Session,
+        contracts: Contracts,
+        template: Callable[[str], ChatTemplate],
+        notes: Mapping[str, Any],
+        origin: str,
+    ) -> Chat:
+        """What save() wrote, on its restored session."""
         kept = ChatNotes.of(notes, origin)
         try:
-            _ = session.model.engine.vocab.check(kept.transcript.tokens, "tokens")
+            _ = session._runtime.vocab.check(kept.transcript.tokens, "tokens")
             chat = cls(
                 session,
-                session.model.chat_template(kept.template),
+                contracts,
+                template(kept.template),
                 messages=kept.messages,
                 documents=kept.documents,
                 arguments=kept.arguments,
@@ -311,15 +322,8 @@ class Chat:
     ) -> None:
         self.close()
 
-    # What Reply needs ----------------------------------------------------------------------------
-
-    @property
-    def lock(self) -> threading.RLock:
-        """Held by every call. Not part of the public API."""
-        return self._lock
-
-    def take(self, reply: Reply) -> None:
-        """A reply is over: what it said is a message now. Not part of the public API."""
+    def _take(self, reply: Reply) -> None:
+        """A reply is over: what it said is a message now."""
         if self._said[1] is not reply:
             return
         messages = self._so_far()
@@ -365,14 +369,14 @@ class Chat:
         live = self._said[1]
         if live is None or not live.tokens:
             return self._transcript
-        text = self.model.engine.vocab.detokenize(live.tokens, special=True)
+        text = self._vocab.detokenize(live.tokens, special=True)
         before = self._transcript
         return Transcript(before.text + text, (*before.tokens, *live.tokens))
 
     def _dialogue(self, messages: tuple[Message, ...] | None = None) -> Dialogue:
         return Dialogue(
             self._template,
-            self.model.engine.vocab,
+            self._vocab,
             self._so_far() if messages is None else messages,
             self._documents,
             self._arguments,
@@ -393,7 +397,7 @@ class Chat:
         if transcript is self._held and self._session.cached == n:
             return Timings(reused=n)
         adapter, scale = self._reader
-        if adapter not in self.model.adapters:
+        if adapter not in self._session._runtime.bank:
             adapter, scale = None, 1.0
         timings = self._session.sync(
             transcript.tokens, adapter=adapter, scale=scale, cancel=cancel, progress=progress
@@ -422,7 +426,7 @@ class Chat:
             raise InputError("there is nothing to reply to; say something first")
         before = self._said, self._transcript, self._reader
         tokens = self._session.tokens
-        file = None if options.adapter is None else self.model.adapter(options.adapter)
+        file = None if options.adapter is None else self._contracts.adapter(options.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
         generation = self._session.generate(
             prompt=prompt.tokens,
@@ -440,7 +444,7 @@ class Chat:
         plain_lora = file is not None and not file.invocation
         self._reader = (options.adapter, options.scale) if plain_lora else (None, 1.0)
         self._transcript, self._held = prompt, None
-        reply = Reply(self, generation, cancel)
+        reply = Reply(generation, cancel, self._lock, self._take)
         self._said = (messages, reply)
         if not stream:
             try:
@@ -448,9 +452,7 @@ class Chat:
             except BaseException:
                 self._said, self._transcript, self._reader = before
                 generation.close()
-                with self._session.lock:
-                    if not self.closed:
-                        self._session.conversation.go_back(tokens)
+                self._session._go_back(tokens)
                 raise
         return reply
 

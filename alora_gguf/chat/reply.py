@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..aio import iterate
-from ..options import CancelToken
-from ..generate.generation import FinishReason, Generation
-from ..options import TokenLogprob
-from ..generate.sampling import Sampling
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from .chat import Chat
+from alora_gguf.aio import iterate
+from alora_gguf.generate.generation import FinishReason, Generation
+from alora_gguf.generate.sampling import Sampling
+from alora_gguf.options import CancelToken, Timings, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +39,17 @@ class Reply(Iterator[str]):
     the reply is left: any other call that adds to the chat ends it.
     """
 
-    def __init__(self, chat: Chat, generation: Generation, cancel: CancelToken) -> None:
-        self._chat = chat
+    def __init__(
+        self,
+        generation: Generation,
+        cancel: CancelToken,
+        lock: RLock,
+        on_end: Callable[[Reply], None],
+    ) -> None:
+        """Use Chat.say(). `on_end` is called with the chat's `lock` held, when it is over."""
         self._generation = generation
+        self._lock = lock
+        self._on_end = on_end
         self._cancel = cancel
 
     @property
@@ -89,21 +93,21 @@ class Reply(Iterator[str]):
         return piece
 
     def _step(self) -> str | None:
-        with self._chat.lock:
+        with self._lock:
             try:
                 return next(self._generation, None)
             finally:
                 if self._generation.finish_reason is not None:
-                    self._chat.take(self)
+                    self._on_end(self)
 
     def __aiter__(self) -> AsyncIterator[str]:
         return iterate(self._step, self._cancel)
 
     def close(self) -> None:
         """Ends it where it is; what was said stays in the chat. A second call does nothing."""
-        with self._chat.lock:
+        with self._lock:
             self._generation.close()
-            self._chat.take(self)
+            self._on_end(self)
 
     def __enter__(self) -> Reply:
         return self

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..engine import native as _native
-from ..gguf.base import BaseFile
+from alora_gguf.engine import native as _native
+from alora_gguf.engine.loading import Tuning, load_weights
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import ModelError
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.header import read_header
+
 from .template import ChatTemplate
-from ..errors import ModelError
-from ..gguf.header import read_header
-from ..engine.loading import Tuning, load_weights
-from ..engine.vocab import Vocabulary
 
 
 class Tokenizer:

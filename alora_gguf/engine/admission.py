@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..options import CancelToken
-from ..errors import AloraError, CacheFullError
+from alora_gguf.errors import AloraError, CacheFullError
+from alora_gguf.options import CancelToken
 
 if TYPE_CHECKING:
     from .context import Engine

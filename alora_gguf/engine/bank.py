@@ -8,11 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..gguf.adapter import AdapterFile
-from ..gguf.base import BaseFile
-from ..options import check_number
+from alora_gguf.errors import (
+    AdapterInUseError,
+    InputError,
+    InvocationNotFoundError,
+    UnknownAdapterError,
+)
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.options import check_number
+
 from .context import Engine
-from ..errors import AdapterInUseError, InputError, InvocationNotFoundError, UnknownAdapterError
 from .invocation import find_last, nearest_miss
 from .provenance import BASE, Provenance
 from .vocab import Vocabulary

@@ -4,13 +4,12 @@ room has gone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from .provenance import Provenance, Spans
-
-if TYPE_CHECKING:
-    from ..model import Model
+from .runtime import Runtime
 
 Kind = Literal["session", "closed", "call"]
 _WHY: Final[dict[Kind, str]] = {
@@ -86,17 +85,16 @@ class CacheReport:
         return "\n".join(lines)
 
 
-def report(model: Model) -> CacheReport:
+def report(runtime: Runtime) -> CacheReport:
     """Model.cache_report()'s work."""
-    engine = model.engine
+    engine = runtime.engine
     _ = engine.ctx
-    names = {file.identity: name for name, file in model.adapters.items()}
+    names = runtime.names()
     known: dict[int, tuple[Kind, Spans | None]] = {}
-    for session in model.live_sessions():
-        with session.lent() as mine:
-            spans = None if mine is None else mine.record.spans
-            known[session.conversation.seq] = ("session", spans)
-    for entry in model.pool.entries:
+    for sequence in runtime.prefix_cache.open_sequences():
+        with sequence.lent() as there:
+            known[sequence.seq] = ("session", sequence.record.spans if there else None)
+    for entry in runtime.prefix_cache.entries:
         known[entry.seq] = ("closed", entry.record.spans)
     with engine.desk:
         books = engine.books
@@ -122,7 +120,7 @@ def report(model: Model) -> CacheReport:
         )
 
 
-def _spans(spans: Spans, n: int, names: dict[str, str]) -> tuple[CacheSpan, ...]:
+def _spans(spans: Spans, n: int, names: Mapping[str, str]) -> tuple[CacheSpan, ...]:
     ends = [*(begin for begin, _ in spans[1:]), n]
     return tuple(
         CacheSpan(begin, end, _name(by, names), by.scale)
@@ -131,5 +129,5 @@ def _spans(spans: Spans, n: int, names: dict[str, str]) -> tuple[CacheSpan, ...]
     )
 
 
-def _name(by: Provenance, names: dict[str, str]) -> str | None:
+def _name(by: Provenance, names: Mapping[str, str]) -> str | None:
     return None if by.identity is None else names.get(by.identity, by.identity[:12])

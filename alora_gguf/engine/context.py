@@ -15,17 +15,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from alora_gguf.errors import ClosedError, DecodeError, InputError, ModelError
+from alora_gguf.options import CancelToken, ContextOptions, Progress
+
 from . import native as _native
+from .admission import Room
 from .batch import Logits, Run
-from ..options import CancelToken
 from .cells import CellBooks
-from .scheduler import DecodeQueue, Progress
-from ..errors import ClosedError, DecodeError, InputError, ModelError
+from .layout import Memory
 from .loading import Tuning, load_weights, open_context
 from .locks import YieldingLock
-from ..options import ContextOptions
-from .admission import Room
-from ..saved.layout import Memory
+from .scheduler import DecodeQueue
 from .vocab import Vocabulary
 
 

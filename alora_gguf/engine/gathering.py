@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..options import CancelToken
+from alora_gguf.options import CancelToken
 
 if TYPE_CHECKING:
     from .context import Engine

@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alora_gguf.errors import CancelledError, ModelError
+from alora_gguf.options import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    CancelToken,
+    ContextOptions,
+    default_threads,
+)
+
 from .native import Native
-from ..options import CancelToken
-from ..errors import CancelledError, ModelError
-from ..options import CACHE_TYPES, FLASH_ATTENTION, ContextOptions, default_threads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .. import errors
+from alora_gguf import errors
 
 LLAMA_CPP_PYTHON: Final = "0.3.36"
 API_VERSION: Final = 3
@@ -87,6 +87,7 @@ class Log:
             sys.stderr.write(line)
 
     def clear(self) -> None:
+        """Forgets the recent lines."""
         self._recent.clear()
 
     def tail(self) -> str:
@@ -149,18 +150,23 @@ class Native:
         raise kind(f"{what}: {self.last_error() or f'failed with status {status}'}")
 
     def bank_reserve(self, ctx: int, n_adapters: int, rank: int) -> None:
+        """alora_bank_reserve(): makes room for so many adapters of up to `rank`."""
         self._check(self._lib.alora_bank_reserve(ctx, n_adapters, rank), "adapter bank")
 
     def adapter_add(self, ctx: int, gguf: bytes, what: str) -> int:
+        """alora_adapter_add(): the slot of the adapter in a GGUF file's bytes."""
         return self._check(self._lib.alora_adapter_add(ctx, gguf, len(gguf)), what)
 
     def adapter_remove(self, ctx: int, slot: int, what: str) -> None:
+        """alora_adapter_remove(): frees a slot."""
         self._check(self._lib.alora_adapter_remove(ctx, slot), what)
 
     def activate(self, ctx: int, seq: int, first: int, slot: int, scale: float) -> None:
+        """alora_activate(): tokens of `seq` from position `first` on use `slot`."""
         self._check(self._lib.alora_activate(ctx, seq, first, slot, scale), "activation")
 
     def deactivate(self, ctx: int, seq: int) -> None:
+        """alora_deactivate(): ends all activations of `seq`."""
         self._check(self._lib.alora_deactivate(ctx, seq), "activation")
 
     def slot_at(self, ctx: int, seq: int, pos: int) -> tuple[int, float]:
@@ -174,6 +180,7 @@ class Native:
         self._check(self._lib.alora_interrupt(ctx, on), "interrupt")
 
     def stats(self, ctx: int) -> Stats:
+        """alora_stats_get()."""
         raw = _StatsStruct()
         self._check(self._lib.alora_stats_get(ctx, ctypes.byref(raw)), "statistics")
         return Stats(*(getattr(raw, field[0]) for field in _StatsStruct._fields_))
@@ -196,7 +203,7 @@ def _library_dir() -> Path:
     override = os.environ.get("ALORA_LIB_DIR")
     if override:
         return Path(override)
-    from .._library_path import library_dir
+    from alora_gguf._library_path import library_dir
 
     return library_dir()
 
@@ -219,8 +226,8 @@ def _load(folder: Path) -> Native:
     if path.resolve().parent != folder.resolve():
         raise errors.LibraryError(
             f"llama_cpp was already imported with another library ({path}), expected one from "
-            f"{folder}: import alora_gguf and open a Model, or call alora_gguf.engine.native.load(), "
-            "before anything imports llama_cpp"
+            f"{folder}: import alora_gguf before anything imports llama_cpp, and open a Model "
+            "or a Llama"
         )
     if package.__version__ != LLAMA_CPP_PYTHON:
         raise errors.LibraryError(

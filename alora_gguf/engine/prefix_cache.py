@@ -1,15 +1,16 @@
-"""Cells of conversations that are over, kept for new ones that begin like them.
+"""Whose cells a conversation can share: those of open sequences, and of closed ones that are kept.
 
-They only ever use room that nobody needs: the least recently used gives way first.
+Closed ones only ever use room that nobody needs: the least recently used gives way first.
 """
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .provenance import CachedTokens, Spans
 
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 
 MIN_GAIN: Final = 16
 """Tokens: fewer are read as fast as their cells are found and shared."""
+
+
+class OpenSequence(Protocol):
+    """A sequence that is in use, as others see it."""
+
+    seq: int
+    record: CachedTokens
+
+    @property
+    def closed(self) -> bool:
+        """Whether it or its model was closed."""
+
+    def lent(self) -> AbstractContextManager[bool]:
+        """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,13 +45,24 @@ class Pooled:
     users: int = 0  # calls that are about to share its cells
 
 
-class PrefixPool:
-    """Up to `capacity` of them, for one engine; for any thread."""
+class PrefixCache:
+    """Up to `capacity` closed ones, and all that are open, of one engine; for any thread."""
 
     def __init__(self, engine: Engine, capacity: int) -> None:
         self._engine = engine
         self._capacity = capacity
         self._entries: list[Pooled] = []  # the least recently used first; guarded by engine.desk
+        self._open: weakref.WeakSet[OpenSequence] = weakref.WeakSet()  # guarded by it too
+
+    def register(self, sequence: OpenSequence) -> None:
+        """Lets others share the cells of an open sequence."""
+        with self._engine.desk:
+            self._open.add(sequence)
+
+    def open_sequences(self) -> list[OpenSequence]:
+        """Those that are open."""
+        with self._engine.desk:
+            return [sequence for sequence in self._open if not sequence.closed]
 
     def give(self, seq: int, record: CachedTokens) -> None:
         """Takes a sequence over from a conversation that is closed: keeps its cells or drops it."""

@@ -11,20 +11,18 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from alora_gguf.errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
+from alora_gguf.options import CancelToken, Progress
+
 from .batch import Batch, Logits, Run
-from ..options import CancelToken
-from ..errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
 from .returning import Returning
 
 if TYPE_CHECKING:
     from .context import Engine
-
-Progress = Callable[[int, int], None]
-"""Called on the caller's own thread with the tokens read so far and all there are to read."""
 
 # While others wait, a long text is read in pieces of this many tokens, so that they need not wait
 # long; on a CPU longer pieces are hardly faster per token.

@@ -1,29 +1,24 @@
-"""A conversation's tokens, the cells that hold them, who computed those, and what comes next."""
+"""A sequence of tokens, the cells that hold them, who computed those, and what comes next."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
+from alora_gguf.errors import ClosedError, InputError
+from alora_gguf.options import CancelToken, Progress, Timings
 
 from .bank import Use
 from .batch import Logits, Run
-from ..options import CancelToken
-from .scheduler import Progress
-from ..errors import CacheFullError, ClosedError, DecodeError, InputError, SavedSessionError
-from .prefix_cache import MIN_GAIN, usable
+from .context import Engine
+from .prefix_cache import MIN_GAIN, PrefixCache, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
-from ..saved.session_file import SavedAdapter, SavedSession
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 
-class Conversation:
-    """What a session knows of its tokens. Not part of the public API.
+class TokenSequence:
+    """What a session knows of its tokens.
 
     seq     the sequence that has the cells
     tokens  the conversation
@@ -31,15 +26,18 @@ class Conversation:
             after a call that failed, and more where a memory that cannot rewind is still to be cut
     logits  after the last token, [n_vocab]; None if they are not known
 
-    It has no lock of its own: whoever owns it sees to it that one call at a time works on it.
+    Whoever works on it holds `lock`, and takes it before any lock of the engine's.
     """
 
-    def __init__(self, model: Model, *, source: Conversation | None = None) -> None:
+    def __init__(
+        self, engine: Engine, cache: PrefixCache, *, source: TokenSequence | None = None
+    ) -> None:
         """An empty one, or one that goes on from `source` and shares its cells. Raises
         CacheFullError if all sequences are in use.
         """
-        self._model = model
-        self._engine = engine = model.engine
+        self.engine = engine
+        self._cache = cache
+        self.lock = threading.RLock()
         if source is None:
             self.seq = engine.allocate()
             self.record, self.tokens = CachedTokens(), list[int]()
@@ -55,7 +53,7 @@ class Conversation:
     @property
     def closed(self) -> bool:
         """Whether it or its model was closed."""
-        return not self._finalizer.alive or self._engine.closed
+        return not self._finalizer.alive or self.engine.closed
 
     @property
     def ready(self) -> bool:
@@ -70,29 +68,29 @@ class Conversation:
         """
         if not self._finalizer.alive:
             raise ClosedError("the session was closed")
-        _ = self._engine.ctx  # raises ClosedError after the model's close()
+        _ = self.engine.ctx  # raises ClosedError after the model's close()
         # an interrupt may have struck between the two; what both have is certain
-        n = min(len(self.record), self._engine.books.length(self.seq))
-        if n < len(self.record) or n < self._engine.books.length(self.seq):
+        n = min(len(self.record), self.engine.books.length(self.seq))
+        if n < len(self.record) or n < self.engine.books.length(self.seq):
             self.cut(n)
 
     def close(self) -> None:
         """Gives the sequence up; its cells stay for others that begin like it, while nobody needs
         their room. A second call does nothing.
         """
-        if self._finalizer.detach() and not self._engine.closed:
-            self._engine.deactivate(self.seq)
-            self._model.pool.give(self.seq, self.record)
+        if self._finalizer.detach() and not self.engine.closed:
+            self.engine.deactivate(self.seq)
+            self._cache.give(self.seq, self.record)
 
     def activate(self, use: Use, first: int | None) -> None:
         """From position `first` on (None: nowhere), tokens are computed as `use` says."""
         if use.slot and first is not None:
-            self._engine.activate(self.seq, first, use.slot, use.scale)
+            self.engine.activate(self.seq, first, use.slot, use.scale)
 
     def deactivate(self) -> None:
         """The base computes again."""
         if self._finalizer.alive:  # or the sequence may be another's
-            self._engine.deactivate(self.seq)
+            self.engine.deactivate(self.seq)
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -111,7 +109,7 @@ class Conversation:
 
         Returns what was reused and evaluated, and why not more was reused; times are the caller's.
         """
-        engine = self._engine
+        engine = self.engine
         first = use.first_position(tokens, engine.vocab)
         spans = spans_for(first, use.provenance)
         keep = self.record.common_prefix(tokens, spans)
@@ -148,7 +146,7 @@ class Conversation:
         """Adds a token and reads it; what computes it is active already."""
         n, before = len(self.record), self.logits
         try:
-            (logits,) = self._engine.decode([Run(self.seq, [token])], cancel=cancel)
+            (logits,) = self.engine.decode([Run(self.seq, [token])], cancel=cancel)
             self.extend([token], spans, logits)
         except BaseException:
             self.cut(n)
@@ -180,28 +178,28 @@ class Conversation:
         """
         if len(tokens) < keep + MIN_GAIN:
             return 0
-        engine, pool = self._engine, self._model.pool
+        engine, cache = self.engine, self._cache
         enough = keep + MIN_GAIN
         but_last = tokens[:-1]  # which is read for its logits
-        with pool.longest(but_last, spans) as (pooled, most):
-            for session in self._model.live_sessions():
-                with session.lent() as other:
-                    if other is None or other is self:
-                        continue
-                    n = usable(engine, other.record, but_last, spans)
+        with cache.longest(but_last, spans) as (pooled, most):
+            for other in cache.open_sequences():
+                if other is self:
+                    continue
+                with other.lent() as there:
+                    n = usable(engine, other.record, but_last, spans) if there else 0
                     if n >= max(enough, most):
                         return self._adopt(other.seq, other.record, n)
             if pooled is None or most < enough:
                 return 0
-            pool.used(pooled)
+            cache.used(pooled)
             return self._adopt(pooled.seq, pooled.record, most)
 
     def _adopt(self, seq: int, record: CachedTokens, n: int) -> int:
-        if self._engine.books.length(seq) < len(record):
+        if self.engine.books.length(seq) < len(record):
             return 0  # an interrupt struck there; it is put right at its next call
         self.logits = None
         self.record.truncate(0)
-        self._engine.adopt(self.seq, seq, n)
+        self.engine.adopt(self.seq, seq, n)
         self.record = record.copy(n)
         return n
 
@@ -211,16 +209,16 @@ class Conversation:
         """Takes the tokens from position `n` on out of the conversation."""
         del self.tokens[n:]
         # a memory that cannot rewind keeps its cells until it is known what comes next
-        if self._engine.rewinds and n < len(self.record):
+        if self.engine.rewinds and n < len(self.record):
             self.cut(n)
 
-    def lay_by(self, n: int) -> None:
+    def release_tail(self, n: int) -> None:
         """Keeps the first `n` cells. The others stay where those of conversations that are over
         do, while nobody needs their room; the next call shares them again or reads their tokens
         anew. Nothing happens where the memory cannot rewind.
         """
-        if self._engine.rewinds and n < len(self.record):
-            Conversation(self._model, source=self).close()
+        if self.engine.rewinds and n < len(self.record):
+            TokenSequence(self.engine, self._cache, source=self).close()
             self.cut(n)
 
     def go_back(self, tokens: list[int]) -> None:
@@ -235,55 +233,45 @@ class Conversation:
         if n < len(self.record):
             self.logits = None
         self.record.truncate(n)
-        left = self._engine.truncate(self.seq, n)
+        left = self.engine.truncate(self.seq, n)
         self.record.truncate(left)
         return left
 
-    # Saving --------------------------------------------------------------------------------------
+    # For others ----------------------------------------------------------------------------------
 
-    def to_save(self, notes: Mapping[str, Any]) -> SavedSession:
-        """All of it, for load(). Raises InputError for a model whose window of attention has been
-        exceeded: llama.cpp saves too little of it.
-        """
-        window, cached = self._engine.window, len(self.record)
-        if 0 < window < cached:
-            raise InputError(
-                f"{self._engine.path}: attends to a window of {window} tokens, and the "
-                f"conversation has {cached}: only shorter ones can be saved"
-            )
-        # a memory that cannot rewind may hold more than the conversation
-        n = cached if cached <= len(self.tokens) else 0
-        spans = self.record.spans if n else spans_for(None, BASE)
-        names = {file.identity: name for name, file in self._model.adapters.items()}
-        identities = dict.fromkeys(by.identity for _, by in spans if by.identity is not None)
-        logits = self.logits if n and self.ready else None
-        return SavedSession(
-            tokens=tuple(self.tokens),
-            spans=spans,
-            state=self._engine.state(self.seq) if n else b"",
-            n_cached=n,
-            base=self._model.fingerprint,
-            adapters=tuple(SavedAdapter(each, names.get(each)) for each in identities),
-            cache=self._model.layout,
-            logits=b"" if logits is None else logits.tobytes(),
-            notes=notes,
-        )
+    def fork(self) -> TokenSequence:
+        """Another one that goes on from here and shares the cells."""
+        return TokenSequence(self.engine, self._cache, source=self)
 
-    def load(self, saved: SavedSession) -> None:
-        """Takes over what was saved and checked; it must be empty. Raises CacheFullError, and
-        SavedSessionError if llama.cpp does not take the cells.
+    @contextmanager
+    def lent(self) -> Iterator[bool]:
+        """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""
+        if not self.lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield not self.closed
+        finally:
+            self.lock.release()
+
+    def deactivate_unless_busy(self) -> None:
+        """For a generation that garbage collection ends, perhaps amid something else: blocks on
+        nothing. What it cannot do now, the session's next call does.
         """
-        if saved.n_cached:
+        if self.lock.acquire(blocking=False):
             try:
-                self._engine.set_state(self.seq, saved.state, saved.n_cached)
-            except CacheFullError:
-                raise
-            except DecodeError as error:
-                raise SavedSessionError(
-                    f"{saved.origin}: {error}; open the model as it was when the session was "
-                    "saved, or read the conversation again"
-                ) from error
-            self.record.extend(saved.tokens[: saved.n_cached], saved.spans)
-        self.tokens = list(saved.tokens)
-        if saved.logits:
-            self.logits = np.frombuffer(saved.logits, "<f4").copy()
+                if self.engine.lock.acquire(blocking=False):
+                    try:
+                        self.deactivate()
+                    finally:
+                        self.engine.lock.release()
+            finally:
+                self.lock.release()
+
+    def last_logits(self) -> Logits:
+        """The logits after the last token, [n_vocab], amid a generation."""
+        if self.closed:
+            raise ClosedError("the session or its model was closed during a generation")
+        if self.logits is None:
+            raise InputError("the conversation has changed during a generation")
+        return self.logits

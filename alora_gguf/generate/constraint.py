@@ -16,9 +16,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DecodeError, InputError, ModelError, SchemaError
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
+
 from .schema_text import never_ends
-from ..engine.vocab import Vocabulary
 
 _Bools = NDArray[np.bool_]
 

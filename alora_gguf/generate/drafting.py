@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from alora_gguf.engine.vocab import Vocabulary
+
 from .schema_text import answers, opening
-from ..engine.vocab import Vocabulary
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48

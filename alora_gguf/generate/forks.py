@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.batch import Logits, Run
-from ..options import CancelToken
+from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.context import Engine
+from alora_gguf.errors import CacheFullError
+from alora_gguf.options import CancelToken
+
 from .drafting import Path
-from ..engine.context import Engine
-from ..errors import CacheFullError
 from .generation import FinishReason
 from .plan import Plan, title
 

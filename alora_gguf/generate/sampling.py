@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import native as _native
-from ..engine.batch import Logits
-from ..options import check_int, check_number
+from alora_gguf.engine import native as _native
+from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError
+from alora_gguf.options import TokenLogprob, TopLogprob, check_int, check_number
+
 from .constraint import Constraint
-from ..errors import DecodeError, InputError
-from ..options import TokenLogprob, TopLogprob
-from ..engine.vocab import Vocabulary
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 

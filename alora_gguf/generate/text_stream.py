@@ -7,7 +7,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from ..errors import InputError
+from alora_gguf.errors import InputError
 
 
 def check_stops(stop: Iterable[str] | str) -> tuple[str, ...]:

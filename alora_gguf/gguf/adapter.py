@@ -16,11 +16,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
+
 from .base import BaseFile
-from ..errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 from .header import GGUFHeader, read_header
 from .types import ArrayRef, TensorInfo, ValueType
-from ..engine.vocab import Vocabulary
 
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")

@@ -16,8 +16,18 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from .header import GGUFHeader, read_header
+from .summary import (
+    AdapterSummary,
+    ArraySummary,
+    BaseSummary,
+    FileSummary,
+    MetadataValue,
+    Split,
+    Target,
+    TypeTotal,
+    Vocabulary,
+)
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
-from .summary import AdapterSummary, ArraySummary, BaseSummary, FileSummary, MetadataValue, Split, Target, TypeTotal, Vocabulary
 
 _LONG: Final = 1024  # arrays of more elements are only counted, layers are never that many
 _A, _B = ".lora_a", ".lora_b"

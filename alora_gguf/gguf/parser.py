@@ -15,7 +15,8 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ..errors import FileFormatError
+from alora_gguf.errors import FileFormatError
+
 from .strings import skip_strings
 from .types import GGML_TYPES, VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from ..errors import InputError, SavedSessionError
+from alora_gguf.errors import InputError, SavedSessionError
 
 MAGIC: Final = b"ALORASES"
 VERSION: Final = 1

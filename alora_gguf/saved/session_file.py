@@ -16,13 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..engine.native import LLAMA_CPP_PYTHON
-from ..errors import InputError, SavedSessionError
-from ..gguf.fingerprint import BaseFingerprint
-from ..engine.provenance import BASE, Provenance, Spans
+from alora_gguf.engine.layout import CacheLayout
+from alora_gguf.engine.native import LLAMA_CPP_PYTHON
+from alora_gguf.engine.provenance import BASE, Provenance, Spans
+from alora_gguf.errors import InputError, SavedSessionError
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+
 from .cells import UNCHECKED, CellsError, read_cells
 from .container import Sections, canonical, read_sections, write_sections
-from .layout import CacheLayout, check_layout
+from .layout import check_layout
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"

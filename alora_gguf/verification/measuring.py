@@ -11,24 +11,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from alora_gguf.engine.invocation import find_last
+from alora_gguf.errors import InputError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import check_int
-from alora_gguf.errors import InputError, ModelError
 from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.gguf.summary import AdapterSummary
 from alora_gguf.gguf.types import TensorInfo
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
-from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.engine.invocation import find_last
 from alora_gguf.model import Model
-from alora_gguf.options import ContextOptions, default_threads
+from alora_gguf.options import ContextOptions, check_int, default_threads
 from alora_gguf.verification.random_text import random_text
-from alora_gguf.gguf.summary import AdapterSummary
 
 from .changes import layer_changes, logits_change
 from .judging import differ, failures, first_not_finite, warnings
 from .probe import Probe, Reading
-from .records import AdapterFacts, BaseFacts, CellsCheck, LogitsChange, Text, Verification, Vocabularies
+from .records import (
+    AdapterFacts,
+    BaseFacts,
+    CellsCheck,
+    LogitsChange,
+    Text,
+    Verification,
+    Vocabularies,
+)
 
 _N_TEXT: Final = 256
 _N_BEFORE: Final = 16  # of those looked at besides
@@ -118,8 +125,8 @@ def verify(
 
 def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
     """Random tokens with the invocation amid them, of which they have none."""
-    llama = model.engine.llama
-    trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model.engine.ctx)))
+    llama = model._runtime.engine.llama
+    trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model._runtime.engine.ctx)))
     room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)
     n_after = max(1, min(_N_AFTER, room // 2))
     n_text = min(_N_TEXT, room - n_after)
@@ -165,13 +172,13 @@ def _read_both(model: Model, file: AdapterFile, text: Text) -> tuple[Reading, Re
     """(without the adapter, with it)."""
     first = find_last(text.tokens, file.invocation) if file.invocation else 0
     n_cells, n_rows = len(text.tokens), text.n_rows
-    with Probe(model.engine, file, n_cells=n_cells, n_rows=n_rows) as probe:
+    with Probe(model._runtime.engine, file, n_cells=n_cells, n_rows=n_rows) as probe:
         plain = probe.read(text.tokens, first=None, n_rows=n_rows)
         return plain, probe.read(text.tokens, first=first, n_rows=n_rows)
 
 
 def _with_texts(model: Model, logits: LogitsChange) -> LogitsChange:
-    if not model.engine.vocab.has_text:
+    if not model._runtime.engine.vocab.has_text:
         return logits
     base, adapter = (
         model.detokenize([token], special=True) for token in (logits.top_base, logits.top_adapter)

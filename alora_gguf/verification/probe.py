@@ -18,10 +18,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.engine.batch import Batch, Logits
 from alora_gguf.engine.context import Engine
 from alora_gguf.errors import DecodeError, ModelError
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
 
 # how upstream's graphs name what a layer adds its results to; views of it have a longer name

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from ..errors import ModelError
-from ..model import Model
+from alora_gguf.errors import ModelError
+from alora_gguf.model import Model
 
 _KINDS: Final = 512  # different tokens that a text is made of
 
@@ -18,7 +18,7 @@ def random_text(model: Model, n: int, *, without: Collection[int], seed: int) ->
     """`n` random tokens that read as text, as far as the model says how they read, and begin as its
     texts do; none of them is in `without`, nor ends a reply. Raises ModelError if there are none.
     """
-    vocab, rng = model.engine.vocab, np.random.default_rng(seed)
+    vocab, rng = model._runtime.engine.vocab, np.random.default_rng(seed)
     avoided = frozenset(without)
     kinds = [token for token in rng.permutation(model.n_vocab).tolist() if token not in avoided]
     if vocab.has_text:

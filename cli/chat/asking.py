@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alora_gguf import CancelledError, CancelToken, Chat, IntrinsicCall, IntrinsicResult
-from alora_gguf.errors import AloraError
 from alora_gguf.engine.gathering import Gathering
+from alora_gguf.errors import AloraError
 
 from .watching import Watched
 
@@ -66,7 +66,7 @@ class Asking:
         self._watched = watched
         self.guards = [each for each in watched if each.is_guard]
         groups = [self.guards, [each for each in watched if not each.is_guard]]
-        self._gate = Gathering(chat.model.engine, sum(map(bool, groups)) + 1, cancel)
+        self._gate = Gathering(chat.model._runtime.engine, sum(map(bool, groups)) + 1, cancel)
         self._calls: list[_Call] = []
         try:
             for group in filter(None, groups):

@@ -17,7 +17,17 @@ from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
 from alora_gguf.errors import ContractError
 from alora_gguf.saved.container import MAGIC
 
-from .arguments import SETTINGS, call_arguments, changed_options, file_path, read_document, shown_setting, split_adapter, turn_count, wanted_arguments
+from .arguments import (
+    SETTINGS,
+    call_arguments,
+    changed_options,
+    file_path,
+    read_document,
+    shown_setting,
+    split_adapter,
+    turn_count,
+    wanted_arguments,
+)
 from .talk import Talk, intrinsics_of
 from .text import duration, plural
 from .view import View, problem

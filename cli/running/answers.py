@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult
-from alora_gguf.options import CancelToken
 from alora_gguf.chat.chat import Chat
-from alora_gguf.options import Timings
+from alora_gguf.options import CancelToken, Timings
 
 from .conversations import Conversation
 from .plan import Plan

@@ -9,10 +9,10 @@ from typing import Final
 
 from alora_gguf.cli.progress import Progress
 
+from alora_gguf.chat.tokenizer import Tokenizer
 from alora_gguf.errors import AloraError
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
-from alora_gguf.chat.tokenizer import Tokenizer
 
 from .answers import Answer
 from .beginnings import Order, in_order

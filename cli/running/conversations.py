@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from alora_gguf.errors import InputError
-from alora_gguf.chat.messages import Document, Message, as_document, as_message
+from alora_gguf.messages import Document, Message, as_document, as_message
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from alora_gguf.chat.prompt import Dialogue
-from alora_gguf.intrinsics import rewrite
-from alora_gguf.engine.invocation import find_last
-from alora_gguf.chat.messages import Message
 from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf.engine.invocation import find_last
+from alora_gguf.intrinsics import rewrite
+from alora_gguf.messages import Message
 
 from .conversations import Conversation, Entry
 from .plan import Intrinsic, Plan

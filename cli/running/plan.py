@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.chat.asking import MAX_TOKENS
+from alora_gguf.chat.reply import ReplyOptions
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.intrinsics import Contract, load_contract
-from alora_gguf.chat.reply import ReplyOptions
 
 from .conversations import Entry
 from .sources import Sources

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from alora_gguf.options import CancelToken
 from alora_gguf.chat.chat import Chat
 from alora_gguf.errors import AloraError, CancelledError
 from alora_gguf.model import Model
+from alora_gguf.options import CancelToken, Timings
 from alora_gguf.session import Session
-from alora_gguf.options import Timings
 
 from .answers import Answer, answer
 from .beginnings import Beginning, Order
@@ -194,7 +193,8 @@ class _Workers:
         try:
             chat = Chat(
                 session,
-                self._model.chat_template(self._plan.template),
+                self._model._contracts,
+                self._model._chat_template(self._plan.template),
                 messages=conversation.messages,
                 documents=conversation.documents,
             )

@@ -12,8 +12,8 @@ from alora_gguf.cli.progress import Progress
 from chats import PLAIN
 from conftest import Files
 
-from alora_gguf.engine.context import native as _native
 from alora_gguf import ModelError, cli
+from alora_gguf.engine import native as _native
 
 NOTE = (
     "Note: this build computes on the CPU only, so --gpu-layers changes nothing; README.md says "

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import alora_gguf as ag
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Run
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from examples.demo_model import chat, tokenizer
@@ -197,7 +197,7 @@ def logits_by_torch(source: Path) -> NDArray[np.float32]:
 
 
 def logits_by_us(model: ag.Model) -> NDArray[np.float32]:
-    engine = model.engine
+    engine = model._runtime.engine
     seq = engine.allocate()
     try:
         rows = engine.decode([Run(seq, model.tokenize(TALK), "all")])
@@ -247,7 +247,7 @@ def test_every_number_of_the_configuration_counts(
 
 def test_a_reply_ends_at_the_end_of_text(bases: dict[str, Path]) -> None:
     with ag.Model(bases["f32"], options=EXACT) as model:
-        vocab = model.engine.vocab
+        vocab = model._runtime.engine.vocab
         assert vocab.is_end(0)
         assert not any(vocab.is_end(i) for i in range(1, N_VOCAB))
 

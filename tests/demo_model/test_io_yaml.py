@@ -212,7 +212,7 @@ class Constraint:
 
     def __init__(self, model: ag.Model, schema: str) -> None:
         self.model = model
-        self.llama = model.engine.native.llama
+        self.llama = model._runtime.engine.native.llama
         from llama_cpp.llama_grammar import json_schema_to_gbnf
 
         self.grammar = json_schema_to_gbnf(schema).encode()
@@ -220,7 +220,7 @@ class Constraint:
     def allows(self, text: str) -> bool:
         """Whether every token of `text` may follow, and its end then."""
         llama, n = self.llama, self.model.n_vocab
-        vocab = self.model.engine.vocab.handle
+        vocab = self.model._runtime.engine.vocab.handle
         sampler = llama.llama_sampler_init_grammar(vocab, self.grammar, b"root")
         try:
             for token in self.model.tokenize(text + chat.END_TEXT):

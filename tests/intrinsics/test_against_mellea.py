@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alora_gguf.intrinsics import Contract, rewrite, transform
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 from tests.support.mellea import Mellea
 
 from .corpus_cases import CORPUS, Case, all_cases, tokens_of

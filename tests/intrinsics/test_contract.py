@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.errors import ContractError, FileFormatError
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.types import ValueType
 from alora_gguf.intrinsics import Contract, load_contract
 from alora_gguf.intrinsics.likelihood import Likelihood

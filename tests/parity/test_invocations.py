@@ -58,12 +58,18 @@ def assert_session(sides: Sides, tokens: list[int], name: str, first: int) -> No
         session.append(tokens[4:], adapter=name)
         assert [at for at, _ in session.provenance] == [0, first]
         assert_close(
-            sides, session.last_logits(), sides.theirs(tokens, name)[-1], f"{name}, a session's"
+            sides,
+            session._sequence.last_logits(),
+            sides.theirs(tokens, name)[-1],
+            f"{name}, a session's",
         )
         session.append(TAIL)
         assert [at for at, _ in session.provenance] == [0]
         assert_close(
-            sides, session.last_logits(), sides.theirs([*tokens, *TAIL])[-1], "the base's again"
+            sides,
+            session._sequence.last_logits(),
+            sides.theirs([*tokens, *TAIL])[-1],
+            "the base's again",
         )
 
 
@@ -125,4 +131,4 @@ def test_other_invocations(
         with model.session() as session:
             session.append(tokens, adapter="it")
             assert [at for at, _ in session.provenance] == [0, first]
-            assert_close(llama, session.last_logits(), theirs[-1], "a session's")
+            assert_close(llama, session._sequence.last_logits(), theirs[-1], "a session's")

@@ -74,7 +74,9 @@ def test_nothing_moved(pair: tuple[ag.Model, ag.Model], at_once: bool) -> None:
     for tokens in (NEXT, *([t] for t in words(3, 42))):
         session.append(tokens)
         control.append(tokens)
-        np.testing.assert_array_equal(session.last_logits(), control.last_logits())
+        np.testing.assert_array_equal(
+            session._sequence.last_logits(), control._sequence.last_logits()
+        )
         assert session.state() == control.state()
 
 
@@ -89,5 +91,7 @@ def test_nothing_moved_for_replies(pair: tuple[ag.Model, ag.Model]) -> None:
         for one in (session, control):
             one.generate(max_tokens=4, sampling=GREEDY).read()
         assert session.tokens == control.tokens
-        np.testing.assert_array_equal(session.last_logits(), control.last_logits())
+        np.testing.assert_array_equal(
+            session._sequence.last_logits(), control._sequence.last_logits()
+        )
         assert session.state() == control.state()

@@ -44,7 +44,7 @@ def test_scale(llama: Sides, name: str, scale: float) -> None:
     assert error(llama.ours(tokens, name), theirs) > 20 * TOLERANCE
     with llama.model.session() as session:
         session.append(tokens, adapter=name, scale=scale)
-        assert_close(llama, session.last_logits(), theirs[-1], "a session's")
+        assert_close(llama, session._sequence.last_logits(), theirs[-1], "a session's")
 
 
 def test_scale_zero_is_the_base(llama: Sides) -> None:

@@ -29,7 +29,7 @@ def demo() -> Iterator[ag.Model]:
 
 @pytest.fixture
 def talk(demo: ag.Model) -> Iterator[Talk]:
-    while demo.pool.evict():  # other tests' cells
+    while demo._runtime.prefix_cache.evict():  # other tests' cells
         pass
     talk = Talk(demo, demo.chat(documents=[ag.Document(text) for text in DOCUMENTS]), GREEDY)
     yield talk

@@ -309,10 +309,10 @@ def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> N
         ]
         say(talk, text)
         say(talk, text, instead=True)
-    while demo.pool.evict():
+    while demo._runtime.prefix_cache.evict():
         pass
-    demo.engine.collect()
-    books = demo.engine.books
+    demo._runtime.engine.collect()
+    books = demo._runtime.engine.books
     assert books.n_seqs - books.free_sequences == 1
     assert books.used() == talk.chat.session.cached
     assert books.promised() == 0

@@ -1,0 +1,114 @@
+"""Callers of several threads go on sharing batches after the first; a lone one waits for nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from conftest import FOREVER, Files
+
+import alora_gguf as ag
+from alora_gguf.engine.gathering import Gathering
+from alora_gguf.engine.returning import Returning
+from alora_gguf.engine.scheduler import DecodeQueue
+
+GREEDY = ag.Sampling(temperature=0.0)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many calls each batch was."""
+    found: list[int] = []
+    compose = DecodeQueue._compose
+
+    def spy(self: DecodeQueue) -> Any:
+        work = compose(self)
+        if work.pieces:
+            found.append(len(work.tickets))
+        return work
+
+    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    return found
+
+
+def reply(session: ag.Session, n: int) -> str:
+    return session.generate(max_tokens=n, sampling=GREEDY).read()
+
+
+def at_once(*calls: Any) -> None:
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(FOREVER)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_was_served_together_stays_together(files: Files, batches: list[int]) -> None:
+    """To each one's last token, and nobody waits for those who are done."""
+    with files.model() as model:
+        sessions = [model.session() for _ in range(3)]
+        for i, session in enumerate(sessions):
+            session.append([i, i + 1, i + 2])
+        model._runtime.engine.queue.leave()  # this thread waits for them
+        batches.clear()
+        started = time.monotonic()
+        gathering = Gathering(model._runtime.engine, 3, ag.CancelToken())
+        at_once(*(lambda s=s, n=n: reply(s, n) for s, n in zip(sessions, (16, 8, 4), strict=True)))
+        gathering.open()
+        assert batches == [*[3] * 4, *[2] * 4, *[1] * 8]
+        assert time.monotonic() - started < FOREVER / 2
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_comes_later_joins_them(files: Files, batches: list[int]) -> None:
+    """Though the other one is computing when it comes, which put them out of step for good."""
+    with files.model() as model, model.session() as first, model.session() as second:
+        first.append([1, 2, 3])
+        second.append([4, 5, 6])
+        model._runtime.engine.queue.leave()
+        batches.clear()
+        begun = threading.Event()
+
+        def talk_on() -> None:
+            for i, _ in enumerate(first.generate(max_tokens=60, sampling=GREEDY)):
+                if i == 10:
+                    begun.set()
+
+        def join_in() -> None:
+            assert begun.wait(FOREVER)
+            reply(second, 20)
+
+        at_once(talk_on, join_in)
+        assert batches.count(2) == 20
+        assert batches.count(1) == 40
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_lone_caller_waits_for_nobody(files: Files, batches: list[int]) -> None:
+    with files.model() as model, model.session() as first, model.session() as second:
+        started = time.monotonic()
+        at_once(lambda: reply(first, 4) if first.append([1]) else None)
+        at_once(lambda: reply(second, 4) if second.append([2]) else None)
+        first.invoke(ag.Invocation("sure", [5], max_tokens=4))
+        reply(second, 4)
+        assert time.monotonic() - started < FOREVER / 2
+    assert set(batches) == {1}
+
+
+def test_how_long_is_waited() -> None:
+    """At most as long as the last batch took, and some milliseconds."""
+    returning = Returning()
+    assert returning.wait_for([]) == 0
+    returning.served([1, 2], 0.01)
+    assert 0 < returning.wait_for([1]) <= 0.01
+    assert returning.wait_for([1, 2, 3]) == 0
+    returning.served([1, 2], 10)
+    assert 0.015 < returning.wait_for([2]) <= 0.02
+    returning.leaves(1)
+    assert returning.wait_for([2]) == 0
+    returning.served([1, 2], 0.001)
+    time.sleep(0.002)
+    assert returning.wait_for([1]) == 0
