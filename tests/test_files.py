@@ -407,9 +407,7 @@ def test_a_small_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "io.yaml"
     path.write_bytes(b"12345")
     assert read_small(path, 5) == b"12345"
-    with pytest.raises(
-        FileFormatError, match=r"io\.yaml: has more than 4 bytes, too many"
-    ):
+    with pytest.raises(FileFormatError, match=r"io\.yaml: has more than 4 bytes, too many"):
         read_small(path, 4)
     with pytest.raises(StoreError, match="there is no such file"):
         read_small(tmp_path / "none", 4, error=StoreError)
