@@ -121,7 +121,7 @@ class StoreError(AloraError):
 
 
 class HubError(AloraError):
-    """The model hub cannot be reached, or refuses: offline, a gated repository, too many calls."""
+    """A hub refuses access, fails, cannot be reached, or does not have what it should."""
 
     code = "hub"
 
