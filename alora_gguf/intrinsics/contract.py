@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from alora_gguf.errors import ContractError
-from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.files import describe_foreign
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.types import ValueType
 
 from .contract_fields import (
