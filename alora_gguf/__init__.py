@@ -33,6 +33,7 @@ _HOME = {
     "Document": "messages",
     "FileFormatError": "errors",
     "Generation": "generate.generation",
+    "HubError": "errors",
     "InputError": "errors",
     "IntrinsicCall": "chat.asking",
     "IntrinsicResult": "chat.asking",
@@ -42,6 +43,7 @@ _HOME = {
     "Llama": "llama",
     "LlamaState": "llama",
     "Message": "messages",
+    "MissingFileError": "errors",
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
@@ -87,9 +89,11 @@ if TYPE_CHECKING:
     from .errors import ConvertError as ConvertError
     from .errors import DecodeError as DecodeError
     from .errors import FileFormatError as FileFormatError
+    from .errors import HubError as HubError
     from .errors import InputError as InputError
     from .errors import InvocationNotFoundError as InvocationNotFoundError
     from .errors import LibraryError as LibraryError
+    from .errors import MissingFileError as MissingFileError
     from .errors import ModelError as ModelError
     from .errors import OutputError as OutputError
     from .errors import SavedSessionError as SavedSessionError

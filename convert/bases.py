@@ -7,12 +7,12 @@ from typing import Final
 
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf.header import GGUFHeader, read_header
+from alora_gguf.gguf.split import parts_of
 
 from .base_model import BaseModel
 from .gguf_base import GGUFBase
 from .hub_reference import is_reference
 from .peft_config import FILE_NAME
-from .split_model import parts_of
 
 _CONFIG: Final = "config.json"
 _SHOWN: Final = 6  # of the files in a message

@@ -6,13 +6,15 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.errors import ConvertError, FileFormatError, InputError
+from alora_gguf.files import check_target
+from alora_gguf.gguf.writer import measure_gguf, write_gguf
 
 from .base_match import compare_base
 from .bases import open_base
@@ -24,8 +26,6 @@ from .plan import make_plan
 from .report import ConversionReport
 from .safetensors_file import SafetensorsFile
 from .source import Source, find_source
-from .whole_file import check_target
-from .writer import LateString, measure_gguf, write_gguf
 
 if TYPE_CHECKING:
     from .pickle_file import PickleFile
@@ -87,7 +87,7 @@ def convert_adapter(
     if outtype not in OUTTYPES:
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
-        check_target(Path(out), overwrite=overwrite)
+        _check_out(Path(out), overwrite=overwrite)
     found = find_source(
         source,
         intrinsic=pick.intrinsic,
@@ -97,7 +97,7 @@ def convert_adapter(
     )
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
-        check_target(target, overwrite=overwrite)
+        _check_out(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
     config = read_config(found.config)
     with closing(_open_weights(found)) as weights, ThreadPoolExecutor(_THREADS) as pool:
@@ -113,14 +113,13 @@ def convert_adapter(
         plan.warnings += trigger.warnings
         job = Job(config, weights, plan, outtype, pool)
         title = name or found.name
-        origin = _origin(found, sha256)
+        origin = _origin(found, sha256.result())
         metadata = adapter_metadata(title, outtype, job.alpha, model, config, trigger, origin)
         tensors = job.tensors()
         if dry_run:
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
-        source_sha256 = sha256.result()
     return ConversionReport(
         out=target,
         written=not dry_run,
@@ -136,15 +135,14 @@ def convert_adapter(
         outtype=outtype,
         nbytes=nbytes,
         seconds=time.perf_counter() - start,
-        source_sha256=source_sha256,
+        source_sha256=origin.sha256,
         warnings=tuple(plan.warnings),
     )
 
 
-def _origin(found: Source, sha256: Future[str]) -> Origin:
-    late = LateString(64, sha256.result)
+def _origin(found: Source, sha256: str) -> Origin:
     contract = _read_text(found.io_yaml)
-    return Origin(late, found.licence, found.repo, found.revision, found.path, contract)
+    return Origin(sha256, found.licence, found.repo, found.revision, found.path, contract)
 
 
 def _open_weights(found: Source) -> SafetensorsFile | PickleFile:
@@ -164,6 +162,11 @@ def _read_text(path: Path | None) -> str | None:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise FileFormatError(f"{path}: is not UTF-8; save it again") from None
+
+
+def _check_out(path: Path, *, overwrite: bool) -> None:
+    instead = "--dry-run checks without writing"
+    check_target(path, overwrite=overwrite, what="GGUF", instead=instead, error=ConvertError)
 
 
 def _check_not_an_input(out: Path, inputs: Sequence[str | Path]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
+from alora_gguf.files import read_json
 
 from .families import supported_names
-from .small_file import read_object
 
 CONFIG_NAME: Final = "config.json"
 _MAX_SIZE: Final = 2**31 - 1
@@ -75,7 +75,7 @@ class HFConfig:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fields = read_object(path)
+        self._fields = read_json(path)
         self.kind = self._find_kind()
 
     def _find_kind(self) -> Kind:

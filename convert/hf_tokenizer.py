@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.errors import ConvertError, FileFormatError
+from alora_gguf.files import read_small
 
-from .small_file import read_small
 from .tokenizer import BYTE, BYTE_LEVEL, CONTROL, NORMAL, SENTENCE_PIECE, Token, decode
 
 _NAME: Final = "tokenizer.json"

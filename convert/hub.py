@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.files import describe_foreign, read_json
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 
 from .hub_client import Hub, Repository, cached, is_offline
 from .hub_reference import HubReference, is_reference, parse_reference
 from .library import Wanted, adapter_paths, check_wanted, choose, listing
 from .peft_config import FILE_NAME
-from .small_file import read_object
 from .snapshot import open_directory
 from .source import (
     MAX_TEXT,
@@ -72,7 +72,7 @@ def fetch_adapter(
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
     if wanted.given():
-        check_wanted(path, read_object(config), wanted, where)
+        check_wanted(path, read_json(config), wanted, where)
     for name in [name for name in contracts(path) if name in repo.files][:1]:
         _fetch_small(repo, name, MAX_TEXT)
     for name in readmes(path):

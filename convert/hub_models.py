@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.gguf.split import models_in
 
 from .hub_client import Hub, Repository, cached, is_offline
 from .hub_reference import HubReference
 from .library import listing
 from .snapshot import Snapshot, files_below, open_directory
-from .split_model import models_in
 
 
 class RemoteModel:

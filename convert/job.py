@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from alora_gguf.errors import ConvertError
+from alora_gguf.gguf.writer import OutTensor
 
 from .assemble import make_a, make_b
 from .outtypes import OUTTYPES, stored_type
@@ -17,7 +18,6 @@ from .peft_config import PeftConfig
 from .plan import Pair, Plan
 from .safetensors_file import WeightsFile
 from .values import Encoded, check_finite, encode
-from .writer import OutTensor
 
 # Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so
 # threads gain, and what waits for the writer stays a few tensors.

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.writer import Value
 
 from .base_model import BaseModel
 from .invocation import Invocation
 from .outtypes import OUTTYPES
 from .peft_config import PeftConfig
-from .writer import LateString, Value
 
 Entry = tuple[str, ValueType, Value]
 
@@ -36,7 +36,7 @@ class Origin:
     io_yaml   the text of its contract
     """
 
-    sha256: LateString
+    sha256: str
     licence: str | None = None
     repo: str | None = None
     revision: str | None = None

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
+from alora_gguf.files import read_json
 
 from .patterns import PatternTable
 from .peft_fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED, REMOVE
-from .small_file import read_object
 
 FILE_NAME: Final = "adapter_config.json"
 
@@ -81,7 +81,7 @@ def read_config(path: Path) -> PeftConfig:
     Raises FileFormatError if it is not sound JSON with fields of the right types, and
     UnsupportedAdapterError, naming the field and the way out, for what would not convert exactly.
     """
-    fields = read_object(path)
+    fields = read_json(path)
     refuse = _Refuser(path)
     _check_type(fields, path)
     for name, value in fields.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
-from alora_gguf.gguf.header import describe_foreign
+from alora_gguf.files import describe_foreign
 
 from .input_file import InputFile
 from .safetensors_file import StoredTensor

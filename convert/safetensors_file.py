@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
-from alora_gguf.gguf.header import describe_foreign
+from alora_gguf.files import describe_foreign
 
 from .input_file import InputFile
 

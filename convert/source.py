@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
+from alora_gguf.files import read_json, read_small
 
 from .hub_reference import is_reference
 from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
 from .peft_config import FILE_NAME
-from .small_file import read_object, read_small
 from .snapshot import Snapshot, cached_snapshot, find_configs, open_directory
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -121,7 +121,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Wanted, *, allow_pickle: boo
     full = path if snapshot.repo else directory.resolve().as_posix()
     if wanted.given():
         names = f"{path}/{'/'.join(full.split('/')[-3:])}"
-        check_wanted(names, read_object(config), wanted, str(directory))
+        check_wanted(names, read_json(config), wanted, str(directory))
     found = (snapshot.file(name) for name in contracts(path))
     io_yaml = next((file for file in found if file is not None), None)
     if io_yaml is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import describe_foreign, reason
 
 from .parser import parse_into
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
@@ -189,24 +190,6 @@ def read_header(
     return GGUFHeader(data, name, whole)
 
 
-def describe_foreign(start: bytes) -> str | None:
-    """What a file that begins with `start` (64 bytes are enough) is, if it is a usual impostor."""
-    text = start.lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page saved under this name: download the file itself, not its web page"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip archive, such as a pickled PyTorch checkpoint"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if start[:4] in (b"ggjt", b"ggla", b"ggml", b"tjgg", b"algg", b"lmgg"):
-        return "a file of llama.cpp's time before GGUF: convert the original again"
-    if len(start) > 9 and start[8:9] == b"{" and start[4:8] == b"\0\0\0\0":
-        return "a safetensors file"
-    return None
-
-
 def _map(path: Path) -> memoryview:
     try:
         mode = path.stat().st_mode
@@ -223,5 +206,4 @@ def _map(path: Path) -> memoryview:
     except (OSError, ValueError) as error:
         if path.is_dir():  # Windows reports a directory as "permission denied"
             raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FileFormatError(f"{path}: cannot be read: {reason or error}") from error
+        raise FileFormatError(f"{path}: cannot be read: {reason(error)}") from error

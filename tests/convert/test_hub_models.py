@@ -9,7 +9,6 @@ import pytest
 from alora_gguf.convert.hub import Hub, parse_reference
 from alora_gguf.convert.hub_client import _bar_called
 from alora_gguf.convert.hub_models import RemoteModel, choose_model
-from alora_gguf.convert.split_model import models_in, parts_of, stem_of
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from tests.support.hub_server import HubServer
@@ -52,27 +51,6 @@ def test_what_a_pattern_means(pattern: str, found: list[str] | None) -> None:
     with pytest.raises(InputError, match=r"^o/r: ") as caught:
         choose_model(NAMES, pattern, "o/r")
     assert "m-Q4_K_M.gguf" in str(caught.value) or "lost-00001-of-00002.gguf" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "parts", "stem"),
-    [
-        ("a/m.gguf", ["a/m.gguf"], "a/m"),
-        ("m-00002-of-00002.gguf", ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "m"),
-        ("m-00001-of-00001.gguf", ["m-00001-of-00001.gguf"], "m-00001-of-00001"),
-        ("m-00003-of-00002.gguf", ["m-00003-of-00002.gguf"], "m-00003-of-00002"),
-        ("m-00000-of-00002.gguf", ["m-00000-of-00002.gguf"], "m-00000-of-00002"),
-        ("m-00001-of-99999.gguf", ["m-00001-of-99999.gguf"], "m-00001-of-99999"),
-        ("-00001-of-00002.gguf", ["-00001-of-00002.gguf"], "-00001-of-00002"),
-    ],
-)
-def test_names_of_parts(name: str, parts: list[str], stem: str) -> None:
-    assert parts_of(name) == parts
-    assert stem_of(name) == stem
-
-
-def test_models_among_files() -> None:
-    assert models_in(["b.txt", *reversed(BIG), "a.gguf"]) == [["a.gguf"], BIG]
 
 
 def test_fetched_whole(server: HubServer, hub: Hub) -> None:

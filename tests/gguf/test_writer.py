@@ -1,22 +1,15 @@
-"""The bytes of a GGUF: its values, what is filled in late, and what cannot be in one."""
+"""The bytes of a GGUF: its values, and what cannot be in one."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.writer import (
-    LateString,
-    OutTensor,
-    Value,
-    measure_gguf,
-    write_gguf,
-)
 
 from alora_gguf.errors import ConvertError
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.writer import OutTensor, Value, measure_gguf, write_gguf
 
 METADATA: list[tuple[str, ValueType, Value]] = [
     ("text", ValueType.STRING, "ä"),
@@ -92,49 +85,13 @@ def test_measuring_makes_everything_and_writes_nothing(tmp_path: Path) -> None:
         made.append("tensor")
         return b"12345"
 
-    def late() -> str:
-        made.append("text")
-        return "ab"
-
-    metadata = [*METADATA, ("late", ValueType.STRING, LateString(2, late))]
     tensors = [OutTensor("t", (5,), 24, make)]
-    size = measure_gguf(metadata, tensors, lambda *call: calls.append(call))
-    assert made == ["tensor", "text"]
+    size = measure_gguf(METADATA, tensors, lambda *call: calls.append(call))
+    assert made == ["tensor"]
     assert calls == [(size, size)]
     assert not list(tmp_path.iterdir())
-    assert size == write_gguf(tmp_path / "o", metadata, tensors, overwrite=False)
+    assert size == write_gguf(tmp_path / "o", METADATA, tensors, overwrite=False)
     assert size == (tmp_path / "o").stat().st_size
-
-
-def test_late_strings_are_filled_in_after_the_tensors(tmp_path: Path) -> None:
-    path, seen = tmp_path / "o", []
-
-    def make() -> bytes:
-        seen.append(1)
-        return b"x" * 7
-
-    metadata: list[tuple[str, ValueType, Value]] = [
-        ("first", ValueType.STRING, LateString(3, lambda: f"ä{len(seen)}")),
-        ("between", ValueType.UINT32, 7),
-        ("second", ValueType.STRING, LateString(0, lambda: "")),
-    ]
-    write_gguf(path, metadata, [OutTensor("t", (7,), 24, make)], overwrite=False)
-    header = read_header(path)
-    assert [header.value(k) for k in ("first", "between", "second")] == ["ä1", 7, ""]
-    assert bytes(header.tensor_data("t")) == b"x" * 7
-    plain = [("first", ValueType.STRING, "ä1"), *metadata[1:]]
-    write_gguf(tmp_path / "plain", plain, [OutTensor("t", (7,), 24, make)], overwrite=False)
-    assert (tmp_path / "plain").read_bytes() == path.read_bytes()
-
-
-def test_a_late_string_of_another_length_is_caught(tmp_path: Path) -> None:
-    for text in ("1234", "123456", "äöü"):
-        metadata = [("sum", ValueType.STRING, LateString(5, partial(str, text)))]
-        with pytest.raises(ConvertError, match=f"'sum' has {len(text.encode())} bytes, not 5"):
-            write_gguf(tmp_path / "o", metadata, [], overwrite=False)
-        with pytest.raises(ConvertError, match="'sum' has"):
-            measure_gguf(metadata, [])
-    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_size_is_caught(tmp_path: Path) -> None:

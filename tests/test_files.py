@@ -1,4 +1,4 @@
-"""The output is there whole or not at all, on whatever disk and under whatever name."""
+"""A file is there whole or not at all, on whatever disk and under whatever name; small ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from pathlib import Path
 
 import pytest
 from alora_gguf.convert import convert_adapter
-from alora_gguf.convert.whole_file import check_target, replacing
 
-from alora_gguf.errors import ConvertError, InputError
+from alora_gguf.errors import FileFormatError, InputError, StoreError
+from alora_gguf.files import check_target, read_json, read_small, write_whole
 from alora_gguf.gguf.header import read_header
-from tests.support.peft_files import Case
+from tests.support.peft_files import Case, sound_case
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's files and modes")
 
 
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return sound_case(tmp_path)
+
+
 def put(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    with replacing(path, overwrite=overwrite) as file:
+    with write_whole(path, overwrite=overwrite) as file:
         file.write(data)
 
 
@@ -79,7 +84,7 @@ def test_pipes_devices_and_sockets_are_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         for path in (tmp_path / "pipe", tmp_path / "socket", Path("/dev/null")):
-            with pytest.raises(InputError, match=r"is a pipe or a device, .*--dry-run checks"):
+            with pytest.raises(InputError, match=r"is a pipe or a device, expected"):
                 put(path, b"new", overwrite=True)
     assert {p.name for p in tmp_path.iterdir()} == {"pipe", "socket"}
 
@@ -106,16 +111,16 @@ def test_links_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"link: is a link to .*missing, which does not exist"):
             put(link, b"new", overwrite=overwrite)
-    with pytest.raises(ConvertError, match=r"loop: cannot be written: Too many levels"):
+    with pytest.raises(FileFormatError, match=r"loop: cannot be written: Too many levels"):
         put(loop, b"new", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "loop"]
 
 
 @posix
 def test_names_too_long_and_just_short_enough(tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match="cannot be written: File name too long"):
+    with pytest.raises(FileFormatError, match="cannot be written: File name too long"):
         put(tmp_path / ("x" * 256), b"new")
-    with pytest.raises(ConvertError, match="cannot be written: embedded null"):
+    with pytest.raises(FileFormatError, match="cannot be written: embedded null"):
         put(tmp_path / "a\0b", b"new")
     for name in ("x" * 255, "ä" * 127):
         path = tmp_path / name
@@ -210,13 +215,13 @@ def test_a_limit_on_file_sizes_is_reported(case: Case) -> None:
 def test_a_directory_that_may_not_be_written_is_reported(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from alora_gguf.convert.whole_file import replacing\n"
+        "from alora_gguf.files import write_whole\n"
         "from alora_gguf.errors import AloraError\n"
         "os.chdir(sys.argv[1])\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"  # root may write anywhere
         "for name in ('out.gguf', 'shut/out.gguf'):\n"
         "    try:\n"
-        "        with replacing(Path(name), overwrite=True) as file: file.write(b'new')\n"
+        "        with write_whole(Path(name), overwrite=True) as file: file.write(b'new')\n"
         "    except AloraError as error: print(type(error).__name__, error)\n"
     )
     (tmp_path / "out.gguf").write_bytes(b"old")
@@ -226,8 +231,8 @@ def test_a_directory_that_may_not_be_written_is_reported(tmp_path: Path) -> None
     run = subprocess.run(command, capture_output=True, text=True)
     tmp_path.chmod(0o755)
     assert run.stdout.splitlines() == [
-        "ConvertError out.gguf: cannot be written: Permission denied",
-        "ConvertError shut/out.gguf: cannot be written: Permission denied",
+        "FileFormatError out.gguf: cannot be written: Permission denied",
+        "FileFormatError shut/out.gguf: cannot be written: Permission denied",
     ], run.stderr
     assert (tmp_path / "out.gguf").read_bytes() == b"old"
 
@@ -235,7 +240,7 @@ def test_a_directory_that_may_not_be_written_is_reported(tmp_path: Path) -> None
 def test_an_interruption_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(path, overwrite=True) as file:
+    with pytest.raises(KeyboardInterrupt), write_whole(path, overwrite=True) as file:
         raise KeyboardInterrupt(file.write(b"new"))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -246,7 +251,7 @@ def test_an_interruption_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
-    late = replacing(path, overwrite=False)
+    late = write_whole(path, overwrite=False)
     late.__enter__().write(b"second")
     path.write_bytes(b"first")
     with pytest.raises(InputError, match="exists already"):
@@ -264,7 +269,7 @@ def test_also_where_the_file_system_has_no_hard_links(
     monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
     path = tmp_path / "out.gguf"
     put(path, b"first")
-    late = replacing(tmp_path / "late.gguf", overwrite=False)
+    late = write_whole(tmp_path / "late.gguf", overwrite=False)
     late.__enter__().write(b"second")
     (tmp_path / "late.gguf").write_bytes(b"first")
     with pytest.raises(InputError, match="exists already"):
@@ -292,8 +297,8 @@ def _killed(path: Path) -> list[Path]:
     """Kills a writer of `path` in the middle; what the folder holds then."""
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from alora_gguf.convert.whole_file import replacing\n"
-        "with replacing(Path(sys.argv[1]), overwrite=True) as file:\n"
+        "from alora_gguf.files import write_whole\n"
+        "with write_whole(Path(sys.argv[1]), overwrite=True) as file:\n"
         "    file.write(b'x' * 100000); file.flush(); os._exit(9)\n"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
@@ -319,9 +324,9 @@ def test_parts_of_living_writers_and_other_files_stay(tmp_path: Path) -> None:
     others = [part_of(path, "short"), part_of(path, "much longer"), part_of(tmp_path / "b.gguf")]
     for other in others:
         other.write_bytes(b"other")
-    with replacing(path, overwrite=True) as slow:
+    with write_whole(path, overwrite=True) as slow:
         slow.write(b"slow")
-        with replacing(path, overwrite=True) as quick:
+        with write_whole(path, overwrite=True) as quick:
             quick.write(b"quick")
         assert path.read_bytes() == b"quick"
     assert path.read_bytes() == b"slow"
@@ -380,3 +385,58 @@ def test_checking_a_target_tells_which_file_it_is(tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     assert check_target(path, overwrite=False) == path
     assert not list(tmp_path.iterdir())
+
+
+def test_a_private_file_is_for_its_owner_and_an_error_of_the_block_passes(tmp_path: Path) -> None:
+    path = tmp_path / "session"
+    with write_whole(path, private=True) as file:
+        file.write(b"secret")
+    if os.name == "posix":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(StoreError, match="cannot be written: "):
+        write_whole(tmp_path / ("x" * 256), error=StoreError).__enter__()
+    with pytest.raises(InputError, match="mine"), write_whole(path):
+        raise InputError("mine")
+    assert path.read_bytes() == b"secret"
+
+
+# ---- small files ---------------------------------------------------------------------------------
+
+
+def test_a_small_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "io.yaml"
+    path.write_bytes(b"12345")
+    assert read_small(path, 5) == b"12345"
+    with pytest.raises(FileFormatError, match=r"io\.yaml: has more than 4 bytes, too many"):
+        read_small(path, 4)
+    with pytest.raises(StoreError, match="there is no such file"):
+        read_small(tmp_path / "none", 4, error=StoreError)
+    with pytest.raises(FileFormatError, match="a pipe or a device, expected a contract"):
+        read_small(tmp_path, 4, what="contract")
+    with pytest.raises(FileFormatError, match="cannot be read: embedded null"):
+        read_small(tmp_path / "a\0b", 4)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(FileFormatError, match=r"is a Git LFS pointer, .*`git lfs pull`"):
+        read_small(path, 100)
+
+
+@posix
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileFormatError, match="is a directory, a pipe or a device"):
+        read_small(tmp_path / "pipe", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ("[1]", "holds list, expected a JSON object"),
+    ],
+)
+def test_json_that_is_not_an_object(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=rf"c\.json: {message}"):
+        read_json(path)

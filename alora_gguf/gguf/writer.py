@@ -10,25 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError
-from alora_gguf.gguf.types import GGML_TYPES, VALUE_FORMATS, ValueType
+from alora_gguf.files import write_whole
 
-from .whole_file import replacing
+from .types import GGML_TYPES, VALUE_FORMATS, ValueType
 
 _ALIGNMENT: Final = 32  # GGUF's default
 _MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
 
 
-@dataclass(frozen=True)
-class LateString:
-    """A string whose length is known before its text: `make` gives the text once the tensors are
-    made, and must give `length` bytes of UTF-8. A checksum can be computed beside them that way.
-    """
-
-    length: int
-    make: Callable[[], str]
-
-
-Value = str | int | float | Sequence[int] | Sequence[str] | LateString
+Value = str | int | float | Sequence[int] | Sequence[str]
 Progress = Callable[[int, int], None]
 
 
@@ -67,12 +57,8 @@ def write_gguf(
     done and the bytes in all after each tensor. Raises InputError if `path` exists and `overwrite`
     is false, ConvertError if a value does not fit its type or the file system refuses.
     """
-    with replacing(path, overwrite=overwrite) as file:
-        size, late = _emit(file.write, metadata, tensors, progress)
-        for position, text in late:
-            file.seek(position)
-            file.write(text)
-        return size
+    with write_whole(path, overwrite=overwrite, what="GGUF", error=ConvertError) as file:
+        return _emit(file.write, metadata, tensors, progress)
 
 
 def measure_gguf(
@@ -80,11 +66,10 @@ def measure_gguf(
     tensors: Sequence[OutTensor],
     progress: Progress | None = None,
 ) -> int:
-    """The size that write_gguf() would return. Every tensor and late string is made, so whatever
-    checks making them involves is done, but nothing is written.
+    """The size that write_gguf() would return. Every tensor is made, so whatever checks making it
+    involves are done, but nothing is written.
     """
-    size, _ = _emit(len, metadata, tensors, progress)
-    return size
+    return _emit(len, metadata, tensors, progress)
 
 
 def _emit(
@@ -92,11 +77,9 @@ def _emit(
     metadata: Sequence[tuple[str, ValueType, Value]],
     tensors: Sequence[OutTensor],
     progress: Progress | None,
-) -> tuple[int, list[tuple[int, bytes]]]:
-    """Passes the file's bytes to `write`; returns their count, and what belongs where in the end:
-    the late strings, which are blanks so far.
-    """
-    head, places = _head(metadata, tensors)
+) -> int:
+    """Passes the file's bytes to `write`; returns their count."""
+    head = _head(metadata, tensors)
     total = len(head) + sum(t.nbytes + _padding(t.nbytes) for t in tensors)
     write(head)
     done = len(head)
@@ -110,41 +93,26 @@ def _emit(
         done += len(data) + _padding(len(data))
         if progress:
             progress(done, total)
-    late = []
-    for key, position, value in places:
-        text = _utf8(value.make(), key)
-        if len(text) != value.length:
-            raise ConvertError(f"'{key}' has {len(text)} bytes, not {value.length}")
-        late.append((position, text))
-    return done, late
+    return done
 
 
 def _padding(position: int) -> int:
     return -position % _ALIGNMENT
 
 
-def _head(
-    metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[OutTensor]
-) -> tuple[bytes, list[tuple[str, int, LateString]]]:
-    """All that comes before the data, and the (key, position, value) of the late strings in it."""
+def _head(metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[OutTensor]) -> bytes:
+    """All that comes before the data."""
     _check_names([key for key, _, _ in metadata], [tensor.name for tensor in tensors])
-    late = []
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, kind, value in metadata:
-        head += _string(key, key) + struct.pack("<I", kind)
-        if isinstance(value, LateString):
-            head += struct.pack("<Q", value.length)
-            late.append((key, len(head), value))
-            head += b" " * value.length
-        else:
-            head += _value(key, kind, value)
+        head += _string(key, key) + struct.pack("<I", kind) + _value(key, kind, value)
     offset = 0
     for tensor in tensors:
         dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         head += _string(tensor.name, "a tensor's name") + dims
         head += struct.pack("<IQ", tensor.type, offset)
         offset += tensor.nbytes + _padding(tensor.nbytes)
-    return bytes(head) + b"\0" * _padding(len(head)), late
+    return bytes(head) + b"\0" * _padding(len(head))
 
 
 def _check_names(keys: list[str], tensors: list[str]) -> None:
@@ -161,7 +129,7 @@ def _check_names(keys: list[str], tensors: list[str]) -> None:
             )
 
 
-def _value(key: str, kind: ValueType, value: str | float | Sequence[int] | Sequence[str]) -> bytes:
+def _value(key: str, kind: ValueType, value: Value) -> bytes:
     if isinstance(value, str):
         return _string(value, key)
     if isinstance(value, (int, float)):
@@ -181,12 +149,8 @@ def _number(key: str, kind: ValueType, value: float) -> bytes:
 
 
 def _string(text: str, key: str) -> bytes:
-    raw = _utf8(text, key)
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _utf8(text: str, key: str) -> bytes:
     try:
-        return text.encode()
+        raw = text.encode()
     except UnicodeEncodeError:  # half a surrogate pair: from JSON, or from a file's name
         raise ConvertError(f"'{key}' = {text!r} is not valid Unicode text") from None
+    return struct.pack("<Q", len(raw)) + raw
