@@ -206,7 +206,7 @@ def token_logprob(
     possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
     row = logits[possible].astype(np.float64)
     largest = row.max()
-    total = largest + math.log(np.exp(row - largest).sum())
+    total = float(largest) + math.log(np.exp(row - largest).sum())
     best = np.argpartition(-row, n_top)[:n_top] if n_top < len(row) else np.arange(len(row))
     best = best[np.argsort(-row[best], kind="stable")][:n_top]
     top = tuple(

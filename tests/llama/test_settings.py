@@ -13,7 +13,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.llama import Llama
-from alora_gguf.llama.options import LogitsRow
+from alora_gguf.engine.batch import Logits as LogitsRow
 from tests.support.hub_server import HubServer, running
 
 
