@@ -82,9 +82,9 @@ def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) ->
 def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     """Record, books and llama.cpp agree about the cells, and they are those of a fresh reading."""
     session, engine = chat.session, chat.model._runtime.engine
-    record, seq = session._sequence.record, session._sequence.seq
+    record, seq = session._sequence.cached, session._sequence.seq
     assert record.tokens == session.tokens[: len(record)]
-    assert engine.books.length(seq) == len(record)
+    assert engine.cells.length(seq) == len(record)
     assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
     with files.model() as model, model.session() as fresh:
         fresh.sync([*session.tokens, 1], **use)
@@ -96,7 +96,7 @@ def assert_nothing_left(model: ag.Model) -> None:
     while model._runtime.prefix_cache.evict():
         pass
     model._runtime.engine.collect()
-    books = model._runtime.engine.books
+    books = model._runtime.engine.cells
     assert (books.used(), books.promised()) == (0, 0)
     assert books.free_sequences == books.n_seqs
 

@@ -165,5 +165,5 @@ def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) ->
         while walk.model._runtime.prefix_cache.evict():
             pass
         walk.model._runtime.engine.collect()
-        assert walk.model._runtime.engine.books.used() == 0
-        assert walk.model._runtime.engine.books.promised() == 0
+        assert walk.model._runtime.engine.cells.used() == 0
+        assert walk.model._runtime.engine.cells.promised() == 0

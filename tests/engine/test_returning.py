@@ -10,9 +10,7 @@ import pytest
 from conftest import FOREVER, Files
 
 import alora_gguf as ag
-from alora_gguf.engine.gathering import Gathering
-from alora_gguf.engine.returning import Returning
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Barrier, BatchWindow, Scheduler
 
 GREEDY = ag.Sampling(temperature=0.0)
 
@@ -21,15 +19,15 @@ GREEDY = ag.Sampling(temperature=0.0)
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many calls each batch was."""
     found: list[int] = []
-    compose = DecodeQueue._compose
+    compose = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> Any:
+    def spy(self: Scheduler) -> Any:
         work = compose(self)
         if work.pieces:
-            found.append(len(work.tickets))
+            found.append(len(work.requests))
         return work
 
-    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    monkeypatch.setattr(Scheduler, "_compose", spy)
     return found
 
 
@@ -52,10 +50,10 @@ def test_who_was_served_together_stays_together(files: Files, batches: list[int]
         sessions = [model.session() for _ in range(3)]
         for i, session in enumerate(sessions):
             session.append([i, i + 1, i + 2])
-        model._runtime.engine.queue.leave()  # this thread waits for them
+        model._runtime.engine.scheduler.leave()  # this thread waits for them
         batches.clear()
         started = time.monotonic()
-        gathering = Gathering(model._runtime.engine, 3, ag.CancelToken())
+        gathering = Barrier(model._runtime.engine, 3, ag.CancelToken())
         at_once(*(lambda s=s, n=n: reply(s, n) for s, n in zip(sessions, (16, 8, 4), strict=True)))
         gathering.open()
         assert batches == [*[3] * 4, *[2] * 4, *[1] * 8]
@@ -68,7 +66,7 @@ def test_who_comes_later_joins_them(files: Files, batches: list[int]) -> None:
     with files.model() as model, model.session() as first, model.session() as second:
         first.append([1, 2, 3])
         second.append([4, 5, 6])
-        model._runtime.engine.queue.leave()
+        model._runtime.engine.scheduler.leave()
         batches.clear()
         begun = threading.Event()
 
@@ -100,7 +98,7 @@ def test_a_lone_caller_waits_for_nobody(files: Files, batches: list[int]) -> Non
 
 def test_how_long_is_waited() -> None:
     """At most as long as the last batch took, and some milliseconds."""
-    returning = Returning()
+    returning = BatchWindow()
     assert returning.wait_for([]) == 0
     returning.served([1, 2], 0.01)
     assert 0 < returning.wait_for([1]) <= 0.01

@@ -39,9 +39,9 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda seed: work(model, seed), jobs))
         assert together == [alone[seed] for seed in jobs]
-        assert model._runtime.engine.books.used() == 0
+        assert model._runtime.engine.cells.used() == 0
         model._runtime.engine.collect()
-        assert model._runtime.engine.books.free_sequences == model._runtime.engine.books.n_seqs
+        assert model._runtime.engine.cells.free_sequences == model._runtime.engine.cells.n_seqs
 
 
 def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
@@ -75,7 +75,7 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
         model._runtime.engine.collect()
-        books = model._runtime.engine.books
+        books = model._runtime.engine.cells
         assert (books.used(), books.promised()) == (0, 0)
         assert books.free_sequences == books.n_seqs
 

@@ -50,7 +50,7 @@ def test_adapted_cells_want_their_adapter_and_base_cells_want_none(
         with pytest.raises(ag.SavedSessionError, match="sure"):
             bare.restore_session(adapted)
         bare._runtime.engine.collect()
-        assert bare._runtime.engine.books.free_sequences == bare._runtime.engine.books.n_seqs
+        assert bare._runtime.engine.cells.free_sequences == bare._runtime.engine.cells.n_seqs
 
 
 def model_options() -> ag.ContextOptions:
