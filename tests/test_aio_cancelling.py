@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
-from conftest import EXACT, Files
-from loops import ticks, until
 
 import alora_gguf as ag
 from alora_gguf import aio
 from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.intrinsics import Contract
+from tests.support.chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
+from tests.support.files import EXACT, Files
+from tests.support.loops import ticks, until
 
 LONG = "the rain " * 720
 ANYTHING = "model: ~\nresponse_format: ~\ntransformations: ~"

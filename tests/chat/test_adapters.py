@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_base
-from chats import (
+
+import alora_gguf as ag
+from alora_gguf.engine.provenance import BASE, Provenance
+from alora_gguf.intrinsics import Contract
+from tests.support import inside, tiny_base
+from tests.support.chats import (
     GREEDY,
     PLAIN,
     YES_NO,
@@ -24,11 +28,7 @@ from chats import (
     role_adapter,
     saying,
 )
-from conftest import EXACT, Files
-
-import alora_gguf as ag
-from alora_gguf.engine.provenance import BASE, Provenance
-from alora_gguf.intrinsics import Contract
+from tests.support.files import EXACT, Files
 
 U, A, END = tiny_base.USER, tiny_base.ASSISTANT, tiny_base.END
 MARKED = (  # the marker is several tokens
@@ -67,11 +67,11 @@ class World:
         options = brief(n, **use)
         start = chat.reply if said is None else lambda *a, **k: chat.say(said, *a, **k)
         reply = start(options, stream=True)
-        prompt, logits = chat.tokens, chat.session._sequence.last_logits()
+        prompt, logits = chat.tokens, inside.last_logits(chat.session)
         reply.read()
         with self.clean.session() as fresh:
             expected = fresh.generate(prompt=prompt, max_tokens=n, sampling=GREEDY, **use)
-            assert close_to(logits, fresh._sequence.last_logits())
+            assert close_to(logits, inside.last_logits(fresh))
             expected.read()
             assert reply.tokens == expected.tokens
         return reply
@@ -280,7 +280,7 @@ def test_closed_chats_leave_no_wrong_cells(files: Files, template: str, first: s
             chat.add(text)
             n = len(chat.tokens)
             chat.reply(saying(answer, adapter=first))
-        assert len(world.model._runtime.prefix_cache.entries) == 1
+        assert len(inside.prefix_cache(world.model).entries) == 1
         for second in ({"adapter": "marker"}, {}, {"adapter": "twin"}):
             with world.chat() as other:
                 reply = world.reply(other, text, n=30, **second)

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_base
-from chats import PLAIN, STRICT, YES_NO, assert_nothing_left, brief, says
-from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.chat.asking import MAX_TOKENS, sampling_of
 from alora_gguf.demo import script
 from alora_gguf.intrinsics import Contract
+from tests.support import tiny_base
+from tests.support.chats import PLAIN, STRICT, YES_NO, assert_nothing_left, brief, says
+from tests.support.files import EXACT, Files
 
 RAW = "model: ~\nresponse_format: ~\ntransformations: "
 QUESTION, ANSWER = "When does the Bomel library open?", "The Bomel library opens at 9:30."

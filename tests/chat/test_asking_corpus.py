@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import GREEDY, rendered
-from conftest import EXACT
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.demo import script
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import Contract, rewrite, transform
+from tests.support.chats import GREEDY, rendered
+from tests.support.files import EXACT
 
 CORPUS = Path(__file__).parents[1] / "intrinsics" / "corpus"
 QUESTION, ANSWER = "When does the Bomel library open?", "The Bomel library opens at 9:30."

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import tiny_base
-from chats import (
+
+import alora_gguf as ag
+from alora_gguf import demo
+from alora_gguf.demo import script
+from alora_gguf.gguf.base import BaseFile
+from tests.support import tiny_base
+from tests.support.chats import (
     GREEDY,
     PLAIN,
     STRICT,
@@ -22,12 +27,7 @@ from chats import (
     rendered,
     saying,
 )
-from conftest import EXACT, Files
-
-import alora_gguf as ag
-from alora_gguf import demo
-from alora_gguf.demo import script
-from alora_gguf.gguf.base import BaseFile
+from tests.support.files import EXACT, Files
 
 USER, ASSISTANT, END = tiny_base.USER, tiny_base.ASSISTANT, tiny_base.END
 

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import tiny_base
-from chats import (
+
+import alora_gguf as ag
+from alora_gguf.generate.sampling import Sampler
+from alora_gguf.intrinsics import Contract
+from tests.support import tiny_base
+from tests.support.chats import (
     PLAIN,
     TRIMS,
     YES_NO,
@@ -19,11 +23,7 @@ from chats import (
     interrupt_at,
     says,
 )
-from conftest import Files
-
-import alora_gguf as ag
-from alora_gguf.generate.sampling import Sampler
-from alora_gguf.intrinsics import Contract
+from tests.support.files import Files
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any
 
 import gguf
 import pytest
-import tiny_base
-from chats import PLAIN, STRICT, TRIMS, rendered, says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +17,8 @@ from alora_gguf.chat.template import ChatTemplate, Transcript
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.intrinsics import Contract, rewrite
 from alora_gguf.messages import Document, Message
+from tests.support import inside, tiny_base
+from tests.support.chats import PLAIN, STRICT, TRIMS, rendered, says
 
 BOS, END, USER, ASSISTANT = tiny_base.BOS, tiny_base.END, tiny_base.USER, tiny_base.ASSISTANT
 TALK = (Message("user", "hello"), Message("assistant", "the train"), Message("user", "when"))
@@ -35,7 +35,7 @@ class Asker:
     """Prompts by a template; they are compared with texts."""
 
     def __init__(self, model: ag.Model, template: str = PLAIN) -> None:
-        self.vocab = model._runtime.engine.vocab
+        self.vocab = inside.vocab(model)
         self.template = ChatTemplate(template, self.vocab, "template")
 
     def ids(self, text: str) -> tuple[int, ...]:
@@ -299,7 +299,7 @@ NOTHING = Transcript()
 def test_a_transcript_has_the_tokens_of_the_whole_text(
     model: ag.Model, one: str, other: str, third: str
 ) -> None:
-    vocab = model._runtime.engine.vocab
+    vocab = inside.vocab(model)
 
     def whole(text: str) -> tuple[int, ...]:
         return tuple(vocab.tokenize(text, add_special=False, parse_special=True)) if text else ()
@@ -320,7 +320,7 @@ def test_what_the_model_said_keeps_its_tokens(
     model: ag.Model, turns: list[tuple[str, list[int]]], cut: int, more: str
 ) -> None:
     """Byte by byte, as no tokenizer would, and perhaps amid a character."""
-    vocab, transcript, seams = model._runtime.engine.vocab, NOTHING, [NOTHING]
+    vocab, transcript, seams = inside.vocab(model), NOTHING, [NOTHING]
     for asked, said in turns:
         text = transcript.text + f"<|user|>{asked}<|end|><|assistant|>"
         prompt = transcript.become(text, vocab)
@@ -370,7 +370,7 @@ def test_added_tokens_can_reach_over_a_seam(
     monkeypatch.setattr(tiny_base, "vocabulary", lambda: (tokens, types, merges))
     base = tiny_base.write_base(tmp_path / "lines.gguf")
     with ag.Model(base, n_ctx=64, n_threads=1) as model:
-        vocab: Vocabulary = model._runtime.engine.vocab
+        vocab: Vocabulary = inside.vocab(model)
         assert model.tokenize("a\n\nb") == [ord("a"), 189, ord("b")]
         assert vocab.is_special(188)
         one = NOTHING.become("<|user|>a\n", vocab)

@@ -11,11 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief, role_adapter
-from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.intrinsics import Contract
+from tests.support.chats import (
+    PLAIN,
+    YES_NO,
+    assert_nothing_left,
+    assert_sound,
+    brief,
+    role_adapter,
+)
+from tests.support.files import EXACT, Files
 
 WORDS = ("hello", "so <certainty>?", "the rain in the train", "and " * 12)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_base
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.chat.tokenizer import Tokenizer
 from alora_gguf.messages import Document, Message
+from tests.support import tiny_base
 
 
 def test_it_tokenizes_as_the_model_does() -> None:

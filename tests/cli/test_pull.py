@@ -11,8 +11,8 @@ from alora_gguf import Invocation, Model
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.intrinsics.contract import Contract
-from tests.cli.conftest import Pulling
 from tests.support.hub_server import Handler
+from tests.support.pulling import Pulling
 from tests.support.pulls import IO_YAML, TRAINED_ON, library, peft_files, without
 
 LIBRARY = "ibm-granite/granitelib-rag-r1.0"

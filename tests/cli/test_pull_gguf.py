@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_base
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Model
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
-from tests.cli.conftest import Pulling
+from tests.support import tiny_base
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.hub_server import Handler
+from tests.support.pulling import Pulling
 from tests.support.pulls import peft_files, split_gguf
 
 REPO = "ibm-granite/granite-4.1-3b-GGUF"

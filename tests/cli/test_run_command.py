@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_base
 
 from alora_gguf import ContextOptions, Model, ReplyOptions, Sampling, demo
+from tests.support import tiny_base
 from tests.support.running import LIBRARY, OWNER, QUESTIONS, Runner, Tiny, process, start, talk
 
 GREEDY = Sampling(temperature=0.0)

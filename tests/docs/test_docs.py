@@ -14,7 +14,7 @@ import click
 import pytest
 from alora_gguf.cli import group
 
-from tests import pages
+from tests.support import pages
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from alora_gguf import Store, demo
-from tests import pages
-from tests.support import stored
+from tests.support import pages, stored
 
 PAGES = (
     "README.md",

@@ -14,7 +14,7 @@ import pytest
 
 import alora_gguf
 from docs import hooks
-from tests import pages
+from tests.support import pages
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import pages, transcripts
+from tests.support import pages, transcripts
 
 SHOWN = [page for page in pages.PAGES if any(b.language == "console" for b in pages.blocks(page))]
 

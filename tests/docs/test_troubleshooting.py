@@ -12,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_base
 from alora_gguf.cli import run
 from alora_gguf.convert import convert_adapter
-from conftest import EXACT, Files
 
 import alora_gguf
 from alora_gguf import (
@@ -41,6 +39,8 @@ from alora_gguf import (
 )
 from alora_gguf._library_path import library_dir
 from alora_gguf.intrinsics import load_contract, rewrite, sentences
+from tests.support import tiny_base
+from tests.support.files import EXACT, Files
 
 ROOT = Path(__file__).parents[2]
 PEFT = ROOT / "examples" / "demo_model" / "peft" / "alora" / "jailbreak"

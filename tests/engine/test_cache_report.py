@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from conftest import EXACT, Files
-
 import alora_gguf as ag
+from tests.support.files import EXACT, Files
 
 LONG = [(7 * i) % 250 for i in range(120)]
 

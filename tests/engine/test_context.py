@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from conftest import Files
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,12 +14,14 @@ from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.loading import Tuning
+from tests.support import inside
+from tests.support.files import Files
 
 
 @pytest.fixture
 def engine(files: Files) -> Iterator[Engine]:
     with files.model(n_ctx=256, n_seq_max=6) as model:
-        yield model._runtime.engine
+        yield inside.engine(model)
 
 
 def test_books_count_shared_cells_once() -> None:
@@ -98,7 +99,7 @@ def test_runs_are_cut_into_batches_and_rows_stay_apart(files: Files) -> None:
     options = ag.ContextOptions(n_ctx=256, n_batch=7, n_ubatch=7, n_seq_max=6, n_threads=1)
     lengths = [1, 20, 3, 1, 7, 9]
     with ag.Model(files.base, options=options) as model:
-        engine = model._runtime.engine
+        engine = inside.engine(model)
         runs = [Run(engine.allocate(), list(range(n, 2 * n))) for n in lengths]
         together = engine.decode(runs)
         for run, row in zip(runs, together, strict=True):
@@ -156,7 +157,7 @@ def test_decoding_a_token_costs_python_little(files: Files) -> None:
     import time
 
     with files.model(n_ctx=1024) as model:
-        engine, real = model._runtime.engine, model._runtime.engine.llama
+        engine, real = inside.engine(model), inside.engine(model).llama
         seq = engine.allocate()
 
         class Stub:
@@ -181,8 +182,8 @@ def test_decoding_a_token_costs_python_little(files: Files) -> None:
 def test_tuning_reaches_llama_cpp_and_options_come_first(files: Files) -> None:
     def row(tuning: Tuning | None) -> tuple[int, Logits]:
         with ag.Model(files.base, n_ctx=256, n_threads=1, tuning=tuning) as model:
-            (logits,) = model._runtime.engine.decode(
-                [Run(model._runtime.engine.allocate(), [1, 2, 3, 4])]
+            (logits,) = inside.engine(model).decode(
+                [Run(inside.engine(model).allocate(), [1, 2, 3, 4])]
             )
             assert logits is not None
             return model.n_ctx, logits

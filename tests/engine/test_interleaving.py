@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_base
-from conftest import EXACT, Files
 
 import alora_gguf as ag
+from tests.support import inside, tiny_base
+from tests.support.files import EXACT, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 SCALES = (1.0, 1.0, 0.5, 2.0)
@@ -55,7 +55,7 @@ class Walk:
             session.sync(tokens, **use)  # type: ignore[arg-type]
         except ag.InvocationNotFoundError:
             return
-        self.compare(session._sequence.last_logits(), tokens, use)
+        self.compare(inside.last_logits(session), tokens, use)
 
     def reply(self, session: ag.Session) -> None:
         if not session.tokens:
@@ -111,8 +111,8 @@ class Walk:
             return
         assert restored.tokens == session.tokens
         assert restored.provenance == session.provenance
-        if session._sequence.logits is not None:
-            assert np.array_equal(restored._sequence.last_logits(), session._sequence.last_logits())
+        if inside.sequence(session).logits is not None:
+            assert np.array_equal(inside.last_logits(restored), inside.last_logits(session))
         self.sessions[self.sessions.index(session)] = restored
         session.close()
 
@@ -131,7 +131,7 @@ class Walk:
             fresh.sync(tokens, **use)  # type: ignore[arg-type]
         except ag.InvocationNotFoundError:
             return
-        self.compare(fresh._sequence.last_logits(), tokens, use)
+        self.compare(inside.last_logits(fresh), tokens, use)
 
     def reload(self) -> None:
         """The same name, other weights."""
@@ -149,7 +149,7 @@ class Walk:
     def compare(self, logits: np.ndarray, tokens: list[int], use: dict[str, object]) -> None:  # type: ignore[type-arg]
         with self.clean.session() as fresh:
             fresh.sync(tokens, **use)  # type: ignore[arg-type]
-            expected = fresh._sequence.last_logits()
+            expected = inside.last_logits(fresh)
             difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
         assert difference < 1e-4
 
@@ -162,8 +162,8 @@ def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) ->
             walk.step()
         for session in walk.sessions:
             session.close()
-        while walk.model._runtime.prefix_cache.evict():
+        while inside.prefix_cache(walk.model).evict():
             pass
-        walk.model._runtime.engine.collect()
-        assert walk.model._runtime.engine.cells.used() == 0
-        assert walk.model._runtime.engine.cells.promised() == 0
+        inside.engine(walk.model).collect()
+        assert inside.cells(walk.model).used() == 0
+        assert inside.cells(walk.model).promised() == 0

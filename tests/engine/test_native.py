@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf.engine import native as _native
+from tests.support.files import Files
 
 OPEN = "import alora_gguf as ag\ntry: ag.Model({base!r})\nexcept ag.LibraryError as e: print(e)\n"
 

@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from conftest import FOREVER, Files
 
 import alora_gguf as ag
 from alora_gguf.engine.scheduler import Barrier, BatchWindow, Scheduler
+from tests.support import inside
+from tests.support.files import FOREVER, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 
@@ -50,10 +51,10 @@ def test_who_was_served_together_stays_together(files: Files, batches: list[int]
         sessions = [model.session() for _ in range(3)]
         for i, session in enumerate(sessions):
             session.append([i, i + 1, i + 2])
-        model._runtime.engine.scheduler.leave()  # this thread waits for them
+        inside.engine(model).queue.leave()  # this thread waits for them
         batches.clear()
         started = time.monotonic()
-        gathering = Barrier(model._runtime.engine, 3, ag.CancelToken())
+        gathering = Barrier(inside.engine(model), 3, ag.CancelToken())
         at_once(*(lambda s=s, n=n: reply(s, n) for s, n in zip(sessions, (16, 8, 4), strict=True)))
         gathering.open()
         assert batches == [*[3] * 4, *[2] * 4, *[1] * 8]
@@ -66,7 +67,7 @@ def test_who_comes_later_joins_them(files: Files, batches: list[int]) -> None:
     with files.model() as model, model.session() as first, model.session() as second:
         first.append([1, 2, 3])
         second.append([4, 5, 6])
-        model._runtime.engine.scheduler.leave()
+        inside.engine(model).queue.leave()
         batches.clear()
         begun = threading.Event()
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.engine.scheduler import Scheduler
+from tests.support import inside
+from tests.support.files import EXACT, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 LONG = [(7 * i) % 250 for i in range(120)]
@@ -21,7 +22,7 @@ LONG = [(7 * i) % 250 for i in range(120)]
 def logits_of(files: Files, tokens: list[int], **use: object) -> np.ndarray:  # type: ignore[type-arg]
     with files.model() as model, model.session() as session:
         session.sync(tokens, **use)  # type: ignore[arg-type]
-        return session._sequence.last_logits()
+        return inside.last_logits(session)
 
 
 def close_to(one: np.ndarray, other: np.ndarray) -> bool:  # type: ignore[type-arg]
@@ -32,16 +33,16 @@ def test_a_new_conversation_shares_an_open_ones_cells(files: Files) -> None:
     with files.model() as model:
         first = model.session()
         first.sync(LONG)
-        used = model._runtime.engine.cells.used()
+        used = inside.cells(model).used()
         second = model.session()
         timings = second.sync([*LONG[:100], 3, 4, 5])
         assert (timings.reused, timings.evaluated) == (100, 3)
         assert "shared" in timings.reuse_note
-        assert model._runtime.engine.cells.used() == used + 3
-        assert close_to(second._sequence.last_logits(), logits_of(files, [*LONG[:100], 3, 4, 5]))
+        assert inside.cells(model).used() == used + 3
+        assert close_to(inside.last_logits(second), logits_of(files, [*LONG[:100], 3, 4, 5]))
         first.close()
         second.sync([*LONG[:100], 3, 4, 5, 6])
-        assert close_to(second._sequence.last_logits(), logits_of(files, [*LONG[:100], 3, 4, 5, 6]))
+        assert close_to(inside.last_logits(second), logits_of(files, [*LONG[:100], 3, 4, 5, 6]))
 
 
 def test_adapted_cells_are_shared_by_provenance_alone(files: Files) -> None:
@@ -53,8 +54,8 @@ def test_adapted_cells_are_shared_by_provenance_alone(files: Files) -> None:
         assert plain.sync(tokens).reused == len(LONG)
         assert other.sync(tokens, adapter="sure", scale=0.5).reused == len(LONG)
         assert same.sync(tokens, adapter="sure").reused == len(tokens) - 1
-        assert close_to(plain._sequence.last_logits(), logits_of(files, tokens))
-        assert close_to(same._sequence.last_logits(), logits_of(files, tokens, adapter="sure"))
+        assert close_to(inside.last_logits(plain), logits_of(files, tokens))
+        assert close_to(inside.last_logits(same), logits_of(files, tokens, adapter="sure"))
 
 
 def test_closed_ones_give_way_the_oldest_first_and_open_ones_never(files: Files) -> None:
@@ -63,20 +64,20 @@ def test_closed_ones_give_way_the_oldest_first_and_open_ones_never(files: Files)
         for k in range(3):
             with model.session() as session:
                 session.sync([k, *LONG])
-        assert len(model._runtime.prefix_cache.entries) == 3
+        assert len(inside.prefix_cache(model).entries) == 3
         kept = model.session()
         kept.sync([0, *LONG, 9])  # the oldest is used again
         assert kept.append([1]).evaluated == 1
         big = model.session()
         big.sync([200, *LONG, *LONG])  # needs the room
-        firsts = [entry.cached.tokens[0] for entry in model._runtime.prefix_cache.entries]
+        firsts = [entry.cached.tokens[0] for entry in inside.prefix_cache(model).entries]
         assert 1 not in firsts  # the least recently used went
         assert kept.cached == len(LONG) + 3
         with pytest.raises(ag.CacheFullError):
             big.append([201] * 300)
-        assert not model._runtime.prefix_cache.entries
+        assert not inside.prefix_cache(model).entries
         assert kept.cached == len(LONG) + 3
-        assert close_to(kept._sequence.last_logits(), logits_of(files, [0, *LONG, 9, 1]))
+        assert close_to(inside.last_logits(kept), logits_of(files, [0, *LONG, 9, 1]))
 
 
 def test_what_finds_no_room_waits_for_what_is_about_to_end(files: Files) -> None:
@@ -141,7 +142,7 @@ def test_a_cancelled_read_leaves_the_conversation_as_it_was(files: Files, delay:
             assert session.state() == state
         timer.join()
         session.sync([*LONG, 1])
-        assert close_to(session._sequence.last_logits(), logits_of(files, [*LONG, 1]))
+        assert close_to(inside.last_logits(session), logits_of(files, [*LONG, 1]))
 
 
 def test_a_cancelled_reply_ends_where_it_is(files: Files) -> None:

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
+from tests.support import inside
+from tests.support.files import Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 
@@ -39,9 +40,9 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda seed: work(model, seed), jobs))
         assert together == [alone[seed] for seed in jobs]
-        assert model._runtime.engine.cells.used() == 0
-        model._runtime.engine.collect()
-        assert model._runtime.engine.cells.free_sequences == model._runtime.engine.cells.n_seqs
+        assert inside.cells(model).used() == 0
+        inside.engine(model).collect()
+        assert inside.cells(model).free_sequences == inside.cells(model).n_seqs
 
 
 def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
@@ -74,8 +75,8 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
             together = list(pool.map(lambda each: job(*each), jobs))
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
-        model._runtime.engine.collect()
-        books = model._runtime.engine.cells
+        inside.engine(model).collect()
+        books = inside.cells(model)
         assert (books.used(), books.promised()) == (0, 0)
         assert books.free_sequences == books.n_seqs
 
@@ -104,8 +105,8 @@ def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(until_closed) for _ in range(4)]
-        model._runtime.engine.lock.acquire()
-        model._runtime.engine.lock.release()
+        inside.engine(model).lock.acquire()
+        inside.engine(model).lock.release()
         model.close()
         assert all("closed" in each.result(timeout=60) for each in running)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +20,7 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher
-from tests.support import vocabularies
+from tests.support import inside, tiny_base, vocabularies
 
 Schema = dict[str, Any]
 
@@ -135,7 +134,7 @@ KINDS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Vocabulary]:
     with ag.Model(base_path(), n_ctx=256, n_threads=1) as model:
-        yield model._runtime.engine.vocab
+        yield inside.vocab(model)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny_base
-from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf.engine.batch import Run
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.invocation import find_last
+from tests.support import inside, tiny_base
+from tests.support.files import EXACT, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>It is.<|end|>"
@@ -44,23 +44,23 @@ def from_scratch(
 def test_eight_invocations_leave_the_base_cells_as_they_were(
     session: ag.Session, model: ag.Model, files: Files
 ) -> None:
-    engine = model._runtime.engine
+    engine = inside.engine(model)
     state, used, tokens = session.state(), engine.cells.used(), session.tokens
-    logits = session._sequence.last_logits().copy()
+    logits = inside.last_logits(session).copy()
     names = ["sure", "other", "lora", None] * 2
     verdicts = session.invoke_many([ag.Invocation(n, "Well? ", max_tokens=8) for n in names])
     assert [v.adapter for v in verdicts] == names
     assert session.state() == state
     assert engine.cells.used() == used
     assert session.tokens == tokens
-    assert np.array_equal(session._sequence.last_logits(), logits)
+    assert np.array_equal(inside.last_logits(session), logits)
     # and the next tokens are bit-equal to those of a model that never invoked any
     session.append([5, 6, 7])
     with files.model(adapters={}) as never:
         other = never.session()
         other.append(TEXT)
         other.append([5, 6, 7])
-        assert np.array_equal(session._sequence.last_logits(), other._sequence.last_logits())
+        assert np.array_equal(inside.last_logits(session), inside.last_logits(other))
 
 
 def test_activating_never_reserves(session: ag.Session, model: ag.Model) -> None:
@@ -261,7 +261,7 @@ def test_streaming_gives_the_text_as_it_becomes_certain(session: ag.Session) -> 
 def test_an_error_in_the_callback_drops_the_forks(
     session: ag.Session, model: ag.Model, error: BaseException
 ) -> None:
-    engine = model._runtime.engine
+    engine = inside.engine(model)
     state, used = session.state(), engine.cells.used()
     calls = 0
 
@@ -292,7 +292,7 @@ def test_more_than_the_free_sequences_take_turns_in_order(files: Files) -> None:
             session.append(TEXT)
             verdicts = session.invoke_many([ag.Invocation(n, [4], max_tokens=6) for n in names])
             results.append([v.tokens for v in verdicts])
-            assert model._runtime.engine.cells.free_sequences == n_seq_max - 1
+            assert inside.cells(model).free_sequences == n_seq_max - 1
     assert results[0] == results[1]
 
 
@@ -406,11 +406,11 @@ def test_a_scale_of_zero_is_the_base(session: ag.Session) -> None:
 
 
 def test_many_invocations_leak_nothing(session: ag.Session, model: ag.Model) -> None:
-    used = model._runtime.engine.cells.used()
+    used = inside.cells(model).used()
     ask: Callable[[], object] = lambda: session.invoke_many(  # noqa: E731
         [ag.Invocation("sure", max_tokens=2), ag.Invocation("lora", max_tokens=2)]
     )
     for _ in range(100):
         ask()
-    assert model._runtime.engine.cells.used() == used
-    assert model._runtime.engine.cells.free_sequences == model._runtime.engine.cells.n_seqs - 1
+    assert inside.cells(model).used() == used
+    assert inside.cells(model).free_sequences == inside.cells(model).n_seqs - 1

@@ -7,10 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf.generate.sampling import Sampler
+from tests.support import inside
+from tests.support.files import Files
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def row(model: ag.Model, **values: float) -> np.ndarray:  # type: ignore[type-ar
 
 
 def sampler(model: ag.Model, **options: object) -> Sampler:
-    return Sampler(ag.Sampling(**options), model._runtime.engine.vocab)  # type: ignore[arg-type]
+    return Sampler(ag.Sampling(**options), inside.vocab(model))  # type: ignore[arg-type]
 
 
 def test_greedy_takes_the_largest(model: ag.Model) -> None:
@@ -96,7 +97,7 @@ def test_it_equals_llama_cpp_pythons_sampler(model: ag.Model, files: Files) -> N
     """Same options, same seed, same logits: the same tokens as stock's chain gives."""
     import ctypes
 
-    llama = model._runtime.engine.native.llama
+    llama = inside.engine(model).native.llama
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
     n = model.n_vocab
     for part in (

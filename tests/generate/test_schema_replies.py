@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.generate import drafting
 from alora_gguf.generate import plan as planning
+from tests.support.files import Files
 
 YES_NO = {
     "type": "object",

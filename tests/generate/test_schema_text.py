@@ -17,6 +17,7 @@ from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import SchemaError
 from alora_gguf.generate.constraint import Constraint, Matcher
 from alora_gguf.generate.schema_text import answers, never_ends, opening
+from tests.support import inside
 
 Schema = dict[str, Any]
 YES_NO: Schema = {"type": "string", "enum": ["yes", "no"]}
@@ -125,7 +126,7 @@ OPENINGS: list[tuple[Schema, str]] = [
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Vocabulary]:
     with ag.Model(base_path(), n_ctx=256, n_threads=1) as model:
-        yield model._runtime.engine.vocab
+        yield inside.vocab(model)
 
 
 def follow(matcher: Matcher, text: str, vocab: Vocabulary) -> bool:

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import corrupt
 import numpy as np
 import pytest
-import tiny_base
-from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
+from tests.support import corrupt, tiny_base
+from tests.support.files import Files
 
 BASES = {"base": {}, "tied": {"tied": True}, "experts": {"experts": 4}}
 
@@ -74,7 +73,9 @@ def test_where_stock_would_crash_there_is_a_clean_error(
 
 def attempt(base: Path, adapter: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs corrupt.py on the files; a crash is a negative exit status."""
-    command = [sys.executable, corrupt.__file__, str(base)] + ([str(adapter)] if adapter else [])
+    command = [sys.executable, "-m", corrupt.__name__, str(base)] + (
+        [str(adapter)] if adapter else []
+    )
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, env=os.environ.copy()
     )
@@ -156,7 +157,7 @@ def test_q8_0_is_read_and_its_infinities_found(files: Files, tmp_path: Path) -> 
             if poison:
                 raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
             writer.add_tensor(key, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        tiny_base._finish(writer, tmp_path / f"{name}.gguf")
+        tiny_base.finish(writer, tmp_path / f"{name}.gguf")
     with ag.Model(files.base, n_ctx=256) as model:
         model.load_adapter("good", tmp_path / "good.gguf")
         with pytest.raises(ag.AdapterFormatError, match="NaN or infinite"):

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import corrupt
 import gguf
 import numpy as np
 import pytest
-import tiny_base
-from conftest import Files
 
 import alora_gguf as ag
+from tests.support import corrupt, inside, tiny_base
+from tests.support.files import Files
 
 
 def f64(path: Path) -> Path:
@@ -34,29 +33,29 @@ def part(path: Path) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_uint16("split.count", 2)
     writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base._finish(writer, path)
+    return tiny_base.finish(writer, path)
 
 
 def vocabulary_only(path: Path) -> Path:
-    return tiny_base._finish(gguf.GGUFWriter(path, "llama"), path)
+    return tiny_base.finish(gguf.GGUFWriter(path, "llama"), path)
 
 
 def encoder(path: Path) -> Path:
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base._finish(writer, path)
+    return tiny_base.finish(writer, path)
 
 
 def unknown(path: Path) -> Path:
     writer = gguf.GGUFWriter(path, "no-such-model")
     writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base._finish(writer, path)
+    return tiny_base.finish(writer, path)
 
 
 CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda path: path, "there is no such file"),
-    "empty": (lambda path: corrupt._bytes(path, b""), "empty"),
-    "text": (lambda path: corrupt._bytes(path, b"hello" * 20), "is not a GGUF file"),
+    "empty": (lambda path: corrupt.raw(path, b""), "empty"),
+    "text": (lambda path: corrupt.raw(path, b"hello" * 20), "is not a GGUF file"),
     "truncated": (cut, "truncated"),
     "an adapter": (corrupt.adapter, "is an adapter (general.type = adapter), not a base model"),
     "a weight of F64": (f64, "tensor 'blk.0.attn_q.weight' is F64"),
@@ -72,7 +71,7 @@ def test_a_base_that_cannot_serve_is_refused(case: str, tmp_path: Path) -> None:
     write, text = CASES[case]
     path = write(tmp_path / "bad.gguf")
     run = subprocess.run(
-        [sys.executable, corrupt.__file__, str(path)],
+        [sys.executable, "-m", corrupt.__name__, str(path)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -101,7 +100,7 @@ def test_a_split_model_is_read_whole(files: Files, tmp_path: Path) -> None:
         writer.add_uint16("split.count", 2)
         for name in list(header.tensors)[i::2]:
             writer.add_tensor(name, header.tensor_array(name))
-        tiny_base._finish(writer, path)
+        tiny_base.finish(writer, path)
     assert set(BaseFile.read(parts[0]).tensors) == set(header.tensors)
     with pytest.raises(ag.ModelError, match="is part 2 of 2; open m-00001"):
         BaseFile.read(parts[1])
@@ -145,7 +144,7 @@ def test_an_adapter_the_library_refuses_takes_the_others_with_it(
     with ag.Model(files.base, n_ctx=256) as model:
         monkeypatch.setattr(Native, "adapter_add", refuse)
         with pytest.raises(ag.AdapterMismatchError):
-            model._bank.load({"sure": files.alora, "lora": files.lora})
+            inside.runtime(model).bank.load({"sure": files.alora, "lora": files.lora})
         assert dict(model.adapters) == {}
         assert model.stats().n_adapters == 0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny_base
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
@@ -19,6 +18,7 @@ from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 from alora_gguf.gguf.types import GGML_TYPES, ArrayRef, ValueType
 from alora_gguf.gguf.vocabulary import vocabulary_only
+from tests.support import tiny_base
 
 
 def string(text: str | bytes) -> bytes:

@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import corrupt
 import pytest
-import tiny_base as tb
 
 from alora_gguf.errors import FileFormatError
 from alora_gguf.gguf.header import GGUFHeader
@@ -26,6 +24,8 @@ from alora_gguf.gguf.summary import (
     Vocabulary,
 )
 from alora_gguf.gguf.types import ValueType
+from tests.support import corrupt
+from tests.support import tiny_base as tb
 from tests.support.gguf_bytes import Tensors, gguf_bytes
 from tests.support.inspected import ADAPTER, adapter, base, lora, write
 from tests.support.peft_files import MODULES, N_EMBD, N_FF, RANK, sound_case

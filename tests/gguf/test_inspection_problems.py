@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import corrupt
 import pytest
 
 from alora_gguf import AdapterFile
@@ -15,6 +14,7 @@ from alora_gguf.gguf.summary import (
     BaseSummary,
 )
 from alora_gguf.gguf.types import ValueType
+from tests.support import corrupt
 from tests.support.gguf_bytes import Tensors
 from tests.support.inspected import adapter, base, lora
 

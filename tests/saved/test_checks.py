@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_base
-from conftest import EXACT, Files
-from saving import check, collect, layout, path_of, restore
-from tiny_hybrid import write_hybrid
 
 import alora_gguf as ag
 from alora_gguf.engine.provenance import Provenance
 from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
+from tests.support import inside, tiny_base
+from tests.support.files import EXACT, Files
+from tests.support.saving import check, collect, layout, path_of, restore
+from tests.support.tiny_hybrid import write_hybrid
 
 TEXT = "<|user|>the rain in the main<|end|>"
 
@@ -129,7 +129,7 @@ def cells_are_refused(saved: SavedSession, model: ag.Model, said: str) -> None:
     """What happens if nobody checks: an error, and a model that works."""
     session = model.session()
     with pytest.raises(ag.DecodeError, match=said):
-        model._runtime.engine.set_state(session._sequence.seq, saved.state, saved.n_cached)
+        inside.engine(model).set_state(inside.sequence(session).seq, saved.state, saved.n_cached)
     assert session.sync([1, 2, 3]).evaluated == 3
     assert len(session.state()) < len(saved.state)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny_base
 
 import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.gguf.header import read_header
+from tests.support import tiny_base
 
 
 def of(path: Path) -> BaseFingerprint:
@@ -53,7 +53,7 @@ def test_first_middle_and_last_bytes_of_every_tensor_count(tmp_path: Path) -> No
     writer.add_vocab_size(8)
     for name in ("a", "b"):
         writer.add_tensor(f"{name}.weight", np.zeros((64, 1024), np.float32))
-    tiny_base._finish(writer, path)
+    tiny_base.finish(writer, path)
     before = of(path)
     for info in read_header(path).tensors.values():
         half = info.nbytes // 2
@@ -82,7 +82,7 @@ def test_every_part_counts(base: Path, tmp_path: Path) -> None:
         writer.add_uint16("split.count", 2)
         for name in names[i::2]:
             writer.add_tensor(name, header.tensor_array(name))
-        tiny_base._finish(writer, path)
+        tiny_base.finish(writer, path)
     assert BaseFile.read(paths[0]).parts == tuple(paths)
     before = of(paths[0])
     assert before.size == sum(path.stat().st_size for path in paths)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXACT, Files
-from saving import collect, path_of
 
 import alora_gguf as ag
 from alora_gguf.engine.provenance import BASE, Provenance
 from alora_gguf.saved import container as saved_format
 from alora_gguf.saved.session_file import SavedAdapter, SavedSession, read_saved, write_saved
+from tests.support.files import EXACT, Files
+from tests.support.saving import collect, path_of
 
 PROLOGUE = struct.Struct("<8sIIQQQQ")
 HASH = "ab" * 32

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
+from tests.support import inside
+from tests.support.files import Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 
@@ -49,8 +50,8 @@ def test_adapted_cells_want_their_adapter_and_base_cells_want_none(
         bare.load_adapter("sure", files.other)  # the name, but other weights
         with pytest.raises(ag.SavedSessionError, match="sure"):
             bare.restore_session(adapted)
-        bare._runtime.engine.collect()
-        assert bare._runtime.engine.cells.free_sequences == bare._runtime.engine.cells.n_seqs
+        inside.engine(bare).collect()
+        assert inside.cells(bare).free_sequences == inside.cells(bare).n_seqs
 
 
 def model_options() -> ag.ContextOptions:

@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXACT, Files
-from saving import GREEDY, collect, path_of, restore
-from tiny_hybrid import write_hybrid
-from tiny_swa import write_swa
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
+from tests.support import inside
+from tests.support.files import EXACT, Files
+from tests.support.saving import GREEDY, collect, path_of, restore
+from tests.support.tiny_hybrid import write_hybrid
+from tests.support.tiny_swa import write_swa
 
 TEXT = "<|user|>the rain in the main<|end|>"
 
 
 def next_logits(session: ag.Session, **arguments: Any) -> np.ndarray[Any, Any]:
     """The logits after the last token and after one more."""
-    first = session._sequence.last_logits().copy()
+    first = inside.last_logits(session).copy()
     session.append([5], **arguments)
-    return np.stack([first, session._sequence.last_logits()])
+    return np.stack([first, inside.last_logits(session)])
 
 
 def saved_copy(session: ag.Session, path: Path, **arguments: Any) -> SavedSession:
@@ -143,7 +144,7 @@ def test_a_session_with_fewer_cells_or_none(files: Files, tmp_path: Path) -> Non
         assert restore(empty, model, EXACT).tokens == []
         session = model.session()
         session.append(TEXT)
-        session._sequence.cut(5)  # as after a call that failed
+        inside.sequence(session).cut(5)  # as after a call that failed
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
         assert (saved.n_cached, saved.logits) == (5, b"")
         again = restore(saved, model, EXACT)
@@ -191,9 +192,7 @@ def test_a_restored_sliding_window_can_be_rewound(tmp_path: Path) -> None:
         for one in (session, again):
             one.rewind(20)
             one.append([7, 8, 9])
-        assert np.allclose(
-            session._sequence.last_logits(), again._sequence.last_logits(), atol=0.05
-        )
+        assert np.allclose(inside.last_logits(session), inside.last_logits(again), atol=0.05)
 
 
 @pytest.mark.parametrize("types", ["f16", "q8_0"])

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from alora_gguf.gguf.header import read_header
-from tests import tiny_base
+from tests.support import tiny_base
 
 VOCABULARY_KEY = "alora.vocab.sha256"
 

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tests.tiny_base import byte_symbols
+from tests.support.tiny_base import byte_symbols
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

@@ -7,12 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import corrupt
 import numpy as np
 import pytest
-from conftest import Files
-from tiny_hybrid import write_hybrid
-from tiny_swa import write_swa
 
 from alora_gguf import (
     AdapterFormatError,
@@ -26,7 +22,10 @@ from alora_gguf.engine.native import Native
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.verification import probe, verify
 from alora_gguf.verification.records import Verification
-from tests import tiny_base
+from tests.support import corrupt, tiny_base
+from tests.support.files import Files
+from tests.support.tiny_hybrid import write_hybrid
+from tests.support.tiny_swa import write_swa
 from tests.support.verified import (
     VOCABULARY_KEY,
     adapter_with,
@@ -225,7 +224,7 @@ def test_an_adapter_of_the_output_alone_changes_no_layer(tmp_path: Path, files: 
     for half, shape in (("a", (4, tiny_base.N_EMBD)), ("b", (tiny_base.N_VOCAB, 4))):
         values = rng.standard_normal(shape, np.float32)
         writer.add_tensor(f"output.weight.lora_{half}", values)
-    tiny_base._finish(writer, tmp_path / "output.gguf")
+    tiny_base.finish(writer, tmp_path / "output.gguf")
     found = verify(files.base, tmp_path / "output.gguf", n_threads=1)
     assert found.passed
     assert [change.change for change in found.layers] == [0, 0]

@@ -16,6 +16,7 @@ from alora_gguf.cli.chat.watching import Watched
 import alora_gguf as ag
 from alora_gguf import demo as demo_files
 from alora_gguf.engine.scheduler import Scheduler
+from tests.support import inside
 
 from .test_talk import ANSWER, QUESTION, Ear, say, state
 
@@ -309,10 +310,10 @@ def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> N
         ]
         say(talk, text)
         say(talk, text, instead=True)
-    while demo._runtime.prefix_cache.evict():
+    while inside.prefix_cache(demo).evict():
         pass
-    demo._runtime.engine.collect()
-    books = demo._runtime.engine.cells
+    inside.engine(demo).collect()
+    books = inside.cells(demo)
     assert books.n_seqs - books.free_sequences == 1
     assert books.used() == talk.chat.session.cached
     assert books.promised() == 0

@@ -12,13 +12,12 @@ from alora_gguf.cli.chat import talk as talk_module
 from alora_gguf.cli.chat.asking import Failed, ask_each
 from alora_gguf.cli.chat.talk import Talk, Turn
 from alora_gguf.cli.chat.watching import Watched
-from chats import PLAIN, brief
 
 import alora_gguf as ag
 from alora_gguf.demo import adapter_paths
 from alora_gguf.demo.script import DOCUMENTS
-
-from .conftest import GREEDY, Tiny
+from tests.support.chats import PLAIN, brief
+from tests.support.chatting import GREEDY, Tiny
 
 QUESTION = "When does the Bomel library open?"
 ANSWER = "The opening time of the Bomel library is 9:30."
@@ -205,9 +204,8 @@ def torn_off(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
 
 
 def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
-    from chats import interrupt_at
-
     from alora_gguf.generate.sampling import Sampler
+    from tests.support.chats import interrupt_at
 
     monkeypatch.setattr(Sampler, "sample", interrupt_at(3))
     return say(talk, "Who runs it?", instead=True)
