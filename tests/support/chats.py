@@ -82,7 +82,7 @@ def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) ->
 def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     """Record, books and llama.cpp agree about the cells, and they are those of a fresh reading."""
     session, engine = chat.session, inside.engine(chat.model)
-    record, seq = inside.sequence(session).record, inside.sequence(session).seq
+    record, seq = inside.sequence(session).cached, inside.sequence(session).seq
     assert record.tokens == session.tokens[: len(record)]
     assert engine.cells.length(seq) == len(record)
     assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
