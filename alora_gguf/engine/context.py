@@ -46,7 +46,11 @@ class Engine:
         tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
+        adopt: tuple[int, int] | None = None,
     ) -> None:
+        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
+        and `options` and frees after close(), nothing is loaded.
+        """
         self.native = native = _native.load()
         self.lock = FairLock()
         self.condition = threading.Condition()
@@ -54,19 +58,24 @@ class Engine:
         native.log.verbose = native.log.verbose or verbose
         native.log.clear()
         self.llama = llama = native.llama
-        model = load_weights(
-            native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
-        )
-        try:
+        if adopt is not None:
+            model, ctx = adopt
             self._read_model(model)
-            ctx = open_context(native, path, model, options, self.tuning)
-        except BaseException:
-            llama.llama_model_free(model)
-            raise
+        else:
+            model = load_weights(
+                native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
+            )
+            try:
+                self._read_model(model)
+                ctx = open_context(native, path, model, options, self.tuning)
+            except BaseException:
+                llama.llama_model_free(model)
+                raise
         self._ctx = ctx
         self._memory = llama.llama_get_memory(ctx)
         # freed at exit if not before; refers to nothing that refers back to us
-        self._finalizer = weakref.finalize(self, _free, llama, ctx, model)
+        free = _free if adopt is None else _leave
+        self._finalizer = weakref.finalize(self, free, llama, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
@@ -294,3 +303,7 @@ class Engine:
 def _free(llama: Any, ctx: int, model: int) -> None:
     llama.llama_free(ctx)  # before its weights
     llama.llama_model_free(model)
+
+
+def _leave(_llama: Any, _ctx: int, _model: int) -> None:
+    """They are the caller's."""

@@ -39,8 +39,9 @@ class Runtime:
         tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
+        adopt: tuple[int, int] | None = None,
     ) -> None:
-        """Loads the weights and opens a context.
+        """Loads the weights and opens a context, or takes those in `adopt` (see Engine).
 
         Raises LibraryError, ModelError, CancelledError.
         """
@@ -53,6 +54,7 @@ class Runtime:
             tuning=tuning,
             cancel=cancel,
             progress=progress,
+            adopt=adopt,
         )
         self.vocab: Vocabulary = engine.vocab
         self.bank = Bank(engine, base, options.max_adapters)
