@@ -109,23 +109,23 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
         lambda p: adapter(p, arch="qwen2"), "base", "AdapterMismatchError", "'qwen2'"),
     "architecture of another type": (
         key("general.architecture", 3, Type.UINT32), "base", "AdapterFormatError",
-        "'general.architecture' must be of type string, but it is uint32"),
+        "general.architecture is of type uint32, expected a string"),
     "no architecture": (
         key("general.architecture", None, Type.STRING), "base", "AdapterFormatError", "missing"),
     "general.type of another type": (
         key("general.type", 1, Type.UINT32), "base", "AdapterFormatError",
-        "'general.type' must be of type string"),
+        "general.type is of type uint32, expected a string"),
     "adapter.type of another type": (
         key("adapter.type", 1.0, Type.FLOAT32), "base", "AdapterFormatError",
-        "'adapter.type' must be of type string"),
+        "adapter.type is of type float32, expected a string"),
     "adapter.type unknown": (
         key("adapter.type", "ia3", Type.STRING), "base", "AdapterFormatError", "'ia3'"),
     "alpha of another type": (
         key("adapter.lora.alpha", 16, Type.UINT32), "base", "AdapterFormatError",
-        "'adapter.lora.alpha' must be of type float32, but it is uint32"),
+        "adapter.lora.alpha is of type uint32, expected a float32"),
     "alpha as text": (
         key("adapter.lora.alpha", "16", Type.STRING), "base", "AdapterFormatError",
-        "'adapter.lora.alpha' must be of type float32, but it is string"),
+        "adapter.lora.alpha is of type string, expected a float32"),
     "alpha NaN": (
         key("adapter.lora.alpha", float("nan"), Type.FLOAT32), "base", "AdapterFormatError",
         "adapter.lora.alpha is nan"),
@@ -188,13 +188,13 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
     "invocation beyond int32": (
         array(Type.UINT32, [2**31]), "base", "AdapterFormatError", "no token id"),
     "invocation of int32": (
-        array(Type.INT32, [1, 2]), "base", "AdapterFormatError", "an array of int32"),
+        array(Type.INT32, [1, 2]), "base", "AdapterFormatError", "an array of 2 int32"),
     "invocation is a number": (
         key("adapter.alora.invocation_tokens", 5, Type.UINT32), "base", "AdapterFormatError",
-        "must be an array of uint32, but it is uint32"),
+        "is of type uint32, expected an array of uint32"),
     "invocation is text": (
         key("adapter.alora.invocation_tokens", "<x>", Type.STRING), "base", "AdapterFormatError",
-        "must be an array of uint32, but it is string"),
+        "is of type string, expected an array of uint32"),
 }  # fmt: skip
 
 
