@@ -59,14 +59,14 @@ class Runtime:
         self.vocab: Vocabulary = engine.vocab
         self.bank = Bank(engine, base, options.max_adapters)
         self.prefix_cache = PrefixCache(engine, options.n_pooled)
-        engine.room.reclaim = self.prefix_cache.evict
+        engine.admission.reclaim = self.prefix_cache.evict
         try:
             # at once: a file that is replaced later must not vouch for what was loaded
             self.fingerprint = BaseFingerprint.of(base)
             self.layout = CacheLayout.of(
                 options,
                 base,
-                n_ctx=engine.books.n_cells,
+                n_ctx=engine.cells.n_cells,
                 memory=engine.memory_kind,
                 window=engine.window,
             )

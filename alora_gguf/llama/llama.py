@@ -304,7 +304,7 @@ class Llama(Stock):
         with self._changing(), self._runtime.bank.using(name, scale) as use:
             new, spans = vocab.check(tokens, "tokens"), spans_for(first, use.provenance)
             before = self.n_tokens
-            left = self._cut(min(before, _agreeing(sequence.record, spans)))
+            left = self._cut(min(before, _agreeing(sequence.cached, spans)))
             new = [*self.input_ids[left:before].tolist(), *new]  # what could not be kept
             self.n_tokens = left
             try:
@@ -345,8 +345,8 @@ class Llama(Stock):
 
     def _cut(self, n: int) -> int:
         """Keeps the first `n` cells, or fewer where the memory cannot rewind; returns how many."""
-        left = min(n, len(self._sequence.record))
-        if left < len(self._sequence.record):
+        left = min(n, len(self._sequence.cached))
+        if left < len(self._sequence.cached):
             left = self._sequence.cut(n)
         del self._sequence.tokens[left:]
         return left
@@ -369,7 +369,7 @@ class Llama(Stock):
 
     def _by_of_cells(self) -> _By:
         """Who computed the last cell."""
-        start, by = self._sequence.record.spans[-1]
+        start, by = self._sequence.cached.spans[-1]
         for name, file in self._runtime.bank.items():
             if by.identity is not None and file.identity == by.identity:
                 return name, by.scale, start
@@ -383,9 +383,9 @@ class Llama(Stock):
         name, scale, first = by
         sequence = self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
-            keep = sequence.record.common_prefix(tokens, spans_for(first, use.provenance))
+            keep = sequence.cached.common_prefix(tokens, spans_for(first, use.provenance))
             note = sequence._note(tokens, keep)
-            if keep == len(tokens) and (keep < len(sequence.record) or sequence.logits is None):
+            if keep == len(tokens) and (keep < len(sequence.cached) or sequence.logits is None):
                 keep -= 1
             keep = 0 if again else keep
             left = self._cut(keep)
@@ -407,7 +407,7 @@ class Llama(Stock):
         self._reuse(list(tokens), _BASE)
         self.eval(tokens[self.n_tokens :])
         cells = self._sequence
-        parent = Parent(cells.seq, cells.record, tuple(cells.tokens), cells.logits)
+        parent = Parent(cells.seq, cells.cached, tuple(cells.tokens), cells.logits)
         return run_invocations(self._runtime, parent, [invocation], None, None)[0]
 
     # Sampling ------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ class Llama(Stock):
                 raise InputError(f"idx must be {n - 1} without logits_all=True, got {idx!r}")
             row: Logits = self.scores[idx]
             return row
-        if len(sequence.record) != n or sequence.logits is None:  # cut back to here
+        if len(sequence.cached) != n or sequence.logits is None:  # cut back to here
             self.n_tokens = n - 1
             with self._computed_by(self._by_of_cells()):
                 self.eval(self.input_ids[n - 1 : n].tolist())
@@ -545,7 +545,7 @@ class Llama(Stock):
         """
         with self._lock:
             self._runtime.check_open()
-            if len(self._sequence.record) != self.n_tokens:
+            if len(self._sequence.cached) != self.n_tokens:
                 with self._computed_by(self._by_of_cells()):
                     self.eval([])
             try:
@@ -609,7 +609,7 @@ class Llama(Stock):
         record.extend(state.saved.tokens[: state.saved.n_cached], state.saved.spans)
         with self._runtime.bank.using(name, scale) as use:
             spans = spans_for(first, use.provenance)
-        ours = self._sequence.record.common_prefix(request.prompt, spans)
+        ours = self._sequence.cached.common_prefix(request.prompt, spans)
         return record.common_prefix(request.prompt, spans) > ours
 
     def __getstate__(self) -> dict[str, Any]:
