@@ -64,11 +64,9 @@ def complete(llama: Llama, options: dict[str, Any], extra: Extra) -> Any:
         options["top_logprobs"] = 0  # in OpenAI's API: the chosen tokens' only
     variables = _variables(extra, template, options)
     caller = _Caller(llama, options, extra, template, _constraint(llama, options), variables)
-    handler = (
-        llama.chat_handler
-        or llama._chat_handlers.get(llama.chat_format)
-        or llama_chat_format.get_chat_completion_handler(llama.chat_format)
-    )
+    name = llama.chat_format or ""
+    handler: Any = llama.chat_handler or llama._chat_handlers.get(name)
+    handler = handler or llama_chat_format.get_chat_completion_handler(name)
     answer: Any = handler(llama=caller, **options, **variables)
     if not options["logprobs"]:
         return answer

@@ -60,6 +60,7 @@ class Request:
     data    their bytes
     scored  their log-probabilities if these were asked for; None for one that was not sampled
     prompt  the prompt's tokens, prompt_scored the same of them
+    found   a state that stock has found in a cache
     full    whether the context's end has ended it
     """
 
@@ -73,6 +74,7 @@ class Request:
     data: bytes = b""
     prompt: list[int] = field(default_factory=list)
     prompt_scored: list[TokenLogprob | None] = field(default_factory=list)
+    found: Any = None
     full: bool = False
 
     @property

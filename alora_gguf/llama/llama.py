@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from llama_cpp import Llama as Stock
-from llama_cpp import LlamaGrammar
 from llama_cpp import _internals as internals
+from llama_cpp.llama_grammar import LlamaGrammar
 
 from alora_gguf.chat.contracts import Contracts
 from alora_gguf.engine import native as _native
@@ -80,6 +80,7 @@ class Llama(Stock):
         self._lock = threading.RLock()
         self._request: Request | None = None  # of the completion that is being made
         self._by = _BASE  # who computes what is read
+        self._chosen: _Sampler | None = None  # generate()'s, while it samples
         self._turn = 0  # counts what changes the cells
         self._embedder: Embedder | None = None
         self._last_timings = Timings()
@@ -428,8 +429,9 @@ class Llama(Stock):
         idx = options.pop("idx")
         with self._lock:
             row = self._row(idx)
-            sampler: _Sampler = self._sampler or self._init_sampler(**options)
-            return sampler.choose(row, self._input_ids)
+            sampler = self._chosen or self._init_sampler(**options)
+            token: int = sampler.choose(row, self._input_ids)
+            return token
 
     def _row(self, idx: int | None) -> Logits:
         """The logits after the token at `idx` (None: the last), [n_vocab]."""
@@ -475,6 +477,8 @@ class Llama(Stock):
             sampler = self._init_sampler(**options)
             by = self._first(tokens, request)
             request.prompt = tokens
+            if request.found is not None:
+                self._load_found(request.found, tokens, by)
             again = request.scores_prompt and not self._logits_all
             note = self._reuse(tokens, by, again=again)
             reused = self.n_tokens
@@ -529,11 +533,11 @@ class Llama(Stock):
                 self.eval(new)
             if request.scores_prompt and not request.prompt_scored:
                 request.score_prompt(0, self.scores[: self.n_tokens])
-            self._sampler = sampler
+            self._chosen = sampler
             row = self._row(None)
             return self.sample(idx=self.n_tokens - 1, **options), row
         finally:
-            self._sampler, self._request = None, before
+            self._chosen, self._request = None, before
 
     # State ---------------------------------------------------------------------------------------
 
@@ -561,24 +565,41 @@ class Llama(Stock):
     def load_state(self, state: Any) -> None:
         """Goes on from a saved state. Raises SavedSessionError, and leaves everything as it was, if
         it was saved with another base or other settings, or holds cells of an adapter that is not
-        loaded with the same weights; CacheFullError. A completion that looks its prompt up in a
-        cache passes over such a state, and one that would save it nothing.
+        loaded with the same weights; CacheFullError.
+
+        A completion that finds one in a cache passes over it in such a case, and if it would save
+        it nothing.
         """
+        if self._request is not None:
+            self._request.found = state  # generate() knows what it would save
+            return
         with self._changing():
-            try:
-                self._check(state)
-            except (InputError, SavedSessionError):
-                if self._request is None:
-                    raise
-                return
-            if self._request is not None and not self._serves(state, self._request):
-                return
+            self._check(state)
             self._cut(0)
             self.n_tokens = 0
             fill(self._sequence, state.saved)
             self.input_ids[: state.n_tokens] = state.input_ids
             self.scores[: len(state.scores)] = state.scores
             self.n_tokens, self._seed = state.n_tokens, state.seed
+
+    def _load_found(self, state: Any, tokens: list[int], by: _By) -> None:
+        """Loads a state of a cache if it has more of `tokens` than the cells."""
+        try:
+            self._check(state)
+        except (InputError, SavedSessionError):
+            return
+        saved, theirs = state.saved, CachedTokens()
+        theirs.extend(saved.tokens[: saved.n_cached], saved.spans)
+        name, scale, first = by
+        with self._runtime.bank.using(name, scale) as use:
+            spans = spans_for(first, use.provenance)
+        ours = self._sequence.cached.common_prefix(tokens, spans)
+        if theirs.common_prefix(tokens, spans) > ours:
+            request, self._request, seed = self._request, None, self._seed
+            try:
+                Llama.load_state(self, state)
+            finally:
+                self._request, self._seed = request, seed
 
     def _check(self, state: Any) -> None:
         if not isinstance(state, LlamaState):
@@ -602,20 +623,11 @@ class Llama(Stock):
     def _settings(self) -> str:
         return settings_of_cells(self.context_params, self.kv_overrides)
 
-    def _serves(self, state: LlamaState, request: Request) -> bool:
-        """Whether a state has more of the prompt, as it is to be computed, than the cells."""
-        name, scale, first = self._first(request.prompt, request)
-        record = CachedTokens()
-        record.extend(state.saved.tokens[: state.saved.n_cached], state.saved.spans)
-        with self._runtime.bank.using(name, scale) as use:
-            spans = spans_for(first, use.provenance)
-        ours = self._sequence.cached.common_prefix(request.prompt, spans)
-        return record.common_prefix(request.prompt, spans) > ours
-
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: what is unpickled opens the model again."""
         adapters = {name: file.path for name, file in self.adapters.items()}
-        return {**super().__getstate__(), "adapters": adapters}
+        settings: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**settings, "adapters": adapters}
 
     # Its life ------------------------------------------------------------------------------------
 
@@ -627,7 +639,8 @@ class Llama(Stock):
             if hasattr(self, "_runtime"):
                 self._runtime.close()
             super().close()
-            self._model = self._ctx = self.tokenizer_ = _Closed(self.model_path)
+            closed: Any = _Closed(self.model_path)
+            self._model = self._ctx = self.tokenizer_ = closed
 
     def __enter__(self) -> Llama:
         return self

@@ -13,7 +13,6 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.llama import Llama
-
 from tests.support import tiny_base
 
 from .cases import PROMPT

@@ -25,6 +25,8 @@ ADDED_PARAMETERS = {
         "intrinsic_arguments",
     },
 }  # fmt: skip
+
+
 def stock() -> Any:
     from llama_cpp import Llama as Stock  # bound to our library, which is all the same here
 
@@ -57,6 +59,7 @@ class Logged(Llama):
         return value
 
 
+MESSAGES = [{"role": "user", "content": "a"}]
 ASKED = ("tokenize", "detokenize", "create_completion", "generate", "eval", "sample", "embed")
 
 
@@ -66,7 +69,9 @@ ASKED = ("tokenize", "detokenize", "create_completion", "generate", "eval", "sam
         (lambda llm: llm("a", max_tokens=2), ASKED[:-1]),
         (lambda llm: llm.create_completion("a", max_tokens=2), ASKED[:-1]),
         (
-            lambda llm: llm.create_chat_completion([{"role": "user", "content": "a"}], max_tokens=2),
+            lambda llm: llm.create_chat_completion(
+                [{"role": "user", "content": "a"}], max_tokens=2
+            ),
             ASKED[:-1],
         ),
         (lambda llm: llm.create_embedding("a"), ("embed",)),
