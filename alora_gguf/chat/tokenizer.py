@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.loading import Tuning, load_weights
+from alora_gguf.engine.llama_context import Tuning, load_weights
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import ModelError
 from alora_gguf.gguf.base import BaseFile

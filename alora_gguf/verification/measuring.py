@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from alora_gguf.engine.invocation import find_last
+from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alora_gguf import CancelledError, CancelToken, Chat, IntrinsicCall, IntrinsicResult
-from alora_gguf.engine.gathering import Gathering
+from alora_gguf.engine.scheduler import Barrier
 from alora_gguf.errors import AloraError
 
 from .watching import Watched
@@ -66,7 +66,9 @@ class Asking:
         self._watched = watched
         self.guards = [each for each in watched if each.is_guard]
         groups = [self.guards, [each for each in watched if not each.is_guard]]
-        self._gate = Gathering(chat.model._runtime.engine, sum(map(bool, groups)) + 1, cancel)
+        self._gate = chat.model._runtime.engine.scheduler.barrier(
+            sum(map(bool, groups)) + 1, cancel
+        )
         self._calls: list[_Call] = []
         try:
             for group in filter(None, groups):
@@ -126,7 +128,7 @@ class _Call(threading.Thread):
     """Asks a group of intrinsics about a chat, which is closed then."""
 
     def __init__(
-        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Gathering
+        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Barrier
     ) -> None:
         super().__init__(daemon=True)
         self.chat, self.watched = chat, watched

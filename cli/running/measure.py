@@ -10,7 +10,7 @@ from typing import Final
 
 from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.chat.tokenizer import Tokenizer
-from alora_gguf.engine.invocation import find_last
+from alora_gguf.engine.provenance import find_last
 from alora_gguf.intrinsics import rewrite
 from alora_gguf.messages import Message
 
