@@ -127,8 +127,8 @@ class Batch:
     and where the row goes.
     """
 
-    def __init__(self, llama: Any, size: int, n_outputs: int) -> None:
-        self._size, self._n_outputs = size, n_outputs
+    def __init__(self, llama: Any, size: int, n_outputs: int | None = None) -> None:
+        self._size, self._n_outputs = size, n_outputs or size
         self.n = 0
         self.pieces: list[Piece] = []
         self.wanted: list[tuple[int, Logits]] = []
@@ -154,6 +154,16 @@ class Batch:
     def requests(self) -> list[Request]:
         """Whose pieces it holds."""
         return list({id(piece.request): piece.request for piece in self.pieces}.values())
+
+    def add(self, tokens: Sequence[int], position: int, seq: int) -> int:
+        """Appends tokens without logits; returns the index of the first."""
+        at, end = self.n, self.n + len(tokens)
+        self.tokens[at:end] = tokens
+        self.positions[at:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._seqs[at:end] = seq
+        self.logits[at:end] = 0
+        self.n = end
+        return at
 
     def struct(self) -> Any:
         """The llama_batch."""
@@ -195,12 +205,7 @@ class Batch:
             return False
         piece.length = cells.length(run.seq)
         cells.extend(run.seq, n)
-        at, end = self.n, self.n + n
-        self.tokens[at:end] = run.tokens[piece.begin : piece.end]
-        self.positions[at:end] = np.arange(piece.length, piece.length + n, dtype=np.int32)
-        self._seqs[at:end] = run.seq
-        self.logits[at:end] = 0
-        self.n = end
+        at = self.add(run.tokens[piece.begin : piece.end], piece.length, run.seq)
         self.pieces.append(piece)
         out = piece.request.rows[piece.index]
         for k in range(first, piece.end):
