@@ -56,7 +56,7 @@ class _Frozen(dict[str, Any]):
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError("a contract cannot be changed")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type[_Frozen], tuple[dict[str, Any]]]:
