@@ -381,13 +381,16 @@ class _Work:
         """
         self._release(self._order.shared[place])
         tokens = self._order.tasks[place].size.tokens
-        try:
+        session: Session | None = None
+        with suppress(CacheFullError):  # each reads it for itself then, or fails for itself
             for end in self._order.beginnings[place][: _HELD - len(self._held)]:
-                self._held.append((end, self._model.session()))
-                session = self._held[-1][1]
-
-        except CacheFullError:  # each reads it for itself then, or fails for itself
-            self._held.pop()[1].close()
+                session = self._model.session()
+                read = session.sync(tokens[:end], adapter=self._plan.reader, cancel=self._cancel)
+                spent.append(read)
+                self._held.append((end, session))
+                session = None
+        if session is not None:
+            session.close()
 
     def _release(self, end: int) -> None:
         """Lets go of the beginnings that are longer than `end` tokens."""
