@@ -5,17 +5,14 @@ template, without its weights.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
-from alora_gguf.engine import native as _native
+from alora_gguf.engine.bare_vocab import BareVocabulary
 from alora_gguf.engine.invocation import find_last
-from alora_gguf.engine.loading import Tuning, load_weights
-from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
@@ -67,18 +64,9 @@ class Tokenizer:
 
         Raises ModelError if the file is not a base, or there is no template that can be parsed.
         """
-        native = _native.load()
         self._base = BaseFile.read(path)
         self.n_ctx_train = _context_length(self._base)
-        native.log.clear()
-        tuning = Tuning(model={"vocab_only": True})
-        model = load_weights(native, self._base.path, 0, tuning=tuning)
-        self._finalizer = weakref.finalize(self, _free, native.llama, model)
-        llama = native.llama
-        self._vocab = Vocabulary(llama, model, str(path))
-        self._rewinds = not (
-            llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
-        )
+        self._bare = BareVocabulary(self._base.path, str(path))
         own = self._base.chat_template
         if template is None and own is None:
             self.close()
@@ -87,7 +75,7 @@ class Tokenizer:
                 "give one, or use a base that was tuned to chat"
             )
         name = str(path) if template in (None, own) else "template"  # as Model names it
-        self._template = ChatTemplate(template or own or "", self._vocab, name)
+        self._template = ChatTemplate(template or own or "", self._bare.vocab, name)
         self._contracts = _Files(adapters or {}, contracts or {})
 
     def fingerprint(self) -> str:
@@ -130,7 +118,7 @@ class Tokenizer:
 
     def _dialogue(self, said: tuple[Message, ...], pages: tuple[Document, ...]) -> Dialogue:
         """As a session would hold it."""
-        bare = Dialogue(self._template, self._vocab, said, pages)
+        bare = Dialogue(self._template, self._bare.vocab, said, pages)
         return replace(bare, transcript=bare.written(prompt=False))
 
     def _shared(self, name: str, dialogue: Dialogue, prompt: Sequence[int]) -> int:
@@ -139,12 +127,11 @@ class Tokenizer:
         first = find_last(prompt, invocation) if invocation else 0
         n = min(len(read), len(prompt), len(prompt) if first is None else first)
         shared = next((i for i in range(n) if read[i] != prompt[i]), n)
-        return shared if self._rewinds or shared == len(read) else 0
+        return shared if self._bare.rewinds or shared == len(read) else 0
 
     def close(self) -> None:
         """Frees the vocabulary; idempotent."""
-        self._vocab.close()
-        self._finalizer()
+        self._bare.close()
 
     def __enter__(self) -> Tokenizer:
         return self
@@ -180,7 +167,3 @@ def _context_length(base: BaseFile) -> int | None:
     found = read_header(Path(base.path)).metadata.get(f"{base.architecture}.context_length")
     whole = isinstance(found, int) and not isinstance(found, bool) and found > 0
     return found if whole and isinstance(found, int) else None
-
-
-def _free(llama: Any, model: int) -> None:
-    llama.llama_model_free(model)
