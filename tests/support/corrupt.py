@@ -15,8 +15,8 @@ import gguf
 import numpy as np
 
 from . import tiny_base as tb
+from .make_gguf import Array, adapter_keys, make_gguf
 
-Array = np.ndarray[Any, Any]
 Type = gguf.GGUFValueType
 Q = "blk.0.attn_q.weight"
 
@@ -40,27 +40,16 @@ def adapter(
     array: tuple[Type, list[Any]] | None = None,
 ) -> Path:
     """An adapter of `tensors`; `keys` replace or add metadata, a None value leaves one out."""
-    writer = gguf.GGUFWriter(path, arch)
-    writer.kv_data[0].clear()
-    meta: dict[str, tuple[Any, Type]] = {
-        "general.architecture": (arch, Type.STRING),
-        "general.type": ("adapter", Type.STRING),
-        "adapter.type": ("lora", Type.STRING),
-        "adapter.lora.alpha": (8.0, Type.FLOAT32),
-    }
-    meta.update(keys or {})
-    for key, (value, kind) in meta.items():
-        if value is not None:
-            writer.add_key_value(key, value, kind)
+    entries: dict[str, Any] = adapter_keys(8.0)
+    entries.update({k: None if pair[0] is None else pair for k, pair in (keys or {}).items()})
     if array is not None:
         kind, values = array
-        writer.kv_data[0]["adapter.alora.invocation_tokens"] = gguf.GGUFValue(
-            values, Type.ARRAY, kind
-        )
+        entries["adapter.alora.invocation_tokens"] = (values, kind)
+    chosen: dict[str, Any] = {}
     for name, data in (pair() if tensors is None else tensors).items():
         raw = gguf.GGMLQuantizationType.I32 if data.dtype == np.int32 else None
-        writer.add_tensor(name, data, raw_dtype=raw)
-    return tb.finish(writer, path)
+        chosen[name] = (data, raw)
+    return make_gguf(path, entries, chosen, architecture=arch)
 
 
 def key(name: str, value: Any, kind: Type) -> Callable[[Path], Path]:
