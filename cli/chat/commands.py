@@ -16,7 +16,7 @@ from alora_gguf.cli.render import duration, plural, size_text
 from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
-from alora_gguf.saved.container import MAGIC
+from alora_gguf.saved.container import is_saved_session
 
 from .arguments import (
     SETTINGS,
@@ -386,9 +386,8 @@ def _set_documents(documents: list[Document], chat: Chat) -> None:
 def _check_replaceable(path: Path) -> None:
     """Raises InputError for a file that is there and is no saved conversation."""
     try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
+        saved = is_saved_session(path)
     except OSError:  # saving will say what is wrong, if anything is
         return
-    if start != MAGIC:
+    if not saved:
         raise InputError(f"{path}: exists and is no saved conversation; choose another name")
