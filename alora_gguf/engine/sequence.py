@@ -13,7 +13,7 @@ from alora_gguf.options import CancelToken, Progress, Timings
 from .bank import ActiveAdapter
 from .batch import Logits, Run
 from .context import Engine
-from .prefix_cache import MIN_GAIN, usable
+from .prefix_cache import MIN_GAIN, OpenSequence, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
 
 
@@ -182,13 +182,19 @@ class TokenSequence:
         enough = keep + MIN_GAIN
         but_last = tokens[:-1]  # which is read for its logits
         with cache.longest(but_last, spans) as (entry, most):
+            best: OpenSequence | None = None
+            least = max(enough, most)
             for other in cache.open_sequences():
                 if other is self:
                     continue
                 with other.borrow() as there:
                     n = usable(engine.context, other.cached, but_last, spans) if there else 0
-                    if n >= max(enough, most):
-                        return self._share(other.seq, other.cached, n)
+                    if n >= least:
+                        best, least = other, n + 1
+            if best is not None:
+                with best.borrow() as there:
+                    n = usable(engine.context, best.cached, but_last, spans) if there else 0
+                    return self._share(best.seq, best.cached, n) if n >= enough else 0
             if entry is None or most < enough:
                 return 0
             cache.used(entry)
