@@ -19,7 +19,7 @@ from . import options
 from .text import printable
 
 if TYPE_CHECKING:
-    from alora_gguf.chat.reply import ReplyOptions
+    from alora_gguf.options import GenerateOptions
 
     from .running.answers import Answer
     from .running.batch import Settings
@@ -172,16 +172,15 @@ def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -
         )
 
 
-def _reply_options(reply: bool, given: dict[str, Any]) -> ReplyOptions | None:
+def _reply_options(reply: bool, given: dict[str, Any]) -> GenerateOptions | None:
     if not reply:
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    from alora_gguf.chat.reply import ReplyOptions
-    from alora_gguf.generate.sampling import Sampling
+    from alora_gguf.options import GenerateOptions, Sampling
 
-    return ReplyOptions(
+    return GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
         sampling=Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
         adapter=given["--reply-adapter"],

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 GROUPS: Final = {
     "Models": ("Model", "ContextOptions", "CancelToken", "AdapterFile", "Stats"),
-    "Chats": ("Chat", "Message", "Document", "Reply", "ReplyOptions", "Sampling"),
+    "Chats": ("Chat", "Message", "Document", "Reply", "GenerateOptions", "Sampling"),
     "Asking intrinsics": ("IntrinsicCall", "IntrinsicResult"),
     "What calls tell": ("Timings", "TokenLogprob", "TopLogprob"),
     "Sessions": ("Session", "Generation", "Invocation", "Verdict", "Provenance"),

@@ -72,7 +72,7 @@ class Room:
         if place not in self._line:
             self._line.append(place)
         if cancel is not None:
-            cancel.watch(self._poke)
+            cancel._watch(self._poke)
         try:
             while seen == self._given_back and not self._engine.closed:
                 if cancel is not None and cancel.cancelled:
@@ -80,7 +80,7 @@ class Room:
                 self._engine.desk.wait()
         finally:
             if cancel is not None:
-                cancel.unwatch(self._poke)
+                cancel._unwatch(self._poke)
 
     def require(self, n: int, freed: int = 0) -> None:
         """Raises CacheFullError unless `n` more cells fit once `freed` ones are given back, now or

@@ -114,7 +114,7 @@ class DecodeQueue:
             return [run.rows(engine.vocab.n_tokens) if run.tokens else None for run in runs]
         if cancel is not None:
             cancel.check()
-            cancel.watch(self.poke)
+            cancel._watch(self.poke)
         try:
             starts = [books.length(run.seq) for run in runs]
             rows = [run.rows(engine.vocab.n_tokens) for run in runs]
@@ -127,7 +127,7 @@ class DecodeQueue:
                 raise
         finally:
             if cancel is not None:
-                cancel.unwatch(self.poke)
+                cancel._unwatch(self.poke)
         if ticket.error is not None:
             raise ticket.error
         return ticket.rows

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult
+from alora_gguf.chat.asking import IntrinsicResult
 from alora_gguf.chat.chat import Chat
-from alora_gguf.options import CancelToken, Timings
+from alora_gguf.options import CancelToken, IntrinsicCall, Timings
 
 from .conversations import Conversation
 from .plan import Plan

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from alora_gguf.chat.asking import MAX_TOKENS
-from alora_gguf.chat.reply import ReplyOptions
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.intrinsics import Contract, load_contract
+from alora_gguf.options import GenerateOptions
 
 from .conversations import Entry
 from .sources import Sources
@@ -52,7 +52,7 @@ class Plan:
     base: Path
     adapters: Mapping[str, Path]
     intrinsics: tuple[Intrinsic, ...]
-    reply: ReplyOptions | None
+    reply: GenerateOptions | None
     reply_file: AdapterFile | None
     template: str | None
 
@@ -61,7 +61,7 @@ class Plan:
         cls,
         sources: Sources,
         intrinsics: Sequence[str],
-        reply: ReplyOptions | None,
+        reply: GenerateOptions | None,
         template: str | None = None,
     ) -> Plan:
         """Reads adapters and contracts. Raises AdapterFormatError and ContractError."""
