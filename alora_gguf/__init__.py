@@ -49,6 +49,7 @@ _HOME = {
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
+    "Progress": "options",
     "Provenance": "engine.provenance",
     "Reply": "chat.reply",
     "Sampling": "options",
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     from .options import GenerateOptions as GenerateOptions
     from .options import IntrinsicCall as IntrinsicCall
     from .options import Invocation as Invocation
+    from .options import Progress as Progress
     from .options import Sampling as Sampling
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob

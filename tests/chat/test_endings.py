@@ -260,7 +260,7 @@ def bad_calls(chat: ag.Chat) -> dict[str, tuple[Callable[[], object], type[Excep
         ),
         "message": (
             lambda: chat.say({"role": 1}),  # type: ignore[arg-type]
-            ag.InputError, "message: its role is 1",
+            ag.InputError, "Chat.say(): text must be a string, got {'role': 1}",
         ),
         "cancelled": (lambda: chat.say("x", cancel=cancelled), ag.CancelledError, "was cancelled"),
         "add": (lambda: chat.add("x", cancel=cancelled), ag.CancelledError, "was cancelled"),
@@ -279,7 +279,7 @@ def bad_calls(chat: ag.Chat) -> dict[str, tuple[Callable[[], object], type[Excep
         ),
         "one": (
             lambda: chat.invoke_many("sure"),
-            ag.InputError, "expected a list of intrinsics, got 'sure'; use invoke() for one",
+            ag.InputError, "Chat.invoke_many(): calls must be a list, got 'sure'",
         ),
         "call": (
             lambda: chat.invoke_many([3]),  # type: ignore[list-item]
