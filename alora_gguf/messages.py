@@ -54,6 +54,8 @@ def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
 
 def as_documents(documents: Texts) -> tuple[Document, ...]:
     """`documents` as Documents. Raises InputError, naming the one that is none."""
+    if isinstance(documents, (str, Mapping, Document)):
+        raise InputError(f"documents must be a list, got {documents!r}")
     return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
 
 
