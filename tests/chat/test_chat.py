@@ -66,7 +66,9 @@ def test_whole_and_streamed_replies_are_one_sessions(small: ag.Model) -> None:
             for chat in (whole, streamed):
                 assert chat.messages == [message("user", question), message("assistant", expected)]
                 assert chat.tokens == bare.tokens
-                assert close_to(logits_after(chat.session), logits_after(bare))
+                # without AVX-512 a token alone and one in a batch take other kernels of upstream's,
+                # and the base is Q8_0: what rounds the other way moves logits by up to 1.5 %
+                assert close_to(logits_after(chat.session), logits_after(bare), 0.03)
             assert "".join(pieces) == reply.text == expected
             assert len(pieces) > 5
             assert reply.tokens == generation.tokens

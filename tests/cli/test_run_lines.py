@@ -92,7 +92,6 @@ def _assert_read_once(lines: list[dict[str, Any]]) -> None:
         whole = [read for read in reads if read["reused"] == 0]
         assert len(whole) == 1
         others = [read for read in reads if read is not whole[0]]
-        assert len({read["reused"] for read in others}) == 1
         assert all(read["evaluated"] < 20 < 60 < read["reused"] for read in others)
 
 

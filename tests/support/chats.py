@@ -68,8 +68,9 @@ def brief(n: int = 6, **more: Any) -> ag.ReplyOptions:
     return ag.ReplyOptions(max_tokens=n, sampling=GREEDY, **more)
 
 
-def close_to(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    return float(np.abs(one - other).max()) < 1e-4 * float(np.abs(other).max())
+def close_to(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], within: float = 1e-4) -> bool:
+    """Whether two rows of logits differ by less than `within` of the largest one."""
+    return float(np.abs(one - other).max()) < within * float(np.abs(other).max())
 
 
 def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) -> Any:
