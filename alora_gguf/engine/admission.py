@@ -69,7 +69,7 @@ class AdmissionQueue:
         if place not in self._line:
             self._line.append(place)
         if cancel is not None:
-            cancel.watch(self._wake)
+            cancel._watch(self._wake)
         try:
             ahead = self._line.index(place)
             while seen == self._cells.version and ahead == self._line.index(place):
@@ -78,7 +78,7 @@ class AdmissionQueue:
                 self._condition.wait()
         finally:
             if cancel is not None:
-                cancel.unwatch(self._wake)
+                cancel._unwatch(self._wake)
 
     def _can_ever_fit(self, n: int, me: int, full: Callable[[], AloraError]) -> bool:
         """Raises `full()` if `n` cells would not be free with the prefix cache empty and all that

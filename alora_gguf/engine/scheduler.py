@@ -130,7 +130,7 @@ class Scheduler:
             return rows
         if cancel is not None:
             cancel.check()
-            cancel.watch(self.wake)
+            cancel._watch(self.wake)
         try:
             request = Request(runs, rows, [cells.length(run.seq) for run in runs], cancel)
             try:
@@ -141,7 +141,7 @@ class Scheduler:
                 raise
         finally:
             if cancel is not None:
-                cancel.unwatch(self.wake)
+                cancel._unwatch(self.wake)
         error, request.error = request.error, None
         if error is not None:
             try:

@@ -11,11 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-<<<<<<< HEAD
-from alora_gguf import CancelledError, CancelToken, Chat, IntrinsicCall, IntrinsicResult
-from alora_gguf.engine.scheduler import Barrier
-from alora_gguf.errors import AloraError
-=======
 from alora_gguf.cli.verdicts import Good, is_good, number_in
 
 from alora_gguf import (
@@ -29,7 +24,6 @@ from alora_gguf import (
 )
 from alora_gguf.engine.scheduler import Barrier
 from alora_gguf.intrinsics import Contract
->>>>>>> main
 
 Place = Literal["question", "answer"]
 Sign = Literal["", "!", "<", ">"]

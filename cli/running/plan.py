@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from alora_gguf import AdapterFile, InputError, IntrinsicCall, ReplyOptions, Store
+from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store
 from alora_gguf.chat.tokenizer import Tokenizer
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
@@ -39,7 +39,7 @@ class Plan:
     adapters: Mapping[str, Path]
     files: Mapping[str, AdapterFile]
     contracts: Mapping[str, Contract]
-    reply: ReplyOptions | None
+    reply: GenerateOptions | None
     template: str | None
 
     @classmethod
@@ -49,7 +49,7 @@ class Plan:
         adapters: Sequence[str],
         contracts: Sequence[str],
         intrinsics: Sequence[str],
-        reply: ReplyOptions | None,
+        reply: GenerateOptions | None,
         template: str | None = None,
     ) -> Plan:
         """Finds and reads adapters and contracts. `base` is a path or a name of the store,
