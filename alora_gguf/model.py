@@ -100,7 +100,7 @@ class Model:
     @property
     def n_ctx(self) -> int:
         """Cells of the KV cache."""
-        return self._runtime.engine.books.n_cells
+        return self._runtime.engine.cells.n_cells
 
     @property
     def n_vocab(self) -> int:

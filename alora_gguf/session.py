@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .engine.bank import Use
+from .engine.bank import ActiveAdapter
 from .engine.provenance import BASE, Spans, spans_for
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
@@ -73,12 +73,12 @@ class Session:
     @property
     def cached(self) -> int:
         """How many of the conversation's tokens the KV cache holds."""
-        return len(self._sequence.record)
+        return len(self._sequence.cached)
 
     @property
     def provenance(self) -> Spans:
         """Who computed the cached tokens: (first position, provenance) pairs in order."""
-        return self._sequence.record.spans
+        return self._sequence.cached.spans
 
     def state(self) -> bytes:
         """The conversation's cells as llama.cpp saves them, to compare one moment with another."""
@@ -224,12 +224,12 @@ class Session:
         with self._sequence.lock:
             self._begin(writes=False)
             mine = self._sequence
-            lags = len(mine.record) < len(mine.tokens)
-            if lags and mine.record.spans == spans_for(None, BASE):
+            lags = len(mine.cached) < len(mine.tokens)
+            if lags and mine.cached.spans == spans_for(None, BASE):
                 # a call failed before: read the rest once, not once per fork
                 with self._runtime.bank.using(None, 1.0) as base:
                     mine.read(mine.tokens, base, cancel=cancel)
-            parent = Parent(mine.seq, mine.record, tuple(mine.tokens), mine.logits)
+            parent = Parent(mine.seq, mine.cached, tuple(mine.tokens), mine.logits)
             return run_invocations(self._runtime, parent, invocations, on_text, cancel)
 
     # Saving --------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Session:
     def _read(
         self,
         tokens: list[int],
-        use: Use,
+        use: ActiveAdapter,
         started: float,
         cancel: CancelToken | None,
         progress: Progress | None,

@@ -15,7 +15,7 @@ import click
 from alora_gguf import __version__
 from alora_gguf.errors import AloraError
 
-from .text import printable_lines
+from .render import printable_lines
 
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`, except
 # for those in _MODULES

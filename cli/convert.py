@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .progress import Progress, hush_hub
-from .text import printable
+from .render import printable
 
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .progress import Progress, hush_hub
-from .text import printable, size_text
+from .render import printable, size_text
 
 if TYPE_CHECKING:
     from alora_gguf.convert.hub.reference import HubReference
@@ -144,7 +144,7 @@ def _plain(pulled: Pulled) -> dict[str, object]:
 
 
 def _print(pulled: Pulled) -> None:
-    from .listing import kind_of
+    from .list import kind_of
 
     entry = pulled.entry
     size = size_text(entry.nbytes)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from . import options
-from .text import printable
+from .render import printable
 
 if TYPE_CHECKING:
     from alora_gguf.chat.reply import ReplyOptions

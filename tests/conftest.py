@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.returning import Returning
+from alora_gguf.engine.scheduler import BatchWindow
 from tests.support.files import EXACT, FOREVER, INVOCATION, Files, write_files
 
 # until every test imports them from tests.support.files
@@ -28,10 +28,10 @@ def model(files: Files) -> Iterator[ag.Model]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, no caller gives up waiting for another one to share a batch."""
-    served = Returning.served
+    served = BatchWindow.served
 
-    def long_since(self: Returning, threads: Collection[int], _: float) -> None:
+    def long_since(self: BatchWindow, threads: Collection[int], _: float) -> None:
         served(self, threads, FOREVER)
 
-    monkeypatch.setattr("alora_gguf.engine.returning._LONGEST", FOREVER)
-    monkeypatch.setattr(Returning, "served", long_since)
+    monkeypatch.setattr("alora_gguf.engine.scheduler._LONGEST_WAIT", FOREVER)
+    monkeypatch.setattr(BatchWindow, "served", long_since)

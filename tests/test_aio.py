@@ -16,7 +16,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import aio, demo
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.intrinsics import Contract
 from tests.support.chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
 from tests.support.files import EXACT, Files
@@ -209,11 +209,11 @@ def test_several_chats_share_batches_and_block_no_loop(
     model: ag.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    real = DecodeQueue._compose
+    real = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> Any:
+    def spy(self: Scheduler) -> Any:
         work = real(self)
-        sizes.append(len(work.tickets))
+        sizes.append(len(work.requests))
         return work
 
     async def talk(i: int) -> list[str]:
@@ -232,7 +232,7 @@ def test_several_chats_share_batches_and_block_no_loop(
         return await asyncio.gather(*(talk(i) for i in range(5)))
 
     alone = asyncio.run(one_by_one())
-    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    monkeypatch.setattr(Scheduler, "_compose", spy)
     all_of_them, longest = asyncio.run(ticks(together()))
     assert all_of_them == alone
     assert max(sizes) > 1

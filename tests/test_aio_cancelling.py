@@ -12,7 +12,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import aio
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.intrinsics import Contract
 from tests.support.chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
 from tests.support.files import EXACT, Files
@@ -110,13 +110,13 @@ def test_cancelling_between_two_pieces(chat: ag.Chat, files: Files) -> None:
 def test_cancelling_amid_a_question(chat: ag.Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     before = chat.messages, chat.read(), chat.tokens
     call, steps = ag.IntrinsicCall("other", max_tokens=5000), [0]
-    real = DecodeQueue.decode
+    real = Scheduler.decode
 
     def decode(*args: Any, **more: Any) -> Any:
         steps[0] += 1
         return real(*args, **more)
 
-    monkeypatch.setattr(DecodeQueue, "decode", decode)
+    monkeypatch.setattr(Scheduler, "decode", decode)
 
     async def main() -> None:
         work = aio.call(chat.invoke_many, [call, call])

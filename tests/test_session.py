@@ -19,7 +19,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files
 
@@ -31,8 +31,8 @@ def sound(session: ag.Session) -> None:
     """Record, books and llama.cpp agree, and the logits are those of a fresh reading."""
     engine = inside.engine(session.model)
     n = session.cached
-    seq, record = inside.sequence(session).seq, inside.sequence(session).record
-    assert engine.books.length(seq) == n
+    seq, record = inside.sequence(session).seq, inside.sequence(session).cached
+    assert engine.cells.length(seq) == n
     llama = engine.native.llama
     assert llama.llama_memory_seq_pos_max(engine._memory, seq) == n - 1
     assert record.tokens == session.tokens[:n]
@@ -190,9 +190,9 @@ def test_a_missing_invocation_shows_the_nearest_miss(model: ag.Model) -> None:
 def test_fork_goes_its_own_way(model: ag.Model, files: Files) -> None:
     session = model.session()
     session.append(TEXT)
-    used = inside.books(model).used()
+    used = inside.cells(model).used()
     other = session.fork()
-    assert inside.books(model).used() == used  # cells are shared
+    assert inside.cells(model).used() == used  # cells are shared
     other.append([1, 2, 3])
     session.append([4, 5])
     for each in (session, other):
@@ -282,10 +282,10 @@ def test_a_prompt_that_fails_leaves_the_conversation(
         assert session.tokens == before
         sound(session)
 
-    def broken(self: DecodeQueue, *arguments: object) -> None:
+    def broken(self: Scheduler, *arguments: object) -> None:
         raise ag.DecodeError("broken")
 
-    monkeypatch.setattr(DecodeQueue, "_compute", broken)
+    monkeypatch.setattr(Scheduler, "_compute", broken)
     with pytest.raises(ag.DecodeError):
         session.generate(prompt=[*before[:-3], 7, 7], adapter="lora")
     assert session.tokens == before
@@ -431,7 +431,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     session.append(TEXT)
     before = session.tokens
     state = session.state()
-    place, name = DecodeQueue, "_compute"
+    place, name = Scheduler, "_compute"
     if moment == "while recording":
         place, name = CachedTokens, "extend"  # type: ignore[assignment]
     real = getattr(place, name)
@@ -453,7 +453,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
         with pytest.raises(KeyboardInterrupt):
             call()
         assert session.tokens == before
-        assert inside.books(model).free_sequences == inside.books(model).n_seqs - 1
+        assert inside.cells(model).free_sequences == inside.cells(model).n_seqs - 1
     monkeypatch.undo()
     sound(session)
     assert session.state() == state
@@ -505,10 +505,10 @@ def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
     session.append(TEXT + "<certainty>abc", adapter="sure")
     before = session.tokens
 
-    def broken(self: DecodeQueue, *arguments: object) -> None:
+    def broken(self: Scheduler, *arguments: object) -> None:
         raise ag.DecodeError("broken")
 
-    monkeypatch.setattr(DecodeQueue, "_compute", broken)
+    monkeypatch.setattr(Scheduler, "_compute", broken)
     with pytest.raises(ag.DecodeError):
         session.append("x")  # the adapted cells are dropped and cannot be read again
     assert session.tokens == before
@@ -525,7 +525,7 @@ def test_an_interrupt_between_record_and_memory_is_mended(
 ) -> None:
     session = model.session()
     session.append(TEXT)
-    inside.sequence(session).record.truncate(n)
+    inside.sequence(session).cached.truncate(n)
     session.append("x")
     sound(session)
     assert close_to(inside.last_logits(session), fresh(files, session.tokens))
@@ -705,5 +705,5 @@ def test_a_thousand_generations_leak_no_sequences(model: ag.Model) -> None:
     for _ in range(200):
         session.generate(max_tokens=1, sampling=GREEDY).read()
         session.rewind(n)
-    assert inside.books(model).used() == n
+    assert inside.cells(model).used() == n
     assert time.perf_counter() - started < 60

@@ -1,7 +1,7 @@
-"""Another name of tests.support.tiny_hybrid."""
+"""Another name of tests.support.tiny_base."""
 
 import sys
 
-from tests.support import tiny_hybrid
+from tests.support import tiny_base
 
-sys.modules[__name__] = tiny_hybrid
+sys.modules[__name__] = tiny_base

@@ -1,7 +1,7 @@
-"""Another name of tests.support.tiny_swa."""
+"""Another name of tests.support.tiny_base."""
 
 import sys
 
-from tests.support import tiny_swa
+from tests.support import tiny_base
 
-sys.modules[__name__] = tiny_swa
+sys.modules[__name__] = tiny_base

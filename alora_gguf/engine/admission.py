@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from .context import Engine
 
 
-class Room:
+class AdmissionQueue:
     """The waiting line of one engine, whose `desk` guards it; for any thread.
 
     `reclaim` gives something back that nobody needs, and says whether there was any; it is called
     before anybody waits.
     """
 
-    def __init__(self, engine: Engine, poke: Callable[[], None]) -> None:
-        """`poke` is called when somebody who waits is cancelled, and must notify the desk."""
+    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
+        """`wake` is called when somebody who waits is cancelled, and must notify the desk."""
         self._engine = engine
-        self._poke = poke
+        self._wake = wake
         self._transients: dict[int, int] = {}  # sequences that are given back soon: whose thread
         self._line: deque[object] = deque()
         self._given_back = 0  # counts what those who wait should look at
@@ -46,7 +46,7 @@ class Room:
         me, place = threading.get_ident(), object()
         try:
             while True:
-                with engine.desk:
+                with engine.condition:
                     _ = engine.ctx
                     owes = me in self._transients.values()
                     mine = owes or not self._line or self._line[0] is place
@@ -55,7 +55,7 @@ class Room:
                     seen = self._given_back
                 if mine and (engine.collect() or self.reclaim()):
                     continue
-                with engine.desk:
+                with engine.condition:
                     if mine and (owes or not self._transients) and seen == self._given_back:
                         raise full()
                     self._wait(place, seen, cancel)
@@ -63,7 +63,7 @@ class Room:
                     cancel.check()
         finally:
             if place in self._line:
-                with engine.desk:
+                with engine.condition:
                     self._line.remove(place)
                     self.gave_back()
 
@@ -72,21 +72,21 @@ class Room:
         if place not in self._line:
             self._line.append(place)
         if cancel is not None:
-            cancel.watch(self._poke)
+            cancel.watch(self._wake)
         try:
             while seen == self._given_back and not self._engine.closed:
                 if cancel is not None and cancel.cancelled:
                     return
-                self._engine.desk.wait()
+                self._engine.condition.wait()
         finally:
             if cancel is not None:
-                cancel.unwatch(self._poke)
+                cancel.unwatch(self._wake)
 
     def require(self, n: int, freed: int = 0) -> None:
         """Raises CacheFullError unless `n` more cells fit once `freed` ones are given back, now or
         soon.
         """
-        books = self._engine.books
+        books = self._engine.cells
         self.admit(lambda: n <= books.free() + freed, lambda: self.no_cells(n, freed))
 
     # Giving back; the caller holds the desk ------------------------------------------------------
@@ -102,13 +102,13 @@ class Room:
     def gave_back(self) -> None:
         """Wakes those who wait."""
         self._given_back += 1
-        self._engine.desk.notify_all()
+        self._engine.condition.notify_all()
 
     # Errors --------------------------------------------------------------------------------------
 
     def no_cells(self, n: int, freed: int = 0) -> CacheFullError:
         """The error for `n` cells that do not fit."""
-        engine, books = self._engine, self._engine.books
+        engine, books = self._engine, self._engine.cells
         return CacheFullError(
             f"{engine.path}: the KV cache is full: {n} cells needed, {books.free() + freed} of "
             f"{books.n_cells} free; close or rewind a session, or open the model with a larger "
@@ -117,7 +117,7 @@ class Room:
 
     def no_sequence(self, promise: int | None) -> CacheFullError:
         """The error for a sequence, with a `promise` of so many cells, that cannot be had."""
-        books = self._engine.books
+        books = self._engine.cells
         if books.free_sequences and promise is not None:
             return self.no_cells(promise)
         return CacheFullError(

@@ -92,12 +92,12 @@ def report(runtime: Runtime) -> CacheReport:
     names = runtime.names()
     known: dict[int, tuple[Kind, Spans | None]] = {}
     for sequence in runtime.prefix_cache.open_sequences():
-        with sequence.lent() as there:
-            known[sequence.seq] = ("session", sequence.record.spans if there else None)
+        with sequence.borrow() as there:
+            known[sequence.seq] = ("session", sequence.cached.spans if there else None)
     for entry in runtime.prefix_cache.entries:
-        known[entry.seq] = ("closed", entry.record.spans)
-    with engine.desk:
-        books = engine.books
+        known[entry.seq] = ("closed", entry.cached.spans)
+    with engine.condition:
+        books = engine.cells
         holders = [
             CacheHolder(
                 kind=kind,

@@ -13,7 +13,7 @@ Range = tuple[int, int]
 """Numbers of cells, [begin, end)."""
 
 
-class CellBooks:
+class CellAllocator:
     """Sequence ids 0..n_seqs-1 and, for each one in use, the numbers of its cells by position.
 
     Cells are numbered as they are written and never again, so a sequence is a short list of ranges,

@@ -19,13 +19,12 @@ from alora_gguf.errors import ClosedError, DecodeError, InputError, ModelError
 from alora_gguf.options import CancelToken, ContextOptions, Progress
 
 from . import native as _native
-from .admission import Room
+from .admission import AdmissionQueue
 from .batch import Logits, Run
-from .cells import CellBooks
+from .cells import CellAllocator
 from .layout import Memory
 from .loading import Tuning, load_weights, open_context
-from .locks import YieldingLock
-from .scheduler import DecodeQueue
+from .scheduler import FairLock, Scheduler
 from .vocab import Vocabulary
 
 
@@ -47,32 +46,41 @@ class Engine:
         tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
+        adopt: tuple[int, int] | None = None,
     ) -> None:
+        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
+        and `options` and frees after close(), nothing is loaded.
+        """
         self.native = native = _native.load()
-        self.lock = YieldingLock()
-        self.desk = threading.Condition()
+        self.lock = FairLock()
+        self.condition = threading.Condition()
         self.path, self.options, self.tuning = path, options, tuning or Tuning()
         native.log.verbose = native.log.verbose or verbose
         native.log.clear()
         self.llama = llama = native.llama
-        model = load_weights(
-            native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
-        )
-        try:
+        if adopt is not None:
+            model, ctx = adopt
             self._read_model(model)
-            ctx = open_context(native, path, model, options, self.tuning)
-        except BaseException:
-            llama.llama_model_free(model)
-            raise
+        else:
+            model = load_weights(
+                native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
+            )
+            try:
+                self._read_model(model)
+                ctx = open_context(native, path, model, options, self.tuning)
+            except BaseException:
+                llama.llama_model_free(model)
+                raise
         self._ctx = ctx
         self._memory = llama.llama_get_memory(ctx)
         # freed at exit if not before; refers to nothing that refers back to us
-        self._finalizer = weakref.finalize(self, _free, llama, ctx, model)
+        free = _free if adopt is None else _leave
+        self._finalizer = weakref.finalize(self, free, llama, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
         self.n_batch: int = llama.llama_n_batch(ctx)
-        self.books = CellBooks(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
-        self.queue = DecodeQueue(self, self.n_batch, min(self.n_batch, options.rows))
-        self.room = Room(self, self.queue.poke)
+        self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
+        self.scheduler = Scheduler(self, self.n_batch, min(self.n_batch, options.rows))
+        self.admission = AdmissionQueue(self, self.scheduler.wake)
         self._abandoned: deque[int] = deque()
 
     def _read_model(self, model: int) -> None:
@@ -91,10 +99,10 @@ class Engine:
 
     def close(self) -> None:
         """Frees context and weights; a second call does nothing."""
-        with self.lock, self.desk:
+        with self.lock, self.condition:
             self.vocab.close()
             self._finalizer()
-            self.queue.fail_all()
+            self.scheduler.fail_all()
 
     @property
     def closed(self) -> bool:
@@ -128,7 +136,7 @@ class Engine:
         With a `promise` of so many further cells it is there for a while only: others that find
         no room wait until it is dropped.
         """
-        books, found = self.books, list[int]()
+        books, found = self.cells, list[int]()
 
         def fits() -> bool:
             if promise is not None and promise > books.free():
@@ -140,7 +148,7 @@ class Engine:
                 books.share(source, seq, n)
             if promise is not None:
                 books.promise(seq, promise, lasting=True)
-                self.room.owe(seq)
+                self.admission.owe(seq)
             found.append(seq)
             return True
 
@@ -150,7 +158,7 @@ class Engine:
                 f"({books.length(source)} tokens), not at {n}"
             )
         try:
-            self.room.admit(fits, lambda: self.room.no_sequence(promise), cancel)
+            self.admission.admit(fits, lambda: self.admission.no_sequence(promise), cancel)
             if n:
                 with self.lock:
                     _ = self.ctx
@@ -162,12 +170,12 @@ class Engine:
             raise
         return found[0]
 
-    def adopt(self, seq: int, source: int, n: int) -> None:
+    def share(self, seq: int, source: int, n: int) -> None:
         """Makes `seq` share the first `n` cells of `source` in place of its own."""
-        with self.lock, self.desk:
+        with self.lock, self.condition:
             _ = self.ctx
             self.remove_from(seq, 0)
-            self.books.share(source, seq, n)
+            self.cells.share(source, seq, n)
             end = n if self.rewinds else -1
             self.llama.llama_memory_seq_cp(self._memory, source, seq, 0, end)
 
@@ -178,10 +186,10 @@ class Engine:
         with self.lock:
             if not self.closed:
                 self.collect()
-            with self.desk:
-                if n < self.books.length(seq):
+            with self.condition:
+                if n < self.cells.length(seq):
                     self.remove_from(seq, n)
-                return self.books.length(seq)
+                return self.cells.length(seq)
 
     def remove_from(self, seq: int, n: int) -> int:
         """truncate() for callers that hold both locks, whatever the books say of the cells."""
@@ -190,9 +198,9 @@ class Engine:
         elif not self.llama.llama_memory_seq_rm(self._memory, seq, n, -1):
             self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
             n = 0
-        self.books.truncate(seq, n)
-        self.room.gave_back()
-        return self.books.length(seq)
+        self.cells.truncate(seq, n)
+        self.admission.gave_back()
+        return self.cells.length(seq)
 
     def drop(self, seq: int) -> None:
         """Gives a sequence back: its activations, its cells, its id."""
@@ -210,16 +218,16 @@ class Engine:
         """Gives abandoned sequences' activations, cells and ids back; says if there were any."""
         if not self._abandoned:
             return False
-        with self.lock, self.desk:
+        with self.lock, self.condition:
             ctx = self.ctx
             while self._abandoned:
                 seq = self._abandoned[0]  # stays in the list until it is really gone
                 self.native.deactivate(ctx, seq)
                 self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
-                self.books.release(seq)
-                self.room.repaid(seq)
+                self.cells.release(seq)
+                self.admission.repaid(seq)
                 self._abandoned.popleft()
-            self.room.gave_back()
+            self.admission.gave_back()
         return True
 
     def activate(self, seq: int, first: int, slot: int, scale: float) -> None:
@@ -247,13 +255,13 @@ class Engine:
         """
 
         def fits() -> bool:
-            if n > self.books.free():
+            if n > self.cells.free():
                 return False
-            self.books.extend(seq, n)
+            self.cells.extend(seq, n)
             return True
 
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        self.room.admit(fits, lambda: self.room.no_cells(n))
+        self.admission.admit(fits, lambda: self.admission.no_cells(n))
         with self.lock:
             try:
                 self.native.log.clear()
@@ -266,7 +274,7 @@ class Engine:
                         f"{self.native.log.tail()}"
                     )
             except BaseException:
-                with self.desk:
+                with self.condition:
                     self.remove_from(seq, 0)
                 raise
 
@@ -289,9 +297,13 @@ class Engine:
         CacheFullError when there is no room, CancelledError, else DecodeError.
         """
         self.collect()
-        return self.queue.decode(runs, cancel, progress)
+        return self.scheduler.decode(runs, cancel, progress)
 
 
 def _free(llama: Any, ctx: int, model: int) -> None:
     llama.llama_free(ctx)  # before its weights
     llama.llama_model_free(model)
+
+
+def _leave(_llama: Any, _ctx: int, _model: int) -> None:
+    """They are the caller's."""

@@ -39,8 +39,9 @@ class Runtime:
         tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
+        adopt: tuple[int, int] | None = None,
     ) -> None:
-        """Loads the weights and opens a context.
+        """Loads the weights and opens a context, or takes those in `adopt` (see Engine).
 
         Raises LibraryError, ModelError, CancelledError.
         """
@@ -53,18 +54,19 @@ class Runtime:
             tuning=tuning,
             cancel=cancel,
             progress=progress,
+            adopt=adopt,
         )
         self.vocab: Vocabulary = engine.vocab
         self.bank = Bank(engine, base, options.max_adapters)
         self.prefix_cache = PrefixCache(engine, options.n_pooled)
-        engine.room.reclaim = self.prefix_cache.evict
+        engine.admission.reclaim = self.prefix_cache.evict
         try:
             # at once: a file that is replaced later must not vouch for what was loaded
             self.fingerprint = BaseFingerprint.of(base)
             self.layout = CacheLayout.of(
                 options,
                 base,
-                n_ctx=engine.books.n_cells,
+                n_ctx=engine.cells.n_cells,
                 memory=engine.memory_kind,
                 window=engine.window,
             )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from alora_gguf.errors import ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
-from .bank import Use
+from .bank import ActiveAdapter
 from .batch import Logits, Run
 from .context import Engine
 from .prefix_cache import MIN_GAIN, PrefixCache, usable
@@ -40,12 +40,12 @@ class TokenSequence:
         self.lock = threading.RLock()
         if source is None:
             self.seq = engine.allocate()
-            self.record, self.tokens = CachedTokens(), list[int]()
+            self.cached, self.tokens = CachedTokens(), list[int]()
             self.logits: Logits | None = None
         else:
-            n = len(source.record)
+            n = len(source.cached)
             self.seq = engine.fork(source.seq, n)
-            self.record, self.tokens = source.record.copy(n), source.tokens.copy()
+            self.cached, self.tokens = source.cached.copy(n), source.tokens.copy()
             self.logits = source.logits
         self._finalizer = weakref.finalize(self, engine.abandon, self.seq)
         self._finalizer.atexit = False
@@ -60,7 +60,7 @@ class TokenSequence:
         """Whether the cells hold the tokens, no more and no less, and the last one's logits are
         there.
         """
-        return len(self.record) == len(self.tokens) and self.logits is not None
+        return len(self.cached) == len(self.tokens) and self.logits is not None
 
     def begin(self) -> None:
         """To be called before anything else is: raises ClosedError if there is nothing to work on,
@@ -70,8 +70,8 @@ class TokenSequence:
             raise ClosedError("the session was closed")
         _ = self.engine.ctx  # raises ClosedError after the model's close()
         # an interrupt may have struck between the two; what both have is certain
-        n = min(len(self.record), self.engine.books.length(self.seq))
-        if n < len(self.record) or n < self.engine.books.length(self.seq):
+        n = min(len(self.cached), self.engine.cells.length(self.seq))
+        if n < len(self.cached) or n < self.engine.cells.length(self.seq):
             self.cut(n)
 
     def close(self) -> None:
@@ -80,12 +80,12 @@ class TokenSequence:
         """
         if self._finalizer.detach() and not self.engine.closed:
             self.engine.deactivate(self.seq)
-            self._cache.give(self.seq, self.record)
+            self._cache.give(self.seq, self.cached)
 
-    def activate(self, use: Use, first: int | None) -> None:
-        """From position `first` on (None: nowhere), tokens are computed as `use` says."""
-        if use.slot and first is not None:
-            self.engine.activate(self.seq, first, use.slot, use.scale)
+    def activate(self, active: ActiveAdapter, first: int | None) -> None:
+        """From position `first` on (None: nowhere), tokens are computed as `active` says."""
+        if active.slot and first is not None:
+            self.engine.activate(self.seq, first, active.slot, active.scale)
 
     def deactivate(self) -> None:
         """The base computes again."""
@@ -97,30 +97,32 @@ class TokenSequence:
     def read(
         self,
         tokens: list[int],
-        use: Use,
+        active: ActiveAdapter,
         *,
         logits: bool = False,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
     ) -> Timings:
-        """Makes the conversation `tokens` and the cells hold them as `use` computes them. With
+        """Makes the conversation `tokens` and the cells hold them as `active` computes them. With
         `logits`, those after the last token are there afterwards. If it raises, the conversation is
         what it was.
 
         Returns what was reused and evaluated, and why not more was reused; times are the caller's.
         """
         engine = self.engine
-        first = use.first_position(tokens, engine.vocab)
-        spans = spans_for(first, use.provenance)
-        keep = self.record.common_prefix(tokens, spans)
+        first = active.first_position(tokens, engine.vocab)
+        spans = spans_for(first, active.provenance)
+        keep = self.cached.common_prefix(tokens, spans)
         note = self._note(tokens, keep)
         shared = self._share_with_others(tokens, spans, keep)
         if shared:
             keep, note = shared, f"{shared} tokens are shared with another conversation"
-        if keep == len(tokens) and logits and (self.logits is None or keep < len(self.record)):
+        if keep == len(tokens) and logits and (self.logits is None or keep < len(self.cached)):
             keep -= 1  # the last token is read again for its logits
-        if keep < len(self.record):
-            engine.room.require(len(tokens) - keep, freed=engine.books.freed_by(self.seq, keep))
+        if keep < len(self.cached):
+            engine.admission.require(
+                len(tokens) - keep, freed=engine.cells.freed_by(self.seq, keep)
+            )
             if self.cut(keep) < keep:
                 keep = 0
                 note = "this model's memory cannot rewind, so everything was read again"
@@ -128,15 +130,15 @@ class TokenSequence:
         rest = tokens[keep:]
         try:
             if rest:
-                self.activate(use, first)
+                self.activate(active, first)
                 run = Run(self.seq, rest)
                 (self.logits,) = engine.decode([run], cancel=cancel, progress=progress)
-                self.record.extend(rest, spans)
+                self.cached.extend(rest, spans)
             self.tokens = list(tokens)
         except BaseException:
             self.tokens = old
             self.cut(keep)
-            self.logits = before if len(self.record) == keep else None
+            self.logits = before if len(self.cached) == keep else None
             raise
         finally:
             self.deactivate()
@@ -144,29 +146,29 @@ class TokenSequence:
 
     def advance(self, token: int, spans: Spans, cancel: CancelToken | None = None) -> None:
         """Adds a token and reads it; what computes it is active already."""
-        n, before = len(self.record), self.logits
+        n, before = len(self.cached), self.logits
         try:
             (logits,) = self.engine.decode([Run(self.seq, [token])], cancel=cancel)
             self.extend([token], spans, logits)
         except BaseException:
             self.cut(n)
-            self.logits = before if len(self.record) == n else None
+            self.logits = before if len(self.cached) == n else None
             del self.tokens[n:]
             raise
 
     def extend(self, tokens: Sequence[int], spans: Spans, logits: Logits | None) -> None:
         """Adds tokens that were read, and the logits after them."""
-        self.record.extend(tokens, spans)
+        self.cached.extend(tokens, spans)
         self.tokens += tokens
         self.logits = logits
 
     def _note(self, tokens: list[int], keep: int) -> str:
         """Why no more than `keep` cells serve `tokens`; nothing if they are all there are."""
-        if keep >= min(len(self.record), len(tokens)):
+        if keep >= min(len(self.cached), len(tokens)):
             return ""
-        if self.record.tokens[keep] != tokens[keep]:
+        if self.cached.tokens[keep] != tokens[keep]:
             return f"the conversation differs from the cached one at token {keep}"
-        by = self.record.at(keep)
+        by = self.cached.at(keep)
         who = "the base" if by == BASE else f"an adapter at scale {by.scale:g}"
         return f"tokens from {keep} on were in the cache, but computed by {who}"
 
@@ -185,22 +187,22 @@ class TokenSequence:
             for other in cache.open_sequences():
                 if other is self:
                     continue
-                with other.lent() as there:
-                    n = usable(engine, other.record, but_last, spans) if there else 0
+                with other.borrow() as there:
+                    n = usable(engine, other.cached, but_last, spans) if there else 0
                     if n >= max(enough, most):
-                        return self._adopt(other.seq, other.record, n)
+                        return self._share(other.seq, other.cached, n)
             if pooled is None or most < enough:
                 return 0
             cache.used(pooled)
-            return self._adopt(pooled.seq, pooled.record, most)
+            return self._share(pooled.seq, pooled.cached, most)
 
-    def _adopt(self, seq: int, record: CachedTokens, n: int) -> int:
-        if self.engine.books.length(seq) < len(record):
+    def _share(self, seq: int, record: CachedTokens, n: int) -> int:
+        if self.engine.cells.length(seq) < len(record):
             return 0  # an interrupt struck there; it is put right at its next call
         self.logits = None
-        self.record.truncate(0)
-        self.engine.adopt(self.seq, seq, n)
-        self.record = record.copy(n)
+        self.cached.truncate(0)
+        self.engine.share(self.seq, seq, n)
+        self.cached = record.copy(n)
         return n
 
     # Forgetting ----------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ class TokenSequence:
         """Takes the tokens from position `n` on out of the conversation."""
         del self.tokens[n:]
         # a memory that cannot rewind keeps its cells until it is known what comes next
-        if self.engine.rewinds and n < len(self.record):
+        if self.engine.rewinds and n < len(self.cached):
             self.cut(n)
 
     def release_tail(self, n: int) -> None:
@@ -217,24 +219,24 @@ class TokenSequence:
         do, while nobody needs their room; the next call shares them again or reads their tokens
         anew. Nothing happens where the memory cannot rewind.
         """
-        if self.engine.rewinds and n < len(self.record):
+        if self.engine.rewinds and n < len(self.cached):
             TokenSequence(self.engine, self._cache, source=self).close()
             self.cut(n)
 
     def go_back(self, tokens: list[int]) -> None:
         """Makes the conversation `tokens` again, and keeps what the cells have of them."""
         self.tokens = tokens
-        self.cut(self.record.common_prefix(tokens, self.record.spans))
+        self.cut(self.cached.common_prefix(tokens, self.cached.spans))
 
     def cut(self, n: int) -> int:
         """Keeps the first `n` cells, or fewer where the memory cannot rewind; returns how many. The
         conversation stays as it is.
         """
-        if n < len(self.record):
+        if n < len(self.cached):
             self.logits = None
-        self.record.truncate(n)
+        self.cached.truncate(n)
         left = self.engine.truncate(self.seq, n)
-        self.record.truncate(left)
+        self.cached.truncate(left)
         return left
 
     # For others ----------------------------------------------------------------------------------
@@ -244,7 +246,7 @@ class TokenSequence:
         return TokenSequence(self.engine, self._cache, source=self)
 
     @contextmanager
-    def lent(self) -> Iterator[bool]:
+    def borrow(self) -> Iterator[bool]:
         """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""
         if not self.lock.acquire(blocking=False):
             yield False

@@ -52,7 +52,7 @@ class Runner:
     on_text: OnText | None
     cancel: CancelToken | None
 
-    def wave(self, plans: Sequence[Plan]) -> list[Done]:
+    def run_batch(self, plans: Sequence[Plan]) -> list[Done]:
         """Runs as many of the plans, in order, as sequences and cells allow; at least one."""
         engine = self.engine
         forks: list[Fork] = []
@@ -109,8 +109,8 @@ class Runner:
         engine = self.engine
         seq = engine.fork(plan.parent.seq, plan.reuse, promise=promise, cancel=self.cancel)
         try:
-            if plan.use.slot and plan.first is not None:
-                engine.activate(seq, plan.first, plan.use.slot, plan.use.scale)
+            if plan.active.slot and plan.first is not None:
+                engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
         except BaseException:
             engine.abandon(seq)
             raise
@@ -120,17 +120,17 @@ class Runner:
         """A fork for a plan that may be too long: it may still end before its last token."""
         engine = self.engine
         rest = len(plan.prompt) - plan.reuse
-        if not engine.books.free_sequences:
+        if not engine.cells.free_sequences:
             raise CacheFullError(
-                f"{title(plan)}: all {engine.books.n_seqs} sequences are in use, none is left to "
+                f"{title(plan)}: all {engine.cells.n_seqs} sequences are in use, none is left to "
                 "fork; close a session, or open the model with a larger n_seq_max"
             )
         try:
             return self._fork(plan, rest)
         except CacheFullError:
             raise CacheFullError(
-                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.books.free()} "
-                f"of {engine.books.n_cells} free; the conversation is as it was; close another "
+                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.cells.free()} "
+                f"of {engine.cells.n_cells} free; the conversation is as it was; close another "
                 "session or open the model with a larger n_ctx"
             ) from None
 

@@ -145,7 +145,7 @@ class Generation(Iterator[str]):
             self._total = time.perf_counter() - self._started
             self.finish_reason = reason
             self._sequence.deactivate()
-            self._sequence.engine.queue.leave()
+            self._sequence.engine.scheduler.leave()
 
     def close(self) -> None:
         """Ends the reply where it is; what has been generated stays in the session."""

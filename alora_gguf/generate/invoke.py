@@ -41,12 +41,13 @@ def run_invocations(
     engine = runtime.engine
     verdicts: dict[int, Verdict] = {}
     with ExitStack() as kept_loaded:
-        uses = [
+        adapters = [
             kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale))
             for inv in invocations
         ]
         plans = [
-            plan_invocation(engine, parent, i, inv, uses[i]) for i, inv in enumerate(invocations)
+            plan_invocation(engine, parent, i, inv, adapters[i])
+            for i, inv in enumerate(invocations)
         ]
         run = Runner(engine, started, on_text, cancel)
         trunk = read_trunk(engine, parent, plans, cancel)
@@ -55,10 +56,10 @@ def run_invocations(
                 choose_parent(engine, plan, [parent] if trunk is None else [trunk, parent])
             count_trunk(parent, trunk, plans)
             while len(verdicts) < len(plans):
-                for done in run.wave(plans[len(verdicts) :]):
+                for done in run.run_batch(plans[len(verdicts) :]):
                     verdicts[done.fork.plan.index] = _verdict(done)
         finally:
-            engine.queue.leave()
+            engine.scheduler.leave()
             if trunk is not None:
                 engine.drop(trunk.seq)
     return [verdicts[i] for i in range(len(plans))]
@@ -70,7 +71,7 @@ def _verdict(done: Done) -> Verdict:
     n = plan.stream.tokens_in_text()
     logprobs = plan.sampler.logprobs
     return Verdict(
-        adapter=plan.use.name,
+        adapter=plan.active.name,
         text=plan.stream.text,
         tokens=tuple(fork.tokens[:n]),
         finish_reason=fork.finish_reason or "stop",

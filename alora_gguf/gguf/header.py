@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.files import describe_foreign, reason
 
-from .parser import parse_into
+from .parser import parse
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 
 if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
@@ -39,17 +39,16 @@ class GGUFHeader:
     def __init__(self, data: memoryview, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.metadata: dict[str, Scalar | ArrayRef] = {}
-        self.types: dict[str, ValueType] = {}
-        self.entries: dict[str, memoryview] = {}
-        self.tensors: dict[str, TensorInfo] = {}
         self._data = data
         self._check_magic()
-        parse_into(self, data)
-
-    version: int
-    alignment: int
-    data_offset: int
+        tables = parse(data, name, size)
+        self.version = tables.version
+        self.alignment = tables.alignment
+        self.data_offset = tables.data_offset
+        self.metadata = tables.metadata
+        self.types = tables.types
+        self.entries = tables.entries
+        self.tensors = tables.tensors
 
     @property
     def architecture(self) -> str:
@@ -94,6 +93,18 @@ class GGUFHeader:
             out.append(str(self._data[pos + 8 : pos + 8 + n], "utf-8", "replace"))
             pos += 8 + n
         return out
+
+    def numbers(self, key: str) -> tuple[Any, ...]:
+        """The elements of an array of numbers, without numpy, which takes longer to import."""
+        ref = self._array(key)
+        return struct.unpack(f"<{ref.count}{VALUE_FORMATS[ref.type]}", self.array_bytes(key))
+
+    def type_of(self, key: str) -> str:
+        """A key's type for messages, such as "of type uint32" or "an array of 3 float32"."""
+        value = self.metadata[key]
+        if isinstance(value, ArrayRef):
+            return f"an array of {value.count} {value.type.name.lower()}"
+        return f"of type {self.types[key].name.lower()}"
 
     def array_bytes(self, key: str) -> memoryview:
         """An array's elements as they are stored: numbers little-endian, a string as its length

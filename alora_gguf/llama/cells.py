@@ -120,7 +120,7 @@ class Cells:
         """read() where every token's row is kept: the rows of reused cells are there already."""
         rows = self.rows
         spans = self._spans_of(tokens, adapter, scale)
-        keep = min(self._conversation.record.common_prefix(tokens, spans), len(rows))
+        keep = min(self._conversation.cached.common_prefix(tokens, spans), len(rows))
         if keep == len(tokens) > 0 and not (keep == len(rows) and self._conversation.ready):
             keep -= 1  # as stock does: the last token is read again for its logits
         self._truncate(keep)
@@ -153,7 +153,7 @@ class Cells:
             tokens = engine.vocab.check(tokens, "tokens")
             first = use.first_position(tokens, engine.vocab)
             spans = spans_for(first, use.provenance)
-            have = len(conversation.record)
+            have = len(conversation.cached)
             try:
                 conversation.activate(use, first)
                 for at in range(have, len(tokens), self._chunk):
@@ -200,7 +200,7 @@ class Cells:
         record = CachedTokens()
         record.extend(saved.tokens[: saved.n_cached], saved.spans)
         spans = self._spans_of(tokens, adapter, scale)
-        ours = self._conversation.record.common_prefix(tokens, spans)
+        ours = self._conversation.cached.common_prefix(tokens, spans)
         return record.common_prefix(tokens, spans) > ours
 
     # The rest ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def snapshot(runtime: Runtime, sequence: TokenSequence, notes: Mapping[str, Any]
     """All of a sequence, whose lock the caller holds. Raises InputError for a model whose window of
     attention has been exceeded: llama.cpp saves too little of it.
     """
-    engine, record = runtime.engine, sequence.record
+    engine, record = runtime.engine, sequence.cached
     window, cached = engine.window, len(record)
     if 0 < window < cached:
         raise InputError(
@@ -81,7 +81,7 @@ def fill(sequence: TokenSequence, saved: SavedSession) -> None:
                 f"{saved.origin}: {error}; open the model as it was when the session was "
                 "saved, or read the conversation again"
             ) from error
-        sequence.record.extend(saved.tokens[: saved.n_cached], saved.spans)
+        sequence.cached.extend(saved.tokens[: saved.n_cached], saved.spans)
     sequence.tokens = list(saved.tokens)
     if saved.logits:
         sequence.logits = np.frombuffer(saved.logits, "<f4").copy()

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 
 from alora_gguf.errors import InputError
 

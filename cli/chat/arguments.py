@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.cli.text import size_text
+from alora_gguf.cli.render import size_text
 
 from alora_gguf import Document, InputError, Model, ReplyOptions, Sampling, Store
 from alora_gguf.store.store import is_path

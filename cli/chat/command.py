@@ -11,10 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.terminal import colour
-from alora_gguf.cli.text import printable
-
-from .text import plural, whole
+from alora_gguf.cli.render import colour, plural, printable, whole
 
 if TYPE_CHECKING:
     from .lines import Lines

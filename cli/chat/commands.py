@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import size_text
+from alora_gguf.cli.render import duration, plural, size_text
 
 from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
 from alora_gguf.errors import ContractError
@@ -29,7 +29,6 @@ from .arguments import (
     wanted_arguments,
 )
 from .talk import Talk, intrinsics_of
-from .text import duration, plural
 from .view import View, problem
 from .watching import in_words, parse_all
 

@@ -8,11 +8,12 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from alora_gguf.cli.render import whole
+
 from alora_gguf import AloraError, CacheFullError, CancelledError, CancelToken
 
 from .commands import Commands, Outcome
 from .lines import EndOfInput, Lines
-from .text import whole
 from .view import FROM_THE_START, MORE_ROOM, problem
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import whole
 
 from alora_gguf import (
     CacheFullError,
@@ -24,7 +25,6 @@ from alora_gguf.gguf.base import BaseFile
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
 from .talk import Talk
-from .text import whole
 
 _DEMO_TOKENS: Final = 256  # of a reply: it was trained for short ones
 

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from alora_gguf.cli.render import shortened, visible
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from alora_gguf import IntrinsicResult
 
-from .flow import Flow, shortened
+from .flow import Flow
 from .view import View, badges, ending, evidence, in_full, problem
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .record import Record
     from .talk import Turn
 
-from .text import visible
 
 _STYLES: Final = {True: "green", False: "red", None: "cyan"}
 # what is worth rendering: headings, lists, code, emphasis, links, tables, quotes

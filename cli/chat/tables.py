@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import duration, printable, shortened, visible
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,9 +14,7 @@ from rich.text import Text
 from alora_gguf import Document, Model, ReplyOptions
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
-from .flow import shortened
 from .talk import Turn, intrinsics_of
-from .text import duration, visible
 
 if TYPE_CHECKING:
     from .commands import Command

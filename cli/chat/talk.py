@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from alora_gguf.cli.render import plural
+
 from alora_gguf import (
     CacheFullError,
     CancelledError,
@@ -24,7 +26,6 @@ from alora_gguf.errors import AloraError, ContractError
 
 from .asking import Asking, Verdict, ask_each, unasked
 from .badges import judges_question
-from .text import plural
 from .watching import Watched
 
 OnReading = Callable[[int, int], None]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from alora_gguf.cli.render import duration, visible
 
 from alora_gguf import CacheFullError, InputError, IntrinsicResult, Timings
 
@@ -16,7 +17,6 @@ from .asking import Failed, Verdict
 from .badges import Badge, badges_of
 from .record import Record
 from .talk import Turn
-from .text import duration, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import click
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 
 from .answers import Answer
 from .conversations import Entry

@@ -14,7 +14,7 @@ from typing import Final
 
 from alora_gguf.errors import ConvertError, LibraryError
 from alora_gguf.gguf.header import GGUFHeader
-from alora_gguf.gguf.strings import skip_strings
+from alora_gguf.gguf.parser import skip_strings
 from alora_gguf.gguf.types import ArrayRef, ValueType
 
 _MODEL: Final = "tokenizer.ggml.model"

@@ -123,11 +123,11 @@ def test_a_fork_goes_its_own_way(files: Files) -> None:
     with files.model() as model:
         chat = model.chat(template=PLAIN, documents=["d"], system="s")
         chat.say("a", brief(9))
-        used = inside.books(model).used()
+        used = inside.cells(model).used()
         with chat.fork() as other:
             assert other.messages == chat.messages
             assert (other.documents, other.system) == (chat.documents, "s")
-            assert inside.books(model).used() == used
+            assert inside.cells(model).used() == used
             n = len(chat.tokens)
             mine, its = chat.say("b", brief(9)), other.say("c", brief(9))
             assert (mine.timings.reused, its.timings.reused) == (n, n)
@@ -251,14 +251,14 @@ def test_a_bare_session_is_no_chat(files: Files, tmp_path: Path) -> None:
         session = model.session()
         session.append("hello")
         session.save(path, notes={"mine": 1})
-        used = inside.books(model).used()
+        used = inside.cells(model).used()
         with pytest.raises(ag.SavedSessionError) as caught:
             model.restore(path)
         assert str(caught.value) == (
             f"{path}: holds a session without a chat's messages; open it with "
             "Model.restore_session()"
         )
-        assert inside.books(model).used() == used
+        assert inside.cells(model).used() == used
         assert model.restore_session(path).tokens == session.tokens
         chat = model.chat(template=PLAIN, messages=["a"])
         chat.read()

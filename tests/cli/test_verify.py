@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.text import size_text
+from alora_gguf.cli.render import size_text
 from alora_gguf.cli.verify_chart import Bar, chart
 
 from alora_gguf import cli, demo

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import alora_gguf as ag
 from alora_gguf.engine.batch import Logits, Run
-from alora_gguf.engine.cells import CellBooks
+from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.loading import Tuning
 from tests.support import inside
@@ -25,7 +25,7 @@ def engine(files: Files) -> Iterator[Engine]:
 
 
 def test_books_count_shared_cells_once() -> None:
-    books = CellBooks(3, 100)
+    books = CellAllocator(3, 100)
     a = books.allocate()
     b = books.allocate()
     assert (a, b) == (0, 1)
@@ -49,7 +49,7 @@ STEP = st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3), st.int
 
 @given(st.lists(STEP, max_size=40))
 def test_books_equal_sets_of_cells(steps: list[tuple[int, int, int, int]]) -> None:
-    books, cells, fresh = CellBooks(4, 1000), dict[int, list[int]](), 0
+    books, cells, fresh = CellAllocator(4, 1000), dict[int, list[int]](), 0
     for action, seq, other, wish in steps:
         if action == 0 and len(cells) < 4:
             new = books.allocate()
@@ -120,7 +120,7 @@ def test_a_batch_that_does_not_fit_leaves_no_cells(engine: Engine) -> None:
     with pytest.raises(ag.CacheFullError):
         engine.decode([Run(a, [1] * 100), Run(b, [2] * 100)])
     assert engine.state(a) == state
-    assert (engine.books.length(a), engine.books.length(b)) == (100, 0)
+    assert (engine.cells.length(a), engine.cells.length(b)) == (100, 0)
     for _ in range(156):
         engine.decode([Run(b, [3])])
     with pytest.raises(ag.CacheFullError, match="2 cells needed, 0 of 256 free"):
@@ -133,7 +133,7 @@ def test_a_batch_llama_refuses_is_an_error_and_leaves_no_cells(engine: Engine) -
     engine.decode([Run(seq, [1, 2, 3])])
     with pytest.raises(ag.DecodeError, match="refused the batch"):
         engine.decode([Run(seq, [4, 10**6])])
-    assert engine.books.length(seq) == 3
+    assert engine.cells.length(seq) == 3
     engine.decode([Run(seq, [4])])
 
 
@@ -149,7 +149,7 @@ def test_fork_and_truncate_keep_books_and_memory_together(engine: Engine) -> Non
     assert llama.llama_memory_seq_pos_max(memory, b) == 21
     engine.drop(b)
     assert llama.llama_memory_seq_pos_max(memory, b) == -1
-    assert engine.books.used() == 10
+    assert engine.cells.used() == 10
 
 
 def test_decoding_a_token_costs_python_little(files: Files) -> None:

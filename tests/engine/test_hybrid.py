@@ -10,8 +10,7 @@ import pytest
 
 import alora_gguf as ag
 from tests.support import corrupt, inside
-from tests.support.tiny_base import uint32_list
-from tests.support.tiny_hybrid import D_INNER, write_hybrid
+from tests.support.tiny_base import D_INNER, write_hybrid
 
 GREEDY = ag.Sampling(temperature=0.0)
 INVOCATION = [7, 8, 9]
@@ -34,7 +33,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         folder / "a.gguf",
         tensors,
         arch="jamba",
-        array=(corrupt.Type.UINT32, uint32_list(INVOCATION)),
+        array=(corrupt.Type.UINT32, list(INVOCATION)),
     )
     return write_hybrid(folder / "hybrid.gguf"), adapter
 

@@ -165,5 +165,5 @@ def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) ->
         while inside.prefix_cache(walk.model).evict():
             pass
         inside.engine(walk.model).collect()
-        assert inside.books(walk.model).used() == 0
-        assert inside.books(walk.model).promised() == 0
+        assert inside.cells(walk.model).used() == 0
+        assert inside.cells(walk.model).promised() == 0

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.gathering import Gathering
-from alora_gguf.engine.returning import Returning
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Barrier, BatchWindow, Scheduler
 from tests.support import inside
 from tests.support.files import FOREVER, Files
 
@@ -22,15 +20,15 @@ GREEDY = ag.Sampling(temperature=0.0)
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of how many calls each batch was."""
     found: list[int] = []
-    compose = DecodeQueue._compose
+    compose = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> Any:
+    def spy(self: Scheduler) -> Any:
         work = compose(self)
         if work.pieces:
-            found.append(len(work.tickets))
+            found.append(len(work.requests))
         return work
 
-    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    monkeypatch.setattr(Scheduler, "_compose", spy)
     return found
 
 
@@ -56,7 +54,7 @@ def test_who_was_served_together_stays_together(files: Files, batches: list[int]
         inside.engine(model).queue.leave()  # this thread waits for them
         batches.clear()
         started = time.monotonic()
-        gathering = Gathering(inside.engine(model), 3, ag.CancelToken())
+        gathering = Barrier(inside.engine(model), 3, ag.CancelToken())
         at_once(*(lambda s=s, n=n: reply(s, n) for s, n in zip(sessions, (16, 8, 4), strict=True)))
         gathering.open()
         assert batches == [*[3] * 4, *[2] * 4, *[1] * 8]
@@ -101,7 +99,7 @@ def test_a_lone_caller_waits_for_nobody(files: Files, batches: list[int]) -> Non
 
 def test_how_long_is_waited() -> None:
     """At most as long as the last batch took, and some milliseconds."""
-    returning = Returning()
+    returning = BatchWindow()
     assert returning.wait_for([]) == 0
     returning.served([1, 2], 0.01)
     assert 0 < returning.wait_for([1]) <= 0.01

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside
 from tests.support.files import EXACT, Files
 
@@ -33,12 +33,12 @@ def test_a_new_conversation_shares_an_open_ones_cells(files: Files) -> None:
     with files.model() as model:
         first = model.session()
         first.sync(LONG)
-        used = inside.books(model).used()
+        used = inside.cells(model).used()
         second = model.session()
         timings = second.sync([*LONG[:100], 3, 4, 5])
         assert (timings.reused, timings.evaluated) == (100, 3)
         assert "shared" in timings.reuse_note
-        assert inside.books(model).used() == used + 3
+        assert inside.cells(model).used() == used + 3
         assert close_to(inside.last_logits(second), logits_of(files, [*LONG[:100], 3, 4, 5]))
         first.close()
         second.sync([*LONG[:100], 3, 4, 5, 6])
@@ -70,7 +70,7 @@ def test_closed_ones_give_way_the_oldest_first_and_open_ones_never(files: Files)
         assert kept.append([1]).evaluated == 1
         big = model.session()
         big.sync([200, *LONG, *LONG])  # needs the room
-        firsts = [entry.record.tokens[0] for entry in inside.prefix_cache(model).entries]
+        firsts = [entry.cached.tokens[0] for entry in inside.prefix_cache(model).entries]
         assert 1 not in firsts  # the least recently used went
         assert kept.cached == len(LONG) + 3
         with pytest.raises(ag.CacheFullError):
@@ -95,18 +95,18 @@ def test_what_finds_no_room_waits_for_what_is_about_to_end(files: Files) -> None
 
 def test_threads_share_batches(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = DecodeQueue._compose
+    real = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> object:
+    def spy(self: Scheduler) -> object:
         work = real(self)
-        sizes.append(len(work.tickets))
+        sizes.append(len(work.requests))
         return work
 
     with files.model() as model:
         sessions = [model.session() for _ in range(4)]
         for k, session in enumerate(sessions):
             session.sync([k, *LONG[: 20 + k]])
-        monkeypatch.setattr(DecodeQueue, "_compose", spy)
+        monkeypatch.setattr(Scheduler, "_compose", spy)
         gate = threading.Barrier(4)
 
         def work(session: ag.Session) -> list[int]:

@@ -40,9 +40,9 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         with ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda seed: work(model, seed), jobs))
         assert together == [alone[seed] for seed in jobs]
-        assert inside.books(model).used() == 0
+        assert inside.cells(model).used() == 0
         inside.engine(model).collect()
-        assert inside.books(model).free_sequences == inside.books(model).n_seqs
+        assert inside.cells(model).free_sequences == inside.cells(model).n_seqs
 
 
 def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
@@ -76,7 +76,7 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
         inside.engine(model).collect()
-        books = inside.books(model)
+        books = inside.cells(model)
         assert (books.used(), books.promised()) == (0, 0)
         assert books.free_sequences == books.n_seqs
 

@@ -45,13 +45,13 @@ def test_eight_invocations_leave_the_base_cells_as_they_were(
     session: ag.Session, model: ag.Model, files: Files
 ) -> None:
     engine = inside.engine(model)
-    state, used, tokens = session.state(), engine.books.used(), session.tokens
+    state, used, tokens = session.state(), engine.cells.used(), session.tokens
     logits = inside.last_logits(session).copy()
     names = ["sure", "other", "lora", None] * 2
     verdicts = session.invoke_many([ag.Invocation(n, "Well? ", max_tokens=8) for n in names])
     assert [v.adapter for v in verdicts] == names
     assert session.state() == state
-    assert engine.books.used() == used
+    assert engine.cells.used() == used
     assert session.tokens == tokens
     assert np.array_equal(inside.last_logits(session), logits)
     # and the next tokens are bit-equal to those of a model that never invoked any
@@ -262,7 +262,7 @@ def test_an_error_in_the_callback_drops_the_forks(
     session: ag.Session, model: ag.Model, error: BaseException
 ) -> None:
     engine = inside.engine(model)
-    state, used = session.state(), engine.books.used()
+    state, used = session.state(), engine.cells.used()
     calls = 0
 
     def on_text(_index: int, _piece: str) -> None:
@@ -273,8 +273,8 @@ def test_an_error_in_the_callback_drops_the_forks(
 
     with pytest.raises(type(error)):
         session.invoke_many([ag.Invocation("sure"), ag.Invocation("lora")], on_text=on_text)
-    assert engine.books.used() == used
-    assert engine.books.free_sequences == engine.books.n_seqs - 1
+    assert engine.cells.used() == used
+    assert engine.cells.free_sequences == engine.cells.n_seqs - 1
     assert session.state() == state
     model.unload_adapter("sure")  # no activation is left behind
     session.append("go on")
@@ -292,7 +292,7 @@ def test_more_than_the_free_sequences_take_turns_in_order(files: Files) -> None:
             session.append(TEXT)
             verdicts = session.invoke_many([ag.Invocation(n, [4], max_tokens=6) for n in names])
             results.append([v.tokens for v in verdicts])
-            assert inside.books(model).free_sequences == n_seq_max - 1
+            assert inside.cells(model).free_sequences == n_seq_max - 1
     assert results[0] == results[1]
 
 
@@ -406,11 +406,11 @@ def test_a_scale_of_zero_is_the_base(session: ag.Session) -> None:
 
 
 def test_many_invocations_leak_nothing(session: ag.Session, model: ag.Model) -> None:
-    used = inside.books(model).used()
+    used = inside.cells(model).used()
     ask: Callable[[], object] = lambda: session.invoke_many(  # noqa: E731
         [ag.Invocation("sure", max_tokens=2), ag.Invocation("lora", max_tokens=2)]
     )
     for _ in range(100):
         ask()
-    assert inside.books(model).used() == used
-    assert inside.books(model).free_sequences == inside.books(model).n_seqs - 1
+    assert inside.cells(model).used() == used
+    assert inside.cells(model).free_sequences == inside.cells(model).n_seqs - 1

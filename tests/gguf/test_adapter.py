@@ -14,6 +14,7 @@ import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
 from tests.support import corrupt, tiny_base
 from tests.support.files import Files
+from tests.support.make_gguf import adapter_keys, make_gguf
 
 BASES = {"base": {}, "tied": {"tied": True}, "experts": {"experts": 4}}
 
@@ -149,15 +150,15 @@ def test_good_types_load(files: Files, tmp_path: Path, dtype: type) -> None:
 def test_q8_0_is_read_and_its_infinities_found(files: Files, tmp_path: Path) -> None:
     import gguf
 
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
     tensors = corrupt.pair(a=(32, 64), b=(64, 32))
     for name, poison in (("good", False), ("bad", True)):
-        writer = tiny_base.adapter_writer(tmp_path / f"{name}.gguf")
-        for key, data in tensors.items():
-            raw = gguf.quants.quantize(data, gguf.GGMLQuantizationType.Q8_0)
-            if poison:
-                raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
-            writer.add_tensor(key, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        tiny_base.finish(writer, tmp_path / f"{name}.gguf")
+        raw = {key: gguf.quants.quantize(data, q8_0) for key, data in tensors.items()}
+        if poison:
+            for data in raw.values():
+                data[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+        quantised = {key: (data, q8_0) for key, data in raw.items()}
+        make_gguf(tmp_path / f"{name}.gguf", adapter_keys(None), quantised)
     with ag.Model(files.base, n_ctx=256) as model:
         model.load_adapter("good", tmp_path / "good.gguf")
         with pytest.raises(ag.AdapterFormatError, match="NaN or infinite"):

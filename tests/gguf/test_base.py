@@ -16,6 +16,7 @@ import pytest
 import alora_gguf as ag
 from tests.support import corrupt, inside, tiny_base
 from tests.support.files import Files
+from tests.support.make_gguf import make_gguf
 
 
 def f64(path: Path) -> Path:
@@ -29,27 +30,24 @@ def cut(path: Path) -> Path:
     return path
 
 
+X = {"x": np.ones(32, np.float32)}
+UINT16 = gguf.GGUFValueType.UINT16
+
+
 def part(path: Path) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base.finish(writer, path)
+    return make_gguf(path, {"split.count": (2, UINT16)}, X)
 
 
 def vocabulary_only(path: Path) -> Path:
-    return tiny_base.finish(gguf.GGUFWriter(path, "llama"), path)
+    return make_gguf(path)
 
 
 def encoder(path: Path) -> Path:
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base.finish(writer, path)
+    return make_gguf(path, tensors=X, architecture="clip")
 
 
 def unknown(path: Path) -> Path:
-    writer = gguf.GGUFWriter(path, "no-such-model")
-    writer.add_tensor("x", np.ones(32, np.float32))
-    return tiny_base.finish(writer, path)
+    return make_gguf(path, tensors=X, architecture="no-such-model")
 
 
 CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -96,11 +94,8 @@ def test_a_split_model_is_read_whole(files: Files, tmp_path: Path) -> None:
     parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
     header = read_header(files.base)
     for i, path in enumerate(parts):
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_uint16("split.count", 2)
-        for name in list(header.tensors)[i::2]:
-            writer.add_tensor(name, header.tensor_array(name))
-        tiny_base.finish(writer, path)
+        tensors = {name: header.tensor_array(name) for name in list(header.tensors)[i::2]}
+        make_gguf(path, {"split.count": (2, UINT16)}, tensors)
     assert set(BaseFile.read(parts[0]).tensors) == set(header.tensors)
     with pytest.raises(ag.ModelError, match="is part 2 of 2; open m-00001"):
         BaseFile.read(parts[1])

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from alora_gguf.gguf import strings as gguf_strings
-from alora_gguf.gguf.strings import skip_strings
+from alora_gguf.gguf import parser as gguf_strings
+from alora_gguf.gguf.parser import skip_strings
 
 FILLER = b"\x05\0\0\0\0\0\0\0after"
 

@@ -14,8 +14,7 @@ import pytest
 from alora_gguf import demo
 from tests.stock import stock_library_dir
 from tests.support import tiny_base
-from tests.support.tiny_hybrid import write_hybrid
-from tests.support.tiny_swa import write_swa
+from tests.support.tiny_base import write_hybrid, write_swa
 
 
 @pytest.fixture(scope="session")

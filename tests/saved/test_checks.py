@@ -14,7 +14,7 @@ from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files
 from tests.support.saving import check, collect, layout, path_of, restore
-from tests.support.tiny_hybrid import write_hybrid
+from tests.support.tiny_base import write_hybrid
 
 TEXT = "<|user|>the rain in the main<|end|>"
 

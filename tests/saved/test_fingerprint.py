@@ -14,6 +14,7 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.gguf.header import read_header
 from tests.support import tiny_base
+from tests.support.make_gguf import make_gguf
 
 
 def of(path: Path) -> BaseFingerprint:
@@ -49,11 +50,8 @@ def test_other_weights_metadata_and_types_differ(base: Path, tmp_path: Path) -> 
 
 def test_first_middle_and_last_bytes_of_every_tensor_count(tmp_path: Path) -> None:
     path = tmp_path / "large.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_vocab_size(8)
-    for name in ("a", "b"):
-        writer.add_tensor(f"{name}.weight", np.zeros((64, 1024), np.float32))
-    tiny_base.finish(writer, path)
+    tensors = {f"{name}.weight": np.zeros((64, 1024), np.float32) for name in ("a", "b")}
+    make_gguf(path, {"llama.vocab_size": 8}, tensors)
     before = of(path)
     for info in read_header(path).tensors.values():
         half = info.nbytes // 2
@@ -75,14 +73,10 @@ def test_first_middle_and_last_bytes_of_every_tensor_count(tmp_path: Path) -> No
 def test_every_part_counts(base: Path, tmp_path: Path) -> None:
     header = read_header(base)
     paths = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
-    names = sorted(header.tensors)
+    names, uint16 = sorted(header.tensors), gguf.GGUFValueType.UINT16
     for i, path in enumerate(paths):
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_uint16("split.no", i)
-        writer.add_uint16("split.count", 2)
-        for name in names[i::2]:
-            writer.add_tensor(name, header.tensor_array(name))
-        tiny_base.finish(writer, path)
+        keys = {"split.no": (i, uint16), "split.count": (2, uint16)}
+        make_gguf(path, keys, {name: header.tensor_array(name) for name in names[i::2]})
     assert BaseFile.read(paths[0]).parts == tuple(paths)
     before = of(paths[0])
     assert before.size == sum(path.stat().st_size for path in paths)

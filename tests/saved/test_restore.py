@@ -51,7 +51,7 @@ def test_adapted_cells_want_their_adapter_and_base_cells_want_none(
         with pytest.raises(ag.SavedSessionError, match="sure"):
             bare.restore_session(adapted)
         inside.engine(bare).collect()
-        assert inside.books(bare).free_sequences == inside.books(bare).n_seqs
+        assert inside.cells(bare).free_sequences == inside.cells(bare).n_seqs
 
 
 def model_options() -> ag.ContextOptions:

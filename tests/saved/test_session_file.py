@@ -17,8 +17,7 @@ from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
 from tests.support import inside
 from tests.support.files import EXACT, Files
 from tests.support.saving import GREEDY, collect, path_of, restore
-from tests.support.tiny_hybrid import write_hybrid
-from tests.support.tiny_swa import write_swa
+from tests.support.tiny_base import write_hybrid, write_swa
 
 TEXT = "<|user|>the rain in the main<|end|>"
 

@@ -82,9 +82,9 @@ def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) ->
 def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     """Record, books and llama.cpp agree about the cells, and they are those of a fresh reading."""
     session, engine = chat.session, inside.engine(chat.model)
-    record, seq = inside.sequence(session).record, inside.sequence(session).seq
+    record, seq = inside.sequence(session).cached, inside.sequence(session).seq
     assert record.tokens == session.tokens[: len(record)]
-    assert engine.books.length(seq) == len(record)
+    assert engine.cells.length(seq) == len(record)
     assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
     with files.model() as model, model.session() as fresh:
         fresh.sync([*session.tokens, 1], **use)
@@ -96,7 +96,7 @@ def assert_nothing_left(model: ag.Model) -> None:
     while inside.prefix_cache(model).evict():
         pass
     inside.engine(model).collect()
-    books = inside.books(model)
+    books = inside.cells(model)
     assert (books.used(), books.promised()) == (0, 0)
     assert books.free_sequences == books.n_seqs
 

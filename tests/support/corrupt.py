@@ -15,8 +15,8 @@ import gguf
 import numpy as np
 
 from . import tiny_base as tb
+from .make_gguf import Array, adapter_keys, make_gguf
 
-Array = np.ndarray[Any, Any]
 Type = gguf.GGUFValueType
 Q = "blk.0.attn_q.weight"
 
@@ -40,27 +40,16 @@ def adapter(
     array: tuple[Type, list[Any]] | None = None,
 ) -> Path:
     """An adapter of `tensors`; `keys` replace or add metadata, a None value leaves one out."""
-    writer = gguf.GGUFWriter(path, arch)
-    writer.kv_data[0].clear()
-    meta: dict[str, tuple[Any, Type]] = {
-        "general.architecture": (arch, Type.STRING),
-        "general.type": ("adapter", Type.STRING),
-        "adapter.type": ("lora", Type.STRING),
-        "adapter.lora.alpha": (8.0, Type.FLOAT32),
-    }
-    meta.update(keys or {})
-    for key, (value, kind) in meta.items():
-        if value is not None:
-            writer.add_key_value(key, value, kind)
+    entries: dict[str, Any] = adapter_keys(8.0)
+    entries.update({k: None if pair[0] is None else pair for k, pair in (keys or {}).items()})
     if array is not None:
         kind, values = array
-        writer.kv_data[0]["adapter.alora.invocation_tokens"] = gguf.GGUFValue(
-            values, Type.ARRAY, kind
-        )
+        entries["adapter.alora.invocation_tokens"] = (values, kind)
+    chosen: dict[str, Any] = {}
     for name, data in (pair() if tensors is None else tensors).items():
         raw = gguf.GGMLQuantizationType.I32 if data.dtype == np.int32 else None
-        writer.add_tensor(name, data, raw_dtype=raw)
-    return tb.finish(writer, path)
+        chosen[name] = (data, raw)
+    return make_gguf(path, entries, chosen, architecture=arch)
 
 
 def key(name: str, value: Any, kind: Type) -> Callable[[Path], Path]:
@@ -120,23 +109,23 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
         lambda p: adapter(p, arch="qwen2"), "base", "AdapterMismatchError", "'qwen2'"),
     "architecture of another type": (
         key("general.architecture", 3, Type.UINT32), "base", "AdapterFormatError",
-        "'general.architecture' must be of type string, but it is uint32"),
+        "general.architecture is of type uint32, expected a string"),
     "no architecture": (
         key("general.architecture", None, Type.STRING), "base", "AdapterFormatError", "missing"),
     "general.type of another type": (
         key("general.type", 1, Type.UINT32), "base", "AdapterFormatError",
-        "'general.type' must be of type string"),
+        "general.type is of type uint32, expected a string"),
     "adapter.type of another type": (
         key("adapter.type", 1.0, Type.FLOAT32), "base", "AdapterFormatError",
-        "'adapter.type' must be of type string"),
+        "adapter.type is of type float32, expected a string"),
     "adapter.type unknown": (
         key("adapter.type", "ia3", Type.STRING), "base", "AdapterFormatError", "'ia3'"),
     "alpha of another type": (
         key("adapter.lora.alpha", 16, Type.UINT32), "base", "AdapterFormatError",
-        "'adapter.lora.alpha' must be of type float32, but it is uint32"),
+        "adapter.lora.alpha is of type uint32, expected a float32"),
     "alpha as text": (
         key("adapter.lora.alpha", "16", Type.STRING), "base", "AdapterFormatError",
-        "'adapter.lora.alpha' must be of type float32, but it is string"),
+        "adapter.lora.alpha is of type string, expected a float32"),
     "alpha NaN": (
         key("adapter.lora.alpha", float("nan"), Type.FLOAT32), "base", "AdapterFormatError",
         "adapter.lora.alpha is nan"),
@@ -199,13 +188,13 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
     "invocation beyond int32": (
         array(Type.UINT32, [2**31]), "base", "AdapterFormatError", "no token id"),
     "invocation of int32": (
-        array(Type.INT32, [1, 2]), "base", "AdapterFormatError", "an array of int32"),
+        array(Type.INT32, [1, 2]), "base", "AdapterFormatError", "an array of 2 int32"),
     "invocation is a number": (
         key("adapter.alora.invocation_tokens", 5, Type.UINT32), "base", "AdapterFormatError",
-        "must be an array of uint32, but it is uint32"),
+        "is of type uint32, expected an array of uint32"),
     "invocation is text": (
         key("adapter.alora.invocation_tokens", "<x>", Type.STRING), "base", "AdapterFormatError",
-        "must be an array of uint32, but it is string"),
+        "is of type string, expected an array of uint32"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
-from alora_gguf.engine.cells import CellBooks
+from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.prefix_cache import PrefixCache
 from alora_gguf.engine.runtime import Runtime
@@ -23,9 +23,9 @@ def engine(model: ag.Model) -> Engine:
     return runtime(model).engine
 
 
-def books(model: ag.Model) -> CellBooks:
+def cells(model: ag.Model) -> CellAllocator:
     """Who has which cells."""
-    return engine(model).books
+    return engine(model).cells
 
 
 def vocab(model: ag.Model) -> Vocabulary:

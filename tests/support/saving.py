@@ -80,7 +80,7 @@ def restore(
     try:
         if saved.n_cached:
             inside.engine(model).set_state(conversation.seq, saved.state, saved.n_cached)
-            conversation.record.extend(saved.tokens[: saved.n_cached], saved.spans)
+            conversation.cached.extend(saved.tokens[: saved.n_cached], saved.spans)
         conversation.tokens = list(saved.tokens)
         if saved.logits:
             conversation.logits = np.frombuffer(saved.logits, "<f4").copy()

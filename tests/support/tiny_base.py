@@ -1,4 +1,4 @@
-"""Writes tiny random llama models and adapters as GGUF: seeded, without torch, in milliseconds.
+"""Writes tiny random models and adapters as GGUF: seeded, without torch, in milliseconds.
 
 The vocabulary is a real byte-level BPE one (256 bytes, a few merges, control tokens), so text goes
 in and out. Weights are scaled so that tokens matter: neighbouring logits differ by about 1.
@@ -6,12 +6,14 @@ in and out. Weights are scaled so that tokens matter: neighbouring logits differ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+
+from .make_gguf import Array, adapter_keys, make_gguf, token_ids
 
 N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_LAYER = 64, 4, 2, 128, 2
 N_KV = N_EMBD // N_HEAD * N_HEAD_KV
@@ -29,6 +31,8 @@ TARGETS = {
     "ffn_down": (N_FF, N_EMBD),
 }
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+D_INNER = 2 * N_EMBD  # of the recurrent layer
+_CONTEXT, _EPSILON = 1024, 1e-5
 
 
 def byte_symbols() -> list[str]:
@@ -66,63 +70,103 @@ def write_base(
     template: str | None = None,
     tied: bool = False,
     experts: int = 0,
-    replace: dict[str, tuple[np.ndarray[Any, Any], gguf.GGMLQuantizationType | None]] | None = None,
+    replace: dict[str, tuple[Array, gguf.GGMLQuantizationType | None]] | None = None,
 ) -> Path:
     """A random base model; without `text` it has no vocabulary (and the same number of tokens).
     `template` is its chat template. `replace` puts other data, of the raw type given, in the place
     of a weight's.
     """
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    add_sizes(writer, N_LAYER)
-    writer.add_vocab_size(N_VOCAB)
-    if text:
-        tokens, types, merges = vocabulary()
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(tokens)
-        writer.add_token_types(types)
-        writer.add_token_merges(merges)
-        writer.add_bos_token_id(BOS)
-        writer.add_eos_token_id(END)
-        writer.add_add_bos_token(True)
-        if template is not None:
-            writer.add_chat_template(template)
-    else:
-        writer.add_tokenizer_model("none")
-    writer.add_tensor("token_embd.weight", random_weights(rng, N_VOCAB, N_EMBD))
-    if not tied:
-        writer.add_tensor("output.weight", 0.5 * random_weights(rng, N_VOCAB, N_EMBD))
-    writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
+    keys = {"general.name": "tiny", **_sizes("llama", N_LAYER), "llama.vocab_size": N_VOCAB}
+    keys |= vocabulary_keys(template) if text else {"tokenizer.ggml.model": "none"}
     if experts:
-        writer.add_expert_count(experts)
-        writer.add_expert_used_count(2)
+        keys |= {"llama.expert_count": experts, "llama.expert_used_count": 2}
+    tensors: dict[str, Any] = {"token_embd.weight": _random(rng, N_VOCAB, N_EMBD)}
+    if not tied:
+        tensors["output.weight"] = 0.5 * _random(rng, N_VOCAB, N_EMBD)
+    tensors["output_norm.weight"] = _ones(N_EMBD)
     for i in range(N_LAYER):
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(N_EMBD, np.float32))
+            tensors[f"blk.{i}.{norm}.weight"] = _ones(N_EMBD)
         if experts:
-            writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", random_weights(rng, experts, N_EMBD))
+            tensors[f"blk.{i}.ffn_gate_inp.weight"] = _random(rng, experts, N_EMBD)
         for name, (n_in, n_out) in TARGETS.items():
             stacked = experts and name.startswith("ffn")
             shape = (experts, n_out, n_in) if stacked else (n_out, n_in)
             full = f"blk.{i}.{name}{'_exps' if stacked else ''}.weight"
-            weight = random_weights(rng, *shape) / np.float32(n_in**0.5)
-            other, raw = (replace or {}).get(full, (weight, None))
-            writer.add_tensor(full, other, raw_dtype=raw)
-    return finish(writer, path)
+            tensors[full] = _weight(rng, *shape)
+    return make_gguf(path, keys, {**tensors, **(replace or {})})
 
 
-def add_sizes(writer: gguf.GGUFWriter, n_layer: int) -> None:
-    """What a model of attention layers says of its shape."""
-    writer.add_context_length(1024)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(n_layer)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
+def write_swa(path: Path, *, window: int = 8, seed: int = 1) -> Path:
+    """A random olmo2 without a vocabulary: three layers see `window` tokens, the fourth all."""
+    rng, n_layer = np.random.default_rng(seed), 4
+    keys = {
+        **_sizes("olmo2", n_layer),
+        "olmo2.attention.sliding_window": window,
+        "olmo2.vocab_size": N_VOCAB,
+        "tokenizer.ggml.model": "none",
+    }
+    tensors = {f"{name}.weight": _random(rng, N_VOCAB, N_EMBD) for name in ("token_embd", "output")}
+    norms = {"attn_q_norm": N_EMBD, "attn_k_norm": N_KV}
+    norms |= {"post_attention_norm": N_EMBD, "post_ffw_norm": N_EMBD}
+    tensors["output_norm.weight"] = _ones(N_EMBD)
+    for i in range(n_layer):
+        for name, (n_in, n_out) in TARGETS.items():
+            tensors[f"blk.{i}.{name}.weight"] = _weight(rng, n_out, n_in)
+        for name, n in norms.items():
+            tensors[f"blk.{i}.{name}.weight"] = _ones(n)
+    return make_gguf(path, keys, tensors, architecture="olmo2")
+
+
+def write_hybrid(path: Path, *, seed: int = 1) -> Path:
+    """A random jamba without a vocabulary: a recurrent (mamba) layer, then an attention layer. Its
+    memory cannot rewind, which is what it is for.
+    """
+    rng = np.random.default_rng(seed)
+    d_conv, d_inner, d_state, dt_rank = 4, D_INNER, 8, 4
+    keys = {
+        "jamba.context_length": _CONTEXT,
+        "jamba.embedding_length": N_EMBD,
+        "jamba.block_count": 2,
+        "jamba.feed_forward_length": N_FF,
+        "jamba.attention.head_count": N_HEAD,
+        "jamba.attention.head_count_kv": [0, N_HEAD_KV],
+        "jamba.attention.layer_norm_rms_epsilon": _EPSILON,
+        "jamba.ssm.conv_kernel": d_conv,
+        "jamba.ssm.inner_size": d_inner,
+        "jamba.ssm.state_size": d_state,
+        "jamba.ssm.time_step_rank": dt_rank,
+        "jamba.vocab_size": N_VOCAB,
+        "tokenizer.ggml.model": "none",
+    }
+    tensors = {
+        "token_embd.weight": _random(rng, N_VOCAB, N_EMBD),
+        "output_norm.weight": _ones(N_EMBD),
+        "blk.0.ssm_in.weight": _weight(rng, 2 * d_inner, N_EMBD),
+        "blk.0.ssm_conv1d.weight": _weight(rng, d_inner, d_conv),
+        "blk.0.ssm_conv1d.bias": 0.1 * _ones(d_inner),
+        "blk.0.ssm_x.weight": _weight(rng, dt_rank + 2 * d_state, d_inner),
+        "blk.0.ssm_dt_norm.weight": _ones(dt_rank),
+        "blk.0.ssm_dt.weight": _weight(rng, d_inner, dt_rank),
+        "blk.0.ssm_dt.bias": 0.1 * _ones(d_inner),
+        "blk.0.ssm_b_norm.weight": _ones(d_state),
+        "blk.0.ssm_c_norm.weight": _ones(d_state),
+        "blk.0.ssm_a": -0.5 * _ones(d_inner, d_state),
+        "blk.0.ssm_d": _ones(d_inner),
+        "blk.0.ssm_out.weight": _weight(rng, N_EMBD, d_inner),
+        "blk.1.attn_q.weight": _weight(rng, N_EMBD, N_EMBD),
+        "blk.1.attn_k.weight": _weight(rng, N_KV, N_EMBD),
+        "blk.1.attn_v.weight": _weight(rng, N_KV, N_EMBD),
+        "blk.1.attn_output.weight": _weight(rng, N_EMBD, N_EMBD),
+    }
+    for i in range(2):
+        tensors[f"blk.{i}.attn_norm.weight"] = _ones(N_EMBD)
+        tensors[f"blk.{i}.ffn_norm.weight"] = _ones(N_EMBD)
+        tensors[f"blk.{i}.ffn_gate.weight"] = _weight(rng, N_FF, N_EMBD)
+        tensors[f"blk.{i}.ffn_up.weight"] = _weight(rng, N_FF, N_EMBD)
+        tensors[f"blk.{i}.ffn_down.weight"] = _weight(rng, N_EMBD, N_FF)
+    return make_gguf(path, keys, tensors, architecture="jamba")
 
 
 def write_adapter(
@@ -136,55 +180,66 @@ def write_adapter(
     targets: Sequence[str] = ATTENTION,
     dtype: Any = np.float32,
     strength: float = 1.0,
+    keys: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A random adapter: an aLoRA, or a plain LoRA if `invocation` is None or empty."""
+    """A random adapter: an aLoRA, or a plain LoRA if `invocation` is None or empty. `keys` is
+    further metadata.
+    """
     rng = np.random.default_rng(seed)
-    writer = adapter_writer(path)
-    if alpha is not None:
-        writer.add_float32("adapter.lora.alpha", alpha)
+    entries = {**adapter_keys(alpha), **(keys or {})}
     if invocation:
-        writer.add_array("adapter.alora.invocation_tokens", uint32_list(invocation))
-    if invocation_text is not None:
-        writer.add_string("alora.invocation_text", invocation_text)
+        entries["adapter.alora.invocation_tokens"] = token_ids(invocation)
+    entries["alora.invocation_text"] = invocation_text
+    tensors = {}
     for i in range(N_LAYER):
         for name in targets:
             n_in, n_out = TARGETS[name]
-            a = random_weights(rng, rank, n_in) / np.float32(n_in**0.5)
-            b = strength * random_weights(rng, n_out, rank) / np.float32(rank**0.5)
-            writer.add_tensor(f"blk.{i}.{name}.weight.lora_a", a.astype(dtype))
-            writer.add_tensor(f"blk.{i}.{name}.weight.lora_b", b.astype(dtype))
-    return finish(writer, path)
+            a = _random(rng, rank, n_in) / np.float32(n_in**0.5)
+            b = strength * _random(rng, n_out, rank) / np.float32(rank**0.5)
+            tensors[f"blk.{i}.{name}.weight.lora_a"] = a.astype(dtype)
+            tensors[f"blk.{i}.{name}.weight.lora_b"] = b.astype(dtype)
+    return make_gguf(path, entries, tensors)
 
 
-class uint32_list(list[int]):  # noqa: N801
-    """Marks a list of token ids; GGUFWriter would store plain ints as int32."""
+def vocabulary_keys(template: str | None = None) -> dict[str, Any]:
+    """The vocabulary, and a chat template if there is one, as a base's metadata."""
+    tokens, types, merges = vocabulary()
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": BOS,
+        "tokenizer.ggml.eos_token_id": END,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.chat_template": template,
+    }
 
 
-class _Writer(gguf.GGUFWriter):
-    def add_array(self, key: str, val: Sequence[Any]) -> None:
-        if isinstance(val, uint32_list):
-            self.add_key_value(
-                key, list(val), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.UINT32
-            )
-        else:
-            super().add_array(key, val)
+def _sizes(architecture: str, n_layer: int) -> dict[str, Any]:
+    """What a model of attention layers says of its shape."""
+    sizes = {
+        "context_length": _CONTEXT,
+        "embedding_length": N_EMBD,
+        "block_count": n_layer,
+        "feed_forward_length": N_FF,
+        "attention.head_count": N_HEAD,
+        "attention.head_count_kv": N_HEAD_KV,
+        "rope.dimension_count": N_EMBD // N_HEAD,
+        "attention.layer_norm_rms_epsilon": _EPSILON,
+    }
+    return {f"{architecture}.{name}": size for name, size in sizes.items()}
 
 
-def adapter_writer(path: Path, *, arch: str = "llama") -> _Writer:
-    """A writer with an adapter's usual metadata, alpha and invocation left out."""
-    writer = _Writer(path, arch)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    return writer
-
-
-def random_weights(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _random(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return rng.standard_normal(shape, np.float32)
 
 
-def finish(writer: gguf.GGUFWriter, path: Path) -> Path:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def _weight(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Scaled, so that activations keep their size."""
+    return _random(rng, *shape) / np.float32(shape[-1] ** 0.5)
+
+
+def _ones(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.ones(shape, np.float32)

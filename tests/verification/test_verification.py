@@ -24,8 +24,8 @@ from alora_gguf.verification import probe, verify
 from alora_gguf.verification.records import Verification
 from tests.support import corrupt, tiny_base
 from tests.support.files import Files
-from tests.support.tiny_hybrid import write_hybrid
-from tests.support.tiny_swa import write_swa
+from tests.support.make_gguf import adapter_keys, make_gguf
+from tests.support.tiny_base import write_hybrid, write_swa
 from tests.support.verified import (
     VOCABULARY_KEY,
     adapter_with,
@@ -172,7 +172,7 @@ def adapter_for(base: Path, path: Path, targets: tuple[str, ...]) -> Path:
         path,
         tensors,
         arch=file.architecture,
-        array=(corrupt.Type.UINT32, tiny_base.uint32_list([7, 8, 9])),
+        array=(corrupt.Type.UINT32, [7, 8, 9]),
     )
 
 
@@ -220,11 +220,11 @@ def test_zero_weights_change_nothing(tmp_path: Path, files: Files) -> None:
 
 def test_an_adapter_of_the_output_alone_changes_no_layer(tmp_path: Path, files: Files) -> None:
     rng = np.random.default_rng(0)
-    writer = tiny_base.adapter_writer(tmp_path / "output.gguf")
-    for half, shape in (("a", (4, tiny_base.N_EMBD)), ("b", (tiny_base.N_VOCAB, 4))):
-        values = rng.standard_normal(shape, np.float32)
-        writer.add_tensor(f"output.weight.lora_{half}", values)
-    tiny_base.finish(writer, tmp_path / "output.gguf")
+    tensors = {
+        f"output.weight.lora_{half}": rng.standard_normal(shape, np.float32)
+        for half, shape in (("a", (4, tiny_base.N_EMBD)), ("b", (tiny_base.N_VOCAB, 4)))
+    }
+    make_gguf(tmp_path / "output.gguf", adapter_keys(None), tensors)
     found = verify(files.base, tmp_path / "output.gguf", n_threads=1)
     assert found.passed
     assert [change.change for change in found.layers] == [0, 0]

@@ -15,7 +15,7 @@ from alora_gguf.cli.chat.watching import Watched
 
 import alora_gguf as ag
 from alora_gguf import demo as demo_files
-from alora_gguf.engine.scheduler import DecodeQueue
+from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside
 
 from .test_talk import ANSWER, QUESTION, Ear, say, state
@@ -115,15 +115,15 @@ def test_its_verdict_shares_a_batch_with_the_first_tokens_of_the_draft(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[list[int]] = []
-    real = DecodeQueue._compose
+    real = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> Any:
+    def spy(self: Scheduler) -> Any:
         work = real(self)
-        batches.append(sorted(len(ticket.runs[0].tokens) for ticket in work.tickets))
+        batches.append(sorted(len(request.runs[0].tokens) for request in work.requests))
         return work
 
     say(talk, QUESTION)
-    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    monkeypatch.setattr(Scheduler, "_compose", spy)
     draft = len(talk.model.tokenize("<|start_of_role|>assistant<|end_of_role|>"))
     talk.watched = [GUARD]
     assert say(talk, "Who runs it?").withheld is None
@@ -141,16 +141,16 @@ def test_its_verdict_shares_a_batch_with_the_first_tokens_of_the_draft(
 def test_batches_are_shared_to_the_last_step(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the reply and all that is asked meanwhile, and by all that are asked at once."""
     batches: list[tuple[int, int]] = []  # calls and sequences
-    real = DecodeQueue._compose
+    real = Scheduler._compose
 
-    def spy(self: DecodeQueue) -> Any:
+    def spy(self: Scheduler) -> Any:
         work = real(self)
         if work.pieces:
-            batches.append((len(work.tickets), len(work.pieces)))
+            batches.append((len(work.requests), len(work.pieces)))
         return work
 
     say(talk, QUESTION)
-    monkeypatch.setattr(DecodeQueue, "_compose", spy)
+    monkeypatch.setattr(Scheduler, "_compose", spy)
     talk.watched = [GUARD, Watched("answerability", "question")]
     turn = say(talk, "Who runs it?")
     (_, answerability) = turn.verdicts
@@ -313,7 +313,7 @@ def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> N
     while inside.prefix_cache(demo).evict():
         pass
     inside.engine(demo).collect()
-    books = inside.books(demo)
+    books = inside.cells(demo)
     assert books.n_seqs - books.free_sequences == 1
     assert books.used() == talk.chat.session.cached
     assert books.promised() == 0

@@ -14,7 +14,7 @@ from alora_gguf.cli.chat.asking import Failed
 from alora_gguf.cli.chat.screen import Screen
 from alora_gguf.cli.chat.tables import adapters, costs, documents
 from alora_gguf.cli.chat.talk import Turn
-from alora_gguf.cli.chat.text import duration
+from alora_gguf.cli.render import duration
 from rich.cells import cell_len
 from rich.console import Console
 
