@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import ConvertError, FileFormatError
+from alora_gguf.errors import AloraError, ConvertError, FileFormatError
 from alora_gguf.files import read_small
 
 from .tokenizer import BYTE, BYTE_LEVEL, CONTROL, NORMAL, SENTENCE_PIECE, Token, decode
@@ -95,7 +95,7 @@ class HFTokenizer:
         """What the file says; nothing if it cannot be read: nothing that depends on it is vital."""
         try:
             fields = json.loads(read_small(self.path, _MAX_BYTES))
-        except (FileFormatError, ValueError, RecursionError):
+        except (AloraError, ValueError, RecursionError):
             return {}
         return fields if isinstance(fields, dict) else {}
 

@@ -80,8 +80,6 @@ class Repository:
         self._host = _host(self._endpoint)
         self._cache = hub.folder
         self._api = HfApi(endpoint=self._endpoint, library_name=_AGENT, library_version=__version__)
-        # by its name once, so that huggingface_hub notes for times offline which commit that was
-        self._revision = reference.revision
         with self._explained():
             info = self._api.model_info(
                 reference.repo,
@@ -92,6 +90,12 @@ class Repository:
             commit, siblings = info.sha, info.siblings
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise self._fail("did not name a commit; is HF_ENDPOINT the address of a hub?")
+        with self._explained():
+            # notes in the cache which commit that is, for times without a network; the hub has just
+            # answered, and this knows no time limit
+            self._api.resolve_revision(
+                reference.repo, revision=reference.revision, cache_dir=self._cache
+            )
         self.files: dict[str, int | None] = {}
         self.sha256: dict[str, str] = {}
         for file in siblings or ():
@@ -122,17 +126,14 @@ class Repository:
             found = self._api.hf_hub_download(
                 self.reference.repo,
                 name,
-                revision=self._revision,
+                revision=self.snapshot.revision,
                 cache_dir=self._cache,
                 etag_timeout=self._timeout,
                 tqdm_class=_bar_called(name),
             )
         path = self.snapshot.root.joinpath(*name.split("/"))
         if Path(found) != path:
-            raise self._fail(
-                f"sent '{name}' of another commit than the one it had listed; try again"
-            )
-        self._revision = self.snapshot.revision
+            raise self._fail(f"sent '{name}' of another commit than the one asked for")
         return path
 
     def read(self, name: str, start: int, stop: int) -> bytes:

@@ -11,7 +11,13 @@ from alora_gguf.convert.find import find_source
 from alora_gguf.convert.peft.config import read_config
 from alora_gguf.convert.source import licence_of
 
-from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
+from alora_gguf.errors import (
+    AloraError,
+    FileFormatError,
+    InputError,
+    MissingFileError,
+    UnsupportedAdapterError,
+)
 from tests.support.libraries import LFS, MODELS, README, write_adapter, write_library
 from tests.support.peft_files import sound_case
 
@@ -219,7 +225,7 @@ def test_something_else_under_the_configurations_name(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match=message):
             read_config(config)
     config.unlink()
-    with pytest.raises(FileFormatError, match=r"adapter_config.json: there is no such file"):
+    with pytest.raises(MissingFileError, match=r"adapter_config.json: there is no such file"):
         read_config(config)
     config.mkdir()
     with pytest.raises(

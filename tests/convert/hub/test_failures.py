@@ -310,7 +310,7 @@ def test_a_commit_that_leads_elsewhere(server: HubServer, hub: Hub) -> None:
 def test_files_of_another_commit(server: HubServer, hub: Hub, tmp_path: Path) -> None:
     server.add("o/r", adapter_files())
     messages = {
-        "f" * 40: "127.0.0.1:\\d+ sent 'adapter_config.json' of another commit than the one it",
+        "f" * 40: "127.0.0.1:\\d+ sent 'adapter_config.json' of another commit than the one asked",
         "../../../../x": "'adapter_config.json': could not be fetched from 127.0.0.1",
     }
     for commit, message in messages.items():

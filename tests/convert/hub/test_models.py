@@ -10,7 +10,7 @@ from alora_gguf.convert.hub.client import Hub, _bar_called
 from alora_gguf.convert.hub.fetch import RemoteModel, choose_model
 from alora_gguf.convert.hub.reference import parse_reference
 
-from alora_gguf.errors import FileFormatError, HubError, InputError
+from alora_gguf.errors import ConvertError, FileFormatError, HubError, InputError
 from tests.support.hub_server import HubServer
 
 NAMES = [
@@ -99,13 +99,11 @@ def test_a_link_that_was_planted_in_the_cache(server: HubServer, hub: Hub, tmp_p
     (tmp_path / "secret").write_bytes(b"secret")
     path.unlink()
     path.symlink_to(tmp_path / "secret")
-    with pytest.raises(HubError, match=r"is a link to .*/secret, outside of"):
+    with pytest.raises(ConvertError, match=r"is a link to .*/secret, outside of"):
         model.fetch()
 
 
 def test_a_bar_has_the_files_name() -> None:
-    def downloads(name: str, *, tqdm_class: type | None = None) -> None: ...
-
     bar = _bar_called("q/m.gguf")(total=3, desc="signature", disable=True)
     assert bar.total == 3
     with _bar_called("q/m.gguf")(total=3, desc="signature") as bar:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alora_gguf.convert.peft.input_file import InputFile
-from alora_gguf.convert.peft.weights import SafetensorsFile
+from alora_gguf.convert.peft.weights import InputFile, SafetensorsFile
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
@@ -207,7 +206,7 @@ def test_a_disk_that_fails_meanwhile(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 100)
     file = InputFile(path)
     folder = os.open(tmp_path, os.O_RDONLY)
-    os.dup2(folder, file.handle.fileno())  # from here on, reading fails as on a broken disk
+    os.dup2(folder, file._file.fileno())  # from here on, reading fails as on a broken disk
     os.close(folder)
     for read in (file.sha256, lambda: file.read_at(0, 10)):
         with pytest.raises(
