@@ -73,15 +73,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(alora_gguf, "Nonsense")
 
 
-def test_import_is_quick_and_loads_nothing_heavy() -> None:
+def test_import_loads_next_to_nothing() -> None:
+    """Modules are counted, not seconds; about 15 of Python's own are there."""
     code = (
-        "import sys, time; t = time.perf_counter(); import alora_gguf;"
-        "print(time.perf_counter() - t, [m for m in ('numpy', 'llama_cpp', 'gguf') "
-        "if m in sys.modules])"
+        "import sys; before = set(sys.modules); import alora_gguf;"
+        "print(*sorted(set(sys.modules) - before))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    seconds, loaded = run.stdout.split(" ", 1)
-    assert loaded.strip() == "[]"
-    assert float(seconds) < 0.3
+    loaded = run.stdout.split()
+    assert not {"numpy", "llama_cpp", "gguf", "ctypes"} & set(loaded)
+    assert len([name for name in loaded if name.startswith("alora_gguf")]) <= 4
+    assert len(loaded) <= 60

@@ -260,7 +260,8 @@ class Engine:
             self.cells.extend(seq, n)
             return True
 
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        # the bytes themselves, without a copy
+        buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
         self.admission.admit(fits, lambda: self.admission.no_cells(n))
         with self.lock:
             try:

@@ -13,7 +13,7 @@ from alora_gguf.options import CancelToken, Progress, Timings
 from .bank import ActiveAdapter
 from .batch import Logits, Run
 from .context import Engine
-from .prefix_cache import MIN_GAIN, PrefixCache, usable
+from .prefix_cache import MIN_GAIN, OpenSequence, PrefixCache, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
 
 
@@ -184,13 +184,19 @@ class TokenSequence:
         enough = keep + MIN_GAIN
         but_last = tokens[:-1]  # which is read for its logits
         with cache.longest(but_last, spans) as (pooled, most):
+            best: OpenSequence | None = None
+            least = max(enough, most)
             for other in cache.open_sequences():
                 if other is self:
                     continue
                 with other.borrow() as there:
                     n = usable(engine, other.cached, but_last, spans) if there else 0
-                    if n >= max(enough, most):
-                        return self._share(other.seq, other.cached, n)
+                    if n >= least:
+                        best, least = other, n + 1
+            if best is not None:
+                with best.borrow() as there:
+                    n = usable(engine, best.cached, but_last, spans) if there else 0
+                    return self._share(best.seq, best.cached, n) if n >= enough else 0
             if pooled is None or most < enough:
                 return 0
             cache.used(pooled)

@@ -1,30 +1,25 @@
-"""`alora-gguf run`: intrinsics asked about conversations, for scripts; JSON in, JSON out.
-
-Not `run.py`: the package has a function of that name.
-"""
+"""The command's options, its input, and one conversation or many."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
-
-from . import options
-from .render import printable
+from alora_gguf.cli import options
+from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import printable, stdout_may_close
 
 if TYPE_CHECKING:
-    from alora_gguf.chat.reply import ReplyOptions
+    from alora_gguf import GenerateOptions
+    from alora_gguf.chat.tokenizer import Tokenizer
 
-    from .running.answers import Answer
-    from .running.batch import Settings
-    from .running.conversations import Entry, Input
-    from .running.plan import Plan
+    from .conversations import Entry, Input
+    from .plan import Plan
+    from .work import Answer, Settings
 
 _LINES: Final = (".jsonl", ".ndjson")
 _REPLY_TOKENS: Final = 512
@@ -138,22 +133,19 @@ def command(
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
     written = _reply_options(reply, {**sampling, "--reply-adapter": reply_adapter})
 
-    from .running.batch import Settings
-    from .running.conversations import read_input
-    from .running.plan import Plan
-    from .running.sources import find_sources
+    from .conversations import read_input
+    from .plan import Plan
+    from .work import Settings
 
-    used = [*intrinsics, *([reply_adapter] if reply_adapter is not None else [])]
-    sources = find_sources(base, adapters, contracts, used)
     jinja = None if template is None else _file(template).decode("utf-8", "replace")
-    plan = Plan.make(sources, intrinsics, written, jinja)
+    plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
     # the demo model is so small that a second thread costs more than it brings
     n_threads = 1 if base is None and threads is None else threads
     settings = Settings(n_ctx, n_threads, jobs, gpu_layers, verbose)
     data, name = _read(conversations)
     lines = jsonl or conversations.lower().endswith(_LINES)
     found = read_input(data, name, intrinsics, lines=lines)
-    with _whole_stdout():
+    with stdout_may_close():
         if found.lines or output is not None:
             _many(plan, found, settings, output, values_only=values_only)
         else:
@@ -172,16 +164,15 @@ def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -
         )
 
 
-def _reply_options(reply: bool, given: dict[str, Any]) -> ReplyOptions | None:
+def _reply_options(reply: bool, given: dict[str, Any]) -> GenerateOptions | None:
     if not reply:
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    from alora_gguf.chat.reply import ReplyOptions
-    from alora_gguf.generate.sampling import Sampling
+    from alora_gguf import GenerateOptions, Sampling
 
-    return ReplyOptions(
+    return GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
         sampling=Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
         adapter=given["--reply-adapter"],
@@ -190,7 +181,7 @@ def _reply_options(reply: bool, given: dict[str, Any]) -> ReplyOptions | None:
 
 def _read(source: str) -> tuple[bytes, str]:
     """What the input holds, and what it is called."""
-    from alora_gguf.errors import InputError
+    from alora_gguf import InputError
 
     if source != "-":
         return _file(Path(source)), source
@@ -202,7 +193,7 @@ def _read(source: str) -> tuple[bytes, str]:
 
 
 def _file(path: Path) -> bytes:
-    from alora_gguf.errors import InputError
+    from alora_gguf import InputError
 
     try:
         return path.read_bytes()
@@ -210,22 +201,8 @@ def _file(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _whole_stdout() -> Iterator[None]:
-    """Says once, and in a sentence, that nobody reads the output any more."""
-    from alora_gguf.errors import InputError
-
-    try:
-        yield
-    except BrokenPipeError:
-        # what is buffered goes nowhere, or Python would complain of it at exit
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError("nobody reads the output any more") from None
-
-
 def _stdout() -> BinaryIO:
-    from alora_gguf.errors import InputError
+    from alora_gguf import InputError
 
     if sys.stdout is None:
         raise InputError("there is no stdout to print to; give --output FILE")
@@ -233,9 +210,9 @@ def _stdout() -> BinaryIO:
 
 
 def _one(plan: Plan, entry: Entry, settings: Settings, *, values_only: bool) -> None:
-    from alora_gguf.errors import InputError, OutputError
+    from alora_gguf import InputError, OutputError
 
-    from .running.batch import answer_all
+    from .work import answer_all
 
     answers: list[Answer] = []
 
@@ -244,15 +221,24 @@ def _one(plan: Plan, entry: Entry, settings: Settings, *, values_only: bool) -> 
             raise InputError(f"{entry.where}: {problem}")
         answers.append(answer)
 
-    answer_all(plan, [entry], settings, deliver)
+    with _tokenizer(plan) as tokenizer:
+        answer_all(plan, tokenizer, [entry], settings, deliver)
     (found,) = answers
     problems = "; ".join(found.problems())
     if not values_only:
         _print(json.dumps({**entry.echo, **found.to_dict()}, indent=2, allow_nan=False))
-    elif not problems or len(plan.intrinsics) > 1:
+    elif not problems or len(plan.contracts) > 1:
         _print(json.dumps(found.value(), allow_nan=False))
     if problems:
         raise OutputError(f"{entry.where}: {problems}")
+
+
+def _tokenizer(plan: Plan) -> Tokenizer:
+    from alora_gguf.chat.tokenizer import Tokenizer
+
+    return Tokenizer(
+        plan.base, template=plan.template, adapters=plan.files, contracts=plan.contracts
+    )
 
 
 def _print(text: str) -> None:
@@ -264,32 +250,32 @@ def _print(text: str) -> None:
 def _many(
     plan: Plan, found: Input, settings: Settings, path: Path | None, *, values_only: bool
 ) -> None:
-    from alora_gguf.errors import OutputError
+    from alora_gguf import OutputError
 
-    from .progress import Progress
-    from .running.batch import answer_all
-    from .running.lines import Lines
-    from .running.output import AppendedFile, InOrder
-    from .running.plan import Asked
+    from .output import AppendedFile, InOrder, Lines
+    from .plan import Asked
+    from .work import answer_all
 
-    asked = Asked(plan)
-    file = None if path is None else AppendedFile(path)
-    output = InOrder(_stdout()) if file is None else file
-    with contextlib.closing(output), Progress("Asking") as progress:
+    with contextlib.ExitStack() as stack:
+        tokenizer = stack.enter_context(_tokenizer(plan))
+        asked = Asked(plan, tokenizer)
+        file = None if path is None else AppendedFile(path)
+        output = InOrder(_stdout()) if file is None else file
+        stack.enter_context(contextlib.closing(output))
         lines = Lines(
             found.entries,
-            asked,
+            asked.of,
             output,
             done=None if file is None else file.done,
             values_only=values_only,
-            progress=progress,
+            progress=stack.enter_context(Progress("Asking")),
         )
-        if lines.skipped:
+        if skipped := len(found.entries) - len(lines.todo):
             click.echo(
-                f"{lines.skipped} of {len(found.entries)} are in {printable(str(path))} already",
+                f"{skipped} of {len(found.entries)} are in {printable(str(path))} already",
                 err=True,
             )
-        answer_all(plan, lines.todo, settings, lines.deliver)
+        answer_all(plan, tokenizer, lines.todo, settings, lines.deliver)
     if lines.failed:
         raise OutputError(
             f"{lines.failed} of {len(found.entries)} conversations failed; their lines say why"
