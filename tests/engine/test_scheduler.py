@@ -51,12 +51,12 @@ def test_who_was_served_together_stays_together(files: Files, batches: list[int]
         sessions = [model.session() for _ in range(3)]
         for i, session in enumerate(sessions):
             session.append([i, i + 1, i + 2])
-        inside.engine(model).queue.leave()  # this thread waits for them
+        inside.engine(model).scheduler.leave()  # this thread waits for them
         batches.clear()
         started = time.monotonic()
-        gathering = Barrier(inside.engine(model), 3, ag.CancelToken())
+        barrier = inside.engine(model).scheduler.barrier(3, ag.CancelToken())
         at_once(*(lambda s=s, n=n: reply(s, n) for s, n in zip(sessions, (16, 8, 4), strict=True)))
-        gathering.open()
+        barrier.open()
         assert batches == [*[3] * 4, *[2] * 4, *[1] * 8]
         assert time.monotonic() - started < FOREVER / 2
 
@@ -67,7 +67,7 @@ def test_who_comes_later_joins_them(files: Files, batches: list[int]) -> None:
     with files.model() as model, model.session() as first, model.session() as second:
         first.append([1, 2, 3])
         second.append([4, 5, 6])
-        inside.engine(model).queue.leave()
+        inside.engine(model).scheduler.leave()
         batches.clear()
         begun = threading.Event()
 
@@ -97,17 +97,50 @@ def test_a_lone_caller_waits_for_nobody(files: Files, batches: list[int]) -> Non
     assert set(batches) == {1}
 
 
-def test_how_long_is_waited() -> None:
-    """At most as long as the last batch took, and some milliseconds."""
-    returning = BatchWindow()
-    assert returning.wait_for([]) == 0
-    returning.served([1, 2], 0.01)
-    assert 0 < returning.wait_for([1]) <= 0.01
-    assert returning.wait_for([1, 2, 3]) == 0
-    returning.served([1, 2], 10)
-    assert 0.015 < returning.wait_for([2]) <= 0.02
-    returning.leaves(1)
-    assert returning.wait_for([2]) == 0
-    returning.served([1, 2], 0.001)
-    time.sleep(0.002)
-    assert returning.wait_for([1]) == 0
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_window_is_as_long_as_the_last_batch_took_and_some_milliseconds_at_most() -> None:
+    clock = Clock()
+    window = BatchWindow(clock)
+    assert window.wait_for([]) == 0
+    window.served([1, 2], 0.01)
+    assert window.wait_for([1]) == pytest.approx(0.01)
+    assert window.wait_for([1, 2, 3]) == 0
+    window.served([1, 2], 10)
+    assert window.wait_for([2]) == pytest.approx(0.02)
+    window.leaves(1)
+    assert window.wait_for([2]) == 0
+    window.served([1, 2], 0.01)
+    clock.now += 0.011
+    assert window.wait_for([1]) == 0
+
+
+def test_a_barrier_opens_when_all_wait_or_have_left_or_patience_ends() -> None:
+    clock, cancel = Clock(), ag.CancelToken()
+
+    def barrier() -> Barrier:
+        return Barrier(threading.Condition(), 3, cancel, clock)
+
+    each = barrier()
+    assert each.wait_for(2) == pytest.approx(0.5)
+    assert each.wait_for(3) == 0
+    assert each.wait_for(1) == 0  # it stays open
+    each = barrier()
+    each.leave()
+    assert each.wait_for(2) == 0
+    each = barrier()
+    clock.now += 0.6
+    assert each.wait_for(0) == 0
+    each = barrier()
+    each.open()
+    assert each.wait_for(0) == 0
+    each = barrier()
+    cancel.cancel()
+    assert each.wait_for(0) == 0
