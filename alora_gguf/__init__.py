@@ -32,12 +32,14 @@ _HOME = {
     "DecodeError": "errors",
     "Document": "messages",
     "FileFormatError": "errors",
+    "FinishReason": "options",
+    "GenerateOptions": "options",
     "Generation": "generate.generation",
     "HubError": "errors",
     "InputError": "errors",
-    "IntrinsicCall": "chat.asking",
+    "IntrinsicCall": "options",
     "IntrinsicResult": "chat.asking",
-    "Invocation": "generate.plan",
+    "Invocation": "options",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
     "Llama": "llama",
@@ -47,10 +49,10 @@ _HOME = {
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
+    "Progress": "options",
     "Provenance": "engine.provenance",
     "Reply": "chat.reply",
-    "ReplyOptions": "chat.reply",
-    "Sampling": "generate.sampling",
+    "Sampling": "options",
     "SavedSessionError": "errors",
     "SchemaError": "errors",
     "Session": "session",
@@ -67,11 +69,9 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from .chat.asking import IntrinsicCall as IntrinsicCall
     from .chat.asking import IntrinsicResult as IntrinsicResult
     from .chat.chat import Chat as Chat
     from .chat.reply import Reply as Reply
-    from .chat.reply import ReplyOptions as ReplyOptions
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
@@ -103,8 +103,6 @@ if TYPE_CHECKING:
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
-    from .generate.plan import Invocation as Invocation
-    from .generate.sampling import Sampling as Sampling
     from .gguf.adapter import AdapterFile as AdapterFile
     from .llama import Llama as Llama
     from .llama import LlamaState as LlamaState
@@ -113,6 +111,12 @@ if TYPE_CHECKING:
     from .model import Model as Model
     from .options import CancelToken as CancelToken
     from .options import ContextOptions as ContextOptions
+    from .options import FinishReason as FinishReason
+    from .options import GenerateOptions as GenerateOptions
+    from .options import IntrinsicCall as IntrinsicCall
+    from .options import Invocation as Invocation
+    from .options import Progress as Progress
+    from .options import Sampling as Sampling
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob

@@ -5,11 +5,13 @@ Knows what a terminal can show, and nothing of what is shown.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 _NARROWEST: Final = 40
@@ -133,3 +135,17 @@ def aligned(
             cells.append(cell + space if side == "<" else space + cell)
         lines.append((" " * indent + (" " * gap).join(cells)).rstrip())
     return lines
+
+
+@contextlib.contextmanager
+def stdout_may_close() -> Iterator[None]:
+    """Says once, in a sentence, that nobody reads the output any more."""
+    from alora_gguf import InputError
+
+    try:
+        yield
+    except BrokenPipeError:
+        # what is buffered goes nowhere, or Python would complain of it at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError("nobody reads the output any more") from None

@@ -1,6 +1,7 @@
 """JSON Schemas as masks over a vocabulary: which tokens may come next in a reply.
 
-Owns the one place that knows llguidance. Does not sample, and knows nothing of conversations.
+Knows llguidance, as nothing else but schema_text.py does. Does not sample, and knows nothing of
+conversations.
 """
 
 from __future__ import annotations

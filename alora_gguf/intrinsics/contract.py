@@ -5,6 +5,7 @@ docs/intrinsics.md describes the fields.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -79,6 +80,7 @@ class Contract:
     judges               what it is about: the user's last "question" or the "answer" to it; None if
                          the file does not say, as with `good`
     good                 which end of the number that it answers is the good one: "high" or "low"
+    digest               SHA-256 of the text it was read from; "" if it was not read
     """
 
     source: str
@@ -94,6 +96,7 @@ class Contract:
     logprobs_workaround: bool = False
     judges: Literal["question", "answer"] | None = None
     good: Literal["high", "low"] | None = None
+    digest: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
@@ -120,6 +123,7 @@ class Contract:
             logprobs_workaround=read_flag(given.get("logprobs_workaround")),
             judges=about.get("judges"),
             good=about.get("good"),
+            digest=hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest(),
         )
 
     @classmethod

@@ -17,14 +17,15 @@ import numpy as np
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
-from alora_gguf.chat.asking import IntrinsicCall, Question, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
 from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.chat.template import ChatTemplate, Transcript
 from alora_gguf.engine.batch import Logits
-from alora_gguf.engine.invocation import find_last
+from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.messages import Message, as_document, as_message
+from alora_gguf.options import IntrinsicCall
 
 from .completion import Logprobs
 
@@ -289,12 +290,13 @@ def _call(llama: Llama, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall
     """With sampling options of the request where the contract does not say."""
     name = extra.intrinsic or ""
     contract = llama._contracts.of(name)
+    limit = contract.max_tokens or given.get("max_tokens") or MAX_TOKENS
     return IntrinsicCall(
         name,
         extra.arguments or {},
         scale=extra.scale,
-        max_tokens=contract.max_tokens or given.get("max_tokens"),
-        sampling=sampling_of(contract, {k: given[k] for k in _SAMPLING if k in given}),
+        max_tokens=limit,
+        sampling=sampling_of(contract, limit, {k: given[k] for k in _SAMPLING if k in given}),
     )
 
 

@@ -38,11 +38,11 @@ from alora_gguf.errors import (
     SavedSessionError,
 )
 from alora_gguf.generate.invoke import Verdict, run_invocations
-from alora_gguf.generate.plan import Invocation, Parent
+from alora_gguf.generate.plan import Parent
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import Timings
+from alora_gguf.options import Invocation, Timings
 from alora_gguf.saved.session_file import check_saved
 from alora_gguf.saved.snapshot import fill, snapshot
 

@@ -30,6 +30,7 @@ class Loop:
     def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
         self.failed = False
         self._talk, self._view, self._lines = talk, view, lines
+        view.good_of = talk.good_of
         self.commands = Commands(talk, view, can_edit=lines.can_edit)
         self._cancel: CancelToken | None = None  # of what is going on
         self._forced = False

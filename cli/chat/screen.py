@@ -16,7 +16,7 @@ from rich.text import Text
 from alora_gguf import IntrinsicResult
 
 from .flow import Flow
-from .view import View, badges, ending, evidence, in_full, problem
+from .view import View, ending, evidence, in_full, problem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -204,7 +204,9 @@ class Screen(View):
         for verdict in verdicts:
             if (wrong := problem(verdict)) is not None:
                 self._line(wrong, "yellow", indent=2)
-        if parts := [(visible(each.text), _STYLES[each.good]) for each in badges(verdicts)]:
+        if parts := [
+            (visible(each.text), _STYLES[each.good]) for each in self._badges_of(verdicts)
+        ]:
             parts.append((evidence(verdicts), "dim"))
             for line in _side_by_side(parts, self.width - 2):
                 self._print(Text("  ").append(line))

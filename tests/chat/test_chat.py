@@ -66,7 +66,9 @@ def test_whole_and_streamed_replies_are_one_sessions(small: ag.Model) -> None:
             for chat in (whole, streamed):
                 assert chat.messages == [message("user", question), message("assistant", expected)]
                 assert chat.tokens == bare.tokens
-                assert close_to(logits_after(chat.session), logits_after(bare))
+                # without AVX-512 a token alone and one in a batch take other kernels of upstream's,
+                # and the base is Q8_0: what rounds the other way moves logits by up to 1.5 %
+                assert close_to(logits_after(chat.session), logits_after(bare), 0.03)
             assert "".join(pieces) == reply.text == expected
             assert len(pieces) > 5
             assert reply.tokens == generation.tokens
@@ -321,12 +323,10 @@ def test_what_is_no_message_is_told(files: Files) -> None:
             with pytest.raises(ag.InputError) as caught:
                 model.chat(template=PLAIN, messages=["a", value])  # type: ignore[list-item]
             assert str(caught.value) == text
-        with pytest.raises(
-            ag.InputError, match=r"^documents: expected a list of documents, got 'x'"
-        ):
+        with pytest.raises(ag.InputError, match=r"^Model\.chat\(\): documents must be a list, got"):
             model.chat(template=PLAIN, documents="x")
         chat = model.chat(template=PLAIN)
-        with pytest.raises(ag.InputError, match=r"^message is None, expected a Message"):
+        with pytest.raises(ag.InputError, match="message must be a string, a Message or a"):
             chat.add(None)  # type: ignore[arg-type]
         with pytest.raises(ag.InputError, match=r"^documents\[0\]: its text is 3"):
             chat.documents = [{"text": 3}]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
+from alora_gguf import demo
 from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside
 from tests.support.files import EXACT, Files
@@ -75,7 +76,7 @@ def test_closed_ones_give_way_the_oldest_first_and_open_ones_never(files: Files)
         assert kept.cached == len(LONG) + 3
         with pytest.raises(ag.CacheFullError):
             big.append([201] * 300)
-        assert not inside.prefix_cache(model).entries
+        assert inside.prefix_cache(model).entries  # no use in evicting them for it
         assert kept.cached == len(LONG) + 3
         assert close_to(inside.last_logits(kept), logits_of(files, [0, *LONG, 9, 1]))
 
@@ -218,3 +219,17 @@ def test_python_goes_on_while_a_batch_is_computed(files: Files) -> None:
         finally:
             stop.set()
             thread.join()
+
+
+def test_the_open_one_that_has_most_in_common_is_shared() -> None:
+    with ag.Model(demo.base_path(), n_ctx=512, n_threads=1) as model:
+        start = model.tokenize("The river workshop is on 8 May. " * 6)
+        ends = [model.tokenize(f" It begins at {n}." * 3) for n in (7, 8, 9)]
+        sessions = [model.session() for _ in range(4)]
+        for session, end in zip(sessions, ends, strict=False):
+            session.sync([*start, *end])
+        for end in ends:
+            timings = sessions[3].sync([*start, *end, *start[:2]])
+            assert timings.reused >= len(start) + len(end) - 1
+            sessions[3].close()
+            sessions[3] = model.session()

@@ -16,7 +16,7 @@ from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import SchemaError
 from alora_gguf.generate.constraint import Constraint, Matcher
-from alora_gguf.generate.schema_text import answers, never_ends, opening
+from alora_gguf.generate.schema_text import fixed, never_ends
 from tests.support import inside
 
 Schema = dict[str, Any]
@@ -57,6 +57,17 @@ FINITE: list[tuple[Schema, tuple[str, ...]]] = [
      ('{"k": "yes"}', '{"k": "no"}')),
     ({**closed(k={"allOf": [{"$ref": "#/definitions/v"}], "title": "K"}),
       "definitions": {"v": {"const": 7}}}, ('{"k": 7}',)),
+    ({"type": "integer", "minimum": 0, "maximum": 3, "multipleOf": 2}, ("0", "2")),
+    ({"const": 1.0}, ("1",)),
+    ({"enum": [1e30, 2]}, ("1000000000000000000000000000000", "2")),
+    ({"const": 2**60}, (str(2**60),)),
+    ({"type": "integer", "enum": [1.0]}, ("1",)),
+    ({"type": "string", "enum": ["ab"], "maxLength": 3}, ('"ab"',)),
+    ({"anyOf": [{"const": 1}], "type": "integer"}, ("1",)),
+    ({"anyOf": [{"const": 1}, {"const": 2}], "allOf": [{"const": 1}]}, ("1",)),
+    ({"const": 1, "enum": [1, 2]}, ("1",)),
+    ({**closed(a=YES_NO), "required": []}, ('{"a": "yes"}', '{"a": "no"}', "{}")),
+    ({**closed(a=YES_NO), "minProperties": 1}, ('{"a": "yes"}', '{"a": "no"}')),
 ]  # fmt: skip
 
 OPEN: list[Schema] = [
@@ -66,26 +77,15 @@ OPEN: list[Schema] = [
     {"type": "integer", "minimum": 0},
     {"type": "integer", "minimum": 0, "maximum": 64},
     {"type": "number", "minimum": 0, "maximum": 1},
-    {"type": "integer", "minimum": 0, "maximum": 3, "multipleOf": 2},
     {"enum": list(range(65))},
-    {"const": 1.0},
-    {"enum": [1e30, 1]},
     {"const": "\x7f"},
     {"const": "\ud800"},
-    {"const": 2**60},
-    {"type": "integer", "enum": [1.0]},
-    {"type": "string", "enum": ["ab"], "maxLength": 3},
     {"anyOf": [{"const": 1}, {"type": "string"}]},
-    {"anyOf": [{"const": 1}], "type": "integer"},
-    {"anyOf": [{"const": 1}, {"const": 2}], "allOf": [{"const": 1}]},
-    {"const": 1, "enum": [1, 2]},
     {"type": "array", "items": {"const": 1}},
     closed(a=YES_NO, b={"type": "string"}),
-    {**closed(a=YES_NO), "required": []},
     {**closed(a=YES_NO), "additionalProperties": True},
     {"type": "object", "properties": {"a": YES_NO}, "required": ["a"]},
     {"properties": {"a": YES_NO}, "required": ["a"], "additionalProperties": False},
-    {**closed(a=YES_NO), "minProperties": 1},
     closed(**{f"k{i}": {"type": "boolean"} for i in range(7)}),
     {"$ref": "https://example.com"},
     {"$ref": "#/$defs/none"},
@@ -118,8 +118,8 @@ OPENINGS: list[tuple[Schema, str]] = [
     ({"anyOf": [{"type": "array"}, closed(a={"type": "string"})]}, ""),
     ({"type": ["array", "null"]}, ""),
     ({"$ref": "#/$defs/a", "$defs": {"a": closed(x={"type": "string"})}}, '{"x": "'),
-    ({"anyOf": [closed(a={"type": "string"})], "type": "object"}, ""),
-    ({"const": 1.0}, ""),
+    ({"anyOf": [closed(a={"type": "string"})], "type": "object"}, '{"a": "'),
+    ({"const": 1.0}, "1"),
 ]  # fmt: skip
 
 
@@ -184,33 +184,33 @@ def canonical(text: str) -> str:
 def test_answers_are_all_there_is(
     schema: Schema, expected: tuple[str, ...], vocab: Vocabulary
 ) -> None:
-    assert answers(schema) == expected
+    texts, opening = fixed(schema)
+    assert sorted(texts or ()) == sorted(expected)
     for text in expected:
         assert canonical(text) == text
         matcher = Constraint.compile(schema, vocab).start()
         assert follow(matcher, text, vocab), text
         assert matcher.must_end, text
     assert set(map(canonical, language(schema, vocab))) == set(expected)
-    assert all(text.startswith(opening(schema)) for text in expected)
+    assert all(text.startswith(opening) for text in expected)
 
 
 @pytest.mark.parametrize("schema", OPEN)
 def test_what_is_not_known_to_be_finite(schema: Schema) -> None:
-    assert answers(schema) is None
+    assert fixed(schema).answers is None
 
 
 def test_the_limit() -> None:
-    seven = closed(**{f"k{i}": {"type": "boolean"} for i in range(7)})
-    assert answers(seven) is None
-    assert len(answers(seven, limit=128) or ()) == 128
-    assert answers({"enum": [1, 2]}, limit=1) is None
-    assert answers({"enum": []}) == ()
-    assert answers({"type": "integer", "minimum": 2, "maximum": 1}) == ()
+    six, seven = (closed(**{f"k{i}": {"type": "boolean"} for i in range(n)}) for n in (6, 7))
+    assert len(fixed(six).answers or ()) == 64
+    assert fixed(seven) == (None, '{"k0": ')
+    for nothing in ({"enum": []}, {"type": "integer", "minimum": 2, "maximum": 1}):
+        assert fixed(nothing) == (None, "")
 
 
 @pytest.mark.parametrize(("schema", "expected"), OPENINGS)
 def test_openings(schema: Schema, expected: str, vocab: Vocabulary) -> None:
-    assert opening(schema) == expected
+    assert fixed(schema).opening == expected
     assert follow(Constraint.compile(schema, vocab).start(), expected, vocab)
 
 
@@ -220,8 +220,9 @@ def test_openings_of_the_demo(name: str, vocab: Vocabulary) -> None:
 
     schema = json.loads(yaml.safe_load(io_yaml_path(name).read_text())["response_format"])
     first = next(iter(schema["properties"]))
-    assert opening(schema) == f'{{"{first}": "'
-    assert follow(Constraint.compile(schema, vocab).start(), opening(schema), vocab)
+    opening = fixed(schema).opening
+    assert opening == f'{{"{first}": "'
+    assert follow(Constraint.compile(schema, vocab).start(), opening, vocab)
 
 
 NAMES = st.sampled_from(["a", "ab", "abc", "b", "ä"])
@@ -267,7 +268,7 @@ def test_random_replies_begin_as_said(drawn: Any, inner: Any, seed: int, vocab: 
     except SchemaError as error:
         assert "nsatisfiable" in str(error)  # noqa: PT017
         return
-    start, texts = opening(schema), answers(schema)
+    texts, start = fixed(schema)
     assert follow(constraint.start(), start, vocab)
     reply = random_reply(constraint.start(), vocab, seed)
     assert canonical(reply).startswith(start)
@@ -307,6 +308,5 @@ def test_schemas_that_contain_themselves(schema: Schema, endless: bool) -> None:
 def test_references_do_not_make_it_slow() -> None:
     defs = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
     schema = {"$defs": {**defs, "d30": {"const": 1}}, "$ref": "#/$defs/d0"}
-    assert answers(schema) is None
-    assert opening(schema) == ""
+    assert fixed(schema) == (("1",), "1")
     assert not never_ends(schema)

@@ -88,17 +88,33 @@ def test_another_cache_layout_is_refused(
         check(none, model, EXACT)  # without cells, their layout does not matter
 
 
-@pytest.mark.parametrize("old", ["on", "off", "auto"])
-def test_flash_attention_is_known_from_the_cells(files: Files, old: Any) -> None:
+@pytest.mark.parametrize("old", ["on", "off"])
+def test_other_flash_attention_is_refused(files: Files, old: Any) -> None:
     with files.model(options=ag.ContextOptions(flash_attn=old)) as model:
         session = model.session()
         session.append(TEXT)
         saved = collect(session, options=ag.ContextOptions(flash_attn=old))
-    now: Any = "on" if old == "off" else "off"  # "auto" is "on" on a CPU
+    now: Any = "on" if old == "off" else "off"
     options = ag.ContextOptions(flash_attn=now)
     with files.model(options=options) as model, pytest.raises(ag.SavedSessionError) as caught:
         check(saved, model, options)
-    assert f"but this model has it {now}; open the model with flash_attn=" in str(caught.value)
+    assert f"flash_attn '{old}', but this model has '{now}'; open the model with" in str(
+        caught.value
+    )
+
+
+def test_what_auto_has_chosen_llama_cpp_knows(files: Files, tmp_path: Path) -> None:
+    auto = ag.ContextOptions()  # "auto" is "on" on a CPU
+    with files.model(options=auto) as model, model.session() as session:
+        session.append(TEXT)
+        session.save(path_of(tmp_path))
+    with files.model(options=ag.ContextOptions(flash_attn="on")) as model:
+        assert model.restore_session(path_of(tmp_path)).cached
+    with (
+        files.model(options=ag.ContextOptions(flash_attn="off")) as model,
+        pytest.raises(ag.SavedSessionError, match=r"V transposition.* open the model as it was"),
+    ):
+        model.restore_session(path_of(tmp_path))
 
 
 def test_llama_cpp_refuses_what_auto_hides(files: Files, saved: SavedSession) -> None:

@@ -59,17 +59,18 @@ def says(text: str, *, then: str = "") -> ag.Sampling:
     return ag.Sampling(temperature=0.0, grammar=f'root ::= "{quoted}" {then}')
 
 
-def saying(text: str, **more: Any) -> ag.ReplyOptions:
+def saying(text: str, **more: Any) -> ag.GenerateOptions:
     """Options of a reply that can only be `text`, in whatever tokens the model likes best."""
-    return ag.ReplyOptions(sampling=says(text), **more)
+    return ag.GenerateOptions(sampling=says(text), **more)
 
 
-def brief(n: int = 6, **more: Any) -> ag.ReplyOptions:
-    return ag.ReplyOptions(max_tokens=n, sampling=GREEDY, **more)
+def brief(n: int = 6, **more: Any) -> ag.GenerateOptions:
+    return ag.GenerateOptions(max_tokens=n, sampling=GREEDY, **more)
 
 
-def close_to(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    return float(np.abs(one - other).max()) < 1e-4 * float(np.abs(other).max())
+def close_to(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], within: float = 1e-4) -> bool:
+    """Whether two rows of logits differ by less than `within` of the largest one."""
+    return float(np.abs(one - other).max()) < within * float(np.abs(other).max())
 
 
 def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) -> Any:
@@ -85,7 +86,7 @@ def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     record, seq = inside.sequence(session).cached, inside.sequence(session).seq
     assert record.tokens == session.tokens[: len(record)]
     assert engine.cells.length(seq) == len(record)
-    assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
+    assert inside.last_position(session) == len(record) - 1
     with files.model() as model, model.session() as fresh:
         fresh.sync([*session.tokens, 1], **use)
         assert close_to(logits_after(session, **use), inside.last_logits(fresh))

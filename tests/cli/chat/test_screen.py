@@ -248,6 +248,7 @@ VERDICTS = (
 
 def test_badges_with_their_evidence() -> None:
     on = screen()
+    on.good_of = lambda name: "low" if name == "jailbreak" else "high"
     on.turn(turn("", verdicts=VERDICTS))
     assert plain(on).splitlines()[1:] == [
         '  certainty 87% · jailbreak attempt 90% · rewritten question "Who?"',

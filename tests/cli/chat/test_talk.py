@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.chat import talk as talk_module
-from alora_gguf.cli.chat.asking import Failed, ask_each
+from alora_gguf.cli.chat.asking import Failed, Watched, ask_each
 from alora_gguf.cli.chat.talk import Talk, Turn
-from alora_gguf.cli.chat.watching import Watched
 
 import alora_gguf as ag
 from alora_gguf.demo import adapter_paths
@@ -158,7 +157,7 @@ def test_what_is_waited_for_is_told_and_the_reply_before_what_is_said_of_it(talk
     heard: list[str] = []
     ear = Ear(heard.append, over=lambda reply: heard.append(f"over {reply}"))
     talk.watched = [
-        Watched("jailbreak", "question", "!"),
+        Watched("jailbreak", "question", "!", good="low"),
         Watched("answerability", "question"),
         Watched("uncertainty", "answer"),
     ]
@@ -220,7 +219,7 @@ def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
         (interrupted, KeyboardInterrupt),
     ],
 )
-@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!")]])
+@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!", good="low")]])
 def test_the_old_one_comes_back_if_the_new_one_fails(
     talk: Talk,
     monkeypatch: pytest.MonkeyPatch,
