@@ -13,9 +13,8 @@ from alora_gguf.engine.admission import AdmissionQueue
 from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.prefix_cache import PrefixCache
 from alora_gguf.engine.provenance import BASE, CachedTokens
-from tests.support.files import FOREVER
-
 from tests.support.bare_context import BareContext
+from tests.support.files import FOREVER
 
 ELSEWHERE = -1  # a thread that gives something back soon
 

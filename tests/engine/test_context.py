@@ -163,7 +163,7 @@ def test_a_model_that_nobody_has_is_freed_without_the_cycle_collector(files: Fil
         session.invoke_many([ag.Invocation("sure", [5]), ag.Invocation(None, [6])])
         chat = model.chat(template="{{ messages[0].content }}")
         chat.add("what?")
-        chat.say(ag.ReplyOptions(max_tokens=2)).read()
+        chat.say("what?", max_tokens=2)
 
     gc.disable()
     try:
