@@ -40,6 +40,7 @@ def article(path: Path) -> str:
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+@pytest.mark.slow
 def test_a_page_is_shown_whole(site: Path, page: Path) -> None:
     """What GitHub takes for a list or a table, the site takes for one too."""
     path = (site / page.relative_to(pages.DOCS)).with_suffix(".html")
