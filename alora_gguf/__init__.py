@@ -13,7 +13,7 @@ Sessions:          Session, Generation, Invocation, Verdict, Provenance
 The cache:         CacheReport, CacheHolder, CacheSpan
 Files:             inspect_gguf, AdapterSummary, BaseSummary, convert_adapter, ConversionReport,
                    verify, Verification
-The store:         Store, StoreEntry, StoreContents, StoreAddition
+The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
 Errors:            AloraError and what is below it, drawn in alora_gguf.errors
@@ -90,6 +90,7 @@ _GROUPS = {
         "StoreEntry": "store.entry",
         "StoreContents": "store.store",
         "StoreAddition": "store.store",
+        "StoredFile": "store.entry",
     },
 }
 _HOME = {
@@ -189,6 +190,7 @@ if TYPE_CHECKING:
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob
     from .session import Session as Session
+    from .store.entry import StoredFile as StoredFile
     from .store.entry import StoreEntry as StoreEntry
     from .store.store import Store as Store
     from .store.store import StoreAddition as StoreAddition

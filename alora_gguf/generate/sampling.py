@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits
@@ -137,14 +138,19 @@ def likeliest(logits: Logits) -> int:
     return best
 
 
+def log_total(row: NDArray[np.float64]) -> float:
+    """The logarithm of what a row of logits sums to; log-probabilities are the logits less it."""
+    largest = float(row.max())
+    return largest + math.log(np.exp(row - largest).sum())
+
+
 def token_logprob(
     token: int, text: str, logits: Logits, n_top: int, vocab: Vocabulary
 ) -> TokenLogprob:
     """`token`, which adds `text`, as the row of logits before it has it, and the likeliest ones."""
     possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
     row = logits[possible].astype(np.float64)
-    largest = row.max()
-    total = largest + math.log(np.exp(row - largest).sum())
+    total = log_total(row)
     best = np.argpartition(-row, n_top)[:n_top] if n_top < len(row) else np.arange(len(row))
     best = best[np.argsort(-row[best], kind="stable")][:n_top]
     top = tuple(

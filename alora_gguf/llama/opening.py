@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.loading import Tuning
+from alora_gguf.engine.llama_context import Tuning
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf.header import read_header
 from alora_gguf.model import Model

@@ -20,7 +20,7 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.summary import BaseSummary
 from alora_gguf.options import default_threads
-from alora_gguf.verification.random_text import random_text
+from alora_gguf.verification.probe import random_text
 
 from .results import AdapterFacts, BaseFacts
 
