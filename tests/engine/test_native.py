@@ -90,6 +90,7 @@ def test_a_stock_library_is_named_as_such(monkeypatch: pytest.MonkeyPatch, tmp_p
         native._bind()
 
 
+@pytest.mark.slow
 def test_it_is_quiet_unless_asked(files: Files) -> None:
     code = f"import alora_gguf as ag\nwith ag.Model({str(files.base)!r}{{}}) as m: pass"
     env = {**os.environ, "ALORA_LIB_DIR": str(library_folder())}

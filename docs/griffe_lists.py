@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: lists as lists."""
+"""Docstrings as the site shows them: aligned names and texts become lists."""
 
 from __future__ import annotations
 
