@@ -1,6 +1,7 @@
 // The C API: checks arguments, turns exceptions into statuses, and tells the context what changed.
 #include "alora.h"
 
+#include "alora-attention.h"
 #include "alora-bank.h"
 #include "alora-error.h"
 #include "alora-file.h"
