@@ -259,7 +259,8 @@ struct seen_attention {
     }
 
     void check(const ggml_tensor & t) {
-        const ggml_tensor *q = t.src[0], *mask = t.src[3];
+        const ggml_tensor * q    = t.src[0];
+        const ggml_tensor * mask = t.src[3];
         CHECK(q->type == GGML_TYPE_F32 && q->ne[0] == tiny_llama::D_HEAD && q->ne[3] == 1);
         CHECK(q->ne[1] == 4 && q->ne[2] == tiny_llama::N_HEAD);
         for (const ggml_tensor * cells : { t.src[1], t.src[2] }) {
@@ -317,18 +318,21 @@ static void test_the_cache(const tiny_llama & base) {
     CHECK(llama_memory_seq_rm(ours.memory(), 1, -1, -1));  // all
     CHECK(llama_memory_seq_pos_max(ours.memory(), 1) == -1);
 
-    // one cell for all that share it: 480 tokens fork 200 times in a cache of 512
+    // one cell for all that share it: 480 tokens are forked in a cache of 512
     context full(base);
     for (int first = 0; first < 480; first += 60) {
         full.decode(reading(60, 0, first));
     }
-    for (llama_seq_id seq = 1; seq <= 200; ++seq) {
-        llama_memory_seq_cp(full.memory(), 0, seq, 0, -1);  // with a unified cache, every id
+    for (llama_seq_id seq = 1; seq < 4; ++seq) {
+        llama_memory_seq_cp(full.memory(), 0, seq, 0, -1);
     }
-    full.decode({ { 1, 480, 200 } });
-    CHECK(llama_memory_seq_pos_max(full.memory(), 200) == 480);
+    full.decode({ { 1, 480, 3 } });
+    CHECK(llama_memory_seq_pos_max(full.memory(), 3) == 480);
     CHECK(full.try_decode(reading(60, 0, 480)) == 1);  // no room: nothing is changed
     CHECK(llama_memory_seq_pos_max(full.memory(), 0) == 479);
+    CHECK(full.try_decode({ { 1, 0, 4 } }) == -1);  // a batch has sequences below n_seq_max
+    llama_memory_seq_cp(full.memory(), 0, LLAMA_MAX_SEQ - 1, 0, -1);  // a unified cache has all
+    CHECK(llama_memory_seq_pos_max(full.memory(), LLAMA_MAX_SEQ - 1) == 479);
 }
 
 // An aborted batch leaves the cache as it was before, and the context as good as new.
