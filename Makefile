@@ -3,8 +3,9 @@
 #
 #   make setup   the package, editable, with its native library    make lint    linters
 #   make demo    the main job, once                                make test    linters and all tests
-#   make bench   the benchmarks                                    make docs    docs/ and its site, build/site
-#   make clean   remove .venv and build         make demo-model   train the demo model anew
+#   make bench   the benchmarks                                    make check   linters and the fast tests
+#   make docs    docs/ and its site, build/site                    make house   the package's plan in figures
+#   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS.
@@ -40,8 +41,8 @@ native_sources := $(shell find native/include native/src native/patches -type f)
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity test lint test-native \
-	test-stock test-python bench docs format clean
+.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
+	test-native test-stock test-python bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -114,6 +115,13 @@ docs: setup $(SITE)
 
 test: lint test-native test-stock test-python
 
+# What is worth waiting for after every change. A file's tests stay together: they share fixtures.
+check: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not stock and not parity"
+
+house: setup-checks
+	@$(BIN)/python -m docs.house
+
 # convert/ and cli/ are packages of alora_gguf once installed; mypy sees them there through links.
 lint: setup-checks
 	@$(BIN)/ruff check $(python_files)
@@ -122,6 +130,8 @@ lint: setup-checks
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
 	@$(BIN)/mypy native/fetch_upstream.py
+	@$(BIN)/python -m docs.house --contracts > build/contracts.log || { \
+	    cat build/contracts.log; exit 1; }
 	@$(MKDOCS)
 	@$(BIN)/clang-format --dry-run --Werror $(cxx_files)
 

@@ -30,25 +30,29 @@ _HOME = {
     "ContractError": "errors",
     "ConvertError": "errors",
     "DecodeError": "errors",
-    "Document": "chat.messages",
+    "Document": "messages",
     "FileFormatError": "errors",
+    "FinishReason": "options",
+    "GenerateOptions": "options",
     "Generation": "generate.generation",
+    "HubError": "errors",
     "InputError": "errors",
-    "IntrinsicCall": "chat.asking",
+    "IntrinsicCall": "options",
     "IntrinsicResult": "chat.asking",
-    "Invocation": "generate.invoke",
+    "Invocation": "options",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
     "Llama": "llama",
     "LlamaState": "llama",
-    "Message": "chat.messages",
+    "Message": "messages",
+    "MissingFileError": "errors",
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
+    "Progress": "options",
     "Provenance": "engine.provenance",
     "Reply": "chat.reply",
-    "ReplyOptions": "chat.reply",
-    "Sampling": "generate.sampling",
+    "Sampling": "options",
     "SavedSessionError": "errors",
     "SchemaError": "errors",
     "Session": "session",
@@ -65,15 +69,14 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from .engine.native import Stats as Stats
-    from .gguf.adapter import AdapterFile as AdapterFile
-    from .chat.asking import IntrinsicCall as IntrinsicCall
     from .chat.asking import IntrinsicResult as IntrinsicResult
+    from .chat.chat import Chat as Chat
+    from .chat.reply import Reply as Reply
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
-    from .options import CancelToken as CancelToken
-    from .chat.chat import Chat as Chat
+    from .engine.native import Stats as Stats
+    from .engine.provenance import Provenance as Provenance
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -86,9 +89,11 @@ if TYPE_CHECKING:
     from .errors import ConvertError as ConvertError
     from .errors import DecodeError as DecodeError
     from .errors import FileFormatError as FileFormatError
+    from .errors import HubError as HubError
     from .errors import InputError as InputError
     from .errors import InvocationNotFoundError as InvocationNotFoundError
     from .errors import LibraryError as LibraryError
+    from .errors import MissingFileError as MissingFileError
     from .errors import ModelError as ModelError
     from .errors import OutputError as OutputError
     from .errors import SavedSessionError as SavedSessionError
@@ -97,24 +102,27 @@ if TYPE_CHECKING:
     from .errors import UnknownAdapterError as UnknownAdapterError
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
     from .generate.generation import Generation as Generation
-    from .generate.invoke import Invocation as Invocation
     from .generate.invoke import Verdict as Verdict
+    from .gguf.adapter import AdapterFile as AdapterFile
     from .llama import Llama as Llama
     from .llama import LlamaState as LlamaState
+    from .messages import Document as Document
+    from .messages import Message as Message
+    from .model import Model as Model
+    from .options import CancelToken as CancelToken
+    from .options import ContextOptions as ContextOptions
+    from .options import FinishReason as FinishReason
+    from .options import GenerateOptions as GenerateOptions
+    from .options import IntrinsicCall as IntrinsicCall
+    from .options import Invocation as Invocation
+    from .options import Progress as Progress
+    from .options import Sampling as Sampling
+    from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob
-    from .chat.messages import Document as Document
-    from .chat.messages import Message as Message
-    from .model import Model as Model
-    from .options import ContextOptions as ContextOptions
-    from .engine.provenance import Provenance as Provenance
-    from .chat.reply import Reply as Reply
-    from .chat.reply import ReplyOptions as ReplyOptions
-    from .generate.sampling import Sampling as Sampling
     from .session import Session as Session
-    from .store.store import Store as Store
     from .store.entry import StoreEntry as StoreEntry
-    from .options import Timings as Timings
+    from .store.store import Store as Store
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all are strings)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import alora_gguf
-from alora_gguf.errors import LibraryError
+from .errors import LibraryError
 
 _NAMES = {"darwin": "libllama.dylib", "win32": "llama.dll"}
 
@@ -22,7 +21,7 @@ def library_dir() -> Path:
     Raises LibraryError when there is none: the package was not built, or its build failed.
     """
     name = _NAMES.get(sys.platform, "libllama.so")
-    folders = [Path(folder) / "lib" for folder in alora_gguf.__path__]
+    folders = [Path(folder) / "lib" for folder in sys.modules[__package__].__path__]
     for folder in folders:
         if (folder / name).is_file():
             return folder

@@ -45,7 +45,7 @@ def restore(bench: Bench) -> list[Result]:
 
         def _finish(seconds: float, side: str) -> float:
             with last.pop(side) as session:
-                rows[side] = session.last_logits().copy()
+                rows[side] = session._sequence.last_logits().copy()
             return seconds
 
         rows: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
@@ -63,9 +63,9 @@ def scoring(bench: Bench) -> list[Result]:
     """The demo model's smallest intrinsic, drafted and scored, and sampled token by token."""
     import yaml
 
+    from alora_gguf import Invocation, Model, demo
     from alora_gguf.generate import drafting
     from alora_gguf.generate import plan as planning
-    from alora_gguf import Invocation, Model, demo
 
     contract = yaml.safe_load(demo.io_yaml_path("jailbreak").read_text())
     asked = Invocation(
@@ -110,7 +110,7 @@ def overhead(bench: Bench) -> list[Result]:
         turns = [turn.question for turn in TURNS if turn.after]
         chat = model.chat(documents=DOCUMENTS * 5, messages=turns * 20)
         chat.add("Well?")
-        real = model.engine.decode
+        real = model._runtime.engine.decode
 
         def decode(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -119,7 +119,7 @@ def overhead(bench: Bench) -> list[Result]:
             finally:
                 inside[-1] += time.perf_counter() - started
 
-        with mock.patch.object(model.engine, "decode", decode):
+        with mock.patch.object(model._runtime.engine, "decode", decode):
             for i in range(bench.settings.rounds(200) + 5):
                 inside.append(0.0)
                 chat.rewind()

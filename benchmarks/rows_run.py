@@ -30,10 +30,9 @@ _PLAIN = "from alora_gguf.__main__ import main; main()"
 # nothing is grouped, and no conversation uses another one's cells
 _APART = f"""
 from unittest import mock
-from alora_gguf.cli.running.beginnings import apart
 with (
-    mock.patch("alora_gguf.cli.running.batch.in_order", apart),
-    mock.patch("alora_gguf.engine.sequence.Conversation._share_with_others", lambda *_: 0),
+    mock.patch("alora_gguf.cli.running.work._common", lambda *_: 0),
+    mock.patch("alora_gguf.engine.sequence.TokenSequence._share_with_others", lambda *_: 0),
 ):
     {_PLAIN}
 """

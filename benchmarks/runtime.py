@@ -29,7 +29,7 @@ class Library:
     def __init__(self, stock_dir: Path | None = None) -> None:
         self.alora: Any = None  # alora_gguf's binding of alora.h
         if stock_dir is None:
-            from alora_gguf.engine.context import native as _native
+            from alora_gguf.engine import native as _native
 
             self.alora = _native.load()
             self.llama: Any = self.alora.llama

@@ -15,7 +15,7 @@ import click
 from alora_gguf import __version__
 from alora_gguf.errors import AloraError
 
-from .text import printable_lines
+from .render import printable_lines
 
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`, except
 # for those in _MODULES
@@ -32,7 +32,7 @@ _COMMANDS = {
     "verify": "Measure what an adapter does to a base, and whether that is right.",
 }
 
-_MODULES = {"run": "run_command"}  # this package's `run` is the function below
+_MODULES = {"run": "running"}  # this package's `run` is the function below
 
 EXIT_USER = 1  # the user can mend it
 EXIT_BUG = 3  # only we can

@@ -9,7 +9,7 @@ import click
 
 from .demo_screen import Screen
 from .demo_verdicts import Reading, read_verdict
-from .terminal import colour
+from .render import colour
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .text import printable
+from .render import duration, plural, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,9 @@ class Screen:
         for number, text in enumerate(shown, 1):
             self._wrapped(f"  {number:<3}", text)
         more = f"and {n_more} more; " if n_more else ""
-        self._line(f"     {more}{n_tokens} tokens, read once, in {_ms(timings.total)}", dim=True)
+        self._line(
+            f"     {more}{n_tokens} tokens, read once, in {duration(timings.total)}", dim=True
+        )
 
     def question(self, turn: Turn) -> None:
         """The user's turn."""
@@ -87,7 +89,7 @@ class Screen:
         """Verdicts in a word or two, and the time until the last was complete."""
         pairs = list(verdicts)
         if pairs:
-            took = _ms(max(verdict.timings.total for verdict, _ in pairs))
+            took = duration(max(verdict.timings.total for verdict, _ in pairs))
             self._echo(f"{took:>{_LABEL - 2}}  ", dim=True)
             self._flow([(reading.badge, _COLOURS[reading.good]) for _, reading in pairs])
 
@@ -111,7 +113,7 @@ class Screen:
         """What those five cost, and would have cost with plain LoRAs."""
         alora, lora = result.alora, result.lora
         self._line()
-        self._line(f"What these five verdicts cost, on {_count(threads, 'thread')}", bold=True)
+        self._line(f"What these five verdicts cost, on {plural(threads, 'thread')}", bold=True)
         head = f"{'reused':>7}{'read':>6}{'first token':>13}"
         self._line(
             f"{'':{_NAME}}{'aLoRA, all in one batch':>{len(head)}}"
@@ -121,7 +123,7 @@ class Screen:
         for name in alora.timings:
             cells = [_costs(side.timings[name]) for side in (alora, lora)]
             self._line(f"  {name:{_NAME - 2}}{cells[0]}    {cells[1]}")
-        cells = [f"{side.evaluated:>13}{_ms(side.seconds):>13}" for side in (alora, lora)]
+        cells = [f"{side.evaluated:>13}{duration(side.seconds):>13}" for side in (alora, lora)]
         self._line(f"  {'all, to the end':{_NAME - 2}}{cells[0]}    {cells[1]}", bold=True)
         self._line()
         ratio = result.times_as_fast
@@ -210,12 +212,4 @@ class Screen:
 
 
 def _costs(timings: Timings) -> str:
-    return f"{timings.reused:>7}{timings.evaluated:>6}{_ms(timings.first_token or 0.0):>13}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms"
+    return f"{timings.reused:>7}{timings.evaluated:>6}{duration(timings.first_token or 0.0):>13}"

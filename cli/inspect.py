@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import textwrap
-import unicodedata
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .text import printable, size_text
+from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    from alora_gguf.gguf.summary import AdapterSummary, BaseSummary, FileSummary, MetadataValue, Target
+    from alora_gguf.gguf.summary import (
+        AdapterSummary,
+        BaseSummary,
+        FileSummary,
+        MetadataValue,
+        Target,
+    )
 
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it
@@ -85,12 +88,8 @@ def table(summary: AdapterSummary | BaseSummary) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """`text` shown in at most `width` columns; East Asian wide characters take two."""
-    shown = printable(text[: width + 1])  # enough, and a file may hold megabytes
-    ends = list(accumulate(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown))
-    if not ends or ends[-1] <= width:
-        return shown
-    return shown[: bisect_right(ends, width - 1)] + "…"
+    """`text` as it is printed, in at most `width` columns."""
+    return shortened(printable(text[: width + 1]), width)  # enough, and a file may hold megabytes
 
 
 def _rows(rows: Iterator[tuple[str, str]]) -> list[str]:
@@ -126,7 +125,7 @@ def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str]]:
     if summary.size_label is not None:
         yield "size label", summary.size_label
     if (split := summary.split) is not None:
-        held = _tensors(summary.n_tensors)
+        held = plural(summary.n_tensors, "tensor")
         if split.n_tensors is not None:
             held = f"{summary.n_tensors} of {split.n_tensors} tensors"
         yield "split", f"part {split.part} of {split.n_parts}, with {held}"
@@ -169,10 +168,13 @@ def _named(summary: FileSummary) -> Iterator[tuple[str, str]]:
 
 
 def _weights(summary: FileSummary) -> Iterator[tuple[str, str]]:
-    yield "file", f"GGUF version {summary.gguf_version}, {_tensors(summary.n_tensors)}"
+    yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
     yield "weights", f"{summary.n_parameters:,} parameters, {size_text(summary.weights_nbytes)}"
     for total in summary.types:
-        yield "", f"{total.type:<7} {size_text(total.nbytes):>9} in {_tensors(total.n_tensors)}"
+        yield (
+            "",
+            f"{total.type:<7} {size_text(total.nbytes):>9} in {plural(total.n_tensors, 'tensor')}",
+        )
 
 
 def _by_layer(values: tuple[int, ...]) -> str:
@@ -201,30 +203,29 @@ def _targets(targets: Sequence[Target]) -> list[str]:
     """The table of targets; layers that do not fit behind their row follow below it."""
     if not targets:
         return []
-    experts = any(target.n_experts for target in targets)
-    cells = [("target", "rank", "type", "n_in -> n_out", "experts", "size", "layers")]
-    for t in targets:
-        maps = f"{t.n_in} -> {t.n_out}"
-        count = str(t.n_experts or "-")
-        name = _cut(t.name, 20)
-        cells.append(
-            (name, str(t.rank), t.type, maps, count, size_text(t.nbytes), _ranges(t.layers))
+    cells = [("target", "rank", "type", "n_in -> n_out", "experts", "size")]
+    cells += [
+        (
+            _cut(t.name, 20),
+            str(t.rank),
+            t.type,
+            f"{t.n_in} -> {t.n_out}",
+            str(t.n_experts or "-"),
+            size_text(t.nbytes),
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(6)]
+        for t in targets
+    ]
+    align = "<><<>>"
+    if not any(target.n_experts for target in targets):
+        cells, align = [(*row[:4], row[5]) for row in cells], "<><<>"
+    beside = ["layers", *(_ranges(target.layers) for target in targets)]
+    indent = " " * (max(len(row[0]) for row in cells) + 4)
     lines = [""]
-    for name, rank, kind, maps, count, size, layers in cells:
-        start = f"  {name:<{widths[0]}}  {rank:>{widths[1]}}  {kind:<{widths[2]}}"
-        start += f"  {maps:<{widths[3]}}"
-        start += f"  {count:>{widths[4]}}" if experts else ""
-        start += f"  {size:>{widths[5]}}  "
-        if len(start) + len(layers) <= _WIDTH:
-            lines.append(start + layers)
+    for start, layers in zip(aligned(cells, align, indent=2), beside, strict=True):
+        if len(start) + 2 + len(layers) <= _WIDTH:
+            lines.append(f"{start}  {layers}")
         else:
-            indent = " " * (widths[0] + 4)
-            lines.append(start + "below")
-            lines += textwrap.wrap(
-                f"layers {layers}", _WIDTH, initial_indent=indent, subsequent_indent=indent
-            )
+            lines += [f"{start}  below", *wrapped(f"layers {layers}", _WIDTH, indent)]
     return lines
 
 
@@ -264,16 +265,7 @@ def _problems(problems: Sequence[str]) -> list[str]:
         return []
     lines = ["", "  problems"]
     for problem in problems[:_MAX_PROBLEMS]:
-        lines += textwrap.wrap(
-            _cut(problem, 400),
-            _WIDTH,
-            initial_indent="    ",
-            subsequent_indent="      ",
-        )
+        lines += wrapped(_cut(problem, 400), _WIDTH, "    ", hang="      ", long_words=True)
     if len(problems) > _MAX_PROBLEMS:
         lines.append(f"    and {len(problems) - _MAX_PROBLEMS} more; --json has them all")
     return lines
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor" + ("" if count == 1 else "s")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from .listing import table
-from .text import printable_lines
+from .render import aligned, printable, printable_lines, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.store.store import Store
     from alora_gguf.store.entry import StoreEntry
+    from alora_gguf.store.store import Store
+
+_KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
+_HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")
 
 
 @click.command("list")
@@ -53,3 +56,20 @@ def _path(store: Store, entry: StoreEntry) -> tuple[str | None, str | None]:
         return str(store.path(entry)), None
     except FileFormatError as error:
         return None, str(error)
+
+
+def kind_of(entry: StoreEntry) -> str:
+    """What an entry is: aLoRA, LoRA or base."""
+    return _KINDS.get(entry.about.technology or "", entry.about.kind)
+
+
+def table(entries: Sequence[StoreEntry]) -> list[str]:
+    """A line for each entry below a head."""
+    rows = [_HEAD]
+    for entry in entries:
+        about = entry.about
+        commit = f"@{about.commit[:12]}" if about.commit else ""
+        source = f"{about.repository or '-'}{commit}"
+        cells = (entry.name, kind_of(entry), size_text(entry.nbytes), about.base or "-", source)
+        rows.append(tuple(map(printable, cells)))  # type: ignore[arg-type]
+    return aligned(rows, "<<><<")

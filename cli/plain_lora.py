@@ -27,11 +27,10 @@ def load_as_plain_lora(model: Model, name: str, alora: Path) -> None:
 
 
 def _write_plain_lora(alora: Path, copy: Path) -> None:
-    from alora_gguf.convert.writer import OutTensor, Value, write_gguf
-
     from alora_gguf import AdapterFile
     from alora_gguf.gguf.header import read_header
     from alora_gguf.gguf.types import ValueType
+    from alora_gguf.gguf.writer import OutTensor, Value, write_gguf
 
     file = AdapterFile.read(alora)
     header = read_header(file.data, name=str(alora))

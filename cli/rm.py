@@ -7,7 +7,7 @@ import json
 import click
 
 from . import options
-from .text import size_text
+from .render import size_text
 
 
 @click.command("rm")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,8 +11,7 @@ import click
 
 from . import options
 from .progress import Progress
-from .terminal import colour, columns
-from .text import printable, size_text
+from .render import colour, columns, plural, printable, size_text, wrapped
 from .verify_chart import chart
 
 if TYPE_CHECKING:
@@ -102,10 +100,10 @@ def command(
 
 def report(found: Verification, width: int) -> Iterator[str]:
     """The lines of a report of `width` columns, paths apart; styled."""
-    yield from _wrapped("", f"{found.adapter.path} on {found.base.path}", width)
+    yield from wrapped(f"{found.adapter.path} on {found.base.path}", width)
     yield ""
     for label, text in _facts(found):
-        yield from _wrapped(f"  {label:<{_LABEL}}", text, width)
+        yield from wrapped(text, width, f"  {label:<{_LABEL}}")
     yield ""
     for passed, text in _checks(found):
         yield from _marked("ok" if passed else "FAIL", text, width)
@@ -128,14 +126,14 @@ def _facts(found: Verification) -> Iterator[tuple[str, str]]:
     yield "adapter", f"{adapter.name}, {kind} of rank {adapter.rank}, {_weights(adapter)}"
     layers = {layer for target in adapter.targets for layer in target.layers}
     names = ", ".join(dict.fromkeys(target.name for target in adapter.targets))
-    yield "targets", names + (f" in {_count(len(layers), 'layer')}" if layers else "")
+    yield "targets", names + (f" in {plural(len(layers), 'layer')}" if layers else "")
     if adapter.kind == "lora":
         yield "invocation", "none; it is on for every token"
     else:
         reads = f"'{adapter.invocation_text}', " if adapter.invocation_text else ""
-        yield "invocation", reads + _count(len(adapter.invocation), "token")
+        yield "invocation", reads + plural(len(adapter.invocation), "token")
     read = f"{len(text.tokens)} tokens with seed {text.seed}, the adapter on at the last "
-    yield "text", f"{read}{text.n_adapted}; {_count(found.n_threads, 'thread')}"
+    yield "text", f"{read}{text.n_adapted}; {plural(found.n_threads, 'thread')}"
 
 
 def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
@@ -191,18 +189,18 @@ def _changes(found: Verification, width: int) -> Iterator[str]:
     top = f"stays {before}"
     if logits.top_adapter != logits.top_base:
         top = f"changes from {before} to {_token(logits.top_adapter, logits.text_adapter)}"
-    yield from _wrapped(
-        "  ",
+    yield from wrapped(
         f"Logits differ by up to {logits.largest:.2g} of the largest; the likeliest token is "
         f"another at {logits.n_top_changed} of {n}. After the last token it {top}, and "
         f"KL(base || adapter) is {logits.kl:.2g} nats.",
         width,
+        "  ",
     )
     if not found.layers:
         yield ""
         return
-    yield from _wrapped(
-        "  ", "Each layer's output, |h - h_base| / |h_base|, mean over these tokens:", width
+    yield from wrapped(
+        "Each layer's output, |h - h_base| / |h_base|, mean over these tokens:", width, "  "
     )
     yield ""
     heading, rows = chart(found.layers, width)
@@ -213,21 +211,9 @@ def _changes(found: Verification, width: int) -> Iterator[str]:
 
 
 def _marked(mark: str, text: str, width: int) -> Iterator[str]:
-    first, *more = _wrapped(" " * (_MARK + 2), text, width)
+    first, *more = wrapped(text, width, " " * (_MARK + 2))
     yield f"  {click.style(mark, fg=_COLOURS[mark])}{first[2 + len(mark) :]}"
     yield from more
-
-
-def _wrapped(start: str, text: str, width: int) -> list[str]:
-    """`text` behind `start`, further lines below it."""
-    return textwrap.wrap(
-        printable(text),
-        width,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _weights(facts: BaseFacts | AdapterFacts) -> str:
@@ -236,7 +222,3 @@ def _weights(facts: BaseFacts | AdapterFacts) -> str:
 
 def _token(token: int, text: str | None) -> str:
     return f"token {token}" if text is None else f"{text!r} ({token})"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

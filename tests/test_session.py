@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_base
-from conftest import EXACT, Files
 
 import alora_gguf as ag
-from alora_gguf.engine.scheduler import DecodeQueue
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans
+from alora_gguf.engine.scheduler import Scheduler
+from tests.support import inside, tiny_base
+from tests.support.files import EXACT, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
@@ -29,12 +29,12 @@ TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
 
 def sound(session: ag.Session) -> None:
     """Record, books and llama.cpp agree, and the logits are those of a fresh reading."""
-    engine = session.model.engine
+    engine = inside.engine(session.model)
     n = session.cached
-    seq, record = session.conversation.seq, session.conversation.record
-    assert engine.books.length(seq) == n
+    seq, record = inside.sequence(session).seq, inside.sequence(session).cached
+    assert engine.cells.length(seq) == n
     llama = engine.native.llama
-    assert llama.llama_memory_seq_pos_max(engine._memory, seq) == n - 1
+    assert llama.llama_memory_seq_pos_max(engine.context.memory, seq) == n - 1
     assert record.tokens == session.tokens[:n]
 
 
@@ -43,7 +43,7 @@ def fresh(files: Files, tokens: list[int], **use: object) -> np.ndarray:  # type
     with files.model() as model:
         session = model.session()
         session.sync(tokens, **use)  # type: ignore[arg-type]
-        return session.last_logits().copy()
+        return inside.last_logits(session).copy()
 
 
 def close_to(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]
@@ -72,7 +72,7 @@ def test_text_and_tokens_are_the_same_thing(model: ag.Model) -> None:
     by_text.append(TEXT)
     by_token.append([tiny_base.BOS, *model.tokenize(TEXT)])
     assert by_text.tokens == by_token.tokens
-    assert close_to(by_text.last_logits(), by_token.last_logits())
+    assert close_to(inside.last_logits(by_text), inside.last_logits(by_token))
     assert model.detokenize(model.tokenize("Grüße €")) == "Grüße €"
 
 
@@ -83,7 +83,7 @@ def test_sync_reuses_the_longest_common_prefix(model: ag.Model, files: Files) ->
     assert (timings.reused, timings.evaluated) == (30, 3)
     assert timings.reuse_note == "the conversation differs from the cached one at token 30"
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, [*range(30), 7, 7, 7]))
+    assert close_to(inside.last_logits(session), fresh(files, [*range(30), 7, 7, 7]))
 
 
 def test_rewind_and_read_on(model: ag.Model, files: Files) -> None:
@@ -93,7 +93,7 @@ def test_rewind_and_read_on(model: ag.Model, files: Files) -> None:
     assert session.tokens == list(range(10))
     sound(session)
     session.append([3, 4])
-    assert close_to(session.last_logits(), fresh(files, [*range(10), 3, 4]))
+    assert close_to(inside.last_logits(session), fresh(files, [*range(10), 3, 4]))
     with pytest.raises(ag.InputError, match=r"n must be an integer in \[0, 12\], got 13"):
         session.rewind(13)
 
@@ -111,7 +111,7 @@ def test_adapted_cells_are_not_taken_for_base_cells(model: ag.Model, files: File
     assert timings.reused == n
     assert "computed by an adapter" in timings.reuse_note
     assert session.provenance == ((0, BASE),)
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def test_the_same_adapter_and_scale_reuses_its_own_cells(model: ag.Model) -> None:
@@ -138,14 +138,14 @@ def test_other_weights_under_the_same_name_share_nothing(
     session = model.session()
     session.append(TEXT + "<certainty>ab", adapter="sure")
     at = session.provenance[1][0]
-    before = session.last_logits().copy()
+    before = inside.last_logits(session).copy()
     changed = tiny_base.write_adapter(tmp_path / "s.gguf", seed=77, invocation=files.invocation)
     model.unload_adapter("sure")
     model.load_adapter("sure", changed)
     tokens = session.tokens
     timings = session.sync(tokens, adapter="sure")
     assert timings.reused == at
-    assert not close_to(session.last_logits(), before)
+    assert not close_to(inside.last_logits(session), before)
 
 
 def test_a_plain_lora_equals_the_merged_weights(files: Files, tmp_path: Path) -> None:
@@ -165,13 +165,13 @@ def test_a_plain_lora_equals_the_merged_weights(files: Files, tmp_path: Path) ->
     with ag.Model(path, options=options) as model:
         session = model.session()
         session.sync(tokens)
-        expected = session.last_logits().copy()
+        expected = inside.last_logits(session).copy()
     with ag.Model(files.base, adapters={"lora": files.lora}, options=options) as model:
         session = model.session()
         session.sync(tokens, adapter="lora", scale=0.5)
-        assert close_to(session.last_logits(), expected)
+        assert close_to(inside.last_logits(session), expected)
         session.sync(tokens)
-        assert not close_to(session.last_logits(), expected)
+        assert not close_to(inside.last_logits(session), expected)
 
 
 def test_a_missing_invocation_shows_the_nearest_miss(model: ag.Model) -> None:
@@ -190,18 +190,18 @@ def test_a_missing_invocation_shows_the_nearest_miss(model: ag.Model) -> None:
 def test_fork_goes_its_own_way(model: ag.Model, files: Files) -> None:
     session = model.session()
     session.append(TEXT)
-    used = model.engine.books.used()
+    used = inside.cells(model).used()
     other = session.fork()
-    assert model.engine.books.used() == used  # cells are shared
+    assert inside.cells(model).used() == used  # cells are shared
     other.append([1, 2, 3])
     session.append([4, 5])
     for each in (session, other):
         sound(each)
-        assert close_to(each.last_logits(), fresh(files, each.tokens))
+        assert close_to(inside.last_logits(each), fresh(files, each.tokens))
     session.close()
-    assert close_to(other.last_logits(), fresh(files, other.tokens))
+    assert close_to(inside.last_logits(other), fresh(files, other.tokens))
     other.append([6])
-    assert close_to(other.last_logits(), fresh(files, other.tokens))
+    assert close_to(inside.last_logits(other), fresh(files, other.tokens))
 
 
 # Generation --------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_streaming_and_what_it_leaves(model: ag.Model, files: Files) -> None:
     assert 0 < reply.timings.first_token <= reply.timings.total
     assert (reply.timings.tokens_per_second or 0) > 0
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 @pytest.mark.parametrize("adapter", [None, "sure", "lora"])
@@ -282,17 +282,17 @@ def test_a_prompt_that_fails_leaves_the_conversation(
         assert session.tokens == before
         sound(session)
 
-    def broken(self: DecodeQueue, *arguments: object) -> None:
+    def broken(self: Scheduler, *arguments: object) -> None:
         raise ag.DecodeError("broken")
 
-    monkeypatch.setattr(DecodeQueue, "_compute", broken)
+    monkeypatch.setattr(Scheduler, "_compute", broken)
     with pytest.raises(ag.DecodeError):
         session.generate(prompt=[*before[:-3], 7, 7], adapter="lora")
     assert session.tokens == before
     monkeypatch.undo()
     session.append("x")
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, [*before, *model.tokenize("x")]))
+    assert close_to(inside.last_logits(session), fresh(files, [*before, *model.tokenize("x")]))
 
 
 def test_an_interrupt_after_a_prompt_was_read_leaves_the_conversation(
@@ -365,7 +365,7 @@ def test_a_stop_string_ends_the_text_and_its_tokens_leave(model: ag.Model, files
     assert session.cached == len(session.tokens)
     assert reply.timings.generated == len("abc STOP")
     session.append("x")
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def test_leaving_the_loop_early_keeps_what_was_generated(model: ag.Model, files: Files) -> None:
@@ -380,7 +380,7 @@ def test_leaving_the_loop_early_keeps_what_was_generated(model: ag.Model, files:
     model.unload_adapter("lora")  # no longer in use
     sound(session)
     session.append("x")
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def test_an_exception_in_the_loop_leaves_the_session_usable(model: ag.Model, files: Files) -> None:
@@ -396,7 +396,7 @@ def test_an_exception_in_the_loop_leaves_the_session_usable(model: ag.Model, fil
     sound(session)
     session.append("x")
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def test_using_the_session_ends_its_generation(model: ag.Model) -> None:
@@ -431,7 +431,7 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
     session.append(TEXT)
     before = session.tokens
     state = session.state()
-    place, name = DecodeQueue, "_compute"
+    place, name = Scheduler, "_compute"
     if moment == "while recording":
         place, name = CachedTokens, "extend"  # type: ignore[assignment]
     real = getattr(place, name)
@@ -453,12 +453,12 @@ def test_ctrl_c_at_any_decode_leaves_the_session_as_it_was(
         with pytest.raises(KeyboardInterrupt):
             call()
         assert session.tokens == before
-        assert model.engine.books.free_sequences == model.engine.books.n_seqs - 1
+        assert inside.cells(model).free_sequences == inside.cells(model).n_seqs - 1
     monkeypatch.undo()
     sound(session)
     assert session.state() == state
     session.append(" more")
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def generate_for_long(session: ag.Session) -> None:
@@ -495,7 +495,7 @@ def test_a_real_ctrl_c_while_generating(
             session.rewind(min(20, len(session.tokens)))
             sound(session)
         session.append("x")
-        assert close_to(session.last_logits(), fresh(files, session.tokens))
+        assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
@@ -505,10 +505,10 @@ def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
     session.append(TEXT + "<certainty>abc", adapter="sure")
     before = session.tokens
 
-    def broken(self: DecodeQueue, *arguments: object) -> None:
+    def broken(self: Scheduler, *arguments: object) -> None:
         raise ag.DecodeError("broken")
 
-    monkeypatch.setattr(DecodeQueue, "_compute", broken)
+    monkeypatch.setattr(Scheduler, "_compute", broken)
     with pytest.raises(ag.DecodeError):
         session.append("x")  # the adapted cells are dropped and cannot be read again
     assert session.tokens == before
@@ -516,7 +516,7 @@ def test_a_failed_read_in_the_middle_of_a_re_read_loses_no_tokens(
     monkeypatch.undo()
     sound(session)
     assert session.append("x").reused == session.tokens.index(files.invocation[0])
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 @pytest.mark.parametrize("n", [0, 5])
@@ -525,14 +525,14 @@ def test_an_interrupt_between_record_and_memory_is_mended(
 ) -> None:
     session = model.session()
     session.append(TEXT)
-    session.conversation.record.truncate(n)
+    inside.sequence(session).cached.truncate(n)
     session.append("x")
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
-    model.engine.truncate(session.conversation.seq, n)
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
+    inside.engine(model).truncate(inside.sequence(session).seq, n)
     session.append("y")
     sound(session)
-    assert close_to(session.last_logits(), fresh(files, session.tokens))
+    assert close_to(inside.last_logits(session), fresh(files, session.tokens))
 
 
 # Limits ------------------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ def test_a_text_longer_than_a_batch_is_read_in_several(files: Files) -> None:
         session = model.session()
         timings = session.sync(tokens)
         assert timings.evaluated == 300
-        assert close_to(session.last_logits(), fresh(files, tokens))
+        assert close_to(inside.last_logits(session), fresh(files, tokens))
 
 
 def test_a_full_cache_is_an_error_and_changes_nothing(files: Files) -> None:
@@ -562,7 +562,7 @@ def test_a_full_cache_is_an_error_and_changes_nothing(files: Files) -> None:
         sound(session)
         session.rewind(100)
         session.append([1, 2, 3])
-        assert close_to(session.last_logits(), fresh(files, [*range(100), 1, 2, 3]))
+        assert close_to(inside.last_logits(session), fresh(files, [*range(100), 1, 2, 3]))
 
 
 def test_a_re_read_that_cannot_fit_keeps_what_is_cached(files: Files) -> None:
@@ -705,5 +705,5 @@ def test_a_thousand_generations_leak_no_sequences(model: ag.Model) -> None:
     for _ in range(200):
         session.generate(max_tokens=1, sampling=GREEDY).read()
         session.rewind(n)
-    assert model.engine.books.used() == n
+    assert inside.cells(model).used() == n
     assert time.perf_counter() - started < 60

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from alora_gguf.engine.provenance import find_last
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import InvocationNotFoundError
+from alora_gguf.messages import Document, Message
+
 from .template import ChatTemplate, Transcript, common
-from ..errors import InvocationNotFoundError
-from ..engine.invocation import find_last
-from .messages import Document, Message
-from ..engine.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from ..intrinsics import Request
+    from alora_gguf.intrinsics import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from .template import Transcript
-from ..errors import SavedSessionError
-from .messages import Document, Message, as_documents, as_said
+from alora_gguf.errors import SavedSessionError
+from alora_gguf.messages import Document, Message, as_documents, as_said
 
-_KEY: Final = "alora_gguf.chat.chat"
+from .template import Transcript
+
+_KEY: Final = "alora_gguf.chat"
 
 
 @dataclass(frozen=True, slots=True)

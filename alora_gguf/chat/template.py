@@ -11,9 +11,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..errors import InputError, ModelError
-from .messages import Document, Message
-from ..engine.vocab import Vocabulary
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import InputError, ModelError
+from alora_gguf.messages import Document, Message
 
 OURS: Final = frozenset(
     {

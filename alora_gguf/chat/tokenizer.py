@@ -5,47 +5,69 @@ template, without its weights.
 from __future__ import annotations
 
 import os
-import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Final
 
-from ..engine import native as _native
-from ..gguf.base import BaseFile
+from alora_gguf.engine.bare_vocab import BareVocabulary
+from alora_gguf.engine.provenance import find_last
+from alora_gguf.errors import ModelError, UnknownAdapterError
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.header import read_header
+from alora_gguf.intrinsics import Contract
+from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
+from alora_gguf.options import GenerateOptions, IntrinsicCall
+
+from .asking import Question
+from .contracts import Contracts
+from .prompt import Dialogue
 from .template import ChatTemplate
-from ..errors import ModelError
-from ..gguf.header import read_header
-from ..engine.loading import Tuning, load_weights
-from ..engine.vocab import Vocabulary
+
+_REPLY: Final = Message("assistant", ".")  # stands for one that is not written yet
+_SLACK: Final = 8  # tokens: a reply may end in other tokens than it began to be read as
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSize:
+    """What a conversation comes to, and what is asked about it.
+
+    tokens  what it is read as, before any reply
+    least   cells of the KV cache in which its intrinsics can be asked one after another
+    most    cells in which all of them can be asked at once
+    """
+
+    tokens: tuple[int, ...]
+    least: int
+    most: int
 
 
 class Tokenizer:
-    """A base's vocabulary, also a context manager. Not part of the public API.
+    """A base's vocabulary and chat template without its weights; also a context manager.
 
-    base      its file
-    vocab     usable until close()
-    template  the chat template
-    n_trained the context length that the file says it was trained for; None if it does not say
-    rewinds   whether the model's memory can be cut at any token
+    n_ctx_train  the context length that its file says it was trained for; None if it does not say
     """
 
-    def __init__(self, path: str | os.PathLike[str], template: str | None = None) -> None:
-        """`template` is Jinja text to use instead of the base's own. Raises ModelError if the file
-        is no base, or there is no template that can be parsed.
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        template: str | None = None,
+        adapters: Mapping[str, AdapterFile] | None = None,
+        contracts: Mapping[str, Contract] | None = None,
+    ) -> None:
+        """`template` is Jinja text to use instead of the base's own; `adapters`, read but not
+        loaded, are those that size() can be asked about, `contracts` others than theirs.
+
+        Raises ModelError if the file is not a base, or there is no template that can be parsed.
         """
-        native = _native.load()
-        self.base = BaseFile.read(path)
-        self.n_trained = _context_length(self.base)
-        native.log.clear()
-        tuning = Tuning(model={"vocab_only": True})
-        model = load_weights(native, self.base.path, 0, tuning=tuning)
-        self._finalizer = weakref.finalize(self, _free, native.llama, model)
-        llama = native.llama
-        self.vocab = Vocabulary(llama, model, str(path))
-        self.rewinds = not (
-            llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
-        )
-        own = self.base.chat_template
+        self._base = BaseFile.read(path)
+        self.n_ctx_train = _context_length(self._base)
+        self._bare = BareVocabulary(self._base.path, str(path))
+        own = self._base.chat_template
         if template is None and own is None:
             self.close()
             raise ModelError(
@@ -53,12 +75,63 @@ class Tokenizer:
                 "give one, or use a base that was tuned to chat"
             )
         name = str(path) if template in (None, own) else "template"  # as Model names it
-        self.template = ChatTemplate(template or own or "", self.vocab, name)
+        self._template = ChatTemplate(template or own or "", self._bare.vocab, name)
+        self._contracts = _Files(adapters or {}, contracts or {})
+
+    def fingerprint(self) -> str:
+        """What the base is known by in saved sessions: a hash of parts of its file. Raises
+        ModelError.
+        """
+        return BaseFingerprint.of(self._base).digest
+
+    def size(
+        self,
+        messages: Iterable[Said],
+        documents: Texts = (),
+        *,
+        calls: Sequence[IntrinsicCall] = (),
+        reply: GenerateOptions | None = None,
+    ) -> ChatSize:
+        """What a conversation comes to, with a `reply` to it and `calls` about all that.
+
+        Prompts are worked out as Chat would. Raises InputError where the chat template or a
+        contract refuses the conversation, UnknownAdapterError, ContractError.
+        """
+        said, pages = as_said(messages), as_documents(documents)
+        dialogue = self._dialogue(said, pages)
+        tokens, held, ahead, writer = dialogue.transcript.tokens, 0, 0, None
+        if reply is not None:
+            writer = None if reply.adapter is None else self._contracts.adapter(reply.adapter)
+            ahead = reply.max_tokens + _SLACK
+            prompt = dialogue.reply_prompt(() if writer is None else writer.invocation)
+            held = len(prompt.tokens) + ahead
+            dialogue = self._dialogue((*said, _REPLY), pages)
+        held = max(held, len(dialogue.transcript.tokens) + ahead)
+        own = []
+        for call in calls:
+            asked = Question.about(self._contracts, dialogue, call).invocation
+            shared = self._shared(call.name, dialogue, asked.prompt or ())
+            whole = shared == len(dialogue.transcript.tokens) and writer is None
+            n = len(asked.prompt or ()) - shared + asked.max_tokens
+            own.append(n + (0 if whole else ahead))
+        return ChatSize(tokens, held + max(own, default=0), held + sum(own))
+
+    def _dialogue(self, said: tuple[Message, ...], pages: tuple[Document, ...]) -> Dialogue:
+        """As a session would hold it."""
+        bare = Dialogue(self._template, self._bare.vocab, said, pages)
+        return replace(bare, transcript=bare.written(prompt=False))
+
+    def _shared(self, name: str, dialogue: Dialogue, prompt: Sequence[int]) -> int:
+        """How many of the conversation's cells serve an intrinsic's prompt."""
+        read, invocation = dialogue.transcript.tokens, self._contracts.adapter(name).invocation
+        first = find_last(prompt, invocation) if invocation else 0
+        n = min(len(read), len(prompt), len(prompt) if first is None else first)
+        shared = next((i for i in range(n) if read[i] != prompt[i]), n)
+        return shared if self._bare.rewinds or shared == len(read) else 0
 
     def close(self) -> None:
-        """Frees the vocabulary; a second call does nothing."""
-        self.vocab.close()
-        self._finalizer()
+        """Frees the vocabulary; idempotent."""
+        self._bare.close()
 
     def __enter__(self) -> Tokenizer:
         return self
@@ -72,11 +145,25 @@ class Tokenizer:
         self.close()
 
 
+class _Files(Contracts):
+    """The contracts of adapters that are not loaded."""
+
+    def __init__(self, files: Mapping[str, AdapterFile], contracts: Mapping[str, Contract]) -> None:
+        self._files, self._given = files, contracts
+
+    def adapter(self, name: str) -> AdapterFile:
+        file = self._files.get(name)
+        if file is None:
+            known = ", ".join(self._files) or "none"
+            raise UnknownAdapterError(f"no adapter named '{name}' was given; there are: {known}")
+        return file
+
+    def of(self, name: str) -> Contract:
+        given = self._given.get(name)
+        return Contract.of_adapter(self.adapter(name)) if given is None else given
+
+
 def _context_length(base: BaseFile) -> int | None:
     found = read_header(Path(base.path)).metadata.get(f"{base.architecture}.context_length")
     whole = isinstance(found, int) and not isinstance(found, bool) and found > 0
     return found if whole and isinstance(found, int) else None
-
-
-def _free(llama: Any, model: int) -> None:
-    llama.llama_model_free(model)

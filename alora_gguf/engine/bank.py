@@ -8,18 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..gguf.adapter import AdapterFile
-from ..gguf.base import BaseFile
-from ..options import check_number
+from alora_gguf.errors import (
+    AdapterInUseError,
+    InputError,
+    InvocationNotFoundError,
+    UnknownAdapterError,
+)
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.options import check_number
+
 from .context import Engine
-from ..errors import AdapterInUseError, InputError, InvocationNotFoundError, UnknownAdapterError
-from .invocation import find_last, nearest_miss
-from .provenance import BASE, Provenance
+from .provenance import BASE, Provenance, find_last, nearest_miss
 from .vocab import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ActiveAdapter:
     """How tokens are to be computed: with an adapter at a scale, or by the base (`file` None)."""
 
     name: str | None
@@ -46,12 +51,14 @@ class Use:
         return at
 
 
-def not_found(use: Use, tokens: Sequence[int], vocab: Vocabulary) -> InvocationNotFoundError:
+def not_found(
+    active: ActiveAdapter, tokens: Sequence[int], vocab: Vocabulary
+) -> InvocationNotFoundError:
     """The error for a text without the invocation, with the nearest near-miss in tokens."""
-    invocation = use.file.invocation if use.file is not None else ()
+    invocation = active.file.invocation if active.file is not None else ()
     head = (
-        f"adapter '{use.name}' begins at its invocation [{vocab.show(invocation)}], which does not "
-        f"occur in these {len(tokens)} tokens"
+        f"adapter '{active.name}' begins at its invocation [{vocab.show(invocation)}], which does "
+        f"not occur in these {len(tokens)} tokens"
     )
     at, n = nearest_miss(tokens, invocation)
     found = tokens[at : at + len(invocation)]
@@ -134,7 +141,7 @@ class Bank(Mapping[str, AdapterFile]):
         engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
         with engine.lock:
             engine.collect()
-            with engine.desk:
+            with engine.condition:
                 _, slot = self._find(name)
                 if self._in_use[slot]:
                     raise AdapterInUseError(f"{what}: a call on another thread is using it")
@@ -142,21 +149,21 @@ class Bank(Mapping[str, AdapterFile]):
                 del self._loaded[name]
 
     @contextmanager
-    def using(self, name: str | None, scale: float) -> Iterator[Use]:
+    def using(self, name: str | None, scale: float) -> Iterator[ActiveAdapter]:
         """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
         UnknownAdapterError, InputError.
         """
         check_number(scale, "scale")
         if name is None:
-            yield Use(None, None, 0, 1.0)
+            yield ActiveAdapter(None, None, 0, 1.0)
             return
-        with self._engine.desk:
+        with self._engine.condition:
             file, slot = self._find(name)
             self._in_use[slot] += 1
         try:
-            yield Use(name, file, slot, float(scale))
+            yield ActiveAdapter(name, file, slot, float(scale))
         finally:
-            with self._engine.desk:
+            with self._engine.condition:
                 self._in_use[slot] -= 1
 
     def find(self, name: str) -> AdapterFile:

@@ -4,13 +4,12 @@ room has gone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from .provenance import Provenance, Spans
-
-if TYPE_CHECKING:
-    from ..model import Model
+from .runtime import Runtime
 
 Kind = Literal["session", "closed", "call"]
 _WHY: Final[dict[Kind, str]] = {
@@ -86,43 +85,42 @@ class CacheReport:
         return "\n".join(lines)
 
 
-def report(model: Model) -> CacheReport:
+def report(runtime: Runtime) -> CacheReport:
     """Model.cache_report()'s work."""
-    engine = model.engine
+    engine = runtime.engine
     _ = engine.ctx
-    names = {file.identity: name for name, file in model.adapters.items()}
+    names = runtime.names()
     known: dict[int, tuple[Kind, Spans | None]] = {}
-    for session in model.live_sessions():
-        with session.lent() as mine:
-            spans = None if mine is None else mine.record.spans
-            known[session.conversation.seq] = ("session", spans)
-    for entry in model.pool.entries:
-        known[entry.seq] = ("closed", entry.record.spans)
-    with engine.desk:
-        books = engine.books
+    for sequence in runtime.prefix_cache.open_sequences():
+        with sequence.borrow() as there:
+            known[sequence.seq] = ("session", sequence.cached.spans if there else None)
+    for entry in runtime.prefix_cache.entries:
+        known[entry.seq] = ("closed", entry.cached.spans)
+    with engine.condition:
+        cells = engine.cells
         holders = [
             CacheHolder(
                 kind=kind,
-                cells=books.length(seq),
-                alone=books.freed_by(seq, 0),
-                promised=books.promised_to(seq),
-                spans=None if spans is None else _spans(spans, books.length(seq), names),
+                cells=cells.length(seq),
+                alone=cells.freed_by(seq, 0),
+                promised=cells.promised_to(seq),
+                spans=None if spans is None else _spans(spans, cells.length(seq), names),
             )
-            for seq in books.sequences
+            for seq in cells.sequences
             for kind, spans in [known.get(seq, ("call", None))]
         ]
         return CacheReport(
-            n_cells=books.n_cells,
-            used=books.used(),
-            promised=books.promised(),
-            free=books.free(),
-            n_sequences=books.n_seqs,
-            free_sequences=books.free_sequences,
+            n_cells=cells.n_cells,
+            used=cells.used(),
+            promised=cells.promised(),
+            free=cells.free(),
+            n_sequences=cells.n_seqs,
+            free_sequences=cells.free_sequences,
             holders=tuple(holders),
         )
 
 
-def _spans(spans: Spans, n: int, names: dict[str, str]) -> tuple[CacheSpan, ...]:
+def _spans(spans: Spans, n: int, names: Mapping[str, str]) -> tuple[CacheSpan, ...]:
     ends = [*(begin for begin, _ in spans[1:]), n]
     return tuple(
         CacheSpan(begin, end, _name(by, names), by.scale)
@@ -131,5 +129,5 @@ def _spans(spans: Spans, n: int, names: dict[str, str]) -> tuple[CacheSpan, ...]
     )
 
 
-def _name(by: Provenance, names: dict[str, str]) -> str | None:
+def _name(by: Provenance, names: Mapping[str, str]) -> str | None:
     return None if by.identity is None else names.get(by.identity, by.identity[:12])

@@ -1,128 +1,126 @@
-"""A conversation's tokens, the cells that hold them, who computed those, and what comes next."""
+"""A sequence of tokens, the cells that hold them, who computed those, and what comes next."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
+from alora_gguf.errors import ClosedError, InputError
+from alora_gguf.options import CancelToken, Progress, Timings
 
-from .bank import Use
+from .bank import ActiveAdapter
 from .batch import Logits, Run
-from ..options import CancelToken
-from .scheduler import Progress
-from ..errors import CacheFullError, ClosedError, DecodeError, InputError, SavedSessionError
-from .prefix_cache import MIN_GAIN, usable
+from .context import Engine
+from .prefix_cache import MIN_GAIN, OpenSequence, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
-from ..saved.session_file import SavedAdapter, SavedSession
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 
-class Conversation:
-    """What a session knows of its tokens. Not part of the public API.
+class TokenSequence:
+    """What a session knows of its tokens.
 
     seq     the sequence that has the cells
     tokens  the conversation
-    record  the tokens in the cells and who computed each: those of the conversation, but fewer
+    cached  the tokens in the cells and who computed each: those of the conversation, but fewer
             after a call that failed, and more where a memory that cannot rewind is still to be cut
     logits  after the last token, [n_vocab]; None if they are not known
 
-    It has no lock of its own: whoever owns it sees to it that one call at a time works on it.
+    Whoever works on it holds `lock`, and takes it before any lock of the engine's.
     """
 
-    def __init__(self, model: Model, *, source: Conversation | None = None) -> None:
+    def __init__(self, engine: Engine, source: TokenSequence | None = None) -> None:
         """An empty one, or one that goes on from `source` and shares its cells. Raises
         CacheFullError if all sequences are in use.
         """
-        self._model = model
-        self._engine = engine = model.engine
+        self.engine = engine
+        self._cache = engine.prefix_cache
+        self.lock = threading.RLock()
         if source is None:
             self.seq = engine.allocate()
-            self.record, self.tokens = CachedTokens(), list[int]()
+            self.cached, self.tokens = CachedTokens(), list[int]()
             self.logits: Logits | None = None
         else:
-            n = len(source.record)
+            n = len(source.cached)
             self.seq = engine.fork(source.seq, n)
-            self.record, self.tokens = source.record.copy(n), source.tokens.copy()
+            self.cached, self.tokens = source.cached.copy(n), source.tokens.copy()
             self.logits = source.logits
-        self._finalizer = weakref.finalize(self, engine.abandon, self.seq)
+        self._finalizer = weakref.finalize(self, engine.context.abandon, self.seq)
         self._finalizer.atexit = False
 
     @property
     def closed(self) -> bool:
         """Whether it or its model was closed."""
-        return not self._finalizer.alive or self._engine.closed
+        return not self._finalizer.alive or self.engine.closed
 
     @property
     def ready(self) -> bool:
         """Whether the cells hold the tokens, no more and no less, and the last one's logits are
         there.
         """
-        return len(self.record) == len(self.tokens) and self.logits is not None
+        return len(self.cached) == len(self.tokens) and self.logits is not None
 
     def begin(self) -> None:
         """To be called before anything else is: raises ClosedError if there is nothing to work on,
-        and makes books and record agree.
+        and makes allocator and `cached` agree.
         """
         if not self._finalizer.alive:
             raise ClosedError("the session was closed")
-        _ = self._engine.ctx  # raises ClosedError after the model's close()
+        _ = self.engine.ctx  # raises ClosedError after the model's close()
         # an interrupt may have struck between the two; what both have is certain
-        n = min(len(self.record), self._engine.books.length(self.seq))
-        if n < len(self.record) or n < self._engine.books.length(self.seq):
+        n = min(len(self.cached), self.engine.cells.length(self.seq))
+        if n < len(self.cached) or n < self.engine.cells.length(self.seq):
             self.cut(n)
 
     def close(self) -> None:
         """Gives the sequence up; its cells stay for others that begin like it, while nobody needs
         their room. A second call does nothing.
         """
-        if self._finalizer.detach() and not self._engine.closed:
-            self._engine.deactivate(self.seq)
-            self._model.pool.give(self.seq, self.record)
+        if self._finalizer.detach() and not self.engine.closed:
+            self.engine.deactivate(self.seq)
+            self._cache.give(self.seq, self.cached)
 
-    def activate(self, use: Use, first: int | None) -> None:
-        """From position `first` on (None: nowhere), tokens are computed as `use` says."""
-        if use.slot and first is not None:
-            self._engine.activate(self.seq, first, use.slot, use.scale)
+    def activate(self, active: ActiveAdapter, first: int | None) -> None:
+        """From position `first` on (None: nowhere), tokens are computed as `active` says."""
+        if active.slot and first is not None:
+            self.engine.activate(self.seq, first, active.slot, active.scale)
 
     def deactivate(self) -> None:
         """The base computes again."""
         if self._finalizer.alive:  # or the sequence may be another's
-            self._engine.deactivate(self.seq)
+            self.engine.deactivate(self.seq)
 
     # Reading -------------------------------------------------------------------------------------
 
     def read(
         self,
         tokens: list[int],
-        use: Use,
+        active: ActiveAdapter,
         *,
         logits: bool = False,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
     ) -> Timings:
-        """Makes the conversation `tokens` and the cells hold them as `use` computes them. With
+        """Makes the conversation `tokens` and the cells hold them as `active` computes them. With
         `logits`, those after the last token are there afterwards. If it raises, the conversation is
         what it was.
 
         Returns what was reused and evaluated, and why not more was reused; times are the caller's.
         """
-        engine = self._engine
-        first = use.first_position(tokens, engine.vocab)
-        spans = spans_for(first, use.provenance)
-        keep = self.record.common_prefix(tokens, spans)
+        engine = self.engine
+        first = active.first_position(tokens, engine.vocab)
+        spans = spans_for(first, active.provenance)
+        keep = self.cached.common_prefix(tokens, spans)
         note = self._note(tokens, keep)
         shared = self._share_with_others(tokens, spans, keep)
         if shared:
             keep, note = shared, f"{shared} tokens are shared with another conversation"
-        if keep == len(tokens) and logits and (self.logits is None or keep < len(self.record)):
+        if keep == len(tokens) and logits and (self.logits is None or keep < len(self.cached)):
             keep -= 1  # the last token is read again for its logits
-        if keep < len(self.record):
-            engine.room.require(len(tokens) - keep, freed=engine.books.freed_by(self.seq, keep))
+        if keep < len(self.cached):
+            engine.admission.require(
+                len(tokens) - keep, freed=engine.cells.freed_by(self.seq, keep)
+            )
             if self.cut(keep) < keep:
                 keep = 0
                 note = "this model's memory cannot rewind, so everything was read again"
@@ -130,15 +128,15 @@ class Conversation:
         rest = tokens[keep:]
         try:
             if rest:
-                self.activate(use, first)
+                self.activate(active, first)
                 run = Run(self.seq, rest)
                 (self.logits,) = engine.decode([run], cancel=cancel, progress=progress)
-                self.record.extend(rest, spans)
+                self.cached.extend(rest, spans)
             self.tokens = list(tokens)
         except BaseException:
             self.tokens = old
             self.cut(keep)
-            self.logits = before if len(self.record) == keep else None
+            self.logits = before if len(self.cached) == keep else None
             raise
         finally:
             self.deactivate()
@@ -146,29 +144,29 @@ class Conversation:
 
     def advance(self, token: int, spans: Spans, cancel: CancelToken | None = None) -> None:
         """Adds a token and reads it; what computes it is active already."""
-        n, before = len(self.record), self.logits
+        n, before = len(self.cached), self.logits
         try:
-            (logits,) = self._engine.decode([Run(self.seq, [token])], cancel=cancel)
+            (logits,) = self.engine.decode([Run(self.seq, [token])], cancel=cancel)
             self.extend([token], spans, logits)
         except BaseException:
             self.cut(n)
-            self.logits = before if len(self.record) == n else None
+            self.logits = before if len(self.cached) == n else None
             del self.tokens[n:]
             raise
 
     def extend(self, tokens: Sequence[int], spans: Spans, logits: Logits | None) -> None:
         """Adds tokens that were read, and the logits after them."""
-        self.record.extend(tokens, spans)
+        self.cached.extend(tokens, spans)
         self.tokens += tokens
         self.logits = logits
 
     def _note(self, tokens: list[int], keep: int) -> str:
         """Why no more than `keep` cells serve `tokens`; nothing if they are all there are."""
-        if keep >= min(len(self.record), len(tokens)):
+        if keep >= min(len(self.cached), len(tokens)):
             return ""
-        if self.record.tokens[keep] != tokens[keep]:
+        if self.cached.tokens[keep] != tokens[keep]:
             return f"the conversation differs from the cached one at token {keep}"
-        by = self.record.at(keep)
+        by = self.cached.at(keep)
         who = "the base" if by == BASE else f"an adapter at scale {by.scale:g}"
         return f"tokens from {keep} on were in the cache, but computed by {who}"
 
@@ -180,29 +178,35 @@ class Conversation:
         """
         if len(tokens) < keep + MIN_GAIN:
             return 0
-        engine, pool = self._engine, self._model.pool
+        engine, cache = self.engine, self._cache
         enough = keep + MIN_GAIN
         but_last = tokens[:-1]  # which is read for its logits
-        with pool.longest(but_last, spans) as (pooled, most):
-            for session in self._model.live_sessions():
-                with session.lent() as other:
-                    if other is None or other is self:
-                        continue
-                    n = usable(engine, other.record, but_last, spans)
-                    if n >= max(enough, most):
-                        return self._adopt(other.seq, other.record, n)
-            if pooled is None or most < enough:
+        with cache.longest(but_last, spans) as (entry, most):
+            best: OpenSequence | None = None
+            least = max(enough, most)
+            for other in cache.open_sequences():
+                if other is self:
+                    continue
+                with other.borrow() as there:
+                    n = usable(engine.context, other.cached, but_last, spans) if there else 0
+                    if n >= least:
+                        best, least = other, n + 1
+            if best is not None:
+                with best.borrow() as there:
+                    n = usable(engine.context, best.cached, but_last, spans) if there else 0
+                    return self._share(best.seq, best.cached, n) if n >= enough else 0
+            if entry is None or most < enough:
                 return 0
-            pool.used(pooled)
-            return self._adopt(pooled.seq, pooled.record, most)
+            cache.used(entry)
+            return self._share(entry.seq, entry.cached, most)
 
-    def _adopt(self, seq: int, record: CachedTokens, n: int) -> int:
-        if self._engine.books.length(seq) < len(record):
+    def _share(self, seq: int, cached: CachedTokens, n: int) -> int:
+        if self.engine.cells.length(seq) < len(cached):
             return 0  # an interrupt struck there; it is put right at its next call
         self.logits = None
-        self.record.truncate(0)
-        self._engine.adopt(self.seq, seq, n)
-        self.record = record.copy(n)
+        self.cached.truncate(0)
+        self.engine.share(self.seq, seq, n)
+        self.cached = cached.copy(n)
         return n
 
     # Forgetting ----------------------------------------------------------------------------------
@@ -211,79 +215,69 @@ class Conversation:
         """Takes the tokens from position `n` on out of the conversation."""
         del self.tokens[n:]
         # a memory that cannot rewind keeps its cells until it is known what comes next
-        if self._engine.rewinds and n < len(self.record):
+        if self.engine.rewinds and n < len(self.cached):
             self.cut(n)
 
-    def lay_by(self, n: int) -> None:
+    def release_tail(self, n: int) -> None:
         """Keeps the first `n` cells. The others stay where those of conversations that are over
         do, while nobody needs their room; the next call shares them again or reads their tokens
         anew. Nothing happens where the memory cannot rewind.
         """
-        if self._engine.rewinds and n < len(self.record):
-            Conversation(self._model, source=self).close()
+        if self.engine.rewinds and n < len(self.cached):
+            TokenSequence(self.engine, self).close()
             self.cut(n)
 
     def go_back(self, tokens: list[int]) -> None:
         """Makes the conversation `tokens` again, and keeps what the cells have of them."""
         self.tokens = tokens
-        self.cut(self.record.common_prefix(tokens, self.record.spans))
+        self.cut(self.cached.common_prefix(tokens, self.cached.spans))
 
     def cut(self, n: int) -> int:
         """Keeps the first `n` cells, or fewer where the memory cannot rewind; returns how many. The
         conversation stays as it is.
         """
-        if n < len(self.record):
+        if n < len(self.cached):
             self.logits = None
-        self.record.truncate(n)
-        left = self._engine.truncate(self.seq, n)
-        self.record.truncate(left)
+        self.cached.truncate(n)
+        left = self.engine.truncate(self.seq, n)
+        self.cached.truncate(left)
         return left
 
-    # Saving --------------------------------------------------------------------------------------
+    # For others ----------------------------------------------------------------------------------
 
-    def to_save(self, notes: Mapping[str, Any]) -> SavedSession:
-        """All of it, for load(). Raises InputError for a model whose window of attention has been
-        exceeded: llama.cpp saves too little of it.
-        """
-        window, cached = self._engine.window, len(self.record)
-        if 0 < window < cached:
-            raise InputError(
-                f"{self._engine.path}: attends to a window of {window} tokens, and the "
-                f"conversation has {cached}: only shorter ones can be saved"
-            )
-        # a memory that cannot rewind may hold more than the conversation
-        n = cached if cached <= len(self.tokens) else 0
-        spans = self.record.spans if n else spans_for(None, BASE)
-        names = {file.identity: name for name, file in self._model.adapters.items()}
-        identities = dict.fromkeys(by.identity for _, by in spans if by.identity is not None)
-        logits = self.logits if n and self.ready else None
-        return SavedSession(
-            tokens=tuple(self.tokens),
-            spans=spans,
-            state=self._engine.state(self.seq) if n else b"",
-            n_cached=n,
-            base=self._model.fingerprint,
-            adapters=tuple(SavedAdapter(each, names.get(each)) for each in identities),
-            cache=self._model.layout,
-            logits=b"" if logits is None else logits.tobytes(),
-            notes=notes,
-        )
+    def fork(self) -> TokenSequence:
+        """Another one that goes on from here and shares the cells."""
+        return TokenSequence(self.engine, self)
 
-    def load(self, saved: SavedSession) -> None:
-        """Takes over what was saved and checked; it must be empty. Raises CacheFullError, and
-        SavedSessionError if llama.cpp does not take the cells.
+    @contextmanager
+    def borrow(self) -> Iterator[bool]:
+        """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""
+        if not self.lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield not self.closed
+        finally:
+            self.lock.release()
+
+    def deactivate_unless_busy(self) -> None:
+        """For a generation that garbage collection ends, perhaps amid something else: blocks on
+        nothing. What it cannot do now, the session's next call does.
         """
-        if saved.n_cached:
+        if self.lock.acquire(blocking=False):
             try:
-                self._engine.set_state(self.seq, saved.state, saved.n_cached)
-            except CacheFullError:
-                raise
-            except DecodeError as error:
-                raise SavedSessionError(
-                    f"{saved.origin}: {error}; open the model as it was when the session was "
-                    "saved, or read the conversation again"
-                ) from error
-            self.record.extend(saved.tokens[: saved.n_cached], saved.spans)
-        self.tokens = list(saved.tokens)
-        if saved.logits:
-            self.logits = np.frombuffer(saved.logits, "<f4").copy()
+                if self.engine.lock.acquire(blocking=False):
+                    try:
+                        self.deactivate()
+                    finally:
+                        self.engine.lock.release()
+            finally:
+                self.lock.release()
+
+    def last_logits(self) -> Logits:
+        """The logits after the last token, [n_vocab], amid a generation."""
+        if self.closed:
+            raise ClosedError("the session or its model was closed during a generation")
+        if self.logits is None:
+            raise InputError("the conversation has changed during a generation")
+        return self.logits

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
-from ..errors import ClosedError, InputError, ModelError
+from alora_gguf.errors import ClosedError, InputError, ModelError
 
 _NONE: Final = 0  # LLAMA_VOCAB_TYPE_NONE
 _SPECIAL: Final = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL, _USER_DEFINED

@@ -1,6 +1,7 @@
 """JSON Schemas as masks over a vocabulary: which tokens may come next in a reply.
 
-Owns the one place that knows llguidance. Does not sample, and knows nothing of conversations.
+Knows llguidance, as nothing else but schema_text.py does. Does not sample, and knows nothing of
+conversations.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DecodeError, InputError, ModelError, SchemaError
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
+
 from .schema_text import never_ends
-from ..engine.vocab import Vocabulary
 
 _Bools = NDArray[np.bool_]
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .schema_text import answers, opening
-from ..engine.vocab import Vocabulary
+from alora_gguf.engine.vocab import Vocabulary
+
+from .schema_text import fixed
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
@@ -42,9 +43,9 @@ def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary) -> Draft:
     Where the answers are a small enumeration, its paths lead to every token at which they part, so
     that one pass scores all of them.
     """
-    texts = answers(schema)
+    texts, opening = fixed(schema)
     if texts is None:
-        return Draft(paths=(_tokens(opening(schema), vocab)[:_MAX_TOKENS],))
+        return Draft(paths=(_tokens(opening, vocab)[:_MAX_TOKENS],))
     leaves = [_tokens(text, vocab) for text in texts]
     paths = _outermost(_partings(leaves))
     return Draft(

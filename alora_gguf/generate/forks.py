@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.batch import Logits, Run
-from ..options import CancelToken
+from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.context import Engine
+from alora_gguf.errors import CacheFullError
+from alora_gguf.options import CancelToken, FinishReason
+
 from .drafting import Path
-from ..engine.context import Engine
-from ..errors import CacheFullError
-from .generation import FinishReason
 from .plan import Plan, title
 
 OnText = Callable[[int, str], None]
@@ -51,7 +51,7 @@ class Runner:
     on_text: OnText | None
     cancel: CancelToken | None
 
-    def wave(self, plans: Sequence[Plan]) -> list[Done]:
+    def run_batch(self, plans: Sequence[Plan]) -> list[Done]:
         """Runs as many of the plans, in order, as sequences and cells allow; at least one."""
         engine = self.engine
         forks: list[Fork] = []
@@ -108,8 +108,8 @@ class Runner:
         engine = self.engine
         seq = engine.fork(plan.parent.seq, plan.reuse, promise=promise, cancel=self.cancel)
         try:
-            if plan.use.slot and plan.first is not None:
-                engine.activate(seq, plan.first, plan.use.slot, plan.use.scale)
+            if plan.active.slot and plan.first is not None:
+                engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
         except BaseException:
             engine.abandon(seq)
             raise
@@ -119,17 +119,17 @@ class Runner:
         """A fork for a plan that may be too long: it may still end before its last token."""
         engine = self.engine
         rest = len(plan.prompt) - plan.reuse
-        if not engine.books.free_sequences:
+        if not engine.cells.free_sequences:
             raise CacheFullError(
-                f"{title(plan)}: all {engine.books.n_seqs} sequences are in use, none is left to "
+                f"{title(plan)}: all {engine.cells.n_seqs} sequences are in use, none is left to "
                 "fork; close a session, or open the model with a larger n_seq_max"
             )
         try:
             return self._fork(plan, rest)
         except CacheFullError:
             raise CacheFullError(
-                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.books.free()} "
-                f"of {engine.books.n_cells} free; the conversation is as it was; close another "
+                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.cells.free()} "
+                f"of {engine.cells.n_cells} free; the conversation is as it was; close another "
                 "session or open the model with a larger n_ctx"
             ) from None
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
 
-from ..options import CancelToken
-from ..errors import CancelledError
-from ..options import TokenLogprob
-from ..engine.provenance import Spans
+from alora_gguf.engine.provenance import Spans
+from alora_gguf.engine.sequence import TokenSequence
+from alora_gguf.errors import CancelledError
+from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
+
 from .sampling import Sampler
 from .text_stream import TextStream
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from ..session import Session
-
-FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 
 
 class Generation(Iterator[str]):
@@ -33,7 +27,7 @@ class Generation(Iterator[str]):
 
     def __init__(
         self,
-        session: Session,
+        sequence: TokenSequence,
         sampler: Sampler,
         *,
         stops: tuple[str, ...],
@@ -43,9 +37,8 @@ class Generation(Iterator[str]):
         started: float,
         cancel: CancelToken | None = None,
     ) -> None:
-        self._session = session
-        self._conversation = session.conversation
-        self._vocab = session.model.engine.vocab
+        self._sequence = sequence
+        self._vocab = sequence.engine.vocab
         self._sampler = sampler
         self._stream = TextStream(stops)
         self._max_tokens = max_tokens
@@ -53,7 +46,7 @@ class Generation(Iterator[str]):
         self._prefill = prefill
         self._started = started
         self._cancel = cancel
-        self._start = len(self._conversation.tokens)
+        self._start = len(self._sequence.tokens)
         self._first_token: float | None = None
         self._total: float | None = None
         self._sampled = 0
@@ -72,7 +65,7 @@ class Generation(Iterator[str]):
         """
         if self._tokens is not None:
             return self._tokens.copy()
-        return self._conversation.tokens[self._start :]
+        return self._sequence.tokens[self._start :]
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
@@ -92,6 +85,12 @@ class Generation(Iterator[str]):
             reuse_note=self._prefill.reuse_note,
         )
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Generation {self.finish_reason or 'running'}: {self.text!r}>"
+
     def read(self) -> str:
         """Runs to the end and returns the whole text."""
         for _ in self:
@@ -102,7 +101,7 @@ class Generation(Iterator[str]):
         return self
 
     def __next__(self) -> str:
-        with self._session.lock:
+        with self._sequence.lock:
             while self.finish_reason is None:
                 try:
                     piece = self._step()
@@ -119,17 +118,17 @@ class Generation(Iterator[str]):
         """Samples one token and reads it; returns the text that became certain."""
         if self._cancel is not None:
             self._cancel.check()
-        token = self._sampler.sample(self._session.last_logits())
+        token = self._sampler.sample(self._sequence.last_logits())
         if self._first_token is None:
             self._first_token = time.perf_counter() - self._started
         if self._vocab.is_end(token):
             self._sampled += 1
             return self._end("stop")
-        self._conversation.advance(token, self._spans, self._cancel)
+        self._sequence.advance(token, self._spans, self._cancel)
         self._sampled += 1
         piece = self._stream.push(self._vocab.piece(token))
         if self._stream.stopped:
-            self._conversation.forget(self._start + self._stream.tokens_in_text())
+            self._sequence.forget(self._start + self._stream.tokens_in_text())
             return piece + self._end("stop")
         if self._sampler.must_end:
             return piece + self._end("stop")
@@ -145,16 +144,16 @@ class Generation(Iterator[str]):
     def _finish(self, reason: FinishReason) -> None:
         """Ends the reply; the adapter is no longer in use."""
         if self.finish_reason is None:
-            self._tokens = self._conversation.tokens[self._start :]
+            self._tokens = self._sequence.tokens[self._start :]
             self._total = time.perf_counter() - self._started
             self.finish_reason = reason
-            self._session.end_generation(self)
-            self._session.model.engine.queue.leave()
+            self._sequence.deactivate()
+            self._sequence.engine.scheduler.leave()
 
     def close(self) -> None:
         """Ends the reply where it is; what has been generated stays in the session."""
         if self.finish_reason is None:
-            with self._session.lock:
+            with self._sequence.lock:
                 self._finish("closed")
 
     def __enter__(self) -> Generation:
@@ -171,4 +170,4 @@ class Generation(Iterator[str]):
     def __del__(self) -> None:
         # getattr: __init__ may not have come this far
         if getattr(self, "finish_reason", "error") is None:
-            self._session.deactivate_unless_busy()
+            self._sequence.deactivate_unless_busy()

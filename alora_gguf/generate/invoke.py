@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from ..options import CancelToken
+from alora_gguf.engine.runtime import Runtime
+from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
+
 from .forks import Done, OnText, Runner
-from .generation import FinishReason
-from ..options import TokenLogprob
 from .plan import Parent, choose_parent, count_trunk, plan_invocation, read_trunk
-from .sampling import GREEDY, Sampling
-from ..options import Timings
-
-if TYPE_CHECKING:
-    from ..model import Model
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """What to ask an adapter (None: the base model) after a conversation.
-
-    `suffix` (text or token ids) is put behind the conversation; or `prompt` (token ids) takes the
-    place of both, and shares the cells of what it has in common with the conversation. The
-    adapter's invocation is appended to that if it lacks it, unless `append_invocation` is false:
-    then it must occur. `scale` multiplies the adapter's own alpha/rank.
-
-    With a JSON `schema` the answer is JSON that matches it. Its beginning is drafted and checked
-    instead of sampled token by token, and where it admits only a few answers, all of them are
-    scored at once; the answer is the one that sampling would give. With `logprobs` the verdict has
-    the log-probabilities of its tokens, and of so many alternatives.
-    """
-
-    adapter: str | None
-    suffix: str | Sequence[int] | None = None
-    _: KW_ONLY
-    prompt: Sequence[int] | None = None
-    scale: float = 1.0
-    max_tokens: int = 16
-    sampling: Sampling = GREEDY
-    schema: Mapping[str, Any] | None = None
-    logprobs: int | None = None
-    stop: str | Sequence[str] = ()
-    append_invocation: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +27,12 @@ class Verdict:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def run_invocations(
-    model: Model,
+    runtime: Runtime,
     parent: Parent,
     invocations: Sequence[Invocation],
     on_text: OnText | None,
@@ -71,14 +40,16 @@ def run_invocations(
 ) -> list[Verdict]:
     """Session.invoke_many()'s work; the caller holds the session's lock."""
     started = time.perf_counter()
-    engine = model.engine
+    engine = runtime.engine
     verdicts: dict[int, Verdict] = {}
     with ExitStack() as kept_loaded:
-        uses = [
-            kept_loaded.enter_context(model.using(inv.adapter, inv.scale)) for inv in invocations
+        adapters = [
+            kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale))
+            for inv in invocations
         ]
         plans = [
-            plan_invocation(model, parent, i, inv, uses[i]) for i, inv in enumerate(invocations)
+            plan_invocation(engine, parent, i, inv, adapters[i])
+            for i, inv in enumerate(invocations)
         ]
         run = Runner(engine, started, on_text, cancel)
         trunk = read_trunk(engine, parent, plans, cancel)
@@ -87,10 +58,10 @@ def run_invocations(
                 choose_parent(engine, plan, [parent] if trunk is None else [trunk, parent])
             count_trunk(parent, trunk, plans)
             while len(verdicts) < len(plans):
-                for done in run.wave(plans[len(verdicts) :]):
+                for done in run.run_batch(plans[len(verdicts) :]):
                     verdicts[done.fork.plan.index] = _verdict(done)
         finally:
-            engine.queue.leave()
+            engine.scheduler.leave()
             if trunk is not None:
                 engine.drop(trunk.seq)
     return [verdicts[i] for i in range(len(plans))]
@@ -102,7 +73,7 @@ def _verdict(done: Done) -> Verdict:
     n = plan.stream.tokens_in_text()
     logprobs = plan.sampler.logprobs
     return Verdict(
-        adapter=plan.use.name,
+        adapter=plan.active.name,
         text=plan.stream.text,
         tokens=tuple(fork.tokens[:n]),
         finish_reason=fork.finish_reason or "stop",

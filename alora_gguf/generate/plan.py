@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..engine.bank import Use, not_found
-from ..engine.batch import Logits, Run
-from ..options import CancelToken
-from ..options import check_int
+from alora_gguf.engine.bank import ActiveAdapter, not_found
+from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.context import Engine
+from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, find_last, spans_for
+from alora_gguf.errors import CacheFullError, InputError
+from alora_gguf.options import CancelToken, Invocation, check_stops
+
 from .drafting import NO_DRAFT, Draft, draft_reply
-from ..engine.context import Engine
-from ..errors import CacheFullError, InputError
-from ..engine.invocation import find_last
-from ..engine.provenance import BASE, CachedTokens, Spans, spans_for
 from .sampling import Sampler
-from .text_stream import TextStream, check_stops
-
-if TYPE_CHECKING:
-    from .invoke import Invocation
-    from ..model import Model
+from .text_stream import TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +24,7 @@ class Parent:
     """
 
     seq: int
-    record: CachedTokens
+    cached: CachedTokens
     tokens: tuple[int, ...]
     logits: Logits | None
 
@@ -41,7 +35,7 @@ class Plan:
 
     index: int
     invocation: Invocation
-    use: Use
+    active: ActiveAdapter
     prompt: list[int]
     spans: Spans
     first: int | None
@@ -64,23 +58,22 @@ class Plan:
 
 
 def plan_invocation(
-    model: Model, parent: Parent, index: int, invocation: Invocation, use: Use
+    engine: Engine, parent: Parent, index: int, invocation: Invocation, active: ActiveAdapter
 ) -> Plan:
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
-    vocab, schema = model.engine.vocab, invocation.schema
-    check_int(invocation.max_tokens, "max_tokens", 1)
-    prompt = _prompt(model, parent, invocation, use)
+    vocab, schema = engine.vocab, invocation.schema
+    prompt = _prompt(engine, parent, invocation, active)
     stops = check_stops(invocation.stop)
     draft = NO_DRAFT
-    if schema is not None and not stops and model.engine.rewinds:
+    if schema is not None and not stops and engine.rewinds:
         draft = draft_reply(schema, vocab)
-    first = use.first_position(prompt, vocab)
+    first = active.first_position(prompt, vocab)
     return Plan(
         index=index,
         invocation=invocation,
-        use=use,
+        active=active,
         prompt=prompt,
-        spans=spans_for(first, use.provenance),
+        spans=spans_for(first, active.provenance),
         first=first,
         sampler=Sampler(
             invocation.sampling, vocab, schema=schema, top_logprobs=invocation.logprobs
@@ -91,13 +84,15 @@ def plan_invocation(
     )
 
 
-def _prompt(model: Model, parent: Parent, invocation: Invocation, use: Use) -> list[int]:
+def _prompt(
+    engine: Engine, parent: Parent, invocation: Invocation, active: ActiveAdapter
+) -> list[int]:
     """The conversation, the suffix, and the adapter's invocation if it is not there yet."""
-    vocab, suffix = model.engine.vocab, invocation.suffix
+    vocab, suffix = engine.vocab, invocation.suffix
     if invocation.prompt is not None:
         if suffix is not None:
             raise InputError("an invocation has a suffix or a prompt, not both")
-        return _with_invocation(use, vocab.check(invocation.prompt, "prompt"), 0, invocation)
+        return _with_invocation(active, vocab.check(invocation.prompt, "prompt"), 0, invocation)
     if isinstance(suffix, str):
         ids = (
             vocab.tokenize(suffix, add_special=False, parse_special=True)
@@ -106,21 +101,23 @@ def _prompt(model: Model, parent: Parent, invocation: Invocation, use: Use) -> l
         )
     else:
         ids = vocab.check(suffix or (), "suffix")
-    prompt = _with_invocation(use, [*parent.tokens, *ids], len(parent.tokens), invocation)
-    if use.file is not None and len(prompt) > len(parent.tokens) + len(ids):
-        wanted = use.file.invocation
+    prompt = _with_invocation(active, [*parent.tokens, *ids], len(parent.tokens), invocation)
+    if active.file is not None and len(prompt) > len(parent.tokens) + len(ids):
+        wanted = active.file.invocation
         if isinstance(suffix, str) and vocab.detokenize(wanted, special=True) in suffix:
-            raise not_found(use, [*parent.tokens, *ids], vocab)  # it would stand there twice
+            raise not_found(active, [*parent.tokens, *ids], vocab)  # it would stand there twice
     if not prompt:
         raise InputError("there is nothing to ask about: conversation and suffix are empty")
     return prompt
 
 
-def _with_invocation(use: Use, prompt: list[int], n: int, invocation: Invocation) -> list[int]:
+def _with_invocation(
+    active: ActiveAdapter, prompt: list[int], n: int, invocation: Invocation
+) -> list[int]:
     """`prompt`, and the adapter's invocation if it does not occur after the first `n` tokens. It
     may begin in them, but one that ends there is an earlier turn's.
     """
-    wanted = () if use.file is None else use.file.invocation
+    wanted = () if active.file is None else active.file.invocation
     if not wanted or not invocation.append_invocation:
         return prompt
     tail = prompt[max(0, n - len(wanted) + 1) :]
@@ -129,8 +126,8 @@ def _with_invocation(use: Use, prompt: list[int], n: int, invocation: Invocation
 
 def _reusable(engine: Engine, plan: Plan, parent: Parent) -> int:
     """How many of the parent's cells a fork for this plan can share."""
-    keep = parent.record.common_prefix(plan.prompt, plan.spans)
-    whole = keep == len(parent.record)
+    keep = parent.cached.common_prefix(plan.prompt, plan.spans)
+    whole = keep == len(parent.cached)
     if keep == len(plan.prompt) and not (whole and parent.logits is not None):
         keep, whole = keep - 1, False  # a token must be read to have logits to sample from
     return keep if engine.rewinds or whole else 0
@@ -140,8 +137,8 @@ def choose_parent(engine: Engine, plan: Plan, parents: Sequence[Parent]) -> None
     """Decides whose cells the plan's fork shares, and notes why not more."""
     plan.parent = max(parents, key=lambda parent: _reusable(engine, plan, parent))
     plan.reuse = _reusable(engine, plan, plan.parent)
-    common = plan.parent.record.common_prefix(plan.prompt, plan.spans)
-    name, n = plan.use.name, len(plan.parent.tokens)
+    common = plan.parent.cached.common_prefix(plan.prompt, plan.spans)
+    name, n = plan.active.name, len(plan.parent.tokens)
     if plan.reuse >= n - 1:
         return
     if plan.first == 0:
@@ -165,16 +162,16 @@ def read_trunk(
     base, n = spans_for(None, BASE), len(parent.tokens)
     if not plans or not n:
         return None
-    have = parent.record.common_prefix(parent.tokens, base)
-    if not engine.rewinds and have < len(parent.record):
+    have = parent.cached.common_prefix(parent.tokens, base)
+    if not engine.rewinds and have < len(parent.cached):
         have = 0
     wanting = [
         p
         for p in plans
         if (p.first is None or p.first >= n) and p.prompt[:n] == list(parent.tokens)
     ]
-    room = engine.books.free() - (n - have)
-    if have == n or len(wanting) < 2 or engine.books.free_sequences < 2:
+    room = engine.cells.free() - (n - have)
+    if have == n or len(wanting) < 2 or engine.cells.free_sequences < 2:
         return None
     if room < min(p.needs() - n for p in wanting):
         return None
@@ -187,7 +184,7 @@ def read_trunk(
     except BaseException:
         engine.drop(seq)
         raise
-    record = parent.record.copy(have)
+    record = parent.cached.copy(have)
     record.extend(parent.tokens[have:], base)
     return Parent(seq, record, parent.tokens, logits)
 
@@ -198,7 +195,7 @@ def count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[Plan]) -> 
     if trunk is None or not users:
         return
     plan = users[0]
-    had = parent.record.common_prefix(trunk.tokens, trunk.record.spans)
+    had = parent.cached.common_prefix(trunk.tokens, trunk.cached.spans)
     plan.extra = max(0, plan.reuse - had)
     if not plan.note:
         plan.note = (
@@ -209,4 +206,4 @@ def count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[Plan]) -> 
 
 def title(plan: Plan) -> str:
     """Who is asked, for messages."""
-    return "the base model" if plan.use.name is None else f"adapter '{plan.use.name}'"
+    return "the base model" if plan.active.name is None else f"adapter '{plan.active.name}'"

@@ -1,4 +1,4 @@
-"""How the next token is chosen from a row of logits: the options, and llama.cpp's sampler chain."""
+"""How the next token is chosen from a row of logits: llama.cpp's sampler chain."""
 
 from __future__ import annotations
 
@@ -8,81 +8,20 @@ import math
 import secrets
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..engine import native as _native
-from ..engine.batch import Logits
-from ..options import check_int, check_number
+from alora_gguf.engine import native as _native
+from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError
+from alora_gguf.options import Sampling, TokenLogprob, TopLogprob, check_int
+
 from .constraint import Constraint
-from ..errors import DecodeError, InputError
-from ..options import TokenLogprob, TopLogprob
-from ..engine.vocab import Vocabulary
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """Options of sampling, with llama-cpp-python's names, meanings and defaults.
-
-    temperature 0 takes the likeliest token. `seed` None draws a new one each time. `logit_bias`
-    maps token ids to what is added to their logits (-inf bans one). `grammar` is GBNF text with a
-    rule named root. Raises InputError for values out of range.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    seed: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-    grammar: str | None = None
-
-    def __post_init__(self) -> None:
-        check_number(self.temperature, "temperature", 0.0)
-        for name in ("top_p", "min_p", "typical_p"):
-            check_number(getattr(self, name), name, 0.0, 1.0)
-        check_number(self.frequency_penalty, "frequency_penalty")
-        check_number(self.presence_penalty, "presence_penalty")
-        if check_number(self.repeat_penalty, "repeat_penalty", 0.0) == 0:
-            raise InputError("repeat_penalty must be above 0; 1 switches it off")
-        check_int(self.top_k, "top_k", -1)
-        check_int(self.repeat_last_n, "repeat_last_n", 0, 2**20)
-        if self.seed is not None:
-            check_int(self.seed, "seed", 0, 2**32 - 1)
-        if self.logit_bias is not None:
-            for token, bias in self.logit_bias.items():
-                if bias != -math.inf:
-                    check_number(bias, f"logit_bias of token {token}")
-            object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is all there is to it."""
-        return (
-            self.temperature == 0
-            and not self.logit_bias
-            and self.grammar is None
-            and not self._has_penalties
-        )
-
-    @property
-    def _has_penalties(self) -> bool:
-        return self.repeat_last_n > 0 and (
-            self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
-        )
-
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
@@ -113,53 +52,29 @@ class Sampler:
         self._logprobs: list[TokenLogprob] = []
         self._matcher = None if schema is None else Constraint.compile(schema, vocab).start()
         self._llama = llama = _native.load().llama
-        self._chain: Any = None
+        self._chain: Chain | None = None
         if sampling.is_plain_greedy:
             return
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        weakref.finalize(self, llama.llama_sampler_free, self._chain)
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        weakref.finalize(self, llama.llama_sampler_free, chain)
         for part in _parts(llama, sampling, vocab):
-            llama.llama_sampler_chain_add(self._chain, part)
-        self._data = np.empty(self._n_vocab, _TOKEN_DATA)
-        self._ids = np.arange(self._n_vocab, dtype=np.int32)
-        pointer = self._data.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
-        self._array = llama.llama_token_data_array(pointer, self._n_vocab, -1, False)
-        self._pointer = pointer
+            llama.llama_sampler_chain_add(chain, part)
+        self._chain = Chain(llama, chain, self._n_vocab)
 
     def sample(self, logits: Logits) -> int:
         """Chooses a token id from a row of logits [n_vocab] and remembers it for the penalties, the
         grammar or the schema. Raises DecodeError if the model computed no usable logits.
         """
-        best = int(np.argmax(logits))  # NaN counts as the largest
-        if not math.isfinite(logits[best]):
-            raise DecodeError(
-                "the model computed logits that are not finite; its weights or an adapter's scale "
-                "are unusable"
-            )
+        best = likeliest(logits)
         if self._matcher is not None:
             logits = self._matcher.mask(logits)
             best = int(np.argmax(logits))
-        token = best if self._chain is None else self._sample_chain(logits)
+        token = best if self._chain is None else self._chain.sample(logits)
         if self._matcher is not None:
             self._matcher.accept(token)
         if self._top is not None:
-            self._logprobs.append(self._logprob(token, logits, self._top))
-        return token
-
-    def _sample_chain(self, logits: Logits) -> int:
-        self._data["id"], self._data["logit"], self._data["p"] = self._ids, logits, 0.0
-        array = self._array
-        array.data, array.size, array.selected, array.sorted = (
-            self._pointer, self._n_vocab, -1, False,
-        )  # fmt: skip
-        self._llama.llama_sampler_apply(self._chain, ctypes.byref(array))
-        if not 0 <= array.selected < array.size:
-            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
-        chosen = array.data[array.selected]
-        if not math.isfinite(chosen.logit):
-            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
-        token = int(chosen.id)
-        self._llama.llama_sampler_accept(self._chain, token)
+            text = self._decoder.decode(self._vocab.piece(token))
+            self._logprobs.append(token_logprob(token, text, logits, self._top, self._vocab))
         return token
 
     @property
@@ -181,23 +96,72 @@ class Sampler:
                 text = self._decoder.decode(self._vocab.piece(token))
                 self._logprobs.append(TokenLogprob(token, text, 0.0, ()))
 
-    def _logprob(self, token: int, logits: Logits, n: int) -> TokenLogprob:
-        possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
-        row = logits[possible].astype(np.float64)
-        largest = row.max()
-        total = largest + math.log(np.exp(row - largest).sum())
-        likeliest = np.argpartition(-row, n)[:n] if n < len(row) else np.arange(len(row))
-        likeliest = likeliest[np.argsort(-row[likeliest], kind="stable")][:n]
-        top = tuple(
-            TopLogprob(
-                int(possible[each]),
-                self._vocab.piece(int(possible[each])).decode("utf-8", "replace"),
-                float(row[each] - total),
-            )
-            for each in likeliest
+
+class Chain:
+    """A llama.cpp sampler chain, the caller's, that chooses from rows of logits [n_vocab]."""
+
+    def __init__(self, llama: Any, chain: Any, n_vocab: int) -> None:
+        self._llama, self._chain, self._n_vocab = llama, chain, n_vocab
+        self._data = np.empty(n_vocab, _TOKEN_DATA)
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._pointer = self._data.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
+        self._array = llama.llama_token_data_array(self._pointer, n_vocab, -1, False)
+
+    def sample(self, logits: Logits) -> int:
+        """Chooses a token id and lets the chain remember it. Raises DecodeError if there is nothing
+        to choose from.
+        """
+        self._data["id"], self._data["logit"], self._data["p"] = self._ids, logits, 0.0
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = (
+            self._pointer, self._n_vocab, -1, False,
+        )  # fmt: skip
+        self._llama.llama_sampler_apply(self._chain, ctypes.byref(array))
+        if not 0 <= array.selected < array.size:
+            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
+        chosen = array.data[array.selected]
+        if not math.isfinite(chosen.logit):
+            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
+        token = int(chosen.id)
+        self._llama.llama_sampler_accept(self._chain, token)
+        return token
+
+
+def likeliest(logits: Logits) -> int:
+    """The likeliest token of a row of logits. Raises DecodeError for a row that is not finite."""
+    best = int(np.argmax(logits))  # NaN counts as the largest
+    if not math.isfinite(logits[best]):
+        raise DecodeError(
+            "the model computed logits that are not finite; its weights or an adapter's scale "
+            "are unusable"
         )
-        text = self._decoder.decode(self._vocab.piece(token))
-        return TokenLogprob(token, text, float(logits[token]) - total, top)
+    return best
+
+
+def log_total(row: NDArray[np.float64]) -> float:
+    """The logarithm of what a row of logits sums to; log-probabilities are the logits less it."""
+    largest = float(row.max())
+    return largest + math.log(np.exp(row - largest).sum())
+
+
+def token_logprob(
+    token: int, text: str, logits: Logits, n_top: int, vocab: Vocabulary
+) -> TokenLogprob:
+    """`token`, which adds `text`, as the row of logits before it has it, and the likeliest ones."""
+    possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
+    row = logits[possible].astype(np.float64)
+    total = log_total(row)
+    best = np.argpartition(-row, n_top)[:n_top] if n_top < len(row) else np.arange(len(row))
+    best = best[np.argsort(-row[best], kind="stable")][:n_top]
+    top = tuple(
+        TopLogprob(
+            int(possible[each]),
+            vocab.piece(int(possible[each])).decode("utf-8", "replace"),
+            float(row[each] - total),
+        )
+        for each in best
+    )
+    return TokenLogprob(token, text, float(logits[token]) - total, top)
 
 
 def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
@@ -216,7 +180,7 @@ def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
         sampling.presence_penalty,
     )
     if sampling.grammar is not None:
-        yield _grammar(llama, sampling.grammar, vocab)
+        yield grammar_sampler(llama, sampling.grammar, vocab)
     if sampling.temperature == 0:
         yield llama.llama_sampler_init_greedy()
         return
@@ -229,7 +193,8 @@ def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
     yield llama.llama_sampler_init_dist(seed)
 
 
-def _grammar(llama: Any, text: str, vocab: Vocabulary) -> Any:
+def grammar_sampler(llama: Any, text: str, vocab: Vocabulary) -> Any:
+    """llama.cpp's sampler of a GBNF grammar, the caller's. Raises InputError for an invalid one."""
     if not vocab.has_text:
         raise InputError("a grammar needs a model with a vocabulary")
     grammar = llama.llama_sampler_init_grammar(vocab.handle, text.encode(), b"root")

@@ -1,6 +1,6 @@
-"""An adapter's GGUF file, read once and checked before any C sees it.
+"""An adapter's GGUF file: what makes one sound, and reading it, checked before any C sees it.
 
-stock llama.cpp aborts, crashes or computes nonsense on many of the files that are refused here.
+Stock llama.cpp aborts, crashes or computes nonsense on many of the files that are refused here.
 """
 
 from __future__ import annotations
@@ -9,23 +9,36 @@ import hashlib
 import math
 import os
 import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 
 from .base import BaseFile
-from ..errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 from .header import GGUFHeader, read_header
 from .types import ArrayRef, TensorInfo, ValueType
-from ..engine.vocab import Vocabulary
 
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
 _MAX_RANK: Final = 4096  # of alora.h
-_FIX = "convert the adapter again"
+ALPHA: Final = "adapter.lora.alpha"
+INVOCATION: Final = "adapter.alora.invocation_tokens"
+
+
+class Tokenizer(Protocol):
+    """What an open base makes of texts; it has none where `has_text` is false."""
+
+    has_text: bool
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """The tokens of a text."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
+        """The text of tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,45 @@ class Pair:
     def rank(self) -> int:
         """r, which A and B share."""
         return self.a.shape[0] if _is_embedding(self.target) else self.a.shape[1]
+
+    @property
+    def n_in(self) -> int:
+        """The length of what it is multiplied with; for token_embd the vocabulary's size."""
+        return self.a.shape[1] if _is_embedding(self.target) else self.a.shape[0]
+
+    @property
+    def fits(self) -> bool:
+        """Whether A and B can be multiplied."""
+        a, b = self.a, self.b
+        return _is_matrix(a) and _is_matrix(b) and a.shape[2:] == b.shape[2:] and self._ranks_agree
+
+    @property
+    def _ranks_agree(self) -> bool:
+        return self.rank == self.b.shape[0]
+
+    def problems(self) -> Iterator[Problem]:
+        """What no base could take."""
+        target, a, b = self.target, self.a, self.b
+        for info in (a, b):
+            if info.type_name not in _TYPES:
+                found = f"'{info.name}' is {info.type_name}"
+                yield Problem(f"{found}, expected one of {', '.join(_TYPES)}")
+            if not _is_matrix(info):
+                yield Problem(
+                    f"'{info.name}' has the shape {list(info.shape)}, expected 2 dimensions, or 3 "
+                    "with experts, and none of them 0"
+                )
+        if not _is_matrix(a) or not _is_matrix(b):
+            return
+        shapes = f"A {list(a.shape)}", f"B {list(b.shape)}"
+        if not self._ranks_agree:
+            ranks = f"has rank {self.rank}", f"has rank {b.shape[0]}"
+            yield Problem(f"'{target}': {shapes[0]} {ranks[0]}, but {shapes[1]} {ranks[1]}")
+        if a.shape[2:] != b.shape[2:]:
+            yield Problem(f"'{target}': {shapes[0]} and {shapes[1]} differ in their experts")
+        if self.rank > _MAX_RANK:
+            limit = f"at most {_MAX_RANK} is supported"
+            yield Problem(f"'{target}' has rank {self.rank}, {limit}", "train one of a lower rank")
 
 
 @dataclass(frozen=True)
@@ -81,21 +133,27 @@ class AdapterFile:
     def read(cls, path: str | os.PathLike[str]) -> AdapterFile:
         """Reads a file and checks everything that needs no base. Raises AdapterFormatError."""
         file = Path(path)
-        try:
-            data = file.read_bytes()
-            header = read_header(data, name=str(file))
-        except FileNotFoundError:
-            raise AdapterFormatError(f"{file}: there is no such file") from None
-        except IsADirectoryError:
-            raise AdapterFormatError(
-                f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "
-                "be converted first"
-            ) from None
-        except OSError as error:
-            raise AdapterFormatError(f"{file}: cannot be read: {error.strerror}") from error
-        except FileFormatError as error:
-            raise AdapterFormatError(str(error)) from error
-        return _Check(file, header).run(data)
+        data, header = _read(file)
+        for problem in problems(header):
+            raise AdapterFormatError(f"{file}: {problem.text}; {problem.fix}")
+        pairs = tuple(sorted(pairs_in(header), key=lambda pair: pair.target))
+        for pair in pairs:
+            _check_finite(header, pair.a)
+            _check_finite(header, pair.b)
+        alpha = header.metadata.get(ALPHA, 0.0)
+        alpha = alpha if isinstance(alpha, float) else 0.0  # it is: this is for the type checker
+        return cls(
+            path=file,
+            name=_text(header, "general.name") or file.stem,
+            architecture=header.architecture,
+            alpha=alpha,
+            invocation=header.numbers(INVOCATION) if INVOCATION in header.metadata else (),
+            invocation_text=_text(header, "alora.invocation_text"),
+            io_yaml=_text(header, "alora.io_yaml"),
+            pairs=pairs,
+            identity=_identity(header, pairs, alpha),
+            data=data,
+        )
 
     def check_base(self, base: BaseFile, n_vocab: int) -> None:
         """Raises AdapterMismatchError unless the adapter fits this base of `n_vocab` tokens."""
@@ -113,7 +171,7 @@ class AdapterFile:
         for pair in self.pairs:
             self._check_target(pair, base)
 
-    def check_vocabulary(self, base: BaseFile, vocab: Vocabulary) -> None:
+    def check_vocabulary(self, base: BaseFile, vocab: Tokenizer) -> None:
         """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they
         did in the one that the adapter was converted for.
         """
@@ -166,182 +224,156 @@ class AdapterFile:
         return replace(self, data=b"")
 
 
-class _Check:
-    """Everything about one adapter file that can be wrong without knowing the base."""
+# What makes an adapter file sound -------------------------------------------------------------
 
-    def __init__(self, path: Path, header: GGUFHeader) -> None:
-        self.path = path
-        self.header = header
 
-    def fail(self, problem: str) -> AdapterFormatError:
-        return AdapterFormatError(f"{self.path}: {problem}")
+class Problem(NamedTuple):
+    """What is wrong with a header that should be an adapter's, and the way out."""
 
-    def run(self, data: bytes) -> AdapterFile:
-        self.kind()
-        architecture = self.text("general.architecture")
-        if not architecture:
-            raise self.fail(f"general.architecture is empty; {_FIX}")
-        alpha = self.alpha()
-        pairs = self.pairs()
-        for pair in pairs:
-            for info in (pair.a, pair.b):
-                self.finite(info)
-        return AdapterFile(
-            path=self.path,
-            name=self.name(),
-            architecture=architecture,
-            alpha=alpha,
-            invocation=self.invocation(),
-            invocation_text=self.optional_text("alora.invocation_text"),
-            io_yaml=self.optional_text("alora.io_yaml"),
-            pairs=pairs,
-            identity=self.identity(pairs, alpha),
-            data=data,
+    text: str
+    fix: str = "convert the adapter again"
+
+
+def problems(header: GGUFHeader) -> Iterator[Problem]:
+    """Everything that is wrong with an adapter, as far as its header and no base tell."""
+    yield from _kind_problems(header)
+    yield from _alpha_problems(header)
+    yield from _invocation_problems(header)
+    yield from _tensor_problems(header)
+
+
+def pairs_in(header: GGUFHeader) -> list[Pair]:
+    """The targets with both matrices, sound or not, in the file's order."""
+    halves = _halves(header)
+    return [Pair(name, two[_A], two[_B]) for name, two in halves.items() if len(two) == 2]
+
+
+def _kind_problems(header: GGUFHeader) -> Iterator[Problem]:
+    ways_out = {"adapter": "this is not an adapter's file", "lora": "only LoRA is supported"}
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if key not in header.metadata:
+            yield Problem(f"{key} is missing, expected '{wanted}'", ways_out[wanted])
+        elif header.types[key] is not ValueType.STRING:
+            yield Problem(f"{key} is {header.type_of(key)}, expected a string")
+        elif (found := header.metadata[key]) != wanted:
+            yield Problem(f"{key} is '{found}', expected '{wanted}'", ways_out[wanted])
+    key = "general.architecture"
+    if not header.metadata.get(key) and header.types.get(key) in (None, ValueType.STRING):
+        yield Problem(f"{key} is missing or empty; it names the base's kind")
+    elif header.types[key] is not ValueType.STRING:
+        yield Problem(f"{key} is {header.type_of(key)}, expected a string")
+
+
+def _alpha_problems(header: GGUFHeader) -> Iterator[Problem]:
+    if ALPHA in header.metadata:
+        value = header.metadata[ALPHA]
+        if header.types[ALPHA] is not ValueType.FLOAT32:
+            yield Problem(f"{ALPHA} is {header.type_of(ALPHA)}, expected a float32")
+        if isinstance(value, float) and not math.isfinite(value):
+            yield Problem(f"{ALPHA} is {value}, expected a finite number")
+
+
+def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
+    if INVOCATION not in header.metadata:
+        return
+    ref = header.metadata[INVOCATION]
+    if not isinstance(ref, ArrayRef) or ref.type is not ValueType.UINT32:
+        yield Problem(f"{INVOCATION} is {header.type_of(INVOCATION)}, expected an array of uint32")
+    elif not ref.count:
+        yield Problem(
+            f"{INVOCATION} is empty, which makes it a plain LoRA that is on for every token; "
+            "leave the key out if that is meant"
+        )
+    elif (largest := max(header.numbers(INVOCATION))) > 2**31 - 1:
+        yield Problem(f"{INVOCATION} holds {largest}, which is no token id")
+
+
+def _tensor_problems(header: GGUFHeader) -> Iterator[Problem]:
+    for name in header.tensors:
+        if name.endswith("_norm.weight"):
+            yield Problem(
+                f"'{name}' is a trained norm, which llama.cpp ignores",
+                "train the adapter without norms and convert it again",
+            )
+        elif not name.endswith((_A, _B)):
+            yield Problem(f"tensor '{name}' ends in neither {_A} nor {_B}")
+    if not header.tensors:
+        yield Problem("holds no weights, so it does nothing")
+    for target, two in _halves(header).items():
+        for missing in {_A, _B} - two.keys():
+            yield Problem(f"'{target}{missing}' is missing, its counterpart is there")
+    for pair in pairs_in(header):
+        yield from pair.problems()
+
+
+def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
+    """Each target's matrices by their suffixes."""
+    halves: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in header.tensors.items():
+        if name.endswith((_A, _B)):
+            halves.setdefault(name[: -len(_A)], {})[name[-len(_A) :]] = info
+    return halves
+
+
+def _read(file: Path) -> tuple[bytes, GGUFHeader]:
+    try:
+        data = file.read_bytes()
+        return data, read_header(data, name=str(file))
+    except FileNotFoundError:
+        raise AdapterFormatError(f"{file}: there is no such file") from None
+    except IsADirectoryError:
+        raise AdapterFormatError(
+            f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "
+            "be converted first"
+        ) from None
+    except OSError as error:
+        raise AdapterFormatError(f"{file}: cannot be read: {error.strerror}") from error
+    except FileFormatError as error:
+        raise AdapterFormatError(str(error)) from error
+
+
+def _check_finite(header: GGUFHeader, info: TensorInfo) -> None:
+    import numpy as np
+
+    # Q8_0: blocks of an f16 scale and 32 int8
+    block = np.dtype([("scale", "<u2"), ("q", "i1", 32)])
+    kinds: dict[str, tuple[Any, int]] = {
+        "F32": ("<u4", 0x7F800000),
+        "F16": ("<u2", 0x7C00),
+        "BF16": ("<u2", 0x7F80),
+        "Q8_0": (block, 0x7C00),
+    }
+    kind, exponent = kinds[info.type_name]
+    bits = np.frombuffer(header.tensor_data(info.name), kind)
+    bits = bits["scale"] if info.type_name == "Q8_0" else bits
+    mask = bits.dtype.type(exponent)
+    if np.any((bits & mask) == mask):  # all exponent bits: NaN and the infinities have them
+        raise AdapterFormatError(
+            f"{header.name}: tensor '{info.name}' holds NaN or infinite values; its training has "
+            "diverged, or the file is damaged"
         )
 
-    def text(self, key: str) -> str:
-        try:
-            return self.header.string(key)
-        except FileFormatError as error:
-            raise AdapterFormatError(f"{error}; {_FIX}") from error
 
-    def kind(self) -> None:
-        if self.header.types.get("general.type") is ValueType.STRING:
-            kind = self.text("general.type")
-        elif "general.type" in self.header.metadata:
-            kind = self.text("general.type")  # raises: of another type
-        else:
-            kind = "model"  # models may leave it out
-        if kind != "adapter":
-            raise self.fail(
-                f"general.type is '{kind}', expected 'adapter'; this is not an adapter's file"
-            )
-        if (technique := self.text("adapter.type")) != "lora":
-            raise self.fail(f"adapter.type is '{technique}', expected 'lora'")
+def _identity(header: GGUFHeader, pairs: Iterable[Pair], alpha: float) -> str:
+    """sha256 of alpha and, sorted by name, every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(struct.pack("<f", alpha))
+    for info in sorted((i for p in pairs for i in (p.a, p.b)), key=lambda i: i.name):
+        name = info.name.encode()
+        digest.update(struct.pack("<QIQ", len(name), info.type, len(info.shape)))
+        digest.update(name)
+        digest.update(struct.pack(f"<{len(info.shape)}Q", *info.shape))
+        digest.update(header.tensor_data(info.name))
+    return digest.hexdigest()
 
-    def name(self) -> str:
-        value = self.header.metadata.get("general.name")
-        return value if isinstance(value, str) and value else self.path.stem
 
-    def alpha(self) -> float:
-        key = "adapter.lora.alpha"
-        if key not in self.header.metadata:
-            return 0.0
-        value = self.header.metadata[key]
-        if self.header.types[key] is not ValueType.FLOAT32 or not isinstance(value, float):
-            raise self.fail(
-                f"the metadata key '{key}' must be of type float32, but it is "
-                f"{self.header.types[key].name.lower()}; {_FIX}"
-            )
-        if not math.isfinite(value):
-            raise self.fail(f"{key} is {value}, expected a finite number; {_FIX}")
-        return value
-
-    def invocation(self) -> tuple[int, ...]:
-        key = "adapter.alora.invocation_tokens"
-        if key not in self.header.metadata:
-            return ()
-        ref = self.header.metadata[key]
-        if not isinstance(ref, ArrayRef) or ref.type is not ValueType.UINT32:
-            found = self.header.types[key].name.lower()
-            if isinstance(ref, ArrayRef):
-                found = f"an array of {ref.type.name.lower()}"
-            raise self.fail(f"{key} must be an array of uint32, but it is {found}; {_FIX}")
-        if ref.count == 0:
-            raise self.fail(
-                f"{key} is empty, which would make the adapter a plain LoRA that is on for every "
-                f"token; {_FIX}, or leave the key out if that is meant"
-            )
-        tokens = tuple(int(t) for t in self.header.array(key))
-        if max(tokens) > 2**31 - 1:
-            raise self.fail(f"{key} holds {max(tokens)}, which is no token id; {_FIX}")
-        return tokens
-
-    def optional_text(self, key: str) -> str | None:
-        value = self.header.metadata.get(key)
-        return value if isinstance(value, str) and value else None
-
-    def pairs(self) -> tuple[Pair, ...]:
-        halves: dict[str, dict[str, TensorInfo]] = {}
-        for name, info in self.header.tensors.items():
-            suffix = name[-len(_A) :]
-            if suffix not in (_A, _B):
-                if name.endswith("_norm.weight"):
-                    raise self.fail(
-                        f"tensor '{name}' is a trained norm, which llama.cpp would silently "
-                        f"ignore; train the adapter without norms and {_FIX}"
-                    )
-                raise self.fail(f"tensor '{name}' ends in neither {_A} nor {_B}; {_FIX}")
-            halves.setdefault(name[: -len(_A)], {})[suffix] = info
-        if not halves:
-            raise self.fail(f"holds no weights, so it would do nothing; {_FIX}")
-        return tuple(self.pair(target, halves[target]) for target in sorted(halves))
-
-    def pair(self, target: str, halves: dict[str, TensorInfo]) -> Pair:
-        for suffix in (_A, _B):
-            if suffix not in halves:
-                raise self.fail(f"'{target}{suffix}' is missing, its counterpart is there; {_FIX}")
-        a, b = halves[_A], halves[_B]
-        for info in (a, b):
-            if info.type_name not in _TYPES:
-                raise self.fail(
-                    f"tensor '{info.name}' is {info.type_name}, expected one of "
-                    f"{', '.join(_TYPES)}; {_FIX}"
-                )
-            if len(info.shape) not in (2, 3) or min(info.shape) < 1:
-                raise self.fail(
-                    f"tensor '{info.name}' has the shape {list(info.shape)}, expected 2 "
-                    f"dimensions, or 3 with experts; {_FIX}"
-                )
-        rank_a = a.shape[0] if _is_embedding(target) else a.shape[1]
-        if rank_a != b.shape[0]:
-            raise self.fail(
-                f"'{target}': A {list(a.shape)} has rank {rank_a}, but B {list(b.shape)} has rank "
-                f"{b.shape[0]}; {_FIX}"
-            )
-        if len(a.shape) != len(b.shape) or a.shape[2:] != b.shape[2:]:
-            raise self.fail(
-                f"'{target}': A {list(a.shape)} and B {list(b.shape)} differ in their experts; "
-                f"{_FIX}"
-            )
-        if rank_a > _MAX_RANK:
-            raise self.fail(f"'{target}' has rank {rank_a}, at most {_MAX_RANK} is supported")
-        return Pair(target, a, b)
-
-    def finite(self, info: TensorInfo) -> None:
-        raw = self.header.tensor_data(info.name)
-        if info.type_name == "F32":
-            good = _all_finite(np.frombuffer(raw, "<u4"), 0x7F800000)
-        elif info.type_name == "F16":
-            good = _all_finite(np.frombuffer(raw, "<u2"), 0x7C00)
-        elif info.type_name == "BF16":
-            good = _all_finite(np.frombuffer(raw, "<u2"), 0x7F80)
-        else:  # Q8_0: blocks of an f16 scale and 32 int8
-            blocks = np.frombuffer(raw, np.dtype([("scale", "<u2"), ("q", "i1", 32)]))
-            good = _all_finite(blocks["scale"], 0x7C00)
-        if not good:
-            raise self.fail(
-                f"tensor '{info.name}' holds NaN or infinite values; its training has diverged, or "
-                "the file is damaged"
-            )
-
-    def identity(self, pairs: tuple[Pair, ...], alpha: float) -> str:
-        """sha256 of alpha and, sorted by name, every tensor's name, type, shape and bytes."""
-        digest = hashlib.sha256(struct.pack("<f", alpha))
-        for info in sorted((i for p in pairs for i in (p.a, p.b)), key=lambda i: i.name):
-            name = info.name.encode()
-            digest.update(struct.pack("<QIQ", len(name), info.type, len(info.shape)))
-            digest.update(name)
-            digest.update(struct.pack(f"<{len(info.shape)}Q", *info.shape))
-            digest.update(self.header.tensor_data(info.name))
-        return digest.hexdigest()
+def _text(header: GGUFHeader, key: str) -> str | None:
+    value = header.metadata.get(key)
+    return value if isinstance(value, str) and value else None
 
 
 def _is_embedding(target: str) -> bool:
     return target.endswith("token_embd.weight")
 
 
-def _all_finite(bits: NDArray[Any], exponent: int) -> bool:
-    """Whether no value has all exponent bits set: NaN and the infinities have."""
-    mask = bits.dtype.type(exponent)
-    return not bool(np.any((bits & mask) == mask))
+def _is_matrix(info: TensorInfo) -> bool:
+    return len(info.shape) in (2, 3) and min(info.shape) > 0

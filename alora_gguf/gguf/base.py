@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..errors import FileFormatError, ModelError
+from alora_gguf.errors import FileFormatError, ModelError
+
 from .header import GGUFHeader, read_header
+from .split import parts_of
 from .types import ArrayRef, TensorInfo, ValueType
 
 # Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
 _UNUSABLE: Final = {"F64", "I64"}
-_SPLIT: Final = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,16 @@ def _other_parts(header: GGUFHeader, file: Path) -> list[Path]:
     count = header.metadata.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
         return []
-    match = _SPLIT.match(file.name)
-    if match is None or int(match["count"]) != count:
+    parts = parts_of(file.name)
+    if len(parts) != count:
         raise ModelError(
             f"{file}: is one of {count} parts, but is not named like one (NAME-00001-of-"
             f"{count:05}.gguf); keep the names the parts were published under"
         )
-    if int(match["number"]) != 1:
-        first = f"{match['stem']}-00001-of-{count:05}.gguf"
-        raise ModelError(f"{file}: is part {int(match['number'])} of {count}; open {first} instead")
-    return [
-        file.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)
-    ]
+    number = parts.index(file.name) + 1
+    if number != 1:
+        raise ModelError(f"{file}: is part {number} of {count}; open {parts[0]} instead")
+    return [file.with_name(name) for name in parts[1:]]
 
 
 def _vocabulary_size(header: GGUFHeader) -> int | None:

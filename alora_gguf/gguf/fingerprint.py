@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from alora_gguf.errors import FileFormatError, ModelError
+
 from .base import BaseFile
-from ..errors import FileFormatError, ModelError
 from .header import GGUFHeader, read_header
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import FileFormatError, InputError
-from .parser import parse_into
+from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import describe_foreign, reason
+
+from .parser import parse
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 
 if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
@@ -37,17 +39,16 @@ class GGUFHeader:
     def __init__(self, data: memoryview, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.metadata: dict[str, Scalar | ArrayRef] = {}
-        self.types: dict[str, ValueType] = {}
-        self.entries: dict[str, memoryview] = {}
-        self.tensors: dict[str, TensorInfo] = {}
         self._data = data
         self._check_magic()
-        parse_into(self, data)
-
-    version: int
-    alignment: int
-    data_offset: int
+        tables = parse(data, name, size)
+        self.version = tables.version
+        self.alignment = tables.alignment
+        self.data_offset = tables.data_offset
+        self.metadata = tables.metadata
+        self.types = tables.types
+        self.entries = tables.entries
+        self.tensors = tables.tensors
 
     @property
     def architecture(self) -> str:
@@ -92,6 +93,18 @@ class GGUFHeader:
             out.append(str(self._data[pos + 8 : pos + 8 + n], "utf-8", "replace"))
             pos += 8 + n
         return out
+
+    def numbers(self, key: str) -> tuple[Any, ...]:
+        """The elements of an array of numbers, without numpy, which takes longer to import."""
+        ref = self._array(key)
+        return struct.unpack(f"<{ref.count}{VALUE_FORMATS[ref.type]}", self.array_bytes(key))
+
+    def type_of(self, key: str) -> str:
+        """A key's type for messages, such as "of type uint32" or "an array of 3 float32"."""
+        value = self.metadata[key]
+        if isinstance(value, ArrayRef):
+            return f"an array of {value.count} {value.type.name.lower()}"
+        return f"of type {self.types[key].name.lower()}"
 
     def array_bytes(self, key: str) -> memoryview:
         """An array's elements as they are stored: numbers little-endian, a string as its length
@@ -188,24 +201,6 @@ def read_header(
     return GGUFHeader(data, name, whole)
 
 
-def describe_foreign(start: bytes) -> str | None:
-    """What a file that begins with `start` (64 bytes are enough) is, if it is a usual impostor."""
-    text = start.lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page saved under this name: download the file itself, not its web page"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip archive, such as a pickled PyTorch checkpoint"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if start[:4] in (b"ggjt", b"ggla", b"ggml", b"tjgg", b"algg", b"lmgg"):
-        return "a file of llama.cpp's time before GGUF: convert the original again"
-    if len(start) > 9 and start[8:9] == b"{" and start[4:8] == b"\0\0\0\0":
-        return "a safetensors file"
-    return None
-
-
 def _map(path: Path) -> memoryview:
     try:
         mode = path.stat().st_mode
@@ -222,5 +217,4 @@ def _map(path: Path) -> memoryview:
     except (OSError, ValueError) as error:
         if path.is_dir():  # Windows reports a directory as "permission denied"
             raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FileFormatError(f"{path}: cannot be read: {reason or error}") from error
+        raise FileFormatError(f"{path}: cannot be read: {reason(error)}") from error

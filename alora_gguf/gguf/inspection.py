@@ -9,23 +9,26 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
+from .summary import (
+    AdapterSummary,
+    ArraySummary,
+    BaseSummary,
+    FileSummary,
+    MetadataValue,
+    Split,
+    Target,
+    TypeTotal,
+    Vocabulary,
+)
 from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
-from .summary import AdapterSummary, ArraySummary, BaseSummary, FileSummary, MetadataValue, Split, Target, TypeTotal, Vocabulary
 
 _LONG: Final = 1024  # arrays of more elements are only counted, layers are never that many
-_A, _B = ".lora_a", ".lora_b"
-# what alora_gguf.gguf.adapter takes; it needs numpy, and a test compares the verdicts of both
-_TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
-_MAX_RANK: Final = 4096
-_ALPHA: Final = "adapter.lora.alpha"
-_INVOCATION: Final = "adapter.alora.invocation_tokens"
 _LAYER: Final = re.compile(r"(.*\bblk)\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)
 
 
@@ -56,7 +59,7 @@ class _Facts:
         return (
             self.declared == "adapter"
             or "adapter.type" in self.header.metadata
-            or any(name.endswith((_A, _B)) for name in self.header.tensors)
+            or any(name.endswith((".lora_a", ".lora_b")) for name in self.header.tensors)
         )
 
     def text(self, key: str) -> str | None:
@@ -88,24 +91,12 @@ class _Facts:
         """An array's elements, if they are integers."""
         if VALUE_FORMATS.get(ref.type, "?") in "?fd":
             return None
-        return self.numbers(key, ref)
-
-    def numbers(self, key: str, ref: ArrayRef) -> tuple[Any, ...]:
-        """An array's elements, without numpy, which takes longer to import than all of this."""
-        form = f"<{ref.count}{VALUE_FORMATS[ref.type]}"
-        return struct.unpack(form, self.header.array_bytes(key))
+        return self.header.numbers(key)
 
     def unexpected(self, key: str, expected: str) -> None:
         """Notes a problem if `key` is there at all."""
         if key in self.header.metadata:
-            self.problems.append(f"{key} is {self.type_of(key)}, expected {expected}")
-
-    def type_of(self, key: str) -> str:
-        """Such as "of type uint32" or "an array of 3 float32"."""
-        value = self.header.metadata[key]
-        if isinstance(value, ArrayRef):
-            return f"an array of {value.count} {value.type.name.lower()}"
-        return f"of type {self.header.types[key].name.lower()}"
+            self.problems.append(f"{key} is {self.header.type_of(key)}, expected {expected}")
 
     def metadata(self) -> dict[str, MetadataValue]:
         return {key: self.shown(key, value) for key, value in self.header.metadata.items()}
@@ -117,7 +108,7 @@ class _Facts:
             return ArraySummary(value.type.name.lower(), value.count)
         if value.type is ValueType.STRING:
             return tuple(self.header.array(key))
-        return self.numbers(key, value)
+        return self.header.numbers(key)
 
     def common(self, kind: str) -> dict[str, Any]:
         """The fields of FileSummary, once all problems are known."""
@@ -140,7 +131,7 @@ class _Facts:
             weights_nbytes=sum(total.nbytes for total in types),
             types=tuple(sorted(types, key=lambda total: (-total.nbytes, total.type))),
             metadata=self.metadata(),
-            problems=tuple(self.problems),
+            problems=tuple(dict.fromkeys(self.problems)),
         )
         return vars(facts)
 
@@ -157,23 +148,10 @@ class _Form(NamedTuple):
 
 
 def _adapter(facts: _Facts) -> AdapterSummary:
-    header, problems = facts.header, facts.problems
-    if facts.declared != "adapter" and "general.type" not in header.metadata:
-        problems.append("general.type is missing, expected 'adapter'")
-    elif facts.declared not in (None, "adapter"):
-        problems.append(f"general.type is '{facts.declared}', expected 'adapter'")
-    if "adapter.type" not in header.metadata:
-        problems.append("adapter.type is missing, expected 'lora'")
-    elif (technique := facts.text("adapter.type")) not in (None, "lora"):
-        problems.append(f"adapter.type is '{technique}', expected 'lora'")
-    if (
-        not facts.architecture
-        and header.types.get("general.architecture", ValueType.STRING) is ValueType.STRING
-    ):
-        problems.append("general.architecture is missing or empty; it names the base's kind")
-
+    # the texts that the constructor missed may be among them, once more
+    facts.problems += [problem.text for problem in problems(facts.header)]
     alpha, invocation = _alpha(facts), _invocation(facts)
-    forms = _forms(facts)
+    forms = _forms(facts.header)
     targets = [
         Target(
             name=form.name,
@@ -194,113 +172,42 @@ def _adapter(facts: _Facts) -> AdapterSummary:
         alpha=alpha,
         ranks=tuple(sorted({form.rank for form in forms})),
         targets=tuple(sorted(targets, key=lambda t: (t.name, t.layers, t.rank))),
-        **facts.common("alora" if _INVOCATION in header.metadata else "lora"),
+        **facts.common("alora" if INVOCATION in facts.header.metadata else "lora"),
     )
 
 
 def _alpha(facts: _Facts) -> float | None:
-    if _ALPHA not in facts.header.metadata:
-        return None
-    value = facts.header.metadata[_ALPHA]
-    if facts.header.types[_ALPHA] is not ValueType.FLOAT32:
-        facts.unexpected(_ALPHA, "a float32")
-    if isinstance(value, (bool, str, ArrayRef)):
-        return None
-    if not math.isfinite(value):
-        facts.problems.append(f"{_ALPHA} is {value}, expected a finite number")
-    return float(value)
+    value = facts.header.metadata.get(ALPHA)
+    return None if value is None or isinstance(value, (bool, str, ArrayRef)) else float(value)
 
 
 def _invocation(facts: _Facts) -> tuple[int, ...]:
-    if _INVOCATION not in facts.header.metadata:
-        return ()
-    ref = facts.header.metadata[_INVOCATION]
-    ids = (facts.integers(_INVOCATION, ref) if isinstance(ref, ArrayRef) else None) or ()
-    if not isinstance(ref, ArrayRef) or ref.type is not ValueType.UINT32:
-        facts.unexpected(_INVOCATION, "an array of uint32")
-    elif not ids:
-        facts.problems.append(
-            f"{_INVOCATION} is empty, which makes it a plain LoRA that is on for every token; "
-            "leave the key out if that is meant"
-        )
-    elif max(ids) > 2**31 - 1:
-        facts.problems.append(f"{_INVOCATION} holds {max(ids)}, which is no token id")
-    return ids
+    ref = facts.header.metadata.get(INVOCATION)
+    return (facts.integers(INVOCATION, ref) if isinstance(ref, ArrayRef) else None) or ()
 
 
-def _forms(facts: _Facts) -> dict[_Form, list[tuple[int | None, int]]]:
-    """Sound pairs as (layer, bytes), by what they share; notes problems of the others."""
-    halves: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in facts.header.tensors.items():
-        if name.endswith((_A, _B)):
-            halves[name[: -len(_A)]][name[-len(_A) :]] = info
-        elif name.endswith("_norm.weight"):
-            facts.problems.append(f"'{name}' is a trained norm, which llama.cpp ignores")
-        else:
-            facts.problems.append(f"tensor '{name}' ends in neither {_A} nor {_B}")
-    if not facts.header.tensors:
-        facts.problems.append("holds no weights, so it does nothing")
+def _forms(header: GGUFHeader) -> dict[_Form, list[tuple[int | None, int]]]:
+    """Pairs that fit as (layer, bytes), by what they share."""
     forms: dict[_Form, list[tuple[int | None, int]]] = defaultdict(list)
-    for target, pair in halves.items():
-        if missing := [suffix for suffix in (_A, _B) if suffix not in pair]:
-            facts.problems.append(f"'{target}{missing[0]}' is missing, its counterpart is there")
-            continue
-        a, b = pair[_A], pair[_B]
-        facts.problems += _pair_problems(target, a, b)
-        if (found := _form(target, a, b)) is not None:
-            forms[found[1]].append((found[0], a.nbytes + b.nbytes))
+    for pair in pairs_in(header):
+        if pair.fits:
+            layer, form = _form(pair)
+            forms[form].append((layer, pair.a.nbytes + pair.b.nbytes))
     return forms
 
 
-def _form(target: str, a: TensorInfo, b: TensorInfo) -> tuple[int | None, _Form] | None:
-    """The layer and form of a pair, None if A and B do not fit together."""
-    if not _is_matrix(a) or not _is_matrix(b) or a.shape[2:] != b.shape[2:]:
-        return None
-    # A is [n_in, r], but token_embd's is [r, n_vocab]
-    rank, n_in = a.shape[:2] if _is_embedding(target) else (a.shape[1], a.shape[0])
-    if rank != b.shape[0]:
-        return None
-    found = _LAYER.fullmatch(target.removesuffix(".weight"))
-    name = found[1].removesuffix("blk") + found[3] if found else target.removesuffix(".weight")
+def _form(pair: Pair) -> tuple[int | None, _Form]:
+    """A pair's layer and form."""
+    weight, a, b = pair.target.removesuffix(".weight"), pair.a, pair.b
+    found = _LAYER.fullmatch(weight)
     return int(found[2]) if found else None, _Form(
-        name=name,
+        name=found[1].removesuffix("blk") + found[3] if found else weight,
         n_experts=a.shape[2] if len(a.shape) == 3 else None,
-        n_in=n_in,
+        n_in=pair.n_in,
         n_out=b.shape[1],
-        rank=rank,
+        rank=pair.rank,
         type=a.type_name if a.type == b.type else f"{a.type_name}/{b.type_name}",
     )
-
-
-def _pair_problems(target: str, a: TensorInfo, b: TensorInfo) -> Iterator[str]:
-    for info in (a, b):
-        if info.type_name not in _TYPES:
-            yield f"'{info.name}' is {info.type_name}, expected one of {', '.join(_TYPES)}"
-        if not _is_matrix(info):
-            yield (
-                f"'{info.name}' has the shape {list(info.shape)}, expected 2 dimensions, or 3 "
-                "with experts, and none of them 0"
-            )
-    if not _is_matrix(a) or not _is_matrix(b):
-        return
-    rank = a.shape[0] if _is_embedding(target) else a.shape[1]
-    if rank != b.shape[0]:
-        yield (
-            f"'{target}': A {list(a.shape)} has rank {rank}, but B {list(b.shape)} has rank "
-            f"{b.shape[0]}"
-        )
-    if a.shape[2:] != b.shape[2:]:
-        yield f"'{target}': A {list(a.shape)} and B {list(b.shape)} differ in their experts"
-    if rank > _MAX_RANK:
-        yield f"'{target}' has rank {rank}, at most {_MAX_RANK} is supported"
-
-
-def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.shape) in (2, 3) and min(info.shape) > 0
-
-
-def _is_embedding(target: str) -> bool:
-    return target.endswith("token_embd.weight")
 
 
 def _base(facts: _Facts) -> BaseSummary:

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from ..errors import FileFormatError
-from .strings import skip_strings
+from alora_gguf.errors import FileFormatError
+
 from .types import GGML_TYPES, VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
-
-if TYPE_CHECKING:
-    from .header import GGUFHeader
 
 _MAX_DIMS: Final = 4
 _MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
 _INT64_MAX: Final = 2**63 - 1
 _DAMAGED: Final = "the file is damaged; download it again"
+_STRETCH: Final = 1 << 20  # bytes looked at in one go
+_STEPS: Final = 4096  # strings passed one by one after a stretch that numpy could not end
 
 
 class PartialHeaderError(FileFormatError):
@@ -40,30 +40,46 @@ class PartialHeaderError(FileFormatError):
         self.needed = needed
 
 
-def parse_into(header: GGUFHeader, data: memoryview) -> None:
-    """Fills `header` from a file's first bytes; its name and the file's size must be set.
+@dataclass
+class Tables:
+    """What a header holds; GGUFHeader says what the fields are."""
+
+    version: int = 0
+    alignment: int = 32
+    data_offset: int = 0
+    metadata: dict[str, Scalar | ArrayRef] = field(default_factory=dict)
+    types: dict[str, ValueType] = field(default_factory=dict)
+    entries: dict[str, memoryview] = field(default_factory=dict)
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+
+
+def parse(data: memoryview, name: str, size: int) -> Tables:
+    """The tables at the beginning of a file of `size` bytes, called `name` in messages.
 
     Raises FileFormatError for what is not sound, PartialHeaderError where `data` ends too early.
     """
-    _Parser(data, header).run()
+    parser = _Parser(data, name, size)
+    parser.run()
+    return parser.out
 
 
 class _Parser:
-    """Fills a GGUFHeader from the bytes, front to back; `pos` is the next byte to read."""
+    """Fills the tables from the bytes, front to back; `pos` is the next byte to read."""
 
-    def __init__(self, data: memoryview, header: GGUFHeader) -> None:
+    def __init__(self, data: memoryview, name: str, size: int) -> None:
         self.data = data
-        self.header = header
+        self.name = name
+        self.size = size
+        self.out = Tables()
         self.pos = 0
         self.what = "the header"
 
     def run(self) -> None:
-        header = self.header
         n_tensors, n_kv = self.prologue()
         for i in range(n_kv):
             self.what = f"metadata entry {i + 1} of {n_kv}"
             self.entry()
-        header.alignment = self.alignment()
+        self.out.alignment = self.alignment()
         infos = []
         for i in range(n_tensors):
             self.what = f"tensor entry {i + 1} of {n_tensors}"
@@ -73,19 +89,19 @@ class _Parser:
     def fail(self, problem: str) -> FileFormatError:
         if len(problem) > 600:  # a damaged length makes a key of whatever follows it
             problem = f"{problem[:400]} ... {problem[-150:]}"
-        return FileFormatError(f"{self.header.name}: {problem}")
+        return FileFormatError(f"{self.name}: {problem}")
 
     def need(self, n: int) -> int:
         """Claims the next `n` bytes and returns where they start."""
         start = self.pos
-        if n > self.header.size - start:
+        if n > self.size - start:
             raise self.fail(
                 f"truncated: {self.what} needs {n} bytes at offset {start}, but the file ends at "
-                f"{self.header.size}; download or write it again"
+                f"{self.size}; download or write it again"
             )
         if n > len(self.data) - start:
             raise PartialHeaderError(
-                f"{self.header.name}: {self.what} needs {n} bytes at offset {start}, but only the "
+                f"{self.name}: {self.what} needs {n} bytes at offset {start}, but only the "
                 f"file's first {len(self.data)} bytes are at hand",
                 start + n,
             )
@@ -119,14 +135,14 @@ class _Parser:
             raise self.fail(
                 f"is of GGUF version {version}, expected 2 or 3; convert the original again"
             )
-        self.header.version = version
+        self.out.version = version
         n_tensors, n_kv = self.u64(), self.u64()
-        room = self.header.size - self.pos
+        room = self.size - self.pos
         # the smallest tensor entry has 24 bytes, the smallest metadata entry 13
         if n_tensors * 24 > room or n_kv * 13 > room:
             raise self.fail(
                 f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
-                f"{self.header.size} bytes can hold; it is truncated or damaged; download it again"
+                f"{self.size} bytes can hold; it is truncated or damaged; download it again"
             )
         return n_tensors, n_kv
 
@@ -142,13 +158,13 @@ class _Parser:
         key = self.text("a metadata key")
         if not key:
             raise self.fail(f"{self.what} has an empty key; {_DAMAGED}")
-        if key in self.header.metadata:
+        if key in self.out.metadata:
             raise self.fail(f"metadata key '{key}' occurs twice; {_DAMAGED}")
         self.what = f"metadata key '{key}'"
         kind = self.value_type(key)
-        self.header.types[key] = kind
-        self.header.metadata[key] = self.payload(key, kind)
-        self.header.entries[key] = self.data[start : self.pos]
+        self.out.types[key] = kind
+        self.out.metadata[key] = self.payload(key, kind)
+        self.out.entries[key] = self.data[start : self.pos]
 
     def payload(self, key: str, kind: ValueType) -> Scalar | ArrayRef:
         if kind is ValueType.STRING:
@@ -176,9 +192,14 @@ class _Parser:
         return ArrayRef(kind, count, start, self.pos - start)
 
     def alignment(self) -> int:
-        if "general.alignment" not in self.header.metadata:
+        if "general.alignment" not in self.out.metadata:
             return 32
-        value = self.header.value("general.alignment", ValueType.UINT32)
+        value, kind = self.out.metadata["general.alignment"], self.out.types["general.alignment"]
+        if kind is not ValueType.UINT32:
+            raise self.fail(
+                "the metadata key 'general.alignment' must be of type uint32, but it is "
+                f"{kind.name.lower()}"
+            )
         if not isinstance(value, int) or value <= 0 or value & (value - 1):
             raise self.fail(f"general.alignment is {value}, expected a power of two")
         return value
@@ -192,7 +213,7 @@ class _Parser:
                 f"tensor name '{name[:80]}' has {len(name.encode())} bytes, expected 1 to "
                 f"{_MAX_TENSOR_NAME}"
             )
-        if name in self.header.tensors:
+        if name in self.out.tensors:
             raise self.fail(f"tensor '{name}' occurs twice; {_DAMAGED}")
         n_dims = self.u32()
         if n_dims > _MAX_DIMS:
@@ -214,13 +235,13 @@ class _Parser:
                 f"{per_block} for type {kind}"
             )
         info = TensorInfo(name, shape, number, self.u64(), elements // per_block * block_bytes)
-        self.header.tensors[name] = info
+        self.out.tensors[name] = info
         return info
 
     def place(self, infos: list[TensorInfo]) -> None:
         """Makes offsets absolute; checks that the data lies in the file, back to back, in order."""
-        header, align = self.header, self.header.alignment
-        header.data_offset = -(-self.pos // align) * align
+        align = self.out.alignment
+        self.out.data_offset = -(-self.pos // align) * align
         expected = 0
         for info in infos:
             if info.offset != expected:
@@ -228,11 +249,63 @@ class _Parser:
                 raise self.fail(
                     f"tensor '{info.name}' {kind}: its offset is {info.offset}, expected {expected}"
                 )
-            start = header.data_offset + info.offset
-            if start + info.nbytes > header.size:
+            start = self.out.data_offset + info.offset
+            if start + info.nbytes > self.size:
                 raise self.fail(
                     f"truncated: tensor '{info.name}' ends at byte {start + info.nbytes}, but the "
-                    f"file ends at {header.size}; download or write it again"
+                    f"file ends at {self.size}; download or write it again"
                 )
-            header.tensors[info.name] = replace(info, offset=start)
+            self.out.tensors[info.name] = replace(info, offset=start)
             expected += -(-info.nbytes // align) * align
+
+
+def skip_strings(data: memoryview, pos: int, count: int) -> int:
+    """The position after `count` strings (length u64, bytes) that begin at `pos`, without making
+    Python strings of them; it lies beyond the end of `data` if the strings do.
+
+    A vocabulary and its merges are some 400,000 strings, and finding their end is most of what
+    reading a header costs. Where numpy is loaded anyway, whole stretches are passed at once.
+    """
+    while count > _STEPS and "numpy" in sys.modules:
+        pos, passed = _leap(data, pos, count)
+        count -= passed
+        steps = min(count, _STEPS) if passed < _STEPS else 0
+        pos = _walk(data, pos, steps)
+        count -= steps
+    return _walk(data, pos, count)
+
+
+def _walk(data: memoryview, pos: int, count: int) -> int:
+    """One string after the other."""
+    length = struct.Struct("<Q").unpack_from
+    try:
+        for _ in range(count):
+            (n,) = length(data, pos)
+            pos += 8 + n
+    except (struct.error, OverflowError):  # the next length lies past the end
+        return max(pos, len(data)) + 8
+    return pos
+
+
+def _leap(data: memoryview, pos: int, count: int) -> tuple[int, int]:
+    """Passes the strings of a stretch; returns the new position and how many they were.
+
+    Lengths from 1 to 255 stand out: a byte before seven zeros. Wherever one of these is as far from
+    the next as it says, both are lengths; the first that is not ends the leap.
+    """
+    import numpy as np
+
+    size = min(_STRETCH, len(data) - pos) // 8 * 8 - 8
+    if size <= 0:
+        return pos, 0
+    stretch = np.frombuffer(data, np.uint8, size + 8, pos)
+    small = np.empty(size, np.bool_)
+    for shift in range(8):
+        small[shift::8] = stretch[shift : shift + size].view("<u8") - 1 < 255  # 0 wraps around
+    starts = np.flatnonzero(small)
+    if not len(starts) or starts[0]:
+        return pos, 0
+    right = np.diff(starts) == stretch[starts[:-1]].astype(np.int64) + 8
+    passed = int(right.argmin()) if not right.all() else len(right)
+    passed = min(passed, count)
+    return pos + int(starts[passed]), passed

@@ -5,23 +5,32 @@ docs/intrinsics.md describes the fields.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from alora_gguf.errors import ContractError
-from alora_gguf.gguf.header import GGUFHeader, describe_foreign, read_header
+from alora_gguf.files import describe_foreign
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.types import ValueType
 
-from .contract_fields import read_documents, read_flag, read_instruction, read_schema, read_sentences, read_text
+from .contract_fields import (
+    read_documents,
+    read_flag,
+    read_instruction,
+    read_schema,
+    read_sentences,
+    read_text,
+)
 from .json_offsets import JsonValue
 from .likelihood import Likelihood
 from .parameters import read_parameters
 from .rule_fields import read_rules
+from .schema_check import ABOUT
 from .transformations import Rule
 from .yaml_file import MAX_BYTES, read_yaml
 
@@ -41,6 +50,19 @@ OPTIONAL: Final = (
 )
 
 
+class _Frozen(dict[str, Any]):
+    """A dict that cannot be changed, but compared, copied and pickled."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("a contract cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[_Frozen], tuple[dict[str, Any]]]:
+        return _Frozen, (dict(self),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What an intrinsic expects and answers.
@@ -55,19 +77,26 @@ class Contract:
                          all_but_last_message to the prefix of their tags
     docs_as_message      how documents become messages; None leaves them to the chat template
     logprobs_workaround  whether the reply is what its tokens say in Harmony's final channel
+    judges               what it is about: the user's last "question" or the "answer" to it; None if
+                         the file does not say, as with `good`
+    good                 which end of the number that it answers is the good one: "high" or "low"
+    digest               SHA-256 of the text it was read from; "" if it was not read
     """
 
     source: str
     name: str | None = None
     model: str | None = None
-    response_format: Mapping[str, JsonValue] | None = None
+    response_format: Mapping[str, JsonValue] | None = field(default=None, hash=False)
     transformations: tuple[Rule, ...] = ()
     instruction: str | None = None
     instruction_fields: tuple[str, ...] = ()
-    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
-    sentence_boundaries: Mapping[str, str] | None = None
+    parameters: Mapping[str, JsonValue] = field(default_factory=_Frozen, hash=False)
+    sentence_boundaries: Mapping[str, str] | None = field(default=None, hash=False)
     docs_as_message: Literal["string", "json", "roles"] | None = None
     logprobs_workaround: bool = False
+    judges: Literal["question", "answer"] | None = None
+    good: Literal["high", "low"] | None = None
+    digest: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
@@ -78,18 +107,23 @@ class Contract:
         instruction, instruction_fields = read_instruction(given.get("instruction"))
         parameters = given.get("parameters")
         schema = read_schema(given.get("response_format"))
+        # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
+        about = {} if schema is None else cast(dict[str, Any], schema.pop(ABOUT, {}))
         return cls(
             source=source,
             name=read_text(given.get("name")),
             model=read_text(given.get("model")),
-            response_format=None if schema is None else MappingProxyType(schema),
+            response_format=None if schema is None else _Frozen(schema),
             transformations=read_rules(fields["transformations"], boundaries or ()),
             instruction=instruction,
             instruction_fields=instruction_fields,
-            parameters=MappingProxyType({} if parameters is None else read_parameters(parameters)),
-            sentence_boundaries=None if boundaries is None else MappingProxyType(boundaries),
+            parameters=_Frozen({} if parameters is None else read_parameters(parameters)),
+            sentence_boundaries=None if boundaries is None else _Frozen(boundaries),
             docs_as_message=read_documents(given.get("docs_as_message")),
             logprobs_workaround=read_flag(given.get("logprobs_workaround")),
+            judges=about.get("judges"),
+            good=about.get("good"),
+            digest=hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest(),
         )
 
     @classmethod

@@ -9,7 +9,7 @@ from string import Formatter
 from typing import TYPE_CHECKING
 
 from alora_gguf.errors import InputError
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 
 from .json_offsets import JsonValue
 from .likelihood import TOP_LOGPROBS

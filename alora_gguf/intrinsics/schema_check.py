@@ -21,6 +21,12 @@ _BOUNDS: Final = (
 )
 
 
+ABOUT: Final = "x-alora"
+"""The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
+
+_ABOUT: Final = {"judges": ("question", "answer"), "good": ("high", "low")}
+
+
 class Problem(NamedTuple):
     """What is wrong with a schema, and where."""
 
@@ -92,6 +98,20 @@ def _type(value: JsonValue, path: Path) -> Iterator[Problem]:
         yield Problem(path, "at least one type", "an empty array")
 
 
+def _about(value: JsonValue, path: Path) -> Iterator[Problem]:
+    if len(path) > 1:
+        yield Problem(path, "at the top of the schema", "it within")
+    elif not isinstance(value, dict):
+        yield Problem(path, 'an object such as {"judges": "answer"}', show_value(value))
+    else:
+        for name, word in value.items():
+            words = _ABOUT.get(name)
+            if words is None:
+                yield Problem((*path, name), f"one of {', '.join(_ABOUT)}", repr(name))
+            elif word not in words:
+                yield Problem((*path, name), f"one of {', '.join(words)}", show_value(word))
+
+
 def _is_number(value: JsonValue) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -120,6 +140,7 @@ def _table() -> dict[str, _Check]:
     names = _all_of("an array of texts, each once", _are_names)
     values = _all_of("an array of at least one value", lambda v: isinstance(v, list) and bool(v))
     groups: list[tuple[_Check, str]] = [
+        (_about, ABOUT),
         (_type, "type"),
         (values, "enum"),
         (names, "required"),

@@ -6,7 +6,7 @@ llama_cpp bound to it.
 
 from __future__ import annotations
 
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 
 _native.load()
 

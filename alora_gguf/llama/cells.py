@@ -13,12 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, spans_for
 from alora_gguf.errors import DecodeError, InputError
 from alora_gguf.model import Model
-from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, spans_for
-from alora_gguf.saved.session_file import SavedSession
-from alora_gguf.session import Session
 from alora_gguf.options import Timings
+from alora_gguf.saved.session_file import SavedSession
+from alora_gguf.saved.snapshot import fill, snapshot
+from alora_gguf.session import Session
 
 OnRows = Callable[[int, Logits], None]
 """Called with a position and rows [n, n_vocab]: the logits after the tokens from there on."""
@@ -33,9 +34,9 @@ class Cells:
     def __init__(self, model: Model, *, keep_rows: bool, chunk: int) -> None:
         """`chunk` is how many rows of logits one batch may give."""
         self._model = model
-        self._engine = model.engine
+        self._engine = model._runtime.engine
         self._session: Session = model.session()
-        self._conversation = self._session.conversation
+        self._conversation = self._session._sequence
         self._chunk = chunk
         self._rows: list[Logits] | None = [] if keep_rows else None
         self._spans: Spans = spans_for(None, BASE)
@@ -67,7 +68,7 @@ class Cells:
             raise InputError("nothing has been read yet, so there is nothing to sample from")
         if not self._conversation.ready:  # cut back to here, or loaded from a saved state
             self.read(self._session.tokens, *self._use_of_cells())
-        return self._session.last_logits()
+        return self._session._sequence.last_logits()
 
     def _use_of_cells(self) -> tuple[str | None, float]:
         """The (adapter, scale) that the cells' last token was computed with."""
@@ -119,7 +120,7 @@ class Cells:
         """read() where every token's row is kept: the rows of reused cells are there already."""
         rows = self.rows
         spans = self._spans_of(tokens, adapter, scale)
-        keep = min(self._conversation.record.common_prefix(tokens, spans), len(rows))
+        keep = min(self._conversation.cached.common_prefix(tokens, spans), len(rows))
         if keep == len(tokens) > 0 and not (keep == len(rows) and self._conversation.ready):
             keep -= 1  # as stock does: the last token is read again for its logits
         self._truncate(keep)
@@ -127,13 +128,13 @@ class Cells:
 
     def _spans_of(self, tokens: Sequence[int], adapter: str | None, scale: float) -> Spans:
         """Who is to compute `tokens`."""
-        with self._model.using(adapter, scale) as use:
+        with self._model._runtime.bank.using(adapter, scale) as use:
             return spans_for(use.first_position(tokens, self._engine.vocab), use.provenance)
 
     def _truncate(self, n: int) -> None:
         """Keeps the first `n` cells and their tokens, or none where the memory cannot rewind."""
         session, conversation = self._session, self._conversation
-        with session.lock:
+        with session._sequence.lock:
             session.rewind(min(n, len(conversation.tokens)))
             left = conversation.cut(n)
             del conversation.tokens[left:]
@@ -148,11 +149,11 @@ class Cells:
         """
         started = time.perf_counter()
         conversation, engine = self._conversation, self._engine
-        with self._session.lock, self._model.using(adapter, scale) as use:
+        with self._session._sequence.lock, self._model._runtime.bank.using(adapter, scale) as use:
             tokens = engine.vocab.check(tokens, "tokens")
             first = use.first_position(tokens, engine.vocab)
             spans = spans_for(first, use.provenance)
-            have = len(conversation.record)
+            have = len(conversation.cached)
             try:
                 conversation.activate(use, first)
                 for at in range(have, len(tokens), self._chunk):
@@ -171,7 +172,7 @@ class Cells:
     def start(self, adapter: str | None, scale: float) -> None:
         """From now on add() computes with `adapter`, as read() did for its invocation."""
         conversation = self._conversation
-        with self._session.lock, self._model.using(adapter, scale) as use:
+        with self._session._sequence.lock, self._model._runtime.bank.using(adapter, scale) as use:
             first = use.first_position(conversation.tokens, self._engine.vocab)
             self._spans = spans_for(first, use.provenance)
             conversation.activate(use, first)  # an active adapter cannot be unloaded
@@ -180,13 +181,13 @@ class Cells:
         """Reads a sampled token."""
         self._conversation.advance(token, self._spans)
         if self._rows is not None:
-            self._rows.append(self._session.last_logits().copy())
+            self._rows.append(self._session._sequence.last_logits().copy())
 
     def stop(self) -> None:
         """Ends what start() began; may be called by garbage collection, so it waits for nothing:
         settle() makes up for it.
         """
-        self._session.deactivate_unless_busy()
+        self._session._sequence.deactivate_unless_busy()
 
     def settle(self) -> None:
         """Makes sure that no adapter is active."""
@@ -199,7 +200,7 @@ class Cells:
         record = CachedTokens()
         record.extend(saved.tokens[: saved.n_cached], saved.spans)
         spans = self._spans_of(tokens, adapter, scale)
-        ours = self._conversation.record.common_prefix(tokens, spans)
+        ours = self._conversation.cached.common_prefix(tokens, spans)
         return record.common_prefix(tokens, spans) > ours
 
     # The rest ------------------------------------------------------------------------------------
@@ -216,18 +217,18 @@ class Cells:
         Raises InputError for a model whose window of attention has been exceeded: llama.cpp saves
         too little of it.
         """
-        with self._session.lock:
+        with self._session._sequence.lock:
             if self._conversation.tokens:
                 _ = self.last  # reads what a call that failed has left unread
             # without the last logits: like stock, a restored state reads its last token again
-            saved = replace(self._conversation.to_save({}), logits=b"")
+            saved = replace(snapshot(self._model._runtime, self._conversation, {}), logits=b"")
             return saved, np.stack(self._rows) if self._rows else None
 
     def load(self, saved: SavedSession, rows: Logits | None) -> None:
         """Replaces everything by what save() gave. If it raises, nothing is held."""
-        with self._session.lock:
+        with self._session._sequence.lock:
             self._truncate(0)
-            self._conversation.load(saved)
+            fill(self._conversation, saved)
             if self._rows is not None:
                 self._rows[:] = [] if rows is None else list(rows)
 

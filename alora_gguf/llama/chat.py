@@ -15,9 +15,9 @@ import jinja2
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
+from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, SchemaError
-from alora_gguf.engine.invocation import find_last
-from alora_gguf.chat.messages import Message, as_document
+from alora_gguf.messages import Message, as_document
 
 from .options import ChatOptions
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult, Question, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, IntrinsicResult, Question, sampling_of
+from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.chat.template import ChatTemplate, Transcript
 from alora_gguf.errors import InputError
-from alora_gguf.chat.prompt import Dialogue
-from alora_gguf.chat.messages import as_document, as_message
+from alora_gguf.messages import as_document, as_message
+from alora_gguf.options import IntrinsicCall
 
 from .options import ChatOptions, CompletionOptions
 from .prompt import build_prompt
@@ -43,11 +44,13 @@ def ask_chat(llama: Llama, options: ChatOptions, template: str | None) -> ChatAn
 
     _refuse(options)
     runtime = llama._runtime
-    dialogue = _dialogue(llama, options, runtime.chat_template(template))
+    dialogue = _dialogue(llama, options, runtime._chat_template(template))
     started = time.perf_counter()
     read = dialogue.written(prompt=False)
     llama._cells.read(read.tokens)  # once, and not once for every question
-    question = Question.about(runtime, replace(dialogue, transcript=read), _call(llama, options))
+    question = Question.about(
+        runtime._contracts, replace(dialogue, transcript=read), _call(llama, options)
+    )
     result = _ask(llama, question, started)
     answer = chat.answer_of(
         llama,
@@ -64,7 +67,7 @@ def ask_completion(llama: Llama, options: CompletionOptions) -> CompletionAnswer
     _refuse(options)
     started = time.perf_counter()
     tokens = build_prompt(llama, options).tokens
-    question = Question.after(llama._runtime, tokens, _call(llama, options))
+    question = Question.after(llama._runtime._contracts, tokens, _call(llama, options))
     llama._cells.read(tokens)
     result = _ask(llama, question, started)
     n, n_reply = len(tokens), result.timings.generated
@@ -95,7 +98,7 @@ def _ask(llama: Llama, question: Question, started: float) -> IntrinsicResult:
 
 
 def _dialogue(llama: Llama, options: ChatOptions, template: ChatTemplate) -> Dialogue:
-    vocab, read = llama._runtime.engine.vocab, tuple(llama._cells.tokens)
+    vocab, read = llama._runtime._runtime.engine.vocab, tuple(llama._cells.tokens)
     arguments: Mapping[str, object] = options.chat_template_kwargs or {}
     template.check_arguments(arguments, "chat_template_kwargs")
     return Dialogue(
@@ -113,12 +116,13 @@ def _call(llama: Llama, options: ChatOptions | CompletionOptions) -> IntrinsicCa
     given = _given(options)
     name = options.intrinsic or ""
     contract = llama._runtime.contract(name)
+    limit = contract.max_tokens or given.get("max_tokens") or MAX_TOKENS
     return IntrinsicCall(
         name,
         options.intrinsic_arguments or {},
         scale=options.adapter_scale,
-        max_tokens=contract.max_tokens or given.get("max_tokens"),
-        sampling=sampling_of(contract, {k: given[k] for k in _SAMPLING if k in given}),
+        max_tokens=limit,
+        sampling=sampling_of(contract, limit, {k: given[k] for k in _SAMPLING if k in given}),
     )
 
 

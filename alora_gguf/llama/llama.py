@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from alora_gguf.errors import InputError, SavedSessionError
 
-from . import chat
-from . import hub
-from . import intrinsic
-from . import opening
+from . import chat, hub, intrinsic, opening
 from .completion import Completion
 from .embeddings import Embedder, Vector, normalized
 from .logprobs import log_softmax
@@ -239,7 +236,7 @@ class Llama(Reader):
         tokens = [self.tokenize(text.encode()) for text in texts]
         with self._lock:
             if self._embedder is None:
-                self._embedder = Embedder(self._runtime.engine)
+                self._embedder = Embedder(self._runtime._runtime.engine)
             if truncate:
                 tokens = [each[: self._embedder.n_batch] for each in tokens]
             vectors: Any = self._embedder.embed(tokens)

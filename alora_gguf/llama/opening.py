@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.engine.context import native as _native
-from alora_gguf.options import check_int, check_number
+from alora_gguf.engine import native as _native
+from alora_gguf.engine.llama_context import Tuning
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.gguf.header import read_header
-from alora_gguf.engine.loading import Tuning
 from alora_gguf.model import Model
-from alora_gguf.options import CACHE_TYPES, CacheType, ContextOptions
+from alora_gguf.options import CACHE_TYPES, CacheType, ContextOptions, check_int, check_number
 
 from .options import Settings
 
@@ -48,13 +47,15 @@ def open_model(settings: Settings) -> Model:
         n_gpu_layers=settings.n_gpu_layers,
         options=_context_options(settings),
         verbose=settings.verbose,
-        tuning=Tuning(
+        _tuning=Tuning(
             model=_model_fields(settings, native.llama), context=_context_fields(settings)
         ),
     )
     if settings.n_threads_batch is not None:
-        threads = settings.n_threads or native.llama.llama_n_threads(model.engine.ctx)
-        native.llama.llama_set_n_threads(model.engine.ctx, threads, settings.n_threads_batch)
+        threads = settings.n_threads or native.llama.llama_n_threads(model._runtime.engine.ctx)
+        native.llama.llama_set_n_threads(
+            model._runtime.engine.ctx, threads, settings.n_threads_batch
+        )
     return model
 
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.options import check_int, check_number
 from alora_gguf.errors import InputError
+from alora_gguf.options import check_int, check_number
 
 if TYPE_CHECKING:
     from llama_cpp import llama_types
     from llama_cpp.llama_grammar import LlamaGrammar
     from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 
-    from alora_gguf.chat.messages import Document, Message
+    from alora_gguf.messages import Document, Message
 
 TokenIds = NDArray[np.intc]
 LogitsRow = NDArray[np.float32]

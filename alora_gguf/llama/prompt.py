@@ -72,7 +72,7 @@ def build_prompt(llama: Llama, options: CompletionOptions) -> Prompt:
 
 def vocab_check(llama: Llama, tokens: Sequence[int]) -> list[int]:
     """`tokens` as a list. Raises InputError for one outside the vocabulary."""
-    return llama._runtime.engine.vocab.check(tokens, "prompt")
+    return llama._runtime._runtime.engine.vocab.check(tokens, "prompt")
 
 
 def _first(llama: Llama) -> list[int]:

@@ -12,13 +12,23 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer
 
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.errors import InputError
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.options import Timings
 
 from . import opening
 from .cells import Cells, OnRows
-from .options import DEFAULT_SEED, CompletionOptions, GenerateOptions, LogitsRow, SampleOptions, Settings, TokenIds, sampling_of, takes
+from .options import (
+    DEFAULT_SEED,
+    CompletionOptions,
+    GenerateOptions,
+    LogitsRow,
+    SampleOptions,
+    Settings,
+    TokenIds,
+    sampling_of,
+    takes,
+)
 from .sampling import Chain
 from .stream import TokenStream
 from .vocabulary import StockVocabulary
@@ -37,7 +47,7 @@ class Reader:
         self._last_timings = Timings()
         self._seed = settings.seed or DEFAULT_SEED
         self._runtime = opening.open_model(settings)
-        engine, options = self._runtime.engine, self._runtime.engine.options
+        engine, options = self._runtime._runtime.engine, self._runtime._runtime.engine.options
         self._model = StockVocabulary(engine)
         self._cells = Cells(
             self._runtime, keep_rows=settings.logits_all, chunk=min(options.rows, options.n_batch)
@@ -135,13 +145,13 @@ class Reader:
 
     def pooling_type(self) -> int:
         """llama.cpp's number of how embed() pools; 0 means a vector for each token."""
-        engine = self._runtime.engine
+        engine = self._runtime._runtime.engine
         return int(engine.native.llama.llama_pooling_type(engine.ctx))
 
     @property
     def ctx(self) -> int:
         """The llama_context, for llama_cpp's functions that only look."""
-        return self._runtime.engine.ctx
+        return self._runtime._runtime.engine.ctx
 
     @property
     def model(self) -> int:
@@ -245,7 +255,7 @@ class Reader:
         stream = TokenStream(
             self._cells,
             self._chain(sampling),
-            self._runtime.engine.vocab.check(tokens, "tokens"),
+            self._runtime._runtime.engine.vocab.check(tokens, "tokens"),
             criterion=options.stopping_criteria,
             adapter=options.adapter,
             scale=options.adapter_scale,
@@ -256,7 +266,7 @@ class Reader:
         return stream
 
     def _chain(self, options: SampleOptions) -> Chain:
-        vocab = self._runtime.engine.vocab
+        vocab = self._runtime._runtime.engine.vocab
         return Chain(options, vocab, seed=self._seed, last_n=self.last_n_tokens_size)
 
     def _note_timings(self, timings: Timings) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits
-from alora_gguf.errors import DecodeError, InputError
 from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import DecodeError, InputError
 
 from .options import CompletionOptions, LogitsProcessor, LogitsRow, SampleOptions, TokenIds
 

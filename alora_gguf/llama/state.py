@@ -51,8 +51,8 @@ class LlamaState:
         """
         check_saved(
             self.saved,
-            base=model.fingerprint,
-            cache=model.layout,
+            base=model._runtime.fingerprint,
+            cache=model._runtime.layout,
             adapters_loaded={name: file.identity for name, file in model.adapters.items()},
             n_vocab=model.n_vocab,
         )

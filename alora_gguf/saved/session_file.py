@@ -1,7 +1,7 @@
 """Saved sessions: a conversation with its cells in a file, for another process to go on with.
 
 Says what belongs to one, what must agree before its cells may be used, and refuses the rest. The
-bytes are saved_format.py's, the way to llama.cpp is Conversation's.
+bytes are container.py's, the way to llama.cpp is snapshot.py's.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..engine.native import LLAMA_CPP_PYTHON
-from ..errors import InputError, SavedSessionError
-from ..gguf.fingerprint import BaseFingerprint
-from ..engine.provenance import BASE, Provenance, Spans
-from .cells import UNCHECKED, CellsError, read_cells
+from alora_gguf.engine.layout import CacheLayout
+from alora_gguf.engine.provenance import BASE, Provenance, Spans
+from alora_gguf.errors import InputError, SavedSessionError
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+
 from .container import Sections, canonical, read_sections, write_sections
-from .layout import CacheLayout, check_layout
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
@@ -100,7 +99,7 @@ def write_saved(path: str | os.PathLike[str], saved: SavedSession) -> None:
 
 def read_saved(path: str | os.PathLike[str]) -> SavedSession:
     """Reads a saved session and verifies all that can be without a model: length, checksum, every
-    value of the header, the cells' positions. Raises SavedSessionError.
+    value of the header. Raises SavedSessionError.
     """
     file = Path(path)
     return _Header(file, read_sections(file)).session()
@@ -126,8 +125,7 @@ def check_saved(
             "base, or read the conversation again"
         )
     if saved.n_cached:
-        check_layout(saved.cache, cache, where=where)
-        _check_values(saved, cache, where)
+        _check_layout(saved.cache, cache, where)
     for adapter in saved.adapters:
         if adapter.identity not in adapters_loaded.values():
             raise SavedSessionError(f"{where}: {_missing(adapter, adapters_loaded)}")
@@ -163,35 +161,30 @@ def _missing(adapter: SavedAdapter, loaded: Mapping[str, str]) -> str:
     )
 
 
-def _check_values(saved: SavedSession, cache: CacheLayout, where: str) -> None:
-    """Whether values lie as this model's: only the cells know what "auto" was."""
-    try:
-        transposed = _transposed(saved)
-    except CellsError as error:
+def _check_layout(old: CacheLayout, cache: CacheLayout, where: str) -> None:
+    """Whether a cell's bytes mean the same in both."""
+    if old.llama_cpp != cache.llama_cpp:
         raise SavedSessionError(
-            f"{where}: its cells are not those of its tokens: {error}; {_NOT_OURS}"
-        ) from error
-    if transposed is None or cache.flash_attn == "auto":  # llama.cpp knows, and refuses by itself
-        return
-    if transposed == (cache.flash_attn == "on"):
-        was = "off" if transposed else "on"
-        raise SavedSessionError(
-            f"{where}: was saved with flash attention {was}, but this model has it "
-            f"{cache.flash_attn}; open the model with flash_attn={was!r}, or read the conversation "
-            "again"
+            f"{where}: its cells are those of llama-cpp-python {old.llama_cpp}, but this is "
+            f"{cache.llama_cpp}, which may lay them out otherwise; read the conversation again"
         )
-
-
-def _transposed(saved: SavedSession) -> bool | None:
-    """How values lie in the cells; None if it cannot be told. Raises CellsError."""
-    if saved.base.architecture in UNCHECKED:
-        return None
-    return read_cells(
-        saved.state,
-        saved.n_cached,
-        recurrent=saved.cache.memory == "recurrent",
-        window=saved.cache.window,
-    ).transposed
+    fixes = {
+        "type_k": f"open the model with type_k={old.type_k!r}",
+        "type_v": f"open the model with type_v={old.type_v!r}",
+        "flash_attn": f"open the model with flash_attn={old.flash_attn!r}",
+        "rope_context": f"open the model with n_ctx={old.rope_context}",
+        "rotated": "set LLAMA_ATTN_ROT_DISABLE as it was then",
+    }
+    for name in (f.name for f in fields(CacheLayout)):
+        found, expected = getattr(old, name), getattr(cache, name)
+        if name == "flash_attn" and "auto" in (found, expected):
+            continue  # llama.cpp knows what it chose, and refuses by itself
+        if found != expected:
+            raise SavedSessionError(
+                f"{where}: was saved with {name} {found!r}, but this model has {expected!r}; "
+                f"{fixes.get(name, 'open the model as it was then')}, or read the conversation "
+                "again"
+            )
 
 
 class _Header:
@@ -245,12 +238,6 @@ class _Header:
             raise self.fail("there are logits, but not all tokens have cells")
         if np.isnan(np.frombuffer(saved.logits, "<f4")).any():
             raise self.fail("its logits are not numbers")
-        # those of another llama.cpp are laid out as we do not know, and will not be used
-        if saved.n_cached and saved.cache.llama_cpp == LLAMA_CPP_PYTHON:
-            try:
-                _transposed(saved)
-            except CellsError as error:
-                raise self.fail(f"its cells are not those of its tokens: {error}") from error
 
     def spans(self, value: object, n_cached: int) -> Spans:
         spans: list[tuple[int, Provenance]] = []

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..errors import FileFormatError, InputError
+from alora_gguf.errors import FileFormatError, InputError
 
 Kind = Literal["adapter", "base"]
 

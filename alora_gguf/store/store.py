@@ -22,9 +22,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from ..errors import FileFormatError, InputError, StoreError
+from alora_gguf.errors import FileFormatError, InputError, StoreError
+
+from .entry import (
+    Description,
+    Kind,
+    StoredFile,
+    StoreEntry,
+    is_file_name,
+    key_of,
+    read_entry,
+    write_json,
+)
 from .locks import is_abandoned, locked, own, release
-from .entry import Description, Kind, StoredFile, StoreEntry, is_file_name, key_of, read_entry, write_json
 
 HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
 _SHOWN: Final = 12  # of the names in a message

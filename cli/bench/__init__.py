@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 
 if TYPE_CHECKING:
     from .results import BenchResult
@@ -213,7 +213,7 @@ def _measure(
 
 
 def _print(result: BenchResult, *, as_json: bool) -> None:
-    from alora_gguf.cli.terminal import colour, columns
+    from alora_gguf.cli.render import colour, columns
 
     from .table import report
 

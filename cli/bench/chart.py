@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 
 from alora_gguf.errors import InputError
 
@@ -31,13 +31,13 @@ _LINES: Final[tuple[tuple[str, Way, str, str, str], ...]] = (
 
 def check_chart(path: Path) -> None:
     """Raises InputError if no chart could be written to `path`, before anything is measured."""
-    from alora_gguf.convert.whole_file import check_target
+    from alora_gguf.files import check_target
 
     if path.suffix.lower() not in _FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}")
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is a directory or a device, expected a file name for the chart")
-    check_target(path, overwrite=True)
+    check_target(path, what="chart")
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(
             "--plot needs matplotlib, which is not installed: pip install 'alora-gguf[plot]'"
@@ -45,13 +45,14 @@ def check_chart(path: Path) -> None:
 
 
 def write_chart(result: BenchResult, path: Path) -> None:
-    """Draws the chart; a file of that name is replaced in the end. Raises ConvertError if it cannot
-    be written.
+    """Draws the chart; a file of that name is replaced in the end. Raises FileFormatError if it
+    cannot be written.
     """
-    from alora_gguf.convert.whole_file import replacing
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from alora_gguf.files import write_whole
 
     form = path.suffix.lower().removeprefix(".")
     # nothing of the machine in the file: neither date nor version
@@ -64,7 +65,7 @@ def write_chart(result: BenchResult, path: Path) -> None:
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.add_subplot(), result)
-        with replacing(path, overwrite=True) as file:
+        with write_whole(path, what="chart") as file:
             figure.savefig(file, format=form, dpi=_DPI, metadata=metadata)
 
 

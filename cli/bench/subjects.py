@@ -15,12 +15,12 @@ from typing import Final
 from alora_gguf.cli.plain_lora import load_as_plain_lora
 
 from alora_gguf import AdapterFile, ContextOptions, Model, Sampling
-from alora_gguf.gguf.base import BaseFile
 from alora_gguf.errors import InputError, ModelError
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.options import default_threads
-from alora_gguf.verification.random_text import random_text
 from alora_gguf.gguf.summary import BaseSummary
+from alora_gguf.options import default_threads
+from alora_gguf.verification.probe import random_text
 
 from .results import AdapterFacts, BaseFacts
 
@@ -262,6 +262,6 @@ def _lengths(
 
 
 def _endless(model: Model) -> Sampling:
-    vocab = model.engine.vocab
+    vocab = model._runtime.engine.vocab
     ends = {token: -math.inf for token in range(model.n_vocab) if vocab.is_end(token)}
     return Sampling(temperature=0.0, logit_bias=ends or None)

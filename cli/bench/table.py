@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import click
-from alora_gguf.cli.text import printable, size_text
+from alora_gguf.cli.render import plural, size_text, wrapped
 
 from .results import Asked, AtContext, BenchResult, Decoding, Memory, Samples, median, ratio
 
@@ -56,15 +55,15 @@ def _parameters(n: int) -> str:
 
 def computed_by(result: BenchResult) -> str:
     """Threads, and layers on the GPU if there are any."""
-    threads, layers = _count(result.method.threads, "thread"), result.method.gpu_layers
+    threads, layers = plural(result.method.threads, "thread"), result.method.gpu_layers
     if not layers:
         return threads
-    return f"{threads}, {'all layers' if layers < 0 else _count(layers, 'layer')} on the GPU"
+    return f"{threads}, {'all layers' if layers < 0 else plural(layers, 'layer')} on the GPU"
 
 
 def _opening(result: BenchResult, width: int) -> Iterator[str]:
     base = result.base
-    yield from _wrapped(
+    yield from wrapped(
         f"{base.name} ({base.architecture}, {_parameters(base.n_parameters)}, "
         f"{size_text(base.nbytes)}) on {computed_by(result)}",
         width,
@@ -72,9 +71,9 @@ def _opening(result: BenchResult, width: int) -> Iterator[str]:
     for adapter in result.adapters:
         kind = f"plain LoRA of rank {adapter.rank}"
         if adapter.kind == "alora":
-            invocation = _count(adapter.n_invocation, "token")
+            invocation = plural(adapter.n_invocation, "token")
             kind = f"aLoRA of rank {adapter.rank}, invoked by {invocation}"
-        yield from _wrapped(f"{adapter.name}: {kind}", width, start="  ")
+        yield from wrapped(f"{adapter.name}: {kind}", width, "  ", hang="    ")
 
 
 def _by_context(contexts: tuple[AtContext, ...], of: Callable[[Asked], Samples]) -> Iterator[str]:
@@ -123,7 +122,7 @@ def _memory(row: Memory) -> Iterator[str]:
 def _closing(result: BenchResult, width: int) -> Iterator[str]:
     rounds = [len(row.lora.total) if row.lora else 0 for row in result.contexts] or [0]
     least, most = min(rounds), max(rounds)
-    how_many = _count(most, "round") if least == most else f"{least} to {most} rounds"
+    how_many = plural(most, "round") if least == most else f"{least} to {most} rounds"
     text = f"Medians of {how_many}, measured in {result.elapsed:.0f} s."
     if result.has_alora:
         text += (
@@ -136,9 +135,9 @@ def _closing(result: BenchResult, width: int) -> Iterator[str]:
             f" The plain LoRA is '{result.method.asked}', which reads everything; the base is asked"
             " on the cells that it has computed."
         )
-    yield from _wrapped(text, width)
+    yield from wrapped(text, width, long_words=True)
     for note in result.notes:
-        yield from _wrapped(f"{note[:1].upper()}{note[1:]}.", width)
+        yield from wrapped(f"{note[:1].upper()}{note[1:]}.", width)
 
 
 def _median(samples: Samples | None) -> str:
@@ -147,20 +146,6 @@ def _median(samples: Samples | None) -> str:
 
 def _ratio(above: Samples | None, below: Samples | None) -> str:
     return times(ratio(above, below)) if above and below else _NONE
-
-
-def _wrapped(text: str, width: int, start: str = "") -> list[str]:
-    return textwrap.wrap(
-        printable(text),
-        width,
-        initial_indent=start,
-        subsequent_indent=2 * start,
-        break_on_hyphens=False,
-    )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _bold(text: str) -> str:

@@ -1,16 +1,136 @@
-"""Asks intrinsics: those that were asked for, and those that watch, while a reply begins."""
+"""What is asked at every turn, and how: which intrinsics, when, and which of them a reply has to
+pass; asked while the reply begins.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, Literal
 
-from alora_gguf import CancelledError, CancelToken, Chat, IntrinsicCall, IntrinsicResult
-from alora_gguf.errors import AloraError
-from alora_gguf.engine.gathering import Gathering
+from alora_gguf.cli.verdicts import Good, is_good, number_in
 
-from .watching import Watched
+from alora_gguf import (
+    AloraError,
+    CancelledError,
+    CancelToken,
+    Chat,
+    InputError,
+    IntrinsicCall,
+    IntrinsicResult,
+)
+from alora_gguf.engine.scheduler import Barrier
+from alora_gguf.intrinsics import Contract
+
+Place = Literal["question", "answer"]
+Sign = Literal["", "!", "<", ">"]
+_FORM: Final = re.compile(
+    r"(?P<name>[^@<>!]+)(@(?P<place>question|answer))?((?P<sign>[<>])(?P<bound>.*)|(?P<good>!))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """An intrinsic that is asked at every turn.
+
+    place  about the user's question, while the reply begins; or about the answer
+    sign   what makes it a guard, which the reply has to pass or is withheld: "!" if its verdict
+           must be a good one, by its contract's `good` end, "<" or ">" if its number must be below
+           or above `bound`
+    """
+
+    name: str
+    place: Place
+    sign: Sign = ""
+    bound: float = 0.0
+    good: Good | None = None
+
+    @property
+    def is_guard(self) -> bool:
+        """Whether a reply has to pass it."""
+        return bool(self.sign)
+
+    def passes(self, value: Any) -> bool:
+        """Whether a guard's verdict lets a reply pass. One that says nothing does not."""
+        if self.sign == "!":
+            return is_good(value, self.good) is True
+        number = number_in(value)
+        if number is None:
+            return False
+        return number < self.bound if self.sign == "<" else number > self.bound
+
+    def __str__(self) -> str:
+        bound = f"{self.bound:g}" if self.sign in ("<", ">") else ""
+        return f"{self.name}{self.sign}{bound}"
+
+
+def in_words(watched: Sequence[Watched]) -> str:
+    """What is asked when."""
+    groups = {
+        place: " ".join(str(each) for each in watched if each.place == place)
+        for place in ("question", "answer")
+    }
+    parts = ", ".join(f"{names} at each {place}" for place, names in groups.items() if names)
+    return f"watching {parts or 'nothing'}"
+
+
+def parse_all(texts: Sequence[str], known: Mapping[str, Contract]) -> list[Watched]:
+    """parse_watched() of each. Raises InputError, also for one that is there twice."""
+    found: list[Watched] = []
+    for text in texts:
+        watched = parse_watched(text, known)
+        if any((each.name, each.place) == (watched.name, watched.place) for each in found):
+            raise InputError(
+                f"'{text}': '{watched.name}' is asked about the {watched.place} already; name it "
+                "once"
+            )
+        found.append(watched)
+    return found
+
+
+def parse_watched(text: str, known: Mapping[str, Contract]) -> Watched:
+    """NAME, NAME@question, NAME@answer, or a guard: NAME! where a good verdict is needed, NAME<0.5
+    or NAME>0.5 for a number. Raises InputError.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None or match["name"] not in known:
+        raise InputError(
+            f"'{text}': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
+            f"NAME<0.5, with NAME one of the intrinsics that are loaded: {', '.join(known)}"
+        )
+    name, contract = match["name"], known[match["name"]]
+    place = match["place"] or contract.judges
+    if not (match["sign"] or match["good"]):
+        return Watched(name, "question" if place == "question" else "answer")
+    if place == "answer":
+        raise InputError(
+            f"'{text}': a guard is asked about the question, before the reply is shown, and this "
+            f"one judges the answer; ask it afterwards: {name}@answer"
+        )
+    if match["sign"]:
+        return Watched(name, "question", "<" if match["sign"] == "<" else ">", _bound(text, match))
+    if contract.good is None:
+        raise InputError(
+            f"'{text}': its contract does not say which verdicts are good; write {name}<0.5 if low "
+            f"numbers are, {name}>0.5 if high ones are, or add to the response_format of its "
+            'io.yaml "x-alora": {"judges": "question", "good": "low"} (or "high")'
+        )
+    return Watched(name, "question", "!", good=contract.good)
+
+
+def _bound(text: str, match: re.Match[str]) -> float:
+    try:
+        bound = float(match["bound"])
+    except ValueError:
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise InputError(
+            f"'{text}': expected a number behind {match['sign']}, found '{match['bound']}'"
+        )
+    return bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +186,9 @@ class Asking:
         self._watched = watched
         self.guards = [each for each in watched if each.is_guard]
         groups = [self.guards, [each for each in watched if not each.is_guard]]
-        self._gate = Gathering(chat.model.engine, sum(map(bool, groups)) + 1, cancel)
+        self._gate = chat.model._runtime.engine.scheduler.barrier(
+            sum(map(bool, groups)) + 1, cancel
+        )
         self._calls: list[_Call] = []
         try:
             for group in filter(None, groups):
@@ -126,7 +248,7 @@ class _Call(threading.Thread):
     """Asks a group of intrinsics about a chat, which is closed then."""
 
     def __init__(
-        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Gathering
+        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Barrier
     ) -> None:
         super().__init__(daemon=True)
         self.chat, self.watched = chat, watched

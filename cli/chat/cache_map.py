@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 from rich.text import Text
 
 from alora_gguf import CacheReport, CacheSpan, Chat

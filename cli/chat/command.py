@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.terminal import colour
-from alora_gguf.cli.text import printable
-
-from .text import plural, whole
+from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, whole
 
 if TYPE_CHECKING:
     from .lines import Lines
@@ -92,13 +88,8 @@ def command(**given: Any) -> None:
 
     if sys.stdout is None:
         raise InputError("there is no output to print to; give one, such as a file or /dev/null")
-    try:
+    with stdout_may_close():
         went_well = _run(Given(**given))
-    except BrokenPipeError:
-        # what is buffered goes nowhere, or Python would complain of it at exit
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError("nobody reads the output any more") from None
     if not went_well:
         raise _AlreadySaid("")
 
@@ -232,7 +223,7 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
 
 def _greet(given: Given, talk: Talk, view: View) -> None:
     """What there is, and what to try."""
-    from .watching import in_words
+    from .asking import in_words
 
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
     view.note(f"{printable(_title(given, talk))} with {names}")

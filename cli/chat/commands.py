@@ -6,22 +6,32 @@ Tables are imported where they are shown: they need rich, and a reply through a 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import size_text
+from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
+from alora_gguf import CancelToken, Chat, Document, InputError
 from alora_gguf.errors import ContractError
-from alora_gguf.saved.container import MAGIC
+from alora_gguf.intrinsics import Contract
+from alora_gguf.saved.container import is_saved_session
 
-from .arguments import SETTINGS, call_arguments, changed_options, file_path, read_document, shown_setting, split_adapter, turn_count, wanted_arguments
+from .arguments import (
+    SETTINGS,
+    call_arguments,
+    changed_options,
+    file_path,
+    read_document,
+    shown_setting,
+    split_adapter,
+    turn_count,
+    wanted_arguments,
+)
+from .asking import in_words, parse_all
 from .talk import Talk, intrinsics_of
-from .text import duration, plural
 from .view import View, problem
-from .watching import in_words, parse_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +72,7 @@ class Commands:
         self._talk, self._view = talk, view
         self._can_edit = can_edit
         self._cancel = CancelToken()
+        self._told: set[str] = set()  # intrinsics whose contracts were said to say too little
 
     def run(self, line: str, cancel: CancelToken) -> Outcome:
         """Runs a line such as "/rewind 2". Raises InputError for a command that does not exist, and
@@ -95,6 +106,7 @@ class Commands:
     def _ask(self, names: list[str], arguments: dict[str, str]) -> Outcome:
         with self._view.waiting(f"asking {', '.join(names)}"):
             verdicts = self._talk.ask(names, arguments, self._cancel)
+        self._tell_what_lacks(names)
         self._view.answers(verdicts)
         return Outcome(failed=any(problem(verdict) for verdict in verdicts))
 
@@ -135,8 +147,21 @@ class Commands:
                     f"turn; ask it with /{each.name}"
                 )
         self._talk.watched = watched
+        self._tell_what_lacks(each.name for each in watched if f"{each.name}@" not in names)
 
-    def _known(self) -> dict[str, tuple[str, ...]]:
+    def _tell_what_lacks(self, names: Iterable[str]) -> None:
+        """Says once of each intrinsic that its contract does not say what it judges."""
+        known = intrinsics_of(self._talk.model)
+        for name in names:
+            if name in known and known[name].judges is None and name not in self._told:
+                self._told.add(name)
+                self._view.note(
+                    f"'{name}': its contract does not say whether it judges the question or the "
+                    'answer ("x-alora" in its response_format), so it is asked about all that was '
+                    f"said; /watch also takes {name}@question"
+                )
+
+    def _known(self) -> dict[str, Contract]:
         known = intrinsics_of(self._talk.model)
         if known:
             return known
@@ -191,7 +216,7 @@ class Commands:
     def _retry(self, rest: str) -> Outcome:
         _no_arguments("/retry", rest)
         said = self._talk.last_said()
-        sampling = self._talk.options.sampling or Sampling()
+        sampling = self._talk.options.sampling
         if sampling.temperature == 0:
             self._view.note("the likeliest reply is always the same; see /set temperature")
         elif sampling.seed is not None:
@@ -361,9 +386,8 @@ def _set_documents(documents: list[Document], chat: Chat) -> None:
 def _check_replaceable(path: Path) -> None:
     """Raises InputError for a file that is there and is no saved conversation."""
     try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
+        saved = is_saved_session(path)
     except OSError:  # saving will say what is wrong, if anything is
         return
-    if start != MAGIC:
+    if not saved:
         raise InputError(f"{path}: exists and is no saved conversation; choose another name")

@@ -10,15 +10,6 @@ _TAB: Final = 4
 _EMOJI_FORM: Final = "\ufe0f"  # makes the character before it as wide as an emoji
 
 
-def shortened(line: str, width: int) -> str:
-    """The line, or what fits of it."""
-    if cell_len(line) <= width:
-        return line
-    while line and cell_len(line) > width - 1:
-        line = line[:-1]
-    return f"{line.rstrip()}…"
-
-
 class Flow:
     """What to write for each piece, and how many lines it is so far.
 

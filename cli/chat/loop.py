@@ -8,11 +8,12 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from alora_gguf.cli.render import whole
+
 from alora_gguf import AloraError, CacheFullError, CancelledError, CancelToken
 
 from .commands import Commands, Outcome
 from .lines import EndOfInput, Lines
-from .text import whole
 from .view import FROM_THE_START, MORE_ROOM, problem
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Loop:
     def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
         self.failed = False
         self._talk, self._view, self._lines = talk, view, lines
+        view.good_of = talk.good_of
         self.commands = Commands(talk, view, can_edit=lines.can_edit)
         self._cancel: CancelToken | None = None  # of what is going on
         self._forced = False

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import whole
 
 from alora_gguf import (
     CacheFullError,
     Chat,
     Document,
+    GenerateOptions,
     InputError,
     Model,
     ModelError,
-    ReplyOptions,
     Sampling,
     Store,
 )
@@ -24,7 +25,6 @@ from alora_gguf.gguf.base import BaseFile
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
 from .talk import Talk
-from .text import whole
 
 _DEMO_TOKENS: Final = 256  # of a reply: it was trained for short ones
 
@@ -115,16 +115,16 @@ class Opening:
         chat.check("?")
         return chat
 
-    def _options(self) -> ReplyOptions:
+    def _options(self) -> GenerateOptions:
         given = self._given
         sampling = Sampling(temperature=0.0 if given.is_demo else 0.8, seed=given.seed)
         if given.temperature is not None:
             sampling = replace(sampling, temperature=given.temperature)
         if given.max_tokens is not None:
-            return ReplyOptions(sampling=sampling, max_tokens=given.max_tokens)
+            return GenerateOptions(sampling=sampling, max_tokens=given.max_tokens)
         if given.is_demo:
-            return ReplyOptions(sampling=sampling, max_tokens=_DEMO_TOKENS)
-        return ReplyOptions(sampling=sampling)
+            return GenerateOptions(sampling=sampling, max_tokens=_DEMO_TOKENS)
+        return GenerateOptions(sampling=sampling)
 
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:

@@ -8,14 +8,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from alora_gguf.cli.render import shortened, visible
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from alora_gguf import IntrinsicResult
 
-from .flow import Flow, shortened
-from .view import View, badges, ending, evidence, in_full, problem
+from .flow import Flow
+from .view import View, ending, evidence, in_full, problem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .record import Record
     from .talk import Turn
 
-from .text import visible
 
 _STYLES: Final = {True: "green", False: "red", None: "cyan"}
 # what is worth rendering: headings, lists, code, emphasis, links, tables, quotes
@@ -204,7 +204,9 @@ class Screen(View):
         for verdict in verdicts:
             if (wrong := problem(verdict)) is not None:
                 self._line(wrong, "yellow", indent=2)
-        if parts := [(visible(each.text), _STYLES[each.good]) for each in badges(verdicts)]:
+        if parts := [
+            (visible(each.text), _STYLES[each.good]) for each in self._badges_of(verdicts)
+        ]:
             parts.append((evidence(verdicts), "dim"))
             for line in _side_by_side(parts, self.width - 2):
                 self._print(Text("  ").append(line))

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import duration, printable, shortened, visible
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alora_gguf import Document, Model, ReplyOptions
+from alora_gguf import Document, GenerateOptions, Model
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
-from .flow import shortened
 from .talk import Turn, intrinsics_of
-from .text import duration, visible
 
 if TYPE_CHECKING:
     from .commands import Command
@@ -58,7 +56,7 @@ def documents(given: Sequence[Document]) -> RenderableType:
     return table
 
 
-def settings(options: ReplyOptions) -> RenderableType:
+def settings(options: GenerateOptions) -> RenderableType:
     """How replies are made."""
     table = _table("setting", "value")
     for name in SETTINGS:

@@ -8,24 +8,25 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from alora_gguf.cli.render import plural
+from alora_gguf.cli.verdicts import Good
+
 from alora_gguf import (
     CacheFullError,
     CancelledError,
     CancelToken,
     Chat,
+    GenerateOptions,
     InputError,
     IntrinsicCall,
     Model,
     Reply,
-    ReplyOptions,
     Timings,
 )
 from alora_gguf.errors import AloraError, ContractError
+from alora_gguf.intrinsics import Contract
 
-from .asking import Asking, Verdict, ask_each, unasked
-from .badges import judges_question
-from .text import plural
-from .watching import Watched
+from .asking import Asking, Verdict, Watched, ask_each, unasked
 
 OnReading = Callable[[int, int], None]
 
@@ -74,7 +75,7 @@ class Talk:
 
     model: Model
     chat: Chat
-    options: ReplyOptions = field(default_factory=ReplyOptions)
+    options: GenerateOptions = field(default_factory=GenerateOptions)
     watched: list[Watched] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     reused: int = 0
@@ -239,11 +240,19 @@ class Talk:
         self._check_turns(1)
         messages = self.chat.messages
         question = len(messages) - (messages[-1].role == "assistant")
+        of_question = {
+            name for name, each in intrinsics_of(self.model).items() if each.judges == "question"
+        }
         calls = [
-            IntrinsicCall(name, arguments or {}, upto=question if judges_question(name) else None)
+            IntrinsicCall(name, arguments or {}, upto=question if name in of_question else None)
             for name in names
         ]
         return ask_each(self.chat, calls, cancel)
+
+    def good_of(self, name: str) -> Good | None:
+        """Which end of an intrinsic's number is the good one, if its contract says so."""
+        contract = intrinsics_of(self.model).get(name)
+        return None if contract is None else contract.good
 
 
 class _Draft:
@@ -259,7 +268,7 @@ class _Draft:
         into the cache. If it does not become the conversation, what gave way is read again.
         """
         self._in_place = True
-        self._talk.chat.session.lay_by(self.chat.session.cached)
+        self._talk.chat.session._release_tail(self.chat.session.cached)
 
     def __enter__(self) -> _Draft:
         return self
@@ -273,16 +282,12 @@ class _Draft:
                 self._talk.chat.read()
 
 
-def intrinsics_of(model: Model) -> dict[str, tuple[str, ...]]:
-    """The loaded adapters that have a contract, and the fields of their answers."""
+def intrinsics_of(model: Model) -> dict[str, Contract]:
+    """The loaded adapters that have a contract."""
     found = {}
     for name in model.adapters:
-        try:
-            schema = model.contract(name).response_format or {}
-        except ContractError:
-            continue
-        fields = schema.get("properties")
-        found[name] = tuple(map(str, fields)) if isinstance(fields, Mapping) else ()
+        with contextlib.suppress(ContractError):
+            found[name] = model.contract(name)
     return found
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from alora_gguf.cli.render import duration, visible
+from alora_gguf.cli.verdicts import Badge, Good, badges_of
 
 from alora_gguf import CacheFullError, InputError, IntrinsicResult, Timings
 
 from .asking import Failed, Verdict
-from .badges import Badge, badges_of
 from .record import Record
 from .talk import Turn
-from .text import duration, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +37,7 @@ class View:
 
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self._records = records
+        self.good_of: Callable[[str], Good | None] = lambda _: None  # as intrinsics' contracts say
 
     @property
     def width(self) -> int:
@@ -95,6 +96,15 @@ class View:
         for record in self._records:
             record.error(text)
 
+    def _badges_of(self, verdicts: Sequence[Verdict]) -> list[Badge]:
+        """Those of all verdicts that have a value."""
+        return [
+            badge
+            for verdict in verdicts
+            if isinstance(verdict, IntrinsicResult) and verdict.error is None
+            for badge in badges_of(verdict.name, verdict.value, self.good_of(verdict.name))
+        ]
+
 
 class Piped(View):
     """Replies and what is asked for go to stdout as they are, everything else to stderr."""
@@ -121,7 +131,7 @@ class Piped(View):
         if told:
             click.echo(told, err=True)
         if turn.verdicts:
-            click.echo(summary(turn.verdicts), err=True)
+            click.echo(self._summary(turn.verdicts), err=True)
         super().turn(turn)
 
     def stopped(self) -> None:
@@ -160,6 +170,13 @@ class Piped(View):
         """On a line of its own."""
         self._end_line()
         super().error(text)
+
+    def _summary(self, verdicts: Sequence[Verdict]) -> str:
+        """Badges, what they cost, and what went wrong."""
+        lines = [wrong for verdict in verdicts if (wrong := problem(verdict)) is not None]
+        if found := self._badges_of(verdicts):
+            lines.append(" · ".join([*(visible(each.text) for each in found), evidence(verdicts)]))
+        return "\n".join(lines)
 
     def _end_line(self) -> None:
         if self._open:
@@ -215,16 +232,6 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
-def badges(verdicts: Sequence[Verdict]) -> list[Badge]:
-    """Those of all verdicts that have a value."""
-    return [
-        badge
-        for verdict in verdicts
-        if isinstance(verdict, IntrinsicResult) and verdict.error is None
-        for badge in badges_of(verdict.name, verdict.value)
-    ]
-
-
 def evidence(verdicts: Sequence[Verdict]) -> str:
     """What verdicts that were asked together cost."""
     timings: list[Timings] = [v.timings for v in verdicts if isinstance(v, IntrinsicResult)]
@@ -232,11 +239,3 @@ def evidence(verdicts: Sequence[Verdict]) -> str:
     reused = max(each.reused for each in timings)
     read = sum(each.evaluated for each in timings)
     return f"{duration(seconds)}, {reused} tokens reused, {read} read"
-
-
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """Badges, what they cost, and what went wrong."""
-    lines = [wrong for verdict in verdicts if (wrong := problem(verdict)) is not None]
-    if found := badges(verdicts):
-        lines.append(" · ".join([*(visible(each.text) for each in found), evidence(verdicts)]))
-    return "\n".join(lines)

@@ -1,1 +1,5 @@
-"""The work of `alora-gguf run`: conversations in, answers out. Prints nothing but problems."""
+"""`alora-gguf run`: intrinsics asked about conversations, for scripts; JSON in, JSON out."""
+
+from .command import command
+
+__all__ = ["command"]

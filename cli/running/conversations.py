@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from alora_gguf.errors import InputError
-from alora_gguf.chat.messages import Document, Message, as_document, as_message
+from alora_gguf import Document, InputError, Message
+from alora_gguf.messages import as_document, as_message
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 

@@ -1,4 +1,5 @@
-"""The output: a line for each conversation, whole or not at all; and what of it was there before.
+"""The output: a line for each conversation, whole or not at all; what of it was there before, and
+what is still to be asked.
 
 A line begins with the hash of what was asked, so that a later run knows its own.
 """
@@ -10,12 +11,18 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
-from alora_gguf.errors import InputError
+import click
+from alora_gguf.cli.render import printable
+
+from alora_gguf import InputError
+
+from .conversations import Entry
+from .work import Answer
 
 _HEAD: Final = b'{"asked": "'
 _LINE: Final = re.compile(rb'\{"asked": "([0-9a-f]{32})", "line": ([0-9]+), .*\}', re.DOTALL)
@@ -169,6 +176,68 @@ class AppendedFile:
             f"{self.path}: cannot be written: {error.strerror or error}; name another file for the "
             "output"
         )
+
+
+class Lines:
+    """Takes what comes of conversations, writes a line for each and says on stderr what is wrong.
+
+    todo    those that are still to be asked
+    failed  how many could not be asked, or not be answered as their contracts say
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        asked: Callable[[Entry], str],
+        output: Output,
+        *,
+        done: Done | None = None,
+        values_only: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`asked` is the hash of what is asked of an entry, `done` what the output has already."""
+        self._output, self._progress = output, progress
+        self._values_only = values_only
+        self._asked = {entry.line: asked(entry) for entry in entries}
+        self._numbers = {entry.line: number for number, entry in enumerate(entries)}
+        self._done = done or Done()
+        self.failed = 0
+        self._over = 0
+        self.todo = self._still_to_ask(entries)
+
+    def deliver(self, entry: Entry, answer: Answer | None, problem: str) -> None:
+        """What came of an entry."""
+        problems = [problem] if answer is None else answer.problems()
+        for each in problems:
+            click.echo(f"Error: {printable(f'{entry.where}: {each}')}", err=True)
+        self.failed += bool(problems)
+        self._write(entry, answer, problem)
+        self._over += 1
+        if self._progress is not None:
+            self._progress(self._over, len(self.todo))
+
+    def _write(self, entry: Entry, answer: Answer | None, problem: str) -> None:
+        asked = self._asked[entry.line]
+        if answer is None and (asked, entry.line, problem) in self._done.failed:
+            return  # it says so already
+        said = {"error": problem} if answer is None else answer.to_dict()
+        line = as_line({"asked": asked, "line": entry.line, **entry.echo, **said})
+        if self._values_only:
+            line = as_line(None if answer is None else answer.value())
+        self._output.write(self._numbers[entry.line], line)
+
+    def _still_to_ask(self, entries: Sequence[Entry]) -> list[Entry]:
+        """All but those that were answered, on the same line of the input or on another one."""
+        known = dict[int, bool]()
+        for exactly in (True, False):
+            for entry in entries:
+                if entry.line in known or entry.conversation is None:
+                    continue
+                well = self._done.take(self._asked[entry.line], entry.line if exactly else None)
+                if well is not None:
+                    known[entry.line] = well
+        self.failed += sum(not well for well in known.values())
+        return [entry for entry in entries if entry.line not in known]
 
 
 if sys.platform == "win32":

@@ -1,5 +1,5 @@
-"""What is asked of every conversation: intrinsics, a reply before them, and what both are known by
-when a later run wants to know whether it was asked before.
+"""What is asked of every conversation: base, adapters, contracts, a reply; and what both are known
+by when a later run wants to know whether it was asked before.
 """
 
 from __future__ import annotations
@@ -7,105 +7,109 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.chat.asking import MAX_TOKENS
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.fingerprint import BaseFingerprint
+import click
+
+from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store
+from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
-from alora_gguf.chat.reply import ReplyOptions
+from alora_gguf.store.store import is_path
 
-from .conversations import Entry
-from .sources import Sources
+from .conversations import Conversation, Entry
 
-_FORMAT = 1  # of what asked() hashes
-
-
-@dataclass(frozen=True)
-class Intrinsic:
-    """An intrinsic that is asked: its adapter, read but not loaded, and its contract."""
-
-    name: str
-    file: AdapterFile
-    contract: Contract
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of its reply."""
-        return self.contract.max_tokens or MAX_TOKENS
+_FORMAT = 2  # of what Asked hashes: 1 had the contracts' reprs, which change with our releases
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is asked of every conversation.
 
-    base        the model's file
-    adapters    the files to load, by name
-    intrinsics  in the order they were given
-    reply       how the conversation is replied to before they are asked; None: it is not
-    reply_file  the adapter that writes the reply; None: the base does
-    template    Jinja text that writes conversations; None: the base's own
+    base       the model's file
+    adapters   the files to load, by name
+    files      the same, read but not loaded
+    contracts  of the intrinsics, in the order they were given
+    reply      how the conversation is replied to before they are asked; None: it is not
+    template   Jinja text that writes conversations; None: the base's own
     """
 
     base: Path
     adapters: Mapping[str, Path]
-    intrinsics: tuple[Intrinsic, ...]
-    reply: ReplyOptions | None
-    reply_file: AdapterFile | None
+    files: Mapping[str, AdapterFile]
+    contracts: Mapping[str, Contract]
+    reply: GenerateOptions | None
     template: str | None
 
     @classmethod
     def make(
         cls,
-        sources: Sources,
+        base: str | None,
+        adapters: Sequence[str],
+        contracts: Sequence[str],
         intrinsics: Sequence[str],
-        reply: ReplyOptions | None,
+        reply: GenerateOptions | None,
         template: str | None = None,
     ) -> Plan:
-        """Reads adapters and contracts. Raises AdapterFormatError and ContractError."""
-        files = {
-            name: AdapterFile.read(path).without_data() for name, path in sources.adapters.items()
+        """Finds and reads adapters and contracts. `base` is a path or a name of the store,
+        `adapters` are NAME=PATH, paths, or names of the store, `contracts` are NAME=PATH. Without a
+        base it is the demo's. An adapter that is not among those given is the demo's then, else the
+        store's.
+
+        Raises click.UsageError, InputError, StoreError, ContractError, AdapterFormatError.
+        """
+        given = dict[str, str]()
+        for text in adapters:
+            name, path = _adapter(text)
+            if name in given:
+                raise click.UsageError(f"-a: two adapters are named '{name}'; write NAME=PATH")
+            given[name] = path
+        beside = {name: Path(path) for name, path in map(_contract, contracts)}
+        writer = [reply.adapter] if reply is not None and reply.adapter is not None else []
+        names = list(dict.fromkeys([*intrinsics, *writer]))
+        unused = sorted(set(beside) - set(names) - set(given))
+        if unused:
+            raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
+        store = Store()
+        paths = {
+            name: _of_demo(name)
+            if base is None and name not in given
+            else store.resolve(given.get(name, name), "adapter")
+            for name in names
         }
-        asked = []
-        for name in intrinsics:
-            beside = sources.contracts.get(name)
-            contract = load_contract(files[name] if beside is None else beside)
-            asked.append(Intrinsic(name, files[name], contract))
-        adapter = None if reply is None else reply.adapter
-        return cls(
-            sources.base,
-            sources.adapters,
-            tuple(asked),
-            reply,
-            None if adapter is None else files[adapter],
-            template,
-        )
+        model = base_path() if base is None else store.resolve(base, "base")
+        files = {name: AdapterFile.read(path).without_data() for name, path in paths.items()}
+        found = {name: load_contract(beside.get(name, files[name])) for name in intrinsics}
+        return cls(model, paths, files, found, reply, template)
+
+    def calls(self, conversation: Conversation) -> list[IntrinsicCall]:
+        """What intrinsics are asked of a conversation."""
+        return [IntrinsicCall(name, conversation.arguments_of(name)) for name in self.contracts]
 
     @property
     def reader(self) -> str | None:
         """The plain LoRA that reads the whole conversation to reply to it; None: the base does."""
-        plain = self.reply_file is not None and not self.reply_file.invocation
-        return self.reply.adapter if plain and self.reply is not None else None
+        writer = None if self.reply is None else self.reply.adapter
+        return None if writer is None or self.files[writer].invocation else writer
 
 
 class Asked:
     """Tells what was asked of a conversation from all else that might be: by its text, the base,
-    the adapters' weights, the contracts and the reply's options; not by threads or sizes.
+    the adapters' weights, the contracts' files and the reply's options; not by threads or sizes.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
         """Reads parts of the base. Raises ModelError."""
         reply = None if plan.reply is None else asdict(plan.reply)
-        if reply is not None and plan.reply_file is not None:
-            reply["adapter"] = plan.reply_file.identity
+        if reply is not None and reply["adapter"] is not None:
+            reply["adapter"] = plan.files[reply["adapter"]].identity
         setting = {
             "format": _FORMAT,
-            "base": BaseFingerprint.of(BaseFile.read(plan.base)).digest,
+            "base": tokenizer.fingerprint(),
             "intrinsics": [
-                [each.name, each.file.identity, repr(replace(each.contract, source=""))]
-                for each in plan.intrinsics
+                [name, plan.files[name].identity, contract.digest]
+                for name, contract in plan.contracts.items()
             ],
             "reply": reply,
             "template": plan.template,
@@ -115,3 +119,28 @@ class Asked:
     def of(self, entry: Entry) -> str:
         """The hash of what is asked of `entry`."""
         return hashlib.sha256(f"{self._setting}\n{entry.digest}".encode()).hexdigest()[:32]
+
+
+def _of_demo(name: str) -> Path:
+    if name not in INTRINSICS:
+        raise InputError(
+            f"the demo model has no adapter '{name}', only {', '.join(INTRINSICS)}; for another "
+            "base give -m, and its adapters with -a"
+        )
+    return adapter_path(name)
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if equals and is_path(name):  # a path with a sign in it
+        name, equals, path = text, "", ""
+    if not name or (equals and not path):
+        raise click.UsageError(f"-a {text}: expected NAME=PATH, a path, or a name in the store")
+    return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
+
+
+def _contract(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise click.UsageError(f"--contract {text}: expected NAME=io.yaml")
+    return name, path

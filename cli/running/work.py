@@ -1,254 +1,411 @@
-"""Works on conversations, several at a time on one model, whose calls share batches: what several
-begin with is read once and forked by each.
+"""From conversations to answers: sizes them, opens a model that has room for them, and asks, those
+one after another that begin alike, several at a time.
+
+What two or more begin with is read once, before the first of them, and held until the last has
+begun; the engine's prefix cache serves the others from there.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
-from alora_gguf.options import CancelToken
-from alora_gguf.chat.chat import Chat
-from alora_gguf.errors import AloraError, CancelledError
-from alora_gguf.model import Model
-from alora_gguf.session import Session
-from alora_gguf.options import Timings
+from alora_gguf.cli.progress import Progress
 
-from .answers import Answer, answer
-from .beginnings import Beginning, Order
-from .measure import Task
+from alora_gguf import (
+    AloraError,
+    CacheFullError,
+    CancelledError,
+    CancelToken,
+    ContextOptions,
+    IntrinsicResult,
+    Model,
+    Session,
+    Timings,
+)
+from alora_gguf.chat.tokenizer import ChatSize, Tokenizer
+
+from .conversations import Conversation, Entry
 from .plan import Plan
 
+_ROWS: Final = 8  # tokens that a batch has at least while replies are written
+_CELLS: Final = 4096  # that are enough, unless one conversation needs more
+_STEP: Final = 256  # a cache has a multiple of this many cells
+_SEQUENCES: Final = 256  # the most that llama.cpp has
+_HELD: Final = 16  # beginnings at a time, each a sequence
+_MIN_SHARED: Final = 16  # tokens: fewer are read as fast as they are shared
+_LONGEST: Final = 400  # characters of a problem
 _GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is seen after so long
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a task: an answer, or what went wrong."""
-
-    task: Task
-    answer: Answer | None
-    problem: str = ""
-
-
-@dataclass(slots=True)
-class _Trunk:
-    """A beginning's session.
-
-    forks    conversations and longer beginnings that are still to go on from it
-    working  conversations that are not over
-    counted  whether the room counts its cells
-    opened   whether it was read, or could not be
+class Settings:
+    """How to compute: cells of the cache (None: as many as are needed), threads, conversations at a
+    time (None: so many that batches are worth while), layers on the GPU (all if negative), and
+    whether llama.cpp's log is shown.
     """
 
-    forks: int = 0
-    working: int = 0
-    counted: bool = False
-    opened: bool = False
-    session: Session | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    jobs: int | None = None
+    n_gpu_layers: int = 0
+    verbose: bool = False
 
 
-def work(
-    model: Model,
-    plan: Plan,
-    tasks: Sequence[Task],
-    order: Order,
-    *,
-    jobs: int,
-    deliver: Callable[[Outcome], None],
-) -> None:
-    """Works on all tasks, up to `jobs` at a time; `deliver` is called on this thread with each that
-    is over. Raises what it raises, and ends what is under way then.
-    """
-    workers = _Workers(model, plan, tasks, order)
-    threads = [
-        threading.Thread(target=workers.run, name=f"run-{i}", daemon=True)
-        for i in range(min(jobs, len(tasks)))
-    ]
-    left = len(tasks)
-    try:
-        for thread in threads:
-            thread.start()
-        while left:
-            outcome = workers.next_outcome()
-            if outcome is not None:
-                left -= 1
-                deliver(outcome)
-    finally:
-        workers.stop()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+@dataclass(frozen=True)
+class Task:
+    """A conversation to work on."""
+
+    entry: Entry
+    conversation: Conversation
+    size: ChatSize
 
 
-class _Workers:
-    """What the threads share. `_turn` is held by the one that takes the next task and waits for
-    room, so that none overtakes; `_room` guards all numbers.
+@dataclass(frozen=True)
+class Answer:
+    """What came of a conversation.
+
+    read     what reading it took, where no reply did that
+    reply    text, finish_reason and timings; None if none was wanted
+    results  of the intrinsics, in order
     """
 
-    def __init__(self, model: Model, plan: Plan, tasks: Sequence[Task], order: Order) -> None:
-        self._model, self._plan, self._tasks, self._order = model, plan, tasks, order
-        self._cancel = CancelToken()
-        self._results = SimpleQueue[Outcome | BaseException]()
-        self._turn, self._room = threading.Lock(), threading.Condition()
-        self._left = iter(order.order)
-        self._cells = 0  # that tasks under way need, and the beginnings that they go on from
-        self._running = 0
-        self._trunks = dict[Beginning, _Trunk]()
-        for number in order.order:
-            path = order.path(number)
-            for at, beginning in enumerate(path):
-                if beginning not in self._trunks:
-                    self._trunks[beginning] = _Trunk()
-                    if at:
-                        self._trunks[path[at - 1]].forks += 1
-                self._trunks[beginning].working += 1
-            if path:
-                self._trunks[path[-1]].forks += 1
+    read: Timings | None
+    reply: dict[str, Any] | None
+    results: tuple[IntrinsicResult, ...]
 
-    # On the main thread --------------------------------------------------------------------------
-
-    def next_outcome(self) -> Outcome | None:
-        """The next one; None after a while. Raises what ended a thread."""
-        try:
-            found = self._results.get(timeout=_GLANCE)
-        except Empty:
-            return None
-        if isinstance(found, BaseException):
-            raise found
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        found: dict[str, Any] = {}
+        if self.read is not None:
+            found["read"] = asdict(self.read)
+        if self.reply is not None:
+            found["reply"] = self.reply
+        if self.results:
+            found["results"] = {each.name: _result(each) for each in self.results}
         return found
 
-    def stop(self) -> None:
-        """Ends all threads soon."""
-        self._cancel.cancel()
-        with self._room:
-            self._room.notify_all()
+    def value(self) -> Any:
+        """The value of a single intrinsic, those of several by name (null where there is none), or
+        the reply's text where none was asked.
+        """
+        values = {each.name: None if each.error else each.value for each in self.results}
+        if not values:
+            return None if self.reply is None else self.reply["text"]
+        return values if len(values) > 1 else next(iter(values.values()))
+
+    def problems(self) -> list[str]:
+        """What is wrong with results, one sentence each."""
+        return [f"{each.name}: {each.error}" for each in self.results if each.error is not None]
+
+
+def _result(result: IntrinsicResult) -> dict[str, Any]:
+    first = {"error": str(result.error)} if result.error else {"value": result.value}
+    return {
+        **first,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "timings": asdict(result.timings),
+    }
+
+
+Deliver = Callable[[Entry, Answer | None, str], None]
+"""Called with what came of an entry: an answer, or none and why."""
+
+
+def answer_all(
+    plan: Plan, tokenizer: Tokenizer, entries: Iterable[Entry], settings: Settings, deliver: Deliver
+) -> None:
+    """Answers all entries; `deliver` is called once for each, in any order, on this thread. Raises
+    ModelError and AdapterError where nothing can be asked, and what `deliver` raises.
+    """
+    tasks = list(_sized(plan, tokenizer, entries, settings, deliver))
+    if not tasks:
+        return
+    order = Order(tasks)
+    asked = len(plan.contracts)
+    jobs = min(settings.jobs or max(2, -(-_ROWS // max(1, asked))), len(tasks))
+    options = ContextOptions(
+        n_ctx=settings.n_ctx or order.cells(jobs),
+        n_threads=settings.n_threads,
+        n_seq_max=min(_SEQUENCES, jobs * (1 + max(1, asked)) + _HELD),
+        n_pooled=0,  # what is shared is known beforehand, and held while it is needed
+        max_adapters=max(1, len(plan.adapters)),
+    )
+    with Progress("Loading") as progress:
+        model = Model(
+            plan.base,
+            adapters=plan.adapters,
+            options=options,
+            n_gpu_layers=settings.n_gpu_layers,
+            verbose=settings.verbose,
+            progress=progress.fraction,
+        )
+    with model:
+        for name, contract in plan.contracts.items():
+            model.set_contract(name, contract)
+        _Work(model, plan, order).run(jobs, deliver)
+
+
+def shortened(problem: str) -> str:
+    """A message without the end of what it quotes at too great a length."""
+    return problem if len(problem) <= _LONGEST else f"{problem[: _LONGEST - 1]}…"
+
+
+def _sized(
+    plan: Plan, tokenizer: Tokenizer, entries: Iterable[Entry], settings: Settings, deliver: Deliver
+) -> Iterator[Task]:
+    """The tasks; what cannot be asked is delivered."""
+    limit = settings.n_ctx or tokenizer.n_ctx_train
+    for entry in entries:
+        said, problem = entry.conversation, entry.problem
+        if said is not None:
+            try:
+                size = tokenizer.size(
+                    said.messages, said.documents, calls=plan.calls(said), reply=plan.reply
+                )
+            except AloraError as error:
+                problem = str(error)
+            else:
+                if limit is None or size.least <= limit:
+                    yield Task(entry, said, size)
+                    continue
+                problem = _too_long(size, limit, given=settings.n_ctx is not None)
+        deliver(entry, None, shortened(problem))
+
+
+def _too_long(size: ChatSize, limit: int, *, given: bool) -> str:
+    whose = "as --n-ctx says" if given else "for which the model was trained"
+    return (
+        f"is too long: its {len(size.tokens)} tokens and what is asked need {size.least} cells, "
+        f"and the cache has {limit}, {whose}; --n-ctx {_rounded(size.least)} makes room"
+    )
+
+
+def _rounded(n: int) -> int:
+    return -(-n // _STEP) * _STEP
+
+
+class Order:
+    """Conversations in the order of their tokens, so that those that begin alike are neighbours:
+    groups that share nothing stay in the order they were given in.
+
+    tasks       in that order
+    shared      how many tokens each has in common with the one before it
+    beginnings  how many tokens it is the first of two or more to begin with: the shortest first,
+                and each by so much longer that reading it once is worth while
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        by_tokens = sorted(range(len(tasks)), key=lambda i: tasks[i].size.tokens)
+        groups = list[list[int]]()
+        for i in by_tokens:
+            if not groups or _common(tasks[groups[-1][-1]], tasks[i]) < _MIN_SHARED:
+                groups.append([])
+            groups[-1].append(i)
+        self.tasks = [tasks[i] for group in sorted(groups, key=min) for i in group]
+        self.shared = [0, *map(_common, self.tasks, self.tasks[1:])]
+        self.beginnings, read = list[list[int]](), list[int]()
+        for place, shared in enumerate(self.shared):
+            read = [end for end in read if end <= shared]  # what this one goes on from
+            new = []
+            for end in self._shared_from(place, read[-1] if read else 0):
+                if end >= (read[-1] if read else 0) + _MIN_SHARED:
+                    read.append(end)
+                    new.append(end)
+            self.beginnings.append(new)
+
+    def _shared_from(self, place: int, held: int) -> list[int]:
+        """With how many tokens this one and those after it begin, where that is worth while."""
+        least, found = len(self.tasks[place].size.tokens) - 1, set[int]()  # one is left to read
+        for shared in self.shared[place + 1 :]:
+            least = min(least, shared)
+            if least < held + _MIN_SHARED:
+                break
+            found.add(least)
+        return sorted(found)
+
+    def needed(self, places: Sequence[int]) -> int:
+        """Cells that these conversations, in order, take together at most."""
+        shared = (min(self.shared[a + 1 : b + 1]) for a, b in pairwise(places))
+        return sum(self.tasks[place].size.most for place in places) - sum(shared)
+
+    def cells(self, jobs: int) -> int:
+        """Cells of a cache in which `jobs` conversations can be worked on at a time, if that takes
+        no more than 4096; else as many of those as the longest conversation needs.
+        """
+        most = (task.size.most for task in self.tasks)
+        sums = [0, *accumulate(a - b for a, b in zip(most, self.shared, strict=True))]
+        windows = zip(sums, sums[min(jobs, len(self.tasks)) :], self.shared, strict=False)
+        wanted = max(end - begin + shared for begin, end, shared in windows)
+        longest = max(task.size.least for task in self.tasks)
+        return _rounded(max(longest, min(wanted, _CELLS)))
+
+
+def _common(one: Task, other: Task) -> int:
+    """With how many tokens both begin."""
+    a, b = one.size.tokens, other.size.tokens
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+class _Work:
+    """What the threads share. `_turn` is held by the one that takes the next conversation and reads
+    it, so that none begins before what it shares is there; `_room` guards the numbers.
+    """
+
+    def __init__(self, model: Model, plan: Plan, order: Order) -> None:
+        self._model, self._plan, self._order = model, plan, order
+        self._cancel = CancelToken()
+        self._results = SimpleQueue[tuple[Task, Answer | None, str] | BaseException]()
+        self._turn, self._room = threading.Lock(), threading.Condition()
+        self._left = iter(range(len(order.tasks)))
+        self._at_work = list[int]()  # places
+        self._held = list[tuple[int, Session]]()  # beginnings, each goes on from the one before
+
+    def run(self, jobs: int, deliver: Deliver) -> None:
+        """Works on all, up to `jobs` at a time; `deliver` is called on this thread. Raises what it
+        raises, and ends what is under way then.
+        """
+        left = len(self._order.tasks)
+        pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
+        try:
+            for _ in range(left):
+                pool.submit(self._next)
+            while left:
+                try:
+                    found = self._results.get(timeout=_GLANCE)
+                except Empty:
+                    continue
+                if isinstance(found, BaseException):
+                    raise found
+                left -= 1
+                task, answer, problem = found
+                deliver(task.entry, answer, shortened(problem))
+        finally:
+            self._cancel.cancel()
+            with self._room:
+                self._room.notify_all()
+            pool.shutdown(cancel_futures=True)
+            self._release(0)
 
     # On each thread ------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Works until there is nothing left."""
+    def _next(self) -> None:
+        """One conversation; once more, alone, if it did not fit beside others."""
+        place, spent = -1, list[Timings]()
         try:
-            while (number := self._take()) is not None:
-                task = self._tasks[number]
-                try:
-                    outcome = Outcome(task, self._answer(number))
-                except CancelledError:
-                    return
-                except AloraError as error:
-                    outcome = Outcome(task, None, str(error))
-                finally:
-                    self._leave(number)
-                self._results.put(outcome)
-        except BaseException as error:  # the main thread says it
+            try:
+                with ExitStack() as turn:
+                    turn.enter_context(self._turn)
+                    place = next(self._left)
+                    answer = self._answer(place, spent, turn)
+            except CacheFullError:
+                with self._turn:
+                    self._release(0)
+                    answer = self._answer(place, spent)
+            self._results.put((self._order.tasks[place], answer, ""))
+        except CancelledError:
+            return
+        except AloraError as error:
+            self._results.put((self._order.tasks[place], None, str(error)))
+        except BaseException as error:  # the main thread raises it
             self._results.put(error)
 
-    def _take(self) -> int | None:
-        """The next task, when there is room for it; None if there is none or all ends."""
-        with self._turn:
-            number = next(self._left, None)
-            if number is None or self._stopped():
-                return None
-            with self._room:
-                trunks = [(each, self._trunks[each]) for each in self._order.path(number)]
-                need = self._own(number)
-                need += sum(each.own for each, trunk in trunks if not trunk.counted)
-                while self._running and self._cells + need > self._model.n_ctx:
-                    self._room.wait()
-                    if self._stopped():
-                        return None
-                for _, trunk in trunks:
-                    trunk.counted = True
-                self._cells += need
-                self._running += 1
-                return number
+    def _answer(self, place: int, spent: list[Timings], turn: ExitStack | None = None) -> Answer:
+        """Asks what the plan says. `turn` is over when the conversation is read; without one, this
+        thread keeps it, and nothing else is worked on. `spent` is what reading took so far. Raises
+        what Chat does.
+        """
+        plan, cancel, task = self._plan, self._cancel, self._order.tasks[place]
+        said, written = task.conversation, None
+        with (
+            self._room_for(place, alone=turn is None),
+            self._model.chat(
+                messages=said.messages, documents=said.documents, template=plan.template
+            ) as chat,
+        ):
+            if turn is not None:
+                self._hold_beginnings(place, spent)
+            spent.append(chat.session.sync(task.size.tokens, adapter=plan.reader, cancel=cancel))
+            if turn is not None:
+                turn.close()
+            if plan.reply is not None:
+                reply = chat.reply(plan.reply, cancel=cancel)
+                cancel.check()  # a cancelled reply ends where it is
+                spent.append(reply.timings)
+                written = {
+                    "text": reply.text,
+                    "finish_reason": reply.finish_reason,
+                    "timings": asdict(_in_all(spent)),
+                }
+            read = _in_all(spent) if written is None else None
+            calls = plan.calls(said)
+            results = chat.invoke_many(calls, cancel=cancel) if calls else []
+            return Answer(read, written, tuple(results))
 
-    def _stopped(self) -> bool:
-        return self._cancel.cancelled
+    @contextmanager
+    def _room_for(self, place: int, *, alone: bool) -> Iterator[None]:
+        """Waits until the cache has room for this one too, or nothing else is worked on. Raises
+        CancelledError.
+        """
 
-    def _leave(self, number: int) -> None:
-        """Gives a task's room back."""
+        def there() -> bool:
+            if not self._at_work or self._cancel.cancelled:
+                return True
+            return not alone and self._order.needed([*self._at_work, place]) <= self._model.n_ctx
+
         with self._room:
-            self._cells -= self._own(number)
-            for beginning in self._order.path(number):
-                trunk = self._trunks[beginning]
-                trunk.working -= 1
-                if not trunk.working:
-                    self._cells -= beginning.own
-            self._running -= 1
-            self._room.notify_all()
-
-    def _own(self, number: int) -> int:
-        """Cells that a task needs beyond what it goes on from."""
-        beginning = self._order.beginnings[number]
-        shared = 0 if beginning is None else beginning.end
-        return min(self._tasks[number].most, self._model.n_ctx) - shared
-
-    def _answer(self, number: int) -> Answer:
-        conversation = self._tasks[number].conversation
-        session, before = self._session(number)
+            self._room.wait_for(there)
+            self._cancel.check()
+            self._at_work.append(place)
         try:
-            chat = Chat(
-                session,
-                self._model.chat_template(self._plan.template),
-                messages=conversation.messages,
-                documents=conversation.documents,
-            )
-            return answer(chat, conversation, self._plan, before, self._cancel)
+            yield
         finally:
+            with self._room:
+                self._at_work.remove(place)
+                self._room.notify_all()
+
+    def _hold_beginnings(self, place: int, spent: list[Timings]) -> None:
+        """Reads what this conversation is the first to begin with, and lets go of what it does not
+        begin with: nor do those after it.
+        """
+        self._release(self._order.shared[place])
+        tokens = self._order.tasks[place].size.tokens
+        session: Session | None = None
+        with suppress(CacheFullError):  # each reads it for itself then, or fails for itself
+            for end in self._order.beginnings[place][: _HELD - len(self._held)]:
+                session = self._model.session()
+                read = session.sync(tokens[:end], adapter=self._plan.reader, cancel=self._cancel)
+                spent.append(read)
+                self._held.append((end, session))
+                session = None
+        if session is not None:
             session.close()
 
-    # Beginnings ----------------------------------------------------------------------------------
+    def _release(self, end: int) -> None:
+        """Lets go of the beginnings that are longer than `end` tokens."""
+        while self._held and self._held[-1][0] > end:
+            self._held.pop()[1].close()
 
-    def _session(self, number: int) -> tuple[Session, Timings]:
-        """A session that holds what the task shares with others, and what it took to read that if
-        nobody had.
-        """
-        before, parent = Timings(), None
-        for beginning in self._order.path(number):
-            trunk = self._trunks[beginning]
-            with trunk.lock:
-                if not trunk.opened:
-                    before = self._open(trunk, beginning, parent, before)
-            parent = trunk
-        session = self._fork(parent)
-        return session, before
 
-    def _open(
-        self, trunk: _Trunk, beginning: Beginning, parent: _Trunk | None, before: Timings
-    ) -> Timings:
-        """Reads a beginning; returns what that and what came `before` it took."""
-        session = None
-        try:
-            session = self._fork(parent)
-            tokens = self._tasks[beginning.example].tokens[: beginning.end].tolist()
-            read = session.sync(tokens, adapter=self._plan.reader, cancel=self._cancel)
-            trunk.session = session
-        except CancelledError:
-            raise
-        except AloraError:  # each reads it for itself then, or fails for itself
-            read = Timings()
-        finally:
-            trunk.opened = True
-            if session is not None and trunk.session is None:
-                session.close()
-        return Timings(evaluated=before.evaluated + read.evaluated, total=before.total + read.total)
-
-    def _fork(self, trunk: _Trunk | None) -> Session:
-        """A session that goes on from a trunk, which is closed after the last one."""
-        if trunk is None:
-            return self._model.session()
-        with trunk.lock:
-            trunk.forks -= 1
-            parent = trunk.session
-            if parent is None:
-                return self._model.session()
-            try:
-                return parent.fork()
-            finally:
-                if not trunk.forks:
-                    parent.close()
+def _in_all(spent: Sequence[Timings]) -> Timings:
+    """Several readings as one: what an earlier one read is what the last one reused."""
+    *before, last = spent
+    read, seconds = sum(each.evaluated for each in before), sum(each.total for each in before)
+    return replace(
+        last,
+        reused=max(0, last.reused - read),
+        evaluated=last.evaluated + read,
+        first_token=None if last.first_token is None else last.first_token + seconds,
+        total=last.total + seconds,
+    )

@@ -7,17 +7,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import corrupt
 import numpy as np
 import pytest
 from alora_gguf.cli.bench import subjects
-from conftest import Files
-from tiny_base import BOS, END, uint32_list
 
 from alora_gguf import demo
+from tests.support import corrupt
 from tests.support.bench_command import SMALL, measured, run, squeezed
+from tests.support.files import Files
+from tests.support.tiny_base import BOS, END, write_hybrid
 from tests.support.verified import adapter_with
-from tests.tiny_hybrid import write_hybrid
 
 # the demo's adapters, and the tokens of their invocations
 INVOCATIONS = dict(zip(demo.INTRINSICS, (7, 4, 6, 9, 3), strict=True))
@@ -183,7 +182,7 @@ def test_a_base_without_text_or_cells(tmp_path: Path) -> None:
         tmp_path / "a.gguf",
         tensors,
         arch="jamba",
-        array=(corrupt.Type.UINT32, uint32_list([5, 6])),
+        array=(corrupt.Type.UINT32, [5, 6]),
     )
     base = write_hybrid(tmp_path / "hybrid.gguf")
     result = measured(base, adapter, "--contexts", "70", "--rounds", "1", "--threads", "1")

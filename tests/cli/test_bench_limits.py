@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.bench import measuring, subjects
-from conftest import Files
 
 from alora_gguf import Session, cli, demo
 from tests.support.bench_command import failure, measured, run
+from tests.support.files import Files
 from tests.support.verified import adapter_with
 
 # Time ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import MAIN, Pulling
+from tests.support.pulling import MAIN, Pulling
 from tests.support.pulls import peft_files
 
 BASH = shutil.which("bash")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from alora_gguf.cli.inspect import _cut, table
-from alora_gguf.cli.text import printable
+from alora_gguf.cli.render import printable
 
 from alora_gguf import cli
 from alora_gguf.errors import FileFormatError

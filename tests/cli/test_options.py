@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from alora_gguf.cli.progress import Progress
-from chats import PLAIN
-from conftest import Files
 
-from alora_gguf.engine.context import native as _native
 from alora_gguf import ModelError, cli
+from alora_gguf.engine import native as _native
+from tests.support.chats import PLAIN
+from tests.support.files import Files
 
 NOTE = (
     "Note: this build computes on the CPU only, so --gpu-layers changes nothing; README.md says "

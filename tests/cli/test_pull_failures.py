@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler
+from tests.support.pulling import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.pulls import peft_files
 
 # The hub and the network -------------------------------------------------------------------------

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_base
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Model
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
-from tests.cli.conftest import Pulling
+from tests.support import tiny_base
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.hub_server import Handler
+from tests.support.pulling import Pulling
 from tests.support.pulls import peft_files, split_gguf
 
 REPO = "ibm-granite/granite-4.1-3b-GGUF"
@@ -69,7 +69,7 @@ def test_where_the_store_is_on_another_disk(
     assert path.stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("source", [f"{REPO}/q/a[1].gguf", f"hf://{REPO}/q/a[1].gguf@main"])
+@pytest.mark.parametrize("source", [f"{REPO}/q/a[1].gguf", f"hf://{REPO}@main/q/a[1].gguf"])
 def test_a_file_by_its_path(pulling: Pulling, source: str) -> None:
     pulling.server.add(REPO, {"q/a[1].gguf": pulling.base.read_bytes(), "q/a1.gguf": b"GGUF"})
     assert pulling("pull", source).out.startswith("a-1: base, ")

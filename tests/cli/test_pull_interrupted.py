@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from alora_gguf import cli
-from tests.cli.conftest import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.hub_server import Handler
+from tests.support.pulling import BASE, MAIN, PULL_BASE, Pulling
 from tests.support.pulls import peft_files
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's signals and terminals")
@@ -77,7 +77,7 @@ def test_what_a_killed_pull_left_goes_with_the_next(
     pulling: Pulling, sure: tuple[str | Path, ...]
 ) -> None:
     code = (
-        "import os, signal\nfrom alora_gguf import store\n"
+        "import os, signal\nfrom alora_gguf.store import store\n"
         "store._hash = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", code + MAIN, *map(str, sure)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_base
 
 from alora_gguf import Model, Store
-from tests.chats import PLAIN, STRICT
+from tests.support import tiny_base
+from tests.support.chats import PLAIN, STRICT
 from tests.support.running import CONTRACT, Runner, Tiny
 from tests.support.stored import add
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alora_gguf import cli
-from tests.cli.conftest import Pulling
+from tests.support.pulling import Pulling
 from tests.support.pulls import peft_files
 
 

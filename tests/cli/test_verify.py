@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.text import size_text
+from alora_gguf.cli.render import size_text
 from alora_gguf.cli.verify_chart import Bar, chart
-from conftest import Files
 
 from alora_gguf import cli, demo
 from alora_gguf.verification.records import LayerChange
-from tests import tiny_base
+from tests.support import tiny_base
+from tests.support.files import Files
 from tests.support.verified import VOCABULARY_KEY, adapter_with, tiny_vocabulary_sha256, with_nan
 
 ESCAPE = "\x1b["

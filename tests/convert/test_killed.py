@@ -146,7 +146,7 @@ def test_killed_at_any_moment(case: Case, old: bytes | None) -> None:
 AT_A_STEP = """
 import json, os, signal, sys
 from pathlib import Path
-from alora_gguf.convert import writer
+from alora_gguf.gguf import writer
 from alora_gguf.gguf.types import ValueType
 
 step = "never"
@@ -166,8 +166,7 @@ Path.hardlink_to = dying("link", Path.hardlink_to)
 Path.replace = dying("rename", Path.replace)
 data = [dying(f"tensor {i}", lambda i=i: bytes([i]) * 20000) for i in range(3)]
 tensors = [writer.OutTensor(f"t{i}", (20000,), 24, make) for i, make in enumerate(data)]
-late = writer.LateString(3, dying("late", lambda: "abc"))
-metadata = [("late", ValueType.STRING, late)]
+metadata = [("name", ValueType.STRING, "abc")]
 
 for line in sys.stdin:
     path, step, mode = json.loads(line)
@@ -179,7 +178,7 @@ for line in sys.stdin:
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-STEPS = ["tensor 0", "tensor 1", "after tensor 2", "progress", "late", "fsync", "after fsync"]
+STEPS = ["tensor 0", "tensor 1", "after tensor 2", "progress", "fsync", "after fsync"]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +214,7 @@ def test_killed_at_every_step(
     assert writing(path, step, mode) == -signal.SIGKILL
     if whole:
         assert bytes(read_header(path).tensor_data("t2")) == b"\2" * 20000
-        assert read_header(path).value("late") == "abc"
+        assert read_header(path).value("name") == "abc"
     else:
         assert (path.read_bytes() if path.exists() else b"old") == b"old"
     # once renamed, it has no other name; in every other case something is left

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alora_gguf.convert import peft_fields
+from alora_gguf.convert.peft import fields as peft_fields
 
 from alora_gguf.errors import (
     AdapterMismatchError,
@@ -19,6 +19,7 @@ from alora_gguf.errors import (
     InputError,
     UnsupportedAdapterError,
 )
+from tests.support.make_gguf import make_gguf
 from tests.support.peft_files import N_EMBD, N_VOCAB, PREFIX, RANK, Case, write_base
 
 # facts about PEFT's fields: value, error, and what the message must say besides the field's name
@@ -56,7 +57,7 @@ CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
     ("lora_alpha", 1e-50, FileFormatError, "lora_alpha is 1e-50, expected a finite number"),
     ("alpha_pattern", {"q_proj": 0}, UnsupportedAdapterError, "alpha of 0"),
     ("alpha_pattern", {"q_proj": "x"}, FileFormatError, "alpha_pattern is"),
-    ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is no regular expression"),
+    ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is not a regular expression"),
     ("rank_pattern", {"q_proj": 1.5}, FileFormatError, "expected module names with positive"),
     ("rank_pattern", {"q_proj": 2}, FileFormatError, r"has the rank 4, but .* says 2"),
     (
@@ -307,15 +308,8 @@ def test_bases_with_impossible_counts(case: Case, key: str, value: Any, message:
 
 
 def test_split_base(case: Case) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(case.base, "llama")
-    writer.add_uint32("split.count", 3)
-    writer.add_tensor("token_embd.weight", np.zeros((2, 2), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tensors = {"token_embd.weight": np.zeros((2, 2), np.float32)}
+    make_gguf(case.base, {"split.count": 3}, tensors)
     with pytest.raises(
         ConvertError, match="one of 3 parts of a split model; give the first, with the"
     ):

@@ -17,13 +17,14 @@ import pytest
 from numpy.typing import NDArray
 
 import alora_gguf as ag
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Run
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from examples.demo_model import chat, tokenizer
 from examples.demo_model.base_gguf import DESCRIPTION, write_base_gguf
 from tests.demo_model.tiny_granite import MULTIPLIERS, N_VOCAB, write_granite
 from tests.demo_model.upstream_base import FILE_TYPES
+from tests.support import inside
 from tests.support.upstream import ROOT, upstream_tree
 
 SHIPPED = ROOT / "examples" / "demo_model" / "base", ROOT / "alora_gguf" / "demo" / "base.gguf"
@@ -197,7 +198,7 @@ def logits_by_torch(source: Path) -> NDArray[np.float32]:
 
 
 def logits_by_us(model: ag.Model) -> NDArray[np.float32]:
-    engine = model.engine
+    engine = inside.engine(model)
     seq = engine.allocate()
     try:
         rows = engine.decode([Run(seq, model.tokenize(TALK), "all")])
@@ -247,7 +248,7 @@ def test_every_number_of_the_configuration_counts(
 
 def test_a_reply_ends_at_the_end_of_text(bases: dict[str, Path]) -> None:
     with ag.Model(bases["f32"], options=EXACT) as model:
-        vocab = model.engine.vocab
+        vocab = inside.vocab(model)
         assert vocab.is_end(0)
         assert not any(vocab.is_end(i) for i in range(1, N_VOCAB))
 

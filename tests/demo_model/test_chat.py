@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alora_gguf.engine.context import native as _native
+from alora_gguf.engine import native as _native
 from examples.demo_model import chat, tokenizer
 from examples.demo_model.chat import Message
 from tests.demo_model.tiny_granite import N_VOCAB, TEXTS

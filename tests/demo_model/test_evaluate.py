@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_base
 
 import alora_gguf as ag
 from examples.demo_model import evaluate, latency, runtime, verdicts
 from examples.demo_model.chat import INTRINSICS, role_marker
 from examples.demo_model.runtime import SIDES, Files, Models
 from tests.demo_model.stand_in import Data, Question
+from tests.support import tiny_base
 
 N = 4
 

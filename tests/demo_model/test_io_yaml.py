@@ -18,6 +18,7 @@ from alora_gguf.gguf.header import read_header
 from examples.demo_model import chat
 from examples.demo_model.base_gguf import write_base_gguf
 from tests.demo_model.tiny_granite import write_granite
+from tests.support import inside
 from tests.support.upstream import ROOT
 
 FOLDER = ROOT / "alora_gguf" / "demo" / "intrinsics"
@@ -212,7 +213,7 @@ class Constraint:
 
     def __init__(self, model: ag.Model, schema: str) -> None:
         self.model = model
-        self.llama = model.engine.native.llama
+        self.llama = inside.engine(model).native.llama
         from llama_cpp.llama_grammar import json_schema_to_gbnf
 
         self.grammar = json_schema_to_gbnf(schema).encode()
@@ -220,7 +221,7 @@ class Constraint:
     def allows(self, text: str) -> bool:
         """Whether every token of `text` may follow, and its end then."""
         llama, n = self.llama, self.model.n_vocab
-        vocab = self.model.engine.vocab.handle
+        vocab = inside.vocab(self.model).handle
         sampler = llama.llama_sampler_init_grammar(vocab, self.grammar, b"root")
         try:
             for token in self.model.tokenize(text + chat.END_TEXT):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alora_gguf.intrinsics import Contract
+from alora_gguf.messages import Document, Message, as_document, as_message
 from alora_gguf.options import TokenLogprob, TopLogprob
-from alora_gguf.chat.messages import Document, Message, as_document, as_message
 
 CORPUS = Path(__file__).with_name("corpus")
 

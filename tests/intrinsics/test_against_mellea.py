@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from alora_gguf import demo
 from alora_gguf.intrinsics import Contract, rewrite, transform
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 from tests.support.mellea import Mellea
 
 from .corpus_cases import CORPUS, Case, all_cases, tokens_of
@@ -50,6 +51,17 @@ def test_requests_are_equal(case: Case, mellea: Mellea) -> None:
 def test_results_are_equal(case: Case, mellea: Mellea) -> None:
     ours, theirs = both(mellea, case)
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", demo.INTRINSICS)
+def test_mellea_takes_what_a_contract_says_to_us(name: str, mellea: Mellea) -> None:
+    config = demo.io_yaml_path(name)
+    messages = [{"role": "user", "content": "Who?"}]
+    theirs = mellea.ask(config, question(messages, []), {})["request"]
+    schema = theirs["extra_body"]["structured_outputs"]["json"]
+    assert schema.pop("x-alora")["judges"] in ("question", "answer")
+    contract = Contract.read(config)
+    assert as_wire(contract, rewrite(contract, [Message("user", "Who?")])) == theirs
 
 
 WORDS = ["Yes.", "Is it?", "No!", "The cat (Mr. Gray) sleeps.", "été…", "1.5 m.", "<x>", "a\n\nb"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.errors import ContractError, FileFormatError
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.types import ValueType
 from alora_gguf.intrinsics import Contract, load_contract
 from alora_gguf.intrinsics.likelihood import Likelihood
@@ -71,6 +74,54 @@ def test_a_contract_cannot_be_changed() -> None:
         contract.name = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
         contract.parameters["temperature"] = 1  # type: ignore[index]
+
+
+def test_a_contract_is_copied_pickled_and_compared() -> None:
+    contract = Contract.read(CORPUS / "guardian.yaml")
+    for same in (pickle.loads(pickle.dumps(contract)), copy.deepcopy(contract)):
+        assert same == contract
+        assert hash(same) == hash(contract)
+        with pytest.raises(TypeError, match="cannot be changed"):
+            same.parameters["temperature"] = 1
+    assert asdict(contract)["parameters"] == contract.parameters
+
+
+ABOUT = "model: ~\ntransformations: ~\nresponse_format: |\n  {{\n  {}\n  }}\n"
+
+
+def test_what_it_judges_and_which_end_is_good() -> None:
+    note = '"type": "object", "x-alora": {"judges": "answer", "good": "low"}'
+    for text in (ABOUT.format(note), ABOUT.format(note).replace("|", "")):
+        contract = Contract.parse(text)
+        assert (contract.judges, contract.good) == ("answer", "low")
+        assert contract.response_format == {"type": "object"}  # it is not for the model's server
+    contract = Contract.parse(ABOUT.format('"x-alora": {"judges": "question"}'))
+    assert (contract.judges, contract.good) == ("question", None)
+    assert Contract.parse(HEAD).judges is None
+
+
+@pytest.mark.parametrize(
+    ("note", "wrong"),
+    [
+        (
+            '"x-alora": {"judges": "both"}',
+            "'x-alora/judges' to be one of question, answer, found 'both'",
+        ),
+        ('"x-alora": {"good": 1}', "'x-alora/good' to be one of high, low, found 1"),
+        ('"x-alora": {"bad": "low"}', "'x-alora/bad' to be one of judges, good, found 'bad'"),
+        (
+            '"x-alora": "low"',
+            "'x-alora' to be an object such as {\"judges\": \"answer\"}, found 'low'",
+        ),
+        (
+            '"not": {"x-alora": {}}',
+            "'not/x-alora' to be at the top of the schema, found it within",
+        ),
+    ],
+)
+def test_a_wrong_note_about_it_is_refused(note: str, wrong: str) -> None:
+    message = refused(ABOUT.format(note))
+    assert message == (f"x/io.yaml:5: field response_format: expected {wrong}; correct the schema")
 
 
 def test_parameters_that_are_null_are_left_out() -> None:

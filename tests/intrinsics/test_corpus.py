@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
 from alora_gguf import demo
-from alora_gguf.intrinsics import Contract, rewrite, transform
+from alora_gguf.intrinsics import Contract, load_contract, rewrite, transform
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
 from alora_gguf.intrinsics.parameters import _CHECKS, _EXTRA
 from alora_gguf.intrinsics.rule_fields import _READERS
@@ -100,3 +101,20 @@ def test_the_demo_models_contracts_are_read(name: str) -> None:
     assert contract.temperature == 0
     assert contract.max_tokens is not None
     assert not contract.tags_history
+
+
+JUDGED = {
+    "answerability": ("question", "high"),
+    "hallucination": ("answer", "high"),
+    "jailbreak": ("question", "low"),
+    "query_rewrite": ("question", None),
+    "uncertainty": ("answer", "high"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(demo.adapter_paths()))
+def test_the_demo_models_contracts_say_what_they_judge(name: str) -> None:
+    contract = load_contract(demo.adapter_path(name))
+    assert (contract.judges, contract.good) == JUDGED[name]
+    on_disk = Contract.read(demo.io_yaml_path(name))
+    assert replace(contract, source="") == replace(on_disk, source="")

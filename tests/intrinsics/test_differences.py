@@ -10,7 +10,7 @@ import pytest
 
 from alora_gguf.errors import InputError, OutputError
 from alora_gguf.intrinsics import Contract, rewrite, transform
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 from tests.support.mellea import Mellea, MelleaError
 
 from .corpus_cases import CORPUS, tokens_of

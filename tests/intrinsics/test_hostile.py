@@ -63,10 +63,10 @@ HOSTILE: list[tuple[str, str | bytes, str]] = [
 
 @pytest.mark.parametrize(("text", "message"), [h[1:] for h in HOSTILE], ids=[h[0] for h in HOSTILE])
 def test_hostile_files(text: str | bytes, message: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ContractError) as caught:
         Contract.parse(text, "io.yaml")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert message in str(caught.value)
     assert str(caught.value).startswith("io.yaml:")
     assert len(str(caught.value)) < 400

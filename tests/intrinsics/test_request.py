@@ -6,7 +6,7 @@ import pytest
 
 from alora_gguf.errors import InputError
 from alora_gguf.intrinsics import Contract, rewrite
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 
 HEAD = "model: ~\nresponse_format: ~\ntransformations: ~\n"
 TALK = [Message("user", "Hi. You?"), Message("assistant", "Fine."), Message("user", "Bye. Now.")]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alora_gguf.errors import InputError
 from alora_gguf.intrinsics import Contract, rewrite
 from alora_gguf.intrinsics.sentences import Sentence, _splitter, split, tag
-from alora_gguf.chat.messages import Document, Message
+from alora_gguf.messages import Document, Message
 
 SENTENCES = st.lists(
     st.sampled_from(["Yes.", "Is it?", "The cat sleeps.", "No!", "été.", "See <x>.", "1 of 2."]),

@@ -15,8 +15,8 @@ from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.intrinsics import Contract, Outcome, rewrite, transform
 from alora_gguf.intrinsics.harmony import final_channel
 from alora_gguf.intrinsics.reply import Tokens
+from alora_gguf.messages import Document, Message
 from alora_gguf.options import TokenLogprob, TopLogprob
-from alora_gguf.chat.messages import Document, Message
 
 TALK = [Message("user", "One. Two."), Message("assistant", "Three. Four. Five.")]
 DOCS = [Document("Six. Seven.", doc_id="a"), Document("Eight.", doc_id="b")]

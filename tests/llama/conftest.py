@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_hybrid import write_hybrid
-from tiny_swa import write_swa
 
 from alora_gguf import demo
-from tests import tiny_base
 from tests.stock import stock_library_dir
+from tests.support import tiny_base
+from tests.support.tiny_base import write_hybrid, write_swa
 
 
 @pytest.fixture(scope="session")

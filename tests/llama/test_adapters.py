@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import EXACT, Files
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.demo.chat import turn
 from alora_gguf.llama import Llama
+from tests.support.files import EXACT, Files
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
 PAGE = "The Bomel library opens at 9:30. It is in Castle Street."

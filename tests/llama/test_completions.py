@@ -14,7 +14,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.llama import Llama
 from alora_gguf.llama.logprobs import score
-from tests import tiny_base
+from tests.support import tiny_base
 
 from .cases import PROMPT
 

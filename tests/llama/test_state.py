@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Files
 
 import alora_gguf as ag
 from alora_gguf.llama import Llama, LlamaState
-from tests import tiny_base
+from tests.support import tiny_base
+from tests.support.files import Files
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
 TEXT = b"the rain in the plain and what came of it"

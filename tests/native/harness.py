@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alora_gguf.engine.native import Native, Stats, load
 from alora_gguf.gguf.header import read_header
+from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import N_VOCAB, TinyModel
 
 Logits = NDArray[np.float32]
@@ -171,16 +172,14 @@ def write_adapter(
 ) -> Path:
     """A random adapter on all of a tiny model's linear layers whose names contain `only`."""
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(str(path), read_header(model.gguf).architecture)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha)
+    header = read_header(model.gguf)
+    tensors = {}
 
     def add(name: str, *shape: int, gain: float = 1.0) -> None:
         values = rng.standard_normal(shape, dtype="float32") * np.float32(gain * shape[-1] ** -0.5)
-        writer.add_tensor(name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
+        tensors[name] = (gguf.quants.quantize(values, dtype), dtype)
 
-    for name, tensor in read_header(model.gguf).tensors.items():
+    for name, tensor in header.tensors.items():
         layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
         if name == "token_embd.weight" and embedding:
             add(f"{name}.lora_a", tensor.shape[1], rank, gain=rank**0.5)
@@ -189,8 +188,4 @@ def write_adapter(
             experts = tensor.shape[2:]
             add(f"{name}.lora_a", *experts, rank, tensor.shape[0])
             add(f"{name}.lora_b", *experts, tensor.shape[1], rank, gain=0.2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return make_gguf(path, adapter_keys(alpha), tensors, architecture=header.architecture)

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 
 from .harness import Base, Context, Logits, Token, difference, sequence, write_adapter
@@ -122,16 +123,8 @@ def test_half_precision_is_closer_to_f32_than_ggmls(dtype: str, tmp_path: Path) 
 def _widen(source: Path, target: Path, dtype: gguf.GGMLQuantizationType) -> None:
     """Copies an adapter, its tensors as F32."""
     reader = gguf.GGUFReader(str(source))
-    writer = gguf.GGUFWriter(str(target), "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 16.0)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, dtype))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tensors = {t.name: gguf.quants.dequantize(t.data, dtype) for t in reader.tensors}
+    make_gguf(target, adapter_keys(), tensors)
 
 
 @pytest.mark.parametrize("family", ["llama", "granitemoe"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alora_gguf.errors import AdapterInUseError, AdapterMismatchError, InputError
+from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 
 from .harness import Base, Context, Logits, difference, sequence, write_adapter
@@ -345,16 +346,9 @@ def test_targets_that_the_graph_never_multiplies(
 ) -> None:
     """A norm's weight is in the base, but an adapter on it would do nothing."""
     path = tmp_path / "norm.gguf"
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 8.0)
-    writer.add_tensor("blk.0.attn_norm.weight.lora_a", np.ones((8, 128), np.float32))
-    writer.add_tensor("blk.0.attn_norm.weight.lora_b", np.ones((1, 8), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    shapes = {"lora_a": (8, 128), "lora_b": (1, 8)}
+    tensors = {f"blk.0.attn_norm.weight.{k}": np.ones(s, np.float32) for k, s in shapes.items()}
+    make_gguf(path, adapter_keys(8.0), tensors)
     before = ctx.stats()
     with pytest.raises(AdapterMismatchError, match="an adapter on it would do nothing"):
         ctx.add(path)

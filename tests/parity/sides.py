@@ -17,6 +17,7 @@ from alora_gguf.convert import convert_adapter
 import alora_gguf as ag
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
+from tests.support import inside
 from tests.support.peft_oracle import (
     TinyAdapter,
     activation_point,
@@ -103,7 +104,7 @@ class Sides:
     @property
     def rewinds(self) -> bool:
         """Whether a conversation can be forked in its middle."""
-        return self.model.engine.rewinds
+        return inside.engine(self.model).rewinds
 
     def invocation(self, name: str) -> list[int]:
         return list(self.adapters[name].invocation or ())
@@ -145,8 +146,8 @@ def read(
     scale: float = 1.0,
     cuts: Sequence[int] = (),
 ) -> Logits:
-    engine = model.engine
-    with model.using(name, scale) as use:
+    engine = inside.engine(model)
+    with inside.runtime(model).bank.using(name, scale) as use:
         pass  # nothing unloads it
     if first is None:
         first = use.first_position(tokens, engine.vocab)
@@ -177,7 +178,7 @@ def read_forks(
 
     A plain LoRA's fork shares no cell with the base, so the batch holds its conversation as well.
     """
-    engine, n = model.engine, len(conversation)
+    engine, n = inside.engine(model), len(conversation)
     parent = engine.allocate()
     forks: list[int] = []
     runs: list[Run] = []
@@ -185,7 +186,7 @@ def read_forks(
         engine.decode([Run(parent, conversation, "none")])
         for ask in asked:
             prompt = [*conversation, *ask.suffix]
-            with model.using(ask.name, ask.scale) as use:
+            with inside.runtime(model).bank.using(ask.name, ask.scale) as use:
                 pass
             first = use.first_position(prompt, engine.vocab)
             shared = 0 if first == 0 else n

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import alora_gguf as ag
+from tests.support import inside
 from tests.support.peft_oracle import activation_point, with_invocation
 
 from .checks import assert_close, assert_greedy
@@ -58,12 +59,18 @@ def assert_session(sides: Sides, tokens: list[int], name: str, first: int) -> No
         session.append(tokens[4:], adapter=name)
         assert [at for at, _ in session.provenance] == [0, first]
         assert_close(
-            sides, session.last_logits(), sides.theirs(tokens, name)[-1], f"{name}, a session's"
+            sides,
+            inside.last_logits(session),
+            sides.theirs(tokens, name)[-1],
+            f"{name}, a session's",
         )
         session.append(TAIL)
         assert [at for at, _ in session.provenance] == [0]
         assert_close(
-            sides, session.last_logits(), sides.theirs([*tokens, *TAIL])[-1], "the base's again"
+            sides,
+            inside.last_logits(session),
+            sides.theirs([*tokens, *TAIL])[-1],
+            "the base's again",
         )
 
 
@@ -125,4 +132,4 @@ def test_other_invocations(
         with model.session() as session:
             session.append(tokens, adapter="it")
             assert [at for at, _ in session.provenance] == [0, first]
-            assert_close(llama, session.last_logits(), theirs[-1], "a session's")
+            assert_close(llama, inside.last_logits(session), theirs[-1], "a session's")

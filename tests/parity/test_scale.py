@@ -9,6 +9,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.engine.batch import Logits
+from tests.support import inside
 from tests.support.peft_oracle import TinyAdapter
 
 from .checks import TOLERANCE, assert_close, error
@@ -44,7 +45,7 @@ def test_scale(llama: Sides, name: str, scale: float) -> None:
     assert error(llama.ours(tokens, name), theirs) > 20 * TOLERANCE
     with llama.model.session() as session:
         session.append(tokens, adapter=name, scale=scale)
-        assert_close(llama, session.last_logits(), theirs[-1], "a session's")
+        assert_close(llama, inside.last_logits(session), theirs[-1], "a session's")
 
 
 def test_scale_zero_is_the_base(llama: Sides) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from alora_gguf.convert import ConversionReport, convert_adapter
 from numpy.typing import NDArray
+
+from .make_gguf import make_gguf
 
 N_VOCAB, N_EMBD, N_FF, N_HEADS, N_KV_HEADS, RANK, LAYERS = 40, 16, 24, 4, 2, 4, 2
 _KV = N_EMBD // N_HEADS * N_KV_HEADS
@@ -60,33 +61,22 @@ def write_base(
 
     `block` has the tensors of a block and their shapes in ggml order.
     """
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(kind)
     counts: dict[str, Any] = {
         "block_count": LAYERS,
         "attention.head_count": N_HEADS,
         "attention.head_count_kv": N_KV_HEADS,
         **(changes or {}),
     }
-    for key, value in counts.items():
-        if isinstance(value, list):
-            writer.add_array(f"{architecture}.{key}", value)
-        elif isinstance(value, str):
-            writer.add_string(f"{architecture}.{key}", value)
-        else:
-            writer.add_uint32(f"{architecture}.{key}", value)
+    keys = {f"{architecture}.{key}": value for key, value in counts.items()}
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (N_EMBD, N_VOCAB)}
     if not tied:
         shapes["output"] = (N_EMBD, N_VOCAB)
     for layer in range(LAYERS):
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.zeros(shape[::-1], dtype=np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    tensors = {
+        f"{name}.weight": np.zeros(shape[::-1], np.float16) for name, shape in shapes.items()
+    }
+    return make_gguf(path, {"general.type": kind, **keys}, tensors, architecture=architecture)
 
 
 @dataclass

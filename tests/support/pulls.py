@@ -6,9 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import tiny_base
-
 from alora_gguf.gguf.header import read_header
+from tests.support import tiny_base
 from tests.support.peft_files import Case
 
 IO_YAML = "model: ~\nresponse_format: ~\ntransformations: ~\n"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_base
 
 from alora_gguf import cli
 from alora_gguf.demo.script import DOCUMENTS
-from tests.chats import PLAIN
+from tests.support import tiny_base
+from tests.support.chats import PLAIN
 
 MAIN = "from alora_gguf.__main__ import main; main()"
 LIBRARY, OWNER, DAIRY, KETTLE, CAFE = (DOCUMENTS[i] for i in (0, 1, 2, 5, 6))

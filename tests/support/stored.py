@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from alora_gguf.store.store import Store
 from alora_gguf.store.entry import Description, Kind, StoreEntry
+from alora_gguf.store.store import Store
 
 
 def about(kind: Kind = "adapter", **changes: Any) -> Description:

@@ -6,12 +6,11 @@ import hashlib
 import struct
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from alora_gguf.gguf.header import read_header
-from tests import tiny_base
+from tests.support import tiny_base
 
 VOCABULARY_KEY = "alora.vocab.sha256"
 
@@ -26,16 +25,7 @@ def tiny_vocabulary_sha256() -> str:
 
 def adapter_with(path: Path, entries: dict[str, str], **options: Any) -> Path:
     """tiny_base.write_adapter() with further metadata."""
-    make = tiny_base.adapter_writer
-
-    def with_entries(target: Path, *, arch: str = "llama") -> Any:
-        writer = make(target, arch=arch)
-        for key, value in entries.items():
-            writer.add_string(key, value)
-        return writer
-
-    with mock.patch.object(tiny_base, "adapter_writer", with_entries):
-        return tiny_base.write_adapter(path, **options)
+    return tiny_base.write_adapter(path, keys=entries, **options)
 
 
 def with_nan(source: Path, target: Path) -> Path:

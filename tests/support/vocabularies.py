@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
-from tests.tiny_base import byte_symbols
+from .make_gguf import make_gguf
+from .tiny_base import byte_symbols
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -104,21 +104,8 @@ def write_gguf(
     own = {"tokenizer.ggml.model": "none"} if vocabulary is None else vocabulary.metadata()
     counts = {"block_count": 1, "embedding_length": 8, "attention.head_count": 2}
     sizes = {f"{architecture}.{name}": count for name, count in counts.items()}
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in {**sizes, **own, **(changes or {})}.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif value is not None:
-            writer.add_string(key, value)
     rows = len(vocabulary.tokens) if vocabulary else 50
-    for name, n_out in {"token_embd": rows, "output": rows, "blk.0.attn_q": 8}.items():
-        writer.add_tensor(f"{name}.weight", np.zeros((n_out, 8), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    shapes = {"token_embd": rows, "output": rows, "blk.0.attn_q": 8}
+    tensors = {f"{name}.weight": np.zeros((n, 8), np.float32) for name, n in shapes.items()}
+    keys = {**sizes, **own, **(changes or {})}
+    return make_gguf(path, keys, tensors, architecture=architecture)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_base
 from alora_gguf.cli.chat.talk import Talk
-from chats import PLAIN
 
 import alora_gguf as ag
 from alora_gguf import cli
 from alora_gguf.demo import adapter_paths, base_path
 from alora_gguf.demo.script import DOCUMENTS
-
-GREEDY = ag.ReplyOptions(max_tokens=64, sampling=ag.Sampling(temperature=0.0))
+from tests.support import inside, tiny_base
+from tests.support.chats import PLAIN
+from tests.support.chatting import GREEDY, Chatting, Outcome, Tiny, masked
 
 
 @pytest.fixture(scope="package")
@@ -29,21 +26,10 @@ def demo() -> Iterator[ag.Model]:
 
 @pytest.fixture
 def talk(demo: ag.Model) -> Iterator[Talk]:
-    while demo.pool.evict():  # other tests' cells
-        pass
+    inside.forget_prefixes(demo)  # other tests' cells
     talk = Talk(demo, demo.chat(documents=[ag.Document(text) for text in DOCUMENTS]), GREEDY)
     yield talk
     talk.close()
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A base of random weights, which never ends a reply by itself if it is greedy."""
-
-    base: Path
-    bare: Path  # without a chat template
-    alora: Path
-    lora: Path
 
 
 @pytest.fixture(scope="package")
@@ -58,18 +44,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         alora=tiny_base.write_adapter(folder / "sure.gguf", invocation=invocation),
         lora=tiny_base.write_adapter(folder / "plain.gguf"),
     )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a chat did: its exit status, stdout and stderr; times and numbers are masked."""
-
-    status: int
-    out: str
-    err: str
-
-
-Chatting = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -94,10 +68,3 @@ def chatting(
         return Outcome(status, masked(captured.out), masked(captured.err))
 
     return run
-
-
-def masked(text: str) -> str:
-    """Without times, probabilities and percentages: they differ between machines."""
-    text = re.sub(r"\b\d+ ms\b", "T ms", text)
-    text = re.sub(r"\b\d+\.\d+(e-\d+)?\b|\b\de-\d+\b", "P", text)
-    return re.sub(r"\b\d+%", "P%", text)

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from alora_gguf.cli.chat.asking import Watched
 from alora_gguf.cli.chat.command import _below
 from alora_gguf.cli.chat.talk import Talk
-from alora_gguf.cli.chat.watching import Watched
 
 from .test_talk import QUESTION, say
 
@@ -30,7 +30,10 @@ def test_where_one_is(talk: Talk) -> None:
 
 @pytest.mark.parametrize("width", [40, 71, 72, 140])
 def test_what_is_watched_by_names_where_there_is_room(talk: Talk, width: int) -> None:
-    talk.watched = [Watched("jailbreak", "question", "!"), Watched("uncertainty", "answer")]
+    talk.watched = [
+        Watched("jailbreak", "question", "!", good="low"),
+        Watched("uncertainty", "answer"),
+    ]
     names = "jailbreak! uncertainty" if width > 71 else "2"
     line = below(talk, width)
     assert line == f" demo model · 0 of 2048 tokens · watching {names} · /help"

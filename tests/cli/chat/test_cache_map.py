@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from alora_gguf.cli.chat.cache_map import cache_map
 from alora_gguf.cli.chat.talk import Talk
-from chats import PLAIN, brief
-from conftest import Files
 from rich.text import Text
 
-from .conftest import GREEDY
+from tests.support.chats import PLAIN, brief
+from tests.support.chatting import GREEDY
+from tests.support.files import Files
+
 from .test_talk import say
 
 

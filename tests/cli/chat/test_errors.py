@@ -10,8 +10,7 @@ import pytest
 from alora_gguf.cli.chat.arguments import file_path
 
 from alora_gguf.demo import adapter_path, base_path
-
-from .conftest import Chatting, Tiny
+from tests.support.chatting import Chatting, Tiny
 
 STORE = "add one with `alora-gguf pull`"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from alora_gguf.cli.chat.flow import Flow
-from alora_gguf.cli.chat.text import visible, whole
+from alora_gguf.cli.render import visible, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import MAIN
+from tests.support.chatting import Chatting, masked
+from tests.support.pulling import MAIN
 
-from .conftest import Chatting, masked
 from .test_piped import ANSWER, QUESTION
 
 

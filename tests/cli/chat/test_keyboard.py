@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import MAIN
+from tests.support.chatting import Tiny
+from tests.support.pulling import MAIN
 
-from .conftest import Tiny
 from .test_piped import ANSWER, QUESTION
 
 pexpect = pytest.importorskip("pexpect")

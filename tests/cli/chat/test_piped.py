@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import MAIN
-
-from .conftest import Chatting, Tiny
+from tests.support.chatting import Chatting, Tiny
+from tests.support.pulling import MAIN
 
 ANSWER = "The opening time of the Bomel library is 9:30."
 QUESTION = "When does the Bomel library open?"

@@ -14,7 +14,7 @@ from alora_gguf.cli.chat.asking import Failed
 from alora_gguf.cli.chat.screen import Screen
 from alora_gguf.cli.chat.tables import adapters, costs, documents
 from alora_gguf.cli.chat.talk import Turn
-from alora_gguf.cli.chat.text import duration
+from alora_gguf.cli.render import duration
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -248,6 +248,7 @@ VERDICTS = (
 
 def test_badges_with_their_evidence() -> None:
     on = screen()
+    on.good_of = lambda name: "low" if name == "jailbreak" else "high"
     on.turn(turn("", verdicts=VERDICTS))
     assert plain(on).splitlines()[1:] == [
         '  certainty 87% · jailbreak attempt 90% · rewritten question "Who?"',

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.chat import talk as talk_module
-from alora_gguf.cli.chat.asking import Failed, ask_each
+from alora_gguf.cli.chat.asking import Failed, Watched, ask_each
 from alora_gguf.cli.chat.talk import Talk, Turn
-from alora_gguf.cli.chat.watching import Watched
-from chats import PLAIN, brief
 
 import alora_gguf as ag
 from alora_gguf.demo import adapter_paths
 from alora_gguf.demo.script import DOCUMENTS
-
-from .conftest import GREEDY, Tiny
+from tests.support.chats import PLAIN, brief
+from tests.support.chatting import GREEDY, Tiny
 
 QUESTION = "When does the Bomel library open?"
 ANSWER = "The opening time of the Bomel library is 9:30."
@@ -159,7 +157,7 @@ def test_what_is_waited_for_is_told_and_the_reply_before_what_is_said_of_it(talk
     heard: list[str] = []
     ear = Ear(heard.append, over=lambda reply: heard.append(f"over {reply}"))
     talk.watched = [
-        Watched("jailbreak", "question", "!"),
+        Watched("jailbreak", "question", "!", good="low"),
         Watched("answerability", "question"),
         Watched("uncertainty", "answer"),
     ]
@@ -205,9 +203,8 @@ def torn_off(talk: Talk, _: pytest.MonkeyPatch) -> Turn:
 
 
 def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
-    from chats import interrupt_at
-
     from alora_gguf.generate.sampling import Sampler
+    from tests.support.chats import interrupt_at
 
     monkeypatch.setattr(Sampler, "sample", interrupt_at(3))
     return say(talk, "Who runs it?", instead=True)
@@ -222,7 +219,7 @@ def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
         (interrupted, KeyboardInterrupt),
     ],
 )
-@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!")]])
+@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!", good="low")]])
 def test_the_old_one_comes_back_if_the_new_one_fails(
     talk: Talk,
     monkeypatch: pytest.MonkeyPatch,

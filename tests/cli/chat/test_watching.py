@@ -6,17 +6,20 @@ import re
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chat.watching import Watched, in_words, parse_all, parse_watched
+from alora_gguf.cli.chat.asking import Watched, in_words, parse_all, parse_watched
 
 from alora_gguf import InputError
+from alora_gguf.intrinsics import Contract
 
 KNOWN = {
-    "jailbreak": ("jailbreak",),
-    "answerability": ("answer", "answerable"),
-    "uncertainty": ("answer", "certainty"),
-    "hallucination": ("answer", "faithful"),
-    "topic": ("topic",),
-    "style": ("risk",),
+    "jailbreak": Contract(source="", judges="question", good="low"),
+    "answerability": Contract(source="", judges="question", good="high"),
+    "uncertainty": Contract(source="", judges="answer", good="high"),
+    "topic": Contract(source=""),  # does not say
+    # names that a guess would take for the contrary
+    "guardrail_passed": Contract(source="", judges="question", good="high"),
+    "risk_free": Contract(source="", judges="question", good="high"),
+    "certain_harm": Contract(source="", judges="question", good="low"),
 }
 
 
@@ -28,14 +31,16 @@ KNOWN = {
         ("topic", Watched("topic", "answer"), "topic"),
         ("topic@question", Watched("topic", "question"), "topic"),
         ("answerability@answer", Watched("answerability", "answer"), "answerability"),
-        ("jailbreak!", Watched("jailbreak", "question", "!"), "jailbreak!"),
-        ("style!", Watched("style", "question", "!"), "style!"),  # its field tells
-        ("uncertainty@question!", Watched("uncertainty", "question", "!"), "uncertainty!"),
+        ("jailbreak!", Watched("jailbreak", "question", "!", good="low"), "jailbreak!"),
+        ("guardrail_passed!", Watched("guardrail_passed", "question", "!", good="high"),
+         "guardrail_passed!"),
+        ("uncertainty@question!", Watched("uncertainty", "question", "!", good="high"),
+         "uncertainty!"),
         ("jailbreak<0.25", Watched("jailbreak", "question", "<", 0.25), "jailbreak<0.25"),
         ("topic>.5", Watched("topic", "question", ">", 0.5), "topic>0.5"),
         ("topic@question>5e-1", Watched("topic", "question", ">", 0.5), "topic>0.5"),
     ],
-)
+)  # fmt: skip
 def test_forms(text: str, watched: Watched, shown: str) -> None:
     found = parse_watched(text, KNOWN)
     assert found == watched
@@ -65,10 +70,11 @@ def test_in_words() -> None:
         ("jailbreak<0,5", "'jailbreak<0,5': expected a number behind <, found '0,5'"),
         ("jailbreak<nan", "'jailbreak<nan': expected a number behind <, found 'nan'"),
         ("jailbreak>inf", "'jailbreak>inf': expected a number behind >, found 'inf'"),
-        ("topic!", "'topic!': its name does not tell which verdicts are good; write topic<0.5 if "
-         "low numbers are, topic>0.5 if high ones are"),
-        ("hallucination!", "'hallucination!': a guard is asked about the question, before the "
-         "reply is shown, and this one judges the answer; ask it afterwards: hallucination@answer"),
+        ("topic!", "'topic!': its contract does not say which verdicts are good; write topic<0.5 "
+         "if low numbers are, topic>0.5 if high ones are, or add to the response_format of its "
+         'io.yaml "x-alora": {"judges": "question", "good": "low"} (or "high")'),
+        ("uncertainty!", "'uncertainty!': a guard is asked about the question, before the "
+         "reply is shown, and this one judges the answer; ask it afterwards: uncertainty@answer"),
         ("uncertainty>0.5", "'uncertainty>0.5': a guard is asked about the question, "),
         ("jailbreak@answer<0.5", "'jailbreak@answer<0.5': a guard is asked about the question, "),
     ],
@@ -104,11 +110,13 @@ def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
         ("jailbreak!", {"jailbreak": False}, True),
         ("jailbreak!", {"answer": "harmless"}, False),
         ("jailbreak!", None, False),
-        # its own name would say the contrary
-        ("hallucination@question!", {"answer": "x", "faithful": 0.9}, True),
-        ("hallucination@question!", {"answer": "x", "faithful": 0.1}, False),
-        ("style!", {"risk": 0.1, "mood": 0.9}, True),
-        ("style!", {"risk": 0.1, "harm": 0.9}, False),
+        ("jailbreak!", {"jailbreak": float("nan")}, False),
+        ("guardrail_passed!", {"guardrail_passed": 0.99}, True),
+        ("guardrail_passed!", {"guardrail_passed": 0.02}, False),
+        ("risk_free!", {"risk_free": "yes"}, True),
+        ("risk_free!", {"risk": 0.1}, False),
+        ("certain_harm!", {"certain_harm": 0.9}, False),
+        ("uncertainty@question!", {"answer": "x", "certainty": 0.9}, True),
     ],
 )
 def test_what_a_guard_lets_pass(guard: str, value: Any, passes: bool) -> None:

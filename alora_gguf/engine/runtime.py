@@ -1,0 +1,91 @@
+"""What stands below Model, Session and Chat: one base in memory, its adapters and its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.options import CancelToken, ContextOptions
+
+from .bank import Bank
+from .context import Engine
+from .layout import CacheLayout
+from .llama_context import Tuning
+from .prefix_cache import PrefixCache
+from .sequence import TokenSequence
+from .vocab import Vocabulary
+
+
+class Runtime:
+    """A loaded base.
+
+    base          its file
+    engine        its context, and who may use it when
+    vocab         its tokens and their texts
+    bank          its adapters by name
+    prefix_cache  whose cells can be shared
+    fingerprint   what it is known by in saved sessions
+    layout        what saved cells must have been laid out as
+    """
+
+    def __init__(
+        self,
+        base: BaseFile,
+        options: ContextOptions,
+        *,
+        n_gpu_layers: int = 0,
+        verbose: bool = False,
+        tuning: Tuning | None = None,
+        cancel: CancelToken | None = None,
+        progress: Callable[[float], None] | None = None,
+        adopt: tuple[int, int] | None = None,
+    ) -> None:
+        """Loads the weights and opens a context, or takes those in `adopt` (see Engine).
+
+        Raises LibraryError, ModelError, CancelledError.
+        """
+        self.base = base
+        self.engine = engine = Engine(
+            base.path,
+            options,
+            n_gpu_layers=n_gpu_layers,
+            verbose=verbose,
+            tuning=tuning,
+            cancel=cancel,
+            progress=progress,
+            adopt=adopt,
+        )
+        self.vocab: Vocabulary = engine.vocab
+        self.bank = Bank(engine, base, options.max_adapters)
+        self.prefix_cache: PrefixCache = engine.prefix_cache
+        try:
+            # at once: a file that is replaced later must not vouch for what was loaded
+            self.fingerprint = BaseFingerprint.of(base)
+            self.layout = CacheLayout.of(
+                options,
+                base,
+                n_ctx=engine.cells.n_cells,
+                memory=engine.memory_kind,
+                window=engine.window,
+            )
+        except BaseException:
+            engine.close()
+            raise
+
+    def sequence(self) -> TokenSequence:
+        """A new, empty sequence. Raises CacheFullError if all are in use."""
+        return TokenSequence(self.engine)
+
+    def names(self) -> Mapping[str, str]:
+        """The loaded adapters' names, by the hash of their weights."""
+        return {file.identity: name for name, file in self.bank.items()}
+
+    def check_open(self) -> None:
+        """Raises ClosedError after close()."""
+        _ = self.engine.ctx
+
+    def close(self) -> None:
+        """Frees everything; idempotent."""
+        with self.engine.lock:
+            self.engine.close()

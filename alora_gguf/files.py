@@ -1,0 +1,280 @@
+"""Files of any kind: written whole or not at all, and small ones read up to a limit.
+
+A file is written as `.NAME.*.part` beside its target, flushed to the disk and renamed. A lock on
+the part says that its writer lives, so the next writer of the name can remove abandoned ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import AloraError, FileFormatError, InputError, MissingFileError
+
+
+@contextlib.contextmanager
+def write_whole(
+    path: Path,
+    *,
+    overwrite: bool = True,
+    private: bool = False,
+    what: str = "file",
+    error: type[AloraError] = FileFormatError,
+) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `path` at the end of the block, in one step.
+
+    What it replaces keeps its permissions. Where a writer was killed, its part stays behind; the
+    next one for the same name removes it.
+
+    overwrite  whether a file that is there may be replaced
+    private    a new file can be read by its owner only
+    what       what is written, such as "GGUF", for messages
+    error      raised if the file system refuses
+
+    Raises InputError as check_target() does.
+    """
+    real = check_target(path, overwrite=overwrite, what=what, error=error)
+    _remove_abandoned(real)
+    try:
+        number, part = _create_part(real, 0o600 if private else 0o666)
+    except OSError as cause:
+        raise _cannot_write(path, cause, error) from cause
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+            file.flush()
+            _keep_mode(file, real)
+            os.fsync(file.fileno())
+            if sys.platform != "win32":  # while the lock says that the part has an owner
+                _move(part, real, path, overwrite=overwrite, what=what)
+        if sys.platform == "win32":  # an open file cannot be renamed there
+            _move(part, real, path, overwrite=overwrite, what=what)
+    except OSError as cause:
+        if isinstance(cause, AloraError):  # of the block
+            raise
+        raise _cannot_write(path, cause, error) from cause
+    finally:
+        with contextlib.suppress(OSError):  # the first error says more
+            part.unlink(missing_ok=True)
+
+
+def check_target(
+    path: Path,
+    *,
+    overwrite: bool = True,
+    what: str = "file",
+    instead: str = "",
+    error: type[AloraError] = FileFormatError,
+) -> Path:
+    """The file that writing to `path` makes: `path` itself or, as with cp, the file it links to.
+
+    `instead` is what to do in place of writing to a pipe. Raises InputError if a file cannot be
+    written there, before any work is done, and `error` if the file system will not tell.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
+        raise _cannot_write(path, cause, error) from cause
+    if mode is None and path.is_symlink():
+        raise InputError(
+            f"{path}: is a link to {os.path.realpath(path)}, which does not exist; remove the "
+            "link, or name the file itself"
+        )
+    if mode is None and not path.parent.is_dir():
+        raise InputError(f"{path}: its directory does not exist; create it first")
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InputError(
+            f"{path}: is a directory, expected a file name for the {what}; name a file in it"
+        )
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InputError(
+            f"{path}: is a pipe or a device, expected a file name: the {what} is written beside "
+            f"its target and renamed{instead and f'; {instead}'}"
+        )
+    if mode is not None and not overwrite:
+        raise _exists(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def read_small(
+    path: Path,
+    limit: int,
+    *,
+    what: str = "file",
+    error: type[AloraError] = FileFormatError,
+    way_out: str = "was another file saved under this name?",
+) -> bytes:
+    """The bytes of a file of at most `limit` bytes.
+
+    `what` it should be is said of a directory or a device, `way_out` of a larger file. Raises
+    MissingFileError if it is not there, `error` if it is not an ordinary file, larger, or something
+    else saved under its name, such as a Git LFS pointer.
+    """
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for its other end
+        data = b""
+        if regular:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: there is no such file", path) from None
+    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
+        raise error(f"{path}: cannot be read: {reason(cause)}") from cause
+    if not regular:
+        raise error(f"{path}: is a directory, a pipe or a device, expected a {what}")
+    if len(data) > limit:
+        raise error(f"{path}: has more than {limit} bytes, too many for a {path.name}; {way_out}")
+    known = describe_foreign(data[:64])
+    if known:
+        raise error(f"{path}: is {known}")
+    return data
+
+
+def read_json(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
+    """The fields of a JSON file that holds one object, unchecked.
+
+    Raises FileFormatError as read_small() does, and if it holds anything else.
+    """
+    try:
+        fields = json.loads(read_small(path, limit).decode())
+    except (ValueError, RecursionError) as cause:
+        raise FileFormatError(
+            f"{path}: is not JSON: {cause}; download it again, or save it again"
+        ) from None
+    if not isinstance(fields, dict):
+        raise FileFormatError(
+            f"{path}: holds {type(fields).__name__}, expected a JSON object; download it again, or "
+            "save it again"
+        )
+    return fields
+
+
+def describe_foreign(start: bytes) -> str | None:
+    """What a file that begins with `start` (64 bytes are enough) is, if it is a usual impostor."""
+    text = start.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page saved under this name: download the file itself, not its web page"
+    if start.startswith(b"PK\x03\x04"):
+        return "a zip archive, such as a pickled PyTorch checkpoint"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file"
+    if start[:4] in (b"ggjt", b"ggla", b"ggml", b"tjgg", b"algg", b"lmgg"):
+        return "a file of llama.cpp's time before GGUF: convert the original again"
+    if len(start) > 9 and start[8:9] == b"{" and start[4:8] == b"\0\0\0\0":
+        return "a safetensors file"
+    return None
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why the system refused, in its words."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to the disk; a refusal is passed over: the files are there."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            number = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(f"{path}: exists already; pass --force (overwrite=True) to replace it")
+
+
+def _cannot_write(path: Path, cause: OSError | ValueError, error: type[AloraError]) -> AloraError:
+    return error(f"{path}: cannot be written: {reason(cause)}")
+
+
+def _part_stem(real: Path) -> str:
+    """What the names of a file's parts begin with, short enough for the 255 bytes of a name."""
+    stem = f".{real.name}"
+    while len(os.fsencode(stem)) > 255 - len(".01234567.part"):
+        stem = stem[:-1]
+    return stem
+
+
+def _create_part(real: Path, mode: int) -> tuple[int, Path]:
+    """A new file beside `real`, owned for as long as it is open."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        part = real.with_name(f"{_part_stem(real)}.{os.urandom(4).hex()}.part")
+        try:
+            number = os.open(part, flags, mode)
+        except FileExistsError:
+            continue
+        _own(number)
+        if part.exists():
+            return number, part
+        os.close(number)  # taken for abandoned between creation and lock
+
+
+def _remove_abandoned(real: Path) -> None:
+    """Removes the parts of writers that were killed, and of nobody else."""
+    stem = _part_stem(real)
+    with contextlib.suppress(OSError), os.scandir(real.parent) as entries:
+        for entry in entries:
+            middle = entry.name[len(stem) + 1 : -len(".part")]
+            named_so = entry.name == f"{stem}.{middle}.part" and len(middle) == 8
+            if named_so and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_unless_owned(Path(entry.path))
+
+
+if sys.platform == "win32":
+
+    def _own(number: int) -> None:
+        """Nothing to do: the system refuses to delete a file that is open."""
+
+    def _remove_unless_owned(part: Path) -> None:
+        part.unlink()
+
+else:
+    import fcntl
+
+    def _own(number: int) -> None:
+        """Locks an open part; the lock ends with its process, however that ends."""
+        with contextlib.suppress(OSError):  # without locks, nobody can think it abandoned either
+            fcntl.flock(number, fcntl.LOCK_EX)
+
+    def _remove_unless_owned(part: Path) -> None:
+        number = os.open(part, os.O_RDWR)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+        finally:
+            os.close(number)
+
+
+def _keep_mode(file: BinaryIO, real: Path) -> None:
+    """Gives the file the permissions of the one that it replaces."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # there is none, or the file system keeps no modes
+            os.fchmod(file.fileno(), real.stat().st_mode & 0o777)
+
+
+def _move(part: Path, real: Path, path: Path, *, overwrite: bool, what: str) -> None:
+    if overwrite:
+        part.replace(real)
+    else:
+        try:
+            real.hardlink_to(part)  # unlike a rename, fails if the name was taken meanwhile
+        except FileExistsError:
+            raise _exists(path) from None
+        except OSError:  # a file system without hard links
+            check_target(path, overwrite=False, what=what)
+            part.replace(real)
+    sync_folder(real.parent)

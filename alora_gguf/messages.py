@@ -1,0 +1,109 @@
+"""What conversations are made of: messages and the documents they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ._kinds import check_fields
+from .errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks ("system", "user", "assistant", ...) and what is said."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that a conversation is about. Its `doc_id` is what answers cite."""
+
+    text: str
+    title: str | None = None
+    doc_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def fields(self) -> dict[str, str]:
+        """As chat templates get it: what is known of text, title and doc_id."""
+        fields = {"text": self.text, "title": self.title, "doc_id": self.doc_id}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+Said: TypeAlias = str | Message | Mapping[str, object]
+"""A message: the user's words, a Message, or OpenAI's mapping with role and content."""
+Texts: TypeAlias = Iterable[Document | str | Mapping[str, object]]
+"""Documents: each a Document, its text, or a mapping with text and perhaps title and doc_id."""
+
+
+def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
+    """`messages` as Messages. Raises InputError, naming the one that is none."""
+    return tuple(
+        Message("user", value) if isinstance(value, str) else as_message(value, f"messages[{i}]")
+        for i, value in enumerate(messages)
+    )
+
+
+def as_documents(documents: Texts) -> tuple[Document, ...]:
+    """`documents` as Documents. Raises InputError, naming the one that is none."""
+    if isinstance(documents, (str, Mapping, Document)):
+        raise InputError(f"documents must be a list, got {documents!r}")
+    return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
+
+
+def as_message(value: Message | Mapping[str, object], what: str) -> Message:
+    """`value` as a Message; mappings are OpenAI's {"role": ..., "content": ...}.
+
+    Content given as parts is joined if all parts are text. Raises InputError, naming `what`.
+    """
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} is {value!r}, expected a Message or a mapping with role, content")
+    role, content = value.get("role"), value.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = "".join(_text_part(part, what) for part in content)
+    if not isinstance(role, str) or not role:
+        raise InputError(f"{what}: its role is {role!r}, expected a word such as 'user'")
+    if not isinstance(content, str):
+        raise InputError(f"{what}: its content is {content!r}, expected text")
+    return Message(role, content)
+
+
+def _text_part(part: object, what: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise InputError(f"{what}: its content has a part that is not text: {part!r}")
+    return text
+
+
+def as_document(value: Document | str | Mapping[str, object], what: str) -> Document:
+    """`value` as a Document; a mapping has text and perhaps title and doc_id.
+
+    Raises InputError, naming `what`.
+    """
+    if isinstance(value, Document):
+        return value
+    if isinstance(value, str):
+        return Document(value)
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} is {value!r}, expected a Document, a text or a mapping with text")
+    unknown = sorted(set(value) - {"text", "title", "doc_id"})
+    if unknown:
+        raise InputError(f"{what}: has {unknown[0]!r}; known are text, title and doc_id")
+    text, title, doc_id = value.get("text"), value.get("title"), value.get("doc_id")
+    if not isinstance(text, str):
+        raise InputError(f"{what}: its text is {text!r}, expected a string")
+    if title is not None and not isinstance(title, str):
+        raise InputError(f"{what}: its title is {title!r}, expected a string")
+    if doc_id is not None and not isinstance(doc_id, (str, int)):
+        raise InputError(f"{what}: its doc_id is {doc_id!r}, expected a string")
+    return Document(text, title, None if doc_id is None else str(doc_id))
