@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import TYPE_CHECKING
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import InputError
 from alora_gguf.messages import Document, Message
 
@@ -44,6 +45,7 @@ class Request:
         return self.top_logprobs > 0
 
 
+@checked
 def rewrite(
     contract: Contract,
     messages: Sequence[Message],

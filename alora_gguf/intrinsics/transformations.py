@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from alora_gguf._kinds import checked
 from alora_gguf.options import TokenLogprob
 
 from .harmony import final_channel
@@ -41,6 +42,7 @@ class Outcome:
     used: tuple[TokenLogprob, ...] = ()
 
 
+@checked
 def transform(
     contract: Contract,
     text: str,
