@@ -18,7 +18,7 @@ from alora_gguf.convert.base.families import FAMILIES
 from alora_gguf.convert.peft.fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
 
 from .commands import chat_commands, commands, help_text, names
-from .names import parts as python_names
+from .names import errors, with_tables
 from .pictures import PICTURES
 
 FOLDER = Path(__file__).parent
@@ -107,7 +107,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "chat commands": chat_commands,
     **{f"{name} --help": help_of(name) for name in names()},
     **{path: file_of(path) for path in INCLUDED},
-    **python_names(),
+    "errors": errors,
 }
 
 
@@ -125,7 +125,7 @@ def render(text: str) -> str:
         between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         made = "\n".join([begin, *make(), end])
         text = between.sub(lambda _, made=made: made, text)  # type: ignore[misc]
-    return text
+    return with_tables(text)
 
 
 def _kind(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: without what says that it is not public, lists as lists."""
+"""Docstrings as the site shows them: aligned names and texts become lists."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ from typing import Any
 
 import griffe
 
-_NOT_PUBLIC = "Not part of the public API"
 _ITEM = re.compile(r"(?P<names>[\w/.()=, ]*?\w[\w/.()]*)\s{2,}(?P<text>\S.*)")
 
 
-class PublicOnly(griffe.Extension):
-    """Hides what is not public, and writes `name   what it is` blocks as lists."""
+class Lists(griffe.Extension):
+    """Writes `name   what it is` blocks as lists."""
 
     def on_object(self, *, obj: griffe.Object, loader: Any, **kwargs: Any) -> None:
         """Called for everything that was found."""
         if obj.docstring is None:
             return
-        if is_not_public(obj.docstring.value):
-            obj.public = False
         text = obj.docstring.value.replace("][", "]\\[")  # brackets, and no reference
         obj.docstring.value = "\n".join(as_lists(text.split("\n")))
-
-
-def is_not_public(docstring: str) -> bool:
-    """Whether it says so, wherever its lines break."""
-    return _NOT_PUBLIC in " ".join(docstring.split())
 
 
 def as_lists(lines: list[str]) -> Iterator[str]:
