@@ -45,17 +45,29 @@ class Verdict:
         return self.text
 
 
+OnVerdict = Callable[[int, Verdict], None]
+"""Called with an invocation's index and its verdict, as soon as it is over."""
+
+
 def run_invocations(
     runtime: Runtime,
     parent: Parent,
     invocations: Sequence[Invocation],
     on_text: OnText | None,
     cancel: CancelToken | None,
+    on_verdict: OnVerdict | None = None,
 ) -> list[Verdict]:
     """Session.invoke_many()'s work; the caller holds the session's lock."""
     started = time.perf_counter()
     engine = runtime.engine
     verdicts: dict[int, Verdict] = {}
+
+    def keep(fork: RunningInvocation) -> None:
+        index = fork.plan.index
+        verdicts[index] = verdict = _verdict(fork)
+        if on_verdict is not None:
+            on_verdict(index, verdict)
+
     with ExitStack() as kept_loaded:
         adapters = [
             kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale))
@@ -65,15 +77,14 @@ def run_invocations(
             plan_invocation(engine, parent, i, inv, adapters[i], started)
             for i, inv in enumerate(invocations)
         ]
-        runner = Runner(engine, started, on_text, cancel)
+        runner = Runner(engine, started, on_text, cancel, keep)
         shared = prefill_shared(engine, parent, plans, cancel)
         try:
             for plan in plans:
                 choose_parent(engine, plan, [parent] if shared is None else [shared, parent])
             count_shared(parent, shared, plans)
             while len(verdicts) < len(plans):
-                for fork in runner.run_batch(plans[len(verdicts) :]):
-                    verdicts[fork.plan.index] = _verdict(fork)
+                runner.run_batch(plans[len(verdicts) :])
         finally:
             engine.scheduler.leave()
             if shared is not None:
@@ -132,12 +143,12 @@ class Runner:
     started: float
     on_text: OnText | None
     cancel: CancelToken | None
+    on_done: Callable[[RunningInvocation], None]
 
-    def run_batch(self, plans: Sequence[InvocationPlan]) -> list[RunningInvocation]:
+    def run_batch(self, plans: Sequence[InvocationPlan]) -> None:
         """Runs as many of the plans, in order, as sequences and cells allow; at least one."""
         engine = self.engine
         forks: list[RunningInvocation] = []
-        done: list[RunningInvocation] = []
         try:
             self._fork_all(plans, forks)
             self._prefill(forks)
@@ -146,10 +157,10 @@ class Runner:
                     while fork.plan.reply.ended is None and tuple(fork.tokens) in fork.rows:
                         self._step(fork)
                     if fork.plan.reply.ended is not None:
-                        fork.total = time.perf_counter() - self.started
-                        done.append(fork)
                         forks.remove(fork)
                         engine.drop(fork.seq)  # its cells serve the others
+                        fork.total = time.perf_counter() - self.started
+                        self.on_done(fork)
                 if forks:
                     self._read_tokens(forks)
         finally:
@@ -158,7 +169,6 @@ class Runner:
                     engine.abandon(seq)
             if not engine.closed:
                 engine.collect()
-        return done
 
     # Forks ---------------------------------------------------------------------------------------
 
