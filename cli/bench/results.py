@@ -5,26 +5,14 @@ Samples are in the order they were taken in; seconds unless it says otherwise.
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alora_gguf.cli.plain_lora import HOW
+from alora_gguf.cli.measure import HOW, ratio
 
 Samples = tuple[float, ...]
 Way = Literal["alora", "lora", "base"]
-
-
-def median(samples: Samples) -> float:
-    """Of at least one sample."""
-    return statistics.median(samples)
-
-
-def ratio(above: Samples, below: Samples) -> float:
-    """Of the medians; infinity where there is nothing to divide by."""
-    divisor = median(below)
-    return median(above) / divisor if divisor else float("inf")
 
 
 @dataclass(frozen=True, slots=True)

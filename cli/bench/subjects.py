@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.cli.plain_lora import load_as_plain_lora
-
 from alora_gguf import AdapterFile, ContextOptions, Model, Sampling
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.gguf.base import BaseFile
@@ -156,7 +154,7 @@ def opened(
             model.load_adapter(name, each.path)
         if slots:
             plain = f"{choice.asked.name} as a plain LoRA"
-            load_as_plain_lora(model, plain, choice.asked.path)
+            model.load_adapter(plain, choice.asked.path, from_start=True)
         else:
             plain = choice.asked.name
             model.load_adapter(plain, choice.asked.path)

@@ -142,7 +142,7 @@ def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
 
 def _documents(given: Given) -> list[Document]:
     if given.is_demo and not given.docs and given.restore is None:
-        from alora_gguf.demo.script import DOCUMENTS
+        from alora_gguf.demo import DOCUMENTS
 
         return [Document(text) for text in DOCUMENTS]
     return [read_document(path, i) for i, path in enumerate(given.docs, 1)]

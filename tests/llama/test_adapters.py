@@ -9,7 +9,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.demo.chat import turn
+from examples.demo_model.chat import turn
 from alora_gguf.llama import Llama
 from tests.support.files import EXACT, Files
 
