@@ -130,6 +130,8 @@ lint: setup-checks
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
 	@$(BIN)/mypy native/fetch_upstream.py
+	@$(BIN)/python -m docs.house --contracts > build/contracts.log || { \
+	    cat build/contracts.log; exit 1; }
 	@$(MKDOCS)
 	@$(BIN)/clang-format --dry-run --Werror $(cxx_files)
 

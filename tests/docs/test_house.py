@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,52 @@ def test_floors_are_the_rooms_of_the_longest_chain(monkeypatch: pytest.MonkeyPat
         "alora_gguf.cli": {"alora_gguf"},
     }
     assert house.floors(graph) == ["alora_gguf", "chat", "engine", "errors"]
+
+
+# docs/architecture.md -----------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROWS = [
+    (re.findall(r"`([\w/]+)`", owner), set(re.findall(r"`([\w.]+)`", shunned)))
+    for owner, _, shunned in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)[
+        2:-1
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def contracts() -> dict[str, dict[str, list[str]]]:
+    from importlinter.api import read_configuration
+
+    found = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
+    return {contract["id"]: contract for contract in found}
+
+
+@pytest.mark.parametrize(("names", "shunned"), ROWS, ids=lambda x: "-".join(sorted(x)))
+def test_what_the_page_says_of_a_folder_is_its_contract(
+    contracts: dict[str, dict[str, list[str]]], names: list[str], shunned: set[str]
+) -> None:
+    ids = {name if name in contracts else "package" for name in names}
+    forbidden = set().union(*(contracts[each]["forbidden_modules"] for each in ids))
+    sources = set().union(*(contracts[each]["source_modules"] for each in ids))
+    assert shunned
+    assert shunned <= {name.removeprefix("alora_gguf.") for name in forbidden}
+    assert {f"alora_gguf.{name}" for name in names} <= sources | {"alora_gguf.faces"}
+
+
+def test_every_folder_is_on_the_page(contracts: dict[str, dict[str, list[str]]]) -> None:
+    named = {name for names, _ in ROWS for name in names}
+    folders = {path.parent.name for path in (ROOT / "alora_gguf").glob("*/__init__.py")}
+    assert folders | {"convert", "cli"} <= named | {"llama"}
+    assert set(contracts) - {"circles", "package"} <= named
+
+
+@pytest.mark.parametrize("way", ["invoke", "convert"])
+def test_the_ways_lead_through_files_that_exist(way: str) -> None:
+    section = PAGE.partition(f"## The way of an {way}" if way == "invoke" else "## The way of a ")[
+        2
+    ]
+    files = re.findall(r"`(\w+/\w+\.py|\w+\.py)`", section.partition("\n## ")[0])
+    assert len(files) > 5
+    for file in files:
+        assert any((folder / file).is_file() for folder in (ROOT / "alora_gguf", ROOT)), file
