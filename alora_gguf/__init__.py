@@ -17,7 +17,12 @@ _HOME = {
     "AdapterFormatError": "errors",
     "AdapterInUseError": "errors",
     "AdapterMismatchError": "errors",
+    "AdapterSummary": "gguf.summary",
     "AloraError": "errors",
+    "ArraySummary": "gguf.summary",
+    "Barrier": "engine.scheduler",
+    "BaseFile": "gguf.base",
+    "BaseSummary": "gguf.summary",
     "CacheFullError": "errors",
     "CacheHolder": "engine.cache_report",
     "CacheReport": "engine.cache_report",
@@ -25,6 +30,7 @@ _HOME = {
     "CancelToken": "options",
     "CancelledError": "errors",
     "Chat": "chat.chat",
+    "ChatSize": "chat.tokenizer",
     "ClosedError": "errors",
     "ContextOptions": "options",
     "ContractError": "errors",
@@ -60,10 +66,13 @@ _HOME = {
     "StoreError": "errors",
     "Timings": "options",
     "TokenLogprob": "options",
+    "Tokenizer": "chat.tokenizer",
     "TopLogprob": "options",
     "UnknownAdapterError": "errors",
     "UnsupportedAdapterError": "errors",
     "Verdict": "generate.invoke",
+    "inspect_gguf": "gguf.inspection",
+    "is_saved_session": "saved.container",
 }
 
 if TYPE_CHECKING:
@@ -72,11 +81,14 @@ if TYPE_CHECKING:
     from .chat.chat import Chat as Chat
     from .chat.reply import Reply as Reply
     from .chat.reply import ReplyOptions as ReplyOptions
+    from .chat.tokenizer import ChatSize as ChatSize
+    from .chat.tokenizer import Tokenizer as Tokenizer
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
+    from .engine.scheduler import Barrier as Barrier
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -106,6 +118,11 @@ if TYPE_CHECKING:
     from .generate.plan import Invocation as Invocation
     from .generate.sampling import Sampling as Sampling
     from .gguf.adapter import AdapterFile as AdapterFile
+    from .gguf.base import BaseFile as BaseFile
+    from .gguf.inspection import inspect_gguf as inspect_gguf
+    from .gguf.summary import AdapterSummary as AdapterSummary
+    from .gguf.summary import ArraySummary as ArraySummary
+    from .gguf.summary import BaseSummary as BaseSummary
     from .llama import Llama as Llama
     from .llama import LlamaState as LlamaState
     from .messages import Document as Document
@@ -116,6 +133,7 @@ if TYPE_CHECKING:
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob
+    from .saved.container import is_saved_session as is_saved_session
     from .session import Session as Session
     from .store.entry import StoreEntry as StoreEntry
     from .store.store import Store as Store

@@ -308,7 +308,7 @@ class Session:
         read = self._sequence.read(tokens, use, cancel=cancel, progress=progress)
         return replace(read, total=time.perf_counter() - started)
 
-    def _release_tail(self, n: int) -> None:
+    def release_tail(self, n: int) -> None:
         """Lets others have the room of all cells but the first `n`, should they need it; the
         conversation stays as it is.
         """

@@ -46,7 +46,7 @@ def command(threads: int | None, as_json: bool) -> None:
     and answers on the cells that the base has computed. At the end all five are asked at once, and
     what that cost is compared with plain LoRAs, which read everything anew.
     """
-    from alora_gguf import ContextOptions, Model
+    from alora_gguf import ContextOptions, Model, inspect_gguf
     from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
 
     from .demo_compare import compare
@@ -59,21 +59,23 @@ def command(threads: int | None, as_json: bool) -> None:
         model.chat(documents=DOCUMENTS) as chat,
     ):
         nbytes = sum(path.stat().st_size for path in (base, *adapters.values()))
-        screen.opening(model.n_parameters, nbytes)
+        n_parameters = inspect_gguf(base).n_parameters
+        screen.opening(n_parameters, nbytes)
         play = _Play(chat, screen)
         exchanges, calls = play.all()
         before = chat.session.state()
         result = compare(chat, calls)
         untouched = play.base_untouched and chat.session.state() == before
-        screen.comparison(result, threads=model.n_threads, base_untouched=untouched)
+        n_threads = model.n_threads
+        screen.comparison(result, threads=n_threads, base_untouched=untouched)
     screen.next_commands(adapters["uncertainty"])
     if as_json:
         import json
 
         found = {
-            "n_parameters": model.n_parameters,
+            "n_parameters": n_parameters,
             "nbytes": nbytes,
-            "threads": model.n_threads,
+            "threads": n_threads,
             "documents": list(DOCUMENTS),
             "transcript": [exchange.to_dict() for exchange in exchanges],
             "comparison": result.to_dict(),

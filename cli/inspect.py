@@ -14,7 +14,7 @@ import click
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    from alora_gguf.gguf.summary import (
+    from alora_gguf import (
         AdapterSummary,
         BaseSummary,
         FileSummary,
@@ -61,7 +61,7 @@ def command(path: Path, as_json: bool) -> None:
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
-    from alora_gguf.gguf.inspection import inspect_gguf
+    from alora_gguf import inspect_gguf
 
     summary = inspect_gguf(path)
     if as_json:
@@ -73,7 +73,7 @@ def command(path: Path, as_json: bool) -> None:
 
 def table(summary: AdapterSummary | BaseSummary) -> str:
     """The summary as text of at most 80 columns, apart from the path."""
-    from alora_gguf.gguf.summary import AdapterSummary
+    from alora_gguf import AdapterSummary
 
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
     lines = [f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"]
@@ -249,7 +249,7 @@ def _metadata(summary: FileSummary) -> list[str]:
 
 
 def _value(value: MetadataValue) -> str:
-    from alora_gguf.gguf.summary import ArraySummary
+    from alora_gguf import ArraySummary
 
     if isinstance(value, ArraySummary):
         return f"{value.count} values of type {value.array_of}"

@@ -16,11 +16,34 @@ import alora_gguf
 ROOT = Path(__file__).parents[1]
 
 GROUPS: Final = {
-    "Models": ("Model", "ContextOptions", "CancelToken", "AdapterFile", "Stats"),
+    "Models": (
+        "Model",
+        "ContextOptions",
+        "CancelToken",
+        "AdapterFile",
+        "BaseFile",
+        "Barrier",
+        "Stats",
+    ),
     "Chats": ("Chat", "Message", "Document", "Reply", "ReplyOptions", "Sampling"),
+    "Before a model is opened": (
+        "Tokenizer",
+        "ChatSize",
+        "inspect_gguf",
+        "AdapterSummary",
+        "BaseSummary",
+        "ArraySummary",
+    ),
     "Asking intrinsics": ("IntrinsicCall", "IntrinsicResult"),
     "What calls tell": ("Timings", "TokenLogprob", "TopLogprob"),
-    "Sessions": ("Session", "Generation", "Invocation", "Verdict", "Provenance"),
+    "Sessions": (
+        "Session",
+        "Generation",
+        "Invocation",
+        "Verdict",
+        "Provenance",
+        "is_saved_session",
+    ),
     "The cache": ("CacheReport", "CacheHolder", "CacheSpan"),
     "Llama": ("Llama", "LlamaState"),
     "The store": ("Store", "StoreEntry"),

@@ -492,7 +492,7 @@ def pieces_of(request: Request, n: int) -> Iterator[Piece]:
 
 class Barrier:
     """Nothing is computed until `n` calls wait in the engine's queue, or have ended without it, or
-    some time has gone by. Not part of the public API.
+    half a second has gone by; made by Model.barrier().
     """
 
     def __init__(self, engine: Engine, n: int, cancel: CancelToken) -> None:

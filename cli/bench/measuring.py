@@ -247,7 +247,7 @@ class Measuring:
         if self._subjects.slots:
             self._measure_together(session)
             self._decode(lambda slot: self._ask(session, slot, LONG_ANSWER), self._subjects.asked)
-            if self._memory is None and self._model._runtime.engine.memory_kind == "attention":
+            if self._memory is None and self._model.rewinds:
                 self._memory = self._measure_memory(session, n)
         else:
             self._decode(lambda name: self._ask_anew(name, WARM, LONG_ANSWER), self._subjects.plain)
@@ -339,7 +339,7 @@ class Measuring:
 
     def _notes(self, interrupted: bool) -> list[str]:
         notes = []
-        if self._subjects.slots and self._model._runtime.engine.memory_kind != "attention":
+        if self._subjects.slots and not self._model.rewinds:
             notes.append("memory was not measured: this base's memory is more than cells")
         if (spread := self._spread()) > _STEADY:
             notes.append(

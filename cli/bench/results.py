@@ -5,7 +5,8 @@ Samples are in the order they were taken in; seconds unless it says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,9 +139,7 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        from alora_gguf.gguf.summary import plain
-
-        shown: dict[str, Any] = plain(self)
+        shown: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         shown["plain_lora"] = HOW if self.has_alora else None
         for row, into in zip(self.contexts, shown["contexts"], strict=True):
             into["ratios"] = _context_ratios(row)

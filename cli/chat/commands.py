@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError, Sampling
+from alora_gguf import CancelToken, Chat, Document, InputError, Sampling, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
-from alora_gguf.saved.container import is_saved_session
 
 from .arguments import (
     SETTINGS,

@@ -10,6 +10,7 @@ from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
 from alora_gguf import (
+    BaseFile,
     CacheFullError,
     Chat,
     Document,
@@ -20,7 +21,6 @@ from alora_gguf import (
     Sampling,
     Store,
 )
-from alora_gguf.gguf.base import BaseFile
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import click
 
-from alora_gguf import AdapterFile, InputError, IntrinsicCall, ReplyOptions, Store
-from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf import AdapterFile, InputError, IntrinsicCall, ReplyOptions, Store, Tokenizer
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
 from alora_gguf.store.store import is_path
