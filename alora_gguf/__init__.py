@@ -38,12 +38,14 @@ _HOME = {
     "DecodeError": "errors",
     "Document": "messages",
     "FileFormatError": "errors",
+    "FinishReason": "options",
+    "GenerateOptions": "options",
     "Generation": "generate.generation",
     "HubError": "errors",
     "InputError": "errors",
-    "IntrinsicCall": "chat.asking",
+    "IntrinsicCall": "options",
     "IntrinsicResult": "chat.asking",
-    "Invocation": "generate.plan",
+    "Invocation": "options",
     "InvocationNotFoundError": "errors",
     "LibraryError": "errors",
     "Llama": "llama",
@@ -53,10 +55,10 @@ _HOME = {
     "Model": "model",
     "ModelError": "errors",
     "OutputError": "errors",
+    "Progress": "options",
     "Provenance": "engine.provenance",
     "Reply": "chat.reply",
-    "ReplyOptions": "chat.reply",
-    "Sampling": "generate.sampling",
+    "Sampling": "options",
     "SavedSessionError": "errors",
     "SchemaError": "errors",
     "Session": "session",
@@ -76,11 +78,9 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from .chat.asking import IntrinsicCall as IntrinsicCall
     from .chat.asking import IntrinsicResult as IntrinsicResult
     from .chat.chat import Chat as Chat
     from .chat.reply import Reply as Reply
-    from .chat.reply import ReplyOptions as ReplyOptions
     from .chat.tokenizer import ChatSize as ChatSize
     from .chat.tokenizer import Tokenizer as Tokenizer
     from .engine.cache_report import CacheHolder as CacheHolder
@@ -115,8 +115,6 @@ if TYPE_CHECKING:
     from .errors import UnsupportedAdapterError as UnsupportedAdapterError
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
-    from .generate.plan import Invocation as Invocation
-    from .generate.sampling import Sampling as Sampling
     from .gguf.adapter import AdapterFile as AdapterFile
     from .gguf.base import BaseFile as BaseFile
     from .gguf.inspection import inspect_gguf as inspect_gguf
@@ -130,6 +128,12 @@ if TYPE_CHECKING:
     from .model import Model as Model
     from .options import CancelToken as CancelToken
     from .options import ContextOptions as ContextOptions
+    from .options import FinishReason as FinishReason
+    from .options import GenerateOptions as GenerateOptions
+    from .options import IntrinsicCall as IntrinsicCall
+    from .options import Invocation as Invocation
+    from .options import Progress as Progress
+    from .options import Sampling as Sampling
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob

@@ -44,11 +44,11 @@ async def call(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) 
             if token is None:
                 token = bound.arguments["cancel"] = CancelToken()
                 work = partial(function, *bound.args, **bound.kwargs)
-    return await in_thread(work, token if isinstance(token, CancelToken) else None)
+    return await _in_thread(work, token if isinstance(token, CancelToken) else None)
 
 
-async def in_thread(work: Callable[[], _T], token: CancelToken | None) -> _T:
-    """call() for work that was given its token already. Not part of the public API."""
+async def _in_thread(work: Callable[[], _T], token: CancelToken | None) -> _T:
+    """call() for work that was given its token already."""
     context = contextvars.copy_context()
     future = asyncio.get_running_loop().run_in_executor(_threads(), context.run, _result, work)
     try:
@@ -74,11 +74,11 @@ def _result(work: Callable[[], _T]) -> _T:
         ) from error
 
 
-async def iterate(step: Callable[[], str | None], token: CancelToken) -> AsyncGenerator[str, None]:
+async def _iterate(step: Callable[[], str | None], token: CancelToken) -> AsyncGenerator[str, None]:
     """Pieces of a reply as `step` returns them, until None; a reply that is left before goes on
-    when it is iterated over again. Not part of the public API.
+    when it is iterated over again.
     """
-    while (piece := await in_thread(step, token)) is not None:
+    while (piece := await _in_thread(step, token)) is not None:
         yield piece
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ._kinds import check_fields
 from .errors import InputError
 
 
@@ -16,6 +17,9 @@ class Message:
     role: str
     content: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -24,6 +28,9 @@ class Document:
     text: str
     title: str | None = None
     doc_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def fields(self) -> dict[str, str]:
         """As chat templates get it: what is known of text, title and doc_id."""
@@ -48,7 +55,7 @@ def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
 def as_documents(documents: Texts) -> tuple[Document, ...]:
     """`documents` as Documents. Raises InputError, naming the one that is none."""
     if isinstance(documents, (str, Mapping, Document)):
-        raise InputError(f"documents: expected a list of documents, got {documents!r}")
+        raise InputError(f"documents must be a list, got {documents!r}")
     return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
 
 

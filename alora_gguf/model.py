@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from ._kinds import checked
 from .chat.chat import Chat
 from .chat.contracts import Contracts
 from .chat.template import ChatTemplate
@@ -21,17 +21,21 @@ from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
 from .messages import Message, Said, Texts
-from .options import CancelToken, ContextOptions, check_int, default_threads
+from .options import CancelToken, ContextOptions, check_int, context_options, default_threads
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .engine.native import Stats
+    from .options import ContextFields
 
 PathLike = str | os.PathLike[str]
 
 
+@checked
 class Model:
     """A loaded base model. Opens, serves sessions, is closed; also a context manager.
 
@@ -45,39 +49,29 @@ class Model:
         path: PathLike,
         *,
         adapters: Mapping[str, PathLike] | None = None,
-        n_ctx: int | None = None,
-        n_seq_max: int | None = None,
-        n_threads: int | None = None,
-        n_gpu_layers: int = 0,
         options: ContextOptions | None = None,
         verbose: bool = False,
         progress: Callable[[float], None] | None = None,
         cancel: CancelToken | None = None,
-        tuning: Tuning | None = None,
+        _tuning: Tuning | None = None,
+        **changes: Unpack[ContextFields],
     ) -> None:
         """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
 
-        `n_ctx`, `n_seq_max` and `n_threads` override those of `options`. `n_gpu_layers` layers go
-        to the GPU, all if it is negative. `verbose` shows llama.cpp's log. `progress` is called
-        with the loaded fraction of the weights, 0 to 1. `tuning` is not part of the public API.
+        Fields of ContextOptions can be given as keywords, such as `n_ctx=4096`; they win over
+        `options`. `verbose` shows llama.cpp's log. `progress` is called with the loaded fraction of
+        the weights, 0 to 1.
 
-        Raises LibraryError, ModelError, InputError, CancelledError, and AdapterError for the
-        adapters.
+        Raises LibraryError, MissingFileError, ModelError, InputError, CancelledError, and
+        AdapterError for the adapters.
         """
-        check_int(n_gpu_layers, "n_gpu_layers", -(2**31))
-        options = options or ContextOptions()
-        options = replace(
-            options,
-            n_ctx=options.n_ctx if n_ctx is None else n_ctx,
-            n_seq_max=options.n_seq_max if n_seq_max is None else n_seq_max,
-            n_threads=options.n_threads if n_threads is None else n_threads,
-        )
+        options = context_options(options, changes, "Model()")
         self._runtime = runtime = Runtime(
             BaseFile.read(path),
             options,
-            n_gpu_layers=n_gpu_layers,
+            n_gpu_layers=options.n_gpu_layers,
             verbose=verbose,
-            tuning=tuning,
+            tuning=_tuning,
             cancel=cancel,
             progress=progress,
         )
@@ -280,13 +274,19 @@ class Model:
     # The life of a model -------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Frees everything. Its sessions can then only be closed. A second call does nothing."""
+        """Frees everything. Its sessions can then only be closed. Idempotent."""
         self._runtime.close()
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self._runtime.engine.closed
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Model {self.path}: closed>"
+        adapters = ", ".join(self._runtime.bank) or "no adapters"
+        return f"<Model {self.path}: {self.architecture}, {self.n_ctx} cells, {adapters}>"
 
     def __enter__(self) -> Model:
         return self

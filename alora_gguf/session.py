@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ._kinds import checked
 from .engine.bank import ActiveAdapter
 from .engine.provenance import BASE, Spans, spans_for
 from .engine.runtime import Runtime
@@ -17,17 +18,29 @@ from .engine.sequence import TokenSequence
 from .errors import InputError
 from .generate.generation import Generation
 from .generate.invoke import Verdict, run_invocations
-from .generate.plan import Invocation, Parent
-from .generate.sampling import Sampler, Sampling
-from .generate.text_stream import check_stops
-from .options import CancelToken, Progress, Timings, check_int
+from .generate.plan import Parent
+from .generate.sampling import Sampler
+from .options import (
+    CancelToken,
+    GenerateOptions,
+    Invocation,
+    Progress,
+    Timings,
+    changed,
+    check_int,
+    reply_options,
+)
 from .saved.session_file import write_saved
 from .saved.snapshot import snapshot
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .model import Model
+    from .options import GenerateFields
 
 
+@checked
 class Session:
     """A conversation on a Model; made by Model.session().
 
@@ -45,7 +58,7 @@ class Session:
     def __init__(
         self, model: Model, runtime: Runtime, *, sequence: TokenSequence | None = None
     ) -> None:
-        """Use Model.session()."""
+        """Model.session() calls it."""
         self._model = model
         self._runtime = runtime
         self._engine = runtime.engine
@@ -139,47 +152,40 @@ class Session:
 
     def generate(
         self,
+        options: GenerateOptions | None = None,
         *,
         prompt: Sequence[int] | None = None,
-        max_tokens: int = 256,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        adapter: str | None = None,
-        scale: float = 1.0,
-        schema: Mapping[str, Any] | None = None,
-        logprobs: int | None = None,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
+        **changes: Unpack[GenerateFields],
     ) -> Generation:
         """Starts a reply to the conversation, which is read first if need be.
 
         Returns an iterator of its text; `generate(...).read()` gives the whole. With a `prompt`
-        (token ids) the conversation becomes exactly that first, as sync() makes it. With an
-        `adapter` as for append(). With a JSON `schema` the reply is JSON that matches it; with
-        `logprobs` the log-probabilities of its tokens are kept, and of so many alternatives.
-        `cancel` raises here, and later ends the reply where it is. Raises as append() does,
-        InputError if there is nothing to reply to, and SchemaError.
+        (token ids) the conversation becomes exactly that first, as sync() makes it. Fields of
+        GenerateOptions and Sampling can be given as keywords, which win over `options`; an
+        `adapter` is used as by append(). `cancel` raises here, and later ends the reply where it
+        is. Raises InvocationNotFoundError, UnknownAdapterError, SchemaError, and InputError for
+        wrong options or if there is nothing to reply to.
         """
         started = time.perf_counter()
-        stops = check_stops(stop)
-        check_int(max_tokens, "max_tokens", 1)
-        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
+        how = reply_options(options, changes, "Session.generate()")
+        with self._sequence.lock, self._runtime.bank.using(how.adapter, how.scale) as use:
             self._begin()
             sequence, vocab = self._sequence, self._engine.vocab
             before = sequence.tokens
             tokens = before if prompt is None else vocab.check(prompt, "prompt")
             if not tokens:
                 raise InputError("the conversation is empty; append something to it first")
-            options = sampling or Sampling()
-            sampler = Sampler(options, vocab, schema=schema, top_logprobs=logprobs)
+            sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
             first = use.first_position(tokens, vocab)
             read = sequence.read(tokens, use, logits=True, cancel=cancel, progress=progress)
             try:
                 generation = Generation(
                     sequence,
                     sampler,
-                    stops=stops,
-                    max_tokens=max_tokens,
+                    stops=tuple(how.stop),
+                    max_tokens=how.max_tokens,
                     spans=spans_for(first, use.provenance),
                     prefill=read,
                     started=started,
@@ -195,22 +201,33 @@ class Session:
 
     def invoke(
         self,
-        invocation: Invocation,
+        invocation: str | Invocation | None,
+        suffix: str | Sequence[int] | None = None,
         *,
         on_text: Callable[[int, str], None] | None = None,
         cancel: CancelToken | None = None,
+        **changes: Unpack[GenerateFields],
     ) -> Verdict:
-        """Asks one adapter about the conversation; see invoke_many()."""
-        return self.invoke_many([invocation], on_text=on_text, cancel=cancel)[0]
+        """Asks one adapter about the conversation, by an Invocation or by its name (None: the base
+        model) and a `suffix`; fields of GenerateOptions and Sampling can be given as keywords. See
+        invoke_many().
+        """
+        if isinstance(invocation, Invocation):
+            if suffix is not None:
+                raise InputError("a suffix goes into the Invocation or beside a name, not both")
+        else:
+            invocation = Invocation(invocation, suffix)
+        asked = changed(invocation, changes, "Session.invoke()")
+        return self.invoke_many([asked], on_text=on_text, cancel=cancel)[0]
 
     def invoke_many(
         self,
-        invocations: Sequence[Invocation],
+        invocations: Sequence[str | Invocation | None],
         *,
         on_text: Callable[[int, str], None] | None = None,
         cancel: CancelToken | None = None,
     ) -> list[Verdict]:
-        """Asks several adapters about the conversation at once, each on a fork of it, which is then
+        """Asks several adapters (by name, or as Invocations) at once, each on a fork that is then
         dropped: the conversation and its cells stay as they are, even amid a generation.
 
         All suffixes are read in one batch, and all replies grow by a token per step in one batch.
@@ -221,6 +238,7 @@ class Session:
         UnknownAdapterError, InputError before anything is read, CacheFullError if not even one
         fits.
         """
+        asked = [_as_invocation(each) for each in invocations]
         with self._sequence.lock:
             self._begin(writes=False)
             mine = self._sequence
@@ -230,7 +248,7 @@ class Session:
                 with self._runtime.bank.using(None, 1.0) as base:
                     mine.read(mine.tokens, base, cancel=cancel)
             parent = Parent(mine.seq, mine.cached, tuple(mine.tokens), mine.logits)
-            return run_invocations(self._runtime, parent, invocations, on_text, cancel)
+            return run_invocations(self._runtime, parent, asked, on_text, cancel)
 
     # Saving --------------------------------------------------------------------------------------
 
@@ -250,8 +268,8 @@ class Session:
     # The life of a session -----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends it; its cells stay for others that begin like it, while nobody needs their room. A
-        second call does nothing.
+        """Ends it; its cells stay for others that begin like it, while nobody needs their room.
+        Idempotent.
         """
         with self._sequence.lock:
             self._end_live_generation()
@@ -261,6 +279,11 @@ class Session:
     def closed(self) -> bool:
         """Whether the session or its model was closed."""
         return self._sequence.closed
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Session: closed>"
+        return f"<Session: {len(self._sequence.tokens)} tokens, {self.cached} cached>"
 
     def __enter__(self) -> Session:
         return self
@@ -321,3 +344,11 @@ class Session:
         with self._sequence.lock:
             if not self.closed:
                 self._sequence.go_back(tokens)
+
+
+def _as_invocation(value: object) -> Invocation:
+    if isinstance(value, Invocation):
+        return value
+    if value is None or isinstance(value, str):
+        return Invocation(value)
+    raise InputError(f"expected an adapter's name, None or an Invocation, got {value!r}")

@@ -209,10 +209,10 @@ class _Play:
 
     def _answer(self, turn: Turn) -> tuple[str, Timings]:
         """The base's likeliest answer, as it comes."""
-        from alora_gguf import ReplyOptions, Sampling
+        from alora_gguf import GenerateOptions, Sampling
 
         self._screen.answer_begins()
-        options = ReplyOptions(max_tokens=_ANSWER_TOKENS, sampling=Sampling(temperature=0.0))
+        options = GenerateOptions(max_tokens=_ANSWER_TOKENS, sampling=Sampling(temperature=0.0))
         reply = self._chat.reply(options, stream=True)
         for piece in reply:
             self._screen.piece(piece)

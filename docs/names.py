@@ -25,7 +25,7 @@ GROUPS: Final = {
         "Barrier",
         "Stats",
     ),
-    "Chats": ("Chat", "Message", "Document", "Reply", "ReplyOptions", "Sampling"),
+    "Chats": ("Chat", "Message", "Document", "Reply", "GenerateOptions", "Sampling"),
     "Before a model is opened": (
         "Tokenizer",
         "ChatSize",
@@ -35,7 +35,7 @@ GROUPS: Final = {
         "ArraySummary",
     ),
     "Asking intrinsics": ("IntrinsicCall", "IntrinsicResult"),
-    "What calls tell": ("Timings", "TokenLogprob", "TopLogprob"),
+    "What calls tell": ("Timings", "FinishReason", "Progress", "TokenLogprob", "TopLogprob"),
     "Sessions": (
         "Session",
         "Generation",
@@ -61,7 +61,11 @@ MODULES: Final = {
     ),
 }  # fmt: skip
 # what has no docstring of its own
-_CONSTANTS: Final = {"alora_gguf.demo.INTRINSICS": "The names of the demo model's intrinsics"}
+_CONSTANTS: Final = {
+    "alora_gguf.demo.INTRINSICS": "The names of the demo model's intrinsics",
+    "alora_gguf.FinishReason": "Why a reply ended",
+    "alora_gguf.Progress": "Called with the tokens read so far and all there are to read",
+}
 
 
 def parts() -> dict[str, Callable[[], Iterator[str]]]:
@@ -117,14 +121,22 @@ def _table(paths: list[str]) -> Callable[[], Iterator[str]]:
 def _home(path: str) -> str:
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    return f"{getattr(found, '__module__', module)}.{name}"
+    return f"{_module_of(path, found)}.{name}"
+
+
+def _module_of(path: str, found: object) -> str:
+    """Where a public name is defined; what has no docstring does not say itself."""
+    module, _, name = path.rpartition(".")
+    if path in _CONSTANTS and module == "alora_gguf":
+        return f"alora_gguf.{alora_gguf._HOME[name]}"
+    return getattr(found, "__module__", module)
 
 
 def _of(path: str) -> tuple[Path, str]:
     """Where a name is defined, in the repository, and the first sentence of its docstring."""
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    home = importlib.import_module(getattr(found, "__module__", module))
+    home = importlib.import_module(_module_of(path, found))
     file = Path(inspect.getsourcefile(home) or "").resolve().relative_to(ROOT)
     text = _CONSTANTS.get(path) or inspect.getdoc(found) or ""
     first = re.split(r"(?<=[.;:])\s(?![^()]*\))|\n\n", text, maxsplit=1)[0]

@@ -255,7 +255,7 @@ from alora_gguf import aio
 async def main():
     model = await aio.call(ag.Model, sys.argv[1], n_ctx=2048, n_threads=1)
     chat = model.chat()
-    endless = ag.ReplyOptions(max_tokens=1500, sampling=ag.Sampling(
+    endless = ag.GenerateOptions(max_tokens=1500, sampling=ag.Sampling(
         temperature=1.0, seed=1, logit_bias={i: float("-inf") for i in END}))
     task = asyncio.ensure_future(aio.call(chat.say, "hello", endless))
     while len(chat.messages) < 2:

@@ -30,7 +30,8 @@ def sessions(model: ag.Model, token: ag.CancelToken) -> list[int]:
         for piece in reply:
             print(piece.upper(), timings.reused + 1)
         verdict: ag.Verdict = session.invoke(ag.Invocation("x", "?", schema={"type": "boolean"}))
-        verdicts = session.invoke_many([ag.Invocation("x"), ag.Invocation(None, [1])])
+        verdicts = session.invoke_many([ag.Invocation("x"), "y", ag.Invocation(None, [1])])
+        verdict = session.invoke("x", " why?", max_tokens=3, temperature=0.5)
         print(verdict.text, verdicts[0].timings.tokens_per_second, reply.finish_reason)
         session.save(Path("s"), notes={"a": 1})
         other = session.fork()
@@ -38,7 +39,7 @@ def sessions(model: ag.Model, token: ag.CancelToken) -> list[int]:
 
 
 def chats(model: ag.Model) -> str:
-    options = ag.ReplyOptions(max_tokens=5, adapter="x", logprobs=2, schema={"type": "null"})
+    options = ag.GenerateOptions(max_tokens=5, adapter="x", logprobs=2, schema={"type": "null"})
     with model.chat(
         system="s",
         documents=["one", ag.Document("two", title="t"), {"text": "three"}],
@@ -46,6 +47,7 @@ def chats(model: ag.Model) -> str:
         template_arguments={"mood": "good"},
     ) as chat:
         reply = chat.say("x", options)
+        reply = chat.say("x", options, max_tokens=6, temperature=0, stop="\\n")
         assert_type(reply, ag.Reply)
         for piece in chat.say("y", stream=True, cancel=ag.CancelToken()):
             assert_type(piece, str)
@@ -61,7 +63,7 @@ def chats(model: ag.Model) -> str:
         taken: list[ag.Message] = chat.rewind(2)
         chat.save("c")
         assert_type(model.restore("c"), ag.Chat)
-        result = chat.invoke("uncertainty", {"a": "b"})
+        result = chat.invoke("uncertainty", {"a": "b"}, max_tokens=5, seed=1)
         assert_type(result, ag.IntrinsicResult)
         number: float = result.value["certainty"] * 2
         if result.error is not None:
@@ -123,9 +125,11 @@ model = ag.Model("m.gguf", n_ctx="512")  # arg-type
 model = ag.Model("m.gguf", n_gpu=1)  # call-arg
 chat = model.chat(documents=[3])  # list-item
 chat.say(3)  # arg-type
-chat.say("x", max_tokens=3)  # call-arg
-chat.say("x", ag.ReplyOptions(3))  # call-arg
-chat.say("x", ag.ReplyOptions(schema="{}"))  # arg-type
+chat.say("x", max_tokens="3")  # arg-type
+chat.say("x", max_token=3)  # call-arg
+chat.invoke("x", logprobs=3)  # call-arg
+chat.say("x", ag.GenerateOptions(3))  # call-arg
+chat.say("x", ag.GenerateOptions(schema="{}"))  # arg-type
 chat.messages = []  # misc
 chat.invoke("a", {"b": 3})  # dict-item
 chat.invoke(["a"])  # arg-type

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from alora_gguf.errors import InputError, OutputError
-from alora_gguf.generate.generation import FinishReason
 from alora_gguf.generate.invoke import Verdict
-from alora_gguf.generate.plan import Invocation
-from alora_gguf.generate.sampling import Sampling
 from alora_gguf.intrinsics import Contract, Request, rewrite, transform
-from alora_gguf.options import CancelToken, Timings, TokenLogprob, check_int
+from alora_gguf.options import (
+    CancelToken,
+    FinishReason,
+    IntrinsicCall,
+    Invocation,
+    Sampling,
+    Timings,
+    TokenLogprob,
+    changed,
+    check_int,
+)
 from alora_gguf.session import Session
 
 from .contracts import Contracts
@@ -21,25 +28,6 @@ from .prompt import Dialogue
 
 MAX_TOKENS: Final = 512
 """The most tokens of a reply where neither contract nor caller sets a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntrinsicCall:
-    """An intrinsic to ask: the name of its adapter, and `arguments` for its contract's instruction.
-
-    It is asked about the first `upto` messages (None: all), so that what judges a question can be
-    asked when it was answered. `scale` multiplies the adapter's own alpha/rank. `max_tokens` and
-    `sampling` are the contract's unless given; where that does not say either, at most 512 tokens
-    and the likeliest ones.
-    """
-
-    name: str
-    arguments: Mapping[str, str] = field(default_factory=dict)
-    _: KW_ONLY
-    upto: int | None = None
-    scale: float = 1.0
-    max_tokens: int | None = None
-    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +57,40 @@ class IntrinsicResult:
             raise self.error
         return self._value
 
+    def __str__(self) -> str:
+        return self.text
 
-def as_call(call: str | IntrinsicCall) -> IntrinsicCall:
-    """`call`, or a call of that name without arguments. Raises InputError for anything else."""
-    if isinstance(call, IntrinsicCall):
-        return call
+
+def as_call(call: str | IntrinsicCall, arguments: Mapping[str, str] | None = None) -> IntrinsicCall:
+    """`call`, or a call of that name, with `arguments`. Raises InputError for anything else."""
     if isinstance(call, str):
-        return IntrinsicCall(call)
-    raise InputError(f"expected an intrinsic's name or an IntrinsicCall, got {call!r}")
+        return IntrinsicCall(call, arguments or {})
+    if not isinstance(call, IntrinsicCall):
+        raise InputError(f"expected an intrinsic's name or an IntrinsicCall, got {call!r}")
+    if arguments is None:
+        return call
+    if call.arguments:
+        raise InputError("arguments were given twice: in the call and beside it")
+    return replace(call, arguments=arguments)
+
+
+def changed_call(
+    contracts: Contracts, call: IntrinsicCall, changes: Mapping[str, Any]
+) -> IntrinsicCall:
+    """`call` with `changes` by names of its fields or of Sampling's; those change what the contract
+    says. Raises InputError, UnknownAdapterError, ContractError.
+    """
+
+    def sampling(call: IntrinsicCall) -> Sampling:
+        contract = contracts.of(call.name)
+        return call.sampling or sampling_of(contract, limit_of(contract, call))
+
+    return changed(call, changes, "Chat.invoke()", sampling)
+
+
+def limit_of(contract: Contract, call: IntrinsicCall) -> int:
+    """The most tokens of a call's reply."""
+    return call.max_tokens or contract.max_tokens or MAX_TOKENS
 
 
 def ask_all(
@@ -154,18 +168,16 @@ class Question:
     def _of(
         cls, contract: Contract, request: Request, call: IntrinsicCall, prompt: Sequence[int]
     ) -> Question:
-        if call.max_tokens is not None:
-            check_int(call.max_tokens, "max_tokens", 1)
-        limit = call.max_tokens or contract.max_tokens or MAX_TOKENS
+        limit = limit_of(contract, call)
         invocation = Invocation(
             call.name,
             prompt=prompt,
             scale=call.scale,
             max_tokens=limit,
-            sampling=call.sampling or sampling_of(contract),
-            schema=None if request.response_format is None else dict(request.response_format),
+            sampling=call.sampling or sampling_of(contract, limit),
+            schema=request.response_format,
             logprobs=request.top_logprobs if request.want_logprobs else None,
-            stop=contract.stop,
+            stop=contract.stop if call.stop is None else call.stop,
         )
         # errors name the limit that there was
         limits = {"max_completion_tokens": limit, "max_tokens": limit}
@@ -208,9 +220,12 @@ class Question:
         )
 
 
-def sampling_of(contract: Contract, otherwise: Mapping[str, float] | None = None) -> Sampling:
-    """The contract's parameters; `otherwise` are those, by Sampling's names, where it does not say.
-    What neither says has no effect.
+def sampling_of(
+    contract: Contract, limit: int, otherwise: Mapping[str, float] | None = None
+) -> Sampling:
+    """The contract's parameters for a reply of at most `limit` tokens, all of which its penalties
+    count; `otherwise` are those, by Sampling's names, where it does not say. What neither says has
+    no effect.
     """
     otherwise = otherwise or {}
 
@@ -231,6 +246,6 @@ def sampling_of(contract: Contract, otherwise: Mapping[str, float] | None = None
         repeat_penalty=number("repetition_penalty", 1.0, "repeat_penalty"),
         frequency_penalty=number("frequency_penalty", 0.0),
         presence_penalty=number("presence_penalty", 0.0),
-        repeat_last_n=contract.max_tokens or MAX_TOKENS,
+        repeat_last_n=limit,
         seed=seed if isinstance(seed, int) else None,
     )

@@ -6,26 +6,38 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_message, as_said
-from alora_gguf.options import CancelToken, Progress, Timings, check_int
+from alora_gguf.options import (
+    CancelToken,
+    GenerateOptions,
+    IntrinsicCall,
+    Progress,
+    Timings,
+    check_int,
+    reply_options,
+)
 from alora_gguf.session import Session
 
-from .asking import IntrinsicCall, IntrinsicResult, as_call, ask_all
+from .asking import IntrinsicResult, as_call, ask_all, changed_call
 from .contracts import Contracts
 from .prompt import Dialogue
-from .reply import Reply, ReplyOptions
+from .reply import Reply
 from .saved_chat import ChatNotes, damaged
 from .template import ChatTemplate, Transcript
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from alora_gguf.model import Model
+    from alora_gguf.options import CallFields, GenerateFields
 
 
+@checked
 class Chat:
     """A conversation in messages, written by the model's own chat template; made by Model.chat().
 
@@ -47,7 +59,7 @@ class Chat:
         documents: Texts = (),
         arguments: Mapping[str, object] | None = None,
     ) -> None:
-        """Use Model.chat(). Raises InputError."""
+        """Model.chat() calls it. Raises InputError."""
         self._session = session
         self._vocab = session._runtime.vocab
         self._contracts = contracts
@@ -143,33 +155,38 @@ class Chat:
     def say(
         self,
         text: str,
-        options: ReplyOptions | None = None,
+        options: GenerateOptions | None = None,
         *,
         stream: bool = False,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
+        **changes: Unpack[GenerateFields],
     ) -> Reply:
         """Adds what the user says, and replies: the whole reply, or with `stream` one that runs as
-        it is iterated over.
+        it is iterated over. Fields of GenerateOptions and Sampling can be given as keywords, which
+        win over `options`: `chat.say("Hi", max_tokens=64, temperature=0)`.
 
         `cancel` raises while the conversation is read, and later ends the reply where it is. Raises
-        UnknownAdapterError and SchemaError for `options`.
+        UnknownAdapterError and SchemaError for the options.
         """
+        how = reply_options(options, changes, "Chat.say()")
         with self._lock:
             messages = (*self._begin(), _one(text))
-            return self._reply(messages, options, stream, cancel, progress)
+            return self._reply(messages, how, stream, cancel, progress)
 
     def reply(
         self,
-        options: ReplyOptions | None = None,
+        options: GenerateOptions | None = None,
         *,
         stream: bool = False,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
+        **changes: Unpack[GenerateFields],
     ) -> Reply:
         """Replies to the conversation as it is; see say()."""
+        how = reply_options(options, changes, "Chat.reply()")
         with self._lock:
-            return self._reply(self._begin(), options, stream, cancel, progress)
+            return self._reply(self._begin(), how, stream, cancel, progress)
 
     def rewind(self, turns: int = 1) -> list[Message]:
         """Takes back the last `turns` messages of the user and all that followed; returns them."""
@@ -215,16 +232,14 @@ class Chat:
         arguments: Mapping[str, str] | None = None,
         *,
         cancel: CancelToken | None = None,
+        **changes: Unpack[CallFields],
     ) -> IntrinsicResult:
         """Asks an intrinsic about the conversation, by the name of its adapter; `arguments` fill in
-        its contract's instruction. See invoke_many().
+        its contract's instruction. Fields of IntrinsicCall and Sampling can be given as keywords,
+        such as `max_tokens=64`. See invoke_many().
         """
-        if arguments is not None:
-            call = as_call(call)
-            if call.arguments:
-                raise InputError("arguments were given twice: in the call and beside it")
-            call = replace(call, arguments=arguments)
-        return self.invoke_many([call], cancel=cancel)[0]
+        asked = changed_call(self._contracts, as_call(call, arguments), changes)
+        return self.invoke_many([asked], cancel=cancel)[0]
 
     def invoke_many(
         self, calls: Sequence[str | IntrinsicCall], *, cancel: CancelToken | None = None
@@ -236,8 +251,6 @@ class Chat:
         error of its own result only. Raises UnknownAdapterError, ContractError, and InputError for
         arguments that a contract does not take or lacks.
         """
-        if isinstance(calls, (str, IntrinsicCall)):
-            raise InputError(f"expected a list of intrinsics, got {calls!r}; use invoke() for one")
         asked = [as_call(call) for call in calls]
         with self._lock:
             self._check_open()
@@ -299,8 +312,8 @@ class Chat:
         return chat
 
     def close(self) -> None:
-        """Ends it; its cells stay for others that begin like it, while nobody needs their room. A
-        second call does nothing.
+        """Ends it; its cells stay for others that begin like it, while nobody needs their room.
+        Idempotent.
         """
         with self._lock:
             self._end_live()
@@ -310,6 +323,11 @@ class Chat:
     def closed(self) -> bool:
         """Whether the chat or its model was closed."""
         return self._session.closed
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Chat: closed>"
+        return f"<Chat: {len(self.messages)} messages, {len(self.tokens)} tokens>"
 
     def __enter__(self) -> Chat:
         return self
@@ -416,33 +434,24 @@ class Chat:
     def _reply(
         self,
         messages: tuple[Message, ...],
-        options: ReplyOptions | None,
+        how: GenerateOptions,
         stream: bool,
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Reply:
-        options, cancel = options or ReplyOptions(), cancel or CancelToken()
+        cancel = cancel or CancelToken()
         if not messages:
             raise InputError("there is nothing to reply to; say something first")
         before = self._said, self._transcript, self._reader
         tokens = self._session.tokens
-        file = None if options.adapter is None else self._contracts.adapter(options.adapter)
+        file = None if how.adapter is None else self._contracts.adapter(how.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
         generation = self._session.generate(
-            prompt=prompt.tokens,
-            max_tokens=options.max_tokens,
-            sampling=options.sampling,
-            stop=options.stop,
-            adapter=options.adapter,
-            scale=options.scale,
-            schema=options.schema,
-            logprobs=options.logprobs,
-            cancel=cancel,
-            progress=progress,
+            how, prompt=prompt.tokens, cancel=cancel, progress=progress
         )
         # a plain LoRA reads all of it; what an aLoRA wrote is the base's to read
         plain_lora = file is not None and not file.invocation
-        self._reader = (options.adapter, options.scale) if plain_lora else (None, 1.0)
+        self._reader = (how.adapter, how.scale) if plain_lora else (None, 1.0)
         self._transcript, self._held = prompt, None
         reply = Reply(generation, cancel, self._lock, self._take)
         self._said = (messages, reply)

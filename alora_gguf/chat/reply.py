@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 from threading import RLock
 from types import TracebackType
-from typing import Any
 
-from alora_gguf.aio import iterate
-from alora_gguf.generate.generation import FinishReason, Generation
-from alora_gguf.generate.sampling import Sampling
-from alora_gguf.options import CancelToken, Timings, TokenLogprob
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplyOptions:
-    """How a chat's replies are made; as for Session.generate().
-
-    With an `adapter` the reply is computed with it at `scale`: an activated LoRA's invocation takes
-    the place of what begins the assistant's turn, unless it is in the last turn already; a plain
-    LoRA reads the whole conversation.
-    """
-
-    max_tokens: int = 1024
-    sampling: Sampling | None = None
-    stop: Sequence[str] = ()
-    adapter: str | None = None
-    scale: float = 1.0
-    schema: Mapping[str, Any] | None = None
-    logprobs: int | None = None
+from alora_gguf.aio import _iterate
+from alora_gguf.generate.generation import Generation
+from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
 
 class Reply(Iterator[str]):
@@ -46,7 +25,7 @@ class Reply(Iterator[str]):
         lock: RLock,
         on_end: Callable[[Reply], None],
     ) -> None:
-        """Use Chat.say(). `on_end` is called with the chat's `lock` held, when it is over."""
+        """Chat.say() calls it. `on_end` is called with the chat's `lock` held, when it is over."""
         self._generation = generation
         self._lock = lock
         self._on_end = on_end
@@ -64,7 +43,7 @@ class Reply(Iterator[str]):
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
-        """Of the sampled tokens; None unless ReplyOptions asked for them."""
+        """Of the sampled tokens; None unless they were asked for."""
         return self._generation.logprobs
 
     @property
@@ -76,6 +55,12 @@ class Reply(Iterator[str]):
     def timings(self) -> Timings:
         """Of the conversation's reading and the sampling, up to now or to the end."""
         return self._generation.timings
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.finish_reason or 'running'}: {self.text!r}>"
 
     def read(self) -> str:
         """Runs to the end and returns the whole text."""
@@ -101,10 +86,10 @@ class Reply(Iterator[str]):
                     self._on_end(self)
 
     def __aiter__(self) -> AsyncIterator[str]:
-        return iterate(self._step, self._cancel)
+        return _iterate(self._step, self._cancel)
 
     def close(self) -> None:
-        """Ends it where it is; what was said stays in the chat. A second call does nothing."""
+        """Ends it where it is; what was said stays in the chat. Idempotent."""
         with self._lock:
             self._generation.close()
             self._on_end(self)

@@ -20,11 +20,11 @@ from alora_gguf.gguf.fingerprint import BaseFingerprint
 from alora_gguf.gguf.header import read_header
 from alora_gguf.intrinsics import Contract
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
+from alora_gguf.options import GenerateOptions, IntrinsicCall
 
-from .asking import IntrinsicCall, Question
+from .asking import Question
 from .contracts import Contracts
 from .prompt import Dialogue
-from .reply import ReplyOptions
 from .template import ChatTemplate
 
 _REPLY: Final = Message("assistant", ".")  # stands for one that is not written yet
@@ -90,7 +90,7 @@ class Tokenizer:
         documents: Texts = (),
         *,
         calls: Sequence[IntrinsicCall] = (),
-        reply: ReplyOptions | None = None,
+        reply: GenerateOptions | None = None,
     ) -> ChatSize:
         """What a conversation comes to, with a `reply` to it and `calls` about all that.
 

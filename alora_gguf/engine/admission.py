@@ -72,7 +72,7 @@ class AdmissionQueue:
         if place not in self._line:
             self._line.append(place)
         if cancel is not None:
-            cancel.watch(self._wake)
+            cancel._watch(self._wake)
         try:
             while seen == self._given_back and not self._engine.closed:
                 if cancel is not None and cancel.cancelled:
@@ -80,7 +80,7 @@ class AdmissionQueue:
                 self._engine.condition.wait()
         finally:
             if cancel is not None:
-                cancel.unwatch(self._wake)
+                cancel._unwatch(self._wake)
 
     def require(self, n: int, freed: int = 0) -> None:
         """Raises CacheFullError unless `n` more cells fit once `freed` ones are given back, now or

@@ -191,7 +191,7 @@ class Scheduler:
             return [run.rows(engine.vocab.n_tokens) if run.tokens else None for run in runs]
         if cancel is not None:
             cancel.check()
-            cancel.watch(self.wake)
+            cancel._watch(self.wake)
         try:
             starts = [books.length(run.seq) for run in runs]
             rows = [run.rows(engine.vocab.n_tokens) for run in runs]
@@ -204,7 +204,7 @@ class Scheduler:
                 raise
         finally:
             if cancel is not None:
-                cancel.unwatch(self.wake)
+                cancel._unwatch(self.wake)
         if request.error is not None:
             raise request.error
         return request.rows

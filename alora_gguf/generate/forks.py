@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
 from alora_gguf.errors import CacheFullError
-from alora_gguf.options import CancelToken
+from alora_gguf.options import CancelToken, FinishReason
 
 from .drafting import Path
-from .generation import FinishReason
 from .plan import Plan, title
 
 OnText = Callable[[int, str], None]

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal
 
 from alora_gguf.engine.provenance import Spans
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.errors import CancelledError
-from alora_gguf.options import CancelToken, Timings, TokenLogprob
+from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
 from .sampling import Sampler
 from .text_stream import TextStream
-
-FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 
 
 class Generation(Iterator[str]):
@@ -87,6 +84,12 @@ class Generation(Iterator[str]):
             total=time.perf_counter() - self._started if total is None else total,
             reuse_note=self._prefill.reuse_note,
         )
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<Generation {self.finish_reason or 'running'}: {self.text!r}>"
 
     def read(self) -> str:
         """Runs to the end and returns the whole text."""

@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from alora_gguf.engine.runtime import Runtime
-from alora_gguf.options import CancelToken, Timings, TokenLogprob
+from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
 
 from .forks import Done, OnText, Runner
-from .generation import FinishReason
-from .plan import Invocation, Parent, choose_parent, count_trunk, plan_invocation, read_trunk
+from .plan import Parent, choose_parent, count_trunk, plan_invocation, read_trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,9 @@ class Verdict:
     finish_reason: FinishReason
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def run_invocations(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from alora_gguf.engine.bank import ActiveAdapter, not_found
 from alora_gguf.engine.batch import Logits, Run
@@ -12,39 +11,11 @@ from alora_gguf.engine.context import Engine
 from alora_gguf.engine.invocation import find_last
 from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, spans_for
 from alora_gguf.errors import CacheFullError, InputError
-from alora_gguf.options import CancelToken, check_int
+from alora_gguf.options import CancelToken, Invocation, check_stops
 
 from .drafting import NO_DRAFT, Draft, draft_reply
-from .sampling import GREEDY, Sampler, Sampling
-from .text_stream import TextStream, check_stops
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """What to ask an adapter (None: the base model) after a conversation.
-
-    `suffix` (text or token ids) is put behind the conversation; or `prompt` (token ids) takes the
-    place of both, and shares the cells of what it has in common with the conversation. The
-    adapter's invocation is appended to that if it lacks it, unless `append_invocation` is false:
-    then it must occur. `scale` multiplies the adapter's own alpha/rank.
-
-    With a JSON `schema` the answer is JSON that matches it. Its beginning is drafted and checked
-    instead of sampled token by token, and where it admits only a few answers, all of them are
-    scored at once; the answer is the one that sampling would give. With `logprobs` the verdict has
-    the log-probabilities of its tokens, and of so many alternatives.
-    """
-
-    adapter: str | None
-    suffix: str | Sequence[int] | None = None
-    _: KW_ONLY
-    prompt: Sequence[int] | None = None
-    scale: float = 1.0
-    max_tokens: int = 16
-    sampling: Sampling = GREEDY
-    schema: Mapping[str, Any] | None = None
-    logprobs: int | None = None
-    stop: str | Sequence[str] = ()
-    append_invocation: bool = True
+from .sampling import Sampler
+from .text_stream import TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +63,6 @@ def plan_invocation(
 ) -> Plan:
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     vocab, schema = engine.vocab, invocation.schema
-    check_int(invocation.max_tokens, "max_tokens", 1)
     prompt = _prompt(engine, parent, invocation, active)
     stops = check_stops(invocation.stop)
     draft = NO_DRAFT

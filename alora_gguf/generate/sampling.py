@@ -1,4 +1,4 @@
-"""How the next token is chosen from a row of logits: the options, and llama.cpp's sampler chain."""
+"""How the next token is chosen from a row of logits: llama.cpp's sampler chain."""
 
 from __future__ import annotations
 
@@ -8,81 +8,20 @@ import math
 import secrets
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import DecodeError, InputError
-from alora_gguf.options import TokenLogprob, TopLogprob, check_int, check_number
+from alora_gguf.options import Sampling, TokenLogprob, TopLogprob, check_int
 
 from .constraint import Constraint
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """Options of sampling, with llama-cpp-python's names, meanings and defaults.
-
-    temperature 0 takes the likeliest token. `seed` None draws a new one each time. `logit_bias`
-    maps token ids to what is added to their logits (-inf bans one). `grammar` is GBNF text with a
-    rule named root. Raises InputError for values out of range.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    seed: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-    grammar: str | None = None
-
-    def __post_init__(self) -> None:
-        check_number(self.temperature, "temperature", 0.0)
-        for name in ("top_p", "min_p", "typical_p"):
-            check_number(getattr(self, name), name, 0.0, 1.0)
-        check_number(self.frequency_penalty, "frequency_penalty")
-        check_number(self.presence_penalty, "presence_penalty")
-        if check_number(self.repeat_penalty, "repeat_penalty", 0.0) == 0:
-            raise InputError("repeat_penalty must be above 0; 1 switches it off")
-        check_int(self.top_k, "top_k", -1)
-        check_int(self.repeat_last_n, "repeat_last_n", 0, 2**20)
-        if self.seed is not None:
-            check_int(self.seed, "seed", 0, 2**32 - 1)
-        if self.logit_bias is not None:
-            for token, bias in self.logit_bias.items():
-                if bias != -math.inf:
-                    check_number(bias, f"logit_bias of token {token}")
-            object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is all there is to it."""
-        return (
-            self.temperature == 0
-            and not self.logit_bias
-            and self.grammar is None
-            and not self._has_penalties
-        )
-
-    @property
-    def _has_penalties(self) -> bool:
-        return self.repeat_last_n > 0 and (
-            self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
-        )
-
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
@@ -199,14 +138,19 @@ def likeliest(logits: Logits) -> int:
     return best
 
 
+def log_total(row: NDArray[np.float64]) -> float:
+    """The logarithm of what a row of logits sums to; log-probabilities are the logits less it."""
+    largest = float(row.max())
+    return largest + math.log(np.exp(row - largest).sum())
+
+
 def token_logprob(
     token: int, text: str, logits: Logits, n_top: int, vocab: Vocabulary
 ) -> TokenLogprob:
     """`token`, which adds `text`, as the row of logits before it has it, and the likeliest ones."""
     possible = np.flatnonzero(logits > -np.inf)  # under a schema often very few
     row = logits[possible].astype(np.float64)
-    largest = row.max()
-    total = largest + math.log(np.exp(row - largest).sum())
+    total = log_total(row)
     best = np.argpartition(-row, n_top)[:n_top] if n_top < len(row) else np.arange(len(row))
     best = best[np.argsort(-row[best], kind="stable")][:n_top]
     top = tuple(

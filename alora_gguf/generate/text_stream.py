@@ -5,18 +5,6 @@ out to be the beginning of a stop string.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
-
-from alora_gguf.errors import InputError
-
-
-def check_stops(stop: Iterable[str] | str) -> tuple[str, ...]:
-    """`stop` as a tuple. Raises InputError for an empty stop string, which would stop at once."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for text in stops:
-        if not text:
-            raise InputError("a stop string must not be empty: it would stop at once")
-    return stops
 
 
 class TextStream:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.chat.asking import IntrinsicCall, IntrinsicResult, Question, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, IntrinsicResult, Question, sampling_of
 from alora_gguf.chat.prompt import Dialogue
 from alora_gguf.chat.template import ChatTemplate, Transcript
 from alora_gguf.errors import InputError
 from alora_gguf.messages import as_document, as_message
+from alora_gguf.options import IntrinsicCall
 
 from .options import ChatOptions, CompletionOptions
 from .prompt import build_prompt
@@ -115,12 +116,13 @@ def _call(llama: Llama, options: ChatOptions | CompletionOptions) -> IntrinsicCa
     given = _given(options)
     name = options.intrinsic or ""
     contract = llama._runtime.contract(name)
+    limit = contract.max_tokens or given.get("max_tokens") or MAX_TOKENS
     return IntrinsicCall(
         name,
         options.intrinsic_arguments or {},
         scale=options.adapter_scale,
-        max_tokens=contract.max_tokens or given.get("max_tokens"),
-        sampling=sampling_of(contract, {k: given[k] for k in _SAMPLING if k in given}),
+        max_tokens=limit,
+        sampling=sampling_of(contract, limit, {k: given[k] for k in _SAMPLING if k in given}),
     )
 
 

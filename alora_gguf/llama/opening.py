@@ -47,7 +47,7 @@ def open_model(settings: Settings) -> Model:
         n_gpu_layers=settings.n_gpu_layers,
         options=_context_options(settings),
         verbose=settings.verbose,
-        tuning=Tuning(
+        _tuning=Tuning(
             model=_model_fields(settings, native.llama), context=_context_fields(settings)
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .measuring import verify
-from .random_text import random_text
+from .probe import random_text
 from .records import AdapterFacts, BaseFacts, LayerChange, PeftComparison, Verification
 
 __all__ = [

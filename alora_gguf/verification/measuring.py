@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
+from alora_gguf.engine.batch import Logits
 from alora_gguf.engine.invocation import find_last
 from alora_gguf.errors import InputError, ModelError
+from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.header import read_header
@@ -22,19 +26,19 @@ from alora_gguf.gguf.types import TensorInfo
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
-from alora_gguf.verification.random_text import random_text
 
-from .changes import layer_changes, logits_change
-from .judging import differ, failures, first_not_finite, warnings
-from .probe import Probe, Reading
+from .probe import TINY, Probe, Reading, random_text, relative_error
 from .records import (
     AdapterFacts,
     BaseFacts,
     CellsCheck,
+    LayerChange,
     LogitsChange,
     Text,
     Verification,
     Vocabularies,
+    failures,
+    warnings,
 )
 
 _N_TEXT: Final = 256
@@ -95,8 +99,9 @@ def verify(
         cells = _check_cells(model, text)
         plain, adapted = _read_both(model, file, text)
         n_before = text.n_rows - text.n_adapted
-        logits = _with_texts(model, logits_change(plain, adapted, n_before))
+        logits = _with_texts(model, _logits_change(plain, adapted, n_before))
     facts = _base_facts(base_file), _adapter_facts(file)
+    wrong = _first_not_finite(plain), _first_not_finite(adapted)
     found = Verification(
         base=facts[0],
         adapter=facts[1],
@@ -105,17 +110,17 @@ def verify(
         vocabularies=_compare(*facts),
         text=text,
         cells=cells,
-        finite=first_not_finite(plain) is None and first_not_finite(adapted) is None,
-        effective=differ(plain, adapted),
+        finite=wrong == (None, None),
+        effective=_differ(plain, adapted),
         logits=logits,
-        layers=layer_changes(plain, adapted, n_before),
+        layers=_layer_changes(plain, adapted, n_before),
         peft=reference.compare(*facts, text, plain.logits, adapted.logits) if reference else None,
         failures=(),
         warnings=(),
     )
     return replace(
         found,
-        failures=tuple(failures(found, plain, adapted)),
+        failures=tuple(failures(found, *wrong)),
         warnings=tuple(warnings(found)),
     )
 
@@ -256,3 +261,69 @@ def _compare(base: BaseFacts, adapter: AdapterFacts) -> Vocabularies:
     if base.vocabulary_sha256 is None or adapter.vocabulary_sha256 is None:
         return "unknown"
     return "equal" if base.vocabulary_sha256 == adapter.vocabulary_sha256 else "different"
+
+
+# What changed -----------------------------------------------------------------------------------
+
+
+def _logits_change(base: Reading, adapted: Reading, n_before: int) -> LogitsChange:
+    """Of readings whose first `n_before` rows no adapter should have changed."""
+    before = slice(0, n_before)
+    ours, theirs = adapted.logits[n_before:], base.logits[n_before:]
+    equal = _same_bits(base.logits[before], adapted.logits[before]) and all(
+        _same_bits(base.layers[i][before], adapted.layers[i][before]) for i in base.layers
+    )
+    return LogitsChange(
+        n_before=n_before,
+        before_equal=equal if n_before else None,
+        largest=relative_error(ours, theirs),
+        kl=_divergence(theirs[-1], ours[-1]),
+        n_top_changed=int(np.sum(ours.argmax(axis=-1) != theirs.argmax(axis=-1))),
+        top_base=int(theirs[-1].argmax()),
+        top_adapter=int(ours[-1].argmax()),
+    )
+
+
+def _layer_changes(base: Reading, adapted: Reading, n_before: int) -> tuple[LayerChange, ...]:
+    """Of the rows from `n_before` on."""
+    return tuple(
+        _layer_change(i, base.layers[i][n_before:], adapted.layers[i][n_before:])
+        for i in base.layers
+    )
+
+
+def _layer_change(layer: int, base: Logits, adapted: Logits) -> LayerChange:
+    a, b = adapted.astype(np.float64), base.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # not finite: the result is NaN then
+        norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
+        cosine = np.sum(a * b, axis=-1) / np.maximum(norm_a * norm_b, TINY)
+    return LayerChange(layer, float(ratio.mean()), float(ratio.max()), float(cosine.mean()))
+
+
+def _divergence(p: Logits, q: Logits) -> float:
+    """KL(p || q) of two rows of logits, in nats."""
+    with np.errstate(invalid="ignore"):
+        a, b = p.astype(np.float64), q.astype(np.float64)
+        log_p, log_q = a - log_total(a), b - log_total(b)
+        return float(np.sum(np.exp(log_p) * (log_p - log_q)))
+
+
+def _same_bits(a: Logits, b: Logits) -> bool:
+    """Whether two arrays are the same to the last bit, NaN and the sign of 0 included."""
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _first_not_finite(reading: Reading) -> str | None:
+    """Where a value is NaN or infinite first, such as "layer 3"; None if nowhere."""
+    for layer, hidden in reading.layers.items():
+        if not np.isfinite(hidden).all():
+            return f"layer {layer}"
+    return None if np.isfinite(reading.logits).all() else "the logits"
+
+
+def _differ(plain: Reading, adapted: Reading) -> bool:
+    """Whether any value does; adding a 0 may make a -0 a 0, which does not count."""
+    return not np.array_equal(plain.logits, adapted.logits) or any(
+        not np.array_equal(plain.layers[i], adapted.layers[i]) for i in plain.layers
+    )

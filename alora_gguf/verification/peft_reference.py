@@ -20,7 +20,7 @@ import numpy as np
 from alora_gguf.engine.batch import Logits
 from alora_gguf.errors import AdapterMismatchError, FileFormatError, InputError, ModelError
 
-from .changes import cosine, relative_error, typical
+from .probe import Doubles, relative_error
 from .records import AdapterFacts, Allowed, BaseFacts, Distance, PeftComparison, Text
 
 _NEEDED: Final = ("torch", "transformers", "peft")
@@ -108,8 +108,8 @@ class PeftReference:
             without=distance(plain, theirs_plain),
             with_adapter=distance(adapted, theirs),
             allowed=allowed_for(base, adapter),
-            effect=typical(effect) / float(np.abs(theirs_plain).max()),
-            effect_cosine=cosine(ours_effect, effect),
+            effect=_typical(effect) / float(np.abs(theirs_plain).max()),
+            effect_cosine=_cosine(ours_effect, effect),
         )
 
     def _logits(
@@ -173,7 +173,20 @@ def distance(ours: Logits, theirs: Logits) -> Distance:
     """Of rows of logits [n_rows, n_vocab]; NaN where something is not finite."""
     difference = ours.astype(np.float64) - theirs
     largest = float(np.abs(theirs).max())
-    return Distance(relative_error(ours, theirs), typical(difference) / largest)
+    return Distance(relative_error(ours, theirs), _typical(difference) / largest)
+
+
+def _typical(rows: Logits | Doubles) -> float:
+    """The median of each row's largest absolute value."""
+    return float(np.median(np.abs(rows).max(axis=-1)))
+
+
+def _cosine(a: Doubles, b: Doubles) -> float:
+    """Between two arrays as a whole; 1 if both are zero, 0 if one is."""
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if 0.0 in norms:
+        return float(norms[0] == norms[1])
+    return float(np.sum(a / norms[0] * (b / norms[1])))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

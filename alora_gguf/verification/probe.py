@@ -1,6 +1,6 @@
 """A second context on a model's weights, in which what every layer computes can be seen.
 
-Owns how a text is read there; what the numbers mean is measuring.py's business.
+Owns how a text is read there, and random texts; what the numbers mean is measuring.py's business.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import ctypes
 import re
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -20,15 +21,20 @@ from numpy.typing import NDArray
 
 from alora_gguf.engine.batch import Batch, Logits
 from alora_gguf.engine.context import Engine
+from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.errors import DecodeError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.options import CACHE_TYPES, FLASH_ATTENTION
+from alora_gguf.model import Model
+from alora_gguf.options import ContextOptions
 
 # how upstream's graphs name what a layer adds its results to; views of it have a longer name
 _LAYER: Final = re.compile(rb"l_out-([0-9]+)")
 _LIBRARIES: Final = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _BATCH: Final = 512
+_KINDS: Final = 512  # different tokens that a random text is made of
+TINY: Final = 1e-30  # in place of a norm of 0
 
+Doubles = NDArray[np.float64]
 Hidden = NDArray[np.float32]
 """The residual stream after one layer, [n_rows, n_embd]."""
 
@@ -58,15 +64,20 @@ class Probe:
         self._n_batch = max(n_rows, min(n_cells, _BATCH))
         callback = llama.ggml_backend_sched_eval_callback(self._tap.see)
         native.log.clear()
-        params = self._params(n_cells, n_rows)
-        params.cb_eval = callback
-        ctx = llama.llama_init_from_model(llama.llama_get_model(engine.ctx), params)
-        if not ctx:
-            raise ModelError(
-                f"{engine.path}: no second context of {n_cells} cells could be made"
-                f"{native.log.tail()}; free some memory"
-            )
-        self._ctx = int(ctx)
+        # F32 cells and plain attention: what is seen is what the weights do
+        options = ContextOptions(
+            n_ctx=max(n_cells, self._n_batch),
+            n_batch=self._n_batch,
+            n_ubatch=self._n_batch,
+            n_seq_max=1,
+            n_outputs=n_rows,
+            n_threads=llama.llama_n_threads(engine.ctx),
+            type_k="f32",
+            type_v="f32",
+            flash_attn="off",
+        )
+        weights, watched = llama.llama_get_model(engine.ctx), Tuning(context={"cb_eval": callback})
+        self._ctx = open_context(native, engine.path, weights, options, watched)
         # callback and engine as arguments: both must outlive the context
         self._finalizer = weakref.finalize(self, _free, llama, self._ctx, callback, engine)
         try:
@@ -77,20 +88,6 @@ class Probe:
             raise
         self._batch = Batch(llama, self._n_batch)
         self._n_vocab = int(llama.llama_vocab_n_tokens(engine.vocab.handle))
-
-    def _params(self, n_cells: int, n_rows: int) -> Any:
-        """F32 cells and plain attention: what is seen is what the weights do."""
-        llama, engine = self._llama, self._engine
-        params = llama.llama_context_default_params()
-        params.n_ctx = max(n_cells, self._n_batch)
-        params.n_batch = params.n_ubatch = self._n_batch
-        params.n_seq_max, params.n_outputs_max = 1, n_rows
-        params.n_threads = llama.llama_n_threads(engine.ctx)
-        params.n_threads_batch = llama.llama_n_threads_batch(engine.ctx)
-        params.type_k = params.type_v = CACHE_TYPES["f32"]
-        params.flash_attn_type = FLASH_ATTENTION["off"]
-        params.kv_unified = params.swa_full = params.no_perf = True
-        return params
 
     def close(self) -> None:
         """Frees the context; a second call does nothing."""
@@ -219,3 +216,28 @@ def _ggml(folder: Path) -> Any:
 
 def _free(llama: Any, ctx: int, _callback: object, _engine: Engine) -> None:
     llama.llama_free(ctx)
+
+
+def relative_error(ours: Logits, theirs: Logits) -> float:
+    """The largest difference, relative to the largest of `theirs`; NaN if one is not finite."""
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(theirs.astype(np.float64)).max()
+        return float(np.abs(ours.astype(np.float64) - theirs).max() / max(largest, TINY))
+
+
+def random_text(model: Model, n: int, *, without: Collection[int], seed: int) -> list[int]:
+    """`n` random tokens that read as text, as far as the model says how they read, and begin as its
+    texts do; none of them is in `without`, nor ends a reply. Raises ModelError if there are none.
+    """
+    vocab, rng = model._runtime.engine.vocab, np.random.default_rng(seed)
+    avoided = frozenset(without)
+    kinds = [token for token in rng.permutation(model.n_vocab).tolist() if token not in avoided]
+    if vocab.has_text:
+        readable = (t for t in kinds if vocab.piece(t) and not vocab.is_end(t))
+        kinds = list(islice(readable, _KINDS)) or kinds
+    if not kinds:
+        raise ModelError(f"{model.path}: has no tokens besides those of the invocation")
+    kinds = kinds[:_KINDS]
+    drawn: list[int] = [kinds[i] for i in rng.integers(0, len(kinds), n).tolist()]
+    bos = vocab.bos_to_add()
+    return drawn if bos is None else [bos, *drawn[1:]]

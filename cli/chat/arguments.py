@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from alora_gguf.cli.render import size_text
 
-from alora_gguf import Document, InputError, Model, ReplyOptions, Sampling, Store
+from alora_gguf import Document, GenerateOptions, InputError, Model, Store
 from alora_gguf.store.store import is_path
 
 _DOCUMENT_LIMIT: Final = 4 << 20
@@ -105,7 +105,9 @@ def wanted_arguments(model: Model, name: str) -> list[str]:
     return [each for each in model.contract(name).instruction_fields if each != "last_message"]
 
 
-def changed_options(model: Model, options: ReplyOptions, name: str, text: str) -> ReplyOptions:
+def changed_options(
+    model: Model, options: GenerateOptions, name: str, text: str
+) -> GenerateOptions:
     """The options with one setting changed. Raises InputError, UnknownAdapterError."""
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1)
@@ -116,7 +118,7 @@ def changed_options(model: Model, options: ReplyOptions, name: str, text: str) -
         if adapter is not None:
             _ = model.adapter(adapter)
         return replace(options, adapter=adapter)
-    sampling = options.sampling or Sampling()
+    sampling = options.sampling
     if name == "seed" and text in _NONE:
         return replace(options, sampling=replace(sampling, seed=None))
     try:
@@ -132,13 +134,13 @@ def changed_options(model: Model, options: ReplyOptions, name: str, text: str) -
     return replace(options, sampling=replace(sampling, **changed))
 
 
-def shown_setting(options: ReplyOptions, name: str) -> str:
+def shown_setting(options: GenerateOptions, name: str) -> str:
     """A setting's value, for people."""
     if name == "adapter":
         return options.adapter or "none: the base replies"
     if name == "max_tokens":
         return str(options.max_tokens)
-    value = getattr(options.sampling or Sampling(), name)
+    value = getattr(options.sampling, name)
     if value is None:
         return "a new one each time"
     return f"{value:g}" if isinstance(value, float) else str(value)

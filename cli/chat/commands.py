@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError, Sampling, is_saved_session
+from alora_gguf import CancelToken, Chat, Document, InputError, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 
@@ -215,7 +215,7 @@ class Commands:
     def _retry(self, rest: str) -> Outcome:
         _no_arguments("/retry", rest)
         said = self._talk.last_said()
-        sampling = self._talk.options.sampling or Sampling()
+        sampling = self._talk.options.sampling
         if sampling.temperature == 0:
             self._view.note("the likeliest reply is always the same; see /set temperature")
         elif sampling.seed is not None:

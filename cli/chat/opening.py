@@ -14,10 +14,10 @@ from alora_gguf import (
     CacheFullError,
     Chat,
     Document,
+    GenerateOptions,
     InputError,
     Model,
     ModelError,
-    ReplyOptions,
     Sampling,
     Store,
 )
@@ -115,16 +115,16 @@ class Opening:
         chat.check("?")
         return chat
 
-    def _options(self) -> ReplyOptions:
+    def _options(self) -> GenerateOptions:
         given = self._given
         sampling = Sampling(temperature=0.0 if given.is_demo else 0.8, seed=given.seed)
         if given.temperature is not None:
             sampling = replace(sampling, temperature=given.temperature)
         if given.max_tokens is not None:
-            return ReplyOptions(sampling=sampling, max_tokens=given.max_tokens)
+            return GenerateOptions(sampling=sampling, max_tokens=given.max_tokens)
         if given.is_demo:
-            return ReplyOptions(sampling=sampling, max_tokens=_DEMO_TOKENS)
-        return ReplyOptions(sampling=sampling)
+            return GenerateOptions(sampling=sampling, max_tokens=_DEMO_TOKENS)
+        return GenerateOptions(sampling=sampling)
 
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:

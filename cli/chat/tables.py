@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alora_gguf import Document, Model, ReplyOptions
+from alora_gguf import Document, GenerateOptions, Model
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
 from .talk import Turn, intrinsics_of
@@ -56,7 +56,7 @@ def documents(given: Sequence[Document]) -> RenderableType:
     return table
 
 
-def settings(options: ReplyOptions) -> RenderableType:
+def settings(options: GenerateOptions) -> RenderableType:
     """How replies are made."""
     table = _table("setting", "value")
     for name in SETTINGS:

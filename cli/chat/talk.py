@@ -16,11 +16,11 @@ from alora_gguf import (
     CancelledError,
     CancelToken,
     Chat,
+    GenerateOptions,
     InputError,
     IntrinsicCall,
     Model,
     Reply,
-    ReplyOptions,
     Timings,
 )
 from alora_gguf.errors import AloraError, ContractError
@@ -75,7 +75,7 @@ class Talk:
 
     model: Model
     chat: Chat
-    options: ReplyOptions = field(default_factory=ReplyOptions)
+    options: GenerateOptions = field(default_factory=GenerateOptions)
     watched: list[Watched] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     reused: int = 0

@@ -14,7 +14,7 @@ from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import printable, stdout_may_close
 
 if TYPE_CHECKING:
-    from alora_gguf import ReplyOptions, Tokenizer
+    from alora_gguf import GenerateOptions, Tokenizer
 
     from .conversations import Entry, Input
     from .plan import Plan
@@ -163,15 +163,15 @@ def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -
         )
 
 
-def _reply_options(reply: bool, given: dict[str, Any]) -> ReplyOptions | None:
+def _reply_options(reply: bool, given: dict[str, Any]) -> GenerateOptions | None:
     if not reply:
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    from alora_gguf import ReplyOptions, Sampling
+    from alora_gguf import GenerateOptions, Sampling
 
-    return ReplyOptions(
+    return GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
         sampling=Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
         adapter=given["--reply-adapter"],

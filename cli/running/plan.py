@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from alora_gguf import AdapterFile, InputError, IntrinsicCall, ReplyOptions, Store, Tokenizer
+from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store, Tokenizer
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
 from alora_gguf.store.store import is_path
@@ -38,7 +38,7 @@ class Plan:
     adapters: Mapping[str, Path]
     files: Mapping[str, AdapterFile]
     contracts: Mapping[str, Contract]
-    reply: ReplyOptions | None
+    reply: GenerateOptions | None
     template: str | None
 
     @classmethod
@@ -48,7 +48,7 @@ class Plan:
         adapters: Sequence[str],
         contracts: Sequence[str],
         intrinsics: Sequence[str],
-        reply: ReplyOptions | None,
+        reply: GenerateOptions | None,
         template: str | None = None,
     ) -> Plan:
         """Finds and reads adapters and contracts. `base` is a path or a name of the store,

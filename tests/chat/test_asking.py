@@ -159,7 +159,7 @@ def test_limits_and_sampling_are_the_callers_or_the_contracts(tiny: ag.Model) ->
 
 def test_a_contracts_parameters_become_sampling() -> None:
     plain = ag.Sampling(temperature=0.0, top_k=-1, top_p=1.0, min_p=0.0, repeat_last_n=MAX_TOKENS)
-    assert sampling_of(contract()) == plain
+    assert sampling_of(contract(), MAX_TOKENS) == plain
     given = contract(
         parameters=(
             "{temperature: 0.5, top_p: 0.9, frequency_penalty: 0.1, presence_penalty: 0.2, "
@@ -167,7 +167,7 @@ def test_a_contracts_parameters_become_sampling() -> None:
             "repetition_penalty: 1.1}}"
         )
     )
-    assert sampling_of(given) == ag.Sampling(
+    assert sampling_of(given, 33) == ag.Sampling(
         temperature=0.5, top_k=5, top_p=0.9, min_p=0.02, repeat_penalty=1.1, frequency_penalty=0.1,
         presence_penalty=0.2, repeat_last_n=33, seed=9,
     )  # fmt: skip

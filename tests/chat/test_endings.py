@@ -121,7 +121,7 @@ def test_one_that_said_nothing_yet_is_no_message(chat: ag.Chat, files: Files) ->
 
 
 def test_one_that_ends_at_once_is_an_empty_message(chat: ag.Chat, files: Files) -> None:
-    nothing = ag.ReplyOptions(
+    nothing = ag.GenerateOptions(
         sampling=ag.Sampling(temperature=0.0, logit_bias={tiny_base.END: 1e4})
     )
     reply = chat.say("tell", nothing)
@@ -192,7 +192,7 @@ def test_ctrl_c_while_the_end_of_the_turn_is_read(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    options = ag.ReplyOptions(sampling=says("th"))
+    options = ag.GenerateOptions(sampling=says("th"))
     with monkeypatch.context() as patch:
         patch.setattr(ag.Session, "sync", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -210,7 +210,7 @@ def test_a_character_that_was_cut(
     chat: ag.Chat, files: Files, n: int, shown: str, stream: bool
 ) -> None:
     """max_tokens ends the reply within the bytes of a character."""
-    reply = chat.say("tell", ag.ReplyOptions(sampling=says("a€b"), max_tokens=n), stream=stream)
+    reply = chat.say("tell", ag.GenerateOptions(sampling=says("a€b"), max_tokens=n), stream=stream)
     assert reply.read() == shown
     assert reply.finish_reason == "length"
     assert len(reply.tokens) == n
@@ -224,7 +224,7 @@ def test_a_character_that_was_cut(
 @pytest.mark.parametrize("stop", ["h", "the", "ai", "a"])
 def test_a_stop_string_within_a_token(chat: ag.Chat, files: Files, stop: str) -> None:
     """The tokens that reach into it are dropped; what they held before it is said all the same."""
-    options = ag.ReplyOptions(sampling=says("in the rain"), stop=[stop])
+    options = ag.GenerateOptions(sampling=says("in the rain"), stop=[stop])
     for stream in (False, True):
         reply = chat.say("tell", options, stream=stream)
         assert reply.read() == "in the rain"[: "in the rain".index(stop)]
@@ -260,7 +260,7 @@ def bad_calls(chat: ag.Chat) -> dict[str, tuple[Callable[[], object], type[Excep
         ),
         "message": (
             lambda: chat.say({"role": 1}),  # type: ignore[arg-type]
-            ag.InputError, "message: its role is 1",
+            ag.InputError, "Chat.say(): text must be a string, got {'role': 1}",
         ),
         "cancelled": (lambda: chat.say("x", cancel=cancelled), ag.CancelledError, "was cancelled"),
         "add": (lambda: chat.add("x", cancel=cancelled), ag.CancelledError, "was cancelled"),
@@ -279,7 +279,7 @@ def bad_calls(chat: ag.Chat) -> dict[str, tuple[Callable[[], object], type[Excep
         ),
         "one": (
             lambda: chat.invoke_many("sure"),
-            ag.InputError, "expected a list of intrinsics, got 'sure'; use invoke() for one",
+            ag.InputError, "Chat.invoke_many(): calls must be a list, got 'sure'",
         ),
         "call": (
             lambda: chat.invoke_many([3]),  # type: ignore[list-item]
@@ -356,7 +356,7 @@ def test_no_room_for_the_end_of_the_turn_is_no_failure(files: Files) -> None:
         others = model.session()
         rest = 256 - len(chat.tokens)
         others.append([1] * (rest - 8))
-        reply = chat.reply(ag.ReplyOptions(sampling=says("c" * 7)))  # and one for <|assistant|>
+        reply = chat.reply(ag.GenerateOptions(sampling=says("c" * 7)))  # and one for <|assistant|>
         assert reply.finish_reason == "stop"
         assert reply.text == "ccccccc"
         assert chat.messages[-1] == ag.Message("assistant", "ccccccc")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alora_gguf import ContextOptions, Model, ReplyOptions, Sampling, demo
+from alora_gguf import ContextOptions, GenerateOptions, Model, Sampling, demo
 from tests.support import tiny_base
 from tests.support.running import LIBRARY, OWNER, QUESTIONS, Runner, Tiny, process, start, talk
 
@@ -99,7 +99,7 @@ def test_a_reply(run: Runner, model: Model) -> None:
     outcome = run("--reply", "--intrinsic", "uncertainty", given=talk(QUESTIONS[0]))
     assert list(outcome.json) == ["reply", "results"]
     with model.chat(documents=[LIBRARY]) as chat:
-        reply = chat.say(QUESTIONS[0], ReplyOptions(sampling=GREEDY))
+        reply = chat.say(QUESTIONS[0], GenerateOptions(sampling=GREEDY))
         right = chat.invoke("uncertainty")
     said = outcome.json["reply"]
     assert (said["text"], said["finish_reason"]) == (reply.text, "stop")

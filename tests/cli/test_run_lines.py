@@ -111,9 +111,9 @@ def test_replies_of_many(run: Runner, alone: list[dict[str, Any]]) -> None:
     lines = run(*asked, given=thirty()[:10]).lines
     options = ContextOptions(n_ctx=512, n_threads=1, n_pooled=0)
     with Model(demo.base_path(), adapters=demo.adapter_paths(), options=options) as model:
-        from alora_gguf import ReplyOptions, Sampling
+        from alora_gguf import GenerateOptions, Sampling
 
-        likeliest = ReplyOptions(max_tokens=24, sampling=Sampling(temperature=0.0))
+        likeliest = GenerateOptions(max_tokens=24, sampling=Sampling(temperature=0.0))
         for line, given in zip(lines, thirty(), strict=False):
             with model.chat(documents=given["documents"], messages=given["messages"]) as chat:
                 reply = chat.reply(likeliest)

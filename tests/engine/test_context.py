@@ -181,7 +181,7 @@ def test_decoding_a_token_costs_python_little(files: Files) -> None:
 
 def test_tuning_reaches_llama_cpp_and_options_come_first(files: Files) -> None:
     def row(tuning: Tuning | None) -> tuple[int, Logits]:
-        with ag.Model(files.base, n_ctx=256, n_threads=1, tuning=tuning) as model:
+        with ag.Model(files.base, n_ctx=256, n_threads=1, _tuning=tuning) as model:
             (logits,) = inside.engine(model).decode(
                 [Run(inside.engine(model).allocate(), [1, 2, 3, 4])]
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -368,16 +369,16 @@ def test_wrong_arguments_are_refused_before_anything_is_read(
         raise AssertionError("something was read")
 
     monkeypatch.setattr(Engine, "decode", never)
-    cases: list[tuple[ag.Invocation, type[Exception], str]] = [
-        (ag.Invocation("nobody"), ag.UnknownAdapterError, "no adapter named 'nobody' is loaded"),
-        (ag.Invocation("sure", max_tokens=0), ag.InputError, "max_tokens must be"),
-        (ag.Invocation("sure", [tiny_base.N_VOCAB]), ag.InputError, "suffix: token 0"),
-        (ag.Invocation("sure", stop=""), ag.InputError, "stop string must not be empty"),
-        (ag.Invocation("lora", scale=float("nan")), ag.InputError, "scale must be"),
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        ("nobody", {}, ag.UnknownAdapterError, "no adapter named 'nobody' is loaded"),
+        ("sure", {"max_tokens": 0}, ag.InputError, "max_tokens must be"),
+        ("sure", {"suffix": [tiny_base.N_VOCAB]}, ag.InputError, "suffix: token 0"),
+        ("sure", {"stop": ""}, ag.InputError, "stop string must not be empty"),
+        ("lora", {"scale": float("nan")}, ag.InputError, "scale must be"),
     ]
-    for bad, error, text in cases:
+    for bad, options, error, text in cases:
         with pytest.raises(error, match=text):
-            session.invoke_many([ag.Invocation("sure"), bad])
+            session.invoke_many(["sure", ag.Invocation(bad, **options)])
     assert session.invoke_many([]) == []
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alora_gguf import InputError
-from alora_gguf.generate.text_stream import TextStream, check_stops
+from alora_gguf.generate.text_stream import TextStream
+from alora_gguf.options import check_stops
 
 
 def test_characters_come_whole() -> None:

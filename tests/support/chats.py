@@ -59,13 +59,13 @@ def says(text: str, *, then: str = "") -> ag.Sampling:
     return ag.Sampling(temperature=0.0, grammar=f'root ::= "{quoted}" {then}')
 
 
-def saying(text: str, **more: Any) -> ag.ReplyOptions:
+def saying(text: str, **more: Any) -> ag.GenerateOptions:
     """Options of a reply that can only be `text`, in whatever tokens the model likes best."""
-    return ag.ReplyOptions(sampling=says(text), **more)
+    return ag.GenerateOptions(sampling=says(text), **more)
 
 
-def brief(n: int = 6, **more: Any) -> ag.ReplyOptions:
-    return ag.ReplyOptions(max_tokens=n, sampling=GREEDY, **more)
+def brief(n: int = 6, **more: Any) -> ag.GenerateOptions:
+    return ag.GenerateOptions(max_tokens=n, sampling=GREEDY, **more)
 
 
 def close_to(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], within: float = 1e-4) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import alora_gguf as ag
 
-GREEDY = ag.ReplyOptions(max_tokens=64, sampling=ag.Sampling(temperature=0.0))
+GREEDY = ag.GenerateOptions(max_tokens=64, sampling=ag.Sampling(temperature=0.0))
 
 
 @dataclass(frozen=True)

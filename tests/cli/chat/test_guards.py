@@ -245,7 +245,7 @@ def test_one_that_is_stopped_before_it_has_spoken(
 
     def wait(_chat: ag.Chat, _calls: Any, cancel: ag.CancelToken) -> Any:
         stopped = threading.Event()
-        cancel.watch(stopped.set)
+        cancel._watch(stopped.set)
         assert stopped.wait(30)
         raise ag.CancelledError("the call was cancelled")
 
@@ -270,7 +270,7 @@ def test_others_that_are_stopped_with_the_reply(
 ) -> None:
     def wait(_chat: ag.Chat, _calls: Any, cancel: ag.CancelToken) -> Any:
         stopped = threading.Event()
-        cancel.watch(stopped.set)
+        cancel._watch(stopped.set)
         assert stopped.wait(30)
         raise ag.CancelledError("the call was cancelled")
 
