@@ -319,7 +319,7 @@ def test_changed_cells_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -
     ("name", "given", "value", "badge", "good"),
     [
         ("answerability", {"answer": "Red.", "answerable": 0.97}, True, "answerable", True),
-        ("answerability", {"answer": "Red.", "answerable": 0.2}, False, "not in the documents", False),
+        ("answerability", {"answer": "", "answerable": 0.2}, False, "not in the documents", False),
         ("uncertainty", {"answer": "Red.", "certainty": 0.95}, 0.95, "95% certain", True),
         ("uncertainty", {"answer": "Red.", "certainty": 0.05}, 0.05, "5% certain", False),
         ("query_rewrite", {"rewritten_question": "Who?"}, "Who?", 'means "Who?"', None),
