@@ -302,7 +302,7 @@ class Commands:
     # What it costs -------------------------------------------------------------------------------
 
     def _cache(self, rest: str) -> None:
-        from .cache_map import cache_map
+        from .tables import cache_map
 
         _no_arguments("/cache", rest)
         talk = self._talk
