@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal
 
 import click
@@ -50,6 +51,20 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
         err=True,
     )
     return 0
+
+
+def named_path(text: str) -> tuple[str, str] | None:
+    """The name and the path that NAME=PATH says, or a path alone, or a name in the store; None if
+    there is nothing before or behind the sign.
+    """
+    from alora_gguf import Store
+
+    name, equals, path = text.partition("=")
+    if equals and Store.is_path(name):  # a path with a sign in it
+        name, equals = text, ""
+    if not name or (equals and not path):
+        return None
+    return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
 threads: Final = click.option(
