@@ -12,7 +12,7 @@ from .chat.chat import Chat
 from .chat.contracts import Contracts
 from .chat.template import ChatTemplate
 from .engine.cache_report import CacheReport, report
-from .engine.loading import Tuning
+from .engine.llama_context import Tuning
 from .engine.native import supports_gpu
 from .engine.runtime import Runtime
 from .engine.scheduler import Barrier
@@ -259,7 +259,7 @@ class Model:
         """Holds back what is to be computed until `n` calls of several threads wait for it, or half
         a second has gone by: so their first tokens share a batch, though they do not begin at once.
         """
-        return Barrier(self._runtime.engine, check_int(n, "n", 1), cancel or CancelToken())
+        return self._runtime.engine.scheduler.barrier(check_int(n, "n", 1), cancel)
 
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""

@@ -28,6 +28,15 @@ __all__ = [
     "io_yaml_path",
 ]
 
+__all__ = [
+    "INTRINSICS",
+    "adapter_path",
+    "adapter_paths",
+    "base_path",
+    "invocation_of",
+    "io_yaml_path",
+]
+
 INTRINSICS: Final = (
     "answerability",
     "uncertainty",
@@ -35,6 +44,7 @@ INTRINSICS: Final = (
     "hallucination",
     "jailbreak",
 )
+"""The names of the demo model's intrinsics."""
 
 _FOLDER: Final = Path(__file__).parent
 _WAY_OUT: Final = (
