@@ -71,6 +71,7 @@ def squeezed(text: str) -> str:
 # As JSON ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_transcript_is_the_script_with_answers(results: dict[str, Any]) -> None:
     assert set(results) == {
         "n_parameters", "nbytes", "threads", "documents", "transcript", "comparison",
@@ -132,6 +133,7 @@ def test_the_conversation_is_untouched(results: dict[str, Any]) -> None:
     assert results["base_untouched"] is True
 
 
+@pytest.mark.slow
 def test_a_change_of_the_conversation_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only while adapters are asked for the first time, say."""
     moments = itertools.count()
@@ -158,6 +160,7 @@ def test_the_verdicts_are_what_the_script_is_there_to_show(results: dict[str, An
 # As text ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_text_tells_the_same_story(text: str, results: dict[str, Any]) -> None:
     at = 0
     for said in results["transcript"]:
@@ -201,6 +204,7 @@ def test_it_fits_a_terminal_and_ends_with_what_to_do_next(text: str) -> None:
 
 
 @pytest.mark.parametrize("wish", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.slow
 def test_colour_is_for_terminals_that_want_it(
     wish: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ def test_a_bug_in_asking_is_not_kept_quiet(talk: Talk, monkeypatch: pytest.Monke
     assert say(talk, QUESTION).reply == ANSWER
 
 
+@pytest.mark.slow
 def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> None:
     for text in (QUESTION, ATTACK, "Who runs it?"):
         talk.watched = [
