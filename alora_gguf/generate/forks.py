@@ -50,12 +50,12 @@ class Runner:
     started: float
     on_text: OnText | None
     cancel: CancelToken | None
+    on_done: Callable[[Done], None]
 
-    def run_batch(self, plans: Sequence[Plan]) -> list[Done]:
+    def run_batch(self, plans: Sequence[Plan]) -> None:
         """Runs as many of the plans, in order, as sequences and cells allow; at least one."""
         engine = self.engine
         forks: list[Fork] = []
-        done: list[Done] = []
         try:
             self._fork_all(plans, forks)
             self._read_prompts(forks)
@@ -64,9 +64,9 @@ class Runner:
                     while fork.finish_reason is None and tuple(fork.tokens) in fork.rows:
                         self._step(fork)
                     if fork.finish_reason is not None:
-                        done.append(Done(fork, time.perf_counter() - self.started))
                         forks.remove(fork)
                         engine.drop(fork.seq)  # its cells serve the others
+                        self.on_done(Done(fork, time.perf_counter() - self.started))
                 if forks:
                     self._read_tokens(forks)
         finally:
@@ -75,7 +75,6 @@ class Runner:
                     engine.abandon(seq)
             if not engine.closed:
                 engine.collect()
-        return done
 
     # Forks ---------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -31,17 +31,29 @@ class Verdict:
         return self.text
 
 
+OnVerdict = Callable[[int, Verdict], None]
+"""Called with an invocation's index and its verdict, as soon as it is over."""
+
+
 def run_invocations(
     runtime: Runtime,
     parent: Parent,
     invocations: Sequence[Invocation],
     on_text: OnText | None,
     cancel: CancelToken | None,
+    on_verdict: OnVerdict | None = None,
 ) -> list[Verdict]:
     """Session.invoke_many()'s work; the caller holds the session's lock."""
     started = time.perf_counter()
     engine = runtime.engine
     verdicts: dict[int, Verdict] = {}
+
+    def keep(done: Done) -> None:
+        index = done.fork.plan.index
+        verdicts[index] = verdict = _verdict(done)
+        if on_verdict is not None:
+            on_verdict(index, verdict)
+
     with ExitStack() as kept_loaded:
         adapters = [
             kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale))
@@ -51,15 +63,14 @@ def run_invocations(
             plan_invocation(engine, parent, i, inv, adapters[i])
             for i, inv in enumerate(invocations)
         ]
-        run = Runner(engine, started, on_text, cancel)
+        run = Runner(engine, started, on_text, cancel, keep)
         trunk = read_trunk(engine, parent, plans, cancel)
         try:
             for plan in plans:
                 choose_parent(engine, plan, [parent] if trunk is None else [trunk, parent])
             count_trunk(parent, trunk, plans)
             while len(verdicts) < len(plans):
-                for done in run.run_batch(plans[len(verdicts) :]):
-                    verdicts[done.fork.plan.index] = _verdict(done)
+                run.run_batch(plans[len(verdicts) :])
         finally:
             engine.scheduler.leave()
             if trunk is not None:
