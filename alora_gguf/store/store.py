@@ -108,6 +108,11 @@ class Store:
             return Path(text)
         return self.path(self.get(text, kind))
 
+    @staticmethod
+    def is_path(text: str) -> bool:
+        """Whether resolve() takes a text for a path, and not for a name of the store."""
+        return is_path(text)
+
     def path(self, entry: StoreEntry) -> Path:
         """The file of an entry to open. Raises FileFormatError if it lost one of its files."""
         folder = self._files / entry.folder

@@ -27,7 +27,7 @@ def test_rounds_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return 10.0 * len(self._contexts[32].read)
 
     monkeypatch.setattr(measuring.Measuring, "_passed", ten_seconds_a_round)
-    monkeypatch.setattr(measuring.Measuring, "_estimate", lambda *_: 9.0)
+    monkeypatch.setattr(measuring.Measuring, "_estimate", lambda *_: 5.0)
     result = measured("--contexts", "32", "--rounds", "1000", "--time", "30", "--threads", "1")
     assert len(result["contexts"][0]["read"]) == 3
 
