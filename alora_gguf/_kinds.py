@@ -159,7 +159,8 @@ def _in_words(kind: Any) -> str:
 
 def _is(kind: Any) -> _Test:
     base: Any = get_origin(kind) or kind
-    if kind is Any or kind is object or isinstance(kind, TypeVar):
+    protocol = getattr(base, "_is_protocol", False)  # what it has to do, not what it is
+    if kind is Any or kind is object or protocol or isinstance(kind, TypeVar):
         return lambda _: True
     if base is Literal:
         names = get_args(kind)

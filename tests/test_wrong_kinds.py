@@ -16,7 +16,7 @@ from alora_gguf import intrinsics
 from tests.support.chats import PLAIN
 from tests.support.files import Files
 
-VALUES: list[Any] = [None, 3, -2.5, True, "text", b"bytes", [1, "a"], {"a": 1}, object(), int]
+VALUES: list[Any] = [None, 3, -2.5, True, "text", b"bytes", [1, "a"], {"a": 1}, object()]
 CONTRACT = ag.Contract.parse("model: ~\nresponse_format: ~\ntransformations: ~\n")
 SKIPPED = {"close", "read", "check_open"}  # take nothing, or end what others need
 BASE = {  # what a call needs beside the place that is tried
