@@ -21,6 +21,8 @@ from typing import ParamSpec, TypeVar
 
 from .options import CancelToken
 
+__all__ = ["call"]
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

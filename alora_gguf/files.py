@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import AloraError, FileFormatError, InputError
+from .errors import AloraError, FileFormatError, InputError, MissingFileError
 
 
 @contextlib.contextmanager
@@ -115,8 +115,8 @@ def read_small(
     """The bytes of a file of at most `limit` bytes.
 
     `what` it should be is said of a directory or a device, `way_out` of a larger file. Raises
-    `error` if it is missing, not an ordinary file, larger, or something else saved under its name,
-    such as a Git LFS pointer.
+    MissingFileError if it is not there, `error` if it is not an ordinary file, larger, or something
+    else saved under its name, such as a Git LFS pointer.
     """
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for its other end
@@ -125,7 +125,7 @@ def read_small(
             with path.open("rb") as file:
                 data = file.read(limit + 1)
     except FileNotFoundError:
-        raise error(f"{path}: there is no such file; check the path") from None
+        raise MissingFileError(f"{path}: there is no such file; check the path", path) from None
     except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
         raise error(f"{path}: cannot be read: {reason(cause)}") from cause
     if not regular:

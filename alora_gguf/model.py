@@ -12,7 +12,7 @@ from .chat.chat import Chat
 from .chat.contracts import Contracts
 from .chat.template import ChatTemplate
 from .engine.cache_report import CacheReport, report
-from .engine.loading import Tuning
+from .engine.llama_context import Tuning
 from .engine.runtime import Runtime
 from .errors import ModelError
 from .gguf.adapter import AdapterFile

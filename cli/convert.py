@@ -32,7 +32,7 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
     "--base",
     required=True,
     help="The model the adapter was trained on: a GGUF (only its header is read), a Hugging Face "
-    "model directory, or hf://OWNER/REPO[/FILE.gguf][@REVISION].",
+    "model directory, or hf://OWNER/REPO[@REVISION][/FILE.gguf].",
 )
 @click.option(
     "-o",
@@ -65,12 +65,6 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
 @click.option(
     "--technology", type=click.Choice(["alora", "lora"]), help="Which kind, if SOURCE has both."
 )
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Read adapter_model.bin where there is no safetensors file. Needs torch, and a file you "
-    "trust: a pickle can run any code, and torch's restricted loader has had holes.",
-)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Check and report everything; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -86,7 +80,6 @@ def command(
     intrinsic: str | None,
     model: str | None,
     technology: str | None,
-    allow_pickle: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -94,7 +87,7 @@ def command(
     """Convert the LoRA or aLoRA in SOURCE to a GGUF, exactly or not at all.
 
     SOURCE is a PEFT directory, a directory with several of them (a hub snapshot), or
-    hf://OWNER/REPO[/PATH][@REVISION].
+    hf://OWNER/REPO[@REVISION][/PATH].
 
     Needs neither torch nor transformers. What would not convert exactly is refused with the name of
     the field or tensor. The output appears complete or not at all.
@@ -102,7 +95,7 @@ def command(
     # No linear algebra here: starting its threads would only take time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alora_gguf.convert import Pick, convert_adapter
-    from alora_gguf.convert.hub_reference import is_reference
+    from alora_gguf.convert.hub.reference import is_reference
 
     if invocation is not None and invocation_tokens is not None:
         raise click.UsageError("give --invocation or --invocation-tokens, not both")
@@ -113,7 +106,7 @@ def command(
             source,
             base,
             out,
-            pick=Pick(intrinsic, model, technology, allow_pickle),
+            pick=Pick(intrinsic, model, technology),
             outtype=outtype,
             name=name,
             invocation=invocation if invocation is not None else invocation_tokens,

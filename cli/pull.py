@@ -12,7 +12,7 @@ from .progress import Progress, hush_hub
 from .render import printable, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.convert.hub_reference import HubReference
+    from alora_gguf.convert.hub.reference import HubReference
 
     from alora_gguf.store.store import Store
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--base",
     metavar="BASE",
     help="The model to convert the adapter for: a stored base's name, the path of a GGUF (with a "
-    "separator or .gguf), or hf://OWNER/REPO[/FILE.gguf][@REVISION].",
+    "separator or .gguf), or hf://OWNER/REPO[@REVISION][/FILE.gguf].",
 )
 @click.option(
     "--file",
@@ -51,11 +51,6 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="The text that switches an aLoRA on, if adapter_config.json lacks it.",
 )
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="As with convert: read adapter_model.bin. Needs torch, and a file you trust.",
-)
 @click.option("--name", help="What to call it; the intrinsic's or the file's name by default.")
 @click.option("--force", is_flag=True, help="Replace what the store has under that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was stored as JSON.")
@@ -69,14 +64,13 @@ def command(
     pattern: str | None,
     outtype: str,
     invocation: str | None,
-    allow_pickle: bool,
     name: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Fetch an adapter or a base from the Hugging Face Hub into the store.
 
-    REPOSITORY is OWNER/REPO[/PATH][@REVISION]. Without --file it holds PEFT adapters; the chosen
+    REPOSITORY is OWNER/REPO[@REVISION][/PATH]. Without --file it holds PEFT adapters; the chosen
     one is converted for --base. Pulling the same again changes nothing.
 
     HF_TOKEN, HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE count as everywhere; ALORA_GGUF_HOME says
@@ -108,7 +102,7 @@ def command(
     else:
         if base is None:
             raise click.UsageError(_no_base(place.store))
-        pick = Pick(intrinsic, model, technology, allow_pickle)
+        pick = Pick(intrinsic, model, technology)
         options = AdapterOptions(pick, base, outtype, invocation)
         with Progress("Converting") as progress:
             pulled = pull_adapter(reference, options, place, progress)
@@ -119,14 +113,14 @@ def command(
 
 
 def _reference(text: str) -> HubReference:
-    from alora_gguf.convert.hub_reference import is_reference, parse_reference
+    from alora_gguf.convert.hub.reference import is_reference, parse_reference
 
     from alora_gguf.errors import InputError
 
     if "://" in text and not is_reference(text):
         raise InputError(
-            f"{text}: is a web address, expected a repository of the hub: OWNER/REPO[/PATH]"
-            "[@REVISION]"
+            f"{text}: is a web address, expected a repository of the hub: OWNER/REPO"
+            "[@REVISION][/PATH]"
         )
     return parse_reference(text if is_reference(text) else f"hf://{text}")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alora_gguf.convert import Pick, convert_adapter
-from alora_gguf.convert.hub_models import RemoteModel
-from alora_gguf.convert.hub_reference import HubReference, is_reference
-from alora_gguf.convert.source import find_source
+from alora_gguf.convert.find import find_source
+from alora_gguf.convert.hub.fetch import RemoteModel
+from alora_gguf.convert.hub.reference import HubReference, is_reference
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.gguf.header import GGUFHeader, read_header
@@ -40,7 +40,7 @@ class Place:
 class AdapterOptions:
     """Which adapter of a repository, and how it is converted; as convert_adapter() has them.
 
-    base  a path, the name of a stored base, or "hf://owner/repo[/file.gguf][@revision]"
+    base  a path, the name of a stored base, or "hf://owner/repo[@revision][/file.gguf]"
     """
 
     pick: Pick
@@ -77,7 +77,6 @@ def pull_adapter(
         intrinsic=pick.intrinsic,
         model=pick.model,
         technology=pick.technology,
-        allow_pickle=pick.allow_pickle,
     )
     name = name_from(found.name) if place.name is None else place.name
     with store.adding(name, replace=place.replace) as addition:

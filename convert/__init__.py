@@ -5,7 +5,6 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 
 from __future__ import annotations
 
-from .conversion import Pick, convert_adapter
-from .report import ConversionReport
+from .conversion import ConversionReport, Pick, convert_adapter
 
 __all__ = ["ConversionReport", "Pick", "convert_adapter"]

@@ -8,46 +8,76 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import measure_gguf, write_gguf
 
-from .base_match import compare_base
-from .bases import open_base
-from .invocation import find_invocation
-from .metadata import Origin, adapter_metadata
-from .outtypes import OUTTYPES
-from .peft_config import read_config
+from .base.match import compare_base
+from .find import find_source, open_base
+from .metadata import OUTTYPES, Origin, adapter_metadata
+from .peft.config import read_config
+from .peft.invocation import find_invocation
+from .peft.weights import SafetensorsFile
 from .plan import make_plan
-from .report import ConversionReport
-from .safetensors_file import SafetensorsFile
-from .source import Source, find_source
-
-if TYPE_CHECKING:
-    from .pickle_file import PickleFile
+from .source import Source
 
 _THREADS: Final = 2  # that make values, beside the one that writes
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Which adapter of a library is meant, and whether a pickle may be read.
+    """Which adapter of a library is meant.
 
     intrinsic     such as "answerability"
     model         the base's name, such as "granite-3.3-2b-instruct"
     technology    "alora" or "lora"
-    allow_pickle  reads adapter_model.bin where there is no adapter_model.safetensors; needs torch,
-                  and is for files you trust: torch's restricted loader has had holes
     """
 
     intrinsic: str | None = None
     model: str | None = None
     technology: str | None = None
-    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The outcome of convert_adapter().
+
+    out, written  the file, and whether it was written: a dry run writes nothing
+    kind          "alora" or "lora"
+    invocation    token ids that switch an aLoRA on, empty for a LoRA; and their text, if known
+    targets       how many weights of each kind are changed, such as {"attn_q": 32}
+    ranks         the ranks that occur, ascending
+    alpha         adapter.lora.alpha; every other scale is folded into B
+    folded        for how many weights B was rescaled (rsLoRA, alpha_pattern)
+    nbytes        the size of the file
+    source_sha256 of the adapter's weights
+    warnings      what the user should know, one sentence each
+    """
+
+    out: Path
+    written: bool
+    name: str
+    kind: str
+    architecture: str
+    invocation: tuple[int, ...]
+    invocation_text: str | None
+    targets: dict[str, int]
+    ranks: tuple[int, ...]
+    alpha: float
+    folded: int
+    outtype: str
+    nbytes: int
+    seconds: float
+    source_sha256: str
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**asdict(self), "out": str(self.out)}
 
 
 def convert_adapter(
@@ -66,9 +96,9 @@ def convert_adapter(
     """Converts a PEFT LoRA or aLoRA to an adapter GGUF, exactly or not at all.
 
     source      directory with adapter_config.json and adapter_model.safetensors, or one with
-                several such directories, or "hf://owner/repo[/path][@revision]"
+                several such directories, or "hf://owner/repo[@revision][/path]"
     base        the model it was trained on: a GGUF, of which only the header is read, a Hugging
-                Face model directory, or "hf://owner/repo[/file.gguf][@revision]"
+                Face model directory, or "hf://owner/repo[@revision][/file.gguf]"
     out         the GGUF to write, which appears complete or not at all; by default the adapter's
                 name with ".gguf", in the current directory
     pick        which adapter, if the source has several
@@ -93,24 +123,21 @@ def convert_adapter(
         intrinsic=pick.intrinsic,
         model=pick.model,
         technology=pick.technology,
-        allow_pickle=pick.allow_pickle,
     )
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
         _check_out(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
     config = read_config(found.config)
-    with closing(_open_weights(found)) as weights, ThreadPoolExecutor(_THREADS) as pool:
+    with closing(SafetensorsFile(found.weights)) as weights, ThreadPoolExecutor(_THREADS) as pool:
         sha256 = pool.submit(weights.sha256)
         from .job import Job  # imports numpy, which takes as long as hashing does
 
         model = open_base(base)
         activated = invocation is not None or config.names_invocation
         plan = make_plan(config, weights, model, activated=activated)
-        if another := compare_base(config.base_model, model):
-            plan.warnings.append(another)
+        another = compare_base(config.base_model, model)
         trigger = find_invocation(config, invocation, model)
-        plan.warnings += trigger.warnings
         job = Job(config, weights, plan, outtype, pool)
         title = name or found.name
         origin = _origin(found, sha256.result())
@@ -120,6 +147,7 @@ def convert_adapter(
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
+    remarks = [*plan.warnings, another, *trigger.warnings, *job.warnings]
     return ConversionReport(
         out=target,
         written=not dry_run,
@@ -136,21 +164,13 @@ def convert_adapter(
         nbytes=nbytes,
         seconds=time.perf_counter() - start,
         source_sha256=origin.sha256,
-        warnings=tuple(plan.warnings),
+        warnings=tuple(filter(None, remarks)),
     )
 
 
 def _origin(found: Source, sha256: str) -> Origin:
     contract = _read_text(found.io_yaml)
     return Origin(sha256, found.licence, found.repo, found.revision, found.path, contract)
-
-
-def _open_weights(found: Source) -> SafetensorsFile | PickleFile:
-    if found.weights.suffix == ".bin":  # find_source gives one only if the caller allows it
-        from .pickle_file import PickleFile
-
-        return PickleFile(found.weights)
-    return SafetensorsFile(found.weights)
 
 
 def _read_text(path: Path | None) -> str | None:

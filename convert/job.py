@@ -12,12 +12,11 @@ from typing import Final
 from alora_gguf.errors import ConvertError
 from alora_gguf.gguf.writer import OutTensor
 
-from .assemble import make_a, make_b
-from .outtypes import OUTTYPES, stored_type
-from .peft_config import PeftConfig
+from .metadata import OUTTYPES, stored_type
+from .peft.config import PeftConfig
+from .peft.weights import SafetensorsFile
 from .plan import Pair, Plan
-from .safetensors_file import WeightsFile
-from .values import Encoded, check_finite, encode
+from .values import Encoded, check_finite, encode, make_a, make_b
 
 # Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so
 # threads gain, and what waits for the writer stays a few tensors.
@@ -46,7 +45,7 @@ class Job:
     def __init__(
         self,
         config: PeftConfig,
-        weights: WeightsFile,
+        weights: SafetensorsFile,
         plan: Plan,
         outtype: str,
         pool: ThreadPoolExecutor,
@@ -58,6 +57,7 @@ class Job:
         # the one alpha of the file; GGUF keeps it as float32, so folding starts from that value
         self.alpha: float = struct.unpack("<f", struct.pack("<f", config.alpha))[0]
         self.folded = sum(any(f != 1.0 for f in self._factors(pair)) for pair in plan.pairs)
+        self.warnings: list[str] = []  # what making the tensors has shown
         self._tasks: list[_Task] = []
         self._running: dict[int, Future[Encoded]] = {}
         self._changes_anything = False
@@ -88,7 +88,7 @@ class Job:
                 self._running[i] = self._pool.submit(self._make, self._tasks[i])
         task, made = self._tasks[index], self._running.pop(index).result()
         if made.lost * 1000 > task.count:
-            self._plan.warnings.append(
+            self.warnings.append(
                 f"'{task.source}': {made.lost} of {task.count} values are too small for "
                 f"{task.kind} and became zero; f32 would keep them"
             )

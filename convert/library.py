@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from alora_gguf.errors import InputError
 
-from .peft_config import FILE_NAME
+from .peft.config import FILE_NAME
 
 TECHNOLOGIES: Final = ("alora", "lora")
 _SHOWN: Final = 12  # of a list in a message

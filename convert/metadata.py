@@ -1,4 +1,5 @@
-"""The metadata of an adapter GGUF: what stock llama.cpp reads, then our own `alora.*` keys.
+"""The metadata of an adapter GGUF: what stock llama.cpp reads, then our own `alora.*` keys; and the
+types that its tensors can have. No numbers are handled here, so numpy is not imported.
 
 llama.cpp ignores keys that it does not know. The names of the general ones are of GGUF's
 specification (docs/gguf.md in ggml).
@@ -14,10 +15,13 @@ from typing import Final
 from alora_gguf.gguf.types import ValueType
 from alora_gguf.gguf.writer import Value
 
-from .base_model import BaseModel
-from .invocation import Invocation
-from .outtypes import OUTTYPES
-from .peft_config import PeftConfig
+from .base.model import BaseModel
+from .peft.config import PeftConfig
+from .peft.invocation import Invocation
+
+# output type -> (ggml's type number, llama.cpp's general.file_type)
+OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32), "q8_0": (8, 7)}
+Q8_0_BLOCK: Final = 32  # values that share a scale
 
 Entry = tuple[str, ValueType, Value]
 
@@ -42,6 +46,11 @@ class Origin:
     revision: str | None = None
     path: str | None = None
     io_yaml: str | None = None
+
+
+def stored_type(outtype: str, row: int) -> str:
+    """The output type of a tensor with rows of `row` values: f16 where q8_0's blocks do not fit."""
+    return "f16" if outtype == "q8_0" and row % Q8_0_BLOCK else outtype
 
 
 def adapter_metadata(

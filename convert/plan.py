@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from alora_gguf.errors import (
@@ -14,10 +14,10 @@ from alora_gguf.errors import (
     UnsupportedAdapterError,
 )
 
-from .base_model import BaseModel, Shape
-from .locate import Locator, Reading
-from .peft_config import PeftConfig
-from .safetensors_file import StoredTensor, WeightsFile
+from .base.locate import Locator, Reading
+from .base.model import BaseModel, Shape
+from .peft.config import PeftConfig
+from .peft.weights import SafetensorsFile, StoredTensor
 
 _PREFIX: Final = "base_model.model."
 _SUFFIXES: Final = {
@@ -95,16 +95,16 @@ class _Half:
     b: StoredTensor | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """All pairs, in the order of their names with layers counted as numbers, and remarks."""
 
-    pairs: list[Pair] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    pairs: tuple[Pair, ...]
+    warnings: tuple[str, ...]
 
 
 def make_plan(
-    config: PeftConfig, weights: WeightsFile, base: BaseModel, *, activated: bool
+    config: PeftConfig, weights: SafetensorsFile, base: BaseModel, *, activated: bool
 ) -> Plan:
     """Finds the base's tensors for every pair of adapter tensors and checks all shapes.
 
@@ -118,14 +118,14 @@ def make_plan(
 
 class _Planner:
     def __init__(
-        self, config: PeftConfig, weights: WeightsFile, base: BaseModel, *, activated: bool
+        self, config: PeftConfig, weights: SafetensorsFile, base: BaseModel, *, activated: bool
     ) -> None:
         self.config = config
         self.activated = activated
         self.weights = weights
         self.base = base
         self.locator = Locator(base, str(weights.path))
-        self.plan = Plan()
+        self.warnings: list[str] = []
         # target -> expert -> (first row, the one after the last, module) of what changes it
         self.taken: dict[str, dict[int | None, list[tuple[int, int, str]]]] = {}
 
@@ -151,11 +151,11 @@ class _Planner:
                 self.take_rows(target, piece)
                 pieces.setdefault(target, []).append(piece)
         embedding = "token_embd.weight"
-        self.plan.pairs = [
+        pairs = [
             _pair(target, shapes[target], pieces[target], flip_a=target == embedding)
             for target in sorted(pieces, key=_sort_key)
         ]
-        return self.plan
+        return Plan(tuple(pairs), tuple(self.warnings))
 
     def collect(self) -> dict[str, _Half]:
         halves: dict[str, _Half] = {}
@@ -183,7 +183,7 @@ class _Planner:
             target = "token_embd.weight" if embeds or self.base.tied else "output.weight"
             shape = self.base.shape(target) or ()
             if shape == info.shape[::-1]:
-                self.plan.warnings.append(
+                self.warnings.append(
                     f"'{name}' is taken to equal the base's {target}; not converted"
                 )
                 return

@@ -15,8 +15,7 @@ from typing import Final
 
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 
-from .library import listing
-from .peft_config import FILE_NAME
+from .peft.config import FILE_NAME
 
 _MAX_DEPTH: Final = 6  # a library has adapters three directories down
 _MAX_ENTRIES: Final = 100_000
@@ -102,43 +101,6 @@ def open_directory(directory: Path) -> tuple[Snapshot, str]:
             repo = f"{match[1]}/{match[2]}" if match[1] else match[3]
             return Snapshot(root, root, repo, names[i + 1]), "" if inside == "." else inside
     return Snapshot(directory, real), ""
-
-
-def cached_snapshot(folder: Path, revision: str | None) -> Path | None:
-    """The directory of a revision in a repository's folder of the hub's cache, if it is there.
-
-    Without a revision it is main, or the only one there is. Raises InputError if there are several,
-    FileFormatError if they cannot be read.
-    """
-    snapshots = folder / "snapshots"
-    wanted = revision or "main"
-    ref = folder.joinpath("refs", *wanted.split("/"))
-    try:
-        names = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
-        if wanted in names:
-            return snapshots / wanted
-        if ref.is_file():
-            commit = ref.read_text(encoding="utf-8", errors="replace").strip()
-            return snapshots / commit if commit in names else None
-    except OSError as error:
-        raise _cannot_read(folder, error) from error
-    if revision is None and len(names) == 1:
-        return snapshots / names[0]
-    if revision is None and names:
-        raise InputError(
-            f"{folder}: holds several snapshots and does not say which is current; give the "
-            f"directory of one: {listing(f'snapshots/{name}' for name in names)}"
-        )
-    return None
-
-
-def files_below(snapshot: Snapshot) -> list[str]:
-    """The names of all files of a tree of the hub's cache, with "/"."""
-    found = []
-    for directory, _, names in os.walk(snapshot.root):
-        inside = Path(directory).relative_to(snapshot.root).as_posix()
-        found += [name if inside == "." else f"{inside}/{name}" for name in names]
-    return sorted(found)
 
 
 def find_configs(snapshot: Snapshot, under: str) -> tuple[list[str], list[str]]:

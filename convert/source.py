@@ -1,14 +1,12 @@
-"""Where an adapter comes from: a PEFT directory, one of a library's several, or a hub.
+"""The adapters of a directory tree: choosing one, its files, and what is not as it should be.
 
-Finds its files and says what is not as it should be; what is in them is for others to read, but
-for the licence that a README gives.
+What is in the files is for others to read, but for the licence that a README gives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import Any, Final
 from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
 from alora_gguf.files import read_json, read_small
 
-from .hub_reference import is_reference
 from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
-from .peft_config import FILE_NAME
-from .snapshot import Snapshot, cached_snapshot, find_configs, open_directory
+from .peft.config import FILE_NAME
+from .snapshot import Snapshot, find_configs
 
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLE: Final = "adapter_model.bin"
@@ -36,7 +33,7 @@ class Source:
 
     directory  the local directory that holds them
     config     adapter_config.json
-    weights    adapter_model.safetensors, or adapter_model.bin where a pickle is allowed
+    weights    adapter_model.safetensors
     io_yaml    the intrinsic's contract, if there is one
     licence    what a README gives, such as "apache-2.0": the adapter's own, or the library's
     name       what to call it: the intrinsic, or its directory's or repository's name
@@ -58,65 +55,33 @@ class Source:
     path: str | None
 
 
-def find_source(
-    source: str | Path,
-    *,
-    intrinsic: str | None = None,
-    model: str | None = None,
-    technology: str | None = None,
-    allow_pickle: bool = False,
-) -> Source:
-    """The one adapter that a directory or a hub reference stands for.
-
-    source        directory with adapter_config.json, or with such directories below; or
-                  "hf://owner/repo[/path][@revision]"
-    intrinsic     picks one of several by a directory's name, such as "answerability"
-    model         by the base's, such as "granite-3.3-2b-instruct"; "org/" and the difference of
-                  `-`, `_` and `.` do not count
-    technology    "alora" or "lora"
-    allow_pickle  whether adapter_model.bin will do where there is no adapter_model.safetensors
+def find_in(snapshot: Snapshot, inside: str, wanted: Wanted, where: str) -> Source:
+    """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
 
     Raises InputError if there is no adapter, or not exactly one that is asked for;
     UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
     that are missing or other files than their names say; ConvertError for links that leave the
-    directory and for a hub that fails.
-    """
-    wanted = Wanted(intrinsic, model, technology)
-    if is_reference(source):
-        from .hub import fetch_adapter
-
-        return fetch_adapter(source, wanted, allow_pickle=allow_pickle)
-    directory = _check_directory(Path(source))
-    snapshot, inside = open_directory(directory)
-    return find_in(snapshot, inside, wanted, str(directory), allow_pickle=allow_pickle)
-
-
-def find_in(
-    snapshot: Snapshot, inside: str, wanted: Wanted, where: str, *, allow_pickle: bool
-) -> Source:
-    """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
-
-    Raises what find_source() does.
+    directory.
     """
     own = f"{inside}/{FILE_NAME}" if inside else FILE_NAME
     if snapshot.file(own) is not None:
-        return describe(snapshot, inside, wanted, allow_pickle=allow_pickle)
+        return describe(snapshot, inside, wanted)
     configs, skipped = find_configs(snapshot, inside)
     if not configs:
         raise no_adapter(where, snapshot.names(inside), skipped)
     path = choose(adapter_paths(configs), wanted, where)
-    return describe(snapshot, path, wanted, allow_pickle=allow_pickle)
+    return describe(snapshot, path, wanted)
 
 
-def describe(snapshot: Snapshot, path: str, wanted: Wanted, *, allow_pickle: bool) -> Source:
+def describe(snapshot: Snapshot, path: str, wanted: Wanted) -> Source:
     """The adapter at `path` of a tree, whose adapter_config.json is known to be there.
 
-    Raises what find_source() does.
+    Raises what find_in() does.
     """
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
     config = _file(snapshot, prefix + FILE_NAME)
-    weights = pick_weights(snapshot.names(path), str(directory), allow_pickle=allow_pickle)
+    weights = pick_weights(snapshot.names(path), str(directory))
     # where the tree is no repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     if wanted.given():
@@ -157,22 +122,18 @@ def readmes(path: str) -> list[str]:
     return [f"{path}/{README}", README] if path else [README]
 
 
-def pick_weights(names: Collection[str], where: str, *, allow_pickle: bool) -> str:
+def pick_weights(names: Collection[str], where: str) -> str:
     """Which of a directory's files holds the weights.
 
-    Raises UnsupportedAdapterError for a pickle that is not allowed, and for weights in several
-    files; FileFormatError if there are none.
+    Raises UnsupportedAdapterError for a pickle and for weights in several files; FileFormatError if
+    there are none.
     """
     if WEIGHTS in names:
         return WEIGHTS
     if PICKLE in names:
-        if allow_pickle:
-            return PICKLE
         raise UnsupportedAdapterError(
-            f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded. "
-            "--allow-pickle (allow_pickle=True) loads it with torch's weights_only, which has had "
-            "holes (CVE-2025-32434 and before it), so only for files you trust; or load it with "
-            "PEFT where you trust it and save it again: save_pretrained(..., "
+            f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded; "
+            "load it with PEFT where you trust it and save it again: save_pretrained(..., "
             f"safe_serialization=True) writes {WEIGHTS}"
         )
     parts = [name for name in names if re.fullmatch(r"adapter_model.*\.(index\.json|\d+)", name)]
@@ -186,31 +147,6 @@ def pick_weights(names: Collection[str], where: str, *, allow_pickle: bool) -> s
         f"{where}/{WEIGHTS}: there is no such file; download the adapter again, or save it with "
         f"PEFT's save_pretrained(), which writes it beside {FILE_NAME}"
     )
-
-
-def _check_directory(directory: Path) -> Path:
-    """The directory to look in, or an error that says what was given instead of one."""
-    text = str(directory)
-    if re.match(r"https?:/+(huggingface\.co|hf\.co)/", text):
-        raise InputError(f"{text}: is a web address, expected hf://owner/repo[/path][@revision]")
-    try:
-        mode = directory.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{directory}: there is no such directory; give a PEFT adapter's directory, or "
-            "hf://owner/repo[/path][@revision]"
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise FileFormatError(f"{directory}: cannot be read: {reason or error}") from error
-    if not stat.S_ISDIR(mode):
-        known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
-        raise InputError(
-            f"{directory}: is a file, expected the PEFT directory it lies in{known}; give that"
-        )
-    if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
-        return cached_snapshot(directory, None) or directory
-    return directory
 
 
 def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()) -> AloraError:

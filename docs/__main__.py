@@ -14,12 +14,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gguf
-from alora_gguf.convert.families import FAMILIES, Family
-from alora_gguf.convert.peft_fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
+from alora_gguf.convert.base.families import FAMILIES
+from alora_gguf.convert.peft.fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
 
 from .commands import chat_commands, commands, help_text, names
-from .names import parts as python_names
+from .names import errors, with_tables
 from .pictures import PICTURES
 
 FOLDER = Path(__file__).parent
@@ -61,9 +60,8 @@ def modules() -> Iterator[str]:
     yield "|---|---|---|---|"
     for family in FAMILIES.values():
         for path, readings in family.modules.items():
-            found = [tensors for parts in readings if (tensors := _tensors(family, parts))]
-            text = ", or ".join(" and ".join(f"`{t}`" for t in tensors) for tensors in found)
-            reordered = family.rotated and found[0][0] in ("attn_q", "attn_k")
+            text = ", or ".join(" and ".join(f"`{t}`" for t in tensors) for tensors in readings)
+            reordered = family.rotated and readings[0][0] in ("attn_q", "attn_k")
             rows = "in llama.cpp's order of heads" if reordered else ""
             yield f"| {family.architecture} | `{path}` | {text} | {rows} |"
 
@@ -109,7 +107,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "chat commands": chat_commands,
     **{f"{name} --help": help_of(name) for name in names()},
     **{path: file_of(path) for path in INCLUDED},
-    **python_names(),
+    "errors": errors,
 }
 
 
@@ -127,18 +125,11 @@ def render(text: str) -> str:
         between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         made = "\n".join([begin, *make(), end])
         text = between.sub(lambda _, made=made: made, text)  # type: ignore[misc]
-    return text
+    return with_tables(text)
 
 
 def _kind(path: str) -> str:
     return next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, path))
-
-
-def _tensors(family: Family, parts: tuple[str, ...]) -> list[str]:
-    arch = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == family.architecture)
-    table = gguf.get_tensor_name_map(arch, 1)
-    names = [table.get_name(f"{family.block}.0.{part}") for part in parts]
-    return [name.removeprefix("blk.0.") for name in names if name]
 
 
 def main() -> int:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import posixpath
 import re
 import shutil
-from pathlib import Path
 from typing import Any, Final
 
-_ROOT: Final = Path(__file__).parents[1]
-_SOURCE: Final = _ROOT / "build" / "docs-source"
+from docs.house import ROOT, copy_tree
+
+_SOURCE: Final = ROOT / "build" / "docs-source"
 _LINK: Final = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _FENCE: Final = re.compile(r"^(```+).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -26,13 +26,7 @@ def on_startup(*, command: str, dirty: bool) -> None:
     At the very start, because mkdocstrings looks for the folder when it is configured.
     """
     shutil.rmtree(_SOURCE, ignore_errors=True)
-    package = _SOURCE / "alora_gguf"
-    package.mkdir(parents=True)
-    for path in (_ROOT / "alora_gguf").iterdir():
-        if path.suffix == ".py" or (path / "__init__.py").is_file():
-            (package / path.name).symlink_to(path)
-    for name in ("convert", "cli"):
-        (package / name).symlink_to(_ROOT / name)
+    copy_tree(_SOURCE)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -19,8 +20,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
-
-import grimp
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = "alora_gguf"
@@ -48,17 +47,25 @@ FACES: Final = {
 # ---- modules and imports -------------------------------------------------------------------------
 
 
+def copy_tree(folder: Path) -> Path:
+    """The package's Python files with convert/ and cli/ inside, as wheels have them."""
+    tree = folder / PACKAGE
+    for source, target in ((PACKAGE, tree), ("convert", tree / "convert"), ("cli", tree / "cli")):
+        for path in sorted((ROOT / source).rglob("*.py")):
+            copy = target / path.relative_to(ROOT / source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    return tree
+
+
 @contextlib.contextmanager
 def installed_tree() -> Iterator[Path]:
-    """The package with convert/ and cli/ inside, as wheels have it, found before any installation.
+    """copy_tree(), which imports find before any installation.
 
     Nothing of the package may have been imported before.
     """
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / PACKAGE
-        tree.mkdir()
-        for path in (*(ROOT / PACKAGE).iterdir(), ROOT / "convert", ROOT / "cli"):
-            (tree / path.name).symlink_to(path)
+        tree = copy_tree(Path(folder))
         kept = sys.meta_path[:], sys.path[:]
         sys.meta_path[:] = [f for f in kept[0] if f.__module__.startswith("_frozen_importlib")]
         sys.path.insert(0, folder)
@@ -70,6 +77,8 @@ def installed_tree() -> Iterator[Path]:
 
 def imports() -> Graph:
     """Each module with those of the package that it imports."""
+    import grimp  # for make house alone
+
     with installed_tree():
         graph = grimp.build_graph(PACKAGE, cache_dir=None)
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}

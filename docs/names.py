@@ -1,59 +1,32 @@
-"""The public Python names in groups: the tables of reference/python.md, and what the site shows
-below them.
+"""Tables of public names in reference/python.md, and what the site shows below them.
+
+A page lists them where it wants them, <!-- names MODULE: A, B --> ... <!-- end names -->, or all of
+MODULE.__all__ if it names none.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import functools
 import re
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import alora_gguf
+import griffe
 
-ROOT = Path(__file__).parents[1]
+from .house import copy_tree
 
-GROUPS: Final = {
-    "Models": ("Model", "ContextOptions", "CancelToken", "AdapterFile", "Stats"),
-    "Chats": ("Chat", "Message", "Document", "Reply", "GenerateOptions", "Sampling"),
-    "Asking intrinsics": ("IntrinsicCall", "IntrinsicResult"),
-    "What calls tell": ("Timings", "FinishReason", "Progress", "TokenLogprob", "TopLogprob"),
-    "Sessions": ("Session", "Generation", "Invocation", "Verdict", "Provenance"),
-    "The cache": ("CacheReport", "CacheHolder", "CacheSpan"),
-    "Llama": ("Llama", "LlamaState"),
-    "The store": ("Store", "StoreEntry"),
-}
-# modules whose names are public beside alora_gguf's own, and where their files stand
-MODULES: Final = {
-    "alora_gguf.aio": ("call",),
-    "alora_gguf.intrinsics": (
-        "load_contract", "rewrite", "transform", "Contract", "Request", "Outcome",
-    ),
-    "alora_gguf.convert": ("convert_adapter", "Pick", "ConversionReport"),
-    "alora_gguf.verification": ("verify",),
-    "alora_gguf.demo": (
-        "INTRINSICS", "base_path", "adapter_path", "adapter_paths", "io_yaml_path", "invocation_of",
-    ),
-}  # fmt: skip
-# what has no docstring of its own
-_CONSTANTS: Final = {
-    "alora_gguf.demo.INTRINSICS": "The names of the demo model's intrinsics",
-    "alora_gguf.FinishReason": "Why a reply ended",
-    "alora_gguf.Progress": "Called with the tokens read so far and all there are to read",
-}
+_TABLES: Final = re.compile(
+    r"(?P<begin><!-- names (?P<module>[\w.]+)(: (?P<names>[\w, ]+))? -->).*?"
+    r"(?P<end><!-- end names -->)",
+    re.DOTALL,
+)
 
 
-def parts() -> dict[str, Callable[[], Iterator[str]]]:
-    """A table for each group, as render() wants them."""
-    made: dict[str, Callable[[], Iterator[str]]] = {}
-    for group, names in GROUPS.items():
-        made[f"names: {group}"] = _table([f"alora_gguf.{name}" for name in names])
-    for module, names in MODULES.items():
-        made[f"names: {module}"] = _table([f"{module}.{name}" for name in names])
-    made["errors"] = errors
-    return made
+def with_tables(page: str) -> str:
+    """The page with its tables made again."""
+    return _TABLES.sub(lambda found: "\n".join(_lines(found)), page)
 
 
 def errors() -> Iterator[str]:
@@ -68,53 +41,48 @@ def errors() -> Iterator[str]:
         yield f"<!-- ::: alora_gguf.errors.{found[0] if found else ''} -->"
 
 
-def check() -> None:
-    """Raises SystemExit if a public name stands in no group, or in two."""
-    grouped = [name for names in GROUPS.values() for name in names]
-    public = set(alora_gguf.__all__) - {"__version__"}
-    public -= {name for name in public if name.endswith("Error")}
-    for name in sorted(public.symmetric_difference(grouped)):
-        raise SystemExit(f"docs/names.py: {name} is public, or in GROUPS, but not both")
-    if len(set(grouped)) < len(grouped):
-        raise SystemExit("docs/names.py: a name of GROUPS stands in two groups")
+def _lines(found: re.Match[str]) -> Iterator[str]:
+    objects = list(_objects(found["module"], re.findall(r"\w+", found["names"] or "")))
+    yield from (found["begin"], "| name | what it is | file |", "|---|---|---|")
+    for each in objects:
+        file = _file(each)
+        yield f"| `{each.name}` | {_summary(each)} | [{file.name}](../../{file.as_posix()}) |"
+    yield ""
+    for each in objects:
+        yield f"<!-- ::: {each.canonical_path} -->"
+    yield found["end"]
 
 
-def _table(paths: list[str]) -> Callable[[], Iterator[str]]:
-    def lines() -> Iterator[str]:
-        check()
-        yield "| name | what it is | file |"
-        yield "|---|---|---|"
-        for path in paths:
-            file, summary = _of(path)
-            name = path.rpartition(".")[2]
-            yield f"| `{name}` | {summary} | [{file.name}](../../{file.as_posix()}) |"
-        yield ""
-        for path in paths:  # where it is defined: lazy exports are not seen from without
-            yield f"<!-- ::: {_home(path)} -->"
-
-    return lines
+def _objects(module: str, names: list[str]) -> Iterator[griffe.Object]:
+    """Of a module's names, or of all in its `__all__`, where they are defined."""
+    members = (
+        _package()[module.removeprefix("alora_gguf").lstrip(".")] if "." in module else _package()
+    )
+    for name in names or members.exports or ():
+        found = members[str(name)]
+        yield found.final_target if isinstance(found, griffe.Alias) else found
 
 
-def _home(path: str) -> str:
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    return f"{_module_of(path, found)}.{name}"
+@functools.cache
+def _package() -> griffe.Object:
+    """The package's sources, read and not imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        found = griffe.load(
+            "alora_gguf", search_paths=[folder], allow_inspection=False, try_relative_path=False
+        )
+    return found.final_target if isinstance(found, griffe.Alias) else found
 
 
-def _module_of(path: str, found: object) -> str:
-    """Where a public name is defined; what has no docstring does not say itself."""
-    module, _, name = path.rpartition(".")
-    if path in _CONSTANTS and module == "alora_gguf":
-        return f"alora_gguf.{alora_gguf._HOME[name]}"
-    return getattr(found, "__module__", module)
+def _file(found: griffe.Object) -> Path:
+    """Where it is defined in the repository."""
+    parts = Path(str(found.filepath)).parts
+    inside = parts[len(parts) - parts[::-1].index("alora_gguf") :]
+    return Path(*inside) if inside[0] in ("convert", "cli") else Path("alora_gguf", *inside)
 
 
-def _of(path: str) -> tuple[Path, str]:
-    """Where a name is defined, in the repository, and the first sentence of its docstring."""
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    home = importlib.import_module(_module_of(path, found))
-    file = Path(inspect.getsourcefile(home) or "").resolve().relative_to(ROOT)
-    text = _CONSTANTS.get(path) or inspect.getdoc(found) or ""
+def _summary(found: griffe.Object) -> str:
+    """The first sentence of a docstring."""
+    text = found.docstring.value if found.docstring else ""
     first = re.split(r"(?<=[.;:])\s(?![^()]*\))|\n\n", text, maxsplit=1)[0]
-    return file, " ".join(first.split()).rstrip(".;:").replace("|", "\\|")
+    return " ".join(first.split()).rstrip(".;:").replace("|", "\\|")

@@ -34,4 +34,5 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         served(self, threads, FOREVER)
 
     monkeypatch.setattr("alora_gguf.engine.scheduler._LONGEST_WAIT", FOREVER)
+    monkeypatch.setattr("alora_gguf.engine.scheduler._PATIENCE", FOREVER)
     monkeypatch.setattr(BatchWindow, "served", long_since)

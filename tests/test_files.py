@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from alora_gguf.convert import convert_adapter
 
-from alora_gguf.errors import FileFormatError, InputError, StoreError
+from alora_gguf.errors import FileFormatError, InputError, MissingFileError, StoreError
 from alora_gguf.files import check_target, read_json, read_small, write_whole
 from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case, sound_case
@@ -409,8 +409,9 @@ def test_a_small_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     assert read_small(path, 5) == b"12345"
     with pytest.raises(FileFormatError, match=r"io\.yaml: has more than 4 bytes, too many"):
         read_small(path, 4)
-    with pytest.raises(StoreError, match="there is no such file"):
+    with pytest.raises(MissingFileError, match="there is no such file") as caught:
         read_small(tmp_path / "none", 4, error=StoreError)
+    assert caught.value.filename == str(tmp_path / "none")
     with pytest.raises(FileFormatError, match="a pipe or a device, expected a contract"):
         read_small(tmp_path, 4, what="contract")
     with pytest.raises(FileFormatError, match="cannot be read: embedded null"):

@@ -34,7 +34,7 @@ def sound(session: ag.Session) -> None:
     seq, record = inside.sequence(session).seq, inside.sequence(session).cached
     assert engine.cells.length(seq) == n
     llama = engine.native.llama
-    assert llama.llama_memory_seq_pos_max(engine._memory, seq) == n - 1
+    assert llama.llama_memory_seq_pos_max(engine.context.memory, seq) == n - 1
     assert record.tokens == session.tokens[:n]
 
 

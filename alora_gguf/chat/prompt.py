@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from alora_gguf.engine.invocation import find_last
+from alora_gguf.engine.provenance import find_last
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import InvocationNotFoundError
 from alora_gguf.messages import Document, Message

@@ -12,6 +12,15 @@ from alora_gguf.errors import AdapterError, InputError, ModelError
 
 from .chat import role_marker
 
+__all__ = [
+    "INTRINSICS",
+    "adapter_path",
+    "adapter_paths",
+    "base_path",
+    "invocation_of",
+    "io_yaml_path",
+]
+
 INTRINSICS: Final = (
     "answerability",
     "uncertainty",
@@ -19,6 +28,7 @@ INTRINSICS: Final = (
     "hallucination",
     "jailbreak",
 )
+"""The names of the demo model's intrinsics."""
 
 _FOLDER: Final = Path(__file__).parent
 _WAY_OUT: Final = (

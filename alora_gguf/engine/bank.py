@@ -19,8 +19,7 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import check_number
 
 from .context import Engine
-from .invocation import find_last, nearest_miss
-from .provenance import BASE, Provenance
+from .provenance import BASE, Provenance, find_last, nearest_miss
 from .vocab import Vocabulary
 
 

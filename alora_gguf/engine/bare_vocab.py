@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import native as _native
-from .loading import Tuning, load_weights
+from .llama_context import Tuning, load_weights
 from .vocab import Vocabulary
 
 

@@ -97,25 +97,25 @@ def report(runtime: Runtime) -> CacheReport:
     for entry in runtime.prefix_cache.entries:
         known[entry.seq] = ("closed", entry.cached.spans)
     with engine.condition:
-        books = engine.cells
+        cells = engine.cells
         holders = [
             CacheHolder(
                 kind=kind,
-                cells=books.length(seq),
-                alone=books.freed_by(seq, 0),
-                promised=books.promised_to(seq),
-                spans=None if spans is None else _spans(spans, books.length(seq), names),
+                cells=cells.length(seq),
+                alone=cells.freed_by(seq, 0),
+                promised=cells.promised_to(seq),
+                spans=None if spans is None else _spans(spans, cells.length(seq), names),
             )
-            for seq in books.sequences
+            for seq in cells.sequences
             for kind, spans in [known.get(seq, ("call", None))]
         ]
         return CacheReport(
-            n_cells=books.n_cells,
-            used=books.used(),
-            promised=books.promised(),
-            free=books.free(),
-            n_sequences=books.n_seqs,
-            free_sequences=books.free_sequences,
+            n_cells=cells.n_cells,
+            used=cells.used(),
+            promised=cells.promised(),
+            free=cells.free(),
+            n_sequences=cells.n_seqs,
+            free_sequences=cells.free_sequences,
             holders=tuple(holders),
         )
 

@@ -1,13 +1,13 @@
-"""The books of the KV cache: which sequences exist, how long they are, which cells they share, and
-which cells are promised.
+"""The allocator of the KV cache: which sequences exist, how long they are, which cells they share,
+and which cells are reserved.
 
-No C in here: engine.py does what these books say, so lengths and free room cost no call and can be
-named in error messages.
+No C in here: the context does what is decided here, so lengths and free cells cost no call and can
+be named in error messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 Range = tuple[int, int]
 """Numbers of cells, [begin, end)."""
@@ -18,7 +18,8 @@ class CellAllocator:
 
     Cells are numbered as they are written and never again, so a sequence is a short list of ranges,
     and two sequences share a cell if both have its number. A promise keeps cells that are not
-    written yet for one sequence, so that what was let in can finish.
+    written yet for one sequence, so that what was let in can finish. One that has a `holder`, a
+    thread, is its sequence's for life, and that thread gives the sequence back soon.
     """
 
     def __init__(self, n_seqs: int, n_cells: int) -> None:
@@ -28,7 +29,8 @@ class CellAllocator:
         self._ranges: dict[int, list[Range]] = {}
         self._lengths: dict[int, int] = {}
         self._promises: dict[int, int] = {}
-        self._lasting: set[int] = set()  # sequences whose promise outlives a single call
+        self._holders: dict[int, int] = {}  # sequences that are given back soon, and by whom
+        self.version = 0  # changes when something was given back
         self._next = 0
         self._used: int | None = 0  # None: to be counted again
 
@@ -42,12 +44,13 @@ class CellAllocator:
         return seq
 
     def release(self, seq: int) -> None:
-        """Takes a sequence out of the books; one that is not in them is ignored."""
+        """Frees a sequence; one that does not exist is ignored."""
         self._lengths.pop(seq, None)
         self._promises.pop(seq, None)
-        self._lasting.discard(seq)
+        self._holders.pop(seq, None)
         if self._ranges.pop(seq, None) is not None:
             self._used = None
+            self.version += 1
             self._free.append(seq)
 
     @property
@@ -79,9 +82,12 @@ class CellAllocator:
             self._promises[seq] = max(0, self._promises[seq] - n)
 
     def truncate(self, seq: int, n: int) -> None:
-        """Takes the cells from position `n` on away from `seq`; a lasting promise grows by them."""
+        """Takes the cells from position `n` on away from `seq`; what a holder was promised grows
+        by them.
+        """
+        self.version += 1
         if n < self._lengths[seq]:
-            if seq in self._lasting:
+            if seq in self._holders:
                 self._promises[seq] += self._lengths[seq] - n
             self._ranges[seq] = _head(self._ranges[seq], n)
             self._lengths[seq] = n
@@ -92,7 +98,7 @@ class CellAllocator:
         self._ranges[target] = _head(self._ranges[source], n)
         self._lengths[target] = n
 
-    # Room ----------------------------------------------------------------------------------------
+    # Space ---------------------------------------------------------------------------------------
 
     def used(self) -> int:
         """Cells in use; shared ones count once."""
@@ -112,16 +118,21 @@ class CellAllocator:
         """Cells neither in use nor promised."""
         return self.n_cells - self.used() - self.promised()
 
-    def promise(self, seq: int, n: int, *, lasting: bool = False) -> None:
-        """Keeps `n` more cells for `seq`: until settle(), or until release() if it is `lasting`."""
+    def promise(self, seq: int, n: int, *, holder: int | None = None) -> None:
+        """Keeps `n` more cells for `seq`: until settle(), or until release() if it has a holder."""
         self._promises[seq] = self._promises.get(seq, 0) + n
-        if lasting:
-            self._lasting.add(seq)
+        if holder is not None:
+            self._holders[seq] = holder
 
     def settle(self, seq: int) -> None:
-        """Ends a promise that is not lasting."""
-        if seq not in self._lasting:
+        """Ends a promise that has no holder."""
+        if seq not in self._holders:
             self._promises.pop(seq, None)
+
+    @property
+    def holders(self) -> dict[int, int]:
+        """Sequences that are given back soon: by which thread."""
+        return self._holders
 
     def beyond_promise(self, seq: int, n: int) -> int:
         """How many of `n` more cells for `seq` are not promised to it."""
@@ -131,6 +142,11 @@ class CellAllocator:
         """How many cells truncating `seq` to `n` would free: those it shares with no other."""
         left = {**self._ranges, seq: _head(self._ranges[seq], n)}
         return self.used() - _count(r for ranges in left.values() for r in ranges)
+
+    def used_without(self, seqs: Collection[int]) -> int:
+        """The cells in use once `seqs` were released."""
+        left = (ranges for seq, ranges in self._ranges.items() if seq not in seqs)
+        return _count(r for ranges in left for r in ranges)
 
 
 def _head(ranges: list[Range], n: int) -> list[Range]:

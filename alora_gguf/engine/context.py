@@ -1,39 +1,33 @@
-"""One llama.cpp context: its weights, its sequences, and who may use them when.
+"""What is done with one llama.cpp context, by its sequences: forked, cut, decoded.
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
-fails leaves no cells behind. Calls of several threads share batches (decoding.py); when cells or
-sequences run short they wait for what others are about to give back (room.py).
+fails leaves no cells behind. Calls of several threads share batches (scheduler.py); when cells or
+sequences run short they wait for what others are about to give back (admission.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from alora_gguf.errors import ClosedError, DecodeError, InputError, ModelError
+from alora_gguf.errors import DecodeError, InputError
 from alora_gguf.options import CancelToken, ContextOptions, Progress
 
-from . import native as _native
 from .admission import AdmissionQueue
 from .batch import Logits, Run
-from .cells import CellAllocator
-from .layout import Memory
-from .loading import Tuning, load_weights, open_context
-from .scheduler import FairLock, Scheduler
-from .vocab import Vocabulary
+from .llama_context import LlamaContext, Tuning
+from .prefix_cache import PrefixCache
+from .scheduler import Scheduler
 
 
 class Engine:
     """A loaded base model and one context on it.
 
-    `lock` guards the context, `desk` the books and all that waits (decoding.py says more). A
-    sequence belongs to whoever allocated it: no two threads may work on the same one at a time.
-    Every method raises ClosedError after close().
+    A sequence belongs to whoever allocated it: no two threads may work on the same one at a time.
+    `lock` and `condition` are the context's (llama_context.py says what they guard). Every method
+    raises ClosedError after close().
     """
 
     def __init__(
@@ -51,70 +45,40 @@ class Engine:
         """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
         and `options` and frees after close(), nothing is loaded.
         """
-        self.native = native = _native.load()
-        self.lock = FairLock()
-        self.condition = threading.Condition()
-        self.path, self.options, self.tuning = path, options, tuning or Tuning()
-        native.log.verbose = native.log.verbose or verbose
-        native.log.clear()
-        self.llama = llama = native.llama
-        if adopt is not None:
-            model, ctx = adopt
-            self._read_model(model)
-        else:
-            model = load_weights(
-                native, path, n_gpu_layers, tuning=self.tuning, cancel=cancel, progress=progress
-            )
-            try:
-                self._read_model(model)
-                ctx = open_context(native, path, model, options, self.tuning)
-            except BaseException:
-                llama.llama_model_free(model)
-                raise
-        self._ctx = ctx
-        self._memory = llama.llama_get_memory(ctx)
-        # freed at exit if not before; refers to nothing that refers back to us
-        free = _free if adopt is None else _leave
-        self._finalizer = weakref.finalize(self, free, llama, ctx, model)
-        native.interrupt(ctx, False)  # installs the callback
-        self.n_batch: int = llama.llama_n_batch(ctx)
-        self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
-        self.scheduler = Scheduler(self, self.n_batch, min(self.n_batch, options.rows))
-        self.admission = AdmissionQueue(self, self.scheduler.wake)
-        self._abandoned: deque[int] = deque()
-
-    def _read_model(self, model: int) -> None:
-        llama = self.llama
-        if llama.llama_model_has_encoder(model) or not llama.llama_model_has_decoder(model):
-            raise ModelError(
-                f"{self.path}: is an encoder or encoder-decoder model; only decoder models can "
-                "hold a conversation"
-            )
-        self.vocab = Vocabulary(llama, model, str(self.path))
-        recurrent = llama.llama_model_is_recurrent(model)
-        hybrid = llama.llama_model_is_hybrid(model)
-        self.memory_kind: Memory = "recurrent" if recurrent else "hybrid" if hybrid else "attention"
-        self.rewinds = self.memory_kind == "attention"
-        self.window: int = llama.llama_model_n_swa(model)
+        self.context = context = LlamaContext(
+            path,
+            options,
+            n_gpu_layers=n_gpu_layers,
+            verbose=verbose,
+            tuning=tuning or Tuning(),
+            cancel=cancel,
+            progress=progress,
+            adopt=adopt,
+        )
+        self.path, self.options, self.tuning = path, options, context.tuning
+        self.native, self.llama, self.vocab = context.native, context.llama, context.vocab
+        self.lock, self.condition, self.cells = context.lock, context.condition, context.cells
+        self.memory_kind, self.rewinds = context.memory_kind, context.rewinds
+        self.window, self.n_batch = context.window, context.n_batch
+        self.prefix_cache = PrefixCache(context, options.n_pooled)
+        self.admission = AdmissionQueue(context, self.prefix_cache)
+        self.scheduler = Scheduler(context, self.admission)
 
     def close(self) -> None:
-        """Frees context and weights; a second call does nothing."""
+        """Frees context and weights; idempotent."""
         with self.lock, self.condition:
-            self.vocab.close()
-            self._finalizer()
+            self.context.free()
             self.scheduler.fail_all()
 
     @property
     def closed(self) -> bool:
         """Whether the context is gone; true after close(), and while the interpreter exits."""
-        return not self._finalizer.alive
+        return self.context.closed
 
     @property
     def ctx(self) -> int:
-        """The llama_context, for _native's functions."""
-        if self.closed:
-            raise ClosedError(f"{self.path}: the model was closed")
-        return self._ctx
+        """The llama_context, for the native functions."""
+        return self.context.ctx
 
     # Sequences -----------------------------------------------------------------------------------
 
@@ -136,34 +100,34 @@ class Engine:
         With a `promise` of so many further cells it is there for a while only: others that find
         no room wait until it is dropped.
         """
-        books, found = self.cells, list[int]()
+        cells, found = self.cells, list[int]()
 
         def fits() -> bool:
-            if promise is not None and promise > books.free():
+            if promise is not None and promise > cells.free():
                 return False
-            seq = books.allocate()
+            seq = cells.allocate()
             if seq is None:
                 return False
             if n:
-                books.share(source, seq, n)
+                cells.share(source, seq, n)
             if promise is not None:
-                books.promise(seq, promise, lasting=True)
-                self.admission.owe(seq)
+                cells.promise(seq, promise, holder=threading.get_ident())
             found.append(seq)
             return True
 
-        if n and not self.rewinds and n != books.length(source):
+        if n and not self.rewinds and n != cells.length(source):
             raise InputError(
                 f"{self.path}: its recurrent memory can be forked only as a whole "
-                f"({books.length(source)} tokens), not at {n}"
+                f"({cells.length(source)} tokens), not at {n}"
             )
         try:
-            self.admission.admit(fits, lambda: self.admission.no_sequence(promise), cancel)
+            self.admission.admit(
+                fits, lambda: self.admission.no_sequence(promise), cancel, n=promise or 0
+            )
             if n:
                 with self.lock:
                     _ = self.ctx
-                    end = n if self.rewinds else -1
-                    self.llama.llama_memory_seq_cp(self._memory, source, found[0], 0, end)
+                    self.context.copy(source, found[0], n)
         except BaseException:
             for seq in found:  # or others would wait for what it was promised
                 self.abandon(seq)
@@ -174,61 +138,33 @@ class Engine:
         """Makes `seq` share the first `n` cells of `source` in place of its own."""
         with self.lock, self.condition:
             _ = self.ctx
-            self.remove_from(seq, 0)
+            self.context.remove_from(seq, 0)
             self.cells.share(source, seq, n)
-            end = n if self.rewinds else -1
-            self.llama.llama_memory_seq_cp(self._memory, source, seq, 0, end)
+            self.context.copy(source, seq, n)
 
     def truncate(self, seq: int, n: int) -> int:
         """Removes the cells from position `n` on and returns how many are left: `n`, or 0 where the
-        memory cannot rewind. After close() it only keeps the books.
+        memory cannot rewind. After close() only the allocator knows of it.
         """
         with self.lock:
             if not self.closed:
                 self.collect()
             with self.condition:
                 if n < self.cells.length(seq):
-                    self.remove_from(seq, n)
+                    self.context.remove_from(seq, n)
                 return self.cells.length(seq)
-
-    def remove_from(self, seq: int, n: int) -> int:
-        """truncate() for callers that hold both locks, whatever the books say of the cells."""
-        if self.closed:
-            n = 0  # they went with the context
-        elif not self.llama.llama_memory_seq_rm(self._memory, seq, n, -1):
-            self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
-            n = 0
-        self.cells.truncate(seq, n)
-        self.admission.gave_back()
-        return self.cells.length(seq)
 
     def drop(self, seq: int) -> None:
         """Gives a sequence back: its activations, its cells, its id."""
-        self.abandon(seq)
-        if not self.closed:
-            self.collect()
+        self.context.drop(seq)
 
     def abandon(self, seq: int) -> None:
-        """Marks a sequence for dropping at the next call. Takes no lock and calls no C, so that
-        garbage collection may do it at any moment on any thread.
-        """
-        self._abandoned.append(seq)
+        """Marks a sequence for dropping at the next call, at any moment on any thread."""
+        self.context.abandon(seq)
 
     def collect(self) -> bool:
-        """Gives abandoned sequences' activations, cells and ids back; says if there were any."""
-        if not self._abandoned:
-            return False
-        with self.lock, self.condition:
-            ctx = self.ctx
-            while self._abandoned:
-                seq = self._abandoned[0]  # stays in the list until it is really gone
-                self.native.deactivate(ctx, seq)
-                self.llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
-                self.cells.release(seq)
-                self.admission.repaid(seq)
-                self._abandoned.popleft()
-            self.admission.gave_back()
-        return True
+        """Gives back what was abandoned; says if there was anything."""
+        return self.context.collect()
 
     def activate(self, seq: int, first: int, slot: int, scale: float) -> None:
         """From position `first` on, tokens of `seq` use `slot` at `scale`."""
@@ -262,12 +198,11 @@ class Engine:
 
         # the bytes themselves, without a copy
         buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
-        self.admission.admit(fits, lambda: self.admission.no_cells(n))
-        with self.lock:
+        self.admission.admit(fits, lambda: self.admission.no_cells(n), n=n)
+        with self.lock, self.context.logged():
             try:
-                self.native.log.clear()
                 read = self.llama.llama_state_seq_set_data(self.ctx, buffer, len(state), seq)
-                last = self.llama.llama_memory_seq_pos_max(self._memory, seq)
+                last = self.llama.llama_memory_seq_pos_max(self.context.memory, seq)
                 if read != len(state) or last != n - 1:
                     raise DecodeError(
                         f"{self.path}: llama.cpp did not take the saved cells: {read} of "
@@ -276,7 +211,7 @@ class Engine:
                     )
             except BaseException:
                 with self.condition:
-                    self.remove_from(seq, 0)
+                    self.context.remove_from(seq, 0)
                 raise
 
     # Decoding ------------------------------------------------------------------------------------
@@ -290,7 +225,7 @@ class Engine:
     ) -> list[Logits | None]:
         """Appends each run's tokens to its sequence, all runs together and together with what other
         threads decode, in as few calls as n_batch and n_outputs allow. No two runs may name the
-        same sequence. The caller must not hold `lock` or `desk`.
+        same sequence. The caller must not hold `lock` or `condition`.
 
         Returns one entry per run: the logits after its last token, [n_vocab]; for "all" those
         after every token, [n_tokens, n_vocab]; for a number k those after the last k; None for
@@ -299,12 +234,3 @@ class Engine:
         """
         self.collect()
         return self.scheduler.decode(runs, cancel, progress)
-
-
-def _free(llama: Any, ctx: int, model: int) -> None:
-    llama.llama_free(ctx)  # before its weights
-    llama.llama_model_free(model)
-
-
-def _leave(_llama: Any, _ctx: int, _model: int) -> None:
-    """They are the caller's."""

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -63,36 +66,70 @@ class Stats:
 
 
 class Log:
-    """llama.cpp's log: kept for error messages, and shown on stderr when `verbose` is set.
+    """llama.cpp's log: handed to logging's `alora_gguf.llama_cpp`, shown on stderr for models that
+    are `verbose`, and the latest warnings and errors kept for error messages.
 
-    There is one per process, as llama.cpp has one. ALORA_VERBOSE=1 in the environment shows it too.
+    llama.cpp has one log per process and writes to it on the thread that called it, so what a call
+    logs is its own: see capture(). ALORA_VERBOSE=1 in the environment shows everything.
     """
 
     _WARN, _ERROR, _CONT = 3, 4, 5
+    _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
     def __init__(self) -> None:
-        self.verbose = os.environ.get("ALORA_VERBOSE", "0") not in ("", "0")
-        self._recent: deque[str] = deque(maxlen=8)
-        self._level = 0
+        self._logger = logging.getLogger("alora_gguf.llama_cpp")
+        self._logger.addHandler(logging.NullHandler())  # silent unless the program wants it
+        self._all = os.environ.get("ALORA_VERBOSE", "0") not in ("", "0")
+        self._thread = _ThreadLog()
 
     def write(self, level: int, text: bytes | None, _user_data: object) -> None:
-        """llama.cpp's callback; runs on whichever thread logs."""
-        line = (text or b"").decode("utf-8", "replace")
-        if level == self._CONT:
-            level = self._level
-        self._level = level
-        if level in (self._WARN, self._ERROR) and line.strip():
-            self._recent.append(line.strip())
-        if self.verbose and sys.stderr is not None:
-            sys.stderr.write(line)
+        """llama.cpp's callback."""
+        thread, piece = self._thread, (text or b"").decode("utf-8", "replace")
+        if (self._all or thread.verbose) and sys.stderr is not None:
+            sys.stderr.write(piece)
+        if level != self._CONT:
+            thread.level, thread.line = level, ""
+        thread.line += piece
+        if not thread.line.endswith("\n"):
+            return
+        line, thread.line = thread.line.strip(), ""
+        if line and thread.level in (self._WARN, self._ERROR):
+            thread.recent.append(line)
+        at = self._LEVELS.get(thread.level, logging.DEBUG)
+        if line and self._logger.isEnabledFor(at):
+            self._logger.log(at, "%s", line)
+
+    @contextmanager
+    def capture(self, *, verbose: bool = False) -> Iterator[None]:
+        """Around one call: tail() has what was logged on this thread meanwhile, and nothing else;
+        that is shown if `verbose`.
+        """
+        thread = self._thread
+        before = thread.recent, thread.verbose
+        thread.recent, thread.verbose = deque(maxlen=8), verbose
+        try:
+            yield
+        finally:
+            thread.recent, thread.verbose = before
 
     def clear(self) -> None:
-        """Forgets the recent lines."""
-        self._recent.clear()
+        """Forgets what this thread has logged."""
+        self._thread.recent.clear()
 
     def tail(self) -> str:
-        """The latest warnings and errors as the end of a sentence, or nothing."""
-        return f" (llama.cpp: {'; '.join(self._recent)})" if self._recent else ""
+        """This thread's latest warnings and errors as the end of a sentence, or nothing."""
+        recent = self._thread.recent
+        return f" (llama.cpp: {'; '.join(recent)})" if recent else ""
+
+
+class _ThreadLog(threading.local):
+    """What one thread has logged."""
+
+    def __init__(self) -> None:
+        self.recent: deque[str] = deque(maxlen=8)
+        self.verbose = False
+        self.level = 0
+        self.line = ""
 
 
 class Native:

@@ -5,17 +5,14 @@ Closed ones only ever use room that nobody needs: the least recently used gives 
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
+from .llama_context import LlamaContext
 from .provenance import CachedTokens, Spans
-
-if TYPE_CHECKING:
-    from .context import Engine
 
 MIN_GAIN: Final = 16
 """Tokens: fewer are read as fast as their cells are found and shared."""
@@ -41,65 +38,67 @@ class CacheEntry:
 
     seq: int
     cached: CachedTokens
-    last_used: float = field(default_factory=time.monotonic)
     users: int = 0  # calls that are about to share its cells
 
 
 class PrefixCache:
-    """Up to `capacity` closed ones, and all that are open, of one engine; for any thread."""
+    """Up to `capacity` closed ones, and all that are open, of one context; for any thread."""
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        self._engine = engine
+    def __init__(self, context: LlamaContext, capacity: int) -> None:
+        self._context, self._condition = context, context.condition
         self._capacity = capacity
-        self._entries: list[CacheEntry] = []  # the least recently used first
-        self._open: weakref.WeakSet[OpenSequence] = (
-            weakref.WeakSet()
-        )  # both guarded by the condition
+        # both guarded by the condition; the least recently used entry first
+        self._entries: list[CacheEntry] = []
+        self._open: weakref.WeakSet[OpenSequence] = weakref.WeakSet()
 
     def register(self, sequence: OpenSequence) -> None:
         """Lets others share the cells of an open sequence."""
-        with self._engine.condition:
+        with self._condition:
             self._open.add(sequence)
 
     def open_sequences(self) -> list[OpenSequence]:
         """Those that are open."""
-        with self._engine.condition:
+        with self._condition:
             return [sequence for sequence in self._open if not sequence.closed]
 
-    def give(self, seq: int, record: CachedTokens) -> None:
+    def give(self, seq: int, cached: CachedTokens) -> None:
         """Takes a sequence over from a conversation that is closed: keeps its cells or drops it."""
-        engine, n = self._engine, len(record)
-        with engine.condition:
+        n = len(cached)
+        with self._condition:
             # what begins another one is held by that one
             covered = any(
-                n <= len(e.cached) and e.cached.common_prefix(record.tokens, record.spans) == n
+                n <= len(e.cached) and e.cached.common_prefix(cached.tokens, cached.spans) == n
                 for e in self._entries
             )
             keep = self._capacity and n >= MIN_GAIN and not covered
-            keep = keep and engine.cells.length(seq) == n
+            keep = keep and self._context.cells.length(seq) == n
             dropped = [] if keep else [seq]
             if keep:
-                for entry in [e for e in self._entries if not e.users]:
-                    tokens, spans = entry.cached.tokens, entry.cached.spans
-                    if record.common_prefix(tokens, spans) == len(tokens):
-                        self._entries.remove(entry)
-                        dropped.append(entry.seq)
-                self._entries.append(CacheEntry(seq, record))
-            while len(self._entries) > self._capacity and (oldest := self._oldest()) is not None:
-                self._entries.remove(oldest)
-                dropped.append(oldest.seq)
-        for each in dropped:
-            engine.drop(each)
+                for each in [e for e in self._entries if not e.users]:
+                    tokens, spans = each.cached.tokens, each.cached.spans
+                    if cached.common_prefix(tokens, spans) == len(tokens):
+                        self._entries.remove(each)
+                        dropped.append(each.seq)
+                self._entries.append(CacheEntry(seq, cached))
+            while len(self._entries) > self._capacity and (entry := self._least_recent()):
+                self._entries.remove(entry)
+                dropped.append(entry.seq)
+        for other in dropped:
+            self._context.drop(other)
 
     def evict(self) -> bool:
         """Drops the least recently used one; says whether there was one to drop."""
-        with self._engine.condition:
-            entry = self._oldest()
+        with self._condition:
+            entry = self._least_recent()
             if entry is None:
                 return False
             self._entries.remove(entry)
-        self._engine.drop(entry.seq)
+        self._context.drop(entry.seq)
         return True
+
+    def evictable(self) -> list[int]:
+        """The sequences that evict() could drop; the caller holds the condition."""
+        return [entry.seq for entry in self._entries if not entry.users]
 
     @contextmanager
     def longest(
@@ -109,9 +108,9 @@ class PrefixCache:
         meanwhile.
         """
         best, most = None, 0
-        with self._engine.condition:
+        with self._condition:
             for entry in self._entries:
-                n = usable(self._engine, entry.cached, tokens, spans)
+                n = usable(self._context, entry.cached, tokens, spans)
                 if n > most:
                     best, most = entry, n
             if best is not None:
@@ -120,13 +119,12 @@ class PrefixCache:
             yield best, most
         finally:
             if best is not None:
-                with self._engine.condition:
+                with self._condition:
                     best.users -= 1
 
     def used(self, entry: CacheEntry) -> None:
         """Notes that a conversation began with it."""
-        with self._engine.condition:
-            entry.last_used = time.monotonic()
+        with self._condition:
             if entry in self._entries:
                 self._entries.remove(entry)
                 self._entries.append(entry)
@@ -134,18 +132,17 @@ class PrefixCache:
     @property
     def entries(self) -> tuple[CacheEntry, ...]:
         """All of them, the least recently used first."""
-        with self._engine.condition:
+        with self._condition:
             return tuple(self._entries)
 
-    def _oldest(self) -> CacheEntry | None:
+    def _least_recent(self) -> CacheEntry | None:
         return next((entry for entry in self._entries if not entry.users), None)
 
 
-def usable(engine: Engine, record: CachedTokens, tokens: Sequence[int], spans: Spans) -> int:
-    """How many of `record`'s cells a conversation of `tokens` could share."""
-    n = record.common_prefix(tokens, spans)
-    if engine.rewinds:
+def usable(context: LlamaContext, cached: CachedTokens, tokens: Sequence[int], spans: Spans) -> int:
+    """How many of `cached`'s cells a conversation of `tokens` could share."""
+    n = cached.common_prefix(tokens, spans)
+    if context.rewinds:
         return n
-    return (
-        n if n == len(record) and n < len(tokens) else 0
-    )  # all, and one to be read for its logits
+    # all or nothing, and one token to be read for its logits
+    return n if n == len(cached) and n < len(tokens) else 0

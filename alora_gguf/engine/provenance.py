@@ -3,6 +3,9 @@
 A cell of the KV cache may stand in for a token exactly if the same token, the same adapter weights
 and the same scale would compute it, and all cells before it may, too. Adapters are known by the
 hash of their weights: names and slots get reused.
+
+Where in a prompt an adapter begins is decided here too: at the first token of its invocation's last
+occurrence, which is adapted itself. PEFT is the reference for that.
 """
 
 from __future__ import annotations
@@ -98,7 +101,7 @@ class CachedTokens:
             self._starts, self._kinds = [0], [BASE]
 
     def copy(self, n: int) -> CachedTokens:
-        """A record of the first `n` tokens, for a fork."""
+        """The first `n` tokens, for a fork."""
         other = CachedTokens()
         other._tokens = self._tokens[:n]
         other._starts, other._kinds = self._starts.copy(), self._kinds.copy()
@@ -125,3 +128,28 @@ class CachedTokens:
             if spans[bisect_right(starts, edge) - 1][1] != self.at(edge):
                 return edge
         return end
+
+
+def find_last(tokens: Sequence[int], invocation: Sequence[int]) -> int | None:
+    """The position of the last occurrence of `invocation` in `tokens`, or None."""
+    n, wanted = len(invocation), list(invocation)
+    for at in range(len(tokens) - n, -1, -1):
+        if tokens[at] == wanted[0] and list(tokens[at : at + n]) == wanted:
+            return at
+    return None
+
+
+def nearest_miss(tokens: Sequence[int], invocation: Sequence[int]) -> tuple[int, int]:
+    """(position, length) of the longest beginning of `invocation` in `tokens`, the last such one;
+    length 0 if not even its first token occurs.
+    """
+    best_at, best = 0, 0
+    for at, token in enumerate(tokens):
+        if token != invocation[0]:
+            continue
+        n = 0
+        while n < len(invocation) and at + n < len(tokens) and tokens[at + n] == invocation[n]:
+            n += 1
+        if n >= best:
+            best_at, best = at, n
+    return best_at, best

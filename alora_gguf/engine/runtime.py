@@ -11,7 +11,7 @@ from alora_gguf.options import CancelToken, ContextOptions
 from .bank import Bank
 from .context import Engine
 from .layout import CacheLayout
-from .loading import Tuning
+from .llama_context import Tuning
 from .prefix_cache import PrefixCache
 from .sequence import TokenSequence
 from .vocab import Vocabulary
@@ -58,8 +58,7 @@ class Runtime:
         )
         self.vocab: Vocabulary = engine.vocab
         self.bank = Bank(engine, base, options.max_adapters)
-        self.prefix_cache = PrefixCache(engine, options.n_pooled)
-        engine.admission.reclaim = self.prefix_cache.evict
+        self.prefix_cache: PrefixCache = engine.prefix_cache
         try:
             # at once: a file that is replaced later must not vouch for what was loaded
             self.fingerprint = BaseFingerprint.of(base)
@@ -76,7 +75,7 @@ class Runtime:
 
     def sequence(self) -> TokenSequence:
         """A new, empty sequence. Raises CacheFullError if all are in use."""
-        return TokenSequence(self.engine, self.prefix_cache)
+        return TokenSequence(self.engine)
 
     def names(self) -> Mapping[str, str]:
         """The loaded adapters' names, by the hash of their weights."""

@@ -13,7 +13,7 @@ from alora_gguf.options import CancelToken, Progress, Timings
 from .bank import ActiveAdapter
 from .batch import Logits, Run
 from .context import Engine
-from .prefix_cache import MIN_GAIN, OpenSequence, PrefixCache, usable
+from .prefix_cache import MIN_GAIN, OpenSequence, usable
 from .provenance import BASE, CachedTokens, Spans, spans_for
 
 
@@ -22,21 +22,19 @@ class TokenSequence:
 
     seq     the sequence that has the cells
     tokens  the conversation
-    record  the tokens in the cells and who computed each: those of the conversation, but fewer
+    cached  the tokens in the cells and who computed each: those of the conversation, but fewer
             after a call that failed, and more where a memory that cannot rewind is still to be cut
     logits  after the last token, [n_vocab]; None if they are not known
 
     Whoever works on it holds `lock`, and takes it before any lock of the engine's.
     """
 
-    def __init__(
-        self, engine: Engine, cache: PrefixCache, *, source: TokenSequence | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, source: TokenSequence | None = None) -> None:
         """An empty one, or one that goes on from `source` and shares its cells. Raises
         CacheFullError if all sequences are in use.
         """
         self.engine = engine
-        self._cache = cache
+        self._cache = engine.prefix_cache
         self.lock = threading.RLock()
         if source is None:
             self.seq = engine.allocate()
@@ -47,7 +45,7 @@ class TokenSequence:
             self.seq = engine.fork(source.seq, n)
             self.cached, self.tokens = source.cached.copy(n), source.tokens.copy()
             self.logits = source.logits
-        self._finalizer = weakref.finalize(self, engine.abandon, self.seq)
+        self._finalizer = weakref.finalize(self, engine.context.abandon, self.seq)
         self._finalizer.atexit = False
 
     @property
@@ -64,7 +62,7 @@ class TokenSequence:
 
     def begin(self) -> None:
         """To be called before anything else is: raises ClosedError if there is nothing to work on,
-        and makes books and record agree.
+        and makes allocator and `cached` agree.
         """
         if not self._finalizer.alive:
             raise ClosedError("the session was closed")
@@ -183,32 +181,32 @@ class TokenSequence:
         engine, cache = self.engine, self._cache
         enough = keep + MIN_GAIN
         but_last = tokens[:-1]  # which is read for its logits
-        with cache.longest(but_last, spans) as (pooled, most):
+        with cache.longest(but_last, spans) as (entry, most):
             best: OpenSequence | None = None
             least = max(enough, most)
             for other in cache.open_sequences():
                 if other is self:
                     continue
                 with other.borrow() as there:
-                    n = usable(engine, other.cached, but_last, spans) if there else 0
+                    n = usable(engine.context, other.cached, but_last, spans) if there else 0
                     if n >= least:
                         best, least = other, n + 1
             if best is not None:
                 with best.borrow() as there:
-                    n = usable(engine, best.cached, but_last, spans) if there else 0
+                    n = usable(engine.context, best.cached, but_last, spans) if there else 0
                     return self._share(best.seq, best.cached, n) if n >= enough else 0
-            if pooled is None or most < enough:
+            if entry is None or most < enough:
                 return 0
-            cache.used(pooled)
-            return self._share(pooled.seq, pooled.cached, most)
+            cache.used(entry)
+            return self._share(entry.seq, entry.cached, most)
 
-    def _share(self, seq: int, record: CachedTokens, n: int) -> int:
-        if self.engine.cells.length(seq) < len(record):
+    def _share(self, seq: int, cached: CachedTokens, n: int) -> int:
+        if self.engine.cells.length(seq) < len(cached):
             return 0  # an interrupt struck there; it is put right at its next call
         self.logits = None
         self.cached.truncate(0)
         self.engine.share(self.seq, seq, n)
-        self.cached = record.copy(n)
+        self.cached = cached.copy(n)
         return n
 
     # Forgetting ----------------------------------------------------------------------------------
@@ -226,7 +224,7 @@ class TokenSequence:
         anew. Nothing happens where the memory cannot rewind.
         """
         if self.engine.rewinds and n < len(self.cached):
-            TokenSequence(self.engine, self._cache, source=self).close()
+            TokenSequence(self.engine, self).close()
             self.cut(n)
 
     def go_back(self, tokens: list[int]) -> None:
@@ -249,7 +247,7 @@ class TokenSequence:
 
     def fork(self) -> TokenSequence:
         """Another one that goes on from here and shares the cells."""
-        return TokenSequence(self.engine, self._cache, source=self)
+        return TokenSequence(self.engine, self)
 
     @contextmanager
     def borrow(self) -> Iterator[bool]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from alora_gguf.engine.bank import ActiveAdapter, not_found
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.invocation import find_last
-from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, spans_for
+from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, find_last, spans_for
 from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation, check_stops
 

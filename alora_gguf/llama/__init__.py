@@ -1,7 +1,6 @@
-"""`Llama`: a drop-in for llama_cpp.Llama, with adapters.
+"""`Llama`: llama_cpp.Llama with adapters.
 
-Importing this loads the native library, so that a later `from llama_cpp import LlamaGrammar` finds
-llama_cpp bound to it.
+Importing this loads the native library, so that llama_cpp is bound to it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Chats: llama-cpp-python's own formats and handlers, and what they are not told: adapters, JSON
-Schemas in OpenAI's form, documents.
+"""Chats with adapters, intrinsics, JSON Schemas and documents: what stock's chat formats and
+handlers are not told.
 """
 
 from __future__ import annotations
@@ -7,180 +7,130 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
+import numpy as np
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
-from alora_gguf.engine.invocation import find_last
-from alora_gguf.errors import InputError, SchemaError
-from alora_gguf.messages import Message, as_document
+from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
+from alora_gguf.chat.prompt import Dialogue
+from alora_gguf.chat.template import ChatTemplate, Transcript
+from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.provenance import find_last
+from alora_gguf.errors import InputError, ModelError
+from alora_gguf.generate.constraint import Constraint
+from alora_gguf.messages import Message, as_document, as_message
+from alora_gguf.options import IntrinsicCall
 
-from .options import ChatOptions
+from .completion import Logprobs
 
 if TYPE_CHECKING:
-    from llama_cpp import llama_types
-
     from .llama import Llama
 
-    ChatAnswer = (
-        llama_types.CreateChatCompletionResponse
-        | Iterator[llama_types.CreateChatCompletionStreamResponse]
-    )
-
 _DEFAULT: Final = "chat_template.default"
-_FALLBACK: Final = "llama-2"
-_IN_METADATA: Final = "tokenizer.chat_template"
-_NOT_FOR_HANDLERS: Final = frozenset(
-    {
-        "adapter", "adapter_scale", "chat_template_kwargs", "documents", "grammar", "intrinsic",
-        "intrinsic_arguments", "messages", "response_format", "stop", "top_logprobs",
-    }
+_SAMPLING: Final = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
+    "presence_penalty", "seed",
 )  # fmt: skip
-_OF_TEMPLATES: Final = frozenset(
-    {"add_generation_prompt", "bos_token", "documents", "eos_token", "llama", "raise_exception",
-     "strftime_now"}
-)  # fmt: skip
-"""Names that a template gets from us, so that chat_template_kwargs cannot set them."""
+_WITH_INTRINSIC: Final = {*_SAMPLING, "max_tokens", "messages", "model", "prompt", "stream"}
 
 
-@dataclass(frozen=True)
-class Template:
-    """A chat template of the model's file. `bare` leaves out the assistant's marker at the end."""
+@dataclass
+class Extra:
+    """What a chat or a completion is given beside stock's options."""
 
-    source: str
-    handler: Callable[..., Any]
-    bare: Callable[..., Any]
-
-
-def templates_of(llama: Llama) -> dict[str, Template]:
-    """The file's templates by the names that chat_format knows them by."""
-    vocab = llama._model
-    eos, bos = vocab.token_eos(), vocab.token_bos()
-    names = {
-        key.removeprefix("tokenizer."): source
-        for key, source in llama.metadata.items()
-        if key.startswith(_IN_METADATA + ".")
-    }
-    if _IN_METADATA in llama.metadata:
-        names[_DEFAULT] = llama.metadata[_IN_METADATA]
-
-    def formatter(source: str, prompt: bool) -> Any:
-        return llama_chat_format.Jinja2ChatFormatter(
-            template=source,
-            eos_token=vocab.token_get_text(eos) if eos != -1 else "",
-            bos_token=vocab.token_get_text(bos) if bos != -1 else "",
-            add_generation_prompt=prompt,
-            stop_token_ids=[eos],
-        )
-
-    return {
-        name: Template(source, formatter(source, True).to_chat_handler(), formatter(source, False))
-        for name, source in names.items()
-    }
+    adapter: str | None = None
+    scale: float = 1.0
+    documents: Sequence[Any] | None = None
+    template: Mapping[str, object] = field(default_factory=dict)
+    intrinsic: str | None = None
+    arguments: Mapping[str, str] | None = None
 
 
-def guess_format(metadata: Mapping[str, str], templates: Mapping[str, Template]) -> str:
-    """The chat format of a model for which none was chosen."""
-    if _DEFAULT not in templates:
-        return _FALLBACK
-    guessed = llama_chat_format.guess_chat_format_from_gguf_metadata(dict(metadata))
-    return guessed or _DEFAULT
-
-
-def check_handler(handler: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """`handler`, unless it is one that needs images. Raises InputError."""
-    kinds = (llama_chat_format.Llava15ChatHandler, llama_chat_format.MTMDChatHandler)
-    if isinstance(handler, kinds):
-        raise InputError(
-            f"chat_handler={type(handler).__name__} is not supported: images are not; use "
-            "llama_cpp.Llama for it"
-        )
-    return handler
-
-
-def answer_of(
-    llama: Llama, text: str, *, n_prompt: int, n_reply: int, model: str | None
-) -> llama_types.CreateChatCompletionResponse:
-    """A chat completion object of a text that was made in another way; sizes in tokens."""
-    return {
-        "id": f"chatcmpl-{uuid.uuid4()}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model or llama.model_path,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": n_reply,
-            "total_tokens": n_prompt + n_reply,
-        },
-    }
-
-
-def complete_chat(llama: Llama, options: ChatOptions) -> ChatAnswer:
-    """Llama.create_chat_completion()'s work."""
-    template = None
-    if llama.chat_handler is not None:
-        handler = llama.chat_handler
-    elif (template := llama._templates.get(llama.chat_format or "")) is not None:
-        handler = template.handler
-    else:
-        handler = llama_chat_format.get_chat_completion_handler(llama.chat_format or _FALLBACK)
-    messages = _messages(options.messages)
-    extra = _template_arguments(options, template)
-    passed = {
-        name: getattr(options, name)
-        for name in ChatOptions.__dataclass_fields__
-        if name not in _NOT_FOR_HANDLERS
-    }
-    top = options.top_logprobs
-    caller = _Caller(llama, options, template, messages, extra)
-    form, grammar = _constraint(options)
-    answer: ChatAnswer = handler(
-        llama=caller,
-        messages=messages,
-        stop=[options.stop] if isinstance(options.stop, str) else list(options.stop or ()),
-        # OpenAI's logprobs=true alone means the chosen tokens' only
-        top_logprobs=0 if options.logprobs and top is None else top,
-        grammar=grammar,
-        response_format=form,
-        **passed,
-        **extra,
-    )
-    return answer
-
-
-def _messages(messages: Sequence[Any]) -> list[Any]:
-    return [
-        {"role": m.role, "content": m.content} if isinstance(m, Message) else m for m in messages
+def complete(llama: Llama, options: dict[str, Any], extra: Extra) -> Any:
+    """Llama.create_chat_completion()'s work, without an intrinsic."""
+    template = _file_template(llama)
+    options["messages"] = [
+        {"role": m.role, "content": m.content} if isinstance(m, Message) else m
+        for m in options["messages"]
     ]
+    stop = options["stop"]
+    options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
+    if options["logprobs"] and options["top_logprobs"] is None:
+        options["top_logprobs"] = 0  # in OpenAI's API: the chosen tokens' only
+    variables = _variables(extra, template, options)
+    caller = _Caller(llama, options, extra, template, _constraint(llama, options), variables)
+    name = llama.chat_format or ""
+    handler: Any = llama.chat_handler or llama._chat_handlers.get(name)
+    handler = handler or llama_chat_format.get_chat_completion_handler(name)
+    answer: Any = handler(llama=caller, **options, **variables)
+    if not options["logprobs"]:
+        return answer
+    if isinstance(answer, dict):
+        return caller.with_bytes(answer)
+    return map(caller.with_bytes, answer)
+
+
+def _file_template(llama: Llama) -> ChatTemplate | None:
+    """The template of the model's file that chats are written with, if it is one."""
+    name = llama.chat_format
+    if llama.chat_handler is not None or name not in llama._chat_handlers:
+        return None
+    key = "tokenizer." + ("chat_template" if name == _DEFAULT else name)
+    return None if key not in llama.metadata else _template(llama, llama.metadata[key])
+
+
+def _template(llama: Llama, source: str) -> ChatTemplate:
+    kept: dict[str, ChatTemplate] = llama._runtime.vocab.kept.setdefault("templates", {})
+    if source not in kept:
+        kept[source] = ChatTemplate(source, llama._runtime.vocab, llama.model_path)
+    return kept[source]
+
+
+def _variables(
+    extra: Extra, template: ChatTemplate | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a template gets beside what stock gives it."""
+    variables = dict(extra.template)
+    taken = sorted(options.keys() & variables.keys())
+    if taken:
+        raise InputError(f"chat_template_kwargs cannot set {', '.join(taken)}")
+    if template is not None:
+        template.check_arguments(variables, "chat_template_kwargs")
+    if extra.documents is not None:
+        variables["documents"] = [
+            as_document(value, f"documents[{i}]").fields()
+            for i, value in enumerate(extra.documents)
+        ]
+        if template is not None and not template.uses("documents"):
+            raise InputError(f"{template.name}: the chat template has no use for 'documents'")
+    if variables and template is None:
+        raise InputError(
+            f"{' and '.join(sorted(variables))} cannot be used with this chat format or handler: "
+            f"only a template of the model's file takes more than messages (chat_format=\""
+            f'{_DEFAULT}")'
+        )
+    return variables
 
 
 # What a reply must look like ---------------------------------------------------------------------
 
 
-def _constraint(
-    options: ChatOptions,
-) -> tuple[Mapping[str, object] | None, LlamaGrammar | None]:
-    """response_format in the form that handlers know, and its grammar, or else `grammar`: not all
-    handlers look at the first.
-    """
-    form = options.response_format
+def _constraint(llama: Llama, options: dict[str, Any]) -> Constraint | None:
+    """The constraint of a JSON Schema in `response_format`, which is taken out of `options`."""
+    form = options["response_format"]
     kind = None if form is None else form.get("type")
     if form is None or kind == "text":
-        return form, options.grammar
+        return None
     if kind == "json_object" and "schema" not in form:
-        return form, LlamaGrammar.from_string(JSON_GBNF, verbose=False)
+        # not all handlers look at response_format
+        options["grammar"] = LlamaGrammar.from_string(JSON_GBNF, verbose=False)
+        return None
     if kind not in ("json_object", "json_schema"):
         raise InputError(
             f"response_format: type is {kind!r}, expected 'text', 'json_object' or 'json_schema'"
@@ -191,95 +141,94 @@ def _constraint(
             "response_format: json_schema has no schema, expected "
             '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         )
-    schema = inner["schema"]
-    return {"type": "json_object", "schema": schema}, schema_grammar(schema)
+    options["response_format"] = None
+    return Constraint.compile(inner["schema"], llama._runtime.vocab)
 
 
-def schema_grammar(schema: object) -> LlamaGrammar:
-    """llama-cpp-python's grammar for a JSON Schema. Raises SchemaError where it has none."""
-    try:
-        return LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    except Exception as error:  # upstream raises whatever comes: KeyError, AssertionError, ...
-        raise SchemaError(
-            f"response_format: the schema cannot be made a grammar: {type(error).__name__}: {error}"
-        ) from error
+class _Mask:
+    """A constraint as a logits processor, for one reply."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        self._matcher = constraint.start()
+        self._n: int | None = None  # tokens before the reply, and of it so far
+
+    def __call__(self, ids: Sequence[int], row: Logits) -> Logits:
+        for token in ids[len(ids) if self._n is None else self._n :]:
+            self._matcher.accept(int(token))
+        self._n = len(ids)
+        return self._matcher.mask(np.asarray(row, np.float32))
 
 
-# What goes into the template ---------------------------------------------------------------------
+# What a handler sees -----------------------------------------------------------------------------
 
 
-def _template_arguments(options: ChatOptions, template: Template | None) -> dict[str, Any]:
-    extra = dict(options.chat_template_kwargs or {})
-    taken = (set(ChatOptions.__dataclass_fields__) | _OF_TEMPLATES) & set(extra)
-    if taken:
-        raise InputError(f"chat_template_kwargs cannot set {', '.join(sorted(taken))}")
-    if options.documents is not None:
-        extra["documents"] = [
-            as_document(value, f"documents[{i}]").fields()
-            for i, value in enumerate(options.documents)
-        ]
-    if extra and template is None:
-        raise InputError(
-            f"{' and '.join(sorted(extra))} cannot be used with this chat format or handler: only "
-            f'a template of the model\'s file takes more than messages (chat_format="{_DEFAULT}")'
-        )
-    for name in extra:
-        if template is not None and name not in template.source:
-            raise InputError(f"this model's chat template has no use for {name!r}")
-    return extra
-
-
-# Where an adapter begins -------------------------------------------------------------------------
-
-
+@dataclass
 class _Caller:
-    """The Llama that a handler sees: its completions use the chat's adapter."""
+    """The Llama that a handler sees: its completions have the chat's adapter and constraint."""
 
-    def __init__(
-        self,
-        llama: Llama,
-        options: ChatOptions,
-        template: Template | None,
-        messages: list[Any],
-        extra: Mapping[str, Any],
-    ) -> None:
-        self._llama, self._options, self._template = llama, options, template
-        self._of_template: dict[str, Any] = {
-            "functions": options.functions,
-            "function_call": options.function_call,
-            "tools": options.tools,
-            "tool_choice": options.tool_choice,
-            **extra,
-        }
-        self._messages = messages
+    llama: Llama
+    options: dict[str, Any]
+    extra: Extra
+    template: ChatTemplate | None
+    constraint: Constraint | None
+    variables: Mapping[str, Any]
+    content: deque[Any] = field(default_factory=deque)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._llama, name)
+        return getattr(self.llama, name)
 
     def create_completion(self, prompt: str | list[int], **keywords: Any) -> Any:
-        """Llama.create_completion() with the adapter, whose invocation takes the place of the
-        assistant's marker if the prompt's last turn lacks it.
-        """
-        adapter = self._options.adapter
-        if adapter is not None and not isinstance(prompt, str):
-            prompt = self._with_invocation(prompt, adapter)
-        return self._llama.create_completion(
-            prompt, adapter=adapter, adapter_scale=self._options.adapter_scale, **keywords
-        )
+        """Llama.create_completion(), which a subclass may have overridden."""
+        if self.constraint is not None and keywords.get("grammar") is None:
+            before = keywords.get("logits_processor") or ()
+            keywords["logits_processor"] = [*before, _Mask(self.constraint)]
+        adapter = self.extra.adapter
+        if adapter is not None:
+            if not isinstance(prompt, str):
+                prompt = self._with_invocation(prompt, adapter)
+            keywords |= {"adapter": adapter, "adapter_scale": self.extra.scale}
+        answer = self.llama.create_completion(prompt=prompt, **keywords)
+        if keywords.get("logprobs") is None:
+            return answer
+        if isinstance(answer, dict):
+            return self._note(answer)
+        return map(self._note, answer)
+
+    # Log-probabilities: stock's chats have no bytes
+
+    def _note(self, answer: Any) -> Any:
+        logprobs = answer["choices"][0]["logprobs"]
+        if isinstance(logprobs, Logprobs):
+            self.content.extend(logprobs.content(self.llama._runtime.vocab))
+        return answer
+
+    def with_bytes(self, answer: Any) -> Any:
+        """A chat completion or a chunk with the tokens' bytes."""
+        for choice in answer["choices"]:
+            if choice.get("logprobs"):
+                n = min(len(choice["logprobs"]["content"]), len(self.content))
+                choice["logprobs"]["content"] = [self.content.popleft() for _ in range(n)]
+        return answer
+
+    # Where an adapter begins
 
     def _with_invocation(self, prompt: list[int], adapter: str) -> list[int]:
-        file = self._llama.adapters.get(adapter)
-        if file is None or not file.invocation or self._template is None:
+        """`prompt`, with the adapter's invocation in place of the assistant's marker if the last
+        turn lacks it.
+        """
+        file = self.llama.adapters.get(adapter)
+        if file is None or not file.invocation or self.template is None:
             return prompt  # what is missing, create_completion says
+        messages = self.options["messages"]
         at = find_last(prompt, file.invocation)
-        if at is not None and at + len(file.invocation) > self._last_turn(prompt):
+        if at is not None and at + len(file.invocation) > self._last_turn(prompt, messages):
             return prompt
-        return [*self._render(self._messages), *file.invocation]
+        return [*self._render(messages), *file.invocation]
 
-    def _last_turn(self, prompt: list[int]) -> int:
+    def _last_turn(self, prompt: list[int], messages: list[Any]) -> int:
         """Where the last message begins in the prompt, as far as can be told."""
         try:
-            before = self._render(self._messages[:-1]) if len(self._messages) > 1 else []
+            before = self._render(messages[:-1]) if len(messages) > 1 else []
         except (ValueError, jinja2.TemplateError):  # a template may refuse half a conversation
             return 0
         n = min(len(before), len(prompt))
@@ -287,7 +236,114 @@ class _Caller:
 
     def _render(self, messages: list[Any]) -> list[int]:
         """The messages in tokens, without the assistant's marker."""
-        if self._template is None:
-            raise InputError("only a template of the model's file can be taken apart")
-        text = self._template.bare(messages=messages, **self._of_template).prompt
-        return self._llama.tokenize(text.encode(), add_bos=False, special=True)
+        names = ("functions", "function_call", "tools", "tool_choice")
+        of_stock = {name: self.options[name] for name in names}
+        write: Callable[..., Any] = self.template._formatters[False]  # type: ignore[union-attr]
+        text = write(messages=messages, **of_stock, **self.variables).prompt
+        return self.llama.tokenize(text.encode(), add_bos=False, special=True)
+
+
+# Intrinsics --------------------------------------------------------------------------------------
+
+
+def ask(llama: Llama, options: dict[str, Any], given: Mapping[str, Any], extra: Extra) -> Any:
+    """The answer of an intrinsic about messages and documents, or about a prompt, which stay in the
+    cells as the base reads them; its text is the contract's value as JSON. `given` are the options
+    that are not left at their defaults.
+    """
+    started = time.perf_counter()
+    for name, value in {**given, "adapter": extra.adapter}.items():
+        if name not in _WITH_INTRINSIC and value is not None and value != []:
+            raise InputError(
+                f"{name}= cannot be used with intrinsic=: its contract says what is asked and what "
+                "the reply looks like; use adapter= to ask the adapter itself"
+            )
+    contracts = llama._contracts
+    if "messages" in options:
+        dialogue = _dialogue(llama, options, extra)
+        call, read = _call(llama, given, extra), dialogue.written(prompt=False)
+        tokens: Sequence[int] = read.tokens
+        question = Question.about(contracts, replace(dialogue, transcript=read), call)
+        n_prompt = len(question.invocation.prompt or ())
+    else:
+        tokens = llama._prompt_tokens(options["prompt"])
+        question = Question.after(contracts, tokens, _call(llama, given, extra))
+        n_prompt = len(tokens)
+    prepared = time.perf_counter() - started
+    result = question.result(llama._invoke(tokens, question.invocation), prepared)
+    llama._last_timings = result.timings
+    text = json.dumps(result.value, ensure_ascii=False)
+    n_reply = result.timings.generated
+    make = _chat_answer if "messages" in options else _completion_answer
+    answer = make(options["model"] or llama.model_path, text)
+    answer["usage"] = {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_reply,
+        "total_tokens": n_prompt + n_reply,
+    }
+    if not options["stream"]:
+        return answer
+    return _chunks(answer, text) if "messages" in options else iter([answer])
+
+
+def _call(llama: Llama, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall:
+    """With sampling options of the request where the contract does not say."""
+    name = extra.intrinsic or ""
+    contract = llama._contracts.of(name)
+    limit = contract.max_tokens or given.get("max_tokens") or MAX_TOKENS
+    return IntrinsicCall(
+        name,
+        extra.arguments or {},
+        scale=extra.scale,
+        max_tokens=limit,
+        sampling=sampling_of(contract, limit, {k: given[k] for k in _SAMPLING if k in given}),
+    )
+
+
+def _dialogue(llama: Llama, options: Mapping[str, Any], extra: Extra) -> Dialogue:
+    template, own = _file_template(llama), llama.metadata.get("tokenizer.chat_template")
+    if template is None and own is None:
+        raise ModelError(f"{llama.model_path}: has no chat template (tokenizer.chat_template)")
+    template = template or _template(llama, str(own))
+    template.check_arguments(extra.template, "chat_template_kwargs")
+    vocab, read = llama._runtime.vocab, tuple(llama._input_ids.tolist())
+    return Dialogue(
+        template,
+        vocab,
+        tuple(as_message(m, f"messages[{i}]") for i, m in enumerate(options["messages"])),
+        tuple(as_document(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
+        extra.template,
+        Transcript(vocab.detokenize(read, special=True), read) if read else Transcript(),
+    )
+
+
+def _chat_answer(model: str, text: str) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    return _head(f"chatcmpl-{uuid.uuid4()}", "chat.completion", model, choice)
+
+
+def _completion_answer(model: str, text: str) -> dict[str, Any]:
+    choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": "stop"}
+    return _head(f"cmpl-{uuid.uuid4()}", "text_completion", model, choice)
+
+
+def _head(ident: str, kind: str, model: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+    created = int(time.time())
+    return {"id": ident, "object": kind, "created": created, "model": model, "choices": [choice]}
+
+
+def _chunks(answer: Mapping[str, Any], text: str) -> Iterator[Any]:
+    """A whole answer as a stream: a value is only known at the end."""
+    deltas: list[tuple[Any, Any]] = [
+        ({"role": "assistant"}, None),
+        ({"content": text}, None),
+        ({}, "stop"),
+    ]
+    for delta, reason in deltas:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        yield _head(answer["id"], "chat.completion.chunk", answer["model"], choice)

@@ -1,301 +1,298 @@
-"""One text completion: when it ends, and its OpenAI-shaped answer, whole or in chunks.
+"""What a completion has beside stock's code: adapters, log-probabilities, infill, and an end of a
+stream that loses no character.
 
-Ends, chunks and shapes are llama-cpp-python's; docs/llama.md lists where they are not, and why.
+Stock's own generator decides when a completion ends and makes its object or chunks; it never sees
+`echo`, `logprobs`, `suffix` or `logit_bias`, which it gets wrong.
 """
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Iterator
+import codecs
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from llama_cpp import Llama as Stock
 
 from alora_gguf.engine.batch import Logits
-
-from .logprobs import Scored, score
-from .options import CompletionOptions
-from .prompt import Prompt
-from .stream import TokenStream
+from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.errors import InputError
+from alora_gguf.generate.sampling import token_logprob
+from alora_gguf.options import TokenLogprob
 
 if TYPE_CHECKING:
-    from llama_cpp import llama_types
-
     from .llama import Llama
 
-    Chunk = llama_types.CreateCompletionStreamResponse
+_MARK: Final = "☺"
+"""Put before an infill's suffix, so that a vocabulary that begins texts with a space puts it before
+the mark and not before the suffix."""
 
-Finish = Literal["stop", "length"]
+
+class Logprobs(dict[str, Any]):
+    """OpenAI's log-probabilities of completions. `scored` are the tokens they are of."""
+
+    scored: Sequence[TokenLogprob]
+
+    def content(self, vocab: Vocabulary) -> Iterator[dict[str, Any]]:
+        """The same as chats have it, with raw bytes."""
+        for one in self.scored:
+            tops = {t.token: t.logprob for t in one.top} | {one.token: one.logprob}
+            data = vocab.piece(one.token)
+            yield {
+                "token": _text(data),
+                "bytes": list(data),
+                "logprob": one.logprob,
+                "top_logprobs": [
+                    {"token": _text(data), "logprob": logprob, "bytes": list(data)}
+                    for data, logprob in ((vocab.piece(t), each) for t, each in tops.items())
+                ],
+            }
 
 
 @dataclass
-class Completion:
-    """A completion being made.
+class Request:
+    """What generate() is asked for by a completion beside stock's options, and what it notes.
 
-    It ends at `max_tokens`, or the end of the character that they end within, but never takes more
-    than `room` tokens. `tokens` are those of the reply, an end token left out; `scored` goes along
-    with them if log-probabilities were asked for (None for a token that was not sampled).
+    tokens  those that were sampled; behind a beginning-of-sequence token if the prompt is empty,
+            which stock has count as the reply's
+    data    their bytes
+    scored  their log-probabilities if these were asked for; None for one that was not sampled
+    prompt  the prompt's tokens, prompt_scored the same of them
+    found   a state that stock has found in a cache
+    full    whether the context's end has ended it
     """
 
     llama: Llama
-    options: CompletionOptions
-    prompt: Prompt
-    max_tokens: int
-    room: int
+    adapter: str | None = None
+    scale: float = 1.0
+    logprobs: int | None = None
+    echo: bool = False
     tokens: list[int] = field(default_factory=list)
-    scored: list[Scored | None] = field(default_factory=list)
-    prompt_scored: list[Scored | None] = field(default_factory=list)
-    text: bytes = b""
-    finish_reason: Finish = "length"
+    scored: list[TokenLogprob | None] = field(default_factory=list)
+    data: bytes = b""
+    prompt: list[int] = field(default_factory=list)
+    prompt_scored: list[TokenLogprob | None] = field(default_factory=list)
+    found: Any = None
+    full: bool = False
 
-    def __post_init__(self) -> None:
-        self.id = f"cmpl-{uuid.uuid4()}"
-        self.created = int(time.time())
-        self.model = self.options.model or self.llama.model_path
-        self._sent = 0
-        if not self.options.prompt:
-            # as llama-cpp-python has it: the beginning-of-sequence token counts as the reply's
-            self.tokens.append(self.llama.token_bos())
-            self.scored.append(None)
-
-    # What is generated ---------------------------------------------------------------------------
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the rows of all of the prompt's tokens are wanted."""
+        return self.echo and self.logprobs is not None
 
     def score_prompt(self, at: int, rows: Logits) -> None:
         """Takes the logits after the prompt's tokens from position `at` on."""
-        tokens, n_top = self.prompt.tokens, self.options.logprobs or 0
         if not self.prompt_scored:
             self.prompt_scored.append(None)  # nothing comes before the first
         for position, row in enumerate(rows, at + 1):
-            if position < len(tokens):
-                self.prompt_scored.append(score(row, tokens[position], n_top))
+            if position < len(self.prompt):
+                self.prompt_scored.append(self._score(self.prompt[position], row))
 
-    def run(self, stream: TokenStream) -> Iterator[None]:
-        """Samples to the end; yields whenever there is more text that no stop string is in."""
-        stops = [stop.encode() for stop in self.options.stops]
-        text = self._bytes(self.tokens, 0)
-        missing = 0
-        for token in stream:
-            if self.llama._model.is_end(token):
-                self.text, self.finish_reason = text, "stop"
-                return
-            self.tokens.append(token)
-            if self.options.logprobs is not None:
-                self.scored.append(score(stream.row, token, self.options.logprobs))
-            text = self._longer(text)
-            missing = _bytes_missing(text, missing)
-            if missing and len(self.tokens) < self.room:  # within a character, nothing ends
-                missing -= 1
-                continue
-            ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-            if ends:
-                self.text, self.finish_reason = text[: min(ends)], "stop"
-                return
-            yield
-            if len(self.tokens) >= self.max_tokens:
-                self.text, self.finish_reason = text, "length"
-                return
-        self.text, self.finish_reason = text, "stop"  # by a stopping criterion
+    def note(self, token: int, row: Logits) -> None:
+        """Takes a token that was sampled from a row of logits, unless it ends the reply."""
+        llama = self.llama
+        if llama._runtime.vocab.is_end(token):
+            return
+        before = [*self.prompt, *self.tokens]
+        self.tokens.append(token)
+        self.scored.append(None if self.logprobs is None else self._score(token, row))
+        if len(self.tokens) == 2 and self.tokens[0] == llama.token_bos():
+            self.data = llama.detokenize(self.tokens)  # without a space that it may begin with
+        else:
+            self.data += llama.detokenize([token], prev_tokens=before)
 
-    def _longer(self, text: bytes) -> bytes:
-        """The reply's bytes now that it has one more token than in `text`."""
-        if self.llama._own_tokenizer and text:
-            return text + self._bytes(self.tokens[-1:], len(self.tokens) - 1)
-        return self._bytes(self.tokens, 0)
+    def _score(self, token: int, row: Logits) -> TokenLogprob:
+        return token_logprob(token, "", row, self.logprobs or 0, self.llama._runtime.vocab)
 
-    def _bytes(self, tokens: list[int], at: int) -> bytes:
-        """The bytes of some tokens of the reply, the first of which is its `at`-th."""
-        if self.llama._own_tokenizer:
-            return self.llama.detokenize(tokens)
-        before = self.prompt.tokens + self.tokens[:at]
-        return self.llama.detokenize(tokens, prev_tokens=before)
-
-    # In chunks -----------------------------------------------------------------------------------
-
-    def chunks(self, stream: TokenStream) -> Iterator[Chunk]:
-        """The reply as it comes, then an empty chunk with the reason why it ended."""
-        ready = self._ready if self.options.logprobs is None else self._ready_scored
-        for _ in self.run(stream):
-            yield from ready()
-        yield from self._rest()
-        yield self._chunk("", None, self.finish_reason)
-
-    def _ready(self) -> Iterator[Chunk]:
-        """Whole characters that cannot turn out to belong to a stop string."""
-        rest = self.tokens[self._sent :]
-        certain, end = self._certain(rest), 0
-        while rest:
-            n, data = self._whole(rest)
-            end += len(data)
-            if n == 0 or end > certain:
-                return
-            rest = rest[n:]
-            self._sent += n
-            yield self._chunk(data.decode(), None)
-
-    def _ready_scored(self) -> Iterator[Chunk]:
-        """The same token by token: each comes with its log-probability."""
-        rest = self.tokens[self._sent :]
-        certain, end = self._certain(rest), 0
-        for token in rest:
-            if token == self.llama.token_bos():
-                self._sent += 1
-                continue
-            data = self._bytes([token], self._sent)
-            end += len(data)
-            if end > certain:
-                return
-            yield self._scored_chunk(token, data)
-
-    def _rest(self) -> Iterator[Chunk]:
-        """What was held back, up to the stop string that ended the reply."""
-        rest = self.tokens[self._sent :]
-        data = self._bytes(rest, self._sent)
-        ends = [at for stop in self.options.stops if (at := data.find(stop.encode())) >= 0]
-        last, end = min(ends, default=len(data)), 0
-        while rest:
-            if self.options.logprobs is not None and rest[0] == self.llama.token_bos():
-                rest = rest[1:]
-                self._sent += 1
-                continue
-            n, data = self._whole(rest) if self.options.logprobs is None else (0, b"")
-            n = n or 1
-            data = data or self._bytes(rest[:1], self._sent)
-            end += len(data)
-            data = data[: len(data) - max(0, end - last)]
-            if self.options.logprobs is not None:
-                yield self._scored_chunk(rest[0], data)
-            else:
-                self._sent += n
-                yield self._chunk(data.decode("utf-8", "ignore"), None)
-            if end >= last:
-                return
-            rest = rest[n:]
-
-    def _certain(self, rest: list[int]) -> int:
-        """How many of the bytes of `rest` are certain: not the longest end that begins a stop."""
-        data, held = self._bytes(rest, self._sent), 0
-        for stop in self.options.stops:
-            begin = stop.encode()
-            for n in range(min(len(begin), len(data)), held, -1):
-                if data.endswith(begin[:n]):
-                    held = n
-                    break
-        return len(data) - held
-
-    def _whole(self, rest: list[int]) -> tuple[int, bytes]:
-        """How many of the first tokens make whole characters, and their bytes; (0, "") if none."""
-        for n in range(1, len(rest) + 1):
-            data = self._bytes(rest[:n], self._sent)
-            try:
-                data.decode()
-            except UnicodeDecodeError as error:
-                if error.reason != "unexpected end of data":
-                    break  # more tokens would not mend it
-                continue
-            return n, data
-        return 0, b""
-
-    def _scored_chunk(self, token: int, data: bytes) -> Chunk:
-        scored, n = self.scored[self._sent], self._sent
-        offset = self.prompt.length + len(self._text(self.tokens[:n], 0))
-        logprobs = None
-        if scored is not None:
-            name = self._text([token], n)
-            logprobs = _lists([name], [offset], [scored], [self._top(scored, name, n)])
-        self._sent += 1
-        return self._chunk(data.decode("utf-8", "ignore"), logprobs)
-
-    def _chunk(
-        self,
-        text: str,
-        logprobs: llama_types.CompletionLogprobs | None,
-        finish_reason: Finish | None = None,
-    ) -> Chunk:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [
-                {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
-            ],
-        }
-
-    # Whole ---------------------------------------------------------------------------------------
-
-    def response(self, stream: TokenStream) -> llama_types.CreateCompletionResponse:
-        """Runs to the end and returns the whole answer."""
-        for _ in self.run(stream):
-            pass
-        text = self.text.decode("utf-8", "ignore") + self.prompt.appended
-        if self.options.echo:
-            text = self.prompt.text + text
-        logprobs = None if self.options.logprobs is None else self._logprobs()
-        answer = self._chunk(text, logprobs, self.finish_reason)
-        n, n_prompt = len(self.tokens), len(self.prompt.tokens)
-        answer["usage"] = {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": n,
-            "total_tokens": n_prompt + n,
-        }
-        return answer
-
-    def _logprobs(self) -> llama_types.CompletionLogprobs:
-        """Of the reply's tokens, and with echo of the prompt's, the first of which has none."""
-        tokens, scored, bos = self.tokens, self.scored, self.llama.token_bos()
-        start = self.prompt.length
-        if self.options.echo:
-            head = self.prompt.tokens
-            skip = 1 if head[:1] == [bos] else 0
-            tokens, scored = head[skip:] + tokens, self.prompt_scored[skip:] + scored
-            start = 0
-        names, offsets, kept, tops = list[str](), list[int](), list["Scored | None"](), []
-        for i, (token, value) in enumerate(zip(tokens, scored, strict=False)):
+    def lists(self, first: int, end: int, offset: int) -> Logprobs:
+        """Of the tokens [first, end) of the reply, whose text begins at `offset`; with echo of the
+        prompt's, too.
+        """
+        bos, vocab = self.llama.token_bos(), self.llama._runtime.vocab
+        tokens, scored = self.tokens[first:end], self.scored[first:end]
+        if self.echo:
+            skip = 1 if self.prompt[:1] == [bos] else 0
+            tokens = [*self.prompt[skip:], *tokens]
+            scored = [None, *self.prompt_scored[skip + 1 :], *scored]
+        found = Logprobs(tokens=[], text_offset=[], token_logprobs=[], top_logprobs=[])
+        found.scored = [one for one in scored if one is not None and one.token != bos]
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        for token, one in zip(tokens, scored, strict=False):
             if token == bos:
                 continue
-            name = self._name(token, tokens[:i])
-            names.append(name)
-            offsets.append(start + len(self.llama.detokenize(tokens[:i]).decode("utf-8", "ignore")))
-            first = self.options.echo and len(kept) == 0
-            kept.append(None if first else value)
-            tops.append(None if first or value is None else self._top(value, name, i))
-        return _lists(names, offsets, kept, tops)
-
-    def _name(self, token: int, before: list[int]) -> str:
-        return self.llama.detokenize([token], prev_tokens=before).decode("utf-8", "ignore")
-
-    def _text(self, tokens: list[int], at: int) -> str:
-        return self._bytes(tokens, at).decode("utf-8", "ignore")
-
-    def _top(self, scored: Scored, name: str, at: int) -> dict[str, float]:
-        """The likeliest tokens' texts, the chosen one's among them; of tokens that look the same,
-        the least likely, as in llama-cpp-python.
-        """
-        top = {self._text([token], at): logprob for token, logprob in scored.top}
-        top[name] = scored.logprob
-        return top
+            data = vocab.piece(token)
+            name = data.decode("utf-8", "ignore")
+            found["tokens"].append(name)
+            found["text_offset"].append(offset)
+            offset += len(decoder.decode(data))
+            found["token_logprobs"].append(None if one is None else one.logprob)
+            # of tokens that look the same, the least likely, as in llama-cpp-python
+            top = {} if one is None else {_text(vocab.piece(t.token)): t.logprob for t in one.top}
+            found["top_logprobs"].append(None if one is None else {**top, name: one.logprob})
+        return found
 
 
-def _lists(
-    names: list[str],
-    offsets: list[int],
-    scored: list[Scored | None],
-    tops: list[dict[str, float] | None],
-) -> llama_types.CompletionLogprobs:
-    return {
-        "tokens": names,
-        "text_offset": offsets,
-        "token_logprobs": [None if one is None else one.logprob for one in scored],
-        "top_logprobs": tops,
-    }
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "ignore")
 
 
-def _bytes_missing(text: bytes, before: int) -> int:
-    """How many bytes the character at the end of `text` lacks, as the last three bytes tell; if
-    none of them begins one that lacks any, `before`.
+def complete(llama: Llama, options: dict[str, Any], request: Request) -> Iterator[Any]:
+    """Stock's _create_completion() for `request`: one completion object, or its chunks. Each step
+    is made while no other thread is at work on `llama`.
     """
-    for distance, byte in zip(range(min(3, len(text)), 0, -1), text[-3:], strict=True):
-        length = 4 if byte >= 240 else 3 if byte >= 224 else 2 if byte >= 192 else 0
-        if length > distance:
-            before = length - distance
-    return before
+    length = 0 if options["echo"] and not options["stream"] else len(options["prompt"])
+    echoed, tail = _prepare(llama, options, request)
+    steps = Stock._create_completion(llama, **options)
+    stops = [stop.encode() for stop in options["stop"]]
+    mended = _Chunks(request, stops, length)
+    while True:
+        with llama._lock:
+            llama._request = request
+            try:
+                answer: Any = next(steps, None)
+            finally:
+                llama._request = None
+        if answer is None:
+            return
+        choice = answer["choices"][0]
+        if request.full and choice["finish_reason"] is not None:
+            choice["finish_reason"] = "length"
+        if options["stream"]:
+            yield from mended.of(answer)
+            continue
+        if len(stops) > 1 and choice["finish_reason"] == "stop":
+            first = _text(_ended(request.data, stops))  # stock ends at the first of the list
+            choice["text"] = first if choice["text"].startswith(first) else choice["text"]
+        choice["text"] = echoed + choice["text"] + tail
+        if request.logprobs is not None:
+            choice["logprobs"] = request.lists(0, len(request.tokens), length)
+        yield answer
+
+
+def _ended(data: bytes, stops: Sequence[bytes]) -> bytes:
+    """A reply's bytes up to the first stop string in it."""
+    found = [at for stop in stops if (at := data.find(stop)) >= 0]
+    return data[: min(found, default=len(data))]
+
+
+class _Chunks:
+    """The chunks of a stream, with log-probabilities, and with the characters at the end that stock
+    loses: it shows what it has held back token by token, so that one of several tokens vanishes.
+    """
+
+    def __init__(self, request: Request, stops: Sequence[bytes], length: int) -> None:
+        self._request, self._stops, self._length = request, stops, length
+        self._sent = 0  # bytes
+        self._told = 0  # tokens whose log-probabilities were given
+        self._end = 0  # of the latter's bytes
+
+    def of(self, chunk: Any) -> Iterator[Any]:
+        """What to send in place of a chunk of stock's."""
+        choice, data = chunk["choices"][0], self._request.data
+        if not data:  # nothing yet, or a subclass's generate() has tokens of its own
+            yield chunk
+            return
+        if choice["finish_reason"] is None:
+            text = choice["text"].encode()
+            if data.startswith(text, self._sent):
+                self._sent += len(text)
+                yield self._scored(chunk)
+            return
+        whole = _ended(data, self._stops) if choice["finish_reason"] == "stop" else data
+        rest = _text(whole[self._sent :])
+        self._sent = max(self._sent, len(whole))
+        last = {**chunk, "choices": [{**choice, "text": rest, "finish_reason": None}]}
+        last = self._scored(last)
+        if rest or (last["choices"][0]["logprobs"] or {}).get("tokens"):
+            yield last
+        yield chunk
+
+    def _scored(self, chunk: Any) -> Any:
+        """`chunk` with the log-probabilities of the tokens that it shows, if only in part."""
+        request = self._request
+        if request.logprobs is not None:
+            first, begin = self._told, self._end
+            while self._told < len(request.tokens):
+                n = len(request.llama._runtime.vocab.piece(request.tokens[self._told]))
+                if self._end + min(n, 1) > self._sent:
+                    break
+                self._end += n
+                self._told += 1
+            offset = self._length + len(_text(request.data[:begin]))
+            chunk["choices"][0]["logprobs"] = request.lists(first, self._told, offset)
+        return chunk
+
+
+# What stock gets ---------------------------------------------------------------------------------
+
+
+def _prepare(llama: Llama, options: dict[str, Any], request: Request) -> tuple[str, str]:
+    """Makes of `options` what stock's code gets; returns what goes before and behind the text."""
+    stop = options["stop"]
+    options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
+    prompt = options["prompt"]
+    if not isinstance(prompt, str):
+        options["prompt"] = llama._runtime.vocab.check(prompt, "prompt")
+    if not len(prompt):
+        request.tokens.append(llama.token_bos())
+        request.scored.append(None)
+    request.logprobs, request.echo = options["logprobs"], options["echo"]
+    options["logprobs"], options["echo"] = None, False
+    echoed = prompt if isinstance(prompt, str) else _text(llama.detokenize(options["prompt"]))
+    tail = _infill(llama, options)
+    _add_bias(llama, options)
+    if options["stream"]:
+        request.echo = False  # as in stock
+    return echoed if request.echo else "", tail
+
+
+def _infill(llama: Llama, options: dict[str, Any]) -> str:
+    """Puts prompt and suffix into the model's infill tokens (stock writes token 0 for each);
+    returns what goes behind the text of a model that has none.
+    """
+    suffix, options["suffix"] = options["suffix"], None
+    if suffix is None:
+        return ""
+    if not isinstance(suffix, str):
+        raise InputError(f"suffix must be text, got {suffix!r}")
+    model, prompt = llama._model, options["prompt"]
+    before, after, middle = model.token_prefix(), model.token_suffix(), model.token_middle()
+    if min(before, after, middle) < 0:
+        return suffix
+    body = llama.tokenize(prompt.encode(), add_bos=False) if isinstance(prompt, str) else prompt
+    mark = llama.tokenize(_MARK.encode(), add_bos=False)
+    rest = llama.tokenize((_MARK + suffix).encode(), add_bos=False) if suffix else mark
+    if rest[: len(mark)] == mark:
+        rest = rest[len(mark) :]
+    else:
+        rest = llama.tokenize(suffix.encode(), add_bos=False)
+    head, tail = [before, *body], [after, *rest]
+    first = [llama.token_bos()] if model.add_bos_token() and llama.token_bos() != -1 else []
+    parts = [*tail, *head] if llama.spm_infill else [*head, *tail]
+    options["prompt"] = [*first, *parts, middle]
+    return ""
+
+
+def _add_bias(llama: Llama, options: dict[str, Any]) -> None:
+    """Makes `logit_bias` the last logits processor; stock drops both where both are given."""
+    bias, options["logit_bias"] = options["logit_bias"], None
+    if not bias:
+        return
+    biases = {int(token): float(value) for token, value in bias.items()}
+    for token, value in biases.items():
+        if not 0 <= token < llama.n_vocab() or math.isnan(value):
+            raise InputError(
+                f"logit_bias: {token} is to get {value}; expected a token in "
+                f"[0, {llama.n_vocab()}) and a number"
+            )
+    tokens = np.array(list(biases), np.intp)
+    added = np.array(list(biases.values()), np.float32)
+
+    def add_bias(_: object, row: Logits) -> Logits:
+        row = row.copy()
+        row[tokens] += added
+        return row
+
+    options["logits_processor"] = [*(options["logits_processor"] or ()), add_bias]

@@ -22,7 +22,7 @@ from alora_gguf import (
     IntrinsicCall,
     IntrinsicResult,
 )
-from alora_gguf.engine.gathering import Gathering
+from alora_gguf.engine.scheduler import Barrier
 from alora_gguf.intrinsics import Contract
 
 Place = Literal["question", "answer"]
@@ -186,7 +186,9 @@ class Asking:
         self._watched = watched
         self.guards = [each for each in watched if each.is_guard]
         groups = [self.guards, [each for each in watched if not each.is_guard]]
-        self._gate = Gathering(chat.model._runtime.engine, sum(map(bool, groups)) + 1, cancel)
+        self._gate = chat.model._runtime.engine.scheduler.barrier(
+            sum(map(bool, groups)) + 1, cancel
+        )
         self._calls: list[_Call] = []
         try:
             for group in filter(None, groups):
@@ -246,7 +248,7 @@ class _Call(threading.Thread):
     """Asks a group of intrinsics about a chat, which is closed then."""
 
     def __init__(
-        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Gathering
+        self, chat: Chat, watched: Sequence[Watched], cancel: CancelToken, gate: Barrier
     ) -> None:
         super().__init__(daemon=True)
         self.chat, self.watched = chat, watched

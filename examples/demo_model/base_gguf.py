@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from alora_gguf.convert.safetensors_file import SafetensorsFile
+from alora_gguf.convert.peft.weights import SafetensorsFile
 from alora_gguf.convert.values import head_order
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import quantize

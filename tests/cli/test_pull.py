@@ -100,7 +100,7 @@ def test_as_json(pulling: Pulling, files: dict[str, bytes]) -> None:
 def test_the_other_options(pulling: Pulling, files: dict[str, bytes]) -> None:
     branch = pulling.server.add(LIBRARY, without(files, "citations"), revision="r1.1")
     pulling.server.add(LIBRARY, {"README.md": "empty\n"})
-    source = f"{LIBRARY}/answerability/granite-4.1-8b/lora@r1.1"
+    source = f"{LIBRARY}@r1.1/answerability/granite-4.1-8b/lora"
     options = ("--name", "sure-8b", "--outtype", "f32", "--base", pulling.base)
     outcome = pulling("pull", source, *options)
     assert outcome.out.splitlines()[0].startswith("sure-8b: LoRA, ")
@@ -209,10 +209,13 @@ def test_a_repository_of_ggufs(pulling: Pulling) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("granite", "hf://granite: is no reference to a hub, expected hf://owner/repo[/path]"),
-        ("a/../../b", "hf://a/../../b: is no reference to a hub"),
+        (
+            "granite",
+            "hf://granite: is not a reference to a hub, expected hf://owner/repo[@revision]",
+        ),
+        ("a/../../b", "hf://a/../../b: is not a reference to a hub"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b: is a web address, expected a"),
-        ("datasets/a/b", "hf://datasets/a/b: is no reference to a hub"),
+        ("datasets/a/b", "hf://datasets/a/b: is not a reference to a hub"),
     ],
 )
 def test_what_is_no_repository(pulling: Pulling, text: str, message: str) -> None:

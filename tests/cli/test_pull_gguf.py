@@ -69,7 +69,7 @@ def test_where_the_store_is_on_another_disk(
     assert path.stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("source", [f"{REPO}/q/a[1].gguf", f"hf://{REPO}/q/a[1].gguf@main"])
+@pytest.mark.parametrize("source", [f"{REPO}/q/a[1].gguf", f"hf://{REPO}@main/q/a[1].gguf"])
 def test_a_file_by_its_path(pulling: Pulling, source: str) -> None:
     pulling.server.add(REPO, {"q/a[1].gguf": pulling.base.read_bytes(), "q/a1.gguf": b"GGUF"})
     assert pulling("pull", source).out.startswith("a-1: base, ")

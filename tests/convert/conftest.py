@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.hub import Hub
+from alora_gguf.convert.hub.client import Hub
 
 from tests.support.hub_repos import write_gguf
 from tests.support.hub_server import HubServer, Padded, running

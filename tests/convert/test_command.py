@@ -12,7 +12,7 @@ import pytest
 from alora_gguf.cli.convert import command
 from alora_gguf.cli.progress import Progress
 from alora_gguf.convert import convert_adapter
-from alora_gguf.convert.outtypes import OUTTYPES
+from alora_gguf.convert.metadata import OUTTYPES
 from click.testing import CliRunner
 
 from tests.support.peft_files import Case

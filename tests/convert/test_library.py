@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.source import find_source
+from alora_gguf.convert.find import find_source
 
 from alora_gguf.errors import InputError
 from tests.support.libraries import MODELS, write_adapter, write_library

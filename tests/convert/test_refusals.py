@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alora_gguf.convert import peft_fields
+from alora_gguf.convert.peft import fields as peft_fields
 
 from alora_gguf.errors import (
     AdapterMismatchError,
@@ -57,7 +57,7 @@ CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
     ("lora_alpha", 1e-50, FileFormatError, "lora_alpha is 1e-50, expected a finite number"),
     ("alpha_pattern", {"q_proj": 0}, UnsupportedAdapterError, "alpha of 0"),
     ("alpha_pattern", {"q_proj": "x"}, FileFormatError, "alpha_pattern is"),
-    ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is no regular expression"),
+    ("alpha_pattern", {"q_(": 1}, FileFormatError, r"'q_\(', which is not a regular expression"),
     ("rank_pattern", {"q_proj": 1.5}, FileFormatError, "expected module names with positive"),
     ("rank_pattern", {"q_proj": 2}, FileFormatError, r"has the rank 4, but .* says 2"),
     (

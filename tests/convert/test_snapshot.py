@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.source import find_source
+from alora_gguf.convert.find import find_source
 
 from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
 from tests.support.libraries import (
@@ -250,7 +250,7 @@ def test_whatever_a_directory_looks_like(tmp_path: Path) -> None:
             "technology": rng.choice([*[None] * 4, "alora", "lora"]),
         }
         try:
-            source = find_source(rng.choice(directories), allow_pickle=True, **options)
+            source = find_source(rng.choice(directories), **options)
         except AloraError as error:
             messages.append(str(error))
             continue

@@ -7,16 +7,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.peft_config import read_config
-from alora_gguf.convert.source import find_source, licence_of
+from alora_gguf.convert.find import find_source
+from alora_gguf.convert.peft.config import read_config
+from alora_gguf.convert.source import licence_of
 
-from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
+from alora_gguf.errors import (
+    AloraError,
+    FileFormatError,
+    InputError,
+    MissingFileError,
+    UnsupportedAdapterError,
+)
 from tests.support.libraries import LFS, MODELS, README, write_adapter, write_library
 from tests.support.peft_files import sound_case
 
 PICKLE = (
-    r"adapter_model\.bin, a pickle, which can run any code when it is loaded.*--allow-pickle.*"
-    r"weights_only, which has had holes \(CVE-2025-32434.*safe_serialization=True"
+    r"adapter_model\.bin, a pickle, which can run any code when it is loaded.*"
+    r"safe_serialization=True\) writes adapter_model\.safetensors"
 )
 
 
@@ -160,10 +167,8 @@ def test_weights_that_will_not_do(tmp_path: Path) -> None:
     weights.rename(directory / "adapter_model.bin")
     with pytest.raises(UnsupportedAdapterError, match=PICKLE):
         find_source(directory)
-    allowed = find_source(directory, allow_pickle=True)
-    assert allowed.weights == directory / "adapter_model.bin"
     weights.touch()
-    assert find_source(directory, allow_pickle=True).weights == weights  # needs no pickle
+    assert find_source(directory).weights == weights
     weights.unlink()
     (directory / "adapter_model.bin").unlink()
     with pytest.raises(
@@ -178,7 +183,7 @@ def test_weights_that_will_not_do(tmp_path: Path) -> None:
         with pytest.raises(
             UnsupportedAdapterError, match=rf"its weights are in several files \(.*{name}"
         ):
-            find_source(directory, allow_pickle=True)
+            find_source(directory)
     weights.mkdir()
     with pytest.raises(FileFormatError, match=r"safetensors: is a directory, a pipe or a device"):
         find_source(directory)
@@ -220,7 +225,7 @@ def test_something_else_under_the_configurations_name(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match=message):
             read_config(config)
     config.unlink()
-    with pytest.raises(FileFormatError, match=r"adapter_config.json: there is no such file"):
+    with pytest.raises(MissingFileError, match=r"adapter_config.json: there is no such file"):
         read_config(config)
     config.mkdir()
     with pytest.raises(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert import Pick, convert_adapter
+from alora_gguf.convert import convert_adapter
 
 from alora_gguf.errors import FileFormatError
 from tests.support.peft_files import BLOCK, LAYERS, MODULES, Case, sound_case, write_base
@@ -67,20 +67,6 @@ def test_base(big: Case) -> None:
         convert_adapter(big.source, big.base, big.out)
 
     refused_at_every_page(big, big.base, convert, "truncated")
-
-
-def test_pickled_weights(big: Case) -> None:
-    torch = pytest.importorskip(
-        "torch", reason="pickles are read with torch; the test extra has it"
-    )
-    path = big.source / "adapter_model.bin"
-    torch.save({name: torch.from_numpy(values) for name, values in big.tensors.items()}, path)
-    (big.source / "adapter_model.safetensors").unlink()
-
-    def convert() -> None:
-        convert_adapter(big.source, big.base, big.out, pick=Pick(allow_pickle=True))
-
-    refused_at_every_page(big, path, convert, "truncated or damaged")
 
 
 def test_configuration_at_every_byte(case: Case) -> None:

@@ -66,7 +66,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 ROWS = [
     (re.findall(r"`([\w/]+)`", owner), set(re.findall(r"`([\w.]+)`", shunned)))
     for owner, _, shunned in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)[
-        2:-1
+        1:-1
     ]
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import subprocess
@@ -53,9 +52,8 @@ def test_every_public_name_is_described(site: Path) -> None:
     text = article(site / "reference" / "python.html")
     for name in set(alora_gguf.__all__) - {"__version__"}:
         assert re.search(rf'id="alora_gguf\.[\w.]+\.{name}"', text), name
-    assert "Not part of the public API" not in text
     assert 'id="alora_gguf.session.Session.fork"' in text
-    assert 'id="alora_gguf.session.Session.lock"' not in text
+    assert not re.search(r'id="alora_gguf\.[\w.]+\._[a-z]', text)
 
 
 # What differs from the pages ---------------------------------------------------------------------
@@ -96,23 +94,10 @@ def test_what_is_folded_is_markdown() -> None:
     assert shown("<details>") == '<details markdown="1">'
 
 
-def test_what_is_not_public_says_so_and_is_hidden() -> None:
-    """A session's members below the line that says the same of them all."""
-    griffe_public = pytest.importorskip("docs.griffe_public", reason="needs the docs extra")
-    source = inspect.getsource(alora_gguf.Session)
-    public, _, others = source.partition("# What others need; not part of the public API")
-    for part, hidden in ((public, False), (others, True)):
-        names = re.findall(r"^    def ([a-z]\w*)", part, re.MULTILINE)
-        assert names
-        for name in names:
-            member = inspect.getattr_static(alora_gguf.Session, name)
-            assert griffe_public.is_not_public(member.__doc__) == hidden, name
-
-
 def test_aligned_names_become_a_list() -> None:
-    griffe_public = pytest.importorskip("docs.griffe_public", reason="needs the docs extra")
+    griffe_lists = pytest.importorskip("docs.griffe_lists", reason="needs the docs extra")
     text = "What it does.\n\na/b   first\n      and more\nlong  second\n\nRaises Error, if not."
-    assert list(griffe_public.as_lists(text.split("\n"))) == [
+    assert list(griffe_lists.as_lists(text.split("\n"))) == [
         *("What it does.", ""),
         "- `a`, `b`: first and more",
         "- `long`: second",

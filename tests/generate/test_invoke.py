@@ -12,7 +12,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.engine.batch import Run
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.invocation import find_last
+from alora_gguf.engine.provenance import find_last
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files
 

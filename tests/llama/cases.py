@@ -127,8 +127,15 @@ def tiny_logprobs(make: Make) -> Any:
         llm("the rain in", logprobs=3, seed=1, max_tokens=12),
         llm("the rain in", logprobs=3, echo=True, seed=2, max_tokens=6),
         llm("the rain is", logprobs=2, echo=True, temperature=0, max_tokens=1),
-        list(llm("the rain in", logprobs=3, seed=4, max_tokens=12, stream=True)),
+        flat(llm("the rain in", logprobs=3, seed=4, max_tokens=12, stream=True)),
     ]
+
+
+def flat(chunks: Any) -> Any:
+    """The log-probabilities of a stream, in whichever chunks they came."""
+    found = [chunk["choices"][0]["logprobs"] or {} for chunk in chunks]
+    names = ("tokens", "token_logprobs", "top_logprobs")
+    return [[value for one in found for value in one.get(name, ())] for name in names]
 
 
 @case

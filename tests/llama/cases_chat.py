@@ -41,17 +41,10 @@ def chat(make: Make) -> Any:
 @case
 def chat_json_mode(make: Make) -> Any:
     llm = make("demo")
-    schema = {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 8}, "n": {"type": "integer"}},
-        "required": ["city"],
-    }
-    free, bound = {"type": "json_object"}, {"type": "json_object", "schema": schema}
+    free = {"type": "json_object"}
     options = {"temperature": 0, "max_tokens": 40}
     return [
         llm.create_chat_completion(MESSAGES, response_format=free, **options),
-        llm.create_chat_completion(MESSAGES, response_format=bound, **options),
-        llm.create_chat_completion(MESSAGES, response_format=bound, seed=2, temperature=0.9),
         llm.create_chat_completion(MESSAGES, response_format={"type": "text"}, **options),
     ]
 

@@ -14,7 +14,7 @@ import pytest
 from alora_gguf import demo
 from tests.stock import stock_library_dir
 from tests.support import tiny_base
-from tests.support.tiny_base import write_hybrid, write_swa
+from tests.support.tiny_base import write_hybrid, write_recurrent, write_swa
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "demo": demo.base_path(),
         "tiny": tiny_base.write_base(folder / "tiny.gguf"),
         "hybrid": write_hybrid(folder / "hybrid.gguf"),
+        "recurrent": write_recurrent(folder / "recurrent.gguf"),
         "swa": write_swa(folder / "swa.gguf"),
     }
 

@@ -129,7 +129,7 @@ def test_logits_all_with_an_adapter(files: Files) -> None:
     with Llama(files.base, logits_all=True, **options) as llm:
         prompt = [*llm.tokenize(b"the rain in"), *files.invocation]
         whole = llm(prompt, adapter="sure", logprobs=2, echo=True, **GREEDY)
-        rows = llm.scores.shape[0]
+        rows = llm._scores.shape[0]
         assert rows == llm.n_tokens == len(prompt) + 11
     with Llama(files.base, **options) as llm:
         again = llm(prompt, adapter="sure", logprobs=2, echo=True, **GREEDY)

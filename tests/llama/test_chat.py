@@ -64,9 +64,17 @@ def test_json_schema(llm: Llama, form: dict[str, Any], chat_format: str | None) 
         ({"type": "json_schema", "json_schema": {"name": "x"}}, ag.InputError, "has no schema"),
         ({"type": "xml"}, ag.InputError, "type is 'xml'"),
         ({}, ag.InputError, "type is None"),
-        ({"type": "json_object", "schema": {"$ref": "#/nothing"}}, ag.SchemaError, "grammar"),
-        ({"type": "json_schema", "schema": {"type": "quaternion"}}, ag.SchemaError, "grammar"),
-        ({"type": "json_schema", "schema": {"x": {1, 2}}}, ag.SchemaError, "TypeError"),
+        (
+            {"type": "json_object", "schema": {"$ref": "#/nothing"}},
+            ag.SchemaError,
+            "cannot be used",
+        ),
+        (
+            {"type": "json_schema", "schema": {"type": "quaternion"}},
+            ag.SchemaError,
+            "cannot be used",
+        ),
+        ({"type": "json_schema", "schema": {"x": {1, 2}}}, ag.SchemaError, "not JSON"),
     ],
 )
 def test_formats_that_cannot_be(llm: Llama, form: Any, kind: type, words: str) -> None:
@@ -111,7 +119,7 @@ def test_messages_may_be_ours(llm: Llama) -> None:
 def test_template_arguments_that_nobody_reads(llm: Llama, paths: dict[str, Path]) -> None:
     with pytest.raises(ag.InputError, match="no use for 'thinking'"):
         llm.create_chat_completion(MESSAGES, chat_template_kwargs={"thinking": True})
-    with pytest.raises(ag.InputError, match="cannot set bos_token"):
+    with pytest.raises(ag.InputError, match="cannot set 'bos_token'"):
         llm.create_chat_completion(MESSAGES, chat_template_kwargs={"bos_token": "x"})
     with pytest.raises(ag.InputError, match="cannot set messages, temperature"):
         llm.create_chat_completion(
@@ -127,19 +135,46 @@ def test_template_arguments_that_nobody_reads(llm: Llama, paths: dict[str, Path]
 def test_template_arguments(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-    from alora_gguf.llama.chat import Template
-
     source = "{{ tone }}:{{ messages[0].content }}"
-    formatter = Jinja2ChatFormatter(source, eos_token="", bos_token="")
-    template = Template(source, formatter.to_chat_handler(), formatter)
-    monkeypatch.setitem(llm._templates, "mine", template)
-    monkeypatch.setattr(llm, "chat_format", "mine")
+    handler = Jinja2ChatFormatter(source, eos_token="", bos_token="").to_chat_handler()
+    monkeypatch.setitem(llm.metadata, "tokenizer.chat_template.mine", source)
+    monkeypatch.setitem(llm._chat_handlers, "chat_template.mine", handler)
+    monkeypatch.setattr(llm, "chat_format", "chat_template.mine")
     answer = llm.create_chat_completion(
         [{"role": "user", "content": "hello"}],
         chat_template_kwargs={"tone": "kind"},
         max_tokens=1,
     )
     assert answer["usage"]["prompt_tokens"] == len(llm.tokenize(b"kind:hello", add_bos=False))
+
+
+@pytest.mark.parametrize("chat_format", [None, "chatml-function-calling", "llama-2"])
+def test_a_schema_keeps_every_character(
+    llm: Llama, chat_format: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-cpp-python's grammar of a schema loses what is outside the basic plane."""
+    monkeypatch.setattr(llm, "chat_format", chat_format or llm.chat_format)
+    form: Any = {"type": "json_object", "schema": {"const": "😊 naïve"}}
+    answer = llm.create_chat_completion(MESSAGES, response_format=form)
+    assert json.loads(content(answer)) == "😊 naïve"
+    chunks = llm.create_chat_completion(MESSAGES, response_format=form, stream=True)
+    assert json.loads("".join(c["choices"][0]["delta"].get("content") or "" for c in chunks))
+
+
+def test_logprobs_have_the_raw_bytes(llm: Llama) -> None:
+    """One after the other, they are the content; also where a character is several tokens."""
+    form: Any = {"type": "json_object", "schema": {"const": "😊 naïve"}}
+    options: Any = {"response_format": form, "logprobs": True, "top_logprobs": 2}
+    answer = llm.create_chat_completion(MESSAGES, **options)
+    entries = answer["choices"][0]["logprobs"]["content"]
+    assert b"".join(map(bytes, (each["bytes"] for each in entries))).decode() == content(answer)
+    assert any(bytes(each["bytes"]) != each["token"].encode() for each in entries)
+    data = b""
+    for chunk in llm.create_chat_completion(MESSAGES, stream=True, **options):
+        choice = chunk["choices"][0]
+        for each in (choice["logprobs"] or {"content": []})["content"]:
+            data += bytes(each["bytes"])
+    assert data.decode() == content(answer)
 
 
 def test_a_tool_that_does_not_exist(llm: Llama) -> None:

@@ -12,27 +12,22 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
+from alora_gguf.engine.batch import Logits as LogitsRow
 from alora_gguf.llama import Llama
-from alora_gguf.llama.options import LogitsRow
 from tests.support.hub_server import HubServer, running
 
 
 @pytest.mark.parametrize(
     ("keywords", "instead"),
     [
-        ({"vocab_only": True}, "use llama_cpp.Llama for its vocabulary"),
         ({"lora_path": "x.gguf"}, "adapters="),
         ({"lora_base": "x.gguf"}, "adapters="),
         ({"lora_scale": 0.5}, "adapter_scale="),
-        ({"draft_model": object()}, "leave it out"),
         ({"swa_full": False}, "sliding window"),
         ({"n_ctx": -1}, "n_ctx must be"),
         ({"n_batch": 0}, "n_batch must be"),
         ({"type_k": 999}, "type_k must be one of 0 (f32)"),
         ({"rope_freq_base": "high"}, "rope_freq_base must be"),
-        ({"tensor_split": [1.0] * 4096}, "tensor_split has 4096 parts"),
-        ({"kv_overrides": {"a": None}}, "kv_overrides: 'a' is None"),
-        ({"kv_overrides": {"a": "x" * 200}}, "less than 128 bytes"),
     ],
 )
 def test_refused(keywords: dict[str, Any], instead: str, paths: dict[str, Path]) -> None:
@@ -40,6 +35,59 @@ def test_refused(keywords: dict[str, Any], instead: str, paths: dict[str, Path])
         Llama(paths["tiny"], verbose=False, n_threads=1, **keywords)
     assert instead in str(caught.value)
     assert next(iter(keywords)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"tensor_split": [1.0] * 4096},
+        {"kv_overrides": {"a": None}},
+        {"kv_overrides": {"a": "x" * 200}},
+    ],
+)
+def test_refused_as_in_stock(keywords: dict[str, Any], paths: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"exceed maximum|Unknown value|too long"):
+        Llama(paths["tiny"], verbose=False, n_threads=1, **keywords)
+
+
+FORMER: dict[str, tuple[Any, Any]] = {
+    "n_parts": (-1, 2),
+    "f16_kv": (True, False),
+    "device": (None, "cuda"),
+    "rpc_servers": (None, "host:1"),
+    "mul_mat_q": (True, False),
+    "low_vram": (False, True),
+    "n_gqa": (None, 8),
+    "rms_norm_eps": (None, 1e-5),
+}
+
+
+def test_former_keywords_are_accepted(paths: dict[str, Path]) -> None:
+    """LangChain passes n_parts, f16_kv and device, llama_cpp.server rpc_servers and mul_mat_q."""
+    quiet: dict[str, Any] = {"n_ctx": 64, "verbose": False, "n_threads": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Llama(paths["tiny"], **quiet, **{k: v for k, (v, _) in FORMER.items()}).close()
+        Llama(paths["tiny"], **quiet, **dict.fromkeys(FORMER)).close()
+    for name, (_, other) in FORMER.items():
+        with pytest.warns(RuntimeWarning, match=f"^{name}=.* has no effect"):
+            Llama(paths["tiny"], **quiet, **{name: other}).close()
+
+
+def test_a_draft_model_is_warned_of(paths: dict[str, Path]) -> None:
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    draft: Any = LlamaPromptLookupDecoding(num_pred_tokens=2)
+    with (
+        pytest.warns(RuntimeWarning, match="draft_model has no effect"),
+        Llama(paths["tiny"], n_ctx=64, verbose=False, n_threads=1, draft_model=draft) as llm,
+    ):
+        assert llm("a", max_tokens=2)["choices"]
+
+
+def test_a_vocabulary_alone(paths: dict[str, Path]) -> None:
+    with Llama(paths["tiny"], vocab_only=True, verbose=False) as llm:
+        assert llm.detokenize(llm.tokenize(b"the rain")) == b"the rain"
 
 
 def test_a_missing_file_is_a_value_error_as_in_stock(tmp_path: Path) -> None:

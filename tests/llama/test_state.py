@@ -131,12 +131,12 @@ def test_an_empty_state(llm: Llama) -> None:
 def test_rows_come_along(files: Files) -> None:
     with opened(files, logits_all=True) as llm:
         llm.eval(llm.tokenize(TEXT))
-        rows, state = llm.scores, llm.save_state()
+        rows, state = llm._scores.copy(), llm.save_state()
         llm.eval([3, 4])
         llm.load_state(state)
-        assert np.array_equal(llm.scores, rows)
+        assert np.array_equal(llm._scores, rows)
         llm.n_tokens = 5
-        assert np.array_equal(llm.scores, rows[:5])
+        assert np.array_equal(llm._scores, rows[:5])
 
 
 def test_the_cache_knows_who_computed_what(llm: Llama, files: Files) -> None:
@@ -159,7 +159,7 @@ def test_a_memory_that_cannot_rewind(paths: dict[str, Path]) -> None:
     tokens = list(range(3, 40))
     with Llama(paths["hybrid"], n_ctx=256, logits_all=True, verbose=False, n_threads=1) as llm:
         llm.eval(tokens)
-        rows, state = llm.scores, llm.save_state()
+        rows, state = llm._scores.copy(), llm.save_state()
         llm.n_tokens = 20
         llm.eval([7])  # read anew from the first token on
         llm.eval([8])
@@ -167,7 +167,82 @@ def test_a_memory_that_cannot_rewind(paths: dict[str, Path]) -> None:
         np.testing.assert_allclose(llm.scores[:20], rows[:20], atol=1e-2)
         llm.load_state(state)
         assert llm.sample(temp=0.0) == int(np.argmax(rows[-1]))
-        assert len(llm.scores) == len(tokens)
+        assert np.array_equal(llm._scores, rows)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "recurrent"])
+def test_a_state_of_a_recurrent_memory(paths: dict[str, Path], kind: str) -> None:
+    """It cannot rewind by one token, so the state has the last token's logits."""
+    tokens = list(range(3, 20))
+
+    def opened(**keywords: Any) -> Llama:
+        return Llama(paths[kind], n_ctx=64, verbose=False, n_threads=1, **keywords)
+
+    def three(llm: Llama, prompt: list[int]) -> list[int]:
+        stream = llm.generate(prompt, temp=0.0)
+        return [next(stream) for _ in range(3)]
+
+    with opened() as a, opened() as b:
+        fresh, longer = three(a, tokens), three(a, [*tokens, 7])
+        a.reset()
+        a.eval(tokens)
+        state = a.save_state()
+        for llm in (b, a):
+            llm.load_state(state)
+            assert llm.sample(temp=0.0) == fresh[0]
+            for prompt, expected in ((tokens, fresh), (tokens, fresh), ([*tokens, 7], longer)):
+                assert three(llm, prompt) == expected
+                llm.load_state(state)
+                assert three(llm, prompt) == expected
+        b.reset()
+        assert three(b, tokens) == fresh
+
+
+@pytest.mark.parametrize("model", ["tiny", "hybrid", "recurrent"])
+def test_a_cache_that_several_share(paths: dict[str, Path], model: str) -> None:
+    from llama_cpp import LlamaRAMCache
+
+    cache, tokens = LlamaRAMCache(), list(range(3, 20))
+    answers = []
+    for _ in range(3):
+        with Llama(paths[model], n_ctx=64, verbose=False, n_threads=1) as llm:
+            llm.set_cache(cache)
+            answers.append(llm(tokens, max_tokens=1, temperature=0)["choices"])
+            hit = llm.last_timings.evaluated
+            answers.append(llm(tokens, max_tokens=1, temperature=0)["choices"])
+    assert hit == 0
+    assert all(each == answers[0] for each in answers)
+
+
+def test_a_cached_state_that_cannot_be_used_is_passed_over(files: Files) -> None:
+    from llama_cpp import LlamaRAMCache
+
+    cache = LlamaRAMCache()
+    with opened(files) as llm:
+        llm.set_cache(cache)
+        prompt = [*llm.tokenize(TEXT), *files.invocation]
+        llm(prompt, adapter="sure", **GREEDY)
+    with opened(files, adapters=None) as other:
+        plain = other(prompt, **GREEDY)
+        other.reset()
+        other.set_cache(cache)
+        assert other(prompt, **GREEDY)["choices"] == plain["choices"]
+
+
+def test_who_decodes_on_the_context_itself_does_no_harm(llm: Llama) -> None:
+    """As guidance does, on sequence 0; its cells go when there is no room for ours."""
+    from llama_cpp import _internals as internals
+    from llama_cpp import llama_cpp as c
+
+    prompt = llm.tokenize(TEXT)
+    first = llm(prompt, **GREEDY)
+    batch = internals.LlamaBatch(n_tokens=400, embd=0, n_seq_max=1)
+    batch.set_batch([5, 6, 7] * 120, n_past=0, logits_all=False)
+    assert c.llama_decode(llm.ctx, batch.batch) == 0
+    assert llm(prompt, **GREEDY)["choices"] == first["choices"]
+    assert llm.last_timings.evaluated == 1
+    llm([*prompt, *[9] * 300], **GREEDY)
+    assert llm(prompt, **GREEDY)["choices"] == first["choices"]
 
 
 def test_a_window_that_was_exceeded_cannot_be_saved(paths: dict[str, Path]) -> None:

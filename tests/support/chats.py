@@ -86,7 +86,7 @@ def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
     record, seq = inside.sequence(session).cached, inside.sequence(session).seq
     assert record.tokens == session.tokens[: len(record)]
     assert engine.cells.length(seq) == len(record)
-    assert engine.native.llama.llama_memory_seq_pos_max(engine._memory, seq) == len(record) - 1
+    assert inside.last_position(session) == len(record) - 1
     with files.model() as model, model.session() as fresh:
         fresh.sync([*session.tokens, 1], **use)
         assert close_to(logits_after(session, **use), inside.last_logits(fresh))

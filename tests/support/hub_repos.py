@@ -7,12 +7,26 @@ from typing import Any
 
 import gguf
 import numpy as np
+from alora_gguf.convert.hub import fetch
+from alora_gguf.convert.hub.client import Hub
+from alora_gguf.convert.hub.reference import parse_reference
+from alora_gguf.convert.library import Wanted
+from alora_gguf.convert.source import Source
 
+from alora_gguf.gguf.header import GGUFHeader
 from tests.support.hub_server import Padded
 from tests.support.libraries import MODELS, README
 
 CONFIG = {"peft_type": "LORA", "alora_invocation_tokens": [7, 8]}
 LIBRARY = "ibm-granite/granitelib-rag-r1.0"
+
+
+def fetch_adapter(reference: str, wanted: Wanted, *, hub: Hub) -> Source:
+    return fetch.fetch_adapter(parse_reference(reference), wanted, hub=hub)
+
+
+def fetch_base(reference: str, *, hub: Hub) -> GGUFHeader | Path:
+    return fetch.fetch_base(parse_reference(reference), hub=hub)
 
 
 def adapter_files(path: str = "", **changes: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def last_position(session: ag.Session) -> int:
     """llama.cpp's own word on the session's last cell."""
     native = engine(session.model)
     llama = native.native.llama
-    return int(llama.llama_memory_seq_pos_max(native._memory, sequence(session).seq))
+    return int(llama.llama_memory_seq_pos_max(native.context.memory, sequence(session).seq))
 
 
 def forget_prefixes(model: ag.Model) -> None:

@@ -31,7 +31,7 @@ TARGETS = {
     "ffn_down": (N_FF, N_EMBD),
 }
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
-D_INNER = 2 * N_EMBD  # of the recurrent layer
+D_INNER, D_CONV, D_STATE, DT_RANK = 2 * N_EMBD, 4, 8, 4  # of recurrent layers
 _CONTEXT, _EPSILON = 1024, 1e-5
 
 
@@ -119,12 +119,53 @@ def write_swa(path: Path, *, window: int = 8, seed: int = 1) -> Path:
     return make_gguf(path, keys, tensors, architecture="olmo2")
 
 
-def write_hybrid(path: Path, *, seed: int = 1) -> Path:
-    """A random jamba without a vocabulary: a recurrent (mamba) layer, then an attention layer. Its
-    memory cannot rewind, which is what it is for.
+def write_recurrent(path: Path, *, seed: int = 1) -> Path:
+    """A random mamba with a vocabulary: its memory cannot rewind."""
+    rng = np.random.default_rng(seed)
+    keys = {
+        "mamba.context_length": _CONTEXT,
+        "mamba.embedding_length": N_EMBD,
+        "mamba.block_count": 2,
+        "mamba.feed_forward_length": 0,
+        "mamba.attention.head_count": 0,
+        "mamba.attention.layer_norm_rms_epsilon": _EPSILON,
+        **_ssm_sizes("mamba"),
+        "mamba.vocab_size": N_VOCAB,
+        **vocabulary_keys(),
+    }
+    tensors = {f"{name}.weight": _random(rng, N_VOCAB, N_EMBD) for name in ("token_embd", "output")}
+    tensors["output_norm.weight"] = _ones(N_EMBD)
+    for i in range(2):
+        tensors |= {f"blk.{i}.attn_norm.weight": _ones(N_EMBD), **_ssm(rng, i)}
+    return make_gguf(path, keys, tensors, architecture="mamba")
+
+
+def _ssm_sizes(architecture: str) -> dict[str, Any]:
+    sizes = {"conv_kernel": D_CONV, "inner_size": D_INNER, "state_size": D_STATE}
+    sizes["time_step_rank"] = DT_RANK
+    return {f"{architecture}.ssm.{name}": size for name, size in sizes.items()}
+
+
+def _ssm(rng: np.random.Generator, i: int) -> dict[str, Any]:
+    """The weights of a recurrent layer."""
+    return {
+        f"blk.{i}.ssm_in.weight": _weight(rng, 2 * D_INNER, N_EMBD),
+        f"blk.{i}.ssm_conv1d.weight": _weight(rng, D_INNER, D_CONV),
+        f"blk.{i}.ssm_conv1d.bias": 0.1 * _ones(D_INNER),
+        f"blk.{i}.ssm_x.weight": _weight(rng, DT_RANK + 2 * D_STATE, D_INNER),
+        f"blk.{i}.ssm_dt.weight": _weight(rng, D_INNER, DT_RANK),
+        f"blk.{i}.ssm_dt.bias": 0.1 * _ones(D_INNER),
+        f"blk.{i}.ssm_a": -0.5 * _ones(D_INNER, D_STATE),
+        f"blk.{i}.ssm_d": _ones(D_INNER),
+        f"blk.{i}.ssm_out.weight": _weight(rng, N_EMBD, D_INNER),
+    }
+
+
+def write_hybrid(path: Path, *, seed: int = 1, text: bool = False) -> Path:
+    """A random jamba, without a vocabulary unless `text`: a recurrent (mamba) layer, then an
+    attention layer. Its memory cannot rewind, which is what it is for.
     """
     rng = np.random.default_rng(seed)
-    d_conv, d_inner, d_state, dt_rank = 4, D_INNER, 8, 4
     keys = {
         "jamba.context_length": _CONTEXT,
         "jamba.embedding_length": N_EMBD,
@@ -133,28 +174,17 @@ def write_hybrid(path: Path, *, seed: int = 1) -> Path:
         "jamba.attention.head_count": N_HEAD,
         "jamba.attention.head_count_kv": [0, N_HEAD_KV],
         "jamba.attention.layer_norm_rms_epsilon": _EPSILON,
-        "jamba.ssm.conv_kernel": d_conv,
-        "jamba.ssm.inner_size": d_inner,
-        "jamba.ssm.state_size": d_state,
-        "jamba.ssm.time_step_rank": dt_rank,
+        **_ssm_sizes("jamba"),
         "jamba.vocab_size": N_VOCAB,
-        "tokenizer.ggml.model": "none",
+        **(vocabulary_keys() if text else {"tokenizer.ggml.model": "none"}),
     }
     tensors = {
         "token_embd.weight": _random(rng, N_VOCAB, N_EMBD),
         "output_norm.weight": _ones(N_EMBD),
-        "blk.0.ssm_in.weight": _weight(rng, 2 * d_inner, N_EMBD),
-        "blk.0.ssm_conv1d.weight": _weight(rng, d_inner, d_conv),
-        "blk.0.ssm_conv1d.bias": 0.1 * _ones(d_inner),
-        "blk.0.ssm_x.weight": _weight(rng, dt_rank + 2 * d_state, d_inner),
-        "blk.0.ssm_dt_norm.weight": _ones(dt_rank),
-        "blk.0.ssm_dt.weight": _weight(rng, d_inner, dt_rank),
-        "blk.0.ssm_dt.bias": 0.1 * _ones(d_inner),
-        "blk.0.ssm_b_norm.weight": _ones(d_state),
-        "blk.0.ssm_c_norm.weight": _ones(d_state),
-        "blk.0.ssm_a": -0.5 * _ones(d_inner, d_state),
-        "blk.0.ssm_d": _ones(d_inner),
-        "blk.0.ssm_out.weight": _weight(rng, N_EMBD, d_inner),
+        **_ssm(rng, 0),
+        "blk.0.ssm_dt_norm.weight": _ones(DT_RANK),
+        "blk.0.ssm_b_norm.weight": _ones(D_STATE),
+        "blk.0.ssm_c_norm.weight": _ones(D_STATE),
         "blk.1.attn_q.weight": _weight(rng, N_EMBD, N_EMBD),
         "blk.1.attn_k.weight": _weight(rng, N_KV, N_EMBD),
         "blk.1.attn_v.weight": _weight(rng, N_KV, N_EMBD),

@@ -1,0 +1,131 @@
+"""A base model known by its GGUF's header; nothing of its data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
+from alora_gguf.gguf.header import GGUFHeader
+from alora_gguf.gguf.types import ArrayRef, ValueType
+from alora_gguf.gguf.vocabulary import vocabulary_sha256
+
+from .families import FAMILIES, supported_names
+from .model import BaseModel, Shape
+from .tokenizer import ordinary, text_of, tokenize_gguf
+
+_INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
+
+
+class GGUFBase(BaseModel):
+    """A base by its header.
+
+    Raises FileFormatError for a header that is not sound, ConvertError for a file that is no whole
+    model, and UnsupportedAdapterError for a family that is not in FAMILIES.
+    """
+
+    def __init__(self, header: GGUFHeader) -> None:
+        self.header = header
+        self.label = header.name
+        self._check_kind()
+        architecture = header.architecture
+        if architecture not in FAMILIES:
+            raise UnsupportedAdapterError(
+                f"{self.label}: adapters for the architecture '{architecture}' cannot be "
+                f"converted yet; supported families: {supported_names()}"
+            )
+        self.family = FAMILIES[architecture]
+        embedding = header.tensors["token_embd.weight"].shape
+        self.n_vocab = embedding[1] if len(embedding) > 1 else 0
+        self.n_layers = self._integer("block_count")
+        if not 0 < self.n_layers <= len(header.tensors):  # names are made for each: bound it
+            raise FileFormatError(
+                f"{self.label}: '{architecture}.block_count' is {self.n_layers}, but the file has "
+                f"{len(header.tensors)} tensors; download or convert it again"
+            )
+        keys = ("general.name", "general.basename", "general.source.huggingface.repository")
+        values = [header.metadata.get(key) for key in keys]
+        stated = [value for value in values if isinstance(value, str) and value]
+        self.names = tuple(stated or [header.name])
+
+    def _check_kind(self) -> None:
+        header = self.header
+        kind = header.metadata.get("general.type", "model")
+        if kind != "model":
+            raise ConvertError(
+                f"{self.label}: is a GGUF of type '{kind}', expected a base model; give "
+                "the file of the one that the adapter was trained on"
+            )
+        parts = header.metadata.get("split.count", 0)
+        whole = header.metadata.get("split.tensors.count") == len(header.tensors)
+        if isinstance(parts, int) and parts > 1 and not whole:
+            raise ConvertError(
+                f"{self.label}: is one of {parts} parts of a split model; give the first, with the "
+                "others beside it under the names they were published with, or join them with "
+                "`llama-gguf-split --merge`"
+            )
+        if "token_embd.weight" not in header.tensors:
+            raise ConvertError(
+                f"{self.label}: has no 'token_embd.weight', so it is no language model; give the "
+                "model the adapter was trained on"
+            )
+
+    @cached_property
+    def vocabulary_sha256(self) -> str | None:
+        """The hash of `tokenizer.ggml.tokens`; None if the file has no vocabulary."""
+        return vocabulary_sha256(self.header)
+
+    def shape(self, tensor: str) -> Shape | None:
+        """A tensor's shape in ggml order, a weight's being (n_in, n_out); None if there is none."""
+        info = self.header.tensors.get(tensor)
+        return None if info is None else info.shape
+
+    def n_heads(self, layer: int, *, keys: bool) -> int:
+        """The number of query heads of a block, or of its key (and value) heads."""
+        name = "attention.head_count_kv" if keys else "attention.head_count"
+        if keys and f"{self.architecture}.{name}" not in self.header.metadata:
+            name = "attention.head_count"
+        key = f"{self.architecture}.{name}"
+        value = self.header.value(key)
+        if isinstance(value, ArrayRef):
+            counts = self.header.array(key)
+            if len(counts) <= layer:
+                raise FileFormatError(
+                    f"{self.label}: '{key}' has no entry for layer {layer}; convert the model again"
+                )
+            count = int(counts[layer])
+        else:
+            count = self._integer(name)
+        if count <= 0:
+            raise FileFormatError(
+                f"{self.label}: '{key}' is {count} for layer {layer}, expected the number of "
+                "attention heads; convert the model again"
+            )
+        return count
+
+    def attention_rows(self, layer: int) -> tuple[int, int, int]:
+        """The rows of a block's query, key and value projections."""
+        queries, keys = self.n_heads(layer, keys=False), self.n_heads(layer, keys=True)
+        width = self._head_width(layer, "key_length")
+        return queries * width, keys * width, keys * self._head_width(layer, "value_length")
+
+    def _head_width(self, layer: int, name: str) -> int:
+        if f"{self.architecture}.attention.{name}" in self.header.metadata:
+            return self._integer(f"attention.{name}")
+        return self.header.tensors["token_embd.weight"].shape[0] // self.n_heads(layer, keys=False)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, by llama.cpp on this file's vocabulary."""
+        return tokenize_gguf(self.header, text)
+
+    def text_of(self, tokens: Sequence[int]) -> str | None:
+        """The text that reads as these tokens; None where that is not known."""
+        return text_of(self.header, tokens)
+
+    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
+        """For each token whether it is ordinary text; None if the file has no vocabulary."""
+        return ordinary(self.header, tokens)
+
+    def _integer(self, name: str) -> int:
+        value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)
+        return value if isinstance(value, int) else 0

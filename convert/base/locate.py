@@ -1,0 +1,170 @@
+"""From the name of an adapted module to the base's tensors that it changes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from alora_gguf.errors import AdapterMismatchError, UnsupportedAdapterError
+
+from .families import Tensors
+from .model import BaseModel, Place
+
+_HEAD: Final = "lm_head"
+# a multimodal model's language model lies deeper: "model.language_model.layers.0", and others
+_WRAPPERS: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
+_BLOCK: Final = re.compile(r"(layers|transformer\.h)\.(\d+)\.(.+)")
+_EXPERT: Final = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
+_NESTED: Final = ".base_layer"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to understand a module: the places its output rows go to, one after another.
+
+    name     what PEFT's patterns call it: the module, or the parameter of it that is adapted
+    heads    for each place, of how many heads llama.cpp keeps the rows in its own order (0: none)
+    expert   the one expert it belongs to; None if it has none, or holds them all
+    """
+
+    name: str
+    places: tuple[Place, ...]
+    heads: tuple[int, ...] = (0,)
+    expert: int | None = None
+
+    @property
+    def n_packed(self) -> int:
+        """The experts whose factors lie in one tensor; 1 if there are none, or it is one of them.
+
+        PEFT keeps the factors of a parameter with E experts as A [E·r, in] and B [out, r·E].
+        """
+        return 1 if self.expert is not None else self.places[0].n_experts or 1
+
+    @property
+    def n_out(self) -> int:
+        """The rows of all places."""
+        return sum(place.rows for place in self.places)
+
+
+class Locator:
+    """Finds modules of one adapter in one base; `source` is the adapter's file, for messages."""
+
+    def __init__(self, base: BaseModel, source: str) -> None:
+        self.base = base
+        self.source = source
+
+    @property
+    def embedding(self) -> str:
+        """The module of the token embedding."""
+        return self.base.family.embedding
+
+    def is_embedding(self, module: str) -> bool:
+        """Whether a module is the token embedding, wherever a multimodal model keeps it."""
+        return _plain_path(module) == _plain_path(self.embedding)
+
+    def is_head(self, module: str) -> bool:
+        """Whether a module is the output projection."""
+        return _plain_path(module) == _HEAD
+
+    def readings(self, module: str) -> list[Reading]:
+        """What a module can mean; the shapes of its factors decide which, if there are several.
+
+        Raises AdapterMismatchError if the base has none of it, UnsupportedAdapterError for a module
+        that the family's table does not know.
+        """
+        if self.is_embedding(module):
+            return [Reading(module, (self._whole("token_embd.weight", module),))]
+        if self.is_head(module):
+            return [Reading(module, (self._whole("output.weight", module),))]
+        block = _BLOCK.fullmatch(_plain_path(module))
+        if block is None:
+            raise self._unknown(module)
+        layer, inner = int(block[2]), block[3]
+        expert = _EXPERT.fullmatch(inner)
+        index = None
+        if expert is not None:
+            index, inner = int(expert[2]), f"{expert[1]}.{expert[3]}"
+        candidates = self._candidates(module, inner)
+        if layer >= self.base.n_layers:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has {self.base.n_layers} layers, but the adapter changes "
+                f"'{module}'; was the adapter trained on another base?"
+            )
+        found = [
+            Reading(name, places, self._heads(layer, tensors), index)
+            for name, tensors in candidates
+            if (places := self._places(layer, tensors)) is not None
+        ]
+        if not found:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has no tensor '{self._first_missing(layer, candidates)}', "
+                f"which the adapter's '{module}' changes; was the adapter trained on another base?"
+            )
+        for reading in found:
+            self._check_expert(module, reading)
+        return found
+
+    def _candidates(self, module: str, inner: str) -> list[tuple[str, Tensors]]:
+        """The names and tensors of a module, or of its parameters that are in the table."""
+        table = self.base.family.modules
+        own = module.replace(_NESTED, "")
+        if inner in table:
+            return [(own, tensors) for tensors in table[inner]]
+        found = [
+            (f"{own}.{path[len(inner) + 1 :]}", tensors)
+            for path, readings in table.items()
+            if path.rpartition(".")[0] == inner
+            for tensors in readings
+        ]
+        if not found:
+            raise self._unknown(module)
+        return found
+
+    def _places(self, layer: int, tensors: Tensors) -> tuple[Place, ...] | None:
+        places = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
+        found = tuple(place for place in places if place is not None)
+        return found if len(found) == len(places) else None
+
+    def _heads(self, layer: int, tensors: Tensors) -> tuple[int, ...]:
+        rotated = ("attn_q", "attn_k") if self.base.family.rotated else ()
+        return tuple(
+            self.base.n_heads(layer, keys=tensor == "attn_k") if tensor in rotated else 0
+            for tensor in tensors
+        )
+
+    def _first_missing(self, layer: int, candidates: list[tuple[str, Tensors]]) -> str:
+        """A tensor that the module would change, if the base had it."""
+        weights = [f"blk.{layer}.{tensor}" for _, tensors in candidates for tensor in tensors]
+        return next(f"{w}.weight" for w in weights if self.base.place(layer, w) is None)
+
+    def _check_expert(self, module: str, reading: Reading) -> None:
+        n_experts = reading.places[0].n_experts
+        if reading.expert is not None and not reading.expert < n_experts:
+            raise AdapterMismatchError(
+                f"{self.base.label}: '{reading.places[0].tensor}' holds {n_experts} experts, but "
+                f"the adapter changes '{module}'; was the adapter trained on another base?"
+            )
+
+    def _whole(self, tensor: str, module: str) -> Place:
+        shape = self.base.shape(tensor)
+        if shape is None or len(shape) != 2:
+            raise AdapterMismatchError(
+                f"{self.base.label}: has no matrix '{tensor}', which the adapter's '{module}' "
+                "changes; was the adapter trained on another base?"
+            )
+        return Place(tensor, shape, 0, shape[1])
+
+    def _unknown(self, module: str) -> UnsupportedAdapterError:
+        family = self.base.family
+        return UnsupportedAdapterError(
+            f"{self.source}: module '{module}' cannot be converted for {family.architecture}; "
+            f"what can: {', '.join(sorted(family.modules))} of {family.block}.<n>, "
+            f"{family.embedding} and {_HEAD}. Train without it, or merge it into the base"
+        )
+
+
+@lru_cache(maxsize=16)  # a module is asked about several times in a row
+def _plain_path(module: str) -> str:
+    return _WRAPPERS.sub("", module.replace(_NESTED, ""))

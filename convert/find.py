@@ -1,0 +1,168 @@
+"""What a caller's words stand for: an adapter's files and a base, in a directory or on a hub."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import reason
+from alora_gguf.gguf.header import GGUFHeader, read_header
+from alora_gguf.gguf.split import parts_of
+
+from .base.gguf import GGUFBase
+from .base.model import BaseModel
+from .hub.reference import is_reference, parse_reference
+from .library import Wanted, listing
+from .peft.config import FILE_NAME
+from .snapshot import open_directory
+from .source import WEIGHTS, Source, find_in
+
+_CONFIG: Final = "config.json"
+_SHOWN: Final = 6  # of the files in a message
+
+
+def find_source(
+    source: str | Path,
+    *,
+    intrinsic: str | None = None,
+    model: str | None = None,
+    technology: str | None = None,
+) -> Source:
+    """The one adapter that a directory or a hub reference stands for.
+
+    source      directory with adapter_config.json, or with such directories below; or
+                "hf://owner/repo[@revision][/path]"
+    intrinsic   picks one of several by a directory's name, such as "answerability"
+    model       by the base's, such as "granite-3.3-2b-instruct"; "org/" and the difference of
+                `-`, `_` and `.` do not count
+    technology  "alora" or "lora"
+
+    Raises InputError if there is no adapter, or not exactly one that is asked for;
+    UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
+    that are missing or other files than their names say; ConvertError for links that leave the
+    directory, and HubError for a hub that fails.
+    """
+    wanted = Wanted(intrinsic, model, technology)
+    if is_reference(source):
+        from .hub.fetch import fetch_adapter
+
+        return fetch_adapter(parse_reference(source), wanted)
+    directory = _check_directory(Path(source))
+    snapshot, inside = open_directory(directory)
+    return find_in(snapshot, inside, wanted, str(directory))
+
+
+def _check_directory(directory: Path) -> Path:
+    """The directory to look in, or an error that says what was given instead of one."""
+    text = str(directory)
+    if re.match(r"https?:/+(huggingface\.co|hf\.co)/", text):
+        raise InputError(f"{text}: is a web address, expected hf://owner/repo[@revision][/path]")
+    try:
+        mode = directory.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{directory}: there is no such directory; give a PEFT adapter's directory, or "
+            "hf://owner/repo[@revision][/path]"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise FileFormatError(f"{directory}: cannot be read: {reason(error)}") from error
+    if not stat.S_ISDIR(mode):
+        known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
+        raise InputError(
+            f"{directory}: is a file, expected the PEFT directory it lies in{known}; give that"
+        )
+    if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
+        return _current(directory)
+    return directory
+
+
+def _current(folder: Path) -> Path:
+    """The snapshot of a repository's folder in the hub's cache that is main, or the only one."""
+    from .hub.client import cached_snapshot
+
+    repo = folder.resolve().name.removeprefix("models--").replace("--", "/")
+    found = cached_snapshot(repo, None, folder.resolve().parent)
+    if found is not None:
+        return folder / "snapshots" / found.name
+    names = sorted(path.name for path in folder.glob("snapshots/*"))
+    if len(names) > 1:
+        raise InputError(
+            f"{folder}: holds several snapshots and does not say which is current; give the "
+            f"directory of one: {listing(f'snapshots/{name}' for name in names)}"
+        )
+    return folder / "snapshots" / names[0] if names else folder
+
+
+def open_base(base: str | Path) -> BaseModel:
+    """The base model, of which no weights are read.
+
+    base  a GGUF, of which only the header is read; a directory with config.json; or
+          "hf://owner/repo[@revision][/path]", where the path may be that of a GGUF
+
+    Raises InputError where there is no base, FileFormatError for files that are not sound,
+    ConvertError for what is not a whole model, HubError for a hub that fails, and
+    UnsupportedAdapterError for families that are not supported.
+    """
+    if is_reference(base):
+        from .hub.fetch import fetch_base
+
+        fetched = fetch_base(parse_reference(base))
+        if isinstance(fetched, GGUFHeader):
+            return GGUFBase(fetched)
+        return _open_directory(fetched, str(base))
+    path = Path(base)
+    try:
+        is_directory, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if is_directory:
+        return _open_directory(path, str(path))
+    if not exists:
+        raise InputError(
+            f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
+            "directory with config.json, or hf://owner/repo"
+        )
+    if path.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth"):
+        raise InputError(
+            f"{path}: is one of a model's files, expected the base as a GGUF, or the directory "
+            f"that holds its {_CONFIG}"
+        )
+    return GGUFBase(_read_parts(path))
+
+
+def _read_parts(path: Path) -> GGUFHeader:
+    """A GGUF's header, and of a split model's first part one with the tensors of all parts."""
+    header = read_header(path)
+    names = parts_of(path.name)
+    if header.metadata.get("split.count") == len(names) and path.name == names[0]:
+        for name in names[1:]:
+            if (part := path.with_name(name)).exists():
+                header.tensors.update(read_header(part).tensors)
+    return header
+
+
+def _open_directory(directory: Path, label: str) -> BaseModel:
+    if (directory / _CONFIG).is_file():
+        from .base.hf import HFBase
+
+        return HFBase(directory, label)
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise FileFormatError(f"{label}: cannot be read: {error.strerror or error}") from error
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        shown = ", ".join(ggufs[:_SHOWN]) + ", ..." * (len(ggufs) > _SHOWN)
+        raise InputError(f"{label}: is a directory, expected one GGUF; name one in it: {shown}")
+    if FILE_NAME in names:
+        raise InputError(
+            f"{label}: is a PEFT adapter ({FILE_NAME}), expected the base model that it was "
+            "trained on"
+        )
+    raise InputError(
+        f"{label}: holds neither a {_CONFIG} nor a GGUF, expected the base model the adapter was "
+        "trained on; give its GGUF or its model directory"
+    )

@@ -1,0 +1,300 @@
+"""What is fetched from a hub: one adapter's files and no other's, of a base its configuration and
+tokenizer or the beginning of its GGUF, and GGUF models whole.
+
+Everything comes from the commit that the revision meant at the start.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from alora_gguf.convert.library import Wanted, adapter_paths, check_wanted, choose, listing
+from alora_gguf.convert.peft.config import FILE_NAME
+from alora_gguf.convert.snapshot import Snapshot, open_directory
+from alora_gguf.convert.source import (
+    MAX_TEXT,
+    Source,
+    contracts,
+    describe,
+    find_in,
+    no_adapter,
+    pick_weights,
+    readmes,
+)
+
+from alora_gguf.errors import FileFormatError, HubError, InputError
+from alora_gguf.files import describe_foreign, read_json
+from alora_gguf.gguf.header import GGUFHeader, read_header
+from alora_gguf.gguf.parser import PartialHeaderError
+from alora_gguf.gguf.split import models_in
+
+from .client import Hub, Repository, cached
+from .reference import HubReference
+
+_CONFIG: Final = "config.json"
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_MAX_CONFIG: Final = 16 << 20
+_FIRST_BYTES: Final = 2 << 20  # a header has one to ten megabytes, nearly all of it vocabulary
+_MAX_HEADER: Final = 256 << 20
+
+
+def fetch_adapter(
+    ref: HubReference,
+    wanted: Wanted,
+    *,
+    hub: Hub = Hub(),  # noqa: B008 - frozen
+) -> Source:
+    """Fetches one adapter of a repository into huggingface_hub's cache: its configuration, weights,
+    io.yaml and the READMEs that may name its licence.
+
+    Raises what find_source() does, and HubError for a hub that fails.
+    """
+    if hub.is_offline:
+        snapshot, _ = open_directory(cached(ref, hub))
+        return find_in(snapshot, ref.path, wanted, ref.text)
+    repo = Repository(ref, hub)
+    path = _choose(repo, wanted)
+    where = f"{ref.text}: {path or 'its root'}"
+    names = repo.names(path)
+    weights = pick_weights(names, where)
+    prefix = f"{path}/" if path else ""
+    # the small files first: if one of them will not do, the weights need not come
+    config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
+    if wanted.given():
+        check_wanted(path, read_json(config), wanted, where)
+    for name in [name for name in contracts(path) if name in repo.files][:1]:
+        _fetch_small(repo, name, MAX_TEXT)
+    for name in readmes(path):
+        if (repo.files.get(name) or MAX_TEXT + 1) <= MAX_TEXT:
+            repo.fetch(name)
+    repo.fetch(prefix + weights)
+    return describe(repo.snapshot, path, wanted)
+
+
+def fetch_base(
+    ref: HubReference,
+    *,
+    hub: Hub = Hub(),  # noqa: B008 - frozen
+) -> GGUFHeader | Path:
+    """What of a base an adapter needs to be converted for it.
+
+    hf://owner/repo[@revision]/file.gguf gives the file's header, of which the data of the tensors
+    is missing; any other reference, a local directory with config.json and what there is of
+    tokenizer files.
+
+    Raises InputError for a repository or directory without either, FileFormatError for a file that
+    is no sound GGUF, HubError for a hub that fails.
+    """
+    if hub.is_offline:
+        return _cached_base(ref, cached(ref, hub))
+    repo = Repository(ref, hub)
+    if ref.path.endswith(".gguf"):
+        return _fetch_header(repo)
+    prefix = f"{ref.path}/" if ref.path else ""
+    names = repo.names(ref.path)
+    _check_base(ref, names)
+    _fetch_small(repo, prefix + _CONFIG, _MAX_CONFIG)
+    for name in _TOKENIZER:
+        if name in names:
+            repo.fetch(prefix + name)
+    return repo.snapshot.root.joinpath(*ref.path.split("/"))
+
+
+def _choose(repo: Repository, wanted: Wanted) -> str:
+    """The path of the one adapter that is meant."""
+    ref = repo.reference
+    prefix = f"{ref.path}/" if ref.path else ""
+    if prefix + FILE_NAME in repo.files:
+        return ref.path
+    names = repo.names(ref.path)
+    if not names:
+        raise InputError(
+            f"{ref.text}: {ref.repo} has no directory '{ref.path}'; it holds "
+            f"{listing(repo.names(''))}"
+        )
+    paths = adapter_paths(name for name in repo.files if name.startswith(prefix))
+    if not paths:
+        raise no_adapter(ref.text, names)
+    return choose(paths, wanted, ref.text)
+
+
+def _fetch_small(repo: Repository, name: str, limit: int) -> Path:
+    size = repo.files[name]
+    if size is not None and size > limit:
+        raise FileFormatError(
+            f"{repo.reference.text}: '{name}' has {size} bytes, too many for such a file (at most "
+            f"{limit}); was another one saved under this name?"
+        )
+    return repo.fetch(name)
+
+
+def _check_base(ref: HubReference, names: list[str]) -> None:
+    """Raises InputError, with what to write instead, where there is no config.json."""
+    if _CONFIG in names:
+        return
+    start = f"{ref.path}/" if ref.path else ""
+    ggufs = [ref.to(start + name) for name in names if name.endswith(".gguf")]
+    if ggufs:
+        raise InputError(
+            f"{ref.text}: holds GGUF files and no {_CONFIG}; name one of them: {listing(ggufs)}"
+        )
+    what = "is an adapter, not a base" if FILE_NAME in names else f"has no {_CONFIG}"
+    raise InputError(
+        f"{ref.text}: {what}; expected a model's repository or the name of a GGUF in it. It holds "
+        f"{listing(names) or 'nothing'}"
+    )
+
+
+def _cached_base(ref: HubReference, root: Path) -> GGUFHeader | Path:
+    snapshot, _ = open_directory(root)
+    if ref.path.endswith(".gguf"):
+        file = snapshot.file(ref.path)
+        if file is not None:
+            return read_header(file, name=ref.text)
+    _check_base(ref, snapshot.names(ref.path))
+    return root.joinpath(*ref.path.split("/"))
+
+
+def _fetch_header(repo: Repository) -> GGUFHeader:
+    """The header of a remote GGUF from as much of its beginning as it takes."""
+    ref = repo.reference
+    if ref.path not in repo.files:
+        ggufs = [name for name in repo.files if name.endswith(".gguf")]
+        there = f"its GGUF files are {listing(ggufs)}" if ggufs else "it has no GGUF files"
+        raise InputError(f"{ref.text}: {ref.repo} has no file '{ref.path}'; {there}")
+    local = repo.snapshot.file(ref.path)
+    if local is not None:
+        return read_header(local, name=ref.text)
+    size = repo.files[ref.path]
+    if size is None:
+        raise HubError(f"{ref.text}: the hub does not say how large it is; download it first")
+    data = b""
+    needed = _FIRST_BYTES
+    while True:
+        stop = min(size, max(needed, 2 * len(data)))
+        data += repo.read(ref.path, len(data), stop)
+        if len(data) < stop:
+            known = describe_foreign(data[:64])
+            if known and not known.startswith("a GGUF"):
+                raise FileFormatError(f"{ref.text}: is not a GGUF file but {known}")
+            raise HubError(f"{ref.text}: did not arrive whole; try again")
+        try:
+            return read_header(data, name=ref.text, size=size)
+        except PartialHeaderError as error:
+            needed = error.needed
+        if needed > _MAX_HEADER:
+            raise FileFormatError(
+                f"{ref.text}: claims a header of more than {needed - 1} bytes; it is damaged"
+            )
+
+
+class RemoteModel:
+    """A GGUF model of a repository, at one commit; nothing is fetched yet.
+
+    reference  what it was asked for by; its path, if there is one, is that of a directory to look
+               in, or of the file itself
+    commit     the commit's hash
+    names      its files in the repository, one or, if it is split, all parts in order
+
+    Raises InputError if the pattern does not mean exactly one model, HubError if the hub cannot
+    be asked.
+    """
+
+    def __init__(
+        self,
+        reference: HubReference,
+        pattern: str,
+        *,
+        hub: Hub = Hub(),  # noqa: B008 - frozen
+    ) -> None:
+        self.reference = reference
+        self._repo: Repository | None = None
+        if hub.is_offline:
+            root = cached(replace(reference, path=""), hub)
+            self._snapshot, _ = open_directory(root)
+            files = (path for path in root.rglob("*") if path.is_file())
+            there: Iterable[str] = sorted(path.relative_to(root).as_posix() for path in files)
+        else:
+            self._repo = Repository(reference, hub)
+            self._snapshot = self._repo.snapshot
+            there = self._repo.files
+        if reference.path and reference.path != pattern:
+            there = [name for name in there if name.startswith(f"{reference.path}/")]
+        self.names = choose_model(there, pattern, reference.text)
+        self.commit = self._snapshot.revision
+
+    def sha256(self, name: str) -> str | None:
+        """What the hub says that a file's SHA-256 is, where it says so."""
+        return self._repo.sha256.get(name) if self._repo else None
+
+    def fetch(self) -> list[Path]:
+        """The local copies of its files, downloaded if they are not in the cache.
+
+        Raises HubError if that fails.
+        """
+        if self._repo is not None:
+            for name in self.names:
+                self._repo.fetch(name)
+        return [_local(self._snapshot, name) for name in self.names]
+
+
+def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
+    """The files of the one model among `names` that a name or a glob pattern means. Case does not
+    count in a pattern; `*` stands for directories too.
+
+    Raises InputError, with what there is, unless it is exactly one whose parts are all there.
+    """
+    there = set(names)
+    models = models_in(there)
+    if not models:
+        raise InputError(
+            f"{where}: holds no GGUF files, expected '{pattern}'; it holds "
+            f"{listing(sorted(there)) or 'nothing'}"
+        )
+    found = [parts for parts in models if pattern in parts]
+    found = found or [parts for parts in models if _matches(parts, pattern)]
+    if not found:
+        raise InputError(
+            f"{where}: none of its GGUF files is '{pattern}'; there are {_listing(models)}"
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"{where}: '{pattern}' means {len(found)} of its GGUF files, expected one; choose with "
+            f"a longer --file: {_listing(found)}"
+        )
+    missing = [part for part in found[0] if part not in there]
+    if missing:
+        raise InputError(
+            f"{where}: of the {len(found[0])} parts of the model there is no {listing(missing)}; "
+            "choose another one with --file"
+        )
+    return found[0]
+
+
+def _matches(parts: Sequence[str], pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(part.lower(), pattern.lower()) for part in parts)
+
+
+def _listing(models: Sequence[Sequence[str]]) -> str:
+    return listing(
+        parts[0] if len(parts) == 1 else f"{parts[0]} ({len(parts)} parts)" for parts in models
+    )
+
+
+def _local(snapshot: Snapshot, name: str) -> Path:
+    found = snapshot.file(name)
+    if found is None:
+        raise FileFormatError(f"{snapshot.root / name}: there is no such file any more; try again")
+    return found
