@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import FileFormatError, ModelError
+from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
 from .header import GGUFHeader, read_header
 from .split import parts_of
@@ -65,6 +65,8 @@ class BaseFile:
 def _read(file: Path) -> GGUFHeader:
     try:
         return read_header(file)
+    except MissingFileError as error:
+        raise MissingFileError(f"base model {error}", file) from None
     except FileFormatError as error:
         raise ModelError(f"base model {error}") from error
 
