@@ -1,7 +1,26 @@
 """Activated LoRA for llama.cpp: ask many adapters about one cached conversation.
 
-The public names, each loaded when it is first used: importing this package loads neither the
-native library nor llama_cpp nor numpy.
+    with Model("base.gguf", adapters={"answerability": "answerability.gguf"}) as model:
+        chat = model.chat(documents=["The museum opens at nine."])
+        print(chat.say("When does it open?", max_tokens=64))
+        print(chat.invoke("answerability").value)
+
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Barrier, Stats
+Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
+Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
+What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
+Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_saved_session
+The cache:         CacheReport, CacheHolder, CacheSpan
+Files:             inspect_gguf, AdapterSummary, BaseSummary, ArraySummary, convert_adapter,
+                   ConversionReport, verify, Verification
+The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile
+Drop-in:           Llama, LlamaState, for programs written for llama_cpp
+Awaiting calls:    aio.call()
+Errors:            AloraError and what is below it, drawn in alora_gguf.errors
+
+Each is loaded when it is first used: importing this package loads neither the native library nor
+llama_cpp nor numpy. It says where the library is, so that llama_cpp can be imported after it.
+`from alora_gguf import *` leaves out Llama and LlamaState, which load the library.
 """
 
 from __future__ import annotations
@@ -9,74 +28,124 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import _library_path
+
 __version__ = "0.1.0"
 
+# public names in groups, each with the module that defines it
+_GROUPS = {
+    "Models": {
+        "Model": "model",
+        "ContextOptions": "options",
+        "CancelToken": "options",
+        "AdapterFile": "gguf.adapter",
+        "BaseFile": "gguf.base",
+        "Barrier": "engine.scheduler",
+        "Stats": "engine.native",
+    },
+    "Chats": {
+        "Chat": "chat.chat",
+        "Message": "messages",
+        "Document": "messages",
+        "Reply": "chat.reply",
+        "GenerateOptions": "options",
+        "Sampling": "options",
+        "Tokenizer": "chat.tokenizer",
+        "ChatSize": "chat.tokenizer",
+    },
+    "Asking intrinsics": {
+        "IntrinsicCall": "options",
+        "IntrinsicResult": "chat.asking",
+        "Contract": "intrinsics",
+        "load_contract": "intrinsics",
+    },
+    "What calls tell": {
+        "Timings": "options",
+        "TokenLogprob": "options",
+        "TopLogprob": "options",
+        "FinishReason": "options",
+        "Progress": "options",
+    },
+    "Sessions": {
+        "Session": "session",
+        "Generation": "generate.generation",
+        "Invocation": "options",
+        "Verdict": "generate.invoke",
+        "Provenance": "engine.provenance",
+        "is_saved_session": "saved.container",
+    },
+    "The cache": {
+        "CacheReport": "engine.cache_report",
+        "CacheHolder": "engine.cache_report",
+        "CacheSpan": "engine.cache_report",
+    },
+    "Files": {
+        "inspect_gguf": "gguf.inspection",
+        "AdapterSummary": "gguf.summary",
+        "BaseSummary": "gguf.summary",
+        "ArraySummary": "gguf.summary",
+        "convert_adapter": "convert",
+        "ConversionReport": "convert",
+        "verify": "verification",
+        "Verification": "verification",
+    },
+    "The store": {
+        "Store": "store.store",
+        "StoreEntry": "store.entry",
+        "StoreContents": "store.store",
+        "StoreAddition": "store.store",
+        "StoredFile": "store.entry",
+    },
+}
 _HOME = {
-    "AdapterError": "errors",
-    "AdapterFile": "gguf.adapter",
-    "AdapterFormatError": "errors",
-    "AdapterInUseError": "errors",
-    "AdapterMismatchError": "errors",
-    "AloraError": "errors",
-    "CacheFullError": "errors",
-    "CacheHolder": "engine.cache_report",
-    "CacheReport": "engine.cache_report",
-    "CacheSpan": "engine.cache_report",
-    "CancelToken": "options",
-    "CancelledError": "errors",
-    "Chat": "chat.chat",
-    "ClosedError": "errors",
-    "ContextOptions": "options",
-    "ContractError": "errors",
-    "ConvertError": "errors",
-    "DecodeError": "errors",
-    "Document": "messages",
-    "FileFormatError": "errors",
-    "FinishReason": "options",
-    "GenerateOptions": "options",
-    "Generation": "generate.generation",
-    "HubError": "errors",
-    "InputError": "errors",
-    "IntrinsicCall": "options",
-    "IntrinsicResult": "chat.asking",
-    "Invocation": "options",
-    "InvocationNotFoundError": "errors",
-    "LibraryError": "errors",
+    **{name: home for group in _GROUPS.values() for name, home in group.items()},
     "Llama": "llama",
     "LlamaState": "llama",
-    "Message": "messages",
-    "MissingFileError": "errors",
-    "Model": "model",
-    "ModelError": "errors",
-    "OutputError": "errors",
-    "Progress": "options",
-    "Provenance": "engine.provenance",
-    "Reply": "chat.reply",
-    "Sampling": "options",
-    "SavedSessionError": "errors",
-    "SchemaError": "errors",
-    "Session": "session",
-    "Stats": "engine.native",
-    "Store": "store.store",
-    "StoreEntry": "store.entry",
-    "StoreError": "errors",
-    "Timings": "options",
-    "TokenLogprob": "options",
-    "TopLogprob": "options",
-    "UnknownAdapterError": "errors",
-    "UnsupportedAdapterError": "errors",
-    "Verdict": "generate.invoke",
 }
+_ERRORS = (
+    "AdapterError",
+    "AdapterFormatError",
+    "AdapterInUseError",
+    "AdapterMismatchError",
+    "AloraError",
+    "CacheFullError",
+    "CancelledError",
+    "ClosedError",
+    "ContractError",
+    "ConvertError",
+    "DecodeError",
+    "FileFormatError",
+    "HubError",
+    "InputError",
+    "InvocationNotFoundError",
+    "LibraryError",
+    "MissingFileError",
+    "ModelError",
+    "OutputError",
+    "SavedSessionError",
+    "SchemaError",
+    "StoreError",
+    "UnknownAdapterError",
+    "UnsupportedAdapterError",
+)
+_HOME.update(dict.fromkeys(_ERRORS, "errors"))
+_LOAD_THE_LIBRARY = ("Llama", "LlamaState")
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from .chat.asking import IntrinsicResult as IntrinsicResult
     from .chat.chat import Chat as Chat
     from .chat.reply import Reply as Reply
+    from .chat.tokenizer import ChatSize as ChatSize
+    from .chat.tokenizer import Tokenizer as Tokenizer
+    from .convert import ConversionReport as ConversionReport
+    from .convert import convert_adapter as convert_adapter
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
+    from .engine.scheduler import Barrier as Barrier
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -104,6 +173,13 @@ if TYPE_CHECKING:
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
+    from .gguf.base import BaseFile as BaseFile
+    from .gguf.inspection import inspect_gguf as inspect_gguf
+    from .gguf.summary import AdapterSummary as AdapterSummary
+    from .gguf.summary import ArraySummary as ArraySummary
+    from .gguf.summary import BaseSummary as BaseSummary
+    from .intrinsics import Contract as Contract
+    from .intrinsics import load_contract as load_contract
     from .llama import Llama as Llama
     from .llama import LlamaState as LlamaState
     from .messages import Document as Document
@@ -120,23 +196,53 @@ if TYPE_CHECKING:
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob
+    from .saved.container import is_saved_session as is_saved_session
     from .session import Session as Session
+    from .store.entry import StoredFile as StoredFile
     from .store.entry import StoreEntry as StoreEntry
     from .store.store import Store as Store
+    from .store.store import StoreAddition as StoreAddition
+    from .store.store import StoreContents as StoreContents
+    from .verification import Verification as Verification
+    from .verification import verify as verify
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all are strings)
+__all__ = [  # noqa: PLE0604 (all are strings)
+    *(name for name in _HOME if name not in _LOAD_THE_LIBRARY),
+    "__version__",
+    "aio",
+]
+
+_library_path.announce()
 
 
 if not TYPE_CHECKING:  # or every name would be there
 
     def __getattr__(name: str) -> object:
+        if name == "aio":
+            return import_module(".aio", __name__)
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(import_module(f".{home}", __name__), name)
+        from .errors import LibraryError
+
+        try:
+            value = getattr(import_module(f".{home}", __name__), name)
+        except LibraryError as error:
+            return _unavailable(name, error)
         globals()[name] = value  # the next look-up does not come here
         return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _unavailable(name: str, error: Exception) -> type:
+    """Stands for a class that cannot be had without the library: looking at it is no error, so that
+    hasattr(), help() and imports work; calling it is.
+    """
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return type(name, (), {"__new__": refuse, "__doc__": f"Cannot be used: {error}"})

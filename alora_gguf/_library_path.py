@@ -7,10 +7,15 @@ folders in the package's `__path__`, so a path made from `__file__` would miss t
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from .errors import LibraryError
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LLAMA_CPP_PYTHON: Final = "0.3.36"
+"""The release of llama-cpp-python whose structs the native library has."""
 
 _NAMES = {"darwin": "libllama.dylib", "win32": "llama.dll"}
 
@@ -20,14 +25,52 @@ def library_dir() -> Path:
 
     Raises LibraryError when there is none: the package was not built, or its build failed.
     """
-    name = _NAMES.get(sys.platform, "libllama.so")
-    folders = [Path(folder) / "lib" for folder in sys.modules[__package__].__path__]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder
-    looked = "\n".join(f"  {folder}" for folder in folders)
+    from pathlib import Path
+
+    from .errors import LibraryError
+
+    folder = _find()
+    if folder is not None:
+        return Path(folder)
+    looked = "\n".join(f"  {folder}" for folder in _folders())
     raise LibraryError(
-        f"{name} of alora-gguf was not found. Looked in:\n{looked}\n"
+        f"{_name()} of alora-gguf was not found. Looked in:\n{looked}\n"
         "Importing from a checkout does not build it: run `make setup` or `pip install .` there, "
         "and reinstall if an earlier installation was interrupted."
     )
+
+
+def announce() -> None:
+    """Says by LLAMA_CPP_LIB_PATH where a later `import llama_cpp` finds a library: installed as our
+    dependency it has none of its own. Nothing is loaded, and nothing is said over what somebody
+    else has set, or to another release of llama_cpp, whose structs would differ.
+    """
+    if "llama_cpp" in sys.modules or "LLAMA_CPP_LIB_PATH" in os.environ:
+        return
+    folder = os.environ.get("ALORA_LIB_DIR") or _find()
+    if folder is not None and _is_our_release():
+        os.environ["LLAMA_CPP_LIB_PATH"] = folder
+
+
+def _is_our_release() -> bool:
+    """Whether the llama_cpp that would be imported is the one that we are built for."""
+    for place in sys.path:
+        if _exists(f"{place}/llama_cpp"):
+            return _exists(f"{place}/llama_cpp_python-{LLAMA_CPP_PYTHON}.dist-info")
+    return False
+
+
+def _find() -> str | None:
+    return next((each for each in _folders() if _exists(f"{each}/{_name()}")), None)
+
+
+def _folders() -> list[str]:
+    return [f"{folder}{os.sep}lib" for folder in sys.modules[__package__].__path__]
+
+
+def _exists(path: str) -> bool:
+    return os.access(path, os.F_OK)  # pathlib would take longer to load than all of this
+
+
+def _name() -> str:
+    return _NAMES.get(sys.platform, "libllama.so")

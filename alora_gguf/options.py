@@ -412,7 +412,9 @@ def reply_options(
 
 
 def default_threads() -> int:
-    """One thread per physical core this process may use: a second thread per core gains nothing."""
+    """One thread per physical core this process may use: a second thread per core gains nothing.
+    A container's quota of CPU time counts too: more threads than it pays for only wait.
+    """
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # macOS, Windows
@@ -424,7 +426,38 @@ def default_threads() -> int:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
-    return max(1, len(cores))
+    quota = _cpu_quota()
+    return max(1, min(len(cores), math.ceil(quota) if quota else len(cores)))
+
+
+def _cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs' worth of time that this process's cgroups allow it; None if they do not say."""
+    found = []
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for _, controllers, path in (group.split(":", 2) for group in groups if group.count(":") > 1):
+        mount = root / "sys/fs/cgroup"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = (mount / "cpu" if controllers else mount) / path.strip("/")
+        while group.is_relative_to(mount):  # a limit of any parent's holds too
+            found += [_quota_of(group / "cpu.max"), _quota_of(group / "cpu.cfs_quota_us")]
+            group = group.parent
+    return min((quota for quota in found if quota), default=None)
+
+
+def _quota_of(file: Path) -> float | None:
+    """What cpu.max ("QUOTA PERIOD") or version 1's cpu.cfs_quota_us says; None for no limit."""
+    try:
+        words = file.read_text().split()
+        if len(words) == 1:
+            words += file.with_name("cpu.cfs_period_us").read_text().split()
+        quota, period = int(words[0]), int(words[1])
+    except (OSError, ValueError, IndexError):  # not there, or "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

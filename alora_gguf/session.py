@@ -225,6 +225,7 @@ class Session:
         invocations: Sequence[str | Invocation | None],
         *,
         on_text: Callable[[int, str], None] | None = None,
+        on_verdict: Callable[[int, Verdict], None] | None = None,
         cancel: CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks several adapters (by name, or as Invocations) at once, each on a fork that is then
@@ -232,7 +233,8 @@ class Session:
 
         All suffixes are read in one batch, and all replies grow by a token per step in one batch.
         When there are more than the free sequences or cells allow, they take turns, in order.
-        `on_text(index, piece)` is called with each piece of text as it becomes certain.
+        `on_text(index, piece)` is called with each piece of text as it becomes certain,
+        `on_verdict(index, verdict)` as soon as one is over.
 
         Returns one Verdict per invocation, in order. Raises InvocationNotFoundError,
         UnknownAdapterError, InputError before anything is read, CacheFullError if not even one
@@ -248,7 +250,7 @@ class Session:
                 with self._runtime.bank.using(None, 1.0) as base:
                     mine.read(mine.tokens, base, cancel=cancel)
             parent = Parent(mine.seq, mine.cached, tuple(mine.tokens), mine.logits)
-            return run_invocations(self._runtime, parent, asked, on_text, cancel)
+            return run_invocations(self._runtime, parent, asked, on_text, cancel, on_verdict)
 
     # Saving --------------------------------------------------------------------------------------
 
@@ -331,9 +333,9 @@ class Session:
         read = self._sequence.read(tokens, use, cancel=cancel, progress=progress)
         return replace(read, total=time.perf_counter() - started)
 
-    def _release_tail(self, n: int) -> None:
+    def release(self, n: int) -> None:
         """Lets others have the room of all cells but the first `n`, should they need it; the
-        conversation stays as it is.
+        conversation stays as it is, and what gave way is read again when it is needed.
         """
         with self._sequence.lock:
             self._begin()

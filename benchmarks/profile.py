@@ -66,7 +66,7 @@ class Profile:
         op = self._describe(address).decode()
         if op == "CUSTOM":  # of a fused product; its last node bears the product's name
             name = tensor.name.decode(errors="replace")
-            return name if name.startswith("alora_") else "alora_addition"
+            return name if name.startswith("alora_") else "alora_expand"
         if op not in ("MUL_MAT", "MUL_MAT_ID"):
             return str(op)
         weight = _Tensor.from_address(tensor.src[0])

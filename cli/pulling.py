@@ -14,13 +14,13 @@ from alora_gguf.convert.find import find_source
 from alora_gguf.convert.hub.fetch import RemoteModel
 from alora_gguf.convert.hub.reference import HubReference, is_reference
 
+from alora_gguf import inspect_gguf
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.split import stem_of
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.store.entry import Description, StoreEntry, name_from
-from alora_gguf.store.store import Addition, Store, is_path, taken
+from alora_gguf.store.store import Store, StoreAddition, is_path, taken
 
 ProgressCall = Callable[[int, int], None]
 
@@ -211,7 +211,10 @@ def _describe(model: RemoteModel, path: Path) -> tuple[Description, tuple[str, .
 
 
 def _verify(
-    model: RemoteModel, paths: Sequence[Path], addition: Addition, progress: ProgressCall | None
+    model: RemoteModel,
+    paths: Sequence[Path],
+    addition: StoreAddition,
+    progress: ProgressCall | None,
 ) -> None:
     """Raises FileFormatError for a file that is not what the hub says it sent."""
     files = addition.files(progress)

@@ -4,28 +4,141 @@ from __future__ import annotations
 
 import copy
 import errno
+import inspect
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import pytest
+
 import alora_gguf
 from alora_gguf import errors
+from alora_gguf._library_path import LLAMA_CPP_PYTHON, library_dir
 
 ROOT = Path(__file__).parent.parent
 
 
+def python(code: str, **env: str) -> str:
+    """What a program prints that begins in a fresh process; on stderr it prints nothing."""
+    kept = {name: value for name, value in os.environ.items() if "LLAMA" not in name}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**kept, **env}
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return run.stdout.strip()
+
+
 def test_all_public_names_exist_and_are_listed() -> None:
-    for name in alora_gguf.__all__:
+    listed = {*alora_gguf.__all__, *alora_gguf._LOAD_THE_LIBRARY}
+    for name in listed:
         assert getattr(alora_gguf, name) is not None
     public = {
         name
         for name, value in vars(alora_gguf).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     } - {"annotations", "import_module", "TYPE_CHECKING"}
-    assert public | {"__version__"} == set(alora_gguf.__all__)
+    assert public | {"__version__", "aio"} == listed
+
+
+def test_the_docstring_groups_all_public_names() -> None:
+    said = set(re.findall(r"\w+", alora_gguf.__doc__ or ""))
+    for group, names in alora_gguf._GROUPS.items():
+        assert f"{group}:" in (alora_gguf.__doc__ or "")
+        assert said >= set(names), group
+    assert said >= {*alora_gguf._LOAD_THE_LIBRARY, "aio"}
+
+
+ELSEWHERE = {
+    "None", "Mapping", "Sequence", "Iterator", "AsyncIterator", "Any", "Path", "Literal",
+    "JsonValue", "Kind",
+    "Spans",  # pairs of a position and a Provenance
+}  # fmt: skip
+
+
+def test_what_public_calls_return_is_public() -> None:
+    """By the names in their annotations."""
+    for name in alora_gguf.__all__:
+        value = getattr(alora_gguf, name)
+        members = vars(value).values() if isinstance(value, type) else [value]
+        for member in members:
+            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            if not inspect.isfunction(function) or function.__name__.startswith("_"):
+                continue
+            returned = str(inspect.get_annotations(function).get("return", ""))
+            unknown = set(re.findall(r"[A-Z]\w+", returned)) - ELSEWHERE - {*alora_gguf.__all__}
+            assert not unknown, f"{name}.{function.__name__} -> {returned}"
+
+
+NO_LIBRARY = {"ALORA_LIB_DIR": "/nowhere/lib"}
+
+
+@pytest.mark.parametrize("env", [{}, NO_LIBRARY], ids=["library", "no library"])
+def test_looking_at_the_package_loads_no_library(env: dict[str, str]) -> None:
+    code = (
+        "import sys, inspect, pydoc, alora_gguf\n"
+        "text = pydoc.render_doc(alora_gguf, renderer=pydoc.plaintext)\n"
+        "assert 'class Model' in text and 'say(self' in text\n"
+        "names = dict(inspect.getmembers(alora_gguf))\n"
+        "assert 'Chat' in names and 'verify' in names and 'aio' in names\n"
+        "scope = {}\n"
+        "exec('from alora_gguf import *', scope)\n"
+        "assert set(alora_gguf.__all__) <= set(scope)\n"
+        "assert hasattr(alora_gguf, 'Model') and not hasattr(alora_gguf, 'Nonsense')\n"
+        "assert 'llama_cpp' not in sys.modules\n"
+        "print(sys.platform == 'linux' and 'libllama' in open('/proc/self/maps').read())"
+    )
+    assert python(code, **env) == "False"
+
+
+def test_without_the_library_the_drop_in_can_be_looked_at_and_says_why_it_cannot_be_used() -> None:
+    code = (
+        "import alora_gguf\n"
+        "assert hasattr(alora_gguf, 'Llama') and hasattr(alora_gguf, 'LlamaState')\n"
+        "from alora_gguf import Llama\n"
+        "try: Llama('base.gguf')\n"
+        "except alora_gguf.LibraryError as error: print(error)"
+    )
+    assert "/nowhere/lib: the native library cannot be loaded" in python(code, **NO_LIBRARY)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import alora_gguf, llama_cpp",
+        "import alora_gguf; from llama_cpp import LlamaGrammar",
+        "from alora_gguf import Model; import llama_cpp",
+        "from alora_gguf import Llama; import llama_cpp",
+        "from alora_gguf import *; import llama_cpp; from alora_gguf import Llama",
+    ],
+)
+def test_llama_cpp_can_be_imported_after_us(code: str) -> None:
+    assert python(code + "; import llama_cpp; print(llama_cpp.__version__)") == LLAMA_CPP_PYTHON
+
+
+def test_a_llama_cpp_that_came_first_with_a_library_of_its_own_is_told(tmp_path: Path) -> None:
+    """Here ours under another path stands for its own."""
+    folder = shutil.copytree(library_dir(), tmp_path / "lib")
+    code = (
+        "import llama_cpp, alora_gguf\n"
+        "assert hasattr(alora_gguf, 'Model') and hasattr(alora_gguf, 'Llama')\n"
+        "from alora_gguf.engine import native\n"
+        "try: native.load()\n"
+        "except alora_gguf.LibraryError as error: print(error)\n"
+    )
+    said = python(code, LLAMA_CPP_LIB_PATH=str(folder))
+    assert "import alora_gguf before anything imports llama_cpp" in said
+
+
+def test_what_somebody_else_has_set_stays() -> None:
+    code = "import os, alora_gguf; print(os.environ['LLAMA_CPP_LIB_PATH'])"
+    assert python(code, LLAMA_CPP_LIB_PATH="/theirs") == "/theirs"
+    assert python(code) == str(library_dir())
 
 
 KINDS = {n: v for n, v in vars(errors).items() if isinstance(v, type)}

@@ -19,8 +19,8 @@ class BareVocabulary:
     def __init__(self, path: Path, name: str) -> None:
         """Raises ModelError for a file that llama.cpp cannot load."""
         native = _native.load()
-        native.log.clear()
-        model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
+        with native.log.capture():
+            model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
         self._finalizer = weakref.finalize(self, _free, native.llama, model)
         llama = native.llama
         self.vocab = Vocabulary(llama, model, name)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf import errors
+from alora_gguf._library_path import LLAMA_CPP_PYTHON
 
-LLAMA_CPP_PYTHON: Final = "0.3.36"
 API_VERSION: Final = 3
 
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
@@ -227,6 +227,11 @@ _loaded: list[Native] = []  # the library, never an engine: a process can load o
 _loading = threading.Lock()
 
 
+def supports_gpu() -> bool:
+    """Whether the library can compute on a GPU. Raises LibraryError."""
+    return bool(load().llama.llama_supports_gpu_offload())
+
+
 def load() -> Native:
     """Loads the library at the first call. Raises LibraryError, with what to do about it."""
     with _loading:
@@ -263,8 +268,7 @@ def _load(folder: Path) -> Native:
     if path.resolve().parent != folder.resolve():
         raise errors.LibraryError(
             f"llama_cpp was already imported with another library ({path}), expected one from "
-            f"{folder}: import alora_gguf before anything imports llama_cpp, and open a Model "
-            "or a Llama"
+            f"{folder}: import alora_gguf before anything imports llama_cpp"
         )
     if package.__version__ != LLAMA_CPP_PYTHON:
         raise errors.LibraryError(

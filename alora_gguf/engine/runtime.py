@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
@@ -25,7 +26,6 @@ class Runtime:
     vocab         its tokens and their texts
     bank          its adapters by name
     prefix_cache  whose cells can be shared
-    fingerprint   what it is known by in saved sessions
     layout        what saved cells must have been laid out as
     """
 
@@ -60,8 +60,6 @@ class Runtime:
         self.bank = Bank(engine, base, options.max_adapters)
         self.prefix_cache: PrefixCache = engine.prefix_cache
         try:
-            # at once: a file that is replaced later must not vouch for what was loaded
-            self.fingerprint = BaseFingerprint.of(base)
             self.layout = CacheLayout.of(
                 options,
                 base,
@@ -72,6 +70,13 @@ class Runtime:
         except BaseException:
             engine.close()
             raise
+
+    @cached_property
+    def fingerprint(self) -> BaseFingerprint:
+        """What the base is known by in saved sessions. Raises ModelError if its file was changed
+        since it was opened.
+        """
+        return BaseFingerprint.of(self.base)
 
     def sequence(self) -> TokenSequence:
         """A new, empty sequence. Raises CacheFullError if all are in use."""

@@ -197,9 +197,9 @@ def grammar_sampler(llama: Any, text: str, vocab: Vocabulary) -> Any:
     """llama.cpp's sampler of a GBNF grammar, the caller's. Raises InputError for an invalid one."""
     if not vocab.has_text:
         raise InputError("a grammar needs a model with a vocabulary")
-    grammar = llama.llama_sampler_init_grammar(vocab.handle, text.encode(), b"root")
-    if not grammar:
-        raise InputError(
-            "the grammar is not valid GBNF with a rule named root" + _native.load().log.tail()
-        )
+    log = _native.load().log
+    with log.capture():
+        grammar = llama.llama_sampler_init_grammar(vocab.handle, text.encode(), b"root")
+        if not grammar:
+            raise InputError("the grammar is not valid GBNF with a rule named root" + log.tail())
     return grammar

@@ -17,13 +17,40 @@ from .types import ArrayRef, TensorInfo, ValueType
 _UNUSABLE: Final = {"F64", "I64"}
 
 
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells that a file is still the one that was opened."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """That of the file now. Raises OSError."""
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class BasePart:
+    """One file of a base: its `stamp` when it was opened, its tensors in the header's order, and
+    where their data begins.
+    """
+
+    path: Path
+    stamp: FileStamp
+    data_offset: int
+    tensors: tuple[TensorInfo, ...]
+
+
 @dataclass(frozen=True)
 class BaseFile:
     """A base model's GGUF file (or files, if it is split).
 
     `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
-    does not say. `chat_template` is the Jinja text of its default one, None if it has none. `parts`
-    are all its files in order, `path` the first of them.
+    does not say. `chat_template` is the Jinja text of its default one, None if it has none. `files`
+    are all its files in order, `path` is that of the first.
     """
 
     path: Path
@@ -31,7 +58,12 @@ class BaseFile:
     tensors: dict[str, TensorInfo]
     n_vocab: int | None
     chat_template: str | None
-    parts: tuple[Path, ...]
+    files: tuple[BasePart, ...]
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The paths of its files."""
+        return tuple(each.path for each in self.files)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> BaseFile:
@@ -39,12 +71,10 @@ class BaseFile:
         one that cannot serve as a base.
         """
         file = Path(path)
-        header = _read(file)
+        header, first = _read(file)
         _require_model(header, file)
-        tensors = dict(header.tensors)
-        others = _other_parts(header, file)
-        for part in others:
-            tensors.update(_read(part).tensors)
+        files = [first, *(_read(part)[1] for part in _other_parts(header, file))]
+        tensors = {info.name: info for part in files for info in part.tensors}
         for info in tensors.values():
             if info.type_name in _UNUSABLE:
                 raise ModelError(
@@ -58,17 +88,23 @@ class BaseFile:
             tensors,
             _vocabulary_size(header),
             template if isinstance(template, str) and template else None,
-            (file, *others),
+            tuple(files),
         )
 
 
-def _read(file: Path) -> GGUFHeader:
+def _read(file: Path) -> tuple[GGUFHeader, BasePart]:
     try:
-        return read_header(file)
+        header = read_header(file)
+        stamp = FileStamp.of(file)
     except MissingFileError as error:
         raise MissingFileError(f"base model {error}", file) from None
     except FileFormatError as error:
         raise ModelError(f"base model {error}") from error
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if stamp.size != header.size:
+        raise ModelError(f"{file}: is being written to ({header.size}, now {stamp.size} bytes)")
+    return header, BasePart(file, stamp, header.data_offset, tuple(header.tensors.values()))
 
 
 def _require_model(header: GGUFHeader, file: Path) -> None:

@@ -6,16 +6,14 @@ A KV cache computed by one base is nonsense to another, and llama.cpp would not 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from alora_gguf.errors import FileFormatError, ModelError
+from alora_gguf.errors import ModelError
 
-from .base import BaseFile
-from .header import GGUFHeader, read_header
+from .base import BaseFile, BasePart, FileStamp
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -51,7 +49,7 @@ class BaseFingerprint:
         read, or have changed since `base` was read.
         """
         digest = hashlib.sha256(_FORMAT)
-        size = sum(_add_part(digest, part) for part in base.parts)
+        size = sum(_add_part(digest, part) for part in base.files)
         return cls(digest.hexdigest(), base.architecture, size, base.path.name)
 
     def __str__(self) -> str:
@@ -60,31 +58,34 @@ class BaseFingerprint:
         )
 
 
-def _add_part(digest: _Hash, path: Path) -> int:
+def _add_part(digest: _Hash, part: BasePart) -> int:
     """Adds one file; returns its size."""
+    path, size = part.path, part.stamp.size
     try:
-        return _add(digest, path, read_header(path))
-    except FileFormatError as error:
-        raise ModelError(f"base model {error}") from error
+        with path.open("rb") as file:
+            _require_unchanged(part)
+            head = min(part.data_offset, size)
+            digest.update(struct.pack("<QQ", size, head))
+            digest.update(_read(file, path, 0, head))
+            for info in part.tensors:  # in the order of the header, which is hashed
+                for begin, end in _samples(info.nbytes):
+                    digest.update(_read(file, path, info.offset + begin, end - begin))
+            _require_unchanged(part)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror or error}; it was there when the model was "
             "opened"
         ) from error
-
-
-def _add(digest: _Hash, path: Path, header: GGUFHeader) -> int:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != header.size:
-            raise ModelError(f"{path}: is being written to ({header.size}, now {size} bytes)")
-        head = min(header.data_offset, size)
-        digest.update(struct.pack("<QQ", size, head))
-        digest.update(_read(file, path, 0, head))
-        for info in header.tensors.values():  # in the order of the header, which is hashed
-            for begin, end in _samples(info.nbytes):
-                digest.update(_read(file, path, info.offset + begin, end - begin))
     return size
+
+
+def _require_unchanged(part: BasePart) -> None:
+    """A file that was replaced must not vouch for what was loaded."""
+    if FileStamp.of(part.path) != part.stamp:
+        raise ModelError(
+            f"{part.path}: was changed or replaced since the model was opened, so it does not tell "
+            "which base computed the cells; open the model again"
+        )
 
 
 def _samples(nbytes: int) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import (
+    AloraError,
     CacheFullError,
     ClosedError,
     DecodeError,
@@ -42,7 +43,7 @@ from alora_gguf.generate.plan import Parent
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import Invocation, Timings
+from alora_gguf.options import ContextOptions, Invocation, Timings
 from alora_gguf.saved.session_file import check_saved
 from alora_gguf.saved.snapshot import fill, snapshot
 
@@ -89,7 +90,8 @@ class Llama(Stock):
         self._rows = options.n_batch if settings["logits_all"] else PROMPT_ROWS  # of a batch
         path = os.fspath(model_path)
         try:
-            base = BaseFile.read(path) if os.path.exists(path) else None  # noqa: PTH110 (any text)
+            known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
+            base = BaseFile.read(path) if known else None
             super().__init__(path, **settings)
         except ValueError as error:
             if str(error).startswith("Model path does not exist"):
@@ -98,20 +100,27 @@ class Llama(Stock):
                 raise ModelError(f"{path}: {error}{_native.load().log.tail()}") from error
             raise
         try:
-            self._open(base or BaseFile.read(path), options, adapters or {})
+            self._open(base, options, adapters or {})
         except BaseException:
             self.close()
             raise
 
-    def _open(self, base: BaseFile, options: Any, adapters: Mapping[str, Any]) -> None:
+    def _open(
+        self, base: BaseFile | None, options: ContextOptions, adapters: Mapping[str, Any]
+    ) -> None:
         """Puts a Runtime on stock's context."""
-        self._runtime = runtime = Runtime(
-            base,
-            options,
-            verbose=self.verbose,
-            adopt=(self._model.model, self._ctx.ctx),
-        )
+        model = self._model.model
         self._model.__class__ = _Model  # its tokenizers hold this very object
+        vocab = Vocabulary(_native.load().llama, model, self.model_path)
+        self._model._vocabulary = vocab  # type: ignore[attr-defined]
+        if base is None:
+            without = f"{self.model_path}: was opened with vocab_only=True, and has no weights"
+            nothing: Any = _Nothing(InputError, without)
+            self._runtime = self._sequence = self._contracts = nothing
+            return
+        self._runtime = runtime = Runtime(
+            base, options, verbose=self.verbose, adopt=(model, self._ctx.ctx)
+        )
         self._model._vocabulary = runtime.vocab  # type: ignore[attr-defined]
         self._contracts = Contracts(runtime.bank)
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
@@ -636,10 +645,10 @@ class Llama(Stock):
         if not hasattr(self, "_stack"):  # stock's constructor did not come this far
             return
         with self._lock:
-            if hasattr(self, "_runtime"):
+            if isinstance(getattr(self, "_runtime", None), Runtime):
                 self._runtime.close()
             super().close()
-            closed: Any = _Closed(self.model_path)
+            closed: Any = _Nothing(ClosedError, f"{self.model_path}: the model was closed")
             self._model = self._ctx = self.tokenizer_ = closed
 
     def __enter__(self) -> Llama:
@@ -724,11 +733,13 @@ class _Sampler:
         return best if self._chain is None else self._chain.sample(row)
 
 
-class _Closed:
-    """Takes the place of model and context once they are freed."""
+class _Nothing:
+    """Takes the place of what is freed, or was never there."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, kind: type[AloraError], message: str) -> None:
+        self._kind, self._message = kind, message
 
     def __getattr__(self, name: str) -> Any:
-        raise ClosedError(f"{self._path}: the model was closed")
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._kind(self._message)

@@ -43,7 +43,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
-class Contents:
+class StoreContents:
     """Everything in a store: `entries` by name, and an error for each entry that is damaged."""
 
     entries: tuple[StoreEntry, ...]
@@ -62,11 +62,11 @@ class Store:
         self._entries = self.home / "entries"
         self._files = self.home / "files"
 
-    def contents(self) -> Contents:
+    def contents(self) -> StoreContents:
         """What there is. Raises StoreError if the store cannot be read."""
         with self._explained("read"):
             found = [_try_to_read(path) for path in self._entry_files()]
-        return Contents(
+        return StoreContents(
             tuple(entry for entry in found if isinstance(entry, StoreEntry)),
             tuple(problem for problem in found if isinstance(problem, FileFormatError)),
         )
@@ -106,6 +106,11 @@ class Store:
             return Path(text)
         return self.path(self.get(text, kind))
 
+    @staticmethod
+    def is_path(text: str) -> bool:
+        """Whether resolve() takes a text for a path, and not for a name of the store."""
+        return is_path(text)
+
     def path(self, entry: StoreEntry) -> Path:
         """The file of an entry to open. Raises FileFormatError if it lost one of its files."""
         folder = self._files / entry.folder
@@ -126,7 +131,7 @@ class Store:
         return folder / entry.files[0].name
 
     @contextlib.contextmanager
-    def adding(self, name: str, *, replace: bool = False) -> Iterator[Addition]:
+    def adding(self, name: str, *, replace: bool = False) -> Iterator[StoreAddition]:
         """A directory to put files into, which commit() makes an entry of.
 
         Without commit(), or where the block is left by an exception before it, nothing is left.
@@ -141,7 +146,7 @@ class Store:
                 folder = self._files / f"{key}.{os.urandom(4).hex()}"
                 folder.mkdir()
                 owner = own(folder)
-        addition = Addition(self, name, folder, replace=replace)
+        addition = StoreAddition(self, name, folder, replace=replace)
         try:
             yield addition
         finally:
@@ -173,7 +178,7 @@ class Store:
             self._remove_abandoned()
         return entry
 
-    def _commit(self, addition: Addition, about: Description) -> StoreEntry:
+    def _commit(self, addition: StoreAddition, about: Description) -> StoreEntry:
         files = addition.files()
         entry = StoreEntry(addition.name, about, addition.folder.name, files, _now())
         path = self._entry_file(key_of(addition.name))
@@ -189,7 +194,7 @@ class Store:
                 self._remove_folder(old.folder)
         return entry
 
-    def _replaced(self, path: Path, addition: Addition) -> StoreEntry | None:
+    def _replaced(self, path: Path, addition: StoreAddition) -> StoreEntry | None:
         try:
             return read_entry(path)
         except FileNotFoundError:
@@ -278,7 +283,7 @@ class Store:
         )
 
 
-class Addition:
+class StoreAddition:
     """Files on their way into the store.
 
     folder   where to put them

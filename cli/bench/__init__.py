@@ -152,7 +152,7 @@ def _choose(
         raise click.UsageError(
             "give at least one adapter after the base; or neither, for the demo model"
         )
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     store = Store()
     file = store.resolve(base, "base")

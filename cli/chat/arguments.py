@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from alora_gguf.cli.options import named_path
 from alora_gguf.cli.render import size_text
 
 from alora_gguf import Document, GenerateOptions, InputError, Model, Store
-from alora_gguf.store.store import is_path
 
 _DOCUMENT_LIMIT: Final = 4 << 20
 SAMPLING: Final = (
@@ -31,13 +31,10 @@ def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
     """NAME=PATH, a path (named after its file), or a name in the store. A name can be typed behind
     a slash and is none of the `commands`. Raises InputError.
     """
-    name, equals, path = text.partition("=")
-    if equals and is_path(name):  # a path with a sign in it
-        name, equals, path = text, "", ""
-    if not text or (equals and not (name and path)):
+    named = named_path(text)
+    if named is None:
         raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
-    if not equals:
-        path, name = text, Path(text).name.removesuffix(".gguf")
+    name, path = named
     if _NOT_IN_NAMES.search(name) or not name.isprintable():
         raise InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
     if name in commands:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError
+from alora_gguf import CancelToken, Chat, Document, InputError, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
-from alora_gguf.saved.container import is_saved_session
 
 from .arguments import (
     SETTINGS,
@@ -303,7 +302,7 @@ class Commands:
     # What it costs -------------------------------------------------------------------------------
 
     def _cache(self, rest: str) -> None:
-        from .cache_map import cache_map
+        from .tables import cache_map
 
         _no_arguments("/cache", rest)
         talk = self._talk

@@ -268,7 +268,7 @@ class _Draft:
         into the cache. If it does not become the conversation, what gave way is read again.
         """
         self._in_place = True
-        self._talk.chat.session._release_tail(self.chat.session.cached)
+        self._talk.chat.session.release(self.chat.session.cached)
 
     def __enter__(self) -> _Draft:
         return self

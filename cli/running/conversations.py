@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from alora_gguf import Document, InputError, Message
-from alora_gguf.messages import as_document, as_message
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 
@@ -165,8 +164,8 @@ def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
     if not isinstance(documents, (list, tuple)):
         raise InputError(f"documents: is {_kind(documents)}, expected an array")
     return Conversation(
-        tuple(as_message(each, f"messages[{i}]") for i, each in enumerate(messages)),
-        tuple(as_document(each, f"documents[{i}]") for i, each in enumerate(documents)),
+        tuple(Message.of(each, f"messages[{i}]") for i, each in enumerate(messages)),
+        tuple(Document.of(each, f"documents[{i}]") for i, each in enumerate(documents)),
         _arguments(value.get("arguments"), intrinsics),
     )
 

@@ -1,52 +1,48 @@
 #include "alora-attention.h"
 
+#include "alora-host.h"
 #include "alora-kernels.h"
 #include "alora-segments.h"
-#include "ggml-backend.h"
+#include "alora-workspace.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
-// Keys in a unit at least, so that making its queries ready costs little, and units that a node
+// Keys in a split at least, so that making its queries ready costs little, and chunks that a node
 // should have at least, so that many threads have something to do. Results depend on these, and so
 // not on the number of threads.
-static constexpr int64_t MIN_RUN   = 512;
-static constexpr int64_t MIN_UNITS = 64;
+static constexpr int64_t MIN_SPLIT  = 512;
+static constexpr int64_t MIN_CHUNKS = 64;
 
-// Rows in a unit at most: with more, their results so far no longer fit into the cache.
+// Rows in a block at most: with more, their results so far no longer fit into the cache.
 static constexpr int64_t MAX_ROWS   = 256;
 static constexpr int64_t MAX_TOKENS = 64;
 
 static constexpr uint16_t F16_MINUS_INFINITY = 0xfc00;
-
-static constexpr char NAME[] = "alora_attention";
-
-void alora_workspace::reserve(int64_t n) {
-    if (n <= size) {
-        return;
-    }
-    memory.reset();
-    memory.reset(new float[n + 16]);
-    aligned = (float *) (((uintptr_t) memory.get() + 63) / 64 * 64);
-    size    = n;
-}
-
-alora_attention_path alora_attention_path_wanted() {
-    const char * path = getenv("ALORA_CPU_ATTENTION");
-    if (path && strcmp(path, "stock") == 0) {
-        return alora_attention_path::stock;
-    }
-    return path && strcmp(path, "ours") == 0 ? alora_attention_path::ours
-                                             : alora_attention_path::choose;
-}
 
 //
 // what can be computed here, and when it pays
 //
 
 enum source { Q, K, V, MASK, SINKS };
+
+// The parameters of upstream's node.
+struct parameters {
+    float   scale;
+    float   max_bias;
+    float   soft_cap;
+    int32_t precision;  // ours is F32
+    int32_t n_kv_max;   // a hint
+    int32_t unknown[GGML_MAX_OP_PARAMS / sizeof(int32_t) - 5];
+};
+
+static parameters parameters_of(const ggml_tensor * stock) {
+    static_assert(sizeof(parameters) == sizeof(stock->op_params));
+    parameters params;
+    memcpy(&params, stock->op_params, sizeof(params));
+    return params;
+}
 
 // The cells themselves, where upstream narrows a copy of them.
 static ggml_tensor * cells_of(ggml_tensor * t) {
@@ -59,18 +55,22 @@ static bool can_read(const ggml_tensor * cells) {
     const int64_t step  = cells->type == GGML_TYPE_Q8_0 ? 32 : 16;
 
     const ggml_tensor * owner = cells->view_src ? cells->view_src : cells;
-    const bool          on_host =
-            owner->buffer ? ggml_backend_buffer_is_host(owner->buffer) : owner->data != nullptr;
-    return known && on_host && cells->nb[0] == ggml_type_size(cells->type) &&
+    const bool on_cpu = owner->buffer ? alora_on_cpu(ggml_backend_buffer_get_type(owner->buffer))
+                                      : owner->data != nullptr;
+    return known && on_cpu && cells->nb[0] == ggml_type_size(cells->type) &&
            cells->ne[0] % step == 0 && cells->ne[0] <= 256;
 }
 
 static bool can_compute(const ggml_tensor * stock, const ggml_tensor * k, const ggml_tensor * v) {
-    const ggml_tensor * q     = stock->src[Q];
-    const ggml_tensor * mask  = stock->src[MASK];
-    const ggml_tensor * sinks = stock->src[SINKS];
-    return can_read(k) && can_read(v) && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
-           k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && q->ne[2] / k->ne[2] <= MAX_ROWS &&
+    const ggml_tensor * q      = stock->src[Q];
+    const ggml_tensor * mask   = stock->src[MASK];
+    const ggml_tensor * sinks  = stock->src[SINKS];
+    const parameters    params = parameters_of(stock);
+    const bool          known  = std::all_of(
+            std::begin(params.unknown), std::end(params.unknown), [](int32_t i) { return i == 0; });
+    return known && can_read(k) && can_read(v) && q->type == GGML_TYPE_F32 &&
+           q->nb[0] == sizeof(float) && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 &&
+           q->ne[2] / k->ne[2] <= MAX_ROWS &&
            (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->ne[0] >= k->ne[1] &&
                              mask->ne[1] >= q->ne[1])) &&
            (!sinks || sinks->type == GGML_TYPE_F32);
@@ -96,47 +96,47 @@ static char * at(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
 
 // A source of the node; in place of upstream's result these come behind it.
 static const ggml_tensor * source_of(
-        const ggml_tensor * dst, const alora_attention::work & node, source which) {
+        const ggml_tensor * dst, const alora_attention::node & node, source which) {
     return dst->src[which + (node.only ? 1 : 0)];
 }
 
-static int64_t n_tokens_of(const alora_attention::work & node) {
+static int64_t n_tokens_of(const alora_attention::node & node) {
     return node.only ? (int64_t) node.only->row.size() : node.n_tokens;
 }
 
-static int64_t n_blocks_of(const alora_attention::work & node) {
+static int64_t n_blocks_of(const alora_attention::node & node) {
     return (n_tokens_of(node) + node.tokens_at_once - 1) / node.tokens_at_once;
 }
 
-// A unit's place.
-struct place {
-    const alora_attention::work & node;
+// Some tokens beside one K/V head: the rows of chunks that differ in their keys.
+struct block {
+    const alora_attention::node & node;
 
     int64_t stream;
     int64_t head;   // of K and V
-    int64_t first;  // of the block's tokens
+    int64_t first;  // of the tokens
     int64_t n_tokens;
 
-    place(const ggml_tensor * dst, const alora_attention::work & node, int64_t block) : node(node) {
+    block(const ggml_tensor * dst, const alora_attention::node & node, int64_t i) : node(node) {
         const int64_t n_heads  = source_of(dst, node, K)->ne[2];
         const int64_t n_blocks = n_blocks_of(node);
-        first                  = block % n_blocks * node.tokens_at_once;
+        first                  = i % n_blocks * node.tokens_at_once;
         n_tokens               = std::min(node.tokens_at_once, n_tokens_of(node) - first);
-        head                   = block / n_blocks % n_heads;
-        stream                 = block / n_blocks / n_heads;
+        head                   = i / n_blocks % n_heads;
+        stream                 = i / n_blocks / n_heads;
     }
 
     int64_t token(int64_t t) const { return node.only ? node.only->row[first + t] : first + t; }
 };
 
-static float * partial_of(const alora_attention::work & node, int64_t unit) {
-    return node.space->data() + node.n_threads * node.scratch + unit * node.partial;
+static float * partial_of(const alora_attention::node & node, int64_t chunk) {
+    return node.space->data() + node.n_threads * node.scratch + chunk * node.partial;
 }
 
 static void attend(
-        const ggml_tensor * dst, const alora_attention::work & node, int64_t unit, int ith) {
-    const place         here(dst, node, unit / node.n_runs);
-    const int64_t       first = unit % node.n_runs * node.run;
+        const ggml_tensor * dst, const alora_attention::node & node, int64_t chunk, int ith) {
+    const block         here(dst, node, chunk / node.n_splits);
+    const int64_t       first = chunk % node.n_splits * node.keys_in_a_split;
     const ggml_tensor * q     = source_of(dst, node, Q);
     const ggml_tensor * k     = source_of(dst, node, K);
     const ggml_tensor * v     = source_of(dst, node, V);
@@ -158,7 +158,7 @@ static void attend(
             {
                     { at(k, first, here.head, here.stream), k->nb[1], k->type, k->ne[0] },
                     { at(v, first, here.head, here.stream), v->nb[1], v->type, v->ne[0] },
-                    std::min(node.run, k->ne[1] - first),
+                    std::min(node.keys_in_a_split, k->ne[1] - first),
                     here.n_tokens,
                     node.group,
                     rows,
@@ -167,12 +167,12 @@ static void attend(
                     node.scale,
                     node.soft_cap,
                     node.space->data() + ith * node.scratch,
-                    partial_of(node, unit),
+                    partial_of(node, chunk),
             });
 }
 
-static void merge(ggml_tensor * dst, const alora_attention::work & node, int64_t block) {
-    const place         here(dst, node, block);
+static void combine(ggml_tensor * dst, const alora_attention::node & node, int64_t i) {
+    const block         here(dst, node, i);
     const ggml_tensor * sinks = source_of(dst, node, SINKS);
     float *             rows[MAX_ROWS];
     float               sink[MAX_ROWS];
@@ -182,28 +182,28 @@ static void merge(ggml_tensor * dst, const alora_attention::work & node, int64_t
         rows[r]            = (float *) at(dst, head, here.token(r / node.group), here.stream);
         sink[r]            = sinks ? ((const float *) sinks->data)[head] : 0.0f;
     }
-    alora_kernels_best().merge(
-            { partial_of(node, block * node.n_runs), node.n_runs, n_rows, dst->ne[0],
+    alora_kernels_best().combine(
+            { partial_of(node, i * node.n_splits), node.n_splits, n_rows, dst->ne[0],
                     sinks ? sink : nullptr, rows, node.partial });
 }
 
 // src: q, k, v, mask, sinks, as upstream's node has them; before them that node itself, if it computes
 // the tokens of the base.
 static void compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    auto & node = *(alora_attention::work *) userdata;
+    auto & node = *(alora_attention::node *) userdata;
     nth         = std::min(nth, node.n_threads);  // each has its scratch
     if (ith >= nth) {
         return;
     }
-    const ggml_tensor * k       = source_of(dst, node, K);
-    const int64_t       n_units = k->ne[3] * k->ne[2] * n_blocks_of(node) * node.n_runs;
-    node.parts.run_each(n_units, ith, nth, [&](int64_t unit) {
-        attend(dst, node, unit, ith);
-        const int64_t          block = unit / node.n_runs;
+    const ggml_tensor * k        = source_of(dst, node, K);
+    const int64_t       n_chunks = k->ne[3] * k->ne[2] * n_blocks_of(node) * node.n_splits;
+    node.chunks.each(n_chunks, ith, nth, [&](int64_t chunk) {
+        attend(dst, node, chunk, ith);
+        const int64_t          block = chunk / node.n_splits;
         std::atomic<int64_t> & done  = node.done[block];
-        if (done.fetch_add(1, std::memory_order_acq_rel) == node.n_runs - 1) {
+        if (done.fetch_add(1, std::memory_order_acq_rel) == node.n_splits - 1) {
             done.store(0, std::memory_order_relaxed);
-            merge(dst, node, block);
+            combine(dst, node, block);
         }
     });
 }
@@ -221,8 +221,11 @@ static void compute_without(ggml_tensor * dst, int ith, int nth, void * userdata
     }
 }
 
+// Told by its function, which ggml keeps first: upstream's callback may give nodes other names.
 bool alora_attention::is_node(const ggml_tensor & t) {
-    return t.op == GGML_OP_CUSTOM && strcmp(t.name, NAME) == 0;
+    ggml_custom_op_t fun;
+    memcpy(&fun, t.op_params, sizeof(fun));
+    return t.op == GGML_OP_CUSTOM && fun == compute;
 }
 
 //
@@ -245,26 +248,27 @@ static std::vector<float> slopes_of(float max_bias, int64_t n_head) {
     return slopes;
 }
 
-// How the work is divided.
-static void divide(alora_attention::work & node, const ggml_tensor * k, const ggml_tensor * v) {
+// Divides the work; false if there is no memory for it.
+static bool divide(alora_attention::node & node, const ggml_tensor * k, const ggml_tensor * v) {
     const int64_t most  = std::max((int64_t) 1, std::min(MAX_TOKENS, MAX_ROWS / node.group));
-    const int64_t n     = (node.n_tokens + most - 1) / most;  // blocks
+    const int64_t n     = (node.n_tokens + most - 1) / most;  // blocks of a head
     node.tokens_at_once = (node.n_tokens + n - 1) / n;
 
-    const int64_t n_places = k->ne[3] * k->ne[2] * n;
-    const int64_t wanted   = (MIN_UNITS + n_places - 1) / n_places;
+    const int64_t n_blocks = k->ne[3] * k->ne[2] * n;
+    const int64_t wanted   = (MIN_CHUNKS + n_blocks - 1) / n_blocks;
     const int64_t n_tiles  = (k->ne[1] + ALORA_KEYS - 1) / ALORA_KEYS;
-    node.run               = std::max(MIN_RUN, (n_tiles + wanted - 1) / wanted * ALORA_KEYS);
-    node.n_runs            = (k->ne[1] + node.run - 1) / node.run;
-    node.done.reset(new std::atomic<int64_t>[n_places]());
+    node.keys_in_a_split   = std::max(MIN_SPLIT, (n_tiles + wanted - 1) / wanted * ALORA_KEYS);
+    node.n_splits          = (k->ne[1] + node.keys_in_a_split - 1) / node.keys_in_a_split;
+    node.done.reset(new std::atomic<int64_t>[n_blocks]());
 
     const int64_t n_rows = node.tokens_at_once * node.group;
     node.scratch         = GGML_PAD(alora_scratch_size(n_rows, k->ne[0], v->ne[0]), 16);
     node.partial         = alora_partial_size(n_rows, v->ne[0]);
-    node.space->reserve(node.n_threads * node.scratch + n_places * node.n_runs * node.partial);
+    return node.space->reserve(
+            node.n_threads * node.scratch + n_blocks * node.n_splits * node.partial);
 }
 
-ggml_tensor * alora_attention::node(
+ggml_tensor * alora_attention::build(
         ggml_context * ctx, ggml_tensor * stock, alora_workspace & space, int n_threads,
         bool choose, const alora_segments * only) {
     ggml_tensor * k = cells_of(stock->src[K]);
@@ -276,19 +280,21 @@ ggml_tensor * alora_attention::node(
     if (only && (!mask || stock->ne[3] != 1)) {
         return stock;
     }
-    float params[3];
-    memcpy(params, stock->op_params, sizeof(params));
 
-    work & node    = all.emplace_back();
-    node.space     = &space;
-    node.only      = only;
-    node.scale     = params[0];
-    node.slopes    = slopes_of(params[1], stock->src[Q]->ne[2]);
-    node.soft_cap  = params[2];
-    node.n_tokens  = stock->src[Q]->ne[1];
-    node.group     = stock->src[Q]->ne[2] / k->ne[2];
-    node.n_threads = n_threads;
-    divide(node, k, v);
+    const parameters params = parameters_of(stock);
+    node &           node   = nodes.emplace_back();
+    node.space              = &space;
+    node.only               = only;
+    node.scale              = params.scale;
+    node.slopes             = slopes_of(params.max_bias, stock->src[Q]->ne[2]);
+    node.soft_cap           = params.soft_cap;
+    node.n_tokens           = stock->src[Q]->ne[1];
+    node.group              = stock->src[Q]->ne[2] / k->ne[2];
+    node.n_threads          = n_threads;
+    if (!divide(node, k, v)) {
+        nodes.pop_back();
+        return stock;
+    }
 
     ggml_tensor * sources[] = { stock->src[Q], k, v, mask, stock->src[SINKS] };
     ggml_tensor * result;
@@ -300,7 +306,7 @@ ggml_tensor * alora_attention::node(
                 ctx, GGML_TYPE_F32, stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3], sources,
                 5, compute, GGML_N_TASKS_MAX, &node);
     }
-    ggml_set_name(result, NAME);
+    ggml_set_name(result, "alora_attention");
     return result;
 }
 

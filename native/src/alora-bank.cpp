@@ -1,5 +1,6 @@
 #include "alora-bank.h"
 
+#include "alora-error.h"
 #include "alora-pack.h"
 #include "alora.h"
 #include "ggml-backend.h"
@@ -7,7 +8,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 // add, mul by scale and two products, a reshape or view around each
@@ -16,8 +16,8 @@ static constexpr uint32_t NODES_PER_USE = 12;
 // zeros behind a product's rows, and the view of the rows that count
 static constexpr uint32_t NODES_PER_PADDING = 2;
 
-// slots to begin with, and the ranks' granularity: other backends' mul_mat_id wants rows of B to be
-// a multiple of 32
+// slots to begin with, the base's and four adapters', twice as many adapters whenever they are full;
+// and the ranks' granularity: other backends' mul_mat_id wants rows of B to be a multiple of 32
 static constexpr int32_t FIRST_SLOTS      = 5;
 static constexpr int64_t RANK_STEP_HOST   = 8;
 static constexpr int64_t RANK_STEP_DEVICE = 32;
@@ -34,13 +34,7 @@ static std::string shape_text(const ggml_tensor * t) {
     return text + "]";
 }
 
-// ALORA_CPU_PATH=standard keeps to ggml's own products, to compare with.
-static bool fusing_allowed() {
-    const char * path = getenv("ALORA_CPU_PATH");
-    return !path || strcmp(path, "standard") != 0;
-}
-
-alora_bank::alora_bank(const llama_model & model) : model(model), may_fuse(fusing_allowed()) {}
+alora_bank::alora_bank(const llama_model & model) : model(model), may_fuse(alora_fusing_wanted()) {}
 
 //
 // for the graph

@@ -2,10 +2,11 @@
 // slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
 #pragma once
 
-#include "alora-attention.h"
+#include "alora-environment.h"
 #include "alora-file.h"
 #include "alora-slots.h"
 #include "alora-target.h"
+#include "alora-workspace.h"
 #include "ggml-cpp.h"
 
 #include <atomic>

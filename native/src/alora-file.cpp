@@ -1,5 +1,6 @@
 #include "alora-file.h"
 
+#include "alora-error.h"
 #include "alora-pack.h"
 #include "alora.h"
 

@@ -7,17 +7,8 @@
 
 #include <cstdint>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <vector>
-
-// Why an adapter was refused; what() is a sentence for the user.
-struct alora_error : std::runtime_error {
-    int32_t status;
-
-    alora_error(int32_t status, const std::string & what) :
-        std::runtime_error(what), status(status) {}
-};
 
 // The A and B of one target as the file has them; `data` points into the caller's bytes.
 struct alora_pair {

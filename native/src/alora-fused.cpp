@@ -13,7 +13,7 @@
 static constexpr int32_t ROWS_AT_ONCE = 16;
 
 // Rows of A that a thread takes at a time.
-static constexpr int64_t DOT_STEP = 4;
+static constexpr int64_t SHRINK_STEP = 4;
 
 // A node's sources, one fewer than ggml has room for: x, one stack for each part, who sorted the rows.
 static constexpr size_t MAX_PARTS = GGML_MAX_SRC - 3;
@@ -32,26 +32,26 @@ static char * row_of(const ggml_tensor * t, int64_t i) {
 
 // Sorts rows by expert: src[0] is the chosen experts. Nobody reads the result. ggml calls this on
 // every thread whatever number it is told.
-static void compute_routes(ggml_tensor * dst, int ith, int, void * userdata) {
+static void compute_route(ggml_tensor * dst, int ith, int, void * userdata) {
     if (ith == 0) {
-        auto & node = *(alora_fused::routes *) userdata;
+        auto & node = *(alora_fused::route_node *) userdata;
         node.sorted.route(node.tokens, *dst->src[0]);
     }
 }
 
 // Steps that the rows of a part's A are computed in.
 static int64_t n_steps(const alora_fused::part & part, int32_t slot) {
-    return (part.target->slot_rank[slot] + DOT_STEP - 1) / DOT_STEP;
+    return (part.target->slot_rank[slot] + SHRINK_STEP - 1) / SHRINK_STEP;
 }
 
 // Steps `begin` to `end` of part `p` for a segment's rows from `first_row` on.
-static void dot_steps(
-        const ggml_tensor * dst, const alora_fused::sums & node,
+static void shrink_steps(
+        const ggml_tensor * dst, const alora_fused::shrink_node & node,
         const alora_segments::segment & segment, int32_t first_row, size_t p, int64_t begin,
         int64_t end) {
     const auto &    part  = node.parts[p];
-    const int64_t   first = DOT_STEP * begin;
-    const int64_t   last  = std::min(part.target->slot_rank[segment.slot], DOT_STEP * end);
+    const int64_t   first = SHRINK_STEP * begin;
+    const int64_t   last  = std::min(part.target->slot_rank[segment.slot], SHRINK_STEP * end);
     const int64_t   share = ggml_nrows(dst) / ggml_nrows(dst->src[0]);  // rows that read one of x
     const int32_t   n     = std::min(ROWS_AT_ONCE, segment.n - first_row);
     const int32_t * row   = node.segments.row.data() + segment.first + first_row;
@@ -64,13 +64,13 @@ static void dot_steps(
     const ggml_tensor * stack = dst->src[1 + p];
     const char *        a =
             (const char *) stack->data + part.target->offset_a(segment.slot, segment.expert);
-    alora_kernels_best().dot(
+    alora_kernels_best().shrink(
             stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, n, x, y,
                                  node.segments.scale.data() + segment.first + first_row });
 }
 
-// Calls body(segment, first_row, p, n_steps) for all that a node of sums computes, in order.
-template <typename F> static void each_part(const alora_fused::sums & node, const F & body) {
+// Calls body(segment, first_row, p, n_steps) for all that a shrink node computes, in order.
+template <typename F> static void each_part(const alora_fused::shrink_node & node, const F & body) {
     for (const auto & segment : node.segments.all) {
         for (int32_t first_row = 0; first_row < segment.n; first_row += ROWS_AT_ONCE) {
             for (size_t p = 0; p < node.parts.size(); ++p) {
@@ -81,17 +81,17 @@ template <typename F> static void each_part(const alora_fused::sums & node, cons
 }
 
 // y = scale * A x: src[0] is x, then A's stacks. Threads share the rows of all A.
-static void compute_sums(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    auto &  node  = *(alora_fused::sums *) userdata;
+static void compute_shrink(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    auto &  node  = *(alora_fused::shrink_node *) userdata;
     int64_t n_all = 0;
     each_part(node, [&](const auto &, int32_t, size_t, int64_t steps) { n_all += steps; });
-    node.work.run(n_all, ith, nth, [&](int64_t begin, int64_t end) {
+    node.chunks.each_range(n_all, ith, nth, [&](int64_t begin, int64_t end) {
         int64_t at = 0;
         each_part(node, [&](const auto & segment, int32_t first_row, size_t p, int64_t steps) {
             const int64_t from = std::max((int64_t) 0, begin - at);
             const int64_t to   = std::min(steps, end - at);
             if (from < to) {
-                dot_steps(dst, node, segment, first_row, p, from, to);
+                shrink_steps(dst, node, segment, first_row, p, from, to);
             }
             at += steps;
         });
@@ -99,8 +99,8 @@ static void compute_sums(ggml_tensor * dst, int ith, int nth, void * userdata) {
 }
 
 // What a segment adds to the outputs of tiles `begin` to `end`.
-static void add_tiles(
-        ggml_tensor * dst, const alora_fused::addition & node,
+static void expand_tiles(
+        ggml_tensor * dst, const alora_fused::expand_node & node,
         const alora_segments::segment & segment, int64_t begin, int64_t end) {
     const alora_target & target = *node.what.target;
     const int64_t        rank   = target.slot_rank[segment.slot];
@@ -121,7 +121,7 @@ static void add_tiles(
             y[t]   = (const float *) row_of(dst->src[1], row[t]) + node.what.offset;
             out[t] = (float *) row_of(dst, row[t]) + first;
         }
-        alora_kernels_best().axpy(stack->type, { b, rank, last - first, n, y, out });
+        alora_kernels_best().expand(stack->type, { b, rank, last - first, n, y, out });
     }
 }
 
@@ -138,22 +138,22 @@ static void copy_tiles(ggml_tensor * dst, int64_t begin, int64_t end) {
 // dst += B y: src[0] is the base's result, of which dst is a view or else becomes a copy, then y
 // and B's stack. Threads share the tiles of all segments, which a thread reads from front to back,
 // except that a copy has to be there before anything is added to it.
-static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    auto &        node     = *(alora_fused::addition *) userdata;
+static void compute_expand(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    auto &        node     = *(alora_fused::expand_node *) userdata;
     const auto &  segments = node.segments.all;
     const int64_t n_tiles  = node.what.target->n_tiles();
     if (dst->data != dst->src[0]->data) {
-        node.work.run(n_tiles, ith, nth, [&](int64_t begin, int64_t end) {
+        node.chunks.each_range(n_tiles, ith, nth, [&](int64_t begin, int64_t end) {
             copy_tiles(dst, begin, end);
             for (const auto & segment : segments) {
-                add_tiles(dst, node, segment, begin, end);
+                expand_tiles(dst, node, segment, begin, end);
             }
         });
         return;
     }
-    node.work.run(n_tiles * segments.size(), ith, nth, [&](int64_t begin, int64_t end) {
+    node.chunks.each_range(n_tiles * segments.size(), ith, nth, [&](int64_t begin, int64_t end) {
         for (int64_t s = begin / n_tiles; s * n_tiles < end; ++s) {
-            add_tiles(
+            expand_tiles(
                     dst, node, segments[s], std::max((int64_t) 0, begin - s * n_tiles),
                     std::min(n_tiles, end - s * n_tiles));
         }
@@ -164,26 +164,26 @@ static void compute_addition(ggml_tensor * dst, int ith, int nth, void * userdat
 // building them
 //
 
-alora_fused::rows alora_fused::routed(
+alora_fused::product_rows alora_fused::route(
         const llm_graph_context & graph, const alora_segments & tokens, ggml_tensor * ids) {
-    rows & of = by_ids[ids];
-    if (!of.sorted) {
-        routes & node = all_routes.emplace_back(tokens);
+    product_rows & of = by_ids[ids];
+    if (!of.routed) {
+        route_node & node = routes.emplace_back(tokens);
         of = { &node.sorted, ggml_nelements(ids),
             ggml_custom_4d(
-                    graph.ctx0, GGML_TYPE_I32, 1, 1, 1, 1, &ids, 1, compute_routes, 1, &node) };
-        ggml_set_name(of.sorted, "alora_routes");
+                    graph.ctx0, GGML_TYPE_I32, 1, 1, 1, 1, &ids, 1, compute_route, 1, &node) };
+        ggml_set_name(of.routed, "alora_routes");
     }
     return of;
 }
 
 const alora_fused::part * alora_fused::find(
-        const alora_target & target, const rows & rows, const ggml_tensor * x) const {
+        const alora_target & target, const product_rows & rows, const ggml_tensor * x) const {
     const auto seen = by_input.find(x);
     if (seen == by_input.end()) {
         return nullptr;
     }
-    for (const sums * node : seen->second) {
+    for (const shrink_node * node : seen->second) {
         if (&node->segments != rows.segments) {
             continue;
         }
@@ -196,10 +196,10 @@ const alora_fused::part * alora_fused::find(
     return nullptr;
 }
 
-const alora_fused::part & alora_fused::add_sums(
-        const llm_graph_context & graph, const rows & rows,
+const alora_fused::part & alora_fused::shrink(
+        const llm_graph_context & graph, const product_rows & rows,
         const std::vector<const alora_target *> & targets, ggml_tensor * x) {
-    sums & node = all_sums.emplace_back(*rows.segments);
+    shrink_node & node = shrinks.emplace_back(*rows.segments);
     by_input[x].push_back(&node);
 
     ggml_context * ctx = graph.ctx0;
@@ -218,32 +218,33 @@ const alora_fused::part & alora_fused::add_sums(
             n += target->rank;
         }
     }
-    if (rows.sorted) {
-        sources.push_back(rows.sorted);
+    if (rows.routed) {
+        sources.push_back(rows.routed);
     }
     ggml_tensor * y = ggml_custom_4d(
-            ctx, GGML_TYPE_F32, n, rows.n, 1, 1, sources.data(), (int) sources.size(), compute_sums,
-            GGML_N_TASKS_MAX, &node);
-    ggml_set_name(y, "alora_sums");
+            ctx, GGML_TYPE_F32, n, rows.n, 1, 1, sources.data(), (int) sources.size(),
+            compute_shrink, GGML_N_TASKS_MAX, &node);
+    ggml_set_name(y, "alora_shrink");
     for (part & p : node.parts) {
         p.y = y;
     }
     return node.parts.front();
 }
 
-ggml_tensor * alora_fused::add_product(
-        const llm_graph_context & graph, const rows & rows, const part & what, ggml_tensor * res) {
-    void *         node      = &additions.emplace_back(*rows.segments, what);
+ggml_tensor * alora_fused::expand(
+        const llm_graph_context & graph, const product_rows & rows, const part & what,
+        ggml_tensor * res) {
+    void *         node      = &expands.emplace_back(*rows.segments, what);
     ggml_context * ctx       = graph.ctx0;
     ggml_tensor *  sources[] = { res, what.y, what.target->b };
     // elsewhere than on the CPU the base's result may lie where the CPU cannot write
     ggml_tensor * sum =
             ggml_backend_sched_get_n_backends(graph.sched) == 1
                     ? ggml_custom_inplace(
-                              ctx, res, sources + 1, 2, compute_addition, GGML_N_TASKS_MAX, node)
+                              ctx, res, sources + 1, 2, compute_expand, GGML_N_TASKS_MAX, node)
                     : ggml_custom_4d(
                               ctx, GGML_TYPE_F32, res->ne[0], res->ne[1], res->ne[2], res->ne[3],
-                              sources, 3, compute_addition, GGML_N_TASKS_MAX, node);
-    ggml_set_name(sum, "alora_addition");
+                              sources, 3, compute_expand, GGML_N_TASKS_MAX, node);
+    ggml_set_name(sum, "alora_expand");
     return sum;
 }

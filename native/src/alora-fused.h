@@ -1,12 +1,12 @@
-// An adapted product on the CPU as two nodes of the graph: the sums A·x of all targets that multiply
-// the same x, and then per target B·(A·x), added in place to the base's result. They read the slots
+// An adapted product on the CPU as two nodes of the graph: shrink, A·x of all targets that multiply the
+// same x, and then per target expand, B·(A·x), added in place to the base's result. They read the slots
 // from host memory, so batches of one slot and of several use one graph, and rows of the base cost
 // nothing. Where experts are chosen by the graph itself, a third node sorts the rows by expert, once
 // for all targets of that choice.
 #pragma once
 
+#include "alora-chunks.h"
 #include "alora-segments.h"
-#include "alora-work.h"
 
 #include <cstdint>
 #include <list>
@@ -21,72 +21,74 @@ struct llm_graph_context;
 class alora_fused {
   public:
     // The rows of a product: of x's where each is multiplied once, else of (token, expert).
-    struct rows {
+    struct product_rows {
         const alora_segments * segments;
         int64_t                n;
-        ggml_tensor *          sorted = nullptr;  // the node that fills `segments`, if one does
+        ggml_tensor *          routed = nullptr;  // the node that fills `segments`, if one does
     };
 
     // The rows of products with the experts `ids` [n_used, n_tokens] of each token.
-    rows routed(const llm_graph_context & graph, const alora_segments & tokens, ggml_tensor * ids);
+    product_rows route(
+            const llm_graph_context & graph, const alora_segments & tokens, ggml_tensor * ids);
 
     // `res` plus what `target` adds to it. `sharing`, called when x is seen for the first time, says
     // which targets will be multiplied with it besides.
     template <typename F>
     ggml_tensor * product(
-            const llm_graph_context & graph, const rows & rows, const alora_target & target,
+            const llm_graph_context & graph, const product_rows & rows, const alora_target & target,
             const F & sharing, ggml_tensor * x, ggml_tensor * res) {
         const part * found = find(target, rows, x);
-        return add_product(graph, rows, found ? *found : add_sums(graph, rows, sharing(), x), res);
+        return expand(graph, rows, found ? *found : shrink(graph, rows, sharing(), x), res);
     }
 
     // What the nodes know beside their sources.
 
     struct part {
         const alora_target * target;
-        int64_t              offset;  // of its sums in a row of y
+        int64_t              offset;  // of its A·x in a row of y
         ggml_tensor *        y;       // F32 [sum of ranks, n_rows]
     };
 
-    struct routes {
-        explicit routes(const alora_segments & tokens) : tokens(tokens) {}
+    struct route_node {
+        explicit route_node(const alora_segments & tokens) : tokens(tokens) {}
 
         const alora_segments & tokens;
         alora_segments         sorted;
     };
 
-    struct sums {
-        explicit sums(const alora_segments & segments) : segments(segments) {}
+    struct shrink_node {
+        explicit shrink_node(const alora_segments & segments) : segments(segments) {}
 
         const alora_segments & segments;
         std::vector<part>      parts;
-        alora_work             work;
+        alora_chunks           chunks;
     };
 
-    struct addition {
-        addition(const alora_segments & segments, const part & what) :
+    struct expand_node {
+        expand_node(const alora_segments & segments, const part & what) :
             segments(segments), what(what) {}
 
         const alora_segments & segments;
         const part             what;
-        alora_work             work;
+        alora_chunks           chunks;
     };
 
   private:
-    const part * find(const alora_target & target, const rows & rows, const ggml_tensor * x) const;
+    const part * find(
+            const alora_target & target, const product_rows & rows, const ggml_tensor * x) const;
 
     // Returns the part of the first target.
-    const part & add_sums(
-            const llm_graph_context & graph, const rows & rows,
+    const part & shrink(
+            const llm_graph_context & graph, const product_rows & rows,
             const std::vector<const alora_target *> & targets, ggml_tensor * x);
-    ggml_tensor * add_product(
-            const llm_graph_context & graph, const rows & rows, const part & what,
+    ggml_tensor * expand(
+            const llm_graph_context & graph, const product_rows & rows, const part & what,
             ggml_tensor * res);
 
-    std::list<routes>   all_routes;
-    std::list<sums>     all_sums;
-    std::list<addition> additions;
+    std::list<route_node>  routes;
+    std::list<shrink_node> shrinks;
+    std::list<expand_node> expands;
 
-    std::unordered_map<const ggml_tensor *, rows>                      by_ids;
-    std::unordered_map<const ggml_tensor *, std::vector<const sums *>> by_input;
+    std::unordered_map<const ggml_tensor *, product_rows>                     by_ids;
+    std::unordered_map<const ggml_tensor *, std::vector<const shrink_node *>> by_input;
 };

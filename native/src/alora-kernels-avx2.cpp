@@ -3,26 +3,25 @@
 
 #ifdef __AVX2__
 
-#include "alora-attention-few.h"
-#include "alora-kernels-loops.h"
+#include "alora-kernels-of.h"
 
 #include <immintrin.h>
 
 namespace {
 
 struct lanes8 {
-    using vec                        = __m256;
-    static constexpr int N           = 8;
-    static constexpr int DOT_TOKENS  = 2;
-    static constexpr int ONE_WIDTH   = 8;
-    static constexpr int AXPY_WIDTH  = 2;
-    static constexpr int AXPY_TOKENS = 6;
-    static constexpr int ATTEND_VECS = 2;
-    static constexpr int BESIDE[]    = { 0, 8, 4 };
-    static constexpr int FEW_ROWS    = 4;
-    static constexpr int FEW_AT_ONCE = 2;
-    static constexpr int FEW_WIDTH   = 4;
-    static constexpr int ATTEND_FROM = 1;
+    using vec                             = __m256;
+    static constexpr int N                = 8;
+    static constexpr int SHRINK_TOKENS    = 2;
+    static constexpr int EXPAND_ONE_WIDTH = 8;
+    static constexpr int EXPAND_WIDTH     = 2;
+    static constexpr int EXPAND_TOKENS    = 6;
+    static constexpr int LANE_VECS        = 2;
+    static constexpr int BESIDE[]         = { 0, 8, 4 };
+    static constexpr int FEW_ROWS         = 4;
+    static constexpr int FEW_AT_ONCE      = 2;
+    static constexpr int FEW_WIDTH        = 4;
+    static constexpr int ATTEND_FROM      = 1;
 
     static vec zero() { return _mm256_setzero_ps(); }
     static vec set1(float f) { return _mm256_set1_ps(f); }
@@ -74,8 +73,7 @@ struct lanes8 {
 }  // namespace
 
 const alora_kernels * alora_kernels_avx2() {
-    static constexpr alora_kernels kernels = { "avx2", dot<lanes8>, axpy<lanes8>, attend<lanes8>,
-        merge<lanes8>, lanes8::ATTEND_FROM };
+    static constexpr alora_kernels kernels = kernels_of<lanes8>("avx2");
     return &kernels;
 }
 

@@ -3,26 +3,25 @@
 
 #ifdef __AVX512F__
 
-#include "alora-attention-few.h"
-#include "alora-kernels-loops.h"
+#include "alora-kernels-of.h"
 
 #include <immintrin.h>
 
 namespace {
 
 struct lanes16 {
-    using vec                        = __m512;
-    static constexpr int N           = 16;
-    static constexpr int DOT_TOKENS  = 4;
-    static constexpr int ONE_WIDTH   = 4;
-    static constexpr int AXPY_WIDTH  = 4;
-    static constexpr int AXPY_TOKENS = 6;
-    static constexpr int ATTEND_VECS = 4;
-    static constexpr int BESIDE[]    = { 0, 16, 8, 8, 4 };
-    static constexpr int FEW_ROWS    = 8;
-    static constexpr int FEW_AT_ONCE = 4;
-    static constexpr int FEW_WIDTH   = 4;
-    static constexpr int ATTEND_FROM = 1;
+    using vec                             = __m512;
+    static constexpr int N                = 16;
+    static constexpr int SHRINK_TOKENS    = 4;
+    static constexpr int EXPAND_ONE_WIDTH = 4;
+    static constexpr int EXPAND_WIDTH     = 4;
+    static constexpr int EXPAND_TOKENS    = 6;
+    static constexpr int LANE_VECS        = 4;
+    static constexpr int BESIDE[]         = { 0, 16, 8, 8, 4 };
+    static constexpr int FEW_ROWS         = 8;
+    static constexpr int FEW_AT_ONCE      = 4;
+    static constexpr int FEW_WIDTH        = 4;
+    static constexpr int ATTEND_FROM      = 1;
 
     static vec zero() { return _mm512_setzero_ps(); }
     static vec set1(float f) { return _mm512_set1_ps(f); }
@@ -73,8 +72,7 @@ struct lanes16 {
 }  // namespace
 
 const alora_kernels * alora_kernels_avx512() {
-    static constexpr alora_kernels kernels = { "avx512", dot<lanes16>, axpy<lanes16>,
-        attend<lanes16>, merge<lanes16>, lanes16::ATTEND_FROM };
+    static constexpr alora_kernels kernels = kernels_of<lanes16>("avx512");
     return &kernels;
 }
 

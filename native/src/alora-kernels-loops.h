@@ -4,10 +4,10 @@
 //
 // V has N lanes, vec, zero(), set1(float), load(const E *), store(float *, vec), add(vec, vec),
 // fma(a, b, c) = a*b + c and sum(vec), and says how much fits into its registers:
-//   DOT_TOKENS    tokens beside four rows of A
-//   ONE_WIDTH     vectors of a tile for one token; a divisor of 64/N, as is
-//   AXPY_WIDTH    vectors of a tile beside
-//   AXPY_TOKENS   that many tokens
+//   SHRINK_TOKENS    tokens beside four rows of A
+//   EXPAND_ONE_WIDTH     vectors of a tile for one token; a divisor of 64/N, as is
+//   EXPAND_WIDTH    vectors of a tile beside
+//   EXPAND_TOKENS   that many tokens
 #pragma once
 
 #include "alora-kernels.h"
@@ -56,21 +56,21 @@ inline float to_float(float value) {
 
 // R rows from row `i` on, for T tokens from token `t0` on.
 template <class V, class E, int R, int T>
-inline void dot_block(const alora_dot & w, int64_t i, int64_t t0) {
-    const E *       a = (const E *) w.a + i * w.n;
+inline void shrink_block(const alora_shrink & op, int64_t i, int64_t t0) {
+    const E *       a = (const E *) op.a + i * op.n;
     const float *   x[T];
     typename V::vec acc[R][T];
     for (int t = 0; t < T; ++t) {
-        x[t] = w.x[t0 + t];
+        x[t] = op.x[t0 + t];
         for (int r = 0; r < R; ++r) {
             acc[r][t] = V::zero();
         }
     }
     int64_t k = 0;
-    for (; k + V::N <= w.n; k += V::N) {
+    for (; k + V::N <= op.n; k += V::N) {
         typename V::vec av[R];
         for (int r = 0; r < R; ++r) {
-            av[r] = V::load(a + r * w.n + k);
+            av[r] = V::load(a + r * op.n + k);
         }
         for (int t = 0; t < T; ++t) {
             const typename V::vec xv = V::load(x[t] + k);
@@ -82,53 +82,54 @@ inline void dot_block(const alora_dot & w, int64_t i, int64_t t0) {
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < R; ++r) {
             float sum = V::sum(acc[r][t]);
-            for (int64_t rest = k; rest < w.n; ++rest) {
-                sum += to_float(a[r * w.n + rest]) * x[t][rest];
+            for (int64_t rest = k; rest < op.n; ++rest) {
+                sum += to_float(a[r * op.n + rest]) * x[t][rest];
             }
-            w.y[t0 + t][i + r] = sum * w.scale[t0 + t];
+            op.y[t0 + t][i + r] = sum * op.scale[t0 + t];
         }
     }
 }
 
 // `n` tokens at once, n in [1, T].
 template <class V, class E, int R, int T>
-inline void dot_tokens(const alora_dot & w, int64_t i, int64_t t0, int64_t n) {
+inline void shrink_tokens(const alora_shrink & op, int64_t i, int64_t t0, int64_t n) {
     if constexpr (T > 1) {
         if (n < T) {
-            dot_tokens<V, E, R, T - 1>(w, i, t0, n);
+            shrink_tokens<V, E, R, T - 1>(op, i, t0, n);
             return;
         }
     }
-    dot_block<V, E, R, T>(w, i, t0);
+    shrink_block<V, E, R, T>(op, i, t0);
 }
 
-template <class V, class E, int R> inline void dot_rows(const alora_dot & w, int64_t i) {
-    for (int64_t t = 0; t < w.n_tokens; t += V::DOT_TOKENS) {
-        const int64_t left = w.n_tokens - t;
-        dot_tokens<V, E, R, V::DOT_TOKENS>(w, i, t, left < V::DOT_TOKENS ? left : V::DOT_TOKENS);
+template <class V, class E, int R> inline void shrink_rows(const alora_shrink & op, int64_t i) {
+    for (int64_t t = 0; t < op.n_tokens; t += V::SHRINK_TOKENS) {
+        const int64_t left = op.n_tokens - t;
+        shrink_tokens<V, E, R, V::SHRINK_TOKENS>(
+                op, i, t, left < V::SHRINK_TOKENS ? left : V::SHRINK_TOKENS);
     }
 }
 
-template <class V, class E> void dot_all(const alora_dot & w) {
+template <class V, class E> void shrink_all(const alora_shrink & op) {
     int64_t i = 0;
-    for (; i + 4 <= w.n_rows; i += 4) {
-        dot_rows<V, E, 4>(w, i);
+    for (; i + 4 <= op.n_rows; i += 4) {
+        shrink_rows<V, E, 4>(op, i);
     }
-    for (; i < w.n_rows; ++i) {
-        dot_rows<V, E, 1>(w, i);
+    for (; i < op.n_rows; ++i) {
+        shrink_rows<V, E, 1>(op, i);
     }
 }
 
-template <class V> void dot(ggml_type type, const alora_dot & w) {
+template <class V> void shrink(ggml_type type, const alora_shrink & op) {
     switch (type) {
         case GGML_TYPE_F16:
-            dot_all<V, f16>(w);
+            shrink_all<V, f16>(op);
             break;
         case GGML_TYPE_BF16:
-            dot_all<V, bf16>(w);
+            shrink_all<V, bf16>(op);
             break;
         default:
-            dot_all<V, float>(w);
+            shrink_all<V, float>(op);
             break;
     }
 }
@@ -139,7 +140,7 @@ template <class V> void dot(ggml_type type, const alora_dot & w) {
 
 // W vectors of a tile for T tokens.
 template <class V, class E, int W, int T>
-inline void axpy_block(
+inline void expand_block(
         const E * b, int64_t rank, const float * const * y, float * const * out, int64_t at) {
     typename V::vec acc[T][W];
     for (int t = 0; t < T; ++t) {
@@ -169,76 +170,76 @@ inline void axpy_block(
 
 // A whole tile, W vectors at a time.
 template <class V, class E, int W, int T>
-inline void axpy_tile(
+inline void expand_tile(
         const E * b, int64_t rank, const float * const * y, float * const * out, int64_t at) {
     for (int64_t c = 0; c < ALORA_TILE; c += W * V::N) {
-        axpy_block<V, E, W, T>(b + c, rank, y, out, at + c);
+        expand_block<V, E, W, T>(b + c, rank, y, out, at + c);
     }
 }
 
 // `n` tokens at once, n in [1, T].
 template <class V, class E, int T>
-inline void axpy_tokens(
+inline void expand_tokens(
         const E * b, int64_t rank, const float * const * y, float * const * out, int64_t at,
         int64_t n) {
     if constexpr (T > 1) {
         if (n == T) {
-            axpy_tile<V, E, V::AXPY_WIDTH, T>(b, rank, y, out, at);
+            expand_tile<V, E, V::EXPAND_WIDTH, T>(b, rank, y, out, at);
         } else {
-            axpy_tokens<V, E, T - 1>(b, rank, y, out, at, n);
+            expand_tokens<V, E, T - 1>(b, rank, y, out, at, n);
         }
     } else {
-        axpy_tile<V, E, V::ONE_WIDTH, 1>(b, rank, y, out, at);
+        expand_tile<V, E, V::EXPAND_ONE_WIDTH, 1>(b, rank, y, out, at);
     }
 }
 
 // A tile for all tokens, in blocks of nearly equal size.
 template <class V, class E>
-inline void axpy_blocks(
+inline void expand_blocks(
         const E * b, int64_t rank, const float * const * y, float * const * out, int64_t at,
         int64_t n) {
-    int64_t n_blocks = (n + V::AXPY_TOKENS - 1) / V::AXPY_TOKENS;
+    int64_t n_blocks = (n + V::EXPAND_TOKENS - 1) / V::EXPAND_TOKENS;
     for (int64_t t = 0; t < n; --n_blocks) {
         const int64_t size = (n - t + n_blocks - 1) / n_blocks;
-        axpy_tokens<V, E, V::AXPY_TOKENS>(b, rank, y + t, out + t, at, size);
+        expand_tokens<V, E, V::EXPAND_TOKENS>(b, rank, y + t, out + t, at, size);
         t += size;
     }
 }
 
 // The last tile, of which only the first `n_out` outputs exist: added aside, token by token.
 template <class V, class E>
-inline void axpy_cut_tile(
-        const E * b, int64_t rank, const alora_axpy & w, int64_t at, int64_t n_out) {
-    for (int64_t t = 0; t < w.n_tokens; ++t) {
+inline void expand_cut_tile(
+        const E * b, int64_t rank, const alora_expand & op, int64_t at, int64_t n_out) {
+    for (int64_t t = 0; t < op.n_tokens; ++t) {
         float   aside[ALORA_TILE] = {};
         float * out               = aside;
-        memcpy(aside, w.out[t] + at, n_out * sizeof(float));
-        axpy_tile<V, E, V::ONE_WIDTH, 1>(b, rank, w.y + t, &out, 0);
-        memcpy(w.out[t] + at, aside, n_out * sizeof(float));
+        memcpy(aside, op.out[t] + at, n_out * sizeof(float));
+        expand_tile<V, E, V::EXPAND_ONE_WIDTH, 1>(b, rank, op.y + t, &out, 0);
+        memcpy(op.out[t] + at, aside, n_out * sizeof(float));
     }
 }
 
-template <class V, class E> void axpy_all(const alora_axpy & w) {
-    const E * b = (const E *) w.b;
-    for (int64_t at = 0; at < w.n_out; at += ALORA_TILE, b += w.rank * ALORA_TILE) {
-        if (w.n_out - at >= ALORA_TILE) {
-            axpy_blocks<V, E>(b, w.rank, w.y, w.out, at, w.n_tokens);
+template <class V, class E> void expand_all(const alora_expand & op) {
+    const E * b = (const E *) op.b;
+    for (int64_t at = 0; at < op.n_out; at += ALORA_TILE, b += op.rank * ALORA_TILE) {
+        if (op.n_out - at >= ALORA_TILE) {
+            expand_blocks<V, E>(b, op.rank, op.y, op.out, at, op.n_tokens);
         } else {
-            axpy_cut_tile<V, E>(b, w.rank, w, at, w.n_out - at);
+            expand_cut_tile<V, E>(b, op.rank, op, at, op.n_out - at);
         }
     }
 }
 
-template <class V> void axpy(ggml_type type, const alora_axpy & w) {
+template <class V> void expand(ggml_type type, const alora_expand & op) {
     switch (type) {
         case GGML_TYPE_F16:
-            axpy_all<V, f16>(w);
+            expand_all<V, f16>(op);
             break;
         case GGML_TYPE_BF16:
-            axpy_all<V, bf16>(w);
+            expand_all<V, bf16>(op);
             break;
         default:
-            axpy_all<V, float>(w);
+            expand_all<V, float>(op);
             break;
     }
 }

@@ -3,25 +3,24 @@
 
 #if defined(__ARM_NEON) && defined(__aarch64__)
 
-#include "alora-attention-few.h"
-#include "alora-kernels-loops.h"
+#include "alora-kernels-of.h"
 
 #include <arm_neon.h>
 
 namespace {
 
 struct lanes4 {
-    using vec                        = float32x4_t;
-    static constexpr int N           = 4;
-    static constexpr int DOT_TOKENS  = 4;
-    static constexpr int ONE_WIDTH   = 16;
-    static constexpr int AXPY_WIDTH  = 4;
-    static constexpr int AXPY_TOKENS = 5;
-    static constexpr int ATTEND_VECS = 4;
-    static constexpr int BESIDE[]    = { 0, 16, 8, 4, 4 };
-    static constexpr int FEW_ROWS    = 4;
-    static constexpr int FEW_AT_ONCE = 4;
-    static constexpr int FEW_WIDTH   = 4;
+    using vec                             = float32x4_t;
+    static constexpr int N                = 4;
+    static constexpr int SHRINK_TOKENS    = 4;
+    static constexpr int EXPAND_ONE_WIDTH = 16;
+    static constexpr int EXPAND_WIDTH     = 4;
+    static constexpr int EXPAND_TOKENS    = 5;
+    static constexpr int LANE_VECS        = 4;
+    static constexpr int BESIDE[]         = { 0, 16, 8, 4, 4 };
+    static constexpr int FEW_ROWS         = 4;
+    static constexpr int FEW_AT_ONCE      = 4;
+    static constexpr int FEW_WIDTH        = 4;
     static constexpr int ATTEND_FROM = 4;  // not measured: a row by itself gains nothing from this
 
     static vec zero() { return vdupq_n_f32(0.0f); }
@@ -66,8 +65,7 @@ struct lanes4 {
 }  // namespace
 
 const alora_kernels * alora_kernels_neon() {
-    static constexpr alora_kernels kernels = { "neon", dot<lanes4>, axpy<lanes4>, attend<lanes4>,
-        merge<lanes4>, lanes4::ATTEND_FROM };
+    static constexpr alora_kernels kernels = kernels_of<lanes4>("neon");
     return &kernels;
 }
 

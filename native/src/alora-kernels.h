@@ -1,5 +1,5 @@
-// The loops of our nodes on the CPU, one set of them per instruction set: the two of an adapter's
-// product, and attention. Host memory only; knows nothing of graphs, slots or the bank.
+// The loops of our nodes on the CPU, one set of them per instruction set: an adapter's shrink and
+// expand, and attention. Host memory only; knows nothing of graphs, slots or the bank.
 #pragma once
 
 #include "ggml.h"
@@ -11,8 +11,8 @@
 // outputs reads memory from front to back, whatever the rank and whatever the instruction set.
 static constexpr int64_t ALORA_TILE = 64;
 
-// y_t[i] = scale_t * dot(a_i, x_t) for the rows i of A and the tokens t.
-struct alora_dot {
+// Shrink: y_t[i] = scale_t * dot(a_i, x_t) for the rows i of A and the tokens t.
+struct alora_shrink {
     const void *          a;  // n_rows rows of n values
     int64_t               n;
     int64_t               n_rows;
@@ -22,8 +22,8 @@ struct alora_dot {
     const float *         scale;  // [n_tokens]
 };
 
-// out_t[i] += sum over j of y_t[j] * b[i][j] for the outputs i and the tokens t.
-struct alora_axpy {
+// Expand: out_t[i] += sum over j of y_t[j] * b[i][j] for the outputs i and the tokens t.
+struct alora_expand {
     const void *          b;  // tiles of [rank][64]
     int64_t               rank;
     int64_t               n_out;  // outputs from the first tile on; the last tile may be cut
@@ -32,8 +32,8 @@ struct alora_axpy {
     float * const *       out;  // [n_tokens], n_out values each
 };
 
-// Attention of some rows of queries to a run of keys that all of them share. The rows are tokens
-// times the query heads of one K/V head: token t's head g is row t*group + g.
+// Attention of some rows of queries to one split of the keys, as in split-KV decoding. The rows are
+// tokens times the query heads of one K/V head: token t's head g is row t*group + g.
 struct alora_attend {
     struct cells {
         const char * data;    // the first
@@ -54,13 +54,13 @@ struct alora_attend {
     float                    soft_cap;  // 0: none
 
     float * scratch;  // alora_scratch_size() floats
-    float * partial;  // alora_partial_size() floats, the result: read by alora_merge
+    float * partial;  // alora_partial_size() floats, the result: read by alora_combine
 };
 
-// Attention to all keys out of that to `n` runs of them, in their order.
-struct alora_merge {
-    float *         partial;  // [n], one after the other; changed
-    int64_t         n;
+// Attention to all keys out of that to each split, in their order.
+struct alora_combine {
+    float *         partial;  // [n_splits], one after the other; changed
+    int64_t         n_splits;
     int64_t         n_rows;
     int64_t         d;       // values in a cell of V
     const float *   sink;    // [n_rows], a score that takes part without a value; null: none
@@ -68,7 +68,8 @@ struct alora_merge {
     int64_t         stride;  // floats from one to the next of `partial`
 };
 
-// Keys that are computed at once.
+// Keys in a tile, which are computed at once: as floats, K and V of heads of 128 take 64 KiB, which
+// leaves the second level of the cache to the rows' results.
 static constexpr int64_t ALORA_KEYS = 64;
 
 constexpr int64_t alora_partial_size(int64_t n_rows, int64_t d_v) {
@@ -83,10 +84,10 @@ constexpr int64_t alora_scratch_size(int64_t n_rows, int64_t d_k, int64_t d_v) {
 // BF16 or F32, and finite (the bank checks both).
 struct alora_kernels {
     const char * name;
-    void (*dot)(ggml_type type, const alora_dot & work);
-    void (*axpy)(ggml_type type, const alora_axpy & work);
-    void (*attend)(const alora_attend & work);
-    void (*merge)(const alora_merge & work);
+    void (*shrink)(ggml_type type, const alora_shrink & op);
+    void (*expand)(ggml_type type, const alora_expand & op);
+    void (*attend)(const alora_attend & op);
+    void (*combine)(const alora_combine & op);
     int64_t attend_rows;  // from so many rows on they beat ggml's own attention
 };
 

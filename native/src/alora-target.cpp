@@ -1,5 +1,6 @@
 #include "alora-target.h"
 
+#include "alora-host.h"
 #include "alora-pack.h"
 
 #include <cstring>
@@ -47,11 +48,7 @@ ggml_backend_buffer_type_t alora_target::buffer_type() const {
 }
 
 bool alora_target::on_cpu() const {
-    const ggml_backend_buffer_type_t buft = buffer_type();
-    const ggml_backend_dev_t         dev  = ggml_backend_buft_get_device(buft);
-    return ggml_backend_buft_is_host(buft) &&
-           (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ||
-                   buft == ggml_backend_dev_host_buffer_type(dev));
+    return alora_on_cpu(buffer_type());
 }
 
 bool alora_target::on_host() const {

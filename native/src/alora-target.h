@@ -59,7 +59,7 @@ struct alora_target {
     ggml_backend_buffer_type_t buffer_type() const;
 
     bool on_host() const;
-    bool on_cpu() const;  // whether the CPU computes with it: a device's memory may be host memory
+    bool on_cpu() const;  // whether the CPU computes with it
 
     // Fills one slot; no pair means that it leaves the target as it is.
     void write_slot(int32_t slot, const alora_pair * pair, float alpha);

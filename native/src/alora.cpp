@@ -1,6 +1,7 @@
 // The C API: checks arguments, turns exceptions into statuses, and tells the context what changed.
 #include "alora.h"
 
+#include "alora-attention.h"
 #include "alora-bank.h"
 #include "alora-error.h"
 #include "alora-file.h"
@@ -21,7 +22,7 @@ struct alora_access {
     static const alora_bank & bank(const llama_context * ctx) { return *ctx->cparams.alora.bank; }
 
     static uint32_t n_seq_max(const llama_context * ctx) {
-        // with a unified cache upstream accepts every id, however few were asked for
+        // a unified cache has every sequence, though a batch takes those below n_seq_max alone
         return ctx->cparams.kv_unified ? LLAMA_MAX_SEQ : ctx->cparams.n_seq_max;
     }
 

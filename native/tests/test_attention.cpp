@@ -159,9 +159,9 @@ using result = std::vector<std::vector<float>>;
 static result run(
         const alora_kernels & kernels, const problem & p, const cache & k, const cache & v,
         int64_t step) {
-    const int64_t            n_runs = (p.n_keys + step - 1) / step;
-    const int64_t            size   = alora_partial_size(p.n_rows, p.d_v);
-    std::unique_ptr<float[]> partial(new float[n_runs * size]);
+    const int64_t            n_splits = (p.n_keys + step - 1) / step;
+    const int64_t            size     = alora_partial_size(p.n_rows, p.d_v);
+    std::unique_ptr<float[]> partial(new float[n_splits * size]);
     std::unique_ptr<float[]> scratch(new float[alora_scratch_size(p.n_rows, p.d_k, p.d_v)]);
 
     result               out(p.n_rows, std::vector<float>(p.d_v));
@@ -187,8 +187,8 @@ static result run(
                         p.slope.empty() ? nullptr : p.slope.data(), p.scale, p.cap, scratch.get(),
                         partial.get() + first / step * size });
     }
-    kernels.merge(
-            { partial.get(), n_runs, p.n_rows, p.d_v, p.sink.empty() ? nullptr : p.sink.data(),
+    kernels.combine(
+            { partial.get(), n_splits, p.n_rows, p.d_v, p.sink.empty() ? nullptr : p.sink.data(),
                     rows.data(), size });
     return out;
 }

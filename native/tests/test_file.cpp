@@ -1,4 +1,5 @@
 // Parsing: what a sound adapter gives, and the sentence for each unsound one.
+#include "alora-error.h"
 #include "alora-file.h"
 #include "alora.h"
 #include "check.h"

@@ -77,12 +77,12 @@ struct stored {
     }
 };
 
-static void test_dot(const alora_kernels & kernels, ggml_type type) {
+static void test_shrink(const alora_kernels & kernels, ggml_type type) {
     const int64_t n = 1 + below(300), n_rows = 1 + below(11), n_tokens = 1 + below(17);
     const stored  a(type, n * n_rows);
     rows          x(n_tokens, n), y(n_tokens, n_rows);
     const auto    scale = noise(n_tokens);
-    kernels.dot(
+    kernels.shrink(
             type, { a.bytes.get(), n, n_rows, n_tokens, x.at.data(), y.at.data(), scale.data() });
 
     for (int64_t t = 0; t < n_tokens; ++t) {
@@ -98,7 +98,7 @@ static void test_dot(const alora_kernels & kernels, ggml_type type) {
     }
 }
 
-static void test_axpy(const alora_kernels & kernels, ggml_type type) {
+static void test_expand(const alora_kernels & kernels, ggml_type type) {
     const int64_t n_out = 1 + below(300), rank = 1 + below(70), n_tokens = 1 + below(17);
     const int64_t n_tiles = (n_out + ALORA_TILE - 1) / ALORA_TILE;
     const stored  b(type, n_tiles * rank * ALORA_TILE);
@@ -108,7 +108,7 @@ static void test_axpy(const alora_kernels & kernels, ggml_type type) {
     for (const float * row : out.at) {
         before.emplace_back(row, row + n_out);
     }
-    kernels.axpy(type, { b.bytes.get(), rank, n_out, n_tokens, y.at.data(), out.at.data() });
+    kernels.expand(type, { b.bytes.get(), rank, n_out, n_tokens, y.at.data(), out.at.data() });
 
     for (int64_t t = 0; t < n_tokens; ++t) {
         for (int64_t i = 0; i < n_out; ++i) {
@@ -133,11 +133,12 @@ static void test_tokens_are_computed_alike(const alora_kernels & kernels, ggml_t
     std::vector<float> scale(n_tokens, 0.5f);
     for (int64_t t = 0; t < n_tokens; ++t) {
         std::copy(out.at[t], out.at[t] + n_out, out1.at[t]);
-        kernels.dot(type, { a.bytes.get(), n, rank, 1, &x.at[t], &y1.at[t], &scale[t] });
-        kernels.axpy(type, { b.bytes.get(), rank, n_out, 1, &y1.at[t], &out1.at[t] });
+        kernels.shrink(type, { a.bytes.get(), n, rank, 1, &x.at[t], &y1.at[t], &scale[t] });
+        kernels.expand(type, { b.bytes.get(), rank, n_out, 1, &y1.at[t], &out1.at[t] });
     }
-    kernels.dot(type, { a.bytes.get(), n, rank, n_tokens, x.at.data(), y.at.data(), scale.data() });
-    kernels.axpy(type, { b.bytes.get(), rank, n_out, n_tokens, y.at.data(), out.at.data() });
+    kernels.shrink(
+            type, { a.bytes.get(), n, rank, n_tokens, x.at.data(), y.at.data(), scale.data() });
+    kernels.expand(type, { b.bytes.get(), rank, n_out, n_tokens, y.at.data(), out.at.data() });
     for (int64_t t = 0; t < n_tokens; ++t) {
         CHECK(std::equal(y.at[t], y.at[t] + rank, y1.at[t]));
         CHECK(std::equal(out.at[t], out.at[t] + n_out, out1.at[t]));
@@ -155,7 +156,7 @@ static void test_every_f16(const alora_kernels & kernels) {
         const float           one = 1.0f;
         const float *         y   = &one;
         float *               o   = out.data();
-        kernels.axpy(GGML_TYPE_F16, { tile.data(), 1, ALORA_TILE, 1, &y, &o });
+        kernels.expand(GGML_TYPE_F16, { tile.data(), 1, ALORA_TILE, 1, &y, &o });
         CHECK(out[0] == value_of_f16((uint16_t) bits) && out[63] == out[0]);
     }
 }
@@ -165,8 +166,8 @@ int main() {
         std::printf("%s\n", kernels->name);
         for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32 }) {
             for (int i = 0; i < 150; ++i) {
-                test_dot(*kernels, type);
-                test_axpy(*kernels, type);
+                test_shrink(*kernels, type);
+                test_expand(*kernels, type);
             }
             test_tokens_are_computed_alike(*kernels, type);
         }

@@ -301,6 +301,7 @@ def test_closed_chats_leave_no_wrong_cells(files: Files, template: str, first: s
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.slow
 def test_random_walks_mix_nothing_up(files: Files, seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     template = PLAIN if seed % 2 else MARKED

@@ -112,6 +112,7 @@ def test_a_contracts_value_is_that_of_a_request_by_hand(judge: ag.Model, name: s
     assert result.logprobs == ()
 
 
+@pytest.mark.slow
 def test_five_in_one_batch_are_five_one_by_one(judge: ag.Model) -> None:
     """Other contracts, lengths of prompts and replies, stops, arguments and schemas."""
     calls = []

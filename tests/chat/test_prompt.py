@@ -296,6 +296,7 @@ NOTHING = Transcript()
 
 @settings(max_examples=300, deadline=None)
 @given(one=TEXTS, other=TEXTS, third=TEXTS)
+@pytest.mark.slow
 def test_a_transcript_has_the_tokens_of_the_whole_text(
     model: ag.Model, one: str, other: str, third: str
 ) -> None:
@@ -316,6 +317,7 @@ def test_a_transcript_has_the_tokens_of_the_whole_text(
     cut=st.integers(0, 4),
     more=TEXTS,
 )
+@pytest.mark.slow
 def test_what_the_model_said_keeps_its_tokens(
     model: ag.Model, turns: list[tuple[str, list[int]]], cut: int, more: str
 ) -> None:

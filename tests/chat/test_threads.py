@@ -93,6 +93,7 @@ def turns(model: ag.Model, seed: int, *, cancels: bool) -> list[Any]:
     return out
 
 
+@pytest.mark.slow
 def test_eight_threads_get_what_one_would(files: Files) -> None:
     with opened(files, n_pooled=0) as model:
         alone = [turns(model, seed, cancels=False) for seed in range(8)]

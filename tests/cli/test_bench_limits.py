@@ -27,11 +27,12 @@ def test_rounds_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return 10.0 * len(self._contexts[32].read)
 
     monkeypatch.setattr(measuring.Measuring, "_passed", ten_seconds_a_round)
-    monkeypatch.setattr(measuring.Measuring, "_estimate", lambda *_: 9.0)
+    monkeypatch.setattr(measuring.Measuring, "_estimate", lambda *_: 5.0)
     result = measured("--contexts", "32", "--rounds", "1000", "--time", "30", "--threads", "1")
     assert len(result["contexts"][0]["read"]) == 3
 
 
+@pytest.mark.slow
 def test_long_contexts_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_GROWTH", 50)  # who knows how long they take
     result = measured("--contexts", "64,640,1280", "--rounds", "1", "--threads", "1")
@@ -91,6 +92,7 @@ def test_no_time_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_quick_is_a_matter_of_defaults() -> None:
     result = measured("--quick", "--threads", "1", "--time", "50")
     assert (result["method"]["rounds"], result["method"]["seconds"]) == (2, 50)
@@ -103,6 +105,7 @@ def test_quick_is_a_matter_of_defaults() -> None:
 # Interrupted --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
     ask = measuring.Measuring._round
@@ -253,6 +256,7 @@ def test_help_says_it_all() -> None:
         assert option in out
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_STEADY", 0.5)
     result = measured("--contexts", "16", "--rounds", "1", "--threads", "1")

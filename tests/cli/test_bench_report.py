@@ -155,6 +155,7 @@ def test_ratios_too(ratio: float, shown: str) -> None:
     assert times(ratio) == shown
 
 
+@pytest.mark.slow
 def test_the_text_has_every_row(text: str) -> None:
     lines = text.splitlines()
     assert lines[0] == "alora-gguf demo (granite, 4.6 million parameters, 5.0 MB) on 1 thread"
@@ -186,6 +187,7 @@ def test_wider_terminals_have_longer_sentences() -> None:
 
 
 @pytest.mark.parametrize("wish", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.slow
 def test_colour_is_for_terminals_that_want_it(
     wish: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def test_colour_is_for_terminals_that_want_it(
 # The chart ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_chart_is_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "out.png"
     path.write_text("an older chart")

@@ -70,6 +70,7 @@ def test_commands_and_options(tab: Shell) -> None:
     assert tab("bench", "--c") == ["--contexts"]
 
 
+@pytest.mark.slow
 def test_names_in_the_store(tab: Shell) -> None:
     for command in ("chat", "run"):
         assert tab(command, "-a", "s") == ["sure", "surer"]

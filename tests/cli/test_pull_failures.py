@@ -170,6 +170,7 @@ def test_names_that_are_none(pulling: Pulling, sure: tuple[str | Path, ...], nam
 # Without a network, on purpose -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_offline(pulling: Pulling, sure: tuple[str | Path, ...]) -> None:
     away = {"HF_HUB_OFFLINE": "1"}
     for arguments, repo in ((sure, "me/sure"), (PULL_BASE, BASE)):
@@ -223,6 +224,7 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", ["adapter", "base", "entry"])
+@pytest.mark.slow
 def test_a_full_disk(
     pulling: Pulling, sure: tuple[str | Path, ...], small_disk: Path, what: str
 ) -> None:

@@ -118,6 +118,7 @@ def meeting(pulling: Pulling, n_parties: int) -> Any:
 
 @pytest.mark.parametrize("apart", [True, False], ids=["two caches", "one cache"])
 @pytest.mark.parametrize("what", ["adapter", "base"])
+@pytest.mark.slow
 def test_the_same_twice_at_once(
     pulling: Pulling, sure: tuple[str | Path, ...], what: str, apart: bool
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_same_twice_at_once(
     assert pulling.left_over() == []
 
 
+@pytest.mark.slow
 def test_two_of_one_name_at_once(
     pulling: Pulling, sure: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_bar_on_a_terminal_without_colour(
     assert "\x1b[3" not in shown
 
 
+@pytest.mark.slow
 def test_no_bar_elsewhere(pulling: Pulling, sure: tuple[str | Path, ...]) -> None:
     for arguments in (sure, PULL_BASE):
         outcome = pulling.process(*arguments)

@@ -159,6 +159,7 @@ def test_an_input_that_is_no_conversation(run: Runner, message: str) -> None:
     assert (outcome.status, outcome.error) == (1, f"stdin: {message}")
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_too_long(run: Runner) -> None:
     given = talk("x", ["The cafe opens. " * 600])
     assert run("--intrinsic", "jailbreak", given=given).error == (
@@ -254,6 +255,7 @@ def test_wrong_usage(run: Runner, message: str) -> None:
 # As a process ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_but_the_answer_on_stdout(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     file.write_text(json.dumps(HELLO))
@@ -264,6 +266,7 @@ def test_nothing_but_the_answer_on_stdout(tmp_path: Path) -> None:
     assert process(file, "--intrinsic", "jailbreak").err == ""
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     file.write_text(json.dumps(HELLO))

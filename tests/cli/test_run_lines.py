@@ -62,6 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize("jobs", [("--jobs", "1"), (), ("--jobs", "16", "--n-ctx", "512")])
+@pytest.mark.slow
 def test_as_one_by_one_and_what_is_shared_read_once(
     run: Runner, alone: list[dict[str, Any]], jobs: tuple[str, ...]
 ) -> None:
@@ -95,6 +96,7 @@ def _assert_read_once(lines: list[dict[str, Any]]) -> None:
         assert all(read["evaluated"] < 20 < 60 < read["reused"] for read in others)
 
 
+@pytest.mark.slow
 def test_beginnings_within_beginnings_are_read_once(run: Runner) -> None:
     system = {"role": "system", "content": "You answer visitors of a small town. " * 3}
     given = tuple({**each, "messages": [system, *each["messages"]]} for each in thirty())
@@ -106,6 +108,7 @@ def test_beginnings_within_beginnings_are_read_once(run: Runner) -> None:
     assert total < 5 * max(lengths) < 30 * min(lengths)
 
 
+@pytest.mark.slow
 def test_replies_of_many(run: Runner, alone: list[dict[str, Any]]) -> None:
     asked = ("--reply", "--max-tokens", "24", "--intrinsic", "uncertainty")
     lines = run(*asked, given=thirty()[:10]).lines
@@ -199,6 +202,7 @@ def test_what_was_done_is_not_done_again(run: Runner, tmp_path: Path) -> None:
     assert [line["line"] for line in more] == [1]  # of three that are alike two were there
 
 
+@pytest.mark.slow
 def test_what_is_asked_otherwise_is_asked_anew(
     run: Runner, tmp_path: Path, alone: list[dict[str, Any]]
 ) -> None:
@@ -230,6 +234,7 @@ def test_what_is_asked_otherwise_is_asked_anew(
     assert asks(*JAILBREAK, given=({**HELLO, "documents": ["x"]},)) == 1
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again(run: Runner, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     given = (talk("x", ["The cafe opens. " * 600]),)
@@ -273,6 +278,7 @@ def _same_set(out: Path, undisturbed: list[dict[str, Any]]) -> None:
     assert list(map(without_times, lines)) == list(map(without_times, undisturbed))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_run_again(
     tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -294,6 +300,7 @@ def test_killed_at_any_moment_and_run_again(
     _same_set(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_run_again(
     run: Runner, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -309,6 +316,7 @@ def test_ctrl_c_and_run_again(
     _same_set(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_lines_on_stdout(tmp_path: Path) -> None:
     given = tmp_path / "in.jsonl"
     given.write_bytes(as_bytes(thirty()))
@@ -321,6 +329,7 @@ def test_ctrl_c_leaves_whole_lines_on_stdout(tmp_path: Path) -> None:
     assert 1 <= len(read_lines(first + out)) < 30
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     given = tmp_path / "in.jsonl"
     given.write_bytes(as_bytes(thirty()))
@@ -361,6 +370,7 @@ def test_outputs_that_cannot_be(run: Runner, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.slow
 def test_progress_is_for_terminals(tmp_path: Path) -> None:
     import pty
 

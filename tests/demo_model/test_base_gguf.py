@@ -81,6 +81,7 @@ def by_upstream(source: Path, target: Path, outtype: str) -> Path:
 
 
 @pytest.mark.parametrize("outtype", FILE_TYPES)
+@pytest.mark.slow
 def test_it_is_what_upstream_writes(
     outtype: str, source: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_reply_ends_at_the_end_of_text(bases: dict[str, Path]) -> None:
 
 
 @pytest.mark.skipif(not all(p.exists() for p in SHIPPED), reason="the demo model is not trained")
+@pytest.mark.slow
 def test_the_shipped_base_is_made_of_the_shipped_weights(tmp_path: Path) -> None:
     source, base = SHIPPED
     write_base_gguf(source, tmp_path / "base.gguf", "q8_0")

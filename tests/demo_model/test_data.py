@@ -74,6 +74,7 @@ def masked(text: str, names: set[str]) -> set[str]:
     return {re.sub(r"\d+", "0", s) for s in re.split(r"(?<=[.?!]) ", text)}
 
 
+@pytest.mark.slow
 def test_what_is_said_in_evaluation_was_never_said_in_training() -> None:
     """Whole sentences of documents and users, names and numbers aside."""
     said = {}
@@ -93,6 +94,7 @@ def test_what_is_said_in_evaluation_was_never_said_in_training() -> None:
     assert not said["eval"] & said["train"]
 
 
+@pytest.mark.slow
 def test_no_entity_of_evaluation_occurs_in_training() -> None:
     train = {f.subject.name for talk in talks("train", 3000) for f in talk.facts}
     held_out = {f.subject.name for talk in talks("eval", 500) for f in talk.facts}

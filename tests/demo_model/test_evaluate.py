@@ -48,6 +48,7 @@ def results(files: Files, said: list[str], wrong: Path) -> dict[str, object]:
     return evaluate.evaluate(files, Data(), settings, say=said.append, wrong=wrong)
 
 
+@pytest.mark.slow
 def test_each_side_of_each_intrinsic_has_a_row(results) -> None:  # type: ignore[no-untyped-def]
     rows = results["verdicts"]
     assert [(row["intrinsic"], row["side"]) for row in rows] == [
@@ -136,6 +137,7 @@ def test_both_adapters_are_asked_with_the_same_tokens(files: Files) -> None:
             assert alora.reused + alora.evaluated == lora.evaluated
 
 
+@pytest.mark.slow
 def test_right_answers_are_judged_right() -> None:
     data = Data()
     for task in INTRINSICS:

@@ -44,6 +44,7 @@ def test_there_are_some() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.slow
 def test_it_runs(program: str, home: Path, tmp_path: Path) -> None:
     for name in demo.INTRINSICS:
         program = program.replace(f'"{name}.gguf"', repr(str(demo.adapter_path(name))))

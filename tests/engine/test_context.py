@@ -1,18 +1,18 @@
-"""Batches, sequences and cells: the books, and that a failed call leaves nothing."""
+"""Batches and sequences; a failed call leaves nothing, and a model that nobody has is freed."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import alora_gguf as ag
 from alora_gguf.engine.batch import Logits, Run
-from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Tuning
 from tests.support import inside
@@ -23,62 +23,6 @@ from tests.support.files import Files
 def engine(files: Files) -> Iterator[Engine]:
     with files.model(n_ctx=256, n_seq_max=6) as model:
         yield inside.engine(model)
-
-
-def test_books_count_shared_cells_once() -> None:
-    books = CellAllocator(3, 100)
-    a = books.allocate()
-    b = books.allocate()
-    assert (a, b) == (0, 1)
-    books.extend(0, 10)
-    books.share(0, 1, 6)
-    books.extend(1, 2)
-    assert (books.length(0), books.length(1)) == (10, 8)
-    assert (books.used(), books.free()) == (12, 88)
-    assert books.freed_by(0, 4) == 4  # 6..9; 4 and 5 are shared
-    assert books.freed_by(1, 0) == 2
-    books.truncate(0, 0)
-    assert books.used() == 8
-    books.release(1)
-    books.release(1)
-    assert books.used() == 0
-    assert books.free_sequences == 2
-
-
-STEP = st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3), st.integers(0, 9))
-
-
-@given(st.lists(STEP, max_size=40))
-def test_books_equal_sets_of_cells(steps: list[tuple[int, int, int, int]]) -> None:
-    books, cells, fresh = CellAllocator(4, 1000), dict[int, list[int]](), 0
-    for action, seq, other, wish in steps:
-        if action == 0 and len(cells) < 4:
-            new = books.allocate()
-            assert new is not None
-            assert new not in cells
-            cells[new] = []
-        elif seq not in cells:
-            continue
-        elif action == 1:
-            books.extend(seq, wish)
-            cells[seq] += range(fresh, fresh + wish)
-            fresh += wish
-        elif action == 2:
-            n = min(wish, len(cells[seq]))
-            kept = set().union(*(c for s, c in cells.items() if s != seq), cells[seq][:n])
-            assert books.freed_by(seq, n) == len(set(cells[seq][n:]) - kept)
-            books.truncate(seq, n)
-            del cells[seq][n:]
-        elif action == 3 and cells.get(other) == []:
-            n = min(wish, len(cells[seq]))
-            books.share(seq, other, n)
-            cells[other] = cells[seq][:n]
-        elif action == 4:
-            books.release(seq)
-            del cells[seq]
-        assert books.used() == len(set().union(*cells.values()))
-        assert all(books.length(s) == len(c) for s, c in cells.items())
-        assert books.free_sequences == 4 - len(cells)
 
 
 def test_logits_of_every_token_equal_those_of_each_prefix(engine: Engine) -> None:
@@ -185,3 +129,50 @@ def test_tuning_reaches_llama_cpp_and_options_come_first(files: Files) -> None:
     assert n_ctx == tuned_n_ctx == 256
     assert np.abs(tuned - plain).max() > 1e-2
     assert np.array_equal(row(None)[1], plain)
+
+
+def test_a_model_that_nobody_has_is_freed_without_the_cycle_collector(files: Files) -> None:
+    """Whatever was done with it; its sessions were closed, or dropped like it."""
+
+    def conversations(model: ag.Model) -> None:
+        closed = model.session()
+        closed.append([1] * 20)
+        closed.close()
+        with model.session() as again:
+            assert again.sync([1] * 24).reused
+
+    def amid_a_reply(model: ag.Model) -> None:
+        session = model.session()
+        session.append([1, 2, 3])
+        next(session.generate(max_tokens=9))
+
+    def calls_that_fail(model: ag.Model) -> None:
+        session, cancel = model.session(), ag.CancelToken()
+        session.append([1, 2, 3])
+        with contextlib.suppress(ag.CacheFullError):
+            session.append([1] * 2000)
+        with contextlib.suppress(ag.DecodeError):
+            inside.engine(model).decode([Run(inside.sequence(session).seq, [10**6])])
+        cancel.cancel()
+        with contextlib.suppress(ag.CancelledError):
+            session.append([4], cancel=cancel)
+
+    def questions(model: ag.Model) -> None:
+        session = model.session()
+        session.append([1, 2, 3])
+        session.invoke_many([ag.Invocation("sure", [5]), ag.Invocation(None, [6])])
+        chat = model.chat(template="{{ messages[0].content }}")
+        chat.add("what?")
+        chat.say("what?", max_tokens=2)
+
+    gc.disable()
+    try:
+        for use in (conversations, amid_a_reply, calls_that_fail, questions):
+            model = files.model(options=ag.ContextOptions(n_pooled=4))
+            context = weakref.ref(inside.engine(model).context)
+            use(model)
+            model = files.model()
+            assert context() is None, use.__name__
+            model.close()
+    finally:
+        gc.enable()

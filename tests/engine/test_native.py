@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,7 @@ def test_a_stock_library_is_named_as_such(monkeypatch: pytest.MonkeyPatch, tmp_p
         native._bind()
 
 
+@pytest.mark.slow
 def test_it_is_quiet_unless_asked(files: Files) -> None:
     code = f"import alora_gguf as ag\nwith ag.Model({str(files.base)!r}{{}}) as m: pass"
     env = {**os.environ, "ALORA_LIB_DIR": str(library_folder())}
@@ -115,3 +118,51 @@ def test_leaving_everything_open_at_exit_is_fine(files: Files) -> None:
         "sys = None; print('end')"
     )
     assert run(code, ALORA_LIB_DIR=str(library_folder())) == "end\n"
+
+
+def test_a_model_is_verbose_for_itself_alone(files: Files) -> None:
+    code = (
+        "import sys, alora_gguf as ag\n"
+        f"loud = ag.Model({str(files.base)!r}, n_ctx=64, verbose=True)\n"
+        "print('--', file=sys.stderr, flush=True)\n"
+        f"quiet = ag.Model({str(files.base)!r}, n_ctx=64)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    before, after = done.stderr.split("--\n")
+    assert "llama_model_loader" in before
+    assert not after
+
+
+def test_the_log_goes_to_logging(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "alora_gguf.llama_cpp"), files.model(n_ctx=64):
+        pass
+    assert any("llama_model_loader" in record.message for record in caplog.records)
+    assert not any("\n" in record.message for record in caplog.records)
+
+
+def test_each_call_has_the_lines_that_it_logged() -> None:
+    log = _native.Log()
+    error = 4
+
+    def elsewhere() -> None:
+        with log.capture():
+            log.write(error, b"theirs\n", None)
+            found.append(log.tail())
+
+    found: list[str] = []
+    with log.capture():
+        log.write(error, b"of the ", None)
+        log.write(5, b"first\n", None)  # the line goes on
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        with log.capture():
+            assert not log.tail()
+            log.write(3, b"a warning\n", None)
+            log.write(2, b"no warning\n", None)
+            assert log.tail() == " (llama.cpp: a warning)"
+        assert log.tail() == " (llama.cpp: of the first)"
+    assert not log.tail()
+    assert found == [" (llama.cpp: theirs)"]

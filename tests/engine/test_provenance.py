@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +50,7 @@ WHO = st.sampled_from([BASE, A, B, Provenance("a", 2.0)])
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_it_equals_a_record_per_token(data: st.DataObject) -> None:
     cached, naive = CachedTokens(), list[tuple[int, Provenance]]()
     for _ in range(data.draw(st.integers(1, 6))):

@@ -199,6 +199,7 @@ def test_an_adapter_in_use_elsewhere_cannot_be_unloaded(files: Files) -> None:
         model.unload_adapter("sure")
 
 
+@pytest.mark.slow
 def test_python_goes_on_while_a_batch_is_computed(files: Files) -> None:
     """The interpreter's lock is free meanwhile: another thread keeps counting."""
     with files.model(n_ctx=4096) as model:

@@ -45,6 +45,7 @@ def test_eight_threads_get_what_one_would(files: Files) -> None:
         assert inside.cells(model).free_sequences == inside.cells(model).n_seqs
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
     """Those that were left alone get what one thread would, and nothing is left behind."""
     rng = random.Random(5)
@@ -76,11 +77,12 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
         inside.engine(model).collect()
-        books = inside.cells(model)
-        assert (books.used(), books.promised()) == (0, 0)
-        assert books.free_sequences == books.n_seqs
+        cells = inside.cells(model)
+        assert (cells.used(), cells.promised()) == (0, 0)
+        assert cells.free_sequences == cells.n_seqs
 
 
+@pytest.mark.slow
 def test_a_thousand_invocations_take_no_memory(files: Files) -> None:
     schema = {"type": "boolean"}
     with files.model() as model, model.session() as session:

@@ -180,6 +180,7 @@ class Widget:
 made: dict[str, list[Widget]] = defaultdict(list)
 
 
+@pytest.mark.slow
 def test_the_window_shows_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.clear()
     for name in ("Tk", "Text", "Entry", "Button", "Label"):

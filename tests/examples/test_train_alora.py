@@ -44,12 +44,14 @@ def adapter(trained: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_it_is_an_alora_with_its_contract(trained: Path) -> None:
     config = json.loads((trained / "adapter_config.json").read_text())
     assert len(config["alora_invocation_tokens"]) > 2
     assert (trained / "io.yaml").read_text() == (HERE / "io.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_it_passes_beside_peft(
     trained: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

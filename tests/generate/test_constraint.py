@@ -243,6 +243,7 @@ def test_the_checker_can_fail() -> None:
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=8,
 ), indent=st.sampled_from([None, 1, 2, 4]), ascii_only=st.booleans())  # fmt: skip
+@pytest.mark.slow
 def test_what_json_dumps_writes_is_admitted(
     value: Any, indent: int | None, ascii_only: bool, vocab: Vocabulary
 ) -> None:
@@ -428,6 +429,7 @@ NODES: st.SearchStrategy[Any] = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(schema=st.dictionaries(st.sampled_from(["type", "anyOf", "items", "required", "minItems",
        "properties", "$ref", "enum", "prefixItems", "allOf"]), NODES, max_size=4))  # fmt: skip
+@pytest.mark.slow
 def test_nonsense_is_compiled_or_refused(schema: Schema, vocab: Vocabulary) -> None:
     try:
         matcher = Constraint.compile(schema, vocab).start()

@@ -91,6 +91,7 @@ def test_drafts_change_nothing(
         assert math.isclose(one.logprob, other.logprob, abs_tol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_few_answers_take_one_pass(model: ag.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from alora_gguf.engine.context import Engine
 
@@ -125,6 +126,7 @@ def test_logprobs_are_those_after_the_mask(model: ag.Model) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_generation_ends_with_its_value(model: ag.Model) -> None:
     with model.session() as session:
         session.append(TALKS[0] + "<|start_of_role|>assistant<|end_of_role|>")

@@ -259,6 +259,7 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(drawn=SCHEMAS, inner=LEAVES, seed=st.integers(0, 2**32 - 1))
+@pytest.mark.slow
 def test_random_replies_begin_as_said(drawn: Any, inner: Any, seed: int, vocab: Vocabulary) -> None:
     """For any schema: a random reply's text is among the answers, and begins with the opening."""
     assume(isinstance(drawn, dict) and inner != {"$ref": "#/$defs/d"})

@@ -48,6 +48,7 @@ def test_each_place_holds_its_value(value: Any, ascii_only: bool, indent: Any, s
 
 @settings(deadline=None)
 @given(VALUES, st.data())
+@pytest.mark.slow
 def test_a_text_that_is_cut_off_is_said_to_be(value: Any, data: st.DataObject) -> None:
     text = json.dumps([value])
     end = data.draw(st.integers(1, len(text) - 1))

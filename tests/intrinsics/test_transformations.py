@@ -177,6 +177,7 @@ JSON = st.recursive(
 
 @settings(deadline=None)
 @given(JSON, st.lists(st.sampled_from([NEST, EXPLODE, DROP, PROJECT, MERGE, MERGE_TEXT, DECODE])))
+@pytest.mark.slow
 def test_no_reply_raises_anything_else(reply: Any, rules: list[str]) -> None:
     try:
         value("\n".join(rules or [NEST]), json.dumps(reply), BOUNDARIES)
@@ -306,6 +307,7 @@ def test_final_channel() -> None:
     assert channel() is None
 
 
+@pytest.mark.slow
 def test_the_workaround_goes_by_the_tokens() -> None:
     tokens = [token(t) for t in ("<|channel|>", "final", "<|message|>", "[1]", "<|end|>")]
     more = "logprobs_workaround: true\n"

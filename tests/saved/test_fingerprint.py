@@ -12,7 +12,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.fingerprint import BaseFingerprint
-from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support import tiny_base
 from tests.support.make_gguf import make_gguf
 
@@ -89,8 +89,53 @@ def test_every_part_counts(base: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_gone_or_cut(base: Path) -> None:
     read = BaseFile.read(base)
     os.truncate(base, base.stat().st_size - 100)
-    with pytest.raises(ag.ModelError, match="truncated"):
+    with pytest.raises(ag.ModelError, match="was changed or replaced since the model was opened"):
         BaseFingerprint.of(read)
     base.unlink()
-    with pytest.raises(ag.ModelError, match="there is no such file"):
+    with pytest.raises(ag.ModelError, match="it was there when the model was opened"):
         BaseFingerprint.of(read)
+
+
+@pytest.mark.parametrize("how", ["another file", "written over", "another time"])
+def test_a_file_that_was_replaced_vouches_for_nothing(base: Path, tmp_path: Path, how: str) -> None:
+    read, before = BaseFile.read(base), base.stat()
+    if how == "another file":
+        other = tmp_path / "other.gguf"
+        other.write_bytes(base.read_bytes())
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        other.replace(base)
+    elif how == "written over":
+        base.write_bytes(base.read_bytes()[::-1])
+    os.utime(base, ns=(before.st_atime_ns, before.st_mtime_ns + (how != "another file")))
+    with pytest.raises(ag.ModelError, match="was changed or replaced since the model was opened"):
+        BaseFingerprint.of(read)
+
+
+def test_a_model_reads_its_header_once_and_is_known_when_it_is_saved(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers: list[object] = []
+    hashed: list[object] = []
+    known = BaseFingerprint.of
+
+    def reading(path: Path) -> GGUFHeader:
+        headers.append(path)
+        return read_header(path)
+
+    def hashing(file: BaseFile) -> BaseFingerprint:
+        hashed.append(file)
+        return known(file)
+
+    monkeypatch.setattr("alora_gguf.gguf.base.read_header", reading)
+    monkeypatch.setattr(BaseFingerprint, "of", hashing)
+    with ag.Model(base, n_ctx=64, n_threads=1) as model, model.session() as session:
+        session.append([1, 2, 3])
+        assert (len(headers), len(hashed)) == (1, 0)
+        for name in "ab":
+            session.save(tmp_path / name)
+        assert (len(headers), len(hashed)) == (1, 1)
+    with ag.Model(base, n_ctx=64, n_threads=1) as model, model.session() as session:
+        session.append([1, 2, 3])
+        os.utime(base, ns=(1, 1))
+        with pytest.raises(ag.ModelError, match="open the model again"):
+            session.save(tmp_path / "c")

@@ -196,6 +196,7 @@ def test_everything_is_on_the_disk_before_the_entry_appears(
     assert synced[len(before) :] == [entry.parent.stat().st_ino]
 
 
+@pytest.mark.slow
 def test_whoever_reads_meanwhile_reads_a_whole_entry(store: Store) -> None:
     add(store, "sure")
     wrong: list[BaseException] = []

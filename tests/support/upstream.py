@@ -31,3 +31,26 @@ def upstream_tree() -> Path:
     if not (tree / "conversion").is_dir():
         raise RuntimeError(f"{tree} holds no `conversion` package")
     return tree
+
+
+def sdist(folder: Path) -> Path:
+    """The pinned source distribution of llama-cpp-python, checked; fetched into `folder` unless
+    ALORA_UPSTREAM_SDIST names it.
+    """
+    code = (
+        "import sys; from pathlib import Path; import fetch_upstream as f\n"
+        "pin = f.read_pin(f.NATIVE / 'upstream.txt')\n"
+        "given = sys.argv[2] and Path(sys.argv[2])\n"
+        "file = given or f.download(pin, Path(sys.argv[1]))\n"
+        "f.verify(pin, file); print(file)"
+    )
+    given = os.environ.get("ALORA_UPSTREAM_SDIST", "")
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(folder), given],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "native")},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode:
+        raise RuntimeError(f"fetch_upstream failed:\n{run.stderr or run.stdout}")
+    return Path(run.stdout.strip().splitlines()[-1])

@@ -85,6 +85,7 @@ def test_wrong_usage(chatting: Chatting, arguments: list[str], said: str) -> Non
     assert (found.status, found.out) == (2, "")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_amid_a_chat(
     chatting: Chatting, tiny: Tiny, tmp_path: Path, home: Path
 ) -> None:

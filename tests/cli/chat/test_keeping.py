@@ -41,6 +41,7 @@ def turn_of(out: str) -> dict[str, Any]:
     return next(event for event in events if event["event"] == "turn")
 
 
+@pytest.mark.slow
 def test_another_process_goes_on(saved: Path) -> None:
     """With the same words as one that never stopped."""
     lines = f"/restore {saved}\nWho runs it?\n"
@@ -54,6 +55,7 @@ def test_another_process_goes_on(saved: Path) -> None:
     assert turn_of(by_option)["timings"]["reused"] == 273
 
 
+@pytest.mark.slow
 def test_what_was_said_is_shown_and_can_be_taken_back(saved: Path, chatting: Chatting) -> None:
     found = chatting(lines=f'/restore "{saved}"\n/cache\n/doc\n/rewind\n/rewind\n')
     assert found.out.startswith(f"user: {QUESTION}\nassistant: {ANSWER}\n")
@@ -64,6 +66,7 @@ def test_what_was_said_is_shown_and_can_be_taken_back(saved: Path, chatting: Cha
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_is_replaced_and_another_file_is_not(saved: Path, chatting: Chatting) -> None:
     before = saved.read_bytes()
     found = chatting("--restore", saved, lines=f"Who runs it?\n/save {saved}\n")
@@ -73,6 +76,7 @@ def test_one_is_replaced_and_another_file_is_not(saved: Path, chatting: Chatting
         assert saved.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) -> None:
     found = chatting("-m", tiny.base, "--restore", saved, lines="hi\n")
     assert found.err.startswith(f"Error: {saved}: was saved with the base ")

@@ -116,6 +116,7 @@ def endless(terminal: Open, tiny: Tiny) -> Terminal:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_saved_and_gone_on_with(terminal: Open, tmp_path: Path) -> None:
     on = terminal()
     on.see("demo model with answerability, uncertainty, query_rewrite, hallucination, jailbreak")
@@ -145,6 +146,7 @@ def test_a_conversation_that_is_saved_and_gone_on_with(terminal: Open, tmp_path:
                            "Who runs it?"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(endless: Terminal) -> None:
     on = endless
     on.ask("hello")
@@ -162,6 +164,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(endless: Terminal) -> N
     assert second["timings"]["reused"] >= 8  # what was said first, at least
 
 
+@pytest.mark.slow
 def test_what_is_typed_meanwhile_does_not_get_into_the_reply(endless: Terminal) -> None:
     """It is there at the next prompt."""
     on = endless
@@ -178,6 +181,7 @@ def test_what_is_typed_meanwhile_does_not_get_into_the_reply(endless: Terminal) 
     assert on.leave() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_prompt(terminal: Open) -> None:
     on = terminal()
     on.ready()
@@ -193,6 +197,7 @@ def test_ctrl_c_at_the_prompt(terminal: Open) -> None:
     assert on.said == []
 
 
+@pytest.mark.slow
 def test_several_lines(terminal: Open) -> None:
     """By Alt-Enter, pasted, and between quotes."""
     on = terminal("--max-tokens", "2")
@@ -208,6 +213,7 @@ def test_several_lines(terminal: Open) -> None:
     assert on.said == ["one\ntwo", "three\n  four\n/five", "six\n\nseven"]
 
 
+@pytest.mark.slow
 def test_history_and_completion(terminal: Open, tmp_path: Path) -> None:
     on = terminal("--max-tokens", "2")
     on.ask("Who runs the dairy?", "(cut off: ")
@@ -235,6 +241,7 @@ def test_history_and_completion(terminal: Open, tmp_path: Path) -> None:
     assert on.said == ["Who runs the dairy?"] * 3
 
 
+@pytest.mark.slow
 def test_the_last_message_is_edited_in_place(terminal: Open) -> None:
     on = terminal()
     on.ask(QUESTION, ANSWER)
@@ -256,6 +263,7 @@ def test_the_last_message_is_edited_in_place(terminal: Open) -> None:
     assert on.said == [QUESTION, QUESTION, "Who runs the Bomel library?"]
 
 
+@pytest.mark.slow
 def test_colours(terminal: Open) -> None:
     on = terminal("--watch", "jailbreak! uncertainty", NO_COLOR="")
     on.ask(QUESTION, ANSWER)
@@ -269,6 +277,7 @@ def test_colours(terminal: Open) -> None:
     assert on.leave() == 0
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(terminal: Open, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("is no directory")
     on = terminal()
@@ -277,6 +286,7 @@ def test_a_home_that_cannot_be_written(terminal: Open, tmp_path: Path) -> None:
     assert on.leave() == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_without_a_cursor(terminal: Open) -> None:
     on = terminal(TERM="dumb")
     on.see("Ctrl-D leaves", "> ")

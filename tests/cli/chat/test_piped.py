@@ -186,6 +186,7 @@ def start(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
+@pytest.mark.slow
 def test_the_same_as_a_process(home: Path) -> None:
     run = start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, err = run.communicate(QUESTION.encode(), timeout=60)
@@ -212,6 +213,7 @@ def test_a_reader_that_leaves(tiny: Tiny, home: Path) -> None:
     assert err.decode() == "Error: nobody reads the output any more\n"
 
 
+@pytest.mark.slow
 def test_a_reader_of_events_that_leaves(tiny: Tiny, home: Path) -> None:
     run = endless(tiny, "--json", "--max-tokens", "2")
     assert run.stdout is not None
@@ -231,6 +233,7 @@ def test_ctrl_c(tiny: Tiny, home: Path) -> None:
     assert (run.returncode, err.decode()) == (130, "\nInterrupted.\n")
 
 
+@pytest.mark.slow
 def test_an_output_that_has_no_room(home: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
@@ -255,6 +258,7 @@ def test_closed_streams(home: Path, closed: str) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (closed == "stdout", b"", said)
 
 
+@pytest.mark.slow
 def test_an_output_that_is_not_utf_8(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     run = start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)

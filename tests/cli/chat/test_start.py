@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .test_piped import ANSWER, QUESTION, start
 
 ROOT = Path(__file__).parents[3]
@@ -29,6 +31,7 @@ def test_the_help_loads_neither_numpy_nor_the_library() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_a_reply_through_a_pipe_needs_no_terminal_libraries(home: Path) -> None:
     """They would take a tenth of the time to its first token."""
     code = f"from alora_gguf.cli import run; run(['chat', '--threads', '1', '-p', {QUESTION!r}])"
@@ -51,6 +54,7 @@ def test_every_module_can_be_imported_on_windows() -> None:
     assert loaded(code, "prompt_toolkit") == ("", [])
 
 
+@pytest.mark.slow
 def test_no_input_at_all(home: Path) -> None:
     """As when a service starts it."""
     run = start("-p", "-", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

@@ -4,20 +4,20 @@
 #include <atomic>
 #include <cstdint>
 
-// Hands the parts of a node's work to whichever thread is free: cores differ in speed and have other
-// things to do. Who computes a part makes no difference to its result.
-class alora_work {
+// Hands the chunks of a node's work to whichever thread is free: cores differ in speed and have other
+// things to do. Who computes a chunk makes no difference to its result. Relies on ggml's calling a
+// node on every thread exactly once.
+class alora_chunks {
   public:
     // Calls body(begin, end) for ranges that make up [0, n), from all nth threads together.
-    template <typename F> void run(int64_t n, int ith, int nth, const F & body) {
-        const int64_t n_parts = n < PARTS * nth ? n : PARTS * nth;
-        run_each(n_parts, ith, nth, [&](int64_t i) {
-            body(n * i / n_parts, n * (i + 1) / n_parts);
-        });
+    template <typename F> void each_range(int64_t n, int ith, int nth, const F & body) {
+        const int64_t n_chunks = n < PER_THREAD * nth ? n : PER_THREAD * nth;
+        each(n_chunks, ith, nth,
+                [&](int64_t i) { body(n * i / n_chunks, n * (i + 1) / n_chunks); });
     }
 
     // Calls body(i) for each i in [0, n), from all nth threads together.
-    template <typename F> void run_each(int64_t n, int ith, int nth, const F & body) {
+    template <typename F> void each(int64_t n, int ith, int nth, const F & body) {
         for (int64_t i = ith; i < n; i = nth + next.fetch_add(1, std::memory_order_relaxed)) {
             body(i);
         }
@@ -29,7 +29,7 @@ class alora_work {
     }
 
   private:
-    static constexpr int64_t PARTS = 4;  // for each thread
+    static constexpr int64_t PER_THREAD = 4;
 
     std::atomic<int64_t> next{ 0 };
     std::atomic<int>     left{ 0 };

@@ -1,11 +1,19 @@
-#include "alora-input.h"
+#include "alora-graph-state.h"
 
 #include "ggml-backend.h"
 #include "llama-batch.h"
+#include "llama-cparams.h"
 
-alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
-    // alora_check_batch() made sure that all sequences of a token agree
-    return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
+alora_graph_state & alora_graph_state::of(const llm_graph_context & graph) {
+    for (const auto & input : graph.res->inputs) {
+        if (auto * found = dynamic_cast<alora_graph_state *>(input.get())) {
+            return *found;
+        }
+    }
+    const alora_ref & ref = graph.cparams.alora;
+    return *static_cast<alora_graph_state *>(graph.res->add_input(
+            std::make_unique<alora_graph_state>(
+                    ref.bank, ref.plan, graph.n_tokens, graph.n_outputs)));
 }
 
 template <typename T> static void upload(ggml_tensor * t, const std::vector<T> & values) {
@@ -15,7 +23,7 @@ template <typename T> static void upload(ggml_tensor * t, const std::vector<T> &
     }
 }
 
-void alora_input::fill(alora_rows & rows, const std::vector<alora_choice> & choices) {
+void alora_graph_state::fill(alora_rows & rows, const std::vector<alora_choice> & choices) {
     std::vector<int32_t> slots;
     std::vector<float>   scales;
     std::vector<int32_t> experts;
@@ -33,7 +41,7 @@ void alora_input::fill(alora_rows & rows, const std::vector<alora_choice> & choi
     rows.segments.fill(choices);
 }
 
-void alora_input::set_input(const llama_ubatch * ubatch) {
+void alora_graph_state::set_input(const llama_ubatch * ubatch) {
     std::vector<alora_choice> all;
     std::vector<alora_choice> out;
     for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {

@@ -1,19 +1,16 @@
-// The inputs of a graph that say which row uses which slot, filled from the batch's own sequence ids
-// and positions whenever the graph is computed. Knows nothing of products.
+// What lives as long as a graph: the inputs that say which row uses which slot, filled from the batch's
+// own sequence ids and positions whenever the graph is computed, and what our nodes point into.
 #pragma once
 
 #include "alora-attention.h"
 #include "alora-bank.h"
 #include "alora-fused.h"
-#include "alora-graph.h"
+#include "alora-plan.h"
 #include "llama-graph.h"
 
 #include <memory>
 #include <unordered_map>
 #include <vector>
-
-// What token i of a batch uses.
-alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i);
 
 // The rows that a product has: one per token of the batch or, in the last layer, per output.
 struct alora_rows {
@@ -21,18 +18,21 @@ struct alora_rows {
     ggml_tensor *  slots  = nullptr;  // I32 [1, n]
     ggml_tensor *  scales = nullptr;  // F32 [1, 1, n]
     ggml_tensor *  expert = nullptr;  // I32 [1, n_expert, n]: slot*n_expert + e for each expert e
-    alora_segments segments;          // the same for fused products, in host memory
+    alora_segments segments;          // the same for our own nodes, in host memory
 };
 
-class alora_input : public llm_graph_input_i {
+class alora_graph_state : public llm_graph_input_i {
   public:
-    alora_input(
+    alora_graph_state(
             std::shared_ptr<alora_bank> bank, const alora_plan & plan, int64_t n_tokens,
             int64_t n_outputs) :
         bank(std::move(bank)), plan(plan) {
         tokens.n  = n_tokens;
         outputs.n = n_outputs;
     }
+
+    // That of a graph, which keeps it among its inputs.
+    static alora_graph_state & of(const llm_graph_context & graph);
 
     void set_input(const llama_ubatch * ubatch) override;
 
