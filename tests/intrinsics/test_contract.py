@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alora_gguf.errors import ContractError, FileFormatError, MissingFileError
+from alora_gguf.errors import ContractError, MissingFileError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.types import ValueType
 from alora_gguf.intrinsics import Contract, load_contract
@@ -362,7 +362,7 @@ def test_adapters_without_a_contract(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "c.gguf", **{"alora.io_yaml": "a: [\n"})
     with pytest.raises(ContractError, match=r"c\.gguf\(io\.yaml\):2: expected YAML"):
         load_contract(path)
-    with pytest.raises(FileFormatError, match="there is no such file"):
+    with pytest.raises(MissingFileError, match="there is no such file"):
         load_contract(tmp_path / "none.gguf")
 
 
