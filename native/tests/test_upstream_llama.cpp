@@ -242,6 +242,24 @@ static void test_adapted_graphs(const tiny_llama & base) {
     CHECK(ggml_graph_n_nodes(mixed) > n_stock);
 }
 
+// Embeddings are looked up by upstream's builder too, which calls ours with the tokens it looked up.
+static void test_adapted_embeddings(const tiny_llama & base) {
+    context           ours(base);
+    const std::string adapter = tiny_llama::adapter(5, true);
+    CHECK(alora_adapter_add(ours, adapter.data(), adapter.size()) == 1);
+    CHECK(ours.stats().n_targets == 1);
+    CHECK(alora_activate(ours, 0, 10, 1, 1.0f) == ALORA_OK);
+    ours.decode(reading(10));
+    const int n_stock = count(ours.graph(), GGML_OP_GET_ROWS);
+    ours.decode({ { 5, 10, 0 } });
+    const auto adapted = ours.logits(0);
+    CHECK(count(ours.graph(), GGML_OP_GET_ROWS) == n_stock + 1);
+    CHECK(llama_memory_seq_rm(ours.memory(), 0, 10, -1));
+    CHECK(alora_deactivate(ours, 0) == ALORA_OK);
+    ours.decode({ { 5, 10, 0 } });
+    CHECK(ours.logits(0) != adapted);
+}
+
 // What attention reads: cells as [d, keys, heads], on the host, and a mask of F16 in which 0 is seen
 // and -inf is not.
 struct seen_attention {
@@ -377,6 +395,7 @@ int main() {
     test_outputs(base);
     test_reuse(base);
     test_adapted_graphs(base);
+    test_adapted_embeddings(base);
     test_attention(base);
     test_the_cache(base);
     test_aborting(base);
