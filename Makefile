@@ -28,7 +28,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 endif
 # CI=true makes warnings in our own C++ errors.
 WERROR := $(if $(CI),ON,OFF)
-# A build folder of its own: an isolated pip build may bring another CMake, which compiles all anew.
+# A build folder of its own: an isolated pip build may bring another CMake, which compiles everything again.
 SETTINGS := -C build-dir=$(NATIVE_BUILD) \
 	-C cmake.define.ALORA_WERROR=$(WERROR) -C cmake.define.ALORA_BUILD_TESTS=OFF
 
