@@ -14,7 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
+from alora_gguf.errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    FileFormatError,
+    MissingFileError,
+)
 
 from .base import BaseFile
 from .header import GGUFHeader, read_header
@@ -131,7 +136,9 @@ class AdapterFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> AdapterFile:
-        """Reads a file and checks everything that needs no base. Raises AdapterFormatError."""
+        """Reads a file and checks everything that needs no base. Raises AdapterFormatError, and
+        MissingFileError.
+        """
         file = Path(path)
         data, header = _read(file)
         for problem in problems(header):
@@ -320,7 +327,7 @@ def _read(file: Path) -> tuple[bytes, GGUFHeader]:
         data = file.read_bytes()
         return data, read_header(data, name=str(file))
     except FileNotFoundError:
-        raise AdapterFormatError(f"{file}: there is no such file") from None
+        raise MissingFileError(f"{file}: there is no such file; check the path", file) from None
     except IsADirectoryError:
         raise AdapterFormatError(
             f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "

@@ -182,7 +182,7 @@ def bad_files(files: Files, folder: Path) -> dict[str, tuple[tuple[Path | str, .
         "noise as base": ((noise, alora), f"base model {noise}: is not a GGUF file"),
         "noise as adapter": ((base, noise), f"{noise}: is not a GGUF file"),
         "swapped": ((alora, base), f"{alora}: is an adapter (general.type = adapter), not a base"),
-        "base as adapter": ((base, base), f"{base}: general.type is 'model', expected 'adapter'"),
+        "base as adapter": ((base, base), f"{base}: general.type is missing, expected 'adapter'"),
         "another base": ((files.base, alora), f"{alora}: was made for the architecture 'granite'"),
         "one is wrong": ((base, alora, files.alora), f"{files.alora}: was made for the archi"),
         "base's name": (("nobody", alora), "nothing named 'nobody' is a base in the store"),

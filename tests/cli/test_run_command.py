@@ -205,7 +205,8 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
         f"{tiny.alora}: is an adapter (general.type = adapter), not a base model; open the base "
         "model's file and pass this one as an adapter"
     )
-    assert error(*here, "-a", f"sure={none}", *asked) == f"{none}: there is no such file"
+    missing = f"{none}: there is no such file; check the path"
+    assert error(*here, "-a", f"sure={none}", *asked) == missing
     assert tiny.base.name in error(*here, "-a", f"sure={tiny.base}", *asked)
     assert error(*here, "-a", f"sure={tiny.alora}", *asked).startswith(
         f"{tiny.alora}: holds no contract"

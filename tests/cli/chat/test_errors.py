@@ -53,7 +53,7 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--doc", tmp_path / "latin1.txt"], f"{tmp_path}/latin1.txt: is not UTF-8 text (byte 3"),
         (["--restore", tmp_path / "no"], f"--restore {tmp_path}/no: cannot be read: No such file"),
         (["--restore", tmp_path], f"--restore {tmp_path}: cannot be read: Is a directory"),
-        (["--restore", tmp_path / "binary"], f"{tmp_path}/binary: is not a saved session: it "),
+        (["--restore", tmp_path / "binary"], f"{tmp_path}/binary: is not a saved session, "),
         (["--watch", "nope"], "'nope': expected NAME, NAME@question, NAME@answer or a guard such "),
         (["--watch", "jailbreak,jailbreak!"], "'jailbreak!': 'jailbreak' is asked about the "),
         (["-m", base, "--watch", "x"], "no adapters are loaded; /load NAME=PATH loads one"),
