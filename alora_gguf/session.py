@@ -339,7 +339,7 @@ class Session:
         """
         with self._sequence.lock:
             self._begin()
-            self._sequence.release_tail(n)
+            self._sequence.release_tail(check_int(n, "n", 0))
 
     def _go_back(self, tokens: list[int]) -> None:
         """Makes the conversation `tokens` again, and keeps what the cells have of them."""

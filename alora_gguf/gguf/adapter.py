@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import (
     AdapterFormatError,
     AdapterMismatchError,
@@ -102,6 +103,7 @@ class Pair:
             yield Problem(f"'{target}' has rank {self.rank}, {limit}", "train one of a lower rank")
 
 
+@checked
 @dataclass(frozen=True)
 class AdapterFile:
     """A checked adapter.

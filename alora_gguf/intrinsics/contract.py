@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import ContractError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
@@ -51,6 +52,7 @@ class _Frozen(dict[str, Any]):
         return _Frozen, (dict(self),)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What an intrinsic expects and answers.
@@ -203,6 +205,7 @@ class Contract:
         return found if isinstance(found, dict) else {}
 
 
+@checked
 def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     """The contract of an adapter: of its GGUF or AdapterFile, or an io.yaml or a directory with it.
 

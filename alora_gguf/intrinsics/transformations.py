@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alora_gguf._kinds import checked
 from alora_gguf.options import TokenLogprob
 
 from .contract import Contract
@@ -27,6 +28,7 @@ class Outcome:
     used: tuple[TokenLogprob, ...] = ()
 
 
+@checked
 def transform(
     contract: Contract,
     text: str,

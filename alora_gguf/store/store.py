@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
 
 from .entry import (
@@ -50,6 +51,7 @@ class StoreContents:
     problems: tuple[FileFormatError, ...]
 
 
+@checked
 class Store:
     """The adapters and bases below `home`; by default below ALORA_GGUF_HOME or, without it, the
     system's directory for a user's data. Nothing is created before something is added.
