@@ -229,7 +229,7 @@ class Session:
         cancel: CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks several adapters (by name, or as Invocations) at once, each on a fork that is then
-        dropped: the conversation and its cells stay as they are, even amid a generation.
+        dropped: the conversation and its cells stay as they are, even during a generation.
 
         All suffixes are read in one batch, and all replies grow by a token per step in one batch.
         When there are more than the free sequences or cells allow, they take turns, in order.

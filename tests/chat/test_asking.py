@@ -236,9 +236,7 @@ def test_notes_tell_what_a_contract_changed(tiny: ag.Model) -> None:
             else:
                 assert (sure.timings.reused, sure.timings.reuse_note) == (n, "")
             assert lora.timings.reused == 0
-            assert lora.timings.reuse_note == (
-                "'lora' is a plain LoRA: it computes every token anew"
-            )
+            assert lora.timings.reuse_note == ("'lora' is a plain LoRA: it recomputes every token")
 
 
 def test_documents_that_a_contract_places_need_none_in_the_template(tiny: ag.Model) -> None:
