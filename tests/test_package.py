@@ -55,7 +55,7 @@ def test_the_docstring_groups_all_public_names() -> None:
 
 
 ELSEWHERE = {
-    "None", "Mapping", "Sequence", "Iterator", "AsyncIterator", "Any", "Path", "Literal",
+    "None", "Future", "Mapping", "Sequence", "Iterator", "AsyncIterator", "Any", "Path", "Literal",
     "JsonValue", "Kind",
     "Spans",  # pairs of a position and a Provenance
 }  # fmt: skip
