@@ -221,7 +221,7 @@ class TokenSequence:
     def release_tail(self, n: int) -> None:
         """Keeps the first `n` cells. The others stay where those of conversations that are over
         do, while nobody needs their room; the next call shares them again or reads their tokens
-        anew. Nothing happens where the memory cannot rewind.
+        them. Nothing happens where the memory cannot rewind.
         """
         if self.engine.rewinds and n < len(self.cached):
             TokenSequence(self.engine, self).close()
