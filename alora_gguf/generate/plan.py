@@ -145,7 +145,7 @@ def choose_parent(engine: Engine, plan: InvocationPlan, parents: Sequence[Parent
     if plan.reuse >= n - 1:
         return
     if plan.first == 0:
-        plan.note = f"'{name}' is a plain LoRA: it computes every token anew"
+        plan.note = f"'{name}' is a plain LoRA: it recomputes every token"
     elif plan.prompt[:n] != list(plan.parent.tokens):
         plan.note = f"its prompt differs from the conversation from token {common} of {n} on"
     elif plan.reuse < common - 1:

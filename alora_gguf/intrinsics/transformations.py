@@ -7,28 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
 
+from alora_gguf._kinds import checked
 from alora_gguf.options import TokenLogprob
 
+from .contract import Contract
 from .harmony import final_channel
 from .json_offsets import JsonValue, parse
-from .likelihood import Likelihood
-from .records import DropDuplicates, Explode, Nest, Project
 from .reply import Reply, Tokens
-from .spans import DecodeSentences, MergeSpans
-
-if TYPE_CHECKING:
-    from .contract import Contract
-    from .request import Request
-
-Rule: TypeAlias = (
-    Likelihood | Nest | Project | Explode | DropDuplicates | DecodeSentences | MergeSpans
-)
-RULES: Final[dict[str, type[Rule]]] = {
-    rule.name: rule
-    for rule in (Likelihood, Nest, Project, Explode, DropDuplicates, DecodeSentences, MergeSpans)
-}
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -41,6 +28,7 @@ class Outcome:
     used: tuple[TokenLogprob, ...] = ()
 
 
+@checked
 def transform(
     contract: Contract,
     text: str,

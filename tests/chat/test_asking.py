@@ -236,9 +236,7 @@ def test_notes_tell_what_a_contract_changed(tiny: ag.Model) -> None:
             else:
                 assert (sure.timings.reused, sure.timings.reuse_note) == (n, "")
             assert lora.timings.reused == 0
-            assert lora.timings.reuse_note == (
-                "'lora' is a plain LoRA: it computes every token anew"
-            )
+            assert lora.timings.reuse_note == ("'lora' is a plain LoRA: it recomputes every token")
 
 
 def test_documents_that_a_contract_places_need_none_in_the_template(tiny: ag.Model) -> None:
@@ -302,7 +300,7 @@ def test_a_contract_is_given_found_and_forgotten(files: Files, tmp_path: Path) -
             model.set_contract("sure", given)
             assert model.contract("sure") is model.contract("sure")
         assert model.contract("sure").name == "jailbreak"
-        with pytest.raises(ag.ContractError, match=r"nowhere: there is no such file; check the"):
+        with pytest.raises(ag.MissingFileError, match=r"nowhere: there is no such file; check the"):
             model.set_contract("sure", tmp_path / "nowhere")
         with pytest.raises(ag.UnknownAdapterError, match="no adapter named 'nobody' is loaded"):
             model.set_contract("nobody", contract())
