@@ -36,10 +36,10 @@ class Verdict:
 
     adapter: str | None
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
     timings: Timings
-    logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text
