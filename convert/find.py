@@ -7,14 +7,14 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import reason
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.split import parts_of
 
 from .base.gguf import GGUFBase
 from .base.model import BaseModel
-from .hub.reference import is_reference, parse_reference
+from .hub.reference import FORM, is_reference, parse_reference
 from .library import Wanted, listing
 from .peft.config import FILE_NAME
 from .snapshot import open_directory
@@ -59,13 +59,13 @@ def _check_directory(directory: Path) -> Path:
     """The directory to look in, or an error that says what was given instead of one."""
     text = str(directory)
     if re.match(r"https?:/+(huggingface\.co|hf\.co)/", text):
-        raise InputError(f"{text}: is a web address, expected hf://owner/repo[@revision][/path]")
+        raise InputError(f"{text}: is a web address, expected {FORM}")
     try:
         mode = directory.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{directory}: there is no such directory; give a PEFT adapter's directory, or "
-            "hf://owner/repo[@revision][/path]"
+        raise MissingFileError(
+            f"{directory}: there is no such directory; give a PEFT adapter's directory, or {FORM}",
+            directory,
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise FileFormatError(f"{directory}: cannot be read: {reason(error)}") from error
@@ -121,9 +121,10 @@ def open_base(base: str | Path) -> BaseModel:
     if is_directory:
         return _open_directory(path, str(path))
     if not exists:
-        raise InputError(
+        raise MissingFileError(
             f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
-            "directory with config.json, or hf://owner/repo"
+            "directory with config.json, or hf://owner/repo",
+            path,
         )
     if path.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth"):
         raise InputError(

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import AloraError, FileFormatError, InputError, UnsupportedAdapterError
+from alora_gguf.errors import (
+    AloraError,
+    FileFormatError,
+    InputError,
+    MissingFileError,
+    UnsupportedAdapterError,
+)
 from alora_gguf.files import read_json, read_small
 
 from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
@@ -82,7 +88,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Wanted) -> Source:
     directory = snapshot.root.joinpath(*path.split("/"))
     config = _file(snapshot, prefix + FILE_NAME)
     weights = pick_weights(snapshot.names(path), str(directory))
-    # where the tree is no repository, the names of the directories above it tell as much
+    # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     if wanted.given():
         names = f"{path}/{'/'.join(full.split('/')[-3:])}"
@@ -125,8 +131,8 @@ def readmes(path: str) -> list[str]:
 def pick_weights(names: Collection[str], where: str) -> str:
     """Which of a directory's files holds the weights.
 
-    Raises UnsupportedAdapterError for a pickle and for weights in several files; FileFormatError if
-    there are none.
+    Raises UnsupportedAdapterError for a pickle and for weights in several files, MissingFileError
+    if there are none.
     """
     if WEIGHTS in names:
         return WEIGHTS
@@ -143,9 +149,10 @@ def pick_weights(names: Collection[str], where: str) -> str:
             f"{where}: its weights are in several files ({listing(sorted(parts))}), expected one "
             f"{WEIGHTS}; load the adapter with PEFT and save it again with save_pretrained()"
         )
-    raise FileFormatError(
+    raise MissingFileError(
         f"{where}/{WEIGHTS}: there is no such file; download the adapter again, or save it with "
-        f"PEFT's save_pretrained(), which writes it beside {FILE_NAME}"
+        f"PEFT's save_pretrained(), which writes it beside {FILE_NAME}",
+        f"{where}/{WEIGHTS}",
     )
 
 
@@ -154,9 +161,10 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
     `names`, and `skipped` was not looked into.
     """
     if WEIGHTS in names or PICKLE in names:
-        return FileFormatError(
+        return MissingFileError(
             f"{where}/{FILE_NAME}: there is no such file; a PEFT adapter directory holds "
-            f"{FILE_NAME} and {WEIGHTS}: copy it from where the weights came from"
+            f"{FILE_NAME} and {WEIGHTS}: copy it from where the weights came from",
+            f"{where}/{FILE_NAME}",
         )
     models = [n for n in sorted(names) if re.fullmatch(r"(pytorch_)?model.*\.(safetensors|bin)", n)]
     if "config.json" in names or models:

@@ -36,7 +36,7 @@ LIMITS: Final = {
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet
-NOT_YET: Final = ("circles", "chat", "convert", "cli")
+NOT_YET: Final = ("circles", "chat", "cli")
 # a face and the type of its own result: Model.session() returns a Session, which has a `model`
 FACES: Final = {
     (f"{PACKAGE}.session", f"{PACKAGE}.model"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from alora_gguf.errors import InputError, OutputError
+from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.intrinsics import Contract, Request, rewrite, transform
 from alora_gguf.options import (
@@ -44,7 +46,7 @@ class IntrinsicResult:
 
     name: str
     text: str
-    logprobs: tuple[TokenLogprob, ...]
+    logprobs: tuple[TokenLogprob, ...] = field(repr=False)
     finish_reason: FinishReason
     timings: Timings
     error: OutputError | None
@@ -91,6 +93,65 @@ def changed_call(
 def limit_of(contract: Contract, call: IntrinsicCall) -> int:
     """The most tokens of a call's reply."""
     return call.max_tokens or contract.max_tokens or MAX_TOKENS
+
+
+class Alongside(threading.Thread):
+    """Intrinsics that are asked about a conversation while something else is done with it, whose
+    first batch they share. `results` become known one by one; an intrinsic that cannot be asked
+    does not keep the others from it.
+    """
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        session: Session,
+        dialogue: Dialogue,
+        calls: Sequence[IntrinsicCall],
+        cancel: CancelToken,
+    ) -> None:
+        """Begins. The session holds the dialogue; the other's first batch has to follow."""
+        super().__init__(name="alora_gguf-intrinsics", daemon=True)
+        self.results = tuple(Future[IntrinsicResult]() for _ in calls)
+        self._contracts, self._dialogue, self._calls = contracts, dialogue, calls
+        self._cancel, self._fork = cancel, session.fork()
+        self._barrier = session._runtime.engine.scheduler.barrier(2, cancel)
+        self.start()
+
+    def go_on(self) -> None:
+        """The other's first batch need not be waited for any more."""
+        self._barrier.open()
+
+    def run(self) -> None:
+        """Asks; whoever waits for a result raises what could not be done."""
+        try:
+            with self._fork:
+                self._ask()
+        except BaseException as error:
+            for each in self.results:
+                if not each.done():
+                    each.set_exception(error)
+        finally:
+            self._barrier.leave()
+
+    def _ask(self) -> None:
+        started = time.perf_counter()
+        pairs = zip(map(self._question, self._calls, self.results), self.results, strict=True)
+        asked = [(question, result) for question, result in pairs if question is not None]
+        prepared = time.perf_counter() - started
+
+        def over(index: int, verdict: Verdict) -> None:
+            question, result = asked[index]
+            result.set_result(question.result(verdict, prepared))
+
+        invocations = [question.invocation for question, _ in asked]
+        self._fork.invoke_many(invocations, on_verdict=over, cancel=self._cancel)
+
+    def _question(self, call: IntrinsicCall, result: Future[IntrinsicResult]) -> Question | None:
+        try:
+            return Question.about(self._contracts, self._dialogue, call)
+        except AloraError as error:
+            result.set_exception(error)
+            return None
 
 
 def ask_all(
@@ -179,16 +240,19 @@ class Question:
             logprobs=request.top_logprobs if request.want_logprobs else None,
             stop=contract.stop if call.stop is None else call.stop,
         )
-        # errors name the limit that there was
-        limits = {"max_completion_tokens": limit, "max_tokens": limit}
-        limited = replace(contract, parameters={**contract.parameters, **limits})
-        return cls(call, limited, request, invocation)
+        return cls(call, contract, request, invocation)
 
     def result(self, verdict: Verdict, prepared: float) -> IntrinsicResult:
         """What the contract makes of a verdict, which took `prepared` seconds more."""
         value, used, error = None, tuple[TokenLogprob, ...](), None
         try:
-            outcome = transform(self.contract, verdict.text, verdict.logprobs, self.request)
+            outcome = transform(
+                self.contract,
+                verdict.text,
+                verdict.logprobs,
+                self.request,
+                max_tokens=self.invocation.max_tokens,
+            )
             value, used = outcome.value, outcome.used
         except OutputError as problem:
             error = problem

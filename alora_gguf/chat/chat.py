@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
+from alora_gguf.generate.generation import Generation
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_message, as_said
 from alora_gguf.options import (
     CancelToken,
@@ -23,7 +24,7 @@ from alora_gguf.options import (
 )
 from alora_gguf.session import Session
 
-from .asking import IntrinsicResult, as_call, ask_all, changed_call
+from .asking import Alongside, IntrinsicResult, as_call, ask_all, changed_call
 from .contracts import Contracts
 from .prompt import Dialogue
 from .reply import Reply
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class Chat:
     """A conversation in messages, written by the model's own chat template; made by Model.chat().
 
-    What is said is read once and stays in the cache; what is changed or taken back is read anew
+    What is said is read once and stays in the cache; what is changed or taken back is re-read
     from there on. Intrinsics are asked on forks of the cells, so they change nothing.
 
     For any thread; calls take turns. Every method raises ClosedError once the chat or its model is
@@ -158,6 +159,7 @@ class Chat:
         options: GenerateOptions | None = None,
         *,
         stream: bool = False,
+        intrinsics: Sequence[str | IntrinsicCall] = (),
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
         **changes: Unpack[GenerateFields],
@@ -166,19 +168,23 @@ class Chat:
         it is iterated over. Fields of GenerateOptions and Sampling can be given as keywords, which
         win over `options`: `chat.say("Hi", max_tokens=64, temperature=0)`.
 
+        `intrinsics` are asked about what the user said while the reply begins, in the same batches,
+        and go on if it ends early; `Reply.intrinsics` has their results.
+
         `cancel` raises while the conversation is read, and later ends the reply where it is. Raises
         UnknownAdapterError and SchemaError for the options.
         """
         how = reply_options(options, changes, "Chat.say()")
         with self._lock:
             messages = (*self._begin(), _one(text))
-            return self._reply(messages, how, stream, cancel, progress)
+            return self._reply(messages, how, stream, intrinsics, cancel, progress)
 
     def reply(
         self,
         options: GenerateOptions | None = None,
         *,
         stream: bool = False,
+        intrinsics: Sequence[str | IntrinsicCall] = (),
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
         **changes: Unpack[GenerateFields],
@@ -186,7 +192,7 @@ class Chat:
         """Replies to the conversation as it is; see say()."""
         how = reply_options(options, changes, "Chat.reply()")
         with self._lock:
-            return self._reply(self._begin(), how, stream, cancel, progress)
+            return self._reply(self._begin(), how, stream, intrinsics, cancel, progress)
 
     def rewind(self, turns: int = 1) -> list[Message]:
         """Takes back the last `turns` messages of the user and all that followed; returns them."""
@@ -206,6 +212,36 @@ class Chat:
             self._session.rewind(next((i for i in range(n) if left[i] != mine[i]), n))
             self._said = (kept, None)
             return list(taken)
+
+    def replace(
+        self,
+        messages: Iterable[Said] | None = None,
+        documents: Texts | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> Timings:
+        """Makes the conversation these `messages` about these `documents` (None: those that it
+        has), and reads what the cache does not hold of them. Where the user says nothing in them
+        yet, nothing is read, and only the template has to take them.
+        """
+        new = None if messages is None else as_said(messages)
+        pages = None if documents is None else as_documents(documents)
+        with self._lock:
+            said, kept = self._begin(), self._documents
+            new = said if new is None else new
+            try:
+                self._documents = kept if pages is None else pages
+                if any(message.role == "user" for message in new):
+                    timings = self._read(new, cancel, progress)
+                else:
+                    self._dialogue((*new, Message("user", "?"))).written(prompt=True)
+                    timings = Timings()
+            except BaseException:
+                self._documents = kept
+                raise
+            self._said = (new, None)
+            return timings
 
     def fork(self) -> Chat:
         """A second chat that goes on from here; the cells up to here are shared. A reply that is
@@ -436,14 +472,50 @@ class Chat:
         messages: tuple[Message, ...],
         how: GenerateOptions,
         stream: bool,
+        intrinsics: Sequence[str | IntrinsicCall],
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Reply:
-        cancel = cancel or CancelToken()
+        calls = [as_call(each) for each in intrinsics]
         if not messages:
             raise InputError("there is nothing to reply to; say something first")
         before = self._said, self._transcript, self._reader
-        tokens = self._session.tokens
+        tokens, cancel = self._session.tokens, cancel or CancelToken()
+        read, beside, reply = None, None, None
+        asked = CancelToken()
+        try:
+            if calls:
+                cancel._watch(asked.cancel)
+                read = self._read(messages, cancel, progress)
+                dialogue = self._dialogue(messages)
+                beside = Alongside(self._contracts, self._session, dialogue, calls, asked)
+            try:
+                generation = self._generate(messages, how, cancel, progress)
+            finally:
+                if beside is not None:
+                    beside.go_on()
+            results = () if beside is None else beside.results
+            reply = Reply(generation, cancel, self._lock, self._take, results, read)
+            self._said = (messages, reply)
+            if not stream:
+                reply.read()
+        except BaseException:
+            asked.cancel()
+            self._said, self._transcript, self._reader = before
+            if reply is not None:
+                reply._generation.close()
+            self._session._go_back(tokens)
+            raise
+        return reply
+
+    def _generate(
+        self,
+        messages: tuple[Message, ...],
+        how: GenerateOptions,
+        cancel: CancelToken,
+        progress: Progress | None,
+    ) -> Generation:
+        """Starts what the session generates as a reply to the messages."""
         file = None if how.adapter is None else self._contracts.adapter(how.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
         generation = self._session.generate(
@@ -453,17 +525,7 @@ class Chat:
         plain_lora = file is not None and not file.invocation
         self._reader = (how.adapter, how.scale) if plain_lora else (None, 1.0)
         self._transcript, self._held = prompt, None
-        reply = Reply(generation, cancel, self._lock, self._take)
-        self._said = (messages, reply)
-        if not stream:
-            try:
-                reply.read()
-            except BaseException:
-                self._said, self._transcript, self._reader = before
-                generation.close()
-                self._session._go_back(tokens)
-                raise
-        return reply
+        return generation
 
 
 def _one(message: Said) -> Message:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from threading import RLock
 from types import TracebackType
 
 from alora_gguf.aio import _iterate
 from alora_gguf.generate.generation import Generation
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
+
+from .asking import IntrinsicResult
 
 
 class Reply(Iterator[str]):
@@ -24,8 +28,13 @@ class Reply(Iterator[str]):
         cancel: CancelToken,
         lock: RLock,
         on_end: Callable[[Reply], None],
+        intrinsics: tuple[Future[IntrinsicResult], ...] = (),
+        read: Timings | None = None,
     ) -> None:
-        """Chat.say() calls it. `on_end` is called with the chat's `lock` held, when it is over."""
+        """Chat.say() calls it. `on_end` is called with the chat's `lock` held, when it is over;
+        `read` is what it took to read the conversation, if that was done before.
+        """
+        self._intrinsics, self._read = intrinsics, read
         self._generation = generation
         self._lock = lock
         self._on_end = on_end
@@ -54,7 +63,25 @@ class Reply(Iterator[str]):
     @property
     def timings(self) -> Timings:
         """Of the conversation's reading and the sampling, up to now or to the end."""
-        return self._generation.timings
+        timings, read = self._generation.timings, self._read
+        if read is None:
+            return timings
+        first = timings.first_token
+        return replace(
+            timings,
+            reused=min(read.reused, timings.reused),
+            evaluated=timings.evaluated + read.evaluated,
+            first_token=None if first is None else first + read.total,
+            total=timings.total + read.total,
+            reuse_note=read.reuse_note or timings.reuse_note,
+        )
+
+    @property
+    def intrinsics(self) -> tuple[Future[IntrinsicResult], ...]:
+        """The answers of the intrinsics that were asked along with it, in order; each is there as
+        soon as it is known: `.done()`, and `.result()`, which waits, and raises what asking raised.
+        """
+        return self._intrinsics
 
     def __str__(self) -> str:
         return self.text

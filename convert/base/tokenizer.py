@@ -12,10 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import ConvertError, LibraryError
+from alora_gguf.errors import ConvertError, LibraryError, ModelError
 from alora_gguf.gguf.header import GGUFHeader
 from alora_gguf.gguf.parser import skip_strings
 from alora_gguf.gguf.types import ArrayRef, ValueType
+from alora_gguf.gguf.vocabulary import vocabulary_only
 
 _MODEL: Final = "tokenizer.ggml.model"
 _TOKENS: Final = "tokenizer.ggml.tokens"
@@ -48,30 +49,24 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     _check_usable(header, text)
     import tempfile
 
-    from alora_gguf.engine import native as _native
-    from alora_gguf.engine.vocab import Vocabulary
-    from alora_gguf.gguf.vocabulary import vocabulary_only
+    from alora_gguf.engine.bare_vocab import BareVocabulary
 
-    try:
-        native = _native.load()
-    except LibraryError as error:
-        raise _unusable(header, f"cannot be used without the native library: {error}") from error
-    llama = native.llama
-    params = llama.llama_model_default_params()
-    params.vocab_only = True
-    params.n_gpu_layers = 0
-    native.log.clear()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         path.write_bytes(vocabulary_only(header))
-        model = llama.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise _unusable(header, f"cannot be read by llama.cpp{native.log.tail()}")
+        try:
+            vocabulary = BareVocabulary(path, header.name)
+        except LibraryError as error:
+            raise _unusable(
+                header, f"cannot be used without the native library: {error}"
+            ) from error
+        except ModelError as error:
+            log = str(error).partition("cannot load this model")[2]
+            raise _unusable(header, f"cannot be read by llama.cpp{log}") from error
     try:
-        vocabulary = Vocabulary(llama, model, header.name)
-        return vocabulary.tokenize(text, add_special=False, parse_special=True)
+        return vocabulary.vocab.tokenize(text, add_special=False, parse_special=True)
     finally:
-        llama.llama_model_free(model)
+        vocabulary.close()
 
 
 def _check_usable(header: GGUFHeader, text: str) -> None:

@@ -72,14 +72,12 @@ class Repository:
     def __init__(self, reference: HubReference, hub: Hub) -> None:
         from huggingface_hub import HfApi, constants
 
-        from alora_gguf import __version__
-
         self.reference = reference
         self._timeout = hub.timeout
         self._endpoint = (hub.endpoint or constants.ENDPOINT).rstrip("/")
         self._host = _host(self._endpoint)
         self._cache = hub.folder
-        self._api = HfApi(endpoint=self._endpoint, library_name=_AGENT, library_version=__version__)
+        self._api = HfApi(endpoint=self._endpoint, library_name=_AGENT)
         with self._explained():
             info = self._api.model_info(
                 reference.repo,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from alora_gguf import AloraError, __version__
+from alora_gguf.files import write_whole
 from alora_gguf.options import default_threads
 from benchmarks.report import machine
 
@@ -226,13 +227,9 @@ def _reply_line(row: dict[str, Any]) -> str:
 
 
 def write_json(results: dict[str, object], path: Path) -> None:
-    """In a stable order, by way of a temporary sibling."""
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """In a stable order, whole or not at all."""
+    with write_whole(path) as file:
+        file.write(json.dumps(results, indent=1).encode() + b"\n")
 
 
 def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GraniteForCausalLM
 
 from alora_gguf.errors import FileFormatError
+from alora_gguf.files import write_whole
 
 from . import base_model, chat, conversations, program, tokenizer
 from .conversations import Talk
@@ -281,10 +282,8 @@ def _save(
         "model": model.state_dict(),
         "optimizers": [opt.state_dict() for opt in opts],
     }
-    path = _state_file(directory)
-    unfinished = path.with_name(path.name + ".part")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with write_whole(_state_file(directory)) as file:
+        torch.save(state, file)
 
 
 def _restore(directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.Optimizer]) -> int:
@@ -292,7 +291,7 @@ def _restore(directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.
     if not _state_file(directory).is_file():
         raise FileFormatError(
             f"{_state_file(directory)}: missing, expected a training's state; "
-            "begin anew without --resume"
+            "start over without --resume"
         )
     state = torch.load(_state_file(directory), weights_only=True)
     model.load_state_dict(state["model"])

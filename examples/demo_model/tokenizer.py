@@ -7,7 +7,6 @@ have the first ids. No token is added before or after a text.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import write_whole
 from examples.demo_model.chat import CONTROL_TOKENS, END_TEXT, TEMPLATE
 
 CONTEXT: Final = 2048  # tokens
@@ -96,9 +96,5 @@ def _configuration() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with write_whole(path) as file:
+        file.write(text.encode())

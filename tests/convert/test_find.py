@@ -10,7 +10,13 @@ from alora_gguf.convert.base.gguf import GGUFBase
 from alora_gguf.convert.base.hf import HFBase
 from alora_gguf.convert.find import open_base
 
-from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
+from alora_gguf.errors import (
+    AloraError,
+    ConvertError,
+    FileFormatError,
+    InputError,
+    MissingFileError,
+)
 from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import LLAMA_CONFIG, write_base
 from tests.support.pulls import split_gguf
@@ -65,8 +71,13 @@ def test_a_reference_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("files", "name", "error", "message"),
     [
-        ([], "none.gguf", InputError, "there is no such file or directory; expected the base mod"),
-        ([], "a\0b", InputError, "there is no such file or directory"),
+        (
+            [],
+            "none.gguf",
+            MissingFileError,
+            "there is no such file or directory; expected the base mod",
+        ),
+        ([], "a\0b", MissingFileError, "there is no such file or directory"),
         ([], "", InputError, "holds neither a config.json nor a GGUF, expected the base model the"),
         (["adapter_config.json"], "", InputError, "is a PEFT adapter .*, expected the base model"),
         (

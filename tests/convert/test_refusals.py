@@ -17,6 +17,7 @@ from alora_gguf.errors import (
     ConvertError,
     FileFormatError,
     InputError,
+    MissingFileError,
     UnsupportedAdapterError,
 )
 from tests.support.make_gguf import make_gguf
@@ -130,7 +131,7 @@ def test_config_that_is_no_json_object(case: Case) -> None:
         with pytest.raises(FileFormatError, match=message):
             convert_adapter(case.source, case.base, case.out)
     path.unlink()
-    with pytest.raises(FileFormatError, match=r"adapter_config.json: there is no such file"):
+    with pytest.raises(MissingFileError, match=r"adapter_config.json: there is no such file"):
         convert_adapter(case.source, case.base, case.out)
 
 
@@ -323,13 +324,15 @@ def test_sources_that_cannot_be(case: Case) -> None:
     weights = case.source / "adapter_model.safetensors"
     with pytest.raises(InputError, match="is a file, expected the PEFT directory"):
         convert_adapter(weights, case.base, case.out)
-    with pytest.raises(InputError, match="there is no such directory"):
+    with pytest.raises(MissingFileError, match="there is no such directory"):
         convert_adapter(case.folder / "none", case.base, case.out)
     weights.rename(case.source / "adapter_model.bin")
     with pytest.raises(UnsupportedAdapterError, match=r"adapter_model\.bin, a pickle"):
         convert_adapter(case.source, case.base, case.out)
     (case.source / "adapter_model.bin").unlink()
-    with pytest.raises(FileFormatError, match=r"adapter_model\.safetensors: there is no such file"):
+    with pytest.raises(
+        MissingFileError, match=r"adapter_model\.safetensors: there is no such file"
+    ):
         convert_adapter(case.source, case.base, case.out)
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,9 +152,7 @@ def test_thousands_of_files(tmp_path: Path) -> None:
         part.mkdir()
         for j in range(100):
             (part / f"f{j}").touch()
-    start = time.perf_counter()
     assert find_source(tmp_path).directory == directory
-    assert time.perf_counter() - start < 10
 
 
 def test_more_than_any_library_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

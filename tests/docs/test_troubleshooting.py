@@ -37,7 +37,7 @@ from alora_gguf import (
     UnsupportedAdapterError,
     demo,
 )
-from alora_gguf._library_path import library_dir
+from alora_gguf.engine.library import library_dir
 from alora_gguf.intrinsics import load_contract, rewrite, sentences
 from tests.support import tiny_base
 from tests.support.files import EXACT, Files
@@ -213,7 +213,7 @@ RAISED: dict[str, tuple[type[AloraError], Raise]] = {
     "is loaded already": (AdapterInUseError, loaded_twice),
     "holds no contract": (ContractError, no_contract),
     "does not occur in these": (InvocationNotFoundError, no_invocation),
-    "numbers sentences, which are told by nltk": (InputError, no_sentences),
+    "numbers sentences, which nltk splits": (InputError, no_sentences),
     "the model computed logits that are not finite": (DecodeError, not_finite),
     "has no chat template": (ModelError, no_template),
     "the KV cache is full": (CacheFullError, no_cells),

@@ -15,7 +15,7 @@ import pytest
 from alora_gguf.convert.hub.client import Hub
 from alora_gguf.convert.library import Wanted
 
-from alora_gguf.errors import AloraError, FileFormatError, HubError, InputError
+from alora_gguf.errors import AloraError, HubError, InputError, MissingFileError
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support.hub_repos import adapter_files, fetch_adapter, fetch_base, write_gguf
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler, HubServer, Padded
@@ -125,7 +125,7 @@ def test_offline(server: HubServer, hub: Hub, tmp_path: Path, small_gguf: Padded
     (folder / "config.json").write_text("{}")
     assert fetch_base("hf://o/r/a", hub=away) == folder
     (found.weights).unlink()
-    with pytest.raises(FileFormatError, match=r"safetensors: there is no such file; download the"):
+    with pytest.raises(MissingFileError, match=r"safetensors: there is no such file; download the"):
         fetch_adapter("hf://o/r", ANY, hub=away)
     assert len(server.asked) == asked
 

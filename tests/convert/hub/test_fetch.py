@@ -15,6 +15,7 @@ from alora_gguf.errors import (
     FileFormatError,
     HubError,
     InputError,
+    MissingFileError,
     UnsupportedAdapterError,
 )
 from alora_gguf.gguf.header import GGUFHeader
@@ -152,7 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
     "no config": (
         adapter_files(adapter_config__json=None),
         "",
-        FileFormatError,
+        MissingFileError,
         "hf://o/r/adapter_config.json: there is no such file",
     ),
     "no such path": (
