@@ -304,7 +304,7 @@ def test_directories_that_are_none(llama: Case, tmp_path: Path) -> None:
 def test_a_config_that_is_none(llama: Case, tmp_path: Path, text: str) -> None:
     folder = shutil.copytree(llama.adapter.directory, tmp_path / "adapter")
     (folder / "adapter_config.json").write_text(text)
-    with pytest.raises(FileFormatError, match=r"adapter_config\.json: (cannot be read: |is no JS)"):
+    with pytest.raises(FileFormatError, match=r"adapter_config\.json: (is not JSON: |holds list)"):
         llama.verify(peft=folder)
 
 
