@@ -292,7 +292,7 @@ def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
             "leave the key out if that is meant"
         )
     elif (largest := max(header.numbers(INVOCATION))) > 2**31 - 1:
-        yield Problem(f"{INVOCATION} holds {largest}, which is no token id")
+        yield Problem(f"{INVOCATION} holds {largest}, which is not a token id")
 
 
 def _tensor_problems(header: GGUFHeader) -> Iterator[Problem]:

@@ -111,7 +111,7 @@ class AdapterSummary(FileSummary):
     """A LoRA or aLoRA.
 
     `invocation` is () for a plain LoRA; `invocation_text` is None where the file does not say.
-    `alpha` is None if there is none. `targets` and `ranks` leave out pairs that are no pairs;
+    `alpha` is None if there is none. `targets` and `ranks` leave out tensors that are not pairs;
     `problems` names those. The weights themselves are not looked at.
     """
 
@@ -124,7 +124,7 @@ class AdapterSummary(FileSummary):
 
 @dataclass(frozen=True)
 class BaseSummary(FileSummary):
-    """A base, and any other file that is no adapter; None stands for what the file does not say.
+    """A base, or any other file that is not an adapter; None is what the file does not say.
 
     `heads` and `kv_heads` are one number, or one for each layer. `tied_output` is whether the
     output head shares the embedding's weight; in a split model one part may not know.

@@ -32,7 +32,7 @@ class DecodeSentences:
 
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with more fields in the objects that `input_path` without its last step leads
-        to. Raises OutputError if that step is no field, or its value no number that was given.
+        to. Raises OutputError unless that step is a field, and its value a number that was given.
         """
         known = {s.number: s for place in self.source for s in reply.sentences.get(place, ())}
         wanted = self.input_path[-1]

@@ -75,7 +75,7 @@ class Store:
     def find(self, name: str) -> StoreEntry | None:
         """The entry of that name, if there is one.
 
-        Raises InputError for what is no name, FileFormatError if the entry is damaged.
+        Raises InputError for what is not a name, FileFormatError if the entry is damaged.
         """
         with self._explained("read"):
             try:
@@ -136,7 +136,7 @@ class Store:
         """A directory to put files into, which commit() makes an entry of.
 
         Without commit(), or where the block is left by an exception before it, nothing is left.
-        Raises InputError for what is no name, StoreError if the store cannot be written.
+        Raises InputError for what is not a name, StoreError if the store cannot be written.
         """
         key = key_of(name)
         with self._explained("written"):
@@ -399,7 +399,7 @@ def _now() -> str:
 
 def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:
     if not is_file_name(path.name):
-        raise InputError(f"{path.name}: is no name for a file of the store")
+        raise InputError(f"{path.name}: is not a name for a file of the store")
     digest = hashlib.sha256()
     nbytes = 0
     with path.open("rb") as file:
