@@ -10,10 +10,11 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import (
     AdapterFormatError,
     AdapterMismatchError,
@@ -102,6 +103,7 @@ class Pair:
             yield Problem(f"'{target}' has rank {self.rank}, {limit}", "train one of a lower rank")
 
 
+@checked
 @dataclass(frozen=True)
 class AdapterFile:
     """A checked adapter.
@@ -119,10 +121,10 @@ class AdapterFile:
     alpha: float
     invocation: tuple[int, ...]
     invocation_text: str | None
-    io_yaml: str | None
-    pairs: tuple[Pair, ...]
+    io_yaml: str | None = field(repr=False)
+    pairs: tuple[Pair, ...] = field(repr=False)
     identity: str
-    data: bytes
+    data: bytes = field(repr=False)
 
     @property
     def rank(self) -> int:

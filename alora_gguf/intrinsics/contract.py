@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
-from alora_gguf.errors import ContractError
+from alora_gguf._kinds import checked
+from alora_gguf.errors import ContractError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import GGUFHeader, read_header
@@ -51,6 +52,7 @@ class _Frozen(dict[str, Any]):
         return _Frozen, (dict(self),)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What an intrinsic expects and answers.
@@ -119,13 +121,13 @@ class Contract:
     def read(cls, path: str | os.PathLike[str]) -> Contract:
         """The contract in a file, or in the io.yaml of a directory.
 
-        Raises ContractError if there is none, or if it is malformed.
+        Raises MissingFileError if there is none, ContractError if it is malformed.
         """
         file = Path(path)
         if file.is_dir():
             file = file / IO_YAML
             if not file.exists():
-                raise ContractError(
+                raise MissingFileError(
                     f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
                     "<library>/<intrinsic>/<model>/alora, or the file itself"
                 )
@@ -203,6 +205,7 @@ class Contract:
         return found if isinstance(found, dict) else {}
 
 
+@checked
 def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     """The contract of an adapter: of its GGUF or AdapterFile, or an io.yaml or a directory with it.
 

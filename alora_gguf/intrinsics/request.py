@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import Formatter
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import InputError
 from alora_gguf.messages import Document, Message
 
@@ -41,6 +42,7 @@ class Request:
         return self.top_logprobs > 0
 
 
+@checked
 def rewrite(
     contract: Contract,
     messages: Sequence[Message],

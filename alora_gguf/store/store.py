@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
 from alora_gguf.files import sync_folder
 
@@ -51,6 +52,7 @@ class StoreContents:
     problems: tuple[FileFormatError, ...]
 
 
+@checked
 class Store:
     """The adapters and bases below `home`; by default below ALORA_GGUF_HOME or, without it, the
     system's directory for a user's data. Nothing is created before something is added.
@@ -62,6 +64,9 @@ class Store:
         self.home = _default_home() if home is None else Path(home).absolute()
         self._entries = self.home / "entries"
         self._files = self.home / "files"
+
+    def __repr__(self) -> str:
+        return f"<Store {self.home}>"
 
     def contents(self) -> StoreContents:
         """What there is. Raises StoreError if the store cannot be read."""

@@ -102,7 +102,7 @@ def test_a_plain_lora_says_that_it_changes_every_token(files: Files) -> None:
     assert status == 0
     assert "  invocation    none; it is on for every token\n" in out
     assert "it reuses 0 of 256 tokens and leaves the conversation's cells as they" in squeezed(out)
-    assert "byte for byte; a plain LoRA changes every token, so it reads all anew" in squeezed(out)
+    assert "byte for byte; a plain LoRA changes every token, so it re-reads every" in squeezed(out)
     assert "\nEverywhere (32 tokens)\n" in out
     assert "before the invocation" not in out
     assert "  note  the adapter does not say which vocabulary it was converted for;\n" in out

@@ -49,8 +49,8 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--doc", tmp_path / "no"], f"{tmp_path}/no: cannot be read: No such file or directory"),
         (["--doc", tmp_path], f"{tmp_path}: cannot be read: Is a directory"),
         (["--doc", tmp_path / "empty"], f"{tmp_path}/empty: is empty"),
-        (["--doc", tmp_path / "binary"], f"{tmp_path}/binary: is no text in UTF-8 (byte 4); "),
-        (["--doc", tmp_path / "latin1.txt"], f"{tmp_path}/latin1.txt: is no text in UTF-8 (byte 3"),
+        (["--doc", tmp_path / "binary"], f"{tmp_path}/binary: is not UTF-8 text (byte 4); "),
+        (["--doc", tmp_path / "latin1.txt"], f"{tmp_path}/latin1.txt: is not UTF-8 text (byte 3"),
         (["--restore", tmp_path / "no"], f"--restore {tmp_path}/no: cannot be read: No such file"),
         (["--restore", tmp_path], f"--restore {tmp_path}: cannot be read: Is a directory"),
         (["--restore", tmp_path / "binary"], f"{tmp_path}/binary: is not a saved session, "),
@@ -107,7 +107,7 @@ def test_what_goes_wrong_amid_a_chat(
         ("/all x", "/all takes no arguments, found 'x'"),
         ("/quit now", "/quit takes no arguments, found 'now'"),
         ("/jailbreak", "nothing was said yet"),
-        ("/jailbreak x", "/jailbreak: 'x' is no argument; it takes no arguments"),
+        ("/jailbreak x", "/jailbreak: 'x' is not an argument; it takes no arguments"),
         ("/jailbreak 'x", "''x': No closing quotation"),
         ("/watch nope", "'nope': expected NAME, NAME@question, NAME@answer or a guard such as "),
         ("/load", "'': expected NAME=PATH, a path, or a name in the store"),
@@ -132,7 +132,7 @@ def test_what_goes_wrong_amid_a_chat(
         ("/save", "/save needs a file: /save talk.alora"),
         (f"/save {tmp_path}/no/talk", f"{tmp_path}/no/talk: its directory does not exist; create"),
         (f"/save {tmp_path}", f"{tmp_path}"),
-        (f"/save {tmp_path}/notes.txt", f"{tmp_path}/notes.txt: exists and is no saved "
+        (f"/save {tmp_path}/notes.txt", f"{tmp_path}/notes.txt: exists and is not a saved "
          "conversation; choose another name"),
         ("/save a\0b", "a path cannot have a character 0"),
         ("/restore", "/restore needs a file: /restore talk.alora"),
