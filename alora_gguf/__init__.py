@@ -5,14 +5,14 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, Stats
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Barrier, Stats
 Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
-Sessions:          Session, Generation, Invocation, Verdict, Provenance
+Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_saved_session
 The cache:         CacheReport, CacheHolder, CacheSpan
-Files:             inspect_gguf, AdapterSummary, BaseSummary, convert_adapter, ConversionReport,
-                   verify, Verification
+Files:             inspect_gguf, AdapterSummary, BaseSummary, ArraySummary, convert_adapter,
+                   ConversionReport, verify, Verification
 The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
@@ -39,6 +39,8 @@ _GROUPS = {
         "ContextOptions": "options",
         "CancelToken": "options",
         "AdapterFile": "gguf.adapter",
+        "BaseFile": "gguf.base",
+        "Barrier": "engine.scheduler",
         "Stats": "engine.native",
     },
     "Chats": {
@@ -70,6 +72,7 @@ _GROUPS = {
         "Invocation": "options",
         "Verdict": "generate.invoke",
         "Provenance": "engine.provenance",
+        "is_saved_session": "saved.container",
     },
     "The cache": {
         "CacheReport": "engine.cache_report",
@@ -80,6 +83,7 @@ _GROUPS = {
         "inspect_gguf": "gguf.inspection",
         "AdapterSummary": "gguf.summary",
         "BaseSummary": "gguf.summary",
+        "ArraySummary": "gguf.summary",
         "convert_adapter": "convert",
         "ConversionReport": "convert",
         "verify": "verification",
@@ -141,6 +145,7 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
+    from .engine.scheduler import Barrier as Barrier
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -168,8 +173,10 @@ if TYPE_CHECKING:
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
+    from .gguf.base import BaseFile as BaseFile
     from .gguf.inspection import inspect_gguf as inspect_gguf
     from .gguf.summary import AdapterSummary as AdapterSummary
+    from .gguf.summary import ArraySummary as ArraySummary
     from .gguf.summary import BaseSummary as BaseSummary
     from .intrinsics import Contract as Contract
     from .intrinsics import load_contract as load_contract
@@ -189,6 +196,7 @@ if TYPE_CHECKING:
     from .options import Timings as Timings
     from .options import TokenLogprob as TokenLogprob
     from .options import TopLogprob as TopLogprob
+    from .saved.container import is_saved_session as is_saved_session
     from .session import Session as Session
     from .store.entry import StoredFile as StoredFile
     from .store.entry import StoreEntry as StoreEntry
@@ -230,8 +238,8 @@ def __dir__() -> list[str]:
 
 
 def _unavailable(name: str, error: Exception) -> type:
-    """Stands for a class that cannot be had without the library: looking at it is no error, so that
-    hasattr(), help() and imports work; calling it is.
+    """Stands for a class that cannot be had without the library: looking at it is not an error, so
+    that hasattr(), help() and imports work; calling it is.
     """
 
     def refuse(*_: object, **__: object) -> None:

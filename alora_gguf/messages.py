@@ -17,6 +17,13 @@ class Message:
     role: str
     content: str
 
+    @classmethod
+    def of(cls, value: Message | Mapping[str, object], what: str = "the message") -> Message:
+        """`value`, or what OpenAI's mapping with role and content says. Raises InputError, which
+        calls it `what`.
+        """
+        return as_message(value, what)
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -31,6 +38,15 @@ class Document:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @classmethod
+    def of(
+        cls, value: Document | str | Mapping[str, object], what: str = "the document"
+    ) -> Document:
+        """`value`, a text, or what a mapping with text and perhaps title and doc_id says. Raises
+        InputError, which calls it `what`.
+        """
+        return as_document(value, what)
 
     def fields(self) -> dict[str, str]:
         """As chat templates get it: what is known of text, title and doc_id."""

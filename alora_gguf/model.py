@@ -13,13 +13,15 @@ from .chat.contracts import Contracts
 from .chat.template import ChatTemplate
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import Tuning
+from .engine.native import supports_gpu
 from .engine.runtime import Runtime
+from .engine.scheduler import Barrier
 from .errors import ModelError
 from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
 from .messages import Message, Said, Texts
-from .options import CancelToken, ContextOptions, context_options
+from .options import CancelToken, ContextOptions, check_int, context_options, default_threads
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
@@ -101,6 +103,29 @@ class Model:
         """Tokens in the vocabulary."""
         return self._runtime.vocab.n_tokens
 
+    @property
+    def n_threads(self) -> int:
+        """CPU threads that it computes with."""
+        return self._runtime.engine.options.n_threads or default_threads()
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether cells can be given up from any token on; not so where a model's memory is more
+        than cells, as of recurrent and hybrid ones.
+        """
+        return self._runtime.engine.rewinds
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a reply."""
+        vocab = self._runtime.vocab
+        return tuple(token for token in range(vocab.n_tokens) if vocab.is_end(token))
+
+    @staticmethod
+    def can_offload() -> bool:
+        """Whether this build of the library can compute on a GPU. Raises LibraryError."""
+        return supports_gpu()
+
     # Adapters ------------------------------------------------------------------------------------
 
     @property
@@ -112,13 +137,14 @@ class Model:
         """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
         return self._runtime.bank.find(name)
 
-    def load_adapter(self, name: str, path: PathLike) -> AdapterFile:
-        """Loads one more adapter under `name`.
+    def load_adapter(self, name: str, path: PathLike, *, from_start: bool = False) -> AdapterFile:
+        """Loads one more adapter under `name`; with `from_start` an activated LoRA's weights as a
+        plain LoRA's, on from the first token.
 
         Raises AdapterFormatError, AdapterMismatchError, or AdapterInUseError if the name is taken.
         """
         self._runtime.check_open()
-        self._runtime.bank.load({name: path})
+        self._runtime.bank.load({name: path}, from_start=from_start)
         return self._runtime.bank[name]
 
     def unload_adapter(self, name: str) -> None:
@@ -228,6 +254,12 @@ class Model:
         self._runtime.check_open()
         vocab = self._runtime.vocab
         return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
+
+    def barrier(self, n: int, *, cancel: CancelToken | None = None) -> Barrier:
+        """Holds back what is to be computed until `n` calls of several threads wait for it, or half
+        a second has gone by: so their first tokens share a batch, though they do not begin at once.
+        """
+        return self._runtime.engine.scheduler.barrier(check_int(n, "n", 1), cancel)
 
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""

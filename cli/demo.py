@@ -8,21 +8,32 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .demo_screen import Screen
-from .demo_verdicts import Reading, read_verdict
 from .render import colour
+from .verdicts import is_good, number_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from alora_gguf import Invocation, Session, Timings, Verdict
-    from alora_gguf.demo.script import Turn
-
-    from .demo_compare import Comparison
+    from alora_gguf import Chat, IntrinsicCall, IntrinsicResult, Model, Timings
+    from alora_gguf.demo import Turn
 
 _CELLS: Final = 4096  # the conversation, and one copy of it for a plain LoRA
 _ANSWER_TOKENS: Final = 64
-_VERDICT_TOKENS: Final = 64
+_SURE: Final = 0.5
+
+# intrinsic -> the badge and the sentence for a high number, and for a low one
+_WORDS: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
+    "answerability": (
+        ("answerable", "the documents answer the question"),
+        ("not in the documents", "the documents do not answer it"),
+    ),
+    "hallucination": (
+        ("supported by the documents", "the documents support the answer"),
+        ("not supported", "the documents do not support the answer"),
+    ),
+    "jailbreak": (
+        ("jailbreak attempt", "the user tries to break the rules"),
+        ("harmless", "the user keeps to the rules"),
+    ),
+}
 
 
 @click.command()
@@ -33,46 +44,85 @@ def command(threads: int | None, as_json: bool) -> None:
 
     Base and adapters come with the package; the conversation is fixed. The adapters judge questions
     and answers on the cells that the base has computed. At the end all five are asked at once, and
-    what that cost is compared with plain LoRAs, which read everything anew.
+    what that cost is compared with plain LoRAs, which re-read everything.
     """
-    from alora_gguf import ContextOptions, Model
-    from alora_gguf.demo import adapter_paths, base_path
-    from alora_gguf.options import default_threads
+    from alora_gguf import ContextOptions, Model, inspect_gguf
+    from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
 
     from .demo_compare import compare
 
     base, adapters = base_path(), adapter_paths()
     screen = Screen(quiet=as_json, colour=colour())
     options = ContextOptions(n_ctx=_CELLS, n_threads=threads, max_adapters=2 * len(adapters))
-    with Model(base, adapters=adapters, options=options) as model, model.session() as session:
-        setting = _Setting.read(base, adapters.values(), threads or default_threads())
-        screen.opening(setting.n_parameters, setting.nbytes)
-
-        play = _Play(session, screen)
-        exchanges, questions = play.all()
-        before = session.state()
-        result = compare(session, questions)
-        untouched = play.base_untouched and session.state() == before
-        screen.comparison(result, threads=setting.threads, base_untouched=untouched)
+    with (
+        Model(base, adapters=adapters, options=options) as model,
+        model.chat(documents=DOCUMENTS) as chat,
+    ):
+        nbytes = sum(path.stat().st_size for path in (base, *adapters.values()))
+        n_parameters = inspect_gguf(base).n_parameters
+        screen.opening(n_parameters, nbytes)
+        play = _Play(chat, screen)
+        exchanges, calls = play.all()
+        before = chat.session.state()
+        result = compare(chat, calls)
+        untouched = play.base_untouched and chat.session.state() == before
+        n_threads = model.n_threads
+        screen.comparison(result, threads=n_threads, base_untouched=untouched)
     screen.next_commands(adapters["uncertainty"])
     if as_json:
-        click.echo(_as_json(setting, exchanges, result, untouched))
+        import json
+
+        found = {
+            "n_parameters": n_parameters,
+            "nbytes": nbytes,
+            "threads": n_threads,
+            "documents": list(DOCUMENTS),
+            "transcript": [exchange.to_dict() for exchange in exchanges],
+            "comparison": result.to_dict(),
+            "base_untouched": untouched,
+        }
+        click.echo(json.dumps(found, indent=2))
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What it runs on: the base's size, all files' bytes, the threads."""
+class Reading:
+    """What a verdict says.
 
-    n_parameters: int
-    nbytes: int
-    threads: int
+    value    what a program would go on with: whether the question is answerable, the answer
+             faithful, the user on a jailbreak; the certainty, 0 to 1; the question on its own. None
+             if the answer cannot be understood
+    badge    in a word or two
+    words    in a sentence
+    good     False for what an application should act on, None where nothing is good or bad
+    text     the adapter's answer as it is
+    timings  what that took
+    """
+
+    value: bool | float | str | None
+    badge: str
+    words: str
+    good: bool | None
+    text: str
+    timings: Timings
 
     @classmethod
-    def read(cls, base: Path, adapters: Iterable[Path], threads: int) -> _Setting:
-        from alora_gguf.gguf.inspection import inspect_gguf
-
-        nbytes = sum(path.stat().st_size for path in (base, *adapters))
-        return cls(inspect_gguf(base).n_parameters, nbytes, threads)
+    def of(cls, model: Model, result: IntrinsicResult) -> Reading:
+        """Reads the result of one of the demo's intrinsics."""
+        name, rest = result.name, (result.text, result.timings)
+        if result.error is not None:
+            return cls(None, "not understood", "this answer cannot be understood", False, *rest)
+        number = number_in(result.value)
+        if number is None:
+            question = result.value["rewritten_question"]
+            words = "on its own the question reads"
+            return cls(question, f'means "{question}"', words, None, *rest)
+        good = is_good(result.value, model.contract(name).good)
+        if name not in _WORDS:
+            words = f"the answer is right with {number:.0%} certainty"
+            return cls(number, f"{number:.0%} certain", words, good, *rest)
+        high = number >= _SURE
+        badge, words = _WORDS[name][not high]
+        return cls(high, badge, words, good, *rest)
 
 
 @dataclass(frozen=True)
@@ -82,7 +132,7 @@ class _Exchange:
     turn: Turn
     answer: str
     timings: Timings
-    verdicts: dict[str, tuple[Verdict, Reading]]
+    verdicts: dict[str, Reading]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -93,126 +143,85 @@ class _Exchange:
             "timings": asdict(self.timings),
             "verdicts": {
                 name: {
-                    "text": verdict.text,
+                    "text": reading.text,
                     "value": reading.value,
                     "words": reading.words,
-                    "timings": asdict(verdict.timings),
+                    "timings": asdict(reading.timings),
                 }
-                for name, (verdict, reading) in self.verdicts.items()
+                for name, reading in self.verdicts.items()
             },
         }
 
 
 class _Play:
-    """Plays the script on a session. `base_untouched`: whether the session's cells were, each time
+    """Plays the script in a chat. `base_untouched`: whether the chat's cells were, each time
     adapters were asked, the same bytes afterwards.
     """
 
-    def __init__(self, session: Session, screen: Screen) -> None:
-        self._session = session
+    def __init__(self, chat: Chat, screen: Screen) -> None:
+        self._chat = chat
         self._screen = screen
         self.base_untouched = True
 
-    def all(self) -> tuple[list[_Exchange], dict[str, Invocation]]:
+    def all(self) -> tuple[list[_Exchange], list[IntrinsicCall]]:
         """Returns the exchanges, and what all intrinsics were asked at the end."""
-        from alora_gguf.demo.chat import turn
-        from alora_gguf.demo.script import DOCUMENTS, N_SHOWN, TURNS
+        from alora_gguf.demo import DOCUMENTS, N_SHOWN, TURNS
 
-        pages = [turn(f"document {i}", text) for i, text in enumerate(DOCUMENTS, 1)]
-        timings = self._session.append("".join(pages))
-        n_more = len(DOCUMENTS) - N_SHOWN
-        self._screen.documents(DOCUMENTS[:N_SHOWN], n_more, len(self._session.tokens), timings)
+        timings = self._chat.read()
+        shown, n_more = DOCUMENTS[:N_SHOWN], len(DOCUMENTS) - N_SHOWN
+        self._screen.documents(shown, n_more, len(self._chat.tokens), timings)
         exchanges = [self._exchange(turn) for turn in TURNS[:-1]]
-        last, questions = self._last_exchange(TURNS[-1])
-        return [*exchanges, last], questions
+        last, calls = self._last_exchange(TURNS[-1])
+        return [*exchanges, last], calls
 
     def _exchange(self, turn: Turn) -> _Exchange:
         """The user's turn, verdicts on it, the answer, verdicts on that."""
-        from alora_gguf.demo.chat import END_OF_TURN
+        from alora_gguf import IntrinsicCall
 
         self._ask_user(turn)
-        verdicts = self._ask({name: _invocation(name) for name in turn.before})
+        verdicts = self._ask([IntrinsicCall(name) for name in turn.before])
         self._screen.badges(verdicts.values())
-        answer, timings = self._answer(self._session, turn)
-        self._session.append(END_OF_TURN)
-        more = self._ask({name: _invocation(name) for name in turn.after})
+        answer, timings = self._answer(turn)
+        more = self._ask([IntrinsicCall(name) for name in turn.after])
         self._screen.badges(more.values())
         return _Exchange(turn, answer, timings, {**verdicts, **more})
 
-    def _last_exchange(self, turn: Turn) -> tuple[_Exchange, dict[str, Invocation]]:
-        """The user's turn, a drafted answer, and all verdicts in one batch.
-
-        The conversation ends with the user's turn then; what judges the answer reads it besides.
+    def _last_exchange(self, turn: Turn) -> tuple[_Exchange, list[IntrinsicCall]]:
+        """The user's turn, the answer, and all verdicts in one batch: those on the question are
+        asked about what was said before the answer.
         """
-        from alora_gguf.demo import INTRINSICS
-        from alora_gguf.demo.chat import turn as whole_turn
-        from alora_gguf.demo.script import OF_THE_ANSWER
+        from alora_gguf import IntrinsicCall
+        from alora_gguf.demo import INTRINSICS, OF_THE_ANSWER
 
         self._ask_user(turn)
-        with self._session.fork() as draft:
-            answer, timings = self._answer(draft, turn)
-        read_too = whole_turn("assistant", answer)
-        questions = {
-            name: _invocation(name, read_too if name in OF_THE_ANSWER else None)
-            for name in INTRINSICS
-        }
-        verdicts = self._ask(questions)
-        self._screen.verdicts((name, *found) for name, found in verdicts.items())
-        return _Exchange(turn, answer, timings, verdicts), questions
+        n = len(self._chat.messages)
+        answer, timings = self._answer(turn)
+        calls = [
+            IntrinsicCall(name, upto=None if name in OF_THE_ANSWER else n) for name in INTRINSICS
+        ]
+        verdicts = self._ask(calls)
+        self._screen.verdicts(verdicts)
+        return _Exchange(turn, answer, timings, verdicts), calls
 
     def _ask_user(self, turn: Turn) -> None:
-        from alora_gguf.demo.chat import turn as whole_turn
-
         self._screen.question(turn)
-        self._session.append(whole_turn("user", turn.question))
+        self._chat.add(turn.question)
 
-    def _answer(self, session: Session, turn: Turn) -> tuple[str, Timings]:
+    def _answer(self, turn: Turn) -> tuple[str, Timings]:
         """The base's likeliest answer, as it comes."""
-        from alora_gguf import Sampling
-        from alora_gguf.demo.chat import role_marker
+        from alora_gguf import GenerateOptions, Sampling
 
         self._screen.answer_begins()
-        session.append(role_marker("assistant"))
-        reply = session.generate(max_tokens=_ANSWER_TOKENS, sampling=Sampling(temperature=0.0))
+        options = GenerateOptions(max_tokens=_ANSWER_TOKENS, sampling=Sampling(temperature=0.0))
+        reply = self._chat.reply(options, stream=True)
         for piece in reply:
             self._screen.piece(piece)
         self._screen.answer_ends(turn, reply.text)
         return reply.text, reply.timings
 
-    def _ask(self, questions: dict[str, Invocation]) -> dict[str, tuple[Verdict, Reading]]:
-        before = self._session.state()
-        verdicts = self._session.invoke_many(list(questions.values()))
-        self.base_untouched &= self._session.state() == before
-        return {
-            name: (verdict, read_verdict(name, verdict.text))
-            for name, verdict in zip(questions, verdicts, strict=True)
-        }
-
-
-def _invocation(name: str, suffix: str | None = None) -> Invocation:
-    """The adapter's own invocation follows the suffix by itself."""
-    from alora_gguf import Invocation
-
-    return Invocation(name, suffix, max_tokens=_VERDICT_TOKENS)
-
-
-def _as_json(
-    setting: _Setting,
-    exchanges: list[_Exchange],
-    result: Comparison,
-    base_untouched: bool,
-) -> str:
-    import json
-
-    from alora_gguf.demo.script import DOCUMENTS
-
-    return json.dumps(
-        {
-            **asdict(setting),
-            "documents": list(DOCUMENTS),
-            "transcript": [exchange.to_dict() for exchange in exchanges],
-            "comparison": result.to_dict(),
-            "base_untouched": base_untouched,
-        },
-        indent=2,
-    )
+    def _ask(self, calls: list[IntrinsicCall]) -> dict[str, Reading]:
+        chat = self._chat
+        before = chat.session.state()
+        results = chat.invoke_many(calls)
+        self.base_untouched &= chat.session.state() == before
+        return {result.name: Reading.of(chat.model, result) for result in results}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from .plain_lora import HOW, load_as_plain_lora
+from .measure import HOW, median_of, timed
 
 if TYPE_CHECKING:
-    from alora_gguf import Invocation, Session, Timings, Verdict
+    from alora_gguf import Chat, IntrinsicCall, Timings
 
 _RUNS: Final = 5  # of which the median is reported
 _SUFFIX: Final = " as a plain LoRA"
@@ -61,50 +61,40 @@ class Comparison:
         }
 
 
-def compare(session: Session, questions: dict[str, Invocation]) -> Comparison:
-    """Asks `questions`, one for each intrinsic, both ways, in turn, several times.
+def compare(chat: Chat, calls: Sequence[IntrinsicCall]) -> Comparison:
+    """Asks `calls` both ways, in turn, several times.
 
-    A plain LoRA changes every token, so nothing that the base has computed serves it. Its answers
-    are cut to the length of the aLoRA's, so that neither side gains by saying less.
+    A plain LoRA changes every token, so nothing that the base has computed serves it. It is asked
+    with the same prompt and schema, and its answers are cut to the length of the aLoRA's, so that
+    neither side gains by saying less.
     """
-    from alora_gguf.demo import adapter_path, invocation_of
+    from alora_gguf import Invocation
+    from alora_gguf.demo import adapter_path
 
-    lengths = {
-        name: verdict.timings.generated
-        for name, verdict in zip(
-            questions, session.invoke_many(list(questions.values())), strict=True
+    model, session = chat.model, chat.session
+    plain = {}
+    for result in chat.invoke_many(calls):
+        name = f"{result.name}{_SUFFIX}"
+        model.load_adapter(name, adapter_path(result.name), from_start=True)
+        invocation = model.adapter(result.name).invocation
+        plain[result.name] = Invocation(
+            name,
+            prompt=(*chat.tokens[: result.timings.reused], *invocation),
+            max_tokens=result.timings.generated,
+            schema=model.contract(result.name).response_format,
         )
-    }
-    plain = {
-        name: replace(
-            question,
-            adapter=f"{name}{_SUFFIX}",
-            suffix=f"{question.suffix or ''}{invocation_of(name)}",
-            max_tokens=lengths[name],
-        )
-        for name, question in questions.items()
-    }
-    model = session.model
-    for name in questions:
-        load_as_plain_lora(model, f"{name}{_SUFFIX}", adapter_path(name))
     session.invoke(next(iter(plain.values())))  # the first batch of a shape builds its graph
 
-    def one_by_one() -> list[Verdict]:
-        return [session.invoke(question) for question in plain.values()]
+    def at_once() -> dict[str, Timings]:
+        return {result.name: result.timings for result in chat.invoke_many(calls)}
+
+    def one_by_one() -> dict[str, Timings]:
+        return {name: session.invoke(question).timings for name, question in plain.items()}
 
     alora, lora = [], []
     for _ in range(_RUNS):
-        alora.append(_timed(questions, lambda: session.invoke_many(list(questions.values()))))
-        lora.append(_timed(questions, one_by_one))
-    return Comparison(len(session.tokens), _RUNS, _median(alora), _median(lora))
-
-
-def _timed(names: dict[str, Invocation], ask: Callable[[], list[Verdict]]) -> Side:
-    started = time.perf_counter()
-    verdicts = ask()
-    seconds = time.perf_counter() - started
-    return Side(seconds, {n: v.timings for n, v in zip(names, verdicts, strict=True)})
-
-
-def _median(sides: list[Side]) -> Side:
-    return sorted(sides, key=lambda side: side.seconds)[len(sides) // 2]
+        alora.append(Side(*timed(at_once)))
+        lora.append(Side(*timed(one_by_one)))
+    n = len(chat.tokens)
+    by = attrgetter("seconds")
+    return Comparison(n, _RUNS, median_of(alora, by), median_of(lora, by))

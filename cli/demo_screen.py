@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from .render import duration, plural, printable
+from .render import duration, plural, printable, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alora_gguf import Timings, Verdict
-    from alora_gguf.demo.script import Turn
+    from alora_gguf import Timings
+    from alora_gguf.demo import Turn
 
+    from .demo import Reading
     from .demo_compare import Comparison
-    from .demo_verdicts import Reading
 
 _WIDTH: Final = 80
 _LABEL: Final = 13  # of a line of the conversation: "  assistant  "
@@ -85,21 +84,21 @@ class Screen:
         if not turn.is_right(answer):
             self._line(f"{'':{_LABEL}}(The base errs: {turn.truth}.)", fg="yellow")
 
-    def badges(self, verdicts: Iterable[tuple[Verdict, Reading]]) -> None:
+    def badges(self, readings: Iterable[Reading]) -> None:
         """Verdicts in a word or two, and the time until the last was complete."""
-        pairs = list(verdicts)
-        if pairs:
-            took = duration(max(verdict.timings.total for verdict, _ in pairs))
+        shown = list(readings)
+        if shown:
+            took = duration(max(reading.timings.total for reading in shown))
             self._echo(f"{took:>{_LABEL - 2}}  ", dim=True)
-            self._flow([(reading.badge, _COLOURS[reading.good]) for _, reading in pairs])
+            self._flow([(reading.badge, _COLOURS[reading.good]) for reading in shown])
 
     # The evidence --------------------------------------------------------------------------------
 
-    def verdicts(self, verdicts: Iterable[tuple[str, Verdict, Reading]]) -> None:
+    def verdicts(self, readings: Mapping[str, Reading]) -> None:
         """All five: in a sentence, with the adapter's answer as it is."""
         self._line()
-        for name, verdict, reading in verdicts:
-            raw = printable(verdict.text)
+        for name, reading in readings.items():
+            raw = printable(reading.text)
             self._echo(f"  {name:{_NAME - 2}}")
             self._echo(reading.words, fg=_COLOURS[reading.good])
             gap = max(2, 60 - _NAME - len(reading.words))
@@ -135,7 +134,7 @@ class Screen:
         )
         self._paragraph(
             "An aLoRA changes the model from its invocation on, so what the base has read serves "
-            "it. A plain LoRA changes every token, and must read all anew: the longer the "
+            "it. A plain LoRA changes every token, and must re-read everything: the longer the "
             "conversation, the longer that takes. (Timed with these adapters' weights, on from the "
             f"first token; medians of {result.runs} runs.)"
         )
@@ -200,14 +199,11 @@ class Screen:
         self._line()
 
     def _wrapped(self, start: str, text: str, *, dim: bool = False) -> None:
-        lines = textwrap.wrap(
-            printable(text), _WIDTH, initial_indent=start, subsequent_indent=" " * len(start)
-        )
-        for line in lines or [start.rstrip()]:
+        for line in wrapped(text, _WIDTH, start, long_words=True) or [start.rstrip()]:
             self._line(line, dim=dim)
 
     def _paragraph(self, text: str) -> None:
-        for line in textwrap.wrap(text, _WIDTH):
+        for line in wrapped(text, _WIDTH):
             self._line(line)
 
 

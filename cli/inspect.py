@@ -14,13 +14,9 @@ import click
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    from alora_gguf.gguf.summary import (
-        AdapterSummary,
-        BaseSummary,
-        FileSummary,
-        MetadataValue,
-        Target,
-    )
+    from alora_gguf import AdapterSummary, BaseSummary
+
+    Summary = AdapterSummary | BaseSummary
 
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it
@@ -61,7 +57,7 @@ def command(path: Path, as_json: bool) -> None:
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
-    from alora_gguf.gguf.inspection import inspect_gguf
+    from alora_gguf import inspect_gguf
 
     summary = inspect_gguf(path)
     if as_json:
@@ -73,13 +69,13 @@ def command(path: Path, as_json: bool) -> None:
 
 def table(summary: AdapterSummary | BaseSummary) -> str:
     """The summary as text of at most 80 columns, apart from the path."""
-    from alora_gguf.gguf.summary import AdapterSummary
+    from alora_gguf import AdapterSummary
 
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
     lines = [f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"]
     if isinstance(summary, AdapterSummary):
         lines += _rows(_adapter_rows(summary))
-        lines += _targets(summary.targets)
+        lines += _targets(summary)
     else:
         lines += _rows(_base_rows(summary))
     lines += _metadata(summary)
@@ -160,14 +156,14 @@ def _experts(summary: BaseSummary) -> str:
     return f"{summary.experts}{used}" if summary.experts else ""
 
 
-def _named(summary: FileSummary) -> Iterator[tuple[str, str]]:
+def _named(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.name is not None:
         yield "name", summary.name
     if summary.architecture is not None:
         yield "architecture", summary.architecture
 
 
-def _weights(summary: FileSummary) -> Iterator[tuple[str, str]]:
+def _weights(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
     yield "weights", f"{summary.n_parameters:,} parameters, {size_text(summary.weights_nbytes)}"
     for total in summary.types:
@@ -199,8 +195,9 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(runs) or "-"
 
 
-def _targets(targets: Sequence[Target]) -> list[str]:
+def _targets(summary: AdapterSummary) -> list[str]:
     """The table of targets; layers that do not fit behind their row follow below it."""
+    targets = summary.targets
     if not targets:
         return []
     cells = [("target", "rank", "type", "n_in -> n_out", "experts", "size")]
@@ -229,7 +226,7 @@ def _targets(targets: Sequence[Target]) -> list[str]:
     return lines
 
 
-def _metadata(summary: FileSummary) -> list[str]:
+def _metadata(summary: Summary) -> list[str]:
     """The keys that have no row; of a model only those that say where it comes from."""
     lines = []
     for key, value in summary.metadata.items():
@@ -248,8 +245,8 @@ def _metadata(summary: FileSummary) -> list[str]:
     return ["", "  metadata", *lines] if lines else []
 
 
-def _value(value: MetadataValue) -> str:
-    from alora_gguf.gguf.summary import ArraySummary
+def _value(value: object) -> str:
+    from alora_gguf import ArraySummary
 
     if isinstance(value, ArraySummary):
         return f"{value.count} values of type {value.array_of}"

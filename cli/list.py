@@ -11,8 +11,7 @@ import click
 from .render import aligned, printable, printable_lines, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.store.entry import StoreEntry
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store, StoreEntry
 
 _KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
 _HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")
@@ -26,7 +25,7 @@ def command(*, as_json: bool) -> None:
     They are named by `alora-gguf pull`, in ALORA_GGUF_HOME or the system's directory for a user's
     data. BASE is the model that an adapter was converted for; FROM is the repository and commit.
     """
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     store = Store()
     contents = store.contents()

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final, Literal
 
 import click
 from click.shell_completion import CompletionItem
 
-if TYPE_CHECKING:
-    from alora_gguf.store.entry import Kind
-
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def store_names(kind: Kind | None = None) -> Completer:
+def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
     """Completes names in the store, of one kind or of all; a shell completes files where none
     fits. A store that cannot be read has none.
     """
 
     def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+        from alora_gguf import Store
         from alora_gguf.errors import AloraError
-        from alora_gguf.store.store import Store
 
         files = [CompletionItem(begun, type="file")] if kind is not None else []
         try:
@@ -43,9 +41,9 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
     """
     if not layers:
         return 0
-    from alora_gguf.engine.native import load
+    from alora_gguf import Model
 
-    if load().llama.llama_supports_gpu_offload():
+    if Model.can_offload():
         return layers
     click.echo(
         "Note: this build computes on the CPU only, so --gpu-layers changes nothing; README.md "
@@ -53,6 +51,20 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
         err=True,
     )
     return 0
+
+
+def named_path(text: str) -> tuple[str, str] | None:
+    """The name and the path that NAME=PATH says, or a path alone, or a name in the store; None if
+    there is nothing before or behind the sign.
+    """
+    from alora_gguf import Store
+
+    name, equals, path = text.partition("=")
+    if equals and Store.is_path(name):  # a path with a sign in it
+        name, equals = text, ""
+    if not name or (equals and not path):
+        return None
+    return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
 threads: Final = click.option(

@@ -14,7 +14,7 @@ from .render import printable, size_text
 if TYPE_CHECKING:
     from alora_gguf.convert.hub.reference import HubReference
 
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     from .pulling import Pulled
 
@@ -79,7 +79,7 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in convert
     from alora_gguf.convert import Pick
 
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     from .pulling import AdapterOptions, Place, pull_adapter, pull_gguf
 

@@ -14,9 +14,9 @@ from alora_gguf.convert.find import find_source
 from alora_gguf.convert.hub.fetch import RemoteModel
 from alora_gguf.convert.hub.reference import HubReference, is_reference
 
+from alora_gguf import inspect_gguf
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.split import stem_of
 from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.store.entry import Description, StoreEntry, name_from
@@ -173,7 +173,7 @@ def _already_there(model: RemoteModel, name: str, place: Place) -> StoreEntry | 
         return None
     try:
         place.store.path(old)
-    except FileFormatError:  # it lost some: they are fetched anew
+    except FileFormatError:  # it lost some: they are fetched again
         return None
     if expected != [file.sha256 for file in old.files]:
         raise taken(old)

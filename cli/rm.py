@@ -18,7 +18,7 @@ def command(*, name: str, as_json: bool) -> None:
 
     What huggingface_hub has in its cache stays there; `hf cache` manages that.
     """
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     entry = Store().remove(name)
     if as_json:

@@ -15,7 +15,7 @@ from .render import colour, columns, plural, printable, size_text, wrapped
 from .verify_chart import chart
 
 if TYPE_CHECKING:
-    from alora_gguf.verification.records import (
+    from alora_gguf.verification import (
         AdapterFacts,
         BaseFacts,
         PeftComparison,
@@ -71,8 +71,8 @@ def command(
 
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
+    from alora_gguf import Store
     from alora_gguf.errors import AdapterError
-    from alora_gguf.store.store import Store
     from alora_gguf.verification import verify
 
     if hf_base is not None and peft is None:
@@ -154,7 +154,7 @@ def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
         "conversation's cells as they were, byte for byte"
     )
     if found.adapter.kind == "lora":
-        text += "; a plain LoRA changes every token, so it reads all anew"
+        text += "; a plain LoRA changes every token, so it re-reads everything"
     yield cells.untouched, text
     yield found.finite, "every layer and every logit is finite"
     yield found.effective, "it changes what the base computes"

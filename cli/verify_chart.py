@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from alora_gguf.verification.records import LayerChange
+    from alora_gguf.verification import LayerChange
 
 _ROWS: Final = 24
 _SHORTEST: Final = 8  # a bar of the largest change

@@ -1,6 +1,7 @@
 """The demo model that comes with the package: where its files are and how its adapters are asked.
 
-A small chat model and five adapters for it, trained by examples/demo_model. Loads none of them.
+A small chat model and five adapters for it, trained by examples/demo_model, and the conversation
+that `alora-gguf demo` plays. Loads none of the files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,22 @@ from typing import Final
 
 from alora_gguf.errors import AdapterError, InputError, ModelError
 
-from .chat import role_marker
+from .script import DOCUMENTS, N_SHOWN, OF_THE_ANSWER, OF_THE_QUESTION, TURNS, Turn
+
+__all__ = [
+    "DOCUMENTS",
+    "INTRINSICS",
+    "N_SHOWN",
+    "OF_THE_ANSWER",
+    "OF_THE_QUESTION",
+    "TURNS",
+    "Turn",
+    "adapter_path",
+    "adapter_paths",
+    "base_path",
+    "invocation_of",
+    "io_yaml_path",
+]
 
 __all__ = [
     "INTRINSICS",
@@ -66,7 +82,7 @@ def invocation_of(name: str) -> str:
     """The text that switches an intrinsic on, after a conversation's last whole turn: the beginning
     of a turn of a role of its name. Raises InputError for a name that is not in INTRINSICS.
     """
-    return role_marker(_known(name))
+    return f"<|start_of_role|>{_known(name)}<|end_of_role|>"
 
 
 def _known(name: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alora_gguf.errors import (
     AdapterInUseError,
@@ -89,7 +89,7 @@ class Bank(Mapping[str, AdapterFile]):
         self._base = base
         self._max_adapters = max_adapters
         self._loaded: dict[str, tuple[AdapterFile, int]] = {}
-        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's desk
+        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's condition
 
     def __getitem__(self, name: str) -> AdapterFile:
         return self._loaded[name][0]
@@ -100,14 +100,20 @@ class Bank(Mapping[str, AdapterFile]):
     def __len__(self) -> int:
         return len(self._loaded)
 
-    def load(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
-        """Reads, checks and adds adapters; all of them or, if one fails, none."""
+    def load(
+        self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
+    ) -> None:
+        """Reads, checks and adds adapters; all of them or, if one fails, none. `from_start` takes
+        activated LoRAs for plain ones.
+        """
         files = {}
         for name, path in paths.items():
             self._check_name(name)
             files[name] = AdapterFile.read(path)
             files[name].check_base(self._base, self._engine.vocab.n_tokens)
             files[name].check_vocabulary(self._base, self._engine.vocab)
+            if from_start:
+                files[name] = replace(files[name], invocation=(), invocation_text=None)
         if not files:
             return
         native, added = self._engine.native, list[str]()

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from .measuring import verify
-from .records import Verification
+from .probe import random_text
+from .records import AdapterFacts, BaseFacts, LayerChange, PeftComparison, Verification
 
-__all__ = ["Verification", "verify"]
+__all__ = [
+    "AdapterFacts",
+    "BaseFacts",
+    "LayerChange",
+    "PeftComparison",
+    "Verification",
+    "random_text",
+    "verify",
+]

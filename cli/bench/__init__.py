@@ -34,8 +34,8 @@ def _lengths(
         lengths = (0,)
     if min(lengths) < 1 or max(lengths) > _LONGEST:
         raise click.BadParameter(
-            f"'{value}' is no list of lengths; expected tokens from 1 to {_LONGEST}, separated by "
-            "commas, such as 512,2048"
+            f"'{value}' is not a list of lengths; expected tokens from 1 to {_LONGEST}, separated "
+            "by commas, such as 512,2048"
         )
     return lengths
 
@@ -152,7 +152,7 @@ def _choose(
         raise click.UsageError(
             "give at least one adapter after the base; or neither, for the demo model"
         )
-    from alora_gguf.store.store import Store
+    from alora_gguf import Store
 
     store = Store()
     file = store.resolve(base, "base")

@@ -6,11 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from alora_gguf.cli.measure import median, ratio
 from alora_gguf.cli.render import printable
 
 from alora_gguf.errors import InputError
 
-from .results import median, ratio
 from .table import computed_by, times
 
 if TYPE_CHECKING:

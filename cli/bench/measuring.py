@@ -6,13 +6,14 @@ and the base on the cells that the base has computed; in the next round it is th
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from alora_gguf.cli.measure import median, timed
 
 from alora_gguf import CancelledError, CancelToken, Invocation, __version__
 
@@ -210,14 +211,11 @@ class Measuring:
         with self._model.session() as session:
             read = session.sync(self._subjects.tokens[:n], cancel=self._cancel)
             context.read.append(read.total)
-            started = time.perf_counter()
-            self._ask_in_turns(session, context, _ASKS)
-            context.asking = time.perf_counter() - started
+            context.asking, _ = timed(lambda: self._ask_in_turns(session, context, _ASKS))
             context.reading = context.lora.total[-1] + read.total  # it was asked before, once
             if self._is_for_details(n):
-                self._at, started = n, time.perf_counter()
-                self._measure_details(session, n)
-                self._details = time.perf_counter() - started
+                self._at = n
+                self._details, _ = timed(lambda: self._measure_details(session, n))
 
     def _ask_in_turns(self, session: Session, context: _Context, n: int) -> None:
         for _ in range(n):
@@ -249,7 +247,7 @@ class Measuring:
         if self._subjects.slots:
             self._measure_together(session)
             self._decode(lambda slot: self._ask(session, slot, LONG_ANSWER), self._subjects.asked)
-            if self._memory is None and self._model._runtime.engine.memory_kind == "attention":
+            if self._memory is None and self._model.rewinds:
                 self._memory = self._measure_memory(session, n)
         else:
             self._decode(lambda name: self._ask_anew(name, WARM, LONG_ANSWER), self._subjects.plain)
@@ -264,9 +262,7 @@ class Measuring:
 
     def _time_together(self, session: Session, slots: Sequence[str]) -> float:
         invocations = [self._invocation(slot, ANSWER) for slot in slots]
-        started = time.perf_counter()
-        session.invoke_many(invocations, cancel=self._cancel)
-        return time.perf_counter() - started
+        return timed(lambda: session.invoke_many(invocations, cancel=self._cancel))[0]
 
     def _decode(self, ask: Callable[[str | None], Timings], adapter: str | None) -> None:
         """In turns, so that what disturbs one side for a while is seen, or disturbs both."""
@@ -339,11 +335,11 @@ class Measuring:
         figures = [side.first for side in sides] + [side.total for side in sides]
         figures += [*self._at_once.values(), *self._one_by_one.values()]
         figures += [[1 / speed for speed in speeds] for speeds in self._decoded.values()]
-        return max((statistics.median(each) / min(each) for each in figures if each), default=1)
+        return max((median(each) / min(each) for each in figures if each), default=1)
 
     def _notes(self, interrupted: bool) -> list[str]:
         notes = []
-        if self._subjects.slots and self._model._runtime.engine.memory_kind != "attention":
+        if self._subjects.slots and not self._model.rewinds:
             notes.append("memory was not measured: this base's memory is more than cells")
         if (spread := self._spread()) > _STEADY:
             notes.append(

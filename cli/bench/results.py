@@ -5,26 +5,15 @@ Samples are in the order they were taken in; seconds unless it says otherwise.
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alora_gguf.cli.plain_lora import HOW
+from alora_gguf.cli.measure import HOW, ratio
 
 Samples = tuple[float, ...]
 Way = Literal["alora", "lora", "base"]
-
-
-def median(samples: Samples) -> float:
-    """Of at least one sample."""
-    return statistics.median(samples)
-
-
-def ratio(above: Samples, below: Samples) -> float:
-    """Of the medians; infinity where there is nothing to divide by."""
-    divisor = median(below)
-    return median(above) / divisor if divisor else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +139,7 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        from alora_gguf.gguf.summary import plain
-
-        shown: dict[str, Any] = plain(self)
+        shown: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         shown["plain_lora"] = HOW if self.has_alora else None
         for row, into in zip(self.contexts, shown["contexts"], strict=True):
             into["ratios"] = _context_ratios(row)

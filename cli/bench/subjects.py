@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.cli.plain_lora import load_as_plain_lora
-
-from alora_gguf import AdapterFile, ContextOptions, Model, Sampling
+from alora_gguf import (
+    AdapterFile,
+    BaseFile,
+    BaseSummary,
+    ContextOptions,
+    Model,
+    Sampling,
+    inspect_gguf,
+)
 from alora_gguf.errors import InputError, ModelError
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.gguf.summary import BaseSummary
-from alora_gguf.options import default_threads
-from alora_gguf.verification.probe import random_text
+from alora_gguf.verification import random_text
 
 from .results import AdapterFacts, BaseFacts
 
@@ -156,7 +158,7 @@ def opened(
             model.load_adapter(name, each.path)
         if slots:
             plain = f"{choice.asked.name} as a plain LoRA"
-            load_as_plain_lora(model, plain, choice.asked.path)
+            model.load_adapter(plain, choice.asked.path, from_start=True)
         else:
             plain = choice.asked.name
             model.load_adapter(plain, choice.asked.path)
@@ -167,7 +169,7 @@ def opened(
         yield Subjects(
             choice=choice,
             model=model,
-            threads=threads or default_threads(),
+            threads=model.n_threads,
             gpu_layers=gpu_layers,
             seed=seed,
             tokens=tokens[:-_QUESTION],
@@ -262,6 +264,5 @@ def _lengths(
 
 
 def _endless(model: Model) -> Sampling:
-    vocab = model._runtime.engine.vocab
-    ends = {token: -math.inf for token in range(model.n_vocab) if vocab.is_end(token)}
+    ends = dict.fromkeys(model.end_tokens, -math.inf)
     return Sampling(temperature=0.0, logit_bias=ends or None)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import click
+from alora_gguf.cli.measure import median, ratio
 from alora_gguf.cli.render import plural, size_text, wrapped
 
-from .results import Asked, AtContext, BenchResult, Decoding, Memory, Samples, median, ratio
+from .results import Asked, AtContext, BenchResult, Decoding, Memory, Samples
 
 _NONE: Final = "-"
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from alora_gguf.cli.options import named_path
 from alora_gguf.cli.render import size_text
 
 from alora_gguf import Document, GenerateOptions, InputError, Model, Store
-from alora_gguf.store.store import is_path
 
 _DOCUMENT_LIMIT: Final = 4 << 20
 SAMPLING: Final = (
@@ -31,13 +31,10 @@ def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
     """NAME=PATH, a path (named after its file), or a name in the store. A name can be typed behind
     a slash and is none of the `commands`. Raises InputError.
     """
-    name, equals, path = text.partition("=")
-    if equals and is_path(name):  # a path with a sign in it
-        name, equals, path = text, "", ""
-    if not text or (equals and not (name and path)):
+    named = named_path(text)
+    if named is None:
         raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
-    if not equals:
-        path, name = text, Path(text).name.removesuffix(".gguf")
+    name, path = named
     if _NOT_IN_NAMES.search(name) or not name.isprintable():
         raise InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
     if name in commands:
@@ -73,7 +70,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         at = error.start
     if at >= 0:
-        raise InputError(f"{path}: is no text in UTF-8 (byte {at}); convert it to plain text first")
+        raise InputError(f"{path}: is not UTF-8 text (byte {at}); convert it to plain text first")
     if not text.strip():
         raise InputError(f"{path}: is empty")
     return text
@@ -95,7 +92,7 @@ def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str
         key, equals, value = part.partition("=")
         if not equals:
             known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
-            raise InputError(f"/{name}: '{part}' is no argument; it takes {known}")
+            raise InputError(f"/{name}: '{part}' is not an argument; it takes {known}")
         arguments[key] = value
     return arguments
 

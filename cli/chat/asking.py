@@ -15,6 +15,7 @@ from alora_gguf.cli.verdicts import Good, is_good, number_in
 
 from alora_gguf import (
     AloraError,
+    Barrier,
     CancelledError,
     CancelToken,
     Chat,
@@ -22,7 +23,6 @@ from alora_gguf import (
     IntrinsicCall,
     IntrinsicResult,
 )
-from alora_gguf.engine.scheduler import Barrier
 from alora_gguf.intrinsics import Contract
 
 Place = Literal["question", "answer"]
@@ -186,9 +186,7 @@ class Asking:
         self._watched = watched
         self.guards = [each for each in watched if each.is_guard]
         groups = [self.guards, [each for each in watched if not each.is_guard]]
-        self._gate = chat.model._runtime.engine.scheduler.barrier(
-            sum(map(bool, groups)) + 1, cancel
-        )
+        self._gate = chat.model.barrier(sum(map(bool, groups)) + 1, cancel=cancel)
         self._calls: list[_Call] = []
         try:
             for group in filter(None, groups):

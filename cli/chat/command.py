@@ -15,9 +15,8 @@ from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, w
 if TYPE_CHECKING:
     from .lines import Lines
     from .opening import Given
-    from .record import Record
     from .talk import Talk
-    from .view import View
+    from .view import Record, View
 
 _SHOWN: Final = 3  # documents, when a chat begins
 _PATH: Final = click.Path(path_type=Path)
@@ -147,7 +146,7 @@ def _is_terminal(stream: IO[str] | None) -> bool:
 
 
 def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
-    from .record import File, Record, Stdout
+    from .view import File, Record, Stdout
 
     found = [Record(Stdout())] if given.as_json else []
     if given.transcript is not None:

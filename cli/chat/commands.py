@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError
+from alora_gguf import CancelToken, Chat, Document, InputError, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
-from alora_gguf.saved.container import is_saved_session
 
 from .arguments import (
     SETTINGS,
@@ -257,11 +256,11 @@ class Commands:
             self._view.show(tables.text(text))
 
     def _change(self, edit: Callable[[Chat], None]) -> None:
-        with self._view.waiting("reading the conversation anew"):
+        with self._view.waiting("re-reading the conversation"):
             timings = self._talk.change(edit, self._view.reading, self._cancel)
         if timings is not None and timings.evaluated:
             self._view.note(
-                f"the conversation was read anew: {plural(timings.evaluated, 'token')} in "
+                f"the conversation was re-read: {plural(timings.evaluated, 'token')} in "
                 f"{duration(timings.total)}, {timings.reused} reused"
             )
 
@@ -303,7 +302,7 @@ class Commands:
     # What it costs -------------------------------------------------------------------------------
 
     def _cache(self, rest: str) -> None:
-        from .cache_map import cache_map
+        from .tables import cache_map
 
         _no_arguments("/cache", rest)
         talk = self._talk
@@ -348,7 +347,7 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "rewind": Command("/rewind [N]", "take back the last turn, or the last N", Commands._rewind),
     "edit": Command(
-        "/edit [TEXT]", "change your last message, and have it answered anew", Commands._edit
+        "/edit [TEXT]", "change your last message, and have it answered again", Commands._edit
     ),
     "retry": Command("/retry", "another reply to your last message", Commands._retry),
     "system": Command("/system [TEXT | off]", "show or set the system message", Commands._system),
@@ -384,10 +383,10 @@ def _set_documents(documents: list[Document], chat: Chat) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises InputError for a file that is there and is no saved conversation."""
+    """Raises InputError for a file that is there and is not a saved conversation."""
     try:
         saved = is_saved_session(path)
     except OSError:  # saving will say what is wrong, if anything is
         return
     if not saved:
-        raise InputError(f"{path}: exists and is no saved conversation; choose another name")
+        raise InputError(f"{path}: exists and is not a saved conversation; choose another name")

@@ -10,6 +10,7 @@ from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
 from alora_gguf import (
+    BaseFile,
     CacheFullError,
     Chat,
     Document,
@@ -20,7 +21,6 @@ from alora_gguf import (
     Sampling,
     Store,
 )
-from alora_gguf.gguf.base import BaseFile
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
@@ -142,7 +142,7 @@ def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
 
 def _documents(given: Given) -> list[Document]:
     if given.is_demo and not given.docs and given.restore is None:
-        from alora_gguf.demo.script import DOCUMENTS
+        from alora_gguf.demo import DOCUMENTS
 
         return [Document(text) for text in DOCUMENTS]
     return [read_document(path, i) for i, path in enumerate(given.docs, 1)]

@@ -197,7 +197,7 @@ class Talk:
     def change(
         self, edit: Callable[[Chat], None], on_reading: OnReading, cancel: CancelToken | None
     ) -> Timings | None:
-        """Changes documents or the system message. What was said is read anew, which is what the
+        """Changes documents or the system message. What was said is re-read, which is what the
         timings are of; where nothing was, it is only made sure that the template takes them.
         Raises what Chat.read() does.
         """

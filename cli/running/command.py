@@ -14,8 +14,7 @@ from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import printable, stdout_may_close
 
 if TYPE_CHECKING:
-    from alora_gguf import GenerateOptions
-    from alora_gguf.chat.tokenizer import Tokenizer
+    from alora_gguf import GenerateOptions, Tokenizer
 
     from .conversations import Entry, Input
     from .plan import Plan
@@ -234,7 +233,7 @@ def _one(plan: Plan, entry: Entry, settings: Settings, *, values_only: bool) -> 
 
 
 def _tokenizer(plan: Plan) -> Tokenizer:
-    from alora_gguf.chat.tokenizer import Tokenizer
+    from alora_gguf import Tokenizer
 
     return Tokenizer(
         plan.base, template=plan.template, adapters=plan.files, contracts=plan.contracts

@@ -1,5 +1,5 @@
 """The input: conversations as JSON, one as a whole or one on each line; each with what is wrong
-with it, so that one that is wrong spoils no other.
+with it: one bad line does not affect the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from alora_gguf import Document, InputError, Message
-from alora_gguf.messages import as_document, as_message
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 
@@ -120,7 +119,7 @@ def _parse(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {_place(error)}") from None
     except UnicodeEncodeError:
-        raise InputError("holds half of a surrogate pair, which is no text") from None
+        raise InputError("holds half of a surrogate pair, which is not text") from None
     except RecursionError:
         raise InputError("is nested too deeply") from None
     except ValueError as error:  # of ours, or numbers that cannot be held
@@ -143,7 +142,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
@@ -165,8 +164,8 @@ def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
     if not isinstance(documents, (list, tuple)):
         raise InputError(f"documents: is {_kind(documents)}, expected an array")
     return Conversation(
-        tuple(as_message(each, f"messages[{i}]") for i, each in enumerate(messages)),
-        tuple(as_document(each, f"documents[{i}]") for i, each in enumerate(documents)),
+        tuple(Message.of(each, f"messages[{i}]") for i, each in enumerate(messages)),
+        tuple(Document.of(each, f"documents[{i}]") for i, each in enumerate(documents)),
         _arguments(value.get("arguments"), intrinsics),
     )
 

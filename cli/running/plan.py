@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from alora_gguf.cli.options import named_path
 
-from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store
-from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store, Tokenizer
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
-from alora_gguf.store.store import is_path
 
 from .conversations import Conversation, Entry
 
@@ -61,7 +60,12 @@ class Plan:
         """
         given = dict[str, str]()
         for text in adapters:
-            name, path = _adapter(text)
+            named = named_path(text)
+            if named is None:
+                raise click.UsageError(
+                    f"-a {text}: expected NAME=PATH, a path, or a name in the store"
+                )
+            name, path = named
             if name in given:
                 raise click.UsageError(f"-a: two adapters are named '{name}'; write NAME=PATH")
             given[name] = path
@@ -128,15 +132,6 @@ def _of_demo(name: str) -> Path:
             "base give -m, and its adapters with -a"
         )
     return adapter_path(name)
-
-
-def _adapter(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if equals and is_path(name):  # a path with a sign in it
-        name, equals, path = text, "", ""
-    if not name or (equals and not path):
-        raise click.UsageError(f"-a {text}: expected NAME=PATH, a path, or a name in the store")
-    return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
 def _contract(text: str) -> tuple[str, str]:

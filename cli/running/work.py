@@ -23,13 +23,14 @@ from alora_gguf import (
     CacheFullError,
     CancelledError,
     CancelToken,
+    ChatSize,
     ContextOptions,
     IntrinsicResult,
     Model,
     Session,
     Timings,
+    Tokenizer,
 )
-from alora_gguf.chat.tokenizer import ChatSize, Tokenizer
 
 from .conversations import Conversation, Entry
 from .plan import Plan

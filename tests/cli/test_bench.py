@@ -53,7 +53,7 @@ def test_who_was_measured_and_how(found: dict[str, Any]) -> None:
         "threads": 1, "gpu_layers": 0, "seed": 0, "rounds": 2, "seconds": 60, "answer_tokens": 8,
         "asked": "answerability",
     }  # fmt: skip
-    assert found["plain_lora"].startswith("the aLoRA's own weights without an invocation")
+    assert found["plain_lora"].startswith("the aLoRA's own weights, on from the first token")
     assert not found["interrupted"]
     assert found["notes"][0] == (
         "5 aLoRAs were given; up to 8 are made of them by loading the same again, each into a slot "

@@ -7,16 +7,17 @@ import io
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alora_gguf.cli.demo import Reading
 from alora_gguf.cli.demo_compare import Comparison, Side
 from alora_gguf.cli.demo_screen import Screen
-from alora_gguf.cli.demo_verdicts import read_verdict
 
-from alora_gguf import Session, Timings, Verdict, cli, demo
-from alora_gguf.demo.script import DOCUMENTS, OF_THE_ANSWER, TURNS, Turn
+from alora_gguf import Chat, IntrinsicResult, Model, OutputError, Session, Timings, cli, demo
+from alora_gguf.demo import DOCUMENTS, TURNS, Turn
 from examples.demo_model import chat
 
 ESCAPE = "\x1b["
@@ -53,9 +54,9 @@ def text(conversations: list[str]) -> str:
 
     compare = demo_compare.compare
 
-    def remember(session: Session, *arguments: Any) -> Comparison:
-        conversations.append(session.text)
-        return compare(session, *arguments)
+    def remember(chat: Chat, *arguments: Any) -> Comparison:
+        conversations.append(chat.session.text)
+        return compare(chat, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_compare, "compare", remember)
@@ -103,8 +104,8 @@ def test_a_verdict_reads_an_invocation_and_the_rest_is_in_the_cache(
             reused = timings["reused"]
     comparison = results["comparison"]
     for name, timings in comparison["alora"]["timings"].items():
-        assert timings["reused"] == comparison["n_tokens"] > reused
-        assert (timings["evaluated"] < 12) == (name not in OF_THE_ANSWER)
+        assert comparison["n_tokens"] >= timings["reused"] > reused, name
+        assert 0 < timings["evaluated"] < 12, name
 
 
 def test_a_plain_lora_reads_everything(results: dict[str, Any]) -> None:
@@ -175,7 +176,8 @@ def test_the_text_tells_the_same_story(text: str, results: dict[str, Any]) -> No
     n = comparison["n_tokens"]
     for name, timings in comparison["alora"]["timings"].items():
         evaluated = timings["evaluated"]
-        row = rf"^  {name} +{n} +{evaluated} +\d+ ms +0 +{n + evaluated} +\d+ ms$"
+        reused = timings["reused"]
+        row = rf"^  {name} +{reused} +{evaluated} +\d+ ms +0 +{reused + evaluated} +\d+ ms$"
         assert re.search(row, text, re.MULTILINE), name
     alora, lora = comparison["alora"]["evaluated"], comparison["lora"]["evaluated"]
     assert f" times as fast, reading {alora} tokens instead of {lora}.\n" in text
@@ -186,8 +188,8 @@ def test_the_model_reads_what_it_was_trained_to_read(
     text: str, conversations: list[str], results: dict[str, Any]
 ) -> None:
     assert text
-    messages = [chat.Message("user", TURNS[-1].question)]
-    for said in reversed(results["transcript"][:-1]):
+    messages: list[chat.Message] = []
+    for said in reversed(results["transcript"]):
         messages.insert(0, chat.Message("assistant", said["assistant"]))
         messages.insert(0, chat.Message("user", said["user"]))
     assert conversations == [chat.render(DOCUMENTS, messages)]
@@ -246,8 +248,17 @@ def test_ctrl_c_amid_an_answer(
 TURN = Turn("A heading", "Who runs it?", right=("Ruth",), truth="Ruth does")
 
 
-def verdict(text: str, *, total: float = 0.0) -> Verdict:
-    return Verdict("any", text, (), "stop", Timings(first_token=total, total=total))
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with Model(demo.base_path(), adapters=demo.adapter_paths(), n_ctx=64, n_threads=1) as model:
+        yield model
+
+
+def read(model: Model, name: str, value: object, *, error: str = "") -> Reading:
+    """What is read of an intrinsic's result."""
+    problem = OutputError(error) if error else None
+    timings = Timings(first_token=0.0123, total=0.0123)
+    return Reading.of(model, IntrinsicResult(name, "{}", (), "stop", timings, problem, value))
 
 
 def test_words_appear_as_soon_as_they_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,15 +295,13 @@ def test_a_wrong_answer_is_called_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.endswith("\n             (The base errs: Ruth does.)\n")
 
 
-def test_badges_flow(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = {
-        "jailbreak": '{"jailbreak": "no"}',
-        "answerability": '{"answer": "It is not in the documents.", "answerable": "no"}',
-        "query_rewrite": json.dumps({"rewritten_question": "When was the library founded?"}),
+def test_badges_flow(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {
+        "jailbreak": {"jailbreak": 0.01},
+        "answerability": {"answer": "It is not in the documents.", "answerable": 0.02},
+        "query_rewrite": {"rewritten_question": "When was the library founded?"},
     }
-    Screen().badges(
-        [(verdict(t, total=0.0123), read_verdict(name, t)) for name, t in answers.items()]
-    )
+    Screen().badges([read(model, name, value) for name, value in values.items()])
     assert capsys.readouterr().out == (
         "      12 ms  harmless, not in the documents,\n"
         '             means "When was the library founded?"\n'
@@ -311,37 +320,27 @@ def test_changed_cells_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "value", "badge"),
+    ("name", "given", "value", "badge", "good"),
     [
-        ("answerability", '{"answer": "It is red.", "answerable": "yes"}', True, "answerable"),
-        (
-            "answerability",
-            '{"answer": "It is red.", "answerable": "no"}',
-            False,
-            "not in the documents",
-        ),
-        ("uncertainty", '{"answer": "It is red.", "certainty": "9"}', 0.95, "95% certain"),
-        ("uncertainty", '{"answer": "It is red.", "certainty": "0"}', 0.05, "5% certain"),
-        ("query_rewrite", '{"rewritten_question": "Who?"}', "Who?", 'means "Who?"'),
-        ("hallucination", '{"faithful": "yes"}', True, "supported by the documents"),
-        ("hallucination", '{"faithful": "no"}', False, "not supported"),
-        ("jailbreak", '{"jailbreak": "yes"}', True, "jailbreak attempt"),
-        ("jailbreak", '{"jailbreak": "no"}', False, "harmless"),
+        ("answerability", {"answer": "Red.", "answerable": 0.97}, True, "answerable", True),
+        ("answerability", {"answer": "", "answerable": 0.2}, False, "not in the documents", False),
+        ("uncertainty", {"answer": "Red.", "certainty": 0.95}, 0.95, "95% certain", True),
+        ("uncertainty", {"answer": "Red.", "certainty": 0.05}, 0.05, "5% certain", False),
+        ("query_rewrite", {"rewritten_question": "Who?"}, "Who?", 'means "Who?"', None),
+        ("hallucination", {"faithful": 0.99}, True, "supported by the documents", True),
+        ("hallucination", {"faithful": 0.01}, False, "not supported", False),
+        ("jailbreak", {"jailbreak": 0.9}, True, "jailbreak attempt", False),
+        ("jailbreak", {"jailbreak": 0.1}, False, "harmless", True),
     ],
-)
-def test_verdicts_in_words(name: str, text: str, value: object, badge: str) -> None:
-    reading = read_verdict(name, text)
-    assert (reading.value, reading.badge) == (value, badge)
+)  # fmt: skip
+def test_verdicts_in_words(
+    model: Model, name: str, given: object, value: object, badge: str, good: bool | None
+) -> None:
+    reading = read(model, name, given)
+    assert (reading.value, reading.badge, reading.good) == (value, badge, good)
 
 
 @pytest.mark.parametrize("name", demo.INTRINSICS)
-@pytest.mark.parametrize(
-    "text",
-    ["", "yes", "10", "-1", "true", "0.5", "null", '"maybe"', "[1]", "{}", '{"jailbreak": ["no"]}',
-     '{"faithful": "perhaps"}', '{"rewritten_question": 3}', '{"jailbreak": "no"', "[" * 100_000],
-)  # fmt: skip
-def test_what_is_no_verdict_is_not_taken_for_one(name: str, text: str) -> None:
-    reading = read_verdict(name, text)
-    assert reading.value is None
-    assert reading.badge == "not understood"
-    assert reading.good is False
+def test_what_is_not_understood_is_not_taken_for_a_verdict(model: Model, name: str) -> None:
+    reading = read(model, name, None, error="the reply is not JSON")
+    assert (reading.value, reading.badge, reading.good) == (None, "not understood", False)

@@ -9,8 +9,8 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.demo.chat import turn
 from alora_gguf.llama import Llama
+from examples.demo_model.chat import turn
 from tests.support.files import EXACT, Files
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alora_gguf.cli.chat.cache_map import cache_map
+from alora_gguf.cli.chat.tables import cache_map
 from alora_gguf.cli.chat.talk import Talk
 from rich.text import Text
 

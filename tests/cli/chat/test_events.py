@@ -114,7 +114,7 @@ def test_a_transcript_that_runs_out_of_room(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """That is said once, and the chat goes on."""
-    from alora_gguf.cli.chat import record
+    from alora_gguf.cli.chat import view as record
 
     n = [0]
     real = record.File.write

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alora_gguf.cli.chat.flow import Flow
+from alora_gguf.cli.chat.screen import Flow
 from alora_gguf.cli.render import visible, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
