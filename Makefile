@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The variable silences an advertisement of the theme's.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+# A worker per core; a file's tests stay together, since they share fixtures.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),logical) --dist loadfile
 NATIVE_BUILD := build/native
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -26,7 +28,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 endif
 # CI=true makes warnings in our own C++ errors.
 WERROR := $(if $(CI),ON,OFF)
-# A build folder of its own: an isolated pip build may bring another CMake, which compiles all anew.
+# A build folder of its own: an isolated pip build may bring another CMake, which compiles everything again.
 SETTINGS := -C build-dir=$(NATIVE_BUILD) \
 	-C cmake.define.ALORA_WERROR=$(WERROR) -C cmake.define.ALORA_BUILD_TESTS=OFF
 
@@ -115,9 +117,9 @@ docs: setup $(SITE)
 
 test: lint test-native test-stock test-python
 
-# What is worth waiting for after every change. A file's tests stay together: they share fixtures.
+# What is worth waiting for after every change.
 check: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not stock and not parity"
+	@$(PYTEST) -m "not slow and not stock and not parity"
 
 house: setup-checks
 	@$(BIN)/python -m docs.house
@@ -156,10 +158,10 @@ test-stock: setup-checks
 # What depends on how the CPU multiplies and attends is tested with upstream's ways of it too, and with
 # our attention for tokens of the base as well.
 test-python: setup-checks
-	@$(BIN)/python -m pytest tests/convert --cov --cov-report=term
-	@$(BIN)/python -m pytest --ignore=tests/convert
-	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(BIN)/python -m pytest tests/native tests/parity
-	@ALORA_CPU_ATTENTION=ours $(BIN)/python -m pytest tests/native tests/parity
+	@$(PYTEST) tests/convert --cov --cov-report=term
+	@$(PYTEST) --ignore=tests/convert
+	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(PYTEST) tests/native tests/parity
+	@ALORA_CPU_ATTENTION=ours $(PYTEST) tests/native tests/parity
 
 clean:
 	rm -rf $(VENV) build dist

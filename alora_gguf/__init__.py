@@ -236,8 +236,8 @@ def __dir__() -> list[str]:
 
 
 def _unavailable(name: str, error: Exception) -> type:
-    """Stands for a class that cannot be had without the library: looking at it is no error, so that
-    hasattr(), help() and imports work; calling it is.
+    """Stands for a class that cannot be had without the library: looking at it is not an error, so
+    that hasattr(), help() and imports work; calling it is.
     """
 
     def refuse(*_: object, **__: object) -> None:

@@ -117,11 +117,11 @@ def _field_tests(record: type) -> dict[str, tuple[_Test, str]]:
 
 def _test_for(annotation: Any, names: dict[str, Any]) -> tuple[_Test, str] | None:
     """What tells whether a value is of a kind, and what the kind is in words; None if the
-    annotation names what is there for type checkers only.
+    annotation names what is private and there for type checkers only.
     """
     if isinstance(annotation, str):
         try:
-            annotation = eval(annotation, names)  # noqa: S307 (our own source)
+            annotation = eval(annotation, names, _Names(names))  # noqa: S307 (our own source)
         except NameError:
             return None
     kinds = tuple(_alternatives(annotation))
@@ -129,6 +129,26 @@ def _test_for(annotation: Any, names: dict[str, Any]) -> tuple[_Test, str] | Non
     said = ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
     tests = tuple(map(_is, kinds))
     return (lambda value: any(test(value) for test in tests)), said
+
+
+class _Names(dict[str, Any]):
+    """What annotations name: a module's own names, and public ones, loaded if need be."""
+
+    def __missing__(self, name: str) -> Any:
+        package = sys.modules["alora_gguf"]
+        if name not in package.__all__:
+            raise KeyError(name)
+        return getattr(package, name)
+
+
+class _Names(dict[str, Any]):
+    """What annotations name: a module's own names, and public ones, loaded if need be."""
+
+    def __missing__(self, name: str) -> Any:
+        package = sys.modules["alora_gguf"]
+        if name not in package.__all__:
+            raise KeyError(name)
+        return getattr(package, name)
 
 
 def _alternatives(kind: Any) -> Iterator[Any]:
@@ -149,7 +169,8 @@ def _in_words(kind: Any) -> str:
 
 def _is(kind: Any) -> _Test:
     base: Any = get_origin(kind) or kind
-    if kind is Any or kind is object or isinstance(kind, TypeVar):
+    protocol = getattr(base, "_is_protocol", False)  # what it has to do, not what it is
+    if kind is Any or kind is object or protocol or isinstance(kind, TypeVar):
         return lambda _: True
     if base is Literal:
         names = get_args(kind)

@@ -125,7 +125,7 @@ def read_small(
             with path.open("rb") as file:
                 data = file.read(limit + 1)
     except FileNotFoundError:
-        raise MissingFileError(f"{path}: there is no such file", path) from None
+        raise MissingFileError(f"{path}: there is no such file; check the path", path) from None
     except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
         raise error(f"{path}: cannot be read: {reason(cause)}") from cause
     if not regular:

@@ -229,7 +229,7 @@ class Session:
         cancel: CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks several adapters (by name, or as Invocations) at once, each on a fork that is then
-        dropped: the conversation and its cells stay as they are, even amid a generation.
+        dropped: the conversation and its cells stay as they are, even during a generation.
 
         All suffixes are read in one batch, and all replies grow by a token per step in one batch.
         When there are more than the free sequences or cells allow, they take turns, in order.
@@ -339,7 +339,7 @@ class Session:
         """
         with self._sequence.lock:
             self._begin()
-            self._sequence.release_tail(n)
+            self._sequence.release_tail(check_int(n, "n", 0))
 
     def _go_back(self, tokens: list[int]) -> None:
         """Makes the conversation `tokens` again, and keeps what the cells have of them."""

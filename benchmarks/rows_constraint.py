@@ -86,7 +86,7 @@ def _per_token(bench: Bench, vocab: Any, name: str, schema: Any, text: str) -> l
     tokens = [by_byte[bytes([byte])] for byte in text.encode()]
     logits = np.random.default_rng(1).standard_normal(vocab.n_tokens).astype(np.float32)
     grammar = json_schema_to_gbnf(json.dumps(schema)).encode()
-    fresh = iter(range(10**9))  # a title that no schema had yet, so that it is compiled anew
+    fresh = iter(range(10**9))  # a title that no schema had yet, so that it is compiled again
 
     def compiling() -> None:
         Constraint.compile({**schema, "title": str(next(fresh))}, vocab)

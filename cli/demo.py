@@ -44,7 +44,7 @@ def command(threads: int | None, as_json: bool) -> None:
 
     Base and adapters come with the package; the conversation is fixed. The adapters judge questions
     and answers on the cells that the base has computed. At the end all five are asked at once, and
-    what that cost is compared with plain LoRAs, which read everything anew.
+    what that cost is compared with plain LoRAs, which re-read everything.
     """
     from alora_gguf import ContextOptions, Model, inspect_gguf
     from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path

@@ -134,7 +134,7 @@ class Screen:
         )
         self._paragraph(
             "An aLoRA changes the model from its invocation on, so what the base has read serves "
-            "it. A plain LoRA changes every token, and must read all anew: the longer the "
+            "it. A plain LoRA changes every token, and must re-read everything: the longer the "
             "conversation, the longer that takes. (Timed with these adapters' weights, on from the "
             f"first token; medians of {result.runs} runs.)"
         )

@@ -173,7 +173,7 @@ def _already_there(model: RemoteModel, name: str, place: Place) -> StoreEntry | 
         return None
     try:
         place.store.path(old)
-    except FileFormatError:  # it lost some: they are fetched anew
+    except FileFormatError:  # it lost some: they are fetched again
         return None
     if expected != [file.sha256 for file in old.files]:
         raise taken(old)

@@ -154,7 +154,7 @@ def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
         "conversation's cells as they were, byte for byte"
     )
     if found.adapter.kind == "lora":
-        text += "; a plain LoRA changes every token, so it reads all anew"
+        text += "; a plain LoRA changes every token, so it re-reads everything"
     yield cells.untouched, text
     yield found.finite, "every layer and every logit is finite"
     yield found.effective, "it changes what the base computes"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import measure_gguf, write_gguf
@@ -80,6 +81,7 @@ class ConversionReport:
         return {**asdict(self), "out": str(self.out)}
 
 
+@checked
 def convert_adapter(
     source: str | Path,
     base: str | Path,

@@ -42,7 +42,7 @@ class Snapshot:
     def file(self, name: str) -> Path | None:
         """The file of that name, with "/", if it is there.
 
-        Raises ConvertError if it leads out of the tree, FileFormatError if it is no file.
+        Raises ConvertError if it leads out of the tree, FileFormatError if it is not a file.
         """
         path = self.root.joinpath(*name.split("/"))
         if not os.path.lexists(path):

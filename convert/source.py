@@ -88,7 +88,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Wanted) -> Source:
     directory = snapshot.root.joinpath(*path.split("/"))
     config = _file(snapshot, prefix + FILE_NAME)
     weights = pick_weights(snapshot.names(path), str(directory))
-    # where the tree is no repository, the names of the directories above it tell as much
+    # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     if wanted.given():
         names = f"{path}/{'/'.join(full.split('/')[-3:])}"

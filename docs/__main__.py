@@ -117,7 +117,7 @@ def pages() -> list[Path]:
 
 
 def render(text: str) -> str:
-    """A page with its generated parts made anew."""
+    """A page with its generated parts made again."""
     for name, make in PARTS.items():
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
         if begin not in text:

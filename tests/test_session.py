@@ -28,7 +28,7 @@ TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
 
 
 def sound(session: ag.Session) -> None:
-    """Record, books and llama.cpp agree, and the logits are those of a fresh reading."""
+    """Python and llama.cpp agree about the cells, and the logits are those of a fresh reading."""
     engine = inside.engine(session.model)
     n = session.cached
     seq, record = inside.sequence(session).seq, inside.sequence(session).cached

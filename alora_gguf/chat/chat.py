@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class Chat:
     """A conversation in messages, written by the model's own chat template; made by Model.chat().
 
-    What is said is read once and stays in the cache; what is changed or taken back is read anew
+    What is said is read once and stays in the cache; what is changed or taken back is re-read
     from there on. Intrinsics are asked on forks of the cells, so they change nothing.
 
     For any thread; calls take turns. Every method raises ClosedError once the chat or its model is

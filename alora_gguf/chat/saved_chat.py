@@ -58,7 +58,7 @@ class ChatNotes:
         try:
             adapter, scale = kept["reader"]
             if not isinstance(kept["template"], str):
-                raise TypeError("the template is no text")
+                raise TypeError("the template is not text")
             return cls(
                 as_said(kept["messages"]),
                 as_documents(kept["documents"]),

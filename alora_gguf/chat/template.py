@@ -133,7 +133,7 @@ class Transcript:
     def become(self, text: str, vocab: Vocabulary) -> Transcript:
         """The transcript of `text`. Our tokens stay as they are up to a seam that no token can
         reach over: the last control token (of theirs or of `text`) before the two differ, or the
-        end of `text`. What follows there is tokenized anew.
+        end of `text`. What follows there is tokenized again.
 
         Like transformers' apply_chat_template(), it adds no token that the template does not write.
         """

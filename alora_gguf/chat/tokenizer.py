@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from alora_gguf._kinds import checked
 from alora_gguf.engine.bare_vocab import BareVocabulary
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
@@ -45,6 +46,7 @@ class ChatSize:
     most: int
 
 
+@checked
 class Tokenizer:
     """A base's vocabulary and chat template without its weights; also a context manager.
 

@@ -89,7 +89,7 @@ class Bank(Mapping[str, AdapterFile]):
         self._base = base
         self._max_adapters = max_adapters
         self._loaded: dict[str, tuple[AdapterFile, int]] = {}
-        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's desk
+        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's condition
 
     def __getitem__(self, name: str) -> AdapterFile:
         return self._loaded[name][0]

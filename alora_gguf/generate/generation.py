@@ -12,7 +12,7 @@ from alora_gguf.errors import CancelledError
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
 from .sampling import Sampler
-from .text_stream import TextStream
+from .text_stream import SampledReply
 
 
 class Generation(Iterator[str]):
@@ -38,25 +38,22 @@ class Generation(Iterator[str]):
         cancel: CancelToken | None = None,
     ) -> None:
         self._sequence = sequence
-        self._vocab = sequence.engine.vocab
-        self._sampler = sampler
-        self._stream = TextStream(stops)
-        self._max_tokens = max_tokens
+        self._reply = SampledReply(
+            sampler, sequence.engine.vocab, stops=stops, max_tokens=max_tokens, started=started
+        )
         self._spans = spans
         self._prefill = prefill
         self._started = started
         self._cancel = cancel
         self._start = len(self._sequence.tokens)
-        self._first_token: float | None = None
         self._total: float | None = None
-        self._sampled = 0
         self._tokens: list[int] | None = None
         self.finish_reason: FinishReason | None = None
 
     @property
     def text(self) -> str:
         """The text so far; a stop string and what follows it is not part of it."""
-        return self._stream.text
+        return self._reply.stream.text
 
     @property
     def tokens(self) -> list[int]:
@@ -70,7 +67,7 @@ class Generation(Iterator[str]):
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
         """Of the sampled tokens; None unless generate() was asked for them."""
-        return self._sampler.logprobs
+        return self._reply.sampler.logprobs
 
     @property
     def timings(self) -> Timings:
@@ -79,8 +76,8 @@ class Generation(Iterator[str]):
         return Timings(
             reused=self._prefill.reused,
             evaluated=self._prefill.evaluated,
-            generated=self._sampled,
-            first_token=self._first_token,
+            generated=self._reply.n_sampled,
+            first_token=self._reply.first_token,
             total=time.perf_counter() - self._started if total is None else total,
             reuse_note=self._prefill.reuse_note,
         )
@@ -118,26 +115,17 @@ class Generation(Iterator[str]):
         """Samples one token and reads it; returns the text that became certain."""
         if self._cancel is not None:
             self._cancel.check()
-        token = self._sampler.sample(self._sequence.last_logits())
-        if self._first_token is None:
-            self._first_token = time.perf_counter() - self._started
-        if self._vocab.is_end(token):
-            self._sampled += 1
-            return self._end("stop")
-        self._sequence.advance(token, self._spans, self._cancel)
-        self._sampled += 1
-        piece = self._stream.push(self._vocab.piece(token))
-        if self._stream.stopped:
-            self._sequence.forget(self._start + self._stream.tokens_in_text())
-            return piece + self._end("stop")
-        if self._sampler.must_end:
-            return piece + self._end("stop")
-        if self._sampled >= self._max_tokens:
-            return piece + self._end("length")
-        return piece
+        sequence, reply = self._sequence, self._reply
+        token, piece = reply.choose(sequence.last_logits()), ""
+        if token is not None:
+            sequence.advance(token, self._spans, self._cancel)
+            piece = reply.push(token)
+            if reply.stream.stopped:
+                sequence.forget(self._start + reply.stream.tokens_in_text())
+        return piece if reply.ended is None else piece + self._end(reply.ended)
 
     def _end(self, reason: FinishReason) -> str:
-        rest = self._stream.finish()
+        rest = self._reply.stream.finish()
         self._finish(reason)
         return rest
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.context import Engine
 from alora_gguf.engine.runtime import Runtime
+from alora_gguf.errors import CacheFullError
 from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
 
-from .forks import Done, OnText, Runner
-from .plan import Parent, choose_parent, count_trunk, plan_invocation, read_trunk
+from .drafting import Path
+from .plan import (
+    InvocationPlan,
+    Parent,
+    choose_parent,
+    count_shared,
+    plan_invocation,
+    prefill_shared,
+    title,
+)
+
+OnText = Callable[[int, str], None]
+"""Called with an invocation's index and the next piece of its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +36,10 @@ class Verdict:
 
     adapter: str | None
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
     timings: Timings
-    logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -48,9 +62,9 @@ def run_invocations(
     engine = runtime.engine
     verdicts: dict[int, Verdict] = {}
 
-    def keep(done: Done) -> None:
-        index = done.fork.plan.index
-        verdicts[index] = verdict = _verdict(done)
+    def keep(fork: RunningInvocation) -> None:
+        index = fork.plan.index
+        verdicts[index] = verdict = _verdict(fork)
         if on_verdict is not None:
             on_verdict(index, verdict)
 
@@ -60,41 +74,250 @@ def run_invocations(
             for inv in invocations
         ]
         plans = [
-            plan_invocation(engine, parent, i, inv, adapters[i])
+            plan_invocation(engine, parent, i, inv, adapters[i], started)
             for i, inv in enumerate(invocations)
         ]
-        run = Runner(engine, started, on_text, cancel, keep)
-        trunk = read_trunk(engine, parent, plans, cancel)
+        runner = Runner(engine, started, on_text, cancel, keep)
+        shared = prefill_shared(engine, parent, plans, cancel)
         try:
             for plan in plans:
-                choose_parent(engine, plan, [parent] if trunk is None else [trunk, parent])
-            count_trunk(parent, trunk, plans)
+                choose_parent(engine, plan, [parent] if shared is None else [shared, parent])
+            count_shared(parent, shared, plans)
             while len(verdicts) < len(plans):
-                run.run_batch(plans[len(verdicts) :])
+                runner.run_batch(plans[len(verdicts) :])
         finally:
             engine.scheduler.leave()
-            if trunk is not None:
-                engine.drop(trunk.seq)
+            if shared is not None:
+                engine.drop(shared.seq)
     return [verdicts[i] for i in range(len(plans))]
 
 
-def _verdict(done: Done) -> Verdict:
-    fork = done.fork
+def _verdict(fork: RunningInvocation) -> Verdict:
     plan = fork.plan
-    n = plan.stream.tokens_in_text()
-    logprobs = plan.sampler.logprobs
+    reply = plan.reply
+    n, logprobs = reply.stream.tokens_in_text(), reply.sampler.logprobs
     return Verdict(
         adapter=plan.active.name,
-        text=plan.stream.text,
+        text=reply.stream.text,
         tokens=tuple(fork.tokens[:n]),
-        finish_reason=fork.finish_reason or "stop",
+        finish_reason=reply.ended or "stop",
         timings=Timings(
             reused=plan.reuse - plan.extra,
             evaluated=len(plan.prompt) - plan.reuse + plan.extra,
-            generated=fork.sampled,
-            first_token=fork.first_token,
-            total=done.total,
+            generated=reply.n_sampled,
+            first_token=reply.first_token,
+            total=fork.total,
             reuse_note=plan.note,
         ),
         logprobs=None if logprobs is None else logprobs[:n],
     )
+
+
+@dataclass(slots=True)
+class RunningInvocation:
+    """An invocation on its fork.
+
+    tokens    sampled, or certain
+    held      what the cells hold after the prompt
+    rows      the logits after the prompt and a path
+    branches  forks for the draft's other paths
+    said      the bytes of `tokens`
+    total     when it came to its end, in seconds from the call
+    """
+
+    plan: InvocationPlan
+    seq: int
+    tokens: list[int] = field(default_factory=list)
+    held: Path = ()
+    rows: dict[Path, Logits] = field(default_factory=dict)
+    branches: dict[int, Path] = field(default_factory=dict)
+    said: bytes = b""
+    total: float = 0.0
+
+
+@dataclass(slots=True)
+class Runner:
+    """What the batches of one call have in common."""
+
+    engine: Engine
+    started: float
+    on_text: OnText | None
+    cancel: CancelToken | None
+    on_done: Callable[[RunningInvocation], None]
+
+    def run_batch(self, plans: Sequence[InvocationPlan]) -> None:
+        """Runs as many of the plans, in order, as sequences and cells allow; at least one."""
+        engine = self.engine
+        forks: list[RunningInvocation] = []
+        try:
+            self._fork_all(plans, forks)
+            self._prefill(forks)
+            while forks:
+                for fork in forks.copy():
+                    while fork.plan.reply.ended is None and tuple(fork.tokens) in fork.rows:
+                        self._step(fork)
+                    if fork.plan.reply.ended is not None:
+                        forks.remove(fork)
+                        engine.drop(fork.seq)  # its cells serve the others
+                        fork.total = time.perf_counter() - self.started
+                        self.on_done(fork)
+                if forks:
+                    self._read_tokens(forks)
+        finally:
+            for fork in forks:
+                for seq in (fork.seq, *fork.branches):
+                    engine.abandon(seq)
+            if not engine.closed:
+                engine.collect()
+
+    # Forks ---------------------------------------------------------------------------------------
+
+    def _fork_all(self, plans: Sequence[InvocationPlan], forks: list[RunningInvocation]) -> None:
+        """Forks for the plans, each with the cells that it needs at worst."""
+        for plan in plans:
+            try:
+                seq = self._fork(plan, plan.needs())
+            except CacheFullError:
+                if forks:
+                    return  # the rest takes its turn later
+                seq = self._fork_alone(plan)
+            fork = RunningInvocation(plan, seq)
+            forks.append(fork)
+            if not plan.drafts or self._is_too_long(plan):
+                continue
+            fork.held = plan.draft.paths[0]
+            for path in plan.draft.paths[1:]:
+                try:
+                    branch = self._fork(plan, len(plan.prompt) - plan.reuse + len(path))
+                except CacheFullError:
+                    break  # these logits come later, if they are needed
+                fork.branches[branch] = path
+
+    def _is_too_long(self, plan: InvocationPlan) -> bool:
+        """Whether a draft would not fit into what was promised."""
+        return len(plan.draft.paths[0]) >= plan.invocation.max_tokens
+
+    def _fork(self, plan: InvocationPlan, promise: int) -> int:
+        engine = self.engine
+        seq = engine.fork(plan.parent.seq, plan.reuse, promise=promise, cancel=self.cancel)
+        try:
+            if plan.active.slot and plan.first is not None:
+                engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
+        except BaseException:
+            engine.abandon(seq)
+            raise
+        return seq
+
+    def _fork_alone(self, plan: InvocationPlan) -> int:
+        """A fork for a plan that may be too long: it may still end before its last token."""
+        engine = self.engine
+        rest = len(plan.prompt) - plan.reuse
+        if not engine.cells.free_sequences:
+            raise CacheFullError(
+                f"{title(plan)}: all {engine.cells.n_seqs} sequences are in use, none is left to "
+                "fork; close a session, or open the model with a larger n_seq_max"
+            )
+        try:
+            return self._fork(plan, rest)
+        except CacheFullError:
+            raise CacheFullError(
+                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.cells.free()} "
+                f"of {engine.cells.n_cells} free; the conversation is as it was; close another "
+                "session or open the model with a larger n_ctx"
+            ) from None
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _prefill(self, forks: Sequence[RunningInvocation]) -> None:
+        """Reads every fork's suffix and drafts; the logits after them are its rows then."""
+        work: list[tuple[RunningInvocation, int, Path]] = []
+        for fork in forks:
+            work.append((fork, fork.seq, fork.held))
+            work += [(fork, seq, path) for seq, path in fork.branches.items()]
+        runs, owners = [], []
+        for fork, seq, path in work:
+            plan = fork.plan
+            rest = plan.prompt[plan.reuse :]
+            if not rest and plan.parent.logits is not None:
+                fork.rows[()] = plan.parent.logits  # it stands where its parent does
+            tokens = [*rest, *path]
+            if tokens:
+                runs.append(Run(seq, tokens, outputs=min(len(tokens), len(path) + 1)))
+                owners.append((fork, path))
+        for (fork, path), rows in zip(owners, self._decode(forks, runs), strict=True):
+            if rows is not None:
+                for back, row in enumerate(rows[::-1]):
+                    fork.rows[path[: len(path) - back]] = row
+        for fork in forks:
+            for seq in fork.branches:
+                self.engine.drop(seq)
+            fork.branches.clear()
+
+    def _read_tokens(self, forks: Sequence[RunningInvocation]) -> None:
+        """Reads what each fork has chosen since."""
+        runs = []
+        for fork in forks:
+            tokens, held = fork.tokens, fork.held
+            same = next((i for i, t in enumerate(held) if tokens[i : i + 1] != [t]), len(held))
+            if same < len(held):  # the draft was wrong there
+                self.engine.truncate(fork.seq, len(fork.plan.prompt) + same)
+            runs.append(Run(fork.seq, tokens[same:]))
+        for fork, row in zip(forks, self._decode(forks, runs), strict=True):
+            fork.held = tuple(fork.tokens)
+            fork.rows = {} if row is None else {fork.held: row}
+
+    def _decode(
+        self, forks: Sequence[RunningInvocation], runs: Sequence[Run]
+    ) -> list[Logits | None]:
+        if self.cancel is not None:
+            self.cancel.check()
+        try:
+            return self.engine.decode(runs, cancel=self.cancel)
+        except CacheFullError as error:
+            names = ", ".join(title(fork.plan) for fork in forks)
+            raise CacheFullError(
+                f"{names}: dropped after {len(forks[0].tokens)} tokens, the conversation is as it "
+                f"was: {error}"
+            ) from error
+
+    # Sampling ------------------------------------------------------------------------------------
+
+    def _step(self, fork: RunningInvocation) -> None:
+        """Samples a fork's next token, and goes on to the end if there is only one."""
+        reply = fork.plan.reply
+        token, piece = reply.choose(fork.rows[tuple(fork.tokens)]), ""
+        if token is not None:
+            fork.tokens.append(token)
+            fork.said += self.engine.vocab.piece(token)
+            piece = reply.push(token)
+            if reply.ended != "stop":
+                piece += self._certain_rest(fork)
+        if reply.ended is not None:
+            piece += reply.stream.finish()
+        if piece and self.on_text is not None:
+            self.on_text(fork.plan.index, piece)
+
+    def _certain_rest(self, fork: RunningInvocation) -> str:
+        """Where only one answer is left, the rest of it, and the reply ends: its tokens need not be
+        read, as nobody asks for the logits after them.
+        """
+        rest = fork.plan.draft.rest(fork.said)
+        if rest is None or not _is_text(rest):
+            return ""
+        vocab = self.engine.vocab
+        tokens = vocab.tokenize(rest.decode(), add_special=False, parse_special=False)
+        if b"".join(vocab.piece(token) for token in tokens) != rest:
+            return ""
+        reply = fork.plan.reply
+        reply.sampler.note_certain(tokens)
+        reply.ended = "stop"
+        fork.tokens += tokens
+        return "".join(reply.stream.push(vocab.piece(token)) for token in tokens)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:  # the token ended within a character
+        return False
+    return True

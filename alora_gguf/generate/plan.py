@@ -14,12 +14,12 @@ from alora_gguf.options import CancelToken, Invocation, check_stops
 
 from .drafting import NO_DRAFT, Draft, draft_reply
 from .sampling import Sampler
-from .text_stream import TextStream
+from .text_stream import SampledReply
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A sequence to fork: its cells' record, the tokens it stands for, the logits after its last
+    """A sequence to fork: what its cells hold, the tokens it stands for, the logits after its last
     cell.
     """
 
@@ -30,7 +30,7 @@ class Parent:
 
 
 @dataclass(slots=True)
-class Plan:
+class InvocationPlan:
     """One invocation, checked and worked out: what to read, and how much of it is there already."""
 
     index: int
@@ -39,11 +39,10 @@ class Plan:
     prompt: list[int]
     spans: Spans
     first: int | None
-    sampler: Sampler
-    stream: TextStream
+    reply: SampledReply
     parent: Parent
     reuse: int = 0
-    extra: int = 0  # tokens that were read once for several forks and are counted here
+    extra: int = 0  # tokens of a shared prefix that are counted here
     note: str = ""
     draft: Draft = NO_DRAFT
 
@@ -58,8 +57,13 @@ class Plan:
 
 
 def plan_invocation(
-    engine: Engine, parent: Parent, index: int, invocation: Invocation, active: ActiveAdapter
-) -> Plan:
+    engine: Engine,
+    parent: Parent,
+    index: int,
+    invocation: Invocation,
+    active: ActiveAdapter,
+    started: float,
+) -> InvocationPlan:
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
@@ -68,17 +72,16 @@ def plan_invocation(
     if schema is not None and not stops and engine.rewinds:
         draft = draft_reply(schema, vocab)
     first = active.first_position(prompt, vocab)
-    return Plan(
+    sampler = Sampler(invocation.sampling, vocab, schema=schema, top_logprobs=invocation.logprobs)
+    max_tokens = invocation.max_tokens
+    return InvocationPlan(
         index=index,
         invocation=invocation,
         active=active,
         prompt=prompt,
         spans=spans_for(first, active.provenance),
         first=first,
-        sampler=Sampler(
-            invocation.sampling, vocab, schema=schema, top_logprobs=invocation.logprobs
-        ),
-        stream=TextStream(stops),
+        reply=SampledReply(sampler, vocab, stops=stops, max_tokens=max_tokens, started=started),
         parent=parent,
         draft=draft,
     )
@@ -124,7 +127,7 @@ def _with_invocation(
     return prompt if find_last(tail, wanted) is not None else [*prompt, *wanted]
 
 
-def _reusable(engine: Engine, plan: Plan, parent: Parent) -> int:
+def _reusable(engine: Engine, plan: InvocationPlan, parent: Parent) -> int:
     """How many of the parent's cells a fork for this plan can share."""
     keep = parent.cached.common_prefix(plan.prompt, plan.spans)
     whole = keep == len(parent.cached)
@@ -133,7 +136,7 @@ def _reusable(engine: Engine, plan: Plan, parent: Parent) -> int:
     return keep if engine.rewinds or whole else 0
 
 
-def choose_parent(engine: Engine, plan: Plan, parents: Sequence[Parent]) -> None:
+def choose_parent(engine: Engine, plan: InvocationPlan, parents: Sequence[Parent]) -> None:
     """Decides whose cells the plan's fork shares, and notes why not more."""
     plan.parent = max(parents, key=lambda parent: _reusable(engine, plan, parent))
     plan.reuse = _reusable(engine, plan, plan.parent)
@@ -142,7 +145,7 @@ def choose_parent(engine: Engine, plan: Plan, parents: Sequence[Parent]) -> None
     if plan.reuse >= n - 1:
         return
     if plan.first == 0:
-        plan.note = f"'{name}' is a plain LoRA: it computes every token anew"
+        plan.note = f"'{name}' is a plain LoRA: it recomputes every token"
     elif plan.prompt[:n] != list(plan.parent.tokens):
         plan.note = f"its prompt differs from the conversation from token {common} of {n} on"
     elif plan.reuse < common - 1:
@@ -153,11 +156,12 @@ def choose_parent(engine: Engine, plan: Plan, parents: Sequence[Parent]) -> None
         plan.note = f"tokens from {common} on are cached as another adapter computed them"
 
 
-def read_trunk(
-    engine: Engine, parent: Parent, plans: Sequence[Plan], cancel: CancelToken | None
+def prefill_shared(
+    engine: Engine, parent: Parent, plans: Sequence[InvocationPlan], cancel: CancelToken | None
 ) -> Parent | None:
     """Where the conversation's end is not in the cache as the base computes it (an adapter wrote
-    the last reply, say) and several plans need it so, reads it once, on a fork for all to fork.
+    the last reply, say) and several plans need it so, prefills it once: a shared prefix that all of
+    them fork.
     """
     base, n = spans_for(None, BASE), len(parent.tokens)
     if not plans or not n:
@@ -170,10 +174,10 @@ def read_trunk(
         for p in plans
         if (p.first is None or p.first >= n) and p.prompt[:n] == list(parent.tokens)
     ]
-    room = engine.cells.free() - (n - have)
+    free = engine.cells.free() - (n - have)
     if have == n or len(wanting) < 2 or engine.cells.free_sequences < 2:
         return None
-    if room < min(p.needs() - n for p in wanting):
+    if free < min(p.needs() - n for p in wanting):
         return None
     try:
         seq = engine.fork(parent.seq, have, promise=n - have, cancel=cancel)
@@ -184,18 +188,18 @@ def read_trunk(
     except BaseException:
         engine.drop(seq)
         raise
-    record = parent.cached.copy(have)
-    record.extend(parent.tokens[have:], base)
-    return Parent(seq, record, parent.tokens, logits)
+    cached = parent.cached.copy(have)
+    cached.extend(parent.tokens[have:], base)
+    return Parent(seq, cached, parent.tokens, logits)
 
 
-def count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[Plan]) -> None:
-    """Books what the trunk read, which is forked further on, on the first plan that uses it."""
-    users = [plan for plan in plans if plan.parent is trunk and plan.reuse]
-    if trunk is None or not users:
+def count_shared(parent: Parent, shared: Parent | None, plans: Sequence[InvocationPlan]) -> None:
+    """Counts the tokens of the shared prefix with the first plan that forks it."""
+    users = [plan for plan in plans if plan.parent is shared and plan.reuse]
+    if shared is None or not users:
         return
     plan = users[0]
-    had = parent.cached.common_prefix(trunk.tokens, trunk.cached.spans)
+    had = parent.cached.common_prefix(shared.tokens, shared.cached.spans)
     plan.extra = max(0, plan.reuse - had)
     if not plan.note:
         plan.note = (
@@ -204,6 +208,6 @@ def count_trunk(parent: Parent, trunk: Parent | None, plans: Sequence[Plan]) -> 
         )
 
 
-def title(plan: Plan) -> str:
+def title(plan: InvocationPlan) -> str:
     """Who is asked, for messages."""
     return "the base model" if plan.active.name is None else f"adapter '{plan.active.name}'"

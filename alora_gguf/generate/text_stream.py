@@ -1,10 +1,17 @@
-"""From tokens' bytes to text that is safe to show: whole characters only, and nothing that may turn
-out to be the beginning of a stop string.
+"""From logits to text that is safe to show: the one step of every reply, whole characters only, and
+nothing that may turn out to be the beginning of a stop string.
 """
 
 from __future__ import annotations
 
 import codecs
+import time
+from typing import Literal
+
+from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.vocab import Vocabulary
+
+from .sampling import Sampler
 
 
 class TextStream:
@@ -63,3 +70,48 @@ class TextStream:
                     longest = n
                     break
         return longest
+
+
+class SampledReply:
+    """A reply as it is sampled: what it says, and when and why it ends. Who generates it calls
+    choose() with the logits after the last token, reads the token it gives, and calls push().
+
+    `ended` is None while it goes on, then "stop" or "length"; `first_token` is the time, in seconds
+    from `started`, at which there was one.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        vocab: Vocabulary,
+        *,
+        stops: tuple[str, ...],
+        max_tokens: int,
+        started: float,
+    ) -> None:
+        self.sampler, self.stream = sampler, TextStream(stops)
+        self._vocab, self._max_tokens, self._started = vocab, max_tokens, started
+        self.n_sampled = 0
+        self.first_token: float | None = None
+        self.ended: Literal["stop", "length"] | None = None
+
+    def choose(self, logits: Logits) -> int | None:
+        """The next token, or None if the model ends its reply."""
+        token = self.sampler.sample(logits)
+        if self.first_token is None:
+            self.first_token = time.perf_counter() - self._started
+        if not self._vocab.is_end(token):
+            return token
+        self.n_sampled += 1
+        self.ended = "stop"
+        return None
+
+    def push(self, token: int) -> str:
+        """Adds a chosen token; returns the text that became certain."""
+        self.n_sampled += 1
+        piece = self.stream.push(self._vocab.piece(token))
+        if self.stream.stopped or self.sampler.must_end:
+            self.ended = "stop"
+        elif self.n_sampled >= self._max_tokens:
+            self.ended = "length"
+        return piece

@@ -10,11 +10,17 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
+from alora_gguf._kinds import checked
+from alora_gguf.errors import (
+    AdapterFormatError,
+    AdapterMismatchError,
+    FileFormatError,
+    MissingFileError,
+)
 
 from .base import BaseFile
 from .header import GGUFHeader, read_header
@@ -97,6 +103,7 @@ class Pair:
             yield Problem(f"'{target}' has rank {self.rank}, {limit}", "train one of a lower rank")
 
 
+@checked
 @dataclass(frozen=True)
 class AdapterFile:
     """A checked adapter.
@@ -114,10 +121,10 @@ class AdapterFile:
     alpha: float
     invocation: tuple[int, ...]
     invocation_text: str | None
-    io_yaml: str | None
-    pairs: tuple[Pair, ...]
+    io_yaml: str | None = field(repr=False)
+    pairs: tuple[Pair, ...] = field(repr=False)
     identity: str
-    data: bytes
+    data: bytes = field(repr=False)
 
     @property
     def rank(self) -> int:
@@ -131,7 +138,9 @@ class AdapterFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> AdapterFile:
-        """Reads a file and checks everything that needs no base. Raises AdapterFormatError."""
+        """Reads a file and checks everything that needs no base. Raises AdapterFormatError, and
+        MissingFileError.
+        """
         file = Path(path)
         data, header = _read(file)
         for problem in problems(header):
@@ -285,7 +294,7 @@ def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
             "leave the key out if that is meant"
         )
     elif (largest := max(header.numbers(INVOCATION))) > 2**31 - 1:
-        yield Problem(f"{INVOCATION} holds {largest}, which is no token id")
+        yield Problem(f"{INVOCATION} holds {largest}, which is not a token id")
 
 
 def _tensor_problems(header: GGUFHeader) -> Iterator[Problem]:
@@ -320,7 +329,7 @@ def _read(file: Path) -> tuple[bytes, GGUFHeader]:
         data = file.read_bytes()
         return data, read_header(data, name=str(file))
     except FileNotFoundError:
-        raise AdapterFormatError(f"{file}: there is no such file") from None
+        raise MissingFileError(f"{file}: there is no such file; check the path", file) from None
     except IsADirectoryError:
         raise AdapterFormatError(
             f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "

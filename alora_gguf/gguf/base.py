@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import FileFormatError, ModelError
+from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
 from .header import GGUFHeader, read_header
 from .split import parts_of
@@ -96,6 +96,8 @@ def _read(file: Path) -> tuple[GGUFHeader, BasePart]:
     try:
         header = read_header(file)
         stamp = FileStamp.of(file)
+    except MissingFileError as error:
+        raise MissingFileError(f"base model {error}", file) from None
     except FileFormatError as error:
         raise ModelError(f"base model {error}") from error
     except OSError as error:

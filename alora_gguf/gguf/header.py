@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import describe_foreign, reason
 
 from .parser import parse
@@ -187,7 +187,7 @@ def read_header(
     size  the whole file's size in bytes, where `source` is only its beginning
 
     Raises FileFormatError, with the cause and the way out, for anything that is not a whole and
-    sound GGUF file, and PartialHeaderError where the beginning of one is too short.
+    sound GGUF file, MissingFileError, and PartialHeaderError where the beginning is too short.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = memoryview(source).cast("B")
@@ -211,7 +211,7 @@ def _map(path: Path) -> memoryview:
                 raise FileFormatError(f"{path}: the file is empty; download or write it again")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
-        raise FileFormatError(f"{path}: there is no such file, {_EXPECTED}") from None
+        raise MissingFileError(f"{path}: there is no such file, {_EXPECTED}", path) from None
     except IsADirectoryError:
         raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
     except (OSError, ValueError) as error:

@@ -13,6 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from alora_gguf._kinds import checked
+
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
 from .summary import (
@@ -32,6 +34,7 @@ _LONG: Final = 1024  # arrays of more elements are only counted, layers are neve
 _LAYER: Final = re.compile(r"(.*\bblk)\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)
 
 
+@checked
 def inspect_gguf(path: str | os.PathLike[str]) -> AdapterSummary | BaseSummary:
     """Reads a GGUF file's header and says what the file holds.
 

@@ -124,7 +124,7 @@ class AdapterSummary(FileSummary):
 
 @dataclass(frozen=True)
 class BaseSummary(FileSummary):
-    """A base, and any other file that is no adapter; None stands for what the file does not say.
+    """A base, or any other file that is not an adapter; None is what the file does not say.
 
     `heads` and `kv_heads` are one number, or one for each layer. `tied_output` is whether the
     output head shares the embedding's weight; in a split model one part may not know.

@@ -7,35 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn
 
-from alora_gguf.errors import ContractError
-from alora_gguf.files import describe_foreign
+from alora_gguf._kinds import checked
+from alora_gguf.errors import ContractError, MissingFileError
+from alora_gguf.files import read_small
+from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.types import ValueType
 
-from .contract_fields import (
-    read_documents,
-    read_flag,
-    read_instruction,
-    read_schema,
-    read_sentences,
-    read_text,
-)
+from .fields import FIELDS
 from .json_offsets import JsonValue
 from .likelihood import Likelihood
-from .parameters import read_parameters
-from .rule_fields import read_rules
+from .rules import Rule, read_rules
 from .schema_check import ABOUT
-from .transformations import Rule
 from .yaml_file import MAX_BYTES, read_yaml
-
-if TYPE_CHECKING:  # it loads numpy
-    from alora_gguf.gguf.adapter import AdapterFile
 
 IO_YAML: Final = "io.yaml"
 _KEY: Final = "alora.io_yaml"
@@ -63,6 +52,7 @@ class _Frozen(dict[str, Any]):
         return _Frozen, (dict(self),)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What an intrinsic expects and answers.
@@ -101,46 +91,48 @@ class Contract:
     @classmethod
     def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
         """The contract that an io.yaml says. Raises ContractError with the line of a mistake."""
-        fields = read_yaml(text, source).fields(REQUIRED, OPTIONAL, "a contract")
-        given = {name: item for name, item in fields.items() if not item.is_null}
-        boundaries = read_sentences(given.get("sentence_boundaries"))
-        instruction, instruction_fields = read_instruction(given.get("instruction"))
-        parameters = given.get("parameters")
-        schema = read_schema(given.get("response_format"))
+        found = read_yaml(text, source).fields(REQUIRED, OPTIONAL, "a contract")
+        given = {
+            name: FIELDS[name](item)
+            for name, item in found.items()
+            if name in FIELDS and not item.is_null
+        }
+        rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
+        instruction, instruction_fields = given.pop("instruction", (None, ()))
+        for name, value in given.items():
+            given[name] = _Frozen(value) if isinstance(value, dict) else value
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
-        about = {} if schema is None else cast(dict[str, Any], schema.pop(ABOUT, {}))
+        schema = given.get("response_format")
+        about = {} if schema is None else schema.get(ABOUT, {})
+        if schema is not None:
+            given["response_format"] = _Frozen({k: v for k, v in schema.items() if k != ABOUT})
         return cls(
             source=source,
-            name=read_text(given.get("name")),
-            model=read_text(given.get("model")),
-            response_format=None if schema is None else _Frozen(schema),
-            transformations=read_rules(fields["transformations"], boundaries or ()),
+            transformations=rules,
             instruction=instruction,
             instruction_fields=instruction_fields,
-            parameters=_Frozen({} if parameters is None else read_parameters(parameters)),
-            sentence_boundaries=None if boundaries is None else _Frozen(boundaries),
-            docs_as_message=read_documents(given.get("docs_as_message")),
-            logprobs_workaround=read_flag(given.get("logprobs_workaround")),
             judges=about.get("judges"),
             good=about.get("good"),
             digest=hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest(),
+            **given,
         )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Contract:
         """The contract in a file, or in the io.yaml of a directory.
 
-        Raises ContractError if there is none, or if it is malformed.
+        Raises MissingFileError if there is none, ContractError if it is malformed.
         """
         file = Path(path)
         if file.is_dir():
             file = file / IO_YAML
             if not file.exists():
-                raise ContractError(
+                raise MissingFileError(
                     f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
                     "<library>/<intrinsic>/<model>/alora, or the file itself"
                 )
-        return cls.parse(_read_small(file), str(file))
+        data = read_small(file, MAX_BYTES, what="contract's file", error=ContractError)
+        return cls.parse(data, str(file))
 
     @classmethod
     def of_adapter(cls, adapter: AdapterFile) -> Contract:
@@ -213,6 +205,7 @@ class Contract:
         return found if isinstance(found, dict) else {}
 
 
+@checked
 def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     """The contract of an adapter: of its GGUF or AdapterFile, or an io.yaml or a directory with it.
 
@@ -231,29 +224,3 @@ def _no_contract(file: str | os.PathLike[str]) -> ContractError:
         f"{os.fspath(file)}: holds no contract ({_KEY}); convert the adapter again with its "
         f"{IO_YAML} beside it, or give the contract as a file"
     )
-
-
-def _read_small(path: Path) -> bytes:
-    """A file's bytes, and one more than there may be if it is too large."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-            raise ContractError(
-                f"{path}: is a directory, a pipe or a device, expected a contract's file"
-            )
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise ContractError(f"{path}: there is no such file; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ContractError(f"{path}: cannot be read: {reason or error}") from error
-    known = describe_foreign(data[:64])
-    if known:
-        raise ContractError(f"{path}: is {known}")
-    if len(data) > MAX_BYTES:
-        raise ContractError(
-            f"{path}:1: expected at most {MAX_BYTES} bytes, found {size}; was another file saved "
-            "under this name?"
-        )
-    return data

@@ -6,17 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import Formatter
-from typing import TYPE_CHECKING
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import InputError
 from alora_gguf.messages import Document, Message
 
+from .contract import Contract
 from .json_offsets import JsonValue
 from .likelihood import TOP_LOGPROBS
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, Sentence, tag
-
-if TYPE_CHECKING:
-    from .contract import Contract
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Request:
         return self.top_logprobs > 0
 
 
+@checked
 def rewrite(
     contract: Contract,
     messages: Sequence[Message],

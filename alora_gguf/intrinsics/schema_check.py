@@ -5,12 +5,16 @@ What a grammar can be made of is the grammar compiler's business; unknown keywor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from .json_offsets import JsonValue, Path
 from .paths import show_value
 
+ABOUT: Final = "x-alora"
+"""The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
+
+_ABOUT: Final = {"judges": ("question", "answer"), "good": ("high", "low")}
 _TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
 _BOUNDS: Final = (
     ("minItems", "maxItems"),
@@ -19,12 +23,6 @@ _BOUNDS: Final = (
     ("minContains", "maxContains"),
     ("minimum", "maximum"),
 )
-
-
-ABOUT: Final = "x-alora"
-"""The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
-
-_ABOUT: Final = {"judges": ("question", "answer"), "good": ("high", "low")}
 
 
 class Problem(NamedTuple):
@@ -50,38 +48,34 @@ def _problems(schema: JsonValue, path: Path) -> Iterator[Problem]:
         yield Problem(path, "a schema (an object, true or false)", show_value(schema))
         return
     for keyword, value in schema.items():
-        check = _CHECKS.get(keyword)
-        if check is not None:
-            yield from check(value, (*path, keyword))
+        here = (*path, keyword)
+        if keyword in _VALUES:
+            wanted, fits = _VALUES[keyword]
+            if not fits(value):
+                yield Problem(here, wanted, show_value(value))
+        elif keyword in _CHECKS:
+            yield from _CHECKS[keyword](value, here)
     for low, high in _BOUNDS:
         a, b = schema.get(low), schema.get(high)
         if _is_number(a) and _is_number(b) and a > b:  # type: ignore[operator] # numbers
             yield Problem((*path, high), f"{high} of at least {low}, {a}", show_value(b))
 
 
-def _all_of(wanted: str, fits: Callable[[JsonValue], bool]) -> _Check:
-    def check(value: JsonValue, path: Path) -> Iterator[Problem]:
-        if not fits(value):
-            yield Problem(path, wanted, show_value(value))
-
-    return check
-
-
 def _schema_map(value: JsonValue, path: Path) -> Iterator[Problem]:
     if not isinstance(value, dict):
         yield Problem(path, "an object of schemas", show_value(value))
-        return
-    for name, schema in value.items():
-        yield from _problems(schema, (*path, name))
+    else:
+        for name, schema in value.items():
+            yield from _problems(schema, (*path, name))
 
 
 def _schema_list(value: JsonValue, path: Path) -> Iterator[Problem]:
     if not isinstance(value, list) or not value:
         found = "an empty array" if value == [] else show_value(value)
         yield Problem(path, "an array of schemas, at least one", found)
-        return
-    for i, schema in enumerate(value):
-        yield from _problems(schema, (*path, i))
+    else:
+        for i, schema in enumerate(value):
+            yield from _problems(schema, (*path, i))
 
 
 def _schema_or_list(value: JsonValue, path: Path) -> Iterator[Problem]:
@@ -91,7 +85,7 @@ def _schema_or_list(value: JsonValue, path: Path) -> Iterator[Problem]:
 def _type(value: JsonValue, path: Path) -> Iterator[Problem]:
     names = value if isinstance(value, list) else [value]
     for i, name in enumerate(names):
-        if not isinstance(name, str) or name not in _TYPES:
+        if name not in _TYPES:
             at = (*path, i) if isinstance(value, list) else path
             yield Problem(at, f"one of {', '.join(_TYPES)}", show_value(name))
     if not names:
@@ -121,42 +115,33 @@ def _is_count(value: JsonValue) -> bool:
 
 
 def _are_names(value: JsonValue) -> bool:
-    return (
-        isinstance(value, list)
-        and all(isinstance(name, str) for name in value)
-        and len(set(map(str, value))) == len(value)
-    )
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return False
+    return len(set(map(str, value))) == len(value)
 
 
+_Fits = Callable[[JsonValue], bool]
 _Check = Callable[[JsonValue, Path], Iterator[Problem]]
-
-
-def _table() -> dict[str, _Check]:
-    text = _all_of("a text", lambda v: isinstance(v, str))
-    flag = _all_of("true or false", lambda v: isinstance(v, bool))
-    count = _all_of("an integer of at least 0", _is_count)
-    number = _all_of("a number", _is_number)
-    above = _all_of("a number above 0", lambda v: _is_number(v) and v > 0)  # type: ignore[operator]
-    names = _all_of("an array of texts, each once", _are_names)
-    values = _all_of("an array of at least one value", lambda v: isinstance(v, list) and bool(v))
-    groups: list[tuple[_Check, str]] = [
-        (_about, ABOUT),
-        (_type, "type"),
-        (values, "enum"),
-        (names, "required"),
-        (above, "multipleOf"),
-        (text, "$schema $id $ref $anchor $comment title description format pattern"),
-        (flag, "uniqueItems deprecated readOnly writeOnly"),
-        (number, "minimum maximum exclusiveMinimum exclusiveMaximum"),
-        (count, "minItems maxItems minLength maxLength minProperties maxProperties"),
-        (count, "minContains maxContains"),
-        (_schema_map, "properties patternProperties $defs definitions dependentSchemas"),
-        (_schema_list, "anyOf oneOf allOf prefixItems"),
-        (_schema_or_list, "items"),
-        (_problems, "additionalProperties additionalItems not contains propertyNames if then else"),
-        (_problems, "unevaluatedItems unevaluatedProperties"),
-    ]
-    return {keyword: check for check, keywords in groups for keyword in keywords.split()}
-
-
-_CHECKS: Final = _table()
+_KINDS: Final[Iterable[tuple[str, _Fits, str]]] = (
+    ("a text", lambda v: isinstance(v, str),
+     "$schema $id $ref $anchor $comment title description format pattern"),
+    ("true or false", lambda v: isinstance(v, bool), "uniqueItems deprecated readOnly writeOnly"),
+    ("a number", _is_number, "minimum maximum exclusiveMinimum exclusiveMaximum"),
+    ("a number above 0", lambda v: _is_number(v) and v > 0,  # type: ignore[operator]
+     "multipleOf"),
+    ("an integer of at least 0", _is_count,
+     "minItems maxItems minLength maxLength minProperties maxProperties minContains maxContains"),
+    ("an array of texts, each once", _are_names, "required"),
+    ("an array of at least one value", lambda v: isinstance(v, list) and bool(v), "enum"),
+)  # fmt: skip
+_VALUES: Final = {word: (kind, fits) for kind, fits, words in _KINDS for word in words.split()}
+_SHAPES: Final[Iterable[tuple[_Check, str]]] = (
+    (_about, ABOUT),
+    (_type, "type"),
+    (_schema_map, "properties patternProperties $defs definitions dependentSchemas"),
+    (_schema_list, "anyOf oneOf allOf prefixItems"),
+    (_schema_or_list, "items"),
+    (_problems, "additionalProperties additionalItems not contains propertyNames if then else"),
+    (_problems, "unevaluatedItems unevaluatedProperties"),
+)
+_CHECKS: Final = {word: check for check, words in _SHAPES for word in words.split()}

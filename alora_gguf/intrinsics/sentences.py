@@ -83,7 +83,7 @@ def _splitter() -> Any:
         from nltk.tokenize.punkt import PunktSentenceTokenizer
     except ImportError as error:
         raise InputError(
-            f"this intrinsic numbers sentences, which are told by nltk, but {error.name or 'it'} "
+            f"this intrinsic numbers sentences, which nltk splits, but {error.name or 'it'} "
             "is not installed: pip install 'alora-gguf[sentences]'"
         ) from None
     return PunktSentenceTokenizer()

@@ -32,7 +32,7 @@ class DecodeSentences:
 
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with more fields in the objects that `input_path` without its last step leads
-        to. Raises OutputError if that step is no field, or its value no number that was given.
+        to. Raises OutputError if that step is not a field, or its value no number that was given.
         """
         known = {s.number: s for place in self.source for s in reply.sentences.get(place, ())}
         wanted = self.input_path[-1]
@@ -86,7 +86,7 @@ class MergeSpans:
         """The value with fewer objects in the list at `input_path`, sorted by group and begin.
 
         Raises OutputError if there is no list of objects with exactly these fields, if a begin or
-        end is no integer, and if two spans of a group begin at the same place.
+        end is not an integer, and if two spans of a group begin at the same place.
         """
 
         def change(found: JsonValue, here: Path) -> JsonValue:

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
 
+from alora_gguf._kinds import checked
 from alora_gguf.options import TokenLogprob
 
+from .contract import Contract
 from .harmony import final_channel
 from .json_offsets import JsonValue, parse
-from .likelihood import Likelihood
-from .records import DropDuplicates, Explode, Nest, Project
 from .reply import Reply, Tokens
-from .spans import DecodeSentences, MergeSpans
-
-if TYPE_CHECKING:
-    from .contract import Contract
-    from .request import Request
-
-Rule: TypeAlias = (
-    Likelihood | Nest | Project | Explode | DropDuplicates | DecodeSentences | MergeSpans
-)
-RULES: Final[dict[str, type[Rule]]] = {
-    rule.name: rule
-    for rule in (Likelihood, Nest, Project, Explode, DropDuplicates, DecodeSentences, MergeSpans)
-}
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -41,16 +28,20 @@ class Outcome:
     used: tuple[TokenLogprob, ...] = ()
 
 
+@checked
 def transform(
     contract: Contract,
     text: str,
     logprobs: Sequence[TokenLogprob] | None,
     request: Request,
+    *,
+    max_tokens: int | None = None,
 ) -> Outcome:
     """What `text`, the reply to `request`, means by the contract.
 
     `logprobs` are the reply's tokens, without an end token; each with its `request.top_logprobs`
-    likeliest alternatives where the contract needs them, else None will do.
+    likeliest alternatives where the contract needs them, else None will do. `max_tokens` is the
+    limit that the reply had, for messages (None: the contract's).
 
     Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
     shape, with a sentence number that was not given. Raises InputError if log-probabilities are
@@ -61,7 +52,7 @@ def transform(
         final = final_channel(logprobs)
         if final is not None:
             logprobs, text = final, "".join(token.text for token in final)
-    root = parse(text, source, contract.max_tokens)
+    root = parse(text, source, contract.max_tokens if max_tokens is None else max_tokens)
     weighs = logprobs is not None and contract.needs_logprobs
     tokens = Tokens(logprobs, text, source) if weighs and logprobs is not None else None
     reply = Reply(source, root, tokens, request.sentences)

@@ -19,7 +19,7 @@ from .json_offsets import JsonValue
 MAX_BYTES: Final = 64 << 10
 MAX_NODES: Final = 10_000
 MAX_DEPTH: Final = 40
-_MAX_SCALAR: Final = 100  # characters of one that is no string: numbers of 60,000 digits take time
+_MAX_SCALAR: Final = 100  # characters of what is not a string: numbers of 60,000 digits take time
 _TAG: Final = "tag:yaml.org,2002:"
 
 Scalar: TypeAlias = "bool | int | float | str | None"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from alora_gguf.errors import InputError, SavedSessionError
+from alora_gguf.errors import InputError, MissingFileError, SavedSessionError
 from alora_gguf.files import describe_foreign, reason, write_whole
 
 FORMAT: Final = "alora-gguf saved session 2"
@@ -65,7 +65,7 @@ def write_sections(path: Path, sections: Sections) -> None:
 
 def read_sections(path: Path) -> Sections:
     """Reads a file, verifying its length before anything is allocated and its checksum before
-    anything is believed. Raises SavedSessionError.
+    anything is believed. Raises SavedSessionError, and MissingFileError.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its other end
@@ -74,8 +74,8 @@ def read_sections(path: Path) -> Sections:
         with path.open("rb") as file:
             return _read(file, path, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
-        raise SavedSessionError(
-            f"{path}: there is no such file, expected a saved session; check the path"
+        raise MissingFileError(
+            f"{path}: there is no such file, expected a saved session; check the path", path
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise SavedSessionError(f"{path}: cannot be read: {reason(error)}") from error

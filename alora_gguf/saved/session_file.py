@@ -204,7 +204,7 @@ class _Header:
         header = self.record(self.sections.header, "header", names)
         tokens = np.frombuffer(self.sections.tokens, "<i4")
         if tokens.size and tokens.min() < 0:
-            raise self.fail(f"token {tokens.min()} is no token id")
+            raise self.fail(f"token {tokens.min()} is not a token id")
         n_cached = self.integer(header["n_cached"], "n_cached", tokens.size)
         spans = self.spans(header["spans"], n_cached)
         adapters = self.adapters(header["adapters"])

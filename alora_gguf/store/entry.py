@@ -99,12 +99,12 @@ class StoreEntry:
 def key_of(name: str) -> str:
     """What a name is filed under: case does not count, as on some file systems.
 
-    Raises InputError for what is no name.
+    Raises InputError for what is not a name.
     """
     key = name.lower()
     if not _NAME.fullmatch(name) or key.endswith((".", ".gguf")) or _DEVICES.fullmatch(key):
         shown = name if name.isprintable() else ascii(name)[1:-1]
-        raise InputError(f"'{shown}' is no name for the store: expected {_NAME_RULE}")
+        raise InputError(f"'{shown}' is not a name for the store: expected {_NAME_RULE}")
     return key
 
 

@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
 
 from .entry import (
@@ -50,6 +51,7 @@ class StoreContents:
     problems: tuple[FileFormatError, ...]
 
 
+@checked
 class Store:
     """The adapters and bases below `home`; by default below ALORA_GGUF_HOME or, without it, the
     system's directory for a user's data. Nothing is created before something is added.
@@ -61,6 +63,9 @@ class Store:
         self.home = _default_home() if home is None else Path(home).absolute()
         self._entries = self.home / "entries"
         self._files = self.home / "files"
+
+    def __repr__(self) -> str:
+        return f"<Store {self.home}>"
 
     def contents(self) -> StoreContents:
         """What there is. Raises StoreError if the store cannot be read."""
@@ -74,7 +79,7 @@ class Store:
     def find(self, name: str) -> StoreEntry | None:
         """The entry of that name, if there is one.
 
-        Raises InputError for what is no name, FileFormatError if the entry is damaged.
+        Raises InputError for what is not a name, FileFormatError if the entry is damaged.
         """
         with self._explained("read"):
             try:
@@ -135,7 +140,7 @@ class Store:
         """A directory to put files into, which commit() makes an entry of.
 
         Without commit(), or where the block is left by an exception before it, nothing is left.
-        Raises InputError for what is no name, StoreError if the store cannot be written.
+        Raises InputError for what is not a name, StoreError if the store cannot be written.
         """
         key = key_of(name)
         with self._explained("written"):
@@ -398,7 +403,7 @@ def _now() -> str:
 
 def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:
     if not is_file_name(path.name):
-        raise InputError(f"{path.name}: is no name for a file of the store")
+        raise InputError(f"{path.name}: is not a name for a file of the store")
     digest = hashlib.sha256()
     nbytes = 0
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from alora_gguf._kinds import checked
 from alora_gguf.engine.batch import Logits
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
@@ -51,6 +52,7 @@ _VOCABULARY_KEY: Final = "alora.vocab.sha256"
 PathLike = str | os.PathLike[str]
 
 
+@checked
 def verify(
     base: PathLike,
     adapter: PathLike,

@@ -80,8 +80,9 @@ class PeftReference:
         named = config.get("base_model_name_or_path")
         if not isinstance(named, str) or not Path(named).is_dir():
             raise InputError(
-                f"{folder / _CONFIG}: base_model_name_or_path is {named!r}, which is no directory "
-                "here; name the transformers directory of the base with --hf-base (hf_base=)"
+                f"{folder / _CONFIG}: base_model_name_or_path is {named!r}, which is not a "
+                "directory here; name the transformers directory of the base with "
+                "--hf-base (hf_base=)"
             )
         return cls(folder, _model_folder(Path(named)))
 
@@ -191,7 +192,7 @@ def _cosine(a: Doubles, b: Doubles) -> float:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        what = "is no directory" if folder.exists() else "there is no such directory"
+        what = "is not a directory" if folder.exists() else "there is no such directory"
         raise InputError(
             f"{folder}: {what}, expected the PEFT directory that the adapter was converted from"
         )
@@ -210,10 +211,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _model_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        what = "is no directory" if folder.exists() else "there is no such directory"
+        what = "is not a directory" if folder.exists() else "there is no such directory"
         raise InputError(f"{folder}: {what}, expected the transformers directory of the base")
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: has no config.json, so it is no transformers directory")
+        raise InputError(f"{folder}: has no config.json, so it is not a transformers directory")
     return folder
 
 

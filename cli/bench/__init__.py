@@ -34,8 +34,8 @@ def _lengths(
         lengths = (0,)
     if min(lengths) < 1 or max(lengths) > _LONGEST:
         raise click.BadParameter(
-            f"'{value}' is no list of lengths; expected tokens from 1 to {_LONGEST}, separated by "
-            "commas, such as 512,2048"
+            f"'{value}' is not a list of lengths; expected tokens from 1 to {_LONGEST}, separated "
+            "by commas, such as 512,2048"
         )
     return lengths
 

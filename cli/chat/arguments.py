@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         at = error.start
     if at >= 0:
-        raise InputError(f"{path}: is no text in UTF-8 (byte {at}); convert it to plain text first")
+        raise InputError(f"{path}: is not UTF-8 text (byte {at}); convert it to plain text first")
     if not text.strip():
         raise InputError(f"{path}: is empty")
     return text
@@ -92,7 +92,7 @@ def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str
         key, equals, value = part.partition("=")
         if not equals:
             known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
-            raise InputError(f"/{name}: '{part}' is no argument; it takes {known}")
+            raise InputError(f"/{name}: '{part}' is not an argument; it takes {known}")
         arguments[key] = value
     return arguments
 

@@ -262,13 +262,13 @@ class Commands:
         messages: Sequence[Message] | None = None,
         documents: Sequence[Document] | None = None,
     ) -> None:
-        with self._view.waiting("reading the conversation anew"):
+        with self._view.waiting("re-reading the conversation"):
             timings = self._talk.change(
                 self._view.reading, self._cancel, messages=messages, documents=documents
             )
         if timings.evaluated:
             self._view.note(
-                f"the conversation was read anew: {plural(timings.evaluated, 'token')} in "
+                f"the conversation was re-read: {plural(timings.evaluated, 'token')} in "
                 f"{duration(timings.total)}, {timings.reused} reused"
             )
 
@@ -355,7 +355,7 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "rewind": Command("/rewind [N]", "take back the last turn, or the last N", Commands._rewind),
     "edit": Command(
-        "/edit [TEXT]", "change your last message, and have it answered anew", Commands._edit
+        "/edit [TEXT]", "change your last message, and have it answered again", Commands._edit
     ),
     "retry": Command("/retry", "another reply to your last message", Commands._retry),
     "system": Command("/system [TEXT | off]", "show or set the system message", Commands._system),
@@ -383,10 +383,10 @@ def _no_arguments(usage: str, rest: str) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises InputError for a file that is there and is no saved conversation."""
+    """Raises InputError for a file that is there and is not a saved conversation."""
     try:
         saved = is_saved_session(path)
     except OSError:  # saving will say what is wrong, if anything is
         return
     if not saved:
-        raise InputError(f"{path}: exists and is no saved conversation; choose another name")
+        raise InputError(f"{path}: exists and is not a saved conversation; choose another name")

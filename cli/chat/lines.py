@@ -18,7 +18,7 @@ _STYLE: Final = {"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansicya
 _WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
 
 
-class EndOfInput(Exception):  # noqa: N818 (it is no error)
+class EndOfInput(Exception):  # noqa: N818 (it is not an error)
     """There are no more lines."""
 
 

@@ -189,7 +189,7 @@ class Talk:
         messages: Sequence[Message] | None = None,
         documents: Sequence[Document] | None = None,
     ) -> Timings:
-        """Changes documents or the system message. What was said is read anew, which is what the
+        """Changes documents or the system message. What was said is re-read, which is what the
         timings are of; where nothing was, it is only made sure that the template takes them.
         Raises what Chat.replace() does.
         """

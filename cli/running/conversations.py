@@ -1,5 +1,5 @@
 """The input: conversations as JSON, one as a whole or one on each line; each with what is wrong
-with it, so that one that is wrong spoils no other.
+with it: one bad line does not affect the others.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _parse(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {_place(error)}") from None
     except UnicodeEncodeError:
-        raise InputError("holds half of a surrogate pair, which is no text") from None
+        raise InputError("holds half of a surrogate pair, which is not text") from None
     except RecursionError:
         raise InputError("is nested too deeply") from None
     except ValueError as error:  # of ours, or numbers that cannot be held
@@ -142,7 +142,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:

@@ -167,8 +167,8 @@ class AppendedFile:
 
     def _foreign(self, number: int) -> InputError:
         return InputError(
-            f"{self.path}:{number}: is no line that an earlier run has written; name another file "
-            "for the output"
+            f"{self.path}:{number}: is not a line that an earlier run has written; name another "
+            "file for the output"
         )
 
     def _refusal(self, error: OSError) -> InputError:

@@ -20,8 +20,8 @@ _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT6
 class GGUFBase(BaseModel):
     """A base by its header.
 
-    Raises FileFormatError for a header that is not sound, ConvertError for a file that is no whole
-    model, and UnsupportedAdapterError for a family that is not in FAMILIES.
+    Raises FileFormatError for a header that is not sound, ConvertError for a file that is not a
+    whole model, and UnsupportedAdapterError for a family that is not in FAMILIES.
     """
 
     def __init__(self, header: GGUFHeader) -> None:
@@ -66,8 +66,8 @@ class GGUFBase(BaseModel):
             )
         if "token_embd.weight" not in header.tensors:
             raise ConvertError(
-                f"{self.label}: has no 'token_embd.weight', so it is no language model; give the "
-                "model the adapter was trained on"
+                f"{self.label}: has no 'token_embd.weight', so it is not a language model; give "
+                "the model the adapter was trained on"
             )
 
     @cached_property

@@ -95,7 +95,7 @@ def fetch_base(
     tokenizer files.
 
     Raises InputError for a repository or directory without either, FileFormatError for a file that
-    is no sound GGUF, HubError for a hub that fails.
+    is not a sound GGUF, HubError for a hub that fails.
     """
     if hub.is_offline:
         return _cached_base(ref, cached(ref, hub))

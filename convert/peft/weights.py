@@ -69,7 +69,7 @@ class InputFile:
 
     It is read, not mapped: pages of a map count as resident memory, and a mapped file that shrinks
     meanwhile kills the process where a read returns less. Raises FileFormatError if it is missing,
-    is no ordinary file, or cannot be read.
+    is not an ordinary file, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:

@@ -291,7 +291,7 @@ def _restore(directory: Path, model: GraniteForCausalLM, opts: list[torch.optim.
     if not _state_file(directory).is_file():
         raise FileFormatError(
             f"{_state_file(directory)}: missing, expected a training's state; "
-            "begin anew without --resume"
+            "start over without --resume"
         )
     state = torch.load(_state_file(directory), weights_only=True)
     model.load_state_dict(state["model"])

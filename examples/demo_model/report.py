@@ -84,7 +84,7 @@ def with_section(page: str, section: str, name: str = "README.md") -> str:
 
 def other_files(record: dict[str, Any], path: Path, root: Path, way_out: str) -> list[str]:
     """Complaints about files that are not what `record`, read from `path`, was made with. Files in
-    build/ are made anew each time and are not looked at.
+    build/ are made again each time and are not looked at.
     """
     problems = []
     for name, known in record["files"].items():

@@ -163,7 +163,7 @@ def ask(model: Model, task: str, prompt: str) -> dict[str, str]:
     asked = invocations(task)
     with model.session() as chat:
         chat.append(prompt)
-        # the two that use the base's cells, in one batch; then the LoRA, which reads all of it anew
+        # the two that use the base's cells, in one batch; then the LoRA, which re-reads all of it
         alora, base = chat.invoke_many([asked["alora"], asked["base"]])
         lora = chat.invoke(asked["lora"])
     return {"alora": alora.text, "lora": lora.text, "base": base.text}

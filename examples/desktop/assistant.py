@@ -101,7 +101,7 @@ class Assistant:
         if self._saved.is_file():
             try:
                 return model.restore(self._saved)  # nothing is read again
-            except SavedSessionError as error:  # damaged, or of another base: begin anew
+            except SavedSessionError as error:  # damaged, or of another base: start over
                 self._tell("failed", str(error))
         return model.chat(documents=self._documents)
 

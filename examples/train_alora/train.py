@@ -105,7 +105,7 @@ def main() -> None:
     with torch.no_grad():
         said = logits([m for m, _ in held_out])[:, ids_of_verdicts].argmax(1).tolist()
     right = sum(verdict == wanted for verdict, (_, wanted) in zip(said, held_out, strict=True))
-    print(f"right on {right} of {len(held_out)} conversations drawn anew")
+    print(f"right on {right} of {len(held_out)} new conversations")
 
     model.save_pretrained(args.out)
     shutil.copy(Path(__file__).with_name("io.yaml"), args.out)

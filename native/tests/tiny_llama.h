@@ -75,14 +75,18 @@ struct tiny_llama {
         std::filesystem::remove(path, ignored);
     }
 
-    // The bytes of an adapter of rank 4 for every weight.
-    static std::string adapter(uint32_t seed) {
+    // The bytes of an adapter of rank 4 for every weight, or for the embedding alone.
+    static std::string adapter(uint32_t seed, bool embedding = false) {
         gguf_file file(seed);
         file.text("general.type", "adapter");
         file.text("general.architecture", "llama");
         file.text("adapter.type", "lora");
         file.real("adapter.lora.alpha", 4.0f);
-        for (const weight & w : weights()) {
+        if (embedding) {  // its A is looked up by row
+            file.tensor("token_embd.weight.lora_a", 4, N_VOCAB, 0.3f);
+            file.tensor("token_embd.weight.lora_b", 4, N_EMBD, 0.3f);
+        }
+        for (const weight & w : embedding ? std::vector<weight>() : weights()) {
             file.tensor(w.name + ".lora_a", w.n_in, 4, 0.3f);
             file.tensor(w.name + ".lora_b", 4, w.n_out, 0.3f);
         }

@@ -221,7 +221,7 @@ def test_a_template_that_rewrites_earlier_turns(files: Files) -> None:
             ]  # fmt: skip
             prompt = rendered(TRIMS, chat.messages[:-1], prompt=True)
             assert model.detokenize(chat.tokens, special=True).startswith(prompt + text)
-            assert reply.timings.reused + 20 > n  # the last reply is read anew, not all of them
+            assert reply.timings.reused + 20 > n  # the last reply is re-read, not all of them
             assert_sound(chat, files)
         chat.read()
         whole = rendered(TRIMS, chat.messages, prompt=False)

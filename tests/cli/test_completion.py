@@ -85,5 +85,5 @@ def test_names_in_the_store(tab: Shell) -> None:
 def test_a_store_that_cannot_be_read(tab: Shell, pulling: Pulling) -> None:
     """Nobody wants to read of it while typing."""
     shutil.rmtree(pulling.home)
-    pulling.home.write_text("is no directory")
+    pulling.home.write_text("is not a directory")
     assert tab("chat", "-a", "s") == []

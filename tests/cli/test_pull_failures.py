@@ -160,9 +160,9 @@ def test_names_that_are_none(pulling: Pulling, sure: tuple[str | Path, ...], nam
     for arguments in (sure, PULL_BASE):
         error = pulling.error(*arguments, f"--name={name}")
         assert error.endswith(
-            " is no name for the store: expected up to 100 letters, digits, '.', '_' and '-', the "
-            "first a letter or a digit, the end neither '.' nor '.gguf', and no device of Windows "
-            "such as con"
+            " is not a name for the store: expected up to 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or a digit, the end neither '.' nor '.gguf', and no device of "
+            "Windows such as con"
         )
     assert pulling.left_over() == []
 

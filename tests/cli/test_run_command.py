@@ -132,10 +132,10 @@ INPUTS = {
     f"is a number, {WHAT}": b"3",
     f"is null, {WHAT}": b"null",
     f"is a text, {WHAT}": b'"Hello!"',
-    "is no JSON that can be used: NaN is no number of JSON": b"[NaN]",
+    "is no JSON that can be used: NaN is not a JSON number": b"[NaN]",
     "is no JSON that can be used: the field 'id' occurs twice": b'{"id": 1, "id": 2}',
     "is nested too deeply": b"[" * 100_000 + b"]" * 100_000,
-    "holds half of a surrogate pair, which is no text": (
+    "holds half of a surrogate pair, which is not text": (
         b'[{"role": "user", "content": "\\ud800"}]'
     ),
     "messages: expected an array with at least one message": b'{"id": 3}',
@@ -205,7 +205,8 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
         f"{tiny.alora}: is an adapter (general.type = adapter), not a base model; open the base "
         "model's file and pass this one as an adapter"
     )
-    assert error(*here, "-a", f"sure={none}", *asked) == f"{none}: there is no such file"
+    missing = f"{none}: there is no such file; check the path"
+    assert error(*here, "-a", f"sure={none}", *asked) == missing
     assert tiny.base.name in error(*here, "-a", f"sure={tiny.base}", *asked)
     assert error(*here, "-a", f"sure={tiny.alora}", *asked).startswith(
         f"{tiny.alora}: holds no contract"

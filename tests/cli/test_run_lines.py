@@ -358,7 +358,8 @@ def test_outputs_that_cannot_be(run: Runner, tmp_path: Path) -> None:
     assert error(nowhere) == f"{nowhere}: cannot be written: No such file or directory; {way_out}"
     for text, line in {"dear diary": 1, "dear diary\n": 1, "{}\n": 1}.items():
         out.write_text(text)
-        assert error(out) == f"{out}:{line}: is no line that an earlier run has written; {way_out}"
+        found = error(out)
+        assert found == f"{out}:{line}: is not a line that an earlier run has written; {way_out}"
         assert out.read_text() == text
     out.unlink()
     file = AppendedFile(out)

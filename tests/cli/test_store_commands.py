@@ -134,7 +134,7 @@ def test_rm_of_an_unknown_name(pulling: Pulling, filled: tuple[str, str]) -> Non
     assert pulling.error("rm", "granite") == (
         f"nothing named 'granite' is in the store {pulling.home}; it holds sure, tiny-Q8_0"
     )
-    assert pulling.error("rm", "../files").startswith("'../files' is no name for the store: ")
+    assert pulling.error("rm", "../files").startswith("'../files' is not a name for the store: ")
     assert len(pulling.store.contents().entries) == 2
 
 

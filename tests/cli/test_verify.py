@@ -102,7 +102,7 @@ def test_a_plain_lora_says_that_it_changes_every_token(files: Files) -> None:
     assert status == 0
     assert "  invocation    none; it is on for every token\n" in out
     assert "it reuses 0 of 256 tokens and leaves the conversation's cells as they" in squeezed(out)
-    assert "byte for byte; a plain LoRA changes every token, so it reads all anew" in squeezed(out)
+    assert "byte for byte; a plain LoRA changes every token, so it re-reads every" in squeezed(out)
     assert "\nEverywhere (32 tokens)\n" in out
     assert "before the invocation" not in out
     assert "  note  the adapter does not say which vocabulary it was converted for;\n" in out
@@ -255,7 +255,7 @@ def test_files_that_cannot_be_read(files: Files, tmp_path: Path) -> None:
     assert refusal(gone, adapter) == (
         f"base model {gone}: there is no such file, expected a GGUF file; check the path"
     )
-    assert refusal(base, gone) == f"{gone}: there is no such file"
+    assert refusal(base, gone) == f"{gone}: there is no such file; check the path"
     assert refusal(tmp_path, adapter) == (
         f"base model {tmp_path}: is a directory, expected a GGUF file; check the path"
     )
@@ -281,7 +281,7 @@ def test_files_that_are_something_else(files: Files) -> None:
         "model's file and pass this one as an adapter"
     )
     assert refusal(base, base) == (
-        f"{base}: general.type is 'model', expected 'adapter'; this is not an adapter's file"
+        f"{base}: general.type is missing, expected 'adapter'; this is not an adapter's file"
     )
     other = demo.base_path()
     assert refusal(other, adapter) == (

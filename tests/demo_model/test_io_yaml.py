@@ -172,7 +172,7 @@ def likelihood(name: str) -> dict[Any, float]:
     ],
 )
 def test_every_answer_has_its_value(name: str, path: list[str], values: dict[Any, float]) -> None:
-    """Keys compare as JSON's values do: "yes" is no boolean, 5 no text."""
+    """Keys compare as JSON's values do: "yes" is not a boolean, 5 is not text."""
     found = contract(name)
     assert found["transformations"][0]["input_path"] == path
     assert likelihood(name) == pytest.approx(values)

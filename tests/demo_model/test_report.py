@@ -64,7 +64,7 @@ def made_up() -> dict[str, Any]:
         "n": N,
         "files": {
             "demo/base.gguf": {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()},
-            "build/base-F16.gguf": {"bytes": 4, "sha256": "made anew each time"},
+            "build/base-F16.gguf": {"bytes": 4, "sha256": "made again each time"},
         },
         "verdicts": rows,
         "replies": replies,

@@ -213,7 +213,7 @@ RAISED: dict[str, tuple[type[AloraError], Raise]] = {
     "is loaded already": (AdapterInUseError, loaded_twice),
     "holds no contract": (ContractError, no_contract),
     "does not occur in these": (InvocationNotFoundError, no_invocation),
-    "numbers sentences, which are told by nltk": (InputError, no_sentences),
+    "numbers sentences, which nltk splits": (InputError, no_sentences),
     "the model computed logits that are not finite": (DecodeError, not_finite),
     "has no chat template": (ModelError, no_template),
     "the KV cache is full": (CacheFullError, no_cells),

@@ -77,9 +77,9 @@ def test_two_hundred_requests_some_of_them_cancelled(files: Files) -> None:
         for (seed, delay), result in zip(jobs, together, strict=True):
             assert result == (alone[seed] if delay is None else None)
         inside.engine(model).collect()
-        books = inside.cells(model)
-        assert (books.used(), books.promised()) == (0, 0)
-        assert books.free_sequences == books.n_seqs
+        cells = inside.cells(model)
+        assert (cells.used(), cells.promised()) == (0, 0)
+        assert cells.free_sequences == cells.n_seqs
 
 
 @pytest.mark.slow

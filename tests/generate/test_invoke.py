@@ -130,7 +130,7 @@ def test_timings_say_what_was_reused(session: ag.Session, files: Files) -> None:
     assert (sure.timings.reused, sure.timings.evaluated) == (n, 3 + len(files.invocation))
     assert sure.timings.reuse_note == ""
     assert (lora.timings.reused, lora.timings.evaluated) == (0, n + 1)
-    assert lora.timings.reuse_note == "'lora' is a plain LoRA: it computes every token anew"
+    assert lora.timings.reuse_note == "'lora' is a plain LoRA: it recomputes every token"
     assert (base.timings.reused, base.timings.evaluated) == (n, 0)
     for verdict in (sure, lora, base):
         assert verdict.timings.generated == 16

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alora_gguf import InputError
-from alora_gguf.generate.text_stream import TextStream
+from alora_gguf.generate.text_stream import SampledReply, TextStream
 from alora_gguf.options import check_stops
 
 
@@ -82,3 +84,61 @@ def test_any_split_into_tokens_gives_the_text_before_the_stop(
         assert not any(stop in shown for stop in stops)
     kept = b"".join(pushed[: stream.tokens_in_text()])
     assert shown.encode().startswith(kept)
+
+
+class Words:
+    """A vocabulary of letters; token 0 ends a reply."""
+
+    def piece(self, token: int) -> bytes:
+        return bytes([96 + token])
+
+    def is_end(self, token: int) -> bool:
+        return token == 0
+
+
+class Scripted:
+    """A sampler that gives the logits it is given: token ids, here."""
+
+    must_end = False
+
+    def sample(self, logits: Any) -> int:
+        return int(logits)
+
+
+def sampled(tokens: list[int], *, stops: tuple[str, ...] = (), n: int = 99) -> SampledReply:
+    """A reply that chose these tokens, or the first of them that ended it."""
+    reply = SampledReply(
+        cast("Any", Scripted()), cast("Any", Words()), stops=stops, max_tokens=n, started=0.0
+    )
+    for each in tokens:
+        token = reply.choose(cast("Any", each))
+        if token is not None:
+            reply.push(token)
+        if reply.ended is not None:
+            break
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "text", "ended", "n"),
+    [
+        ([1, 2, 0, 3], {}, "ab", "stop", 3),
+        ([1, 2, 3], {"n": 2}, "ab", "length", 2),
+        ([1, 2, 3, 4], {"stops": ("bc",)}, "a", "stop", 3),
+        ([1, 2, 3], {"stops": ("bc",), "n": 3}, "a", "stop", 3),
+        ([1, 2], {}, "ab", None, 2),
+    ],
+)
+def test_why_a_reply_ends(
+    tokens: list[int], options: dict[str, Any], text: str, ended: str | None, n: int
+) -> None:
+    reply = sampled(tokens, **options)
+    assert (reply.stream.text, reply.ended, reply.n_sampled) == (text, ended, n)
+    assert reply.first_token is not None
+
+
+def test_a_schema_that_is_complete_ends_it() -> None:
+    reply = sampled([1])
+    reply.sampler.must_end = True  # type: ignore[misc]
+    reply.push(2)
+    assert reply.ended == "stop"

@@ -176,7 +176,7 @@ def test_a_scale_that_is_no_finite_number_is_refused(model: ag.Model, scale: obj
 
 
 def test_a_missing_file_and_a_directory(model: ag.Model, tmp_path: Path) -> None:
-    with pytest.raises(ag.AdapterFormatError, match="no such file"):
+    with pytest.raises(ag.MissingFileError, match="no such file"):
         model.load_adapter("x", tmp_path / "none.gguf")
     with pytest.raises(ag.AdapterFormatError, match="is a directory"):
         model.load_adapter("x", tmp_path)

@@ -77,7 +77,8 @@ def test_a_base_that_cannot_serve_is_refused(case: str, tmp_path: Path) -> None:
         env=os.environ.copy(),
     )
     assert run.returncode == 3, run.stderr
-    assert run.stdout.startswith("ModelError: ")
+    kind = "MissingFileError" if case == "missing" else "ModelError"
+    assert run.stdout.startswith(f"{kind}: ")
     assert text in run.stdout
     assert str(path) in run.stdout
 
@@ -100,7 +101,7 @@ def test_a_split_model_is_read_whole(files: Files, tmp_path: Path) -> None:
     with pytest.raises(ag.ModelError, match="is part 2 of 2; open m-00001"):
         BaseFile.read(parts[1])
     parts[1].unlink()
-    with pytest.raises(ag.ModelError, match="no such file"):
+    with pytest.raises(ag.MissingFileError, match="no such file"):
         BaseFile.read(parts[0])
 
 

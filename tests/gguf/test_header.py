@@ -13,7 +13,7 @@ import pytest
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
-from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 from alora_gguf.gguf.types import GGML_TYPES, ArrayRef, ValueType
@@ -242,7 +242,7 @@ def test_bad_files_are_refused_by_name(case: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"none.gguf: there is no such file"):
+    with pytest.raises(MissingFileError, match=r"none.gguf: there is no such file"):
         read_header(tmp_path / "none.gguf")
     with pytest.raises(FileFormatError, match=r"is a directory, expected a GGUF file"):
         read_header(tmp_path)

@@ -114,7 +114,7 @@ KEYS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no id": (
         {"adapter.alora.invocation_tokens": [1, 2**31]},
-        "adapter.alora.invocation_tokens holds 2147483648, which is no token id",
+        "adapter.alora.invocation_tokens holds 2147483648, which is not a token id",
     ),
     "text's type": (
         {"alora.invocation_text": 1.0},

@@ -11,11 +11,10 @@ import yaml
 from alora_gguf import demo
 from alora_gguf.intrinsics import Contract, load_contract, rewrite, transform
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
-from alora_gguf.intrinsics.parameters import _CHECKS, _EXTRA
-from alora_gguf.intrinsics.rule_fields import _READERS
+from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
+from alora_gguf.intrinsics.rules import READERS
 from alora_gguf.intrinsics.sentences import PLACES
 from alora_gguf.intrinsics.spans import OUTPUTS
-from alora_gguf.intrinsics.transformations import RULES
 
 from .corpus_cases import CORPUS, Case, all_cases
 
@@ -52,8 +51,8 @@ def test_every_value_of_a_choice_is_used() -> None:
 
 
 def test_every_rule_and_argument_is_used() -> None:
-    assert {rule["type"] for rule in ALL_RULES} == set(RULES)
-    for kind, (required, optional, _) in _READERS.items():
+    assert {rule["type"] for rule in ALL_RULES} == set(READERS)
+    for kind, (required, optional, _) in READERS.items():
         used = [set(rule) for rule in ALL_RULES if rule["type"] == kind]
         assert set().union(*used) == {"type", "input_path", *required, *optional}
         for name in optional:
@@ -79,8 +78,8 @@ def test_most_parameters_are_used() -> None:
     parameters = [raw.get("parameters") or {} for raw in RAW]
     used = {name for mapping in parameters for name in mapping}
     extra = {name for mapping in parameters for name in mapping.get("extra_body", {})}
-    assert used <= set(_CHECKS)
-    assert extra <= set(_EXTRA)
+    assert used <= set(PARAMETERS)
+    assert extra <= set(EXTRA)
     # what mellea would pass on as it is needs no comparison
     assert used >= {"temperature", "max_completion_tokens", "max_tokens", "stop", "extra_body"}
 

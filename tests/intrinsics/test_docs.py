@@ -10,8 +10,8 @@ import pytest
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
-from alora_gguf.intrinsics.parameters import _CHECKS, _EXTRA
-from alora_gguf.intrinsics.rule_fields import _READERS
+from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
+from alora_gguf.intrinsics.rules import READERS
 from alora_gguf.intrinsics.sentences import PLACES
 from alora_gguf.intrinsics.spans import OUTPUTS
 
@@ -34,8 +34,6 @@ def test_the_message_is_one_that_is_given() -> None:
 
 
 def test_everything_is_named() -> None:
-    arguments = [
-        name for required, optional, _ in _READERS.values() for name in required + optional
-    ]
-    names = [*REQUIRED, *OPTIONAL, *_READERS, *arguments, *_CHECKS, *_EXTRA, *PLACES, *OUTPUTS]
+    arguments = [name for required, optional, _ in READERS.values() for name in required + optional]
+    names = [*REQUIRED, *OPTIONAL, *READERS, *arguments, *PARAMETERS, *EXTRA, *PLACES, *OUTPUTS]
     assert [name for name in names if f"`{name}`" not in PAGE] == []

@@ -53,7 +53,7 @@ def test_repeated_prefixes(sides: Sides, name: str, run: list[int], begin: int) 
 
 
 def assert_session(sides: Sides, tokens: list[int], name: str, first: int) -> None:
-    """A session finds the same place, computes the same, and its books say so."""
+    """A session finds the same place, computes the same, and its cells say so."""
     with sides.model.session() as session:
         session.append(tokens[:4])
         session.append(tokens[4:], adapter=name)

@@ -288,15 +288,15 @@ def test_directories_that_are_none(llama: Case, tmp_path: Path) -> None:
     gone, file = tmp_path / "gone", tmp_path / "file"
     file.write_bytes(b"")
     assert message(peft=gone) == f"{gone}: there is no such directory, {expected}"
-    assert message(peft=file) == f"{file}: is no directory, {expected}"
+    assert message(peft=file) == f"{file}: is not a directory, {expected}"
     assert message(peft=tmp_path) == (
         f"{tmp_path}: has no adapter_config.json, so it is no PEFT adapter of safetensors"
     )
     expected = "expected the transformers directory of the base"
     assert message(hf_base=gone) == f"{gone}: there is no such directory, {expected}"
-    assert message(hf_base=file) == f"{file}: is no directory, {expected}"
+    assert message(hf_base=file) == f"{file}: is not a directory, {expected}"
     assert message(hf_base=tmp_path) == (
-        f"{tmp_path}: has no config.json, so it is no transformers directory"
+        f"{tmp_path}: has no config.json, so it is not a transformers directory"
     )
 
 

@@ -163,7 +163,10 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, said: str) -> N
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "there is no such file, expected a saved session")
+    with pytest.raises(
+        ag.MissingFileError, match="there is no such file, expected a saved session"
+    ):
+        read_saved(tmp_path / "none")
     refused(tmp_path, "is a directory, expected a saved session")
     with pytest.raises(ag.SavedSessionError, match="cannot be read"):
         read_saved(str(tmp_path / "a\0b"))

@@ -156,7 +156,7 @@ def test_names(store: Store, name: str) -> None:
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_what_is_no_name(store: Store, name: str) -> None:
     for use in (store.find, store.get, store.remove, lambda name: add(store, name)):
-        with pytest.raises(InputError, match=r"is no name for the store: expected up to 100 lett"):
+        with pytest.raises(InputError, match=r"is not a name for the store: expected up to 100"):
             use(name)  # type: ignore[operator]
     assert not store.home.exists()
     key_of(name_from(name))  # and there is one near it
@@ -175,5 +175,5 @@ def test_files_that_cannot_be_stored(name: str) -> None:
 def test_a_file_that_is_hidden_is_refused(store: Store) -> None:
     with store.adding("sure") as addition:
         (addition.folder / ".hidden").write_bytes(b"x")
-        with pytest.raises(InputError, match=r"^\.hidden: is no name for a file of the store$"):
+        with pytest.raises(InputError, match=r"^\.hidden: is not a name for a file of the store$"):
             addition.commit(about())

@@ -81,7 +81,7 @@ def logits_after(session: ag.Session, more: Sequence[int] = (1,), **use: Any) ->
 
 
 def assert_sound(chat: ag.Chat, files: Files, **use: Any) -> None:
-    """Record, books and llama.cpp agree about the cells, and they are those of a fresh reading."""
+    """Python and llama.cpp agree about the cells, which are those of a fresh reading."""
     session, engine = chat.session, inside.engine(chat.model)
     record, seq = inside.sequence(session).cached, inside.sequence(session).seq
     assert record.tokens == session.tokens[: len(record)]
@@ -97,9 +97,9 @@ def assert_nothing_left(model: ag.Model) -> None:
     while inside.prefix_cache(model).evict():
         pass
     inside.engine(model).collect()
-    books = inside.cells(model)
-    assert (books.used(), books.promised()) == (0, 0)
-    assert books.free_sequences == books.n_seqs
+    cells = inside.cells(model)
+    assert (cells.used(), cells.promised()) == (0, 0)
+    assert cells.free_sequences == cells.n_seqs
 
 
 def role_adapter(folder: Path, name: str, invocation: Sequence[int], seed: int = 21) -> Path:

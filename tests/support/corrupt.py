@@ -186,7 +186,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
     "invocation outside the vocabulary": (
         array(Type.UINT32, [1, V]), "base", "AdapterMismatchError", f"invocation token {V}"),
     "invocation beyond int32": (
-        array(Type.UINT32, [2**31]), "base", "AdapterFormatError", "no token id"),
+        array(Type.UINT32, [2**31]), "base", "AdapterFormatError", "not a token id"),
     "invocation of int32": (
         array(Type.INT32, [1, 2]), "base", "AdapterFormatError", "an array of 2 int32"),
     "invocation is a number": (

@@ -14,7 +14,7 @@ from tests.support.gguf_bytes import Tensors, gguf_bytes
 def inspect(metadata: dict[str, Any], tensors: Tensors, *options: str) -> Result:
     """The command's result; errors are not caught by the funnel here."""
     Path("file.gguf").write_bytes(gguf_bytes(metadata, tensors))
-    # color: or click would take escape sequences out of what is no terminal
+    # color: or click would take escape sequences out of what is not a terminal
     return CliRunner().invoke(command, ["file.gguf", *options], color=True)
 
 

@@ -219,7 +219,8 @@ def write_adapter(
     entries = {**adapter_keys(alpha), **(keys or {})}
     if invocation:
         entries["adapter.alora.invocation_tokens"] = token_ids(invocation)
-    entries["alora.invocation_text"] = invocation_text
+    if invocation_text is not None:
+        entries["alora.invocation_text"] = invocation_text
     tensors = {}
     for i in range(N_LAYER):
         for name in targets:

@@ -1,6 +1,6 @@
 """Adapters as PEFT saved them under transformers 4, and what they compute.
 
-Each expert was a module of linear layers then. PEFT 0.21 with transformers 5 is no oracle for
+Each expert was a module of linear layers then. PEFT 0.21 with transformers 5 is not an oracle for
 them: it forgets the square root in the scale of fused rsLoRA pairs, drops granitemoe's routers
 without a word and refuses qwen2moe's. So the reference here merges every change into the weights
 of transformers' model, in float64. All of it agreed with transformers 4.57.1 and PEFT 0.18.1 to

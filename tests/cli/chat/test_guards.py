@@ -286,7 +286,7 @@ def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> N
     while inside.prefix_cache(demo).evict():
         pass
     inside.engine(demo).collect()
-    books = inside.cells(demo)
-    assert books.n_seqs - books.free_sequences == 1
-    assert books.used() == talk.chat.session.cached
-    assert books.promised() == 0
+    cells = inside.cells(demo)
+    assert cells.n_seqs - cells.free_sequences == 1
+    assert cells.used() == talk.chat.session.cached
+    assert cells.promised() == 0

@@ -236,7 +236,7 @@ def test_history_and_completion(terminal: Open, tmp_path: Path) -> None:
     on.complete("/set max", "_tokens", " 3")
     on.see("max_tokens 3")
     on.complete(f"/doc {tmp_path}/some", "_document.txt")
-    on.see("the conversation was read anew: ", "9  some_document.txt")
+    on.see("the conversation was re-read: ", "9  some_document.txt")
     assert on.leave() == 0
     assert on.said == ["Who runs the dairy?"] * 3
 
@@ -279,7 +279,7 @@ def test_colours(terminal: Open) -> None:
 
 @pytest.mark.slow
 def test_a_home_that_cannot_be_written(terminal: Open, tmp_path: Path) -> None:
-    (tmp_path / "home").write_text("is no directory")
+    (tmp_path / "home").write_text("is not a directory")
     on = terminal()
     on.ask(QUESTION, ANSWER)
     on.ask(UP, ANSWER)  # remembered as long as the chat lasts

@@ -138,7 +138,7 @@ def test_the_last_message_stays_until_it_is_said_otherwise(talk: Talk) -> None:
     seen, typed = led(talk, QUESTION, "/edit", "Who runs the Bomel library?", "/edit")
     assert seen[1] == "turn stop The manager of the Bomel library is Ruth Covin."
     assert typed.drafts[-2] == "Who runs the Bomel library?"
-    assert seen[2] == "(left as it was)"  # the end of the input is no text
+    assert seen[2] == "(left as it was)"  # the end of the input is not text
     assert len(talk.chat.messages) == 2
 
 

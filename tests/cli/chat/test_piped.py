@@ -133,14 +133,14 @@ def test_documents_and_system_message_are_changed(chatting: Chatting, tmp_path: 
     found = chatting(lines=lines)
     assert found.out == f"{ANSWER}\n"
     assert found.err.splitlines() == [
-        "the conversation was read anew: 48 tokens in T ms, 241 reused",
+        "the conversation was re-read: 48 tokens in T ms, 241 reused",
         *found.err.splitlines()[1:9],
         "  9  my mill.txt",
-        "the conversation was read anew: 32 tokens in T ms, 1 reused",
+        "the conversation was re-read: 32 tokens in T ms, 1 reused",
         "no documents",
-        "the conversation was read anew: 41 tokens in T ms, 1 reused",
+        "the conversation was re-read: 41 tokens in T ms, 1 reused",
         "system message: Be brief.",
-        "the conversation was read anew: 1 token in T ms, 32 reused",
+        "the conversation was re-read: 1 token in T ms, 32 reused",
         "no system message",
     ]
     assert found.status == 0

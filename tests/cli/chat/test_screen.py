@@ -126,7 +126,7 @@ def test_what_is_not_on_the_screen_any_more_is_not_rendered() -> None:
         assert "\x1b[J" not in written(on)
     on = screen(60)
     on.piece(MARKDOWN)
-    on.console.width = 40  # the terminal has broken the lines anew
+    on.console.width = 40  # the terminal has wrapped the lines again
     on.turn(turn(MARKDOWN))
     assert "\x1b[J" not in written(on)
 

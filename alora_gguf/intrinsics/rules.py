@@ -1,18 +1,24 @@
-"""From the entries of `transformations` to rules, with everything checked that needs no reply."""
+"""The rules there are, and from the entries of `transformations` to them, with everything checked
+that needs no reply.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
+from .fields import is_number
 from .likelihood import Category, Likelihood
 from .paths import PathPattern
 from .records import DropDuplicates, Explode, Nest, Project
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
 from .spans import OUTPUTS, DecodeSentences, MergeSpans
-from .transformations import RULES, Rule
 from .yaml_file import Item
+
+Rule: TypeAlias = (
+    Likelihood | Nest | Project | Explode | DropDuplicates | DecodeSentences | MergeSpans
+)
 
 _NAMES: Final = "a list of fields' names, each once"
 
@@ -29,15 +35,15 @@ def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
 
 
 def _read_rule(item: Item, places: Collection[str]) -> Rule:
-    listed = ", ".join(sorted(RULES))
+    listed = ", ".join(sorted(READERS))
     types = [value for key, value in item.entries("a rule", "give its `type`")
              if key.value == "type"]  # fmt: skip
     if not types:
         raise item.error("a rule to have a type", f"add `type:` and one of {listed}", found="none")
     kind = types[0].value
-    if not isinstance(kind, str) or kind not in RULES:
+    if not isinstance(kind, str) or kind not in READERS:
         raise types[0].error(f"one of {listed}", "correct it")
-    arguments, optional, make = _READERS[kind]
+    arguments, optional, make = READERS[kind]
     fields = item.fields(("type", "input_path", *arguments), optional, f"the rule {kind}")
     rule = make(fields, _path(fields["input_path"]))
     if isinstance(rule, DecodeSentences):
@@ -51,11 +57,15 @@ def _path(item: Item) -> PathPattern:
         raise item.error(wanted, "[] is the whole reply")
     out: list[str | int | None] = []
     for step in item.value:
-        value = step.value
-        index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if not (value is None or isinstance(value, str) or index):
-            raise step.error(wanted, "correct it")
-        out.append(value)  # type: ignore[arg-type] # it is one of these
+        match step.value:
+            case bool():
+                raise step.error(wanted, "correct it")
+            case None | str() as name:
+                out.append(name)
+            case int(index) if index >= 0:
+                out.append(index)
+            case _:
+                raise step.error(wanted, "correct it")
     return tuple(out)
 
 
@@ -69,17 +79,13 @@ def _likelihood(fields: Mapping[str, Item], path: PathPattern) -> Rule:
             raise key.error("a text, a number, true, false or null", "correct it")
         if isinstance(category, float) and not math.isfinite(category):
             raise key.error("a finite number", "put it in quotes if it is a word")
-        value = number.value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not is_number(number.value):
             raise number.error("a number", "correct it")
+        value = float(number.value)  # type: ignore[arg-type] # it is a number
         if not math.isfinite(value):
             raise number.error("a finite number", "correct it")
-        categories.append((category, float(value)))
+        categories.append((category, value))
     return Likelihood(path, tuple(categories))
-
-
-def _nest(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    return Nest(path, fields["field_name"].text("name the field"))
 
 
 def _project(fields: Mapping[str, Item], path: PathPattern) -> Rule:
@@ -95,20 +101,12 @@ def _project(fields: Mapping[str, Item], path: PathPattern) -> Rule:
     return Project(path, tuple(retained))
 
 
-def _explode(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    return Explode(path, fields["target_field"].text("name the field"))
-
-
-def _drop_duplicates(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    return DropDuplicates(path, _names(fields["target_fields"]))
-
-
 def _merge_spans(fields: Mapping[str, Item], path: PathPattern) -> Rule:
     groups = fields["group_fields"]
     names = () if groups.value == () else _names(groups)
-    begin, end = (fields[name].text("name the field") for name in ("begin_field", "end_field"))
+    begin, end = (_field(fields[name]) for name in ("begin_field", "end_field"))
     text = fields.get("text_field")
-    said = None if text is None or text.is_null else text.text("name the field")
+    said = None if text is None or text.is_null else _field(text)
     all_names = [*names, begin, end, *([] if said is None else [said])]
     twice = [name for name in all_names if all_names.count(name) > 1]
     if twice:
@@ -167,6 +165,10 @@ def _check_decoding(
             )
 
 
+def _field(item: Item) -> str:
+    return item.text("name the field")
+
+
 def _names(item: Item) -> tuple[str, ...]:
     out: list[str] = []
     for element in item.elements(_NAMES, "name at least one"):
@@ -179,16 +181,16 @@ def _names(item: Item) -> tuple[str, ...]:
 
 _Make = Callable[[Mapping[str, Item], PathPattern], Rule]
 # each rule's required and optional arguments, besides type and input_path
-_READERS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...], _Make]]] = {
+READERS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...], _Make]]] = {
     Likelihood.name: (("categories_to_values",), (), _likelihood),
-    Nest.name: (("field_name",), (), _nest),
+    Nest.name: (("field_name",), (), lambda f, path: Nest(path, _field(f["field_name"]))),
     Project.name: (("retained_fields",), (), _project),
-    Explode.name: (("target_field",), (), _explode),
-    DropDuplicates.name: (("target_fields",), (), _drop_duplicates),
-    DecodeSentences.name: (("source", "output_names"), (), _decode_sentences),
-    MergeSpans.name: (
-        ("group_fields", "begin_field", "end_field"),
-        ("text_field",),
-        _merge_spans,
+    Explode.name: (("target_field",), (), lambda f, path: Explode(path, _field(f["target_field"]))),
+    DropDuplicates.name: (
+        ("target_fields",),
+        (),
+        lambda f, path: DropDuplicates(path, _names(f["target_fields"])),
     ),
+    DecodeSentences.name: (("source", "output_names"), (), _decode_sentences),
+    MergeSpans.name: (("group_fields", "begin_field", "end_field"), ("text_field",), _merge_spans),
 }
