@@ -193,6 +193,7 @@ class Talk:
         timings are of; where nothing was, it is only made sure that the template takes them.
         Raises what Chat.replace() does.
         """
+        self.chat.fork().close()  # its cells stay while nobody needs their room: for a change back
         try:
             timings = self.chat.replace(messages, documents, cancel=cancel, progress=on_reading)
         except BaseException:
