@@ -299,7 +299,7 @@ class Runner:
 
     def _certain_rest(self, fork: RunningInvocation) -> str:
         """Where only one answer is left, the rest of it, and the reply ends: its tokens need not be
-        read, as nobody asks for the logits after them.
+        decoded, as nobody asks for the logits after them.
         """
         rest = fork.plan.draft.rest(fork.said)
         if rest is None or not _is_text(rest):
