@@ -28,7 +28,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _library_path
+from .engine import library as _library
 
 __version__ = "0.1.0"
 
@@ -210,7 +210,7 @@ __all__ = [  # noqa: PLE0604 (all are strings)
     "aio",
 ]
 
-_library_path.announce()
+_library.announce()
 
 
 if not TYPE_CHECKING:  # or every name would be there
