@@ -141,16 +141,6 @@ class _Names(dict[str, Any]):
         return getattr(package, name)
 
 
-class _Names(dict[str, Any]):
-    """What annotations name: a module's own names, and public ones, loaded if need be."""
-
-    def __missing__(self, name: str) -> Any:
-        package = sys.modules["alora_gguf"]
-        if name not in package.__all__:
-            raise KeyError(name)
-        return getattr(package, name)
-
-
 def _alternatives(kind: Any) -> Iterator[Any]:
     if get_origin(kind) in (Union, types.UnionType):
         for each in get_args(kind):

@@ -179,7 +179,7 @@ class Session:
                 raise InputError("the conversation is empty; append something to it first")
             sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
             first = use.first_position(tokens, vocab)
-            read = sequence.read(tokens, use, logits=True, cancel=cancel, progress=progress)
+            read = sequence.prefill(tokens, use, logits=True, cancel=cancel, progress=progress)
             try:
                 generation = Generation(
                     sequence,
@@ -248,7 +248,7 @@ class Session:
             if lags and mine.cached.spans == spans_for(None, BASE):
                 # a call failed before: read the rest once, not once per fork
                 with self._runtime.bank.using(None, 1.0) as base:
-                    mine.read(mine.tokens, base, cancel=cancel)
+                    mine.prefill(mine.tokens, base, cancel=cancel)
             parent = Parent(mine.seq, mine.cached, tuple(mine.tokens), mine.logits)
             return run_invocations(self._runtime, parent, asked, on_text, cancel, on_verdict)
 
@@ -330,7 +330,7 @@ class Session:
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Timings:
-        read = self._sequence.read(tokens, use, cancel=cancel, progress=progress)
+        read = self._sequence.prefill(tokens, use, cancel=cancel, progress=progress)
         return replace(read, total=time.perf_counter() - started)
 
     def release(self, n: int) -> None:

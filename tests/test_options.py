@@ -21,6 +21,10 @@ RECORDS: list[Any] = [
     ag.GenerateOptions(sampling=SAMPLING, stop=["a", "b"], schema=SCHEMA, adapter="x", logprobs=2),
     ag.Invocation("x", [1, 2], schema=SCHEMA, sampling=SAMPLING),
     ag.IntrinsicCall("x", {"criterion": "harm"}, sampling=SAMPLING, upto=3),
+    ag.Contract.parse(
+        "model: ~\nresponse_format: {type: object, properties: {a: {enum: [x, 1]}}}\n"
+        "transformations: ~\nparameters: {stop: [a], extra_body: {top_k: 3}}\n"
+    ),
     ag.Message("user", "hello"),
     ag.Document("text", title="t"),
     ag.Timings(reused=3),
@@ -114,7 +118,7 @@ WRONG: list[Any] = [None, 3, 2.5, True, "text", b"bytes", [1, "a"], {"a": 1}, ob
 
 
 @pytest.mark.parametrize(
-    "record", [type(each) for each in RECORDS if not isinstance(each, ag.Timings)]
+    "record", [type(each) for each in RECORDS if not isinstance(each, (ag.Timings, ag.Contract))]
 )
 def test_fields_of_the_wrong_kind_are_refused_by_name(record: Any) -> None:
     needed = {"adapter": "x", "name": "x", "role": "user", "content": "c", "text": "t"}

@@ -46,7 +46,7 @@ class IntrinsicResult:
 
     name: str
     text: str
-    logprobs: tuple[TokenLogprob, ...]
+    logprobs: tuple[TokenLogprob, ...] = field(repr=False)
     finish_reason: FinishReason
     timings: Timings
     error: OutputError | None
@@ -240,16 +240,19 @@ class Question:
             logprobs=request.top_logprobs if request.want_logprobs else None,
             stop=contract.stop if call.stop is None else call.stop,
         )
-        # errors name the limit that there was
-        limits = {"max_completion_tokens": limit, "max_tokens": limit}
-        limited = replace(contract, parameters={**contract.parameters, **limits})
-        return cls(call, limited, request, invocation)
+        return cls(call, contract, request, invocation)
 
     def result(self, verdict: Verdict, prepared: float) -> IntrinsicResult:
         """What the contract makes of a verdict, which took `prepared` seconds more."""
         value, used, error = None, tuple[TokenLogprob, ...](), None
         try:
-            outcome = transform(self.contract, verdict.text, verdict.logprobs, self.request)
+            outcome = transform(
+                self.contract,
+                verdict.text,
+                verdict.logprobs,
+                self.request,
+                max_tokens=self.invocation.max_tokens,
+            )
             value, used = outcome.value, outcome.used
         except OutputError as problem:
             error = problem

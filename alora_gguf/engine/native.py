@@ -11,9 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,6 +72,7 @@ class Log:
     """
 
     _WARN, _ERROR, _CONT = 3, 4, 5
+    _KEPT = 8  # lines
     _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
     def __init__(self) -> None:
@@ -95,22 +94,16 @@ class Log:
         line, thread.line = thread.line.strip(), ""
         if line and thread.level in (self._WARN, self._ERROR):
             thread.recent.append(line)
+            del thread.recent[: -self._KEPT]
         at = self._LEVELS.get(thread.level, logging.DEBUG)
         if line and self._logger.isEnabledFor(at):
             self._logger.log(at, "%s", line)
 
-    @contextmanager
-    def capture(self, *, verbose: bool = False) -> Iterator[None]:
+    def capture(self, *, verbose: bool = False) -> AbstractContextManager[None]:
         """Around one call: tail() has what was logged on this thread meanwhile, and nothing else;
         that is shown if `verbose`.
         """
-        thread = self._thread
-        before = thread.recent, thread.verbose
-        thread.recent, thread.verbose = deque(maxlen=8), verbose
-        try:
-            yield
-        finally:
-            thread.recent, thread.verbose = before
+        return _Capture(self._thread, verbose)
 
     def clear(self) -> None:
         """Forgets what this thread has logged."""
@@ -126,10 +119,27 @@ class _ThreadLog(threading.local):
     """What one thread has logged."""
 
     def __init__(self) -> None:
-        self.recent: deque[str] = deque(maxlen=8)
+        self.recent: list[str] = []
         self.verbose = False
         self.level = 0
         self.line = ""
+
+
+class _Capture:
+    """See Log.capture(); around every decode, so no generator."""
+
+    __slots__ = ("_before", "_thread", "_verbose")
+
+    def __init__(self, thread: _ThreadLog, verbose: bool) -> None:
+        self._thread, self._verbose = thread, verbose
+
+    def __enter__(self) -> None:
+        thread = self._thread
+        self._before = thread.recent, thread.verbose
+        thread.recent, thread.verbose = [], self._verbose
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.recent, self._thread.verbose = self._before
 
 
 class Native:

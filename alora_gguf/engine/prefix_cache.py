@@ -15,7 +15,7 @@ from .llama_context import LlamaContext
 from .provenance import CachedTokens, Spans
 
 MIN_GAIN: Final = 16
-"""Tokens: fewer are read as fast as their cells are found and shared."""
+"""Tokens: fewer are prefilled as fast as their cells are found and shared."""
 
 
 class OpenSequence(Protocol):
@@ -144,5 +144,5 @@ def usable(context: LlamaContext, cached: CachedTokens, tokens: Sequence[int], s
     n = cached.common_prefix(tokens, spans)
     if context.rewinds:
         return n
-    # all or nothing, and one token to be read for its logits
+    # all or nothing, and one token to be decoded for its logits
     return n if n == len(cached) and n < len(tokens) else 0

@@ -234,11 +234,13 @@ class Scheduler:
 
     def _seconds_to_wait(self) -> float:
         """For calls that should share the next batch; 0 to go on without them."""
+        here = {request.thread for request in self._requests}
+        seconds = self._window.wait_for(here)
+        if not self._barriers:
+            return seconds
         n = len(self._requests)
         self._barriers = [barrier for barrier in self._barriers if barrier.wait_for(n)]
-        here = {request.thread for request in self._requests}
-        waits = [barrier.wait_for(n) for barrier in self._barriers]
-        return max([self._window.wait_for(here), *waits])
+        return max([seconds, *(barrier.wait_for(n) for barrier in self._barriers)])
 
     def _withdraw(self, request: Request) -> None:
         """Takes a request out of the queue and its tokens out of the cache."""
@@ -259,7 +261,7 @@ class Scheduler:
                 batch = self._compose()
                 if not batch.pieces:
                     return
-                self._current = batch.requests
+                self._current = requests = batch.requests
                 if self._interrupted:
                     context.native.interrupt(context.ctx, False)
                     self._interrupted = False
@@ -268,7 +270,7 @@ class Scheduler:
                 status = context.llama.llama_decode(context.ctx, batch.struct())
                 with self._condition:
                     self._current = []
-                    threads = {request.thread for request in batch.requests}
+                    threads = {request.thread for request in requests}
                     self._window.served(threads, time.monotonic() - started)
                     if status:
                         self._failed(batch, status)
@@ -289,16 +291,16 @@ class Scheduler:
         return self._batch
 
     def _deliver(self, batch: Batch) -> None:
-        context = self._context
+        ctx, logits_of = self._context.ctx, self._context.llama.llama_get_logits_ith
         for index, row in batch.wanted:
-            source = context.llama.llama_get_logits_ith(context.ctx, index)
+            source = logits_of(ctx, index)
             if not source:
-                raise DecodeError(f"{context.path}: llama.cpp gave no logits for a token")
+                raise DecodeError(f"{self._context.path}: llama.cpp gave no logits for a token")
             ctypes.memmove(row.ctypes.data, source, row.nbytes)
         for piece in batch.pieces:
-            piece.request.read[piece.index] = piece.end
-        for request in batch.requests:
-            if not request.n_left:
+            request = piece.request
+            request.read[piece.index] = piece.end
+            if not request.done and request.n_read == request.total:
                 self._finish(request)
 
     def _failed(self, batch: Batch, status: int) -> None:

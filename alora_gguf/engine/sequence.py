@@ -74,7 +74,7 @@ class TokenSequence:
 
     def close(self) -> None:
         """Gives the sequence up; its cells stay for others that begin like it, while nobody needs
-        their room. A second call does nothing.
+        their room. Idempotent.
         """
         if self._finalizer.detach() and not self.engine.closed:
             self.engine.deactivate(self.seq)
@@ -90,9 +90,9 @@ class TokenSequence:
         if self._finalizer.alive:  # or the sequence may be another's
             self.engine.deactivate(self.seq)
 
-    # Reading -------------------------------------------------------------------------------------
+    # Prefill and decode --------------------------------------------------------------------------
 
-    def read(
+    def prefill(
         self,
         tokens: list[int],
         active: ActiveAdapter,
@@ -101,11 +101,11 @@ class TokenSequence:
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
     ) -> Timings:
-        """Makes the conversation `tokens` and the cells hold them as `active` computes them. With
-        `logits`, those after the last token are there afterwards. If it raises, the conversation is
-        what it was.
+        """Makes the conversation `tokens`: the cells are shared where some have them as `active`
+        computes them, and the rest is prefilled. With `logits`, those after the last token are
+        there afterwards. If it raises, the conversation is what it was.
 
-        Returns what was reused and evaluated, and why not more was reused; times are the caller's.
+        Returns what was reused and prefilled, and why not more was reused; times are the caller's.
         """
         engine = self.engine
         first = active.first_position(tokens, engine.vocab)
@@ -116,7 +116,7 @@ class TokenSequence:
         if shared:
             keep, note = shared, f"{shared} tokens are shared with another conversation"
         if keep == len(tokens) and logits and (self.logits is None or keep < len(self.cached)):
-            keep -= 1  # the last token is read again for its logits
+            keep -= 1  # the last token is computed again for its logits
         if keep < len(self.cached):
             engine.admission.require(
                 len(tokens) - keep, freed=engine.cells.freed_by(self.seq, keep)
@@ -143,7 +143,7 @@ class TokenSequence:
         return Timings(keep, len(rest), reuse_note=note)
 
     def advance(self, token: int, spans: Spans, cancel: CancelToken | None = None) -> None:
-        """Adds a token and reads it; what computes it is active already."""
+        """Adds a token and decodes it; what computes it is active already."""
         n, before = len(self.cached), self.logits
         try:
             (logits,) = self.engine.decode([Run(self.seq, [token])], cancel=cancel)
@@ -155,7 +155,7 @@ class TokenSequence:
             raise
 
     def extend(self, tokens: Sequence[int], spans: Spans, logits: Logits | None) -> None:
-        """Adds tokens that were read, and the logits after them."""
+        """Adds tokens that were decoded, and the logits after them."""
         self.cached.extend(tokens, spans)
         self.tokens += tokens
         self.logits = logits
@@ -180,7 +180,7 @@ class TokenSequence:
             return 0
         engine, cache = self.engine, self._cache
         enough = keep + MIN_GAIN
-        but_last = tokens[:-1]  # which is read for its logits
+        but_last = tokens[:-1]  # which is decoded for its logits
         with cache.longest(but_last, spans) as (entry, most):
             best: OpenSequence | None = None
             least = max(enough, most)
@@ -220,8 +220,8 @@ class TokenSequence:
 
     def release_tail(self, n: int) -> None:
         """Keeps the first `n` cells. The others stay where those of conversations that are over
-        do, while nobody needs their room; the next call shares them again or reads their tokens
-        anew. Nothing happens where the memory cannot rewind.
+        do, while nobody needs their room; the next call shares them again or prefills again.
+        Nothing happens where the memory cannot rewind.
         """
         if self.engine.rewinds and n < len(self.cached):
             TokenSequence(self.engine, self).close()

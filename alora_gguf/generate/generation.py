@@ -112,7 +112,7 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def _step(self) -> str:
-        """Samples one token and reads it; returns the text that became certain."""
+        """Samples one token and decodes it; returns the text that became certain."""
         if self._cancel is not None:
             self._cancel.check()
         sequence, reply = self._sequence, self._reply

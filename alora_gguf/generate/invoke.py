@@ -36,10 +36,10 @@ class Verdict:
 
     adapter: str | None
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
     timings: Timings
-    logprobs: tuple[TokenLogprob, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -299,7 +299,7 @@ class Runner:
 
     def _certain_rest(self, fork: RunningInvocation) -> str:
         """Where only one answer is left, the rest of it, and the reply ends: its tokens need not be
-        read, as nobody asks for the logits after them.
+        decoded, as nobody asks for the logits after them.
         """
         rest = fork.plan.draft.rest(fork.said)
         if rest is None or not _is_text(rest):

@@ -31,7 +31,7 @@ class Parent:
 
 @dataclass(slots=True)
 class InvocationPlan:
-    """One invocation, checked and worked out: what to read, and how much of it is there already."""
+    """One invocation, checked and worked out: what to prefill, and how much of it is cached."""
 
     index: int
     invocation: Invocation
@@ -47,12 +47,12 @@ class InvocationPlan:
     draft: Draft = NO_DRAFT
 
     def needs(self) -> int:
-        """Cells of its own at most; the last token is sampled but never read."""
+        """Cells of its own at most; the last token is sampled but never decoded."""
         return len(self.prompt) - self.reuse + self.invocation.max_tokens - 1
 
     @property
     def drafts(self) -> bool:
-        """Whether there is something to read ahead of the model's choice."""
+        """Whether there are tokens to decode ahead of the model's choice."""
         return self.draft.paths != ((),)
 
 
@@ -132,7 +132,7 @@ def _reusable(engine: Engine, plan: InvocationPlan, parent: Parent) -> int:
     keep = parent.cached.common_prefix(plan.prompt, plan.spans)
     whole = keep == len(parent.cached)
     if keep == len(plan.prompt) and not (whole and parent.logits is not None):
-        keep, whole = keep - 1, False  # a token must be read to have logits to sample from
+        keep, whole = keep - 1, False  # a token must be decoded to have logits to sample from
     return keep if engine.rewinds or whole else 0
 
 

@@ -74,7 +74,7 @@ class TextStream:
 
 class SampledReply:
     """A reply as it is sampled: what it says, and when and why it ends. Who generates it calls
-    choose() with the logits after the last token, reads the token it gives, and calls push().
+    choose() with the logits after the last token, decodes the token it gives, and calls push().
 
     `ended` is None while it goes on, then "stop" or "length"; `first_token` is the time, in seconds
     from `started`, at which there was one.

@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -121,10 +121,10 @@ class AdapterFile:
     alpha: float
     invocation: tuple[int, ...]
     invocation_text: str | None
-    io_yaml: str | None
-    pairs: tuple[Pair, ...]
+    io_yaml: str | None = field(repr=False)
+    pairs: tuple[Pair, ...] = field(repr=False)
     identity: str
-    data: bytes
+    data: bytes = field(repr=False)
 
     @property
     def rank(self) -> int:

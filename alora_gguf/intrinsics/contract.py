@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 from alora_gguf._kinds import checked
-from alora_gguf.errors import ContractError
+from alora_gguf.errors import ContractError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import GGUFHeader, read_header
@@ -121,13 +121,13 @@ class Contract:
     def read(cls, path: str | os.PathLike[str]) -> Contract:
         """The contract in a file, or in the io.yaml of a directory.
 
-        Raises ContractError if there is none, or if it is malformed.
+        Raises MissingFileError if there is none, ContractError if it is malformed.
         """
         file = Path(path)
         if file.is_dir():
             file = file / IO_YAML
             if not file.exists():
-                raise ContractError(
+                raise MissingFileError(
                     f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
                     "<library>/<intrinsic>/<model>/alora, or the file itself"
                 )

@@ -34,11 +34,14 @@ def transform(
     text: str,
     logprobs: Sequence[TokenLogprob] | None,
     request: Request,
+    *,
+    max_tokens: int | None = None,
 ) -> Outcome:
     """What `text`, the reply to `request`, means by the contract.
 
     `logprobs` are the reply's tokens, without an end token; each with its `request.top_logprobs`
-    likeliest alternatives where the contract needs them, else None will do.
+    likeliest alternatives where the contract needs them, else None will do. `max_tokens` is the
+    limit that the reply had, for messages (None: the contract's).
 
     Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
     shape, with a sentence number that was not given. Raises InputError if log-probabilities are
@@ -49,7 +52,7 @@ def transform(
         final = final_channel(logprobs)
         if final is not None:
             logprobs, text = final, "".join(token.text for token in final)
-    root = parse(text, source, contract.max_tokens)
+    root = parse(text, source, contract.max_tokens if max_tokens is None else max_tokens)
     weighs = logprobs is not None and contract.needs_logprobs
     tokens = Tokens(logprobs, text, source) if weighs and logprobs is not None else None
     reply = Reply(source, root, tokens, request.sentences)

@@ -64,6 +64,9 @@ class Store:
         self._entries = self.home / "entries"
         self._files = self.home / "files"
 
+    def __repr__(self) -> str:
+        return f"<Store {self.home}>"
+
     def contents(self) -> StoreContents:
         """What there is. Raises StoreError if the store cannot be read."""
         with self._explained("read"):

@@ -27,6 +27,8 @@ static constexpr uint16_t F16_MINUS_INFINITY = 0xfc00;
 
 enum source { Q, K, V, MASK, SINKS };
 
+namespace {
+
 // The parameters of upstream's node.
 struct parameters {
     float   scale;
@@ -36,6 +38,8 @@ struct parameters {
     int32_t n_kv_max;   // a hint
     int32_t unknown[GGML_MAX_OP_PARAMS / sizeof(int32_t) - 5];
 };
+
+}  // namespace
 
 static parameters parameters_of(const ggml_tensor * stock) {
     static_assert(sizeof(parameters) == sizeof(stock->op_params));
@@ -108,6 +112,8 @@ static int64_t n_blocks_of(const alora_attention::node & node) {
     return (n_tokens_of(node) + node.tokens_at_once - 1) / node.tokens_at_once;
 }
 
+namespace {
+
 // Some tokens beside one K/V head: the rows of chunks that differ in their keys.
 struct block {
     const alora_attention::node & node;
@@ -128,6 +134,8 @@ struct block {
 
     int64_t token(int64_t t) const { return node.only ? node.only->row[first + t] : first + t; }
 };
+
+}  // namespace
 
 static float * partial_of(const alora_attention::node & node, int64_t chunk) {
     return node.space->data() + node.n_threads * node.scratch + chunk * node.partial;

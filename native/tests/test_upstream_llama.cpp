@@ -34,7 +34,8 @@ struct context {
 
     explicit context(
             const tiny_llama & base, ggml_type type = GGML_TYPE_F16,
-            ggml_backend_sched_eval_callback callback = nullptr, void * data = nullptr) {
+            ggml_backend_sched_eval_callback callback = nullptr, void * data = nullptr,
+            uint32_t n_outputs_max = 0) {
         llama_context_params params = llama_context_default_params();
         params.n_ctx                = 512;
         params.n_batch = params.n_ubatch = 64;
@@ -46,6 +47,7 @@ struct context {
         params.cb_eval                = callback;
         params.cb_eval_user_data      = data;
         params.no_perf                = false;
+        params.n_outputs_max          = n_outputs_max;
         ctx.reset(llama_init_from_model(base.model.get(), params));
         CHECK(ctx);
     }
@@ -135,6 +137,10 @@ static void test_reserving(const tiny_llama & base) {
     const alora_stats after = ours.stats();
     CHECK(after.n_reserves == before.n_reserves && after.n_graphs == 1);
     CHECK(after.compute_bytes == before.compute_bytes);
+
+    context few(base, GGML_TYPE_F16, nullptr, nullptr, 8);
+    CHECK(alora_access::reserved(few)->get_inp_tokens()->ne[0] == 64);
+    CHECK(alora_access::reserved(few)->get_logits()->ne[1] == 8);
 }
 
 // A graph's products have a row for each token or each output, and so are told by their number.
@@ -353,6 +359,28 @@ static void test_the_cache(const tiny_llama & base) {
     CHECK(llama_memory_seq_pos_max(full.memory(), LLAMA_MAX_SEQ - 1) == 479);
 }
 
+// A saved sequence is read back whole, wherever its cells lie then, and never in part.
+static void test_saved_cells(const tiny_llama & base) {
+    context ours(base), other(base);
+    ours.decode(reading(12));
+    std::vector<uint8_t> state(llama_state_seq_get_size(ours, 0));
+    CHECK(llama_state_seq_get_data(ours, state.data(), state.size(), 0) == state.size());
+
+    other.decode(reading(7, 2));
+    CHECK(llama_state_seq_set_data(other, state.data(), state.size() / 2, 1) == 0);
+    CHECK(llama_memory_seq_pos_max(other.memory(), 1) == -1);
+    CHECK(llama_state_seq_set_data(other, state.data(), state.size(), 1) == state.size());
+    CHECK(llama_memory_seq_pos_min(other.memory(), 1) == 0);
+    CHECK(llama_memory_seq_pos_max(other.memory(), 1) == 11);
+    CHECK(llama_memory_seq_pos_max(other.memory(), 2) == 6);
+    ours.decode({ { 1, 12, 0 } });
+    other.decode({ { 1, 12, 1 } });
+    const auto expected = ours.logits(0), found = other.logits(0);
+    for (size_t k = 0; k < found.size(); ++k) {
+        CHECK(std::fabs(found[k] - expected[k]) < 1e-3f);
+    }
+}
+
 // An aborted batch leaves the cache as it was before, and the context as good as new.
 static void test_aborting(const tiny_llama & base) {
     context           ours(base), alone(base);
@@ -398,6 +426,7 @@ int main() {
     test_adapted_embeddings(base);
     test_attention(base);
     test_the_cache(base);
+    test_saved_cells(base);
     test_aborting(base);
     test_batches_too_long(base);
     return 0;

@@ -9,7 +9,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.chat.asking import MAX_TOKENS, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, Question, changed_call, sampling_of
 from alora_gguf.demo import script
 from alora_gguf.intrinsics import Contract
 from tests.support import tiny_base
@@ -189,8 +189,8 @@ def test_only_the_first_messages_can_be_asked_about(played: ag.Model) -> None:
         note = f"its prompt differs from the conversation from token {n} of {whole} on"
         assert later.timings.reuse_note == note
         assert chat.invoke(ag.IntrinsicCall("answerability", upto=3)).text != asked.text
-        for wrong in (4, -1, True):
-            with pytest.raises(ag.InputError, match=r"upto must be an integer in \[0, 3\], got"):
+        for wrong, wanted in ((4, r"in \[0, 3\]"), (-1, "of at least 0"), (True, "of at least 0")):
+            with pytest.raises(ag.InputError, match=f"upto must be an integer {wanted}, got"):
                 chat.invoke(ag.IntrinsicCall("answerability", upto=wrong))
 
 
@@ -342,3 +342,29 @@ def test_cancelling_a_question(tiny: ag.Model) -> None:
             chat.invoke("sure", cancel=token)
         assert chat.invoke("sure").error is None
     assert_nothing_left(tiny)
+
+
+def test_penalties_count_the_tokens_that_the_call_allows(files: Files) -> None:
+    """Not those that the contract would."""
+    penal = contract(parameters="{frequency_penalty: 0.5, max_completion_tokens: 33}")
+    with files.model() as model, model.chat(template=PLAIN, messages=["x"]) as chat:
+        model.set_contract("sure", penal)
+        for call, n in (
+            (ag.IntrinsicCall("sure", max_tokens=7), 7),
+            (ag.IntrinsicCall("sure"), 33),
+        ):
+            found = Question.about(chat._contracts, chat._dialogue(), call)
+            assert found.invocation.max_tokens == found.invocation.sampling.repeat_last_n == n
+            assert found.contract == penal
+
+
+def test_keywords_change_what_the_contract_says(files: Files) -> None:
+    with files.model() as model, model.chat(template=PLAIN, messages=["x"]) as chat:
+        model.set_contract("sure", contract(parameters="{top_k: 5, max_completion_tokens: 33}"))
+        call = changed_call(chat._contracts, ag.IntrinsicCall("sure"), {"seed": 4, "max_tokens": 6})
+        assert (call.max_tokens, call.sampling) == (
+            6, ag.Sampling(temperature=0.0, top_k=5, top_p=1.0, min_p=0.0, repeat_last_n=6, seed=4)
+        )  # fmt: skip
+        assert chat.invoke("sure", max_tokens=2, temperature=0).timings.generated <= 2
+        with pytest.raises(ag.InputError, match="has no option 'schema'"):
+            chat.invoke("sure", schema={})  # type: ignore[call-arg]
