@@ -28,7 +28,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _library_path
+from .engine import library_path as _library_path
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ import pytest
 
 import alora_gguf
 from alora_gguf import errors
-from alora_gguf._library_path import LLAMA_CPP_PYTHON, library_dir
+from alora_gguf.engine.library_path import LLAMA_CPP_PYTHON, library_dir
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf import errors
-from alora_gguf._library_path import LLAMA_CPP_PYTHON
+
+from .library_path import LLAMA_CPP_PYTHON
 
 API_VERSION: Final = 3
 
@@ -255,7 +256,7 @@ def _library_dir() -> Path:
     override = os.environ.get("ALORA_LIB_DIR")
     if override:
         return Path(override)
-    from alora_gguf._library_path import library_dir
+    from .library_path import library_dir
 
     return library_dir()
 
