@@ -5,7 +5,7 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Barrier, Stats
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
 Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
@@ -28,7 +28,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .engine import library_path as _library_path
+from .engine import library as _library
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,6 @@ _GROUPS = {
         "CancelToken": "options",
         "AdapterFile": "gguf.adapter",
         "BaseFile": "gguf.base",
-        "Barrier": "engine.scheduler",
         "Stats": "engine.native",
     },
     "Chats": {
@@ -145,7 +144,6 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
-    from .engine.scheduler import Barrier as Barrier
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
@@ -212,7 +210,7 @@ __all__ = [  # noqa: PLE0604 (all are strings)
     "aio",
 ]
 
-_library_path.announce()
+_library.announce()
 
 
 if not TYPE_CHECKING:  # or every name would be there

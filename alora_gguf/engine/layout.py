@@ -10,7 +10,7 @@ from typing import Literal
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import ContextOptions
 
-from .library_path import LLAMA_CPP_PYTHON
+from .library import LLAMA_CPP_PYTHON
 
 Memory = Literal["attention", "recurrent", "hybrid"]
 

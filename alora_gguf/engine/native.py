@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from alora_gguf import errors
 
-from .library_path import LLAMA_CPP_PYTHON
+from .library import LLAMA_CPP_PYTHON
 
 API_VERSION: Final = 3
 
@@ -256,7 +256,7 @@ def _library_dir() -> Path:
     override = os.environ.get("ALORA_LIB_DIR")
     if override:
         return Path(override)
-    from .library_path import library_dir
+    from .library import library_dir
 
     return library_dir()
 
