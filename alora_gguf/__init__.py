@@ -5,7 +5,7 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Barrier, Stats
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
 Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
@@ -40,7 +40,6 @@ _GROUPS = {
         "CancelToken": "options",
         "AdapterFile": "gguf.adapter",
         "BaseFile": "gguf.base",
-        "Barrier": "engine.scheduler",
         "Stats": "engine.native",
     },
     "Chats": {
@@ -145,7 +144,6 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
-    from .engine.scheduler import Barrier as Barrier
     from .errors import AdapterError as AdapterError
     from .errors import AdapterFormatError as AdapterFormatError
     from .errors import AdapterInUseError as AdapterInUseError
