@@ -28,6 +28,7 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
+from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import (
     AloraError,
@@ -64,6 +65,10 @@ class Llama(Stock):
     From several threads, calls take turns; a call that reads ends a stream that is not over. Every
     method raises ClosedError after close(), and TypeError for a keyword it does not know.
     """
+
+    _runtime: Runtime
+    _sequence: TokenSequence
+    _contracts: Contracts
 
     def __init__(
         self,

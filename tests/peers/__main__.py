@@ -1,4 +1,4 @@
-"""Installs the libraries that use llama_cpp.Llama and runs their examples on ours: `make test-peers`.
+"""Installs libraries that use llama_cpp.Llama and runs their examples on ours: `make test-peers`.
 
 The environment, build/peers, is their own, so that they decide nothing about this package's
 versions. What it lacks, alora-gguf above all, it has from the environment that runs this.
