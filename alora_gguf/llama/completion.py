@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from llama_cpp import Llama as Stock
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf.engine.batch import Logits
 from alora_gguf.engine.vocab import Vocabulary
@@ -95,12 +96,14 @@ class Request:
         llama = self.llama
         if llama._runtime.vocab.is_end(token):
             return
-        before = [*self.prompt, *self.tokens]
         self.tokens.append(token)
         self.scored.append(None if self.logprobs is None else self._score(token, row))
         if len(self.tokens) == 2 and self.tokens[0] == llama.token_bos():
             self.data = llama.detokenize(self.tokens)  # without a space that it may begin with
+        elif type(llama.tokenizer_) is LlamaTokenizer:
+            self.data += llama._runtime.vocab.piece(token)
         else:
+            before = [*self.prompt, *self.tokens[:-1]]
             self.data += llama.detokenize([token], prev_tokens=before)
 
     def _score(self, token: int, row: Logits) -> TokenLogprob:

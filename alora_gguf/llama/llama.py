@@ -522,7 +522,8 @@ class Llama(Stock):
                 if criteria is not None and criteria(self._input_ids, row):
                     return
                 sampled += 1
-                request.note(token, row)
+                if inside:
+                    request.note(token, row)
                 yield token
                 new = [token]
         finally:
