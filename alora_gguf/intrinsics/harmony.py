@@ -2,7 +2,7 @@
 
 A server may or may not strip `<|channel|>analysis<|message|>...` from the text, so a contract with
 logprobs_workaround goes by the tokens. Whole tokens are compared: the same characters, spelled by
-ordinary tokens, are no header.
+ordinary tokens, are not a header.
 """
 
 from __future__ import annotations

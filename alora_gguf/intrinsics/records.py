@@ -69,7 +69,7 @@ class Explode:
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with more, or fewer, objects in the list at `input_path`.
 
-        Raises OutputError if there is no list of objects with a list in that field.
+        Raises OutputError unless it is a list of objects with a list in that field.
         """
 
         def change(found: JsonValue, here: Path) -> JsonValue:
@@ -101,7 +101,7 @@ class DropDuplicates:
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with each combination of `target_fields` once in the list at `input_path`.
 
-        Raises OutputError if there is no list of objects that all have them.
+        Raises OutputError unless it is a list of objects that all have them.
         """
 
         def change(found: JsonValue, here: Path) -> JsonValue:

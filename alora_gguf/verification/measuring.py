@@ -131,7 +131,7 @@ def verify(
 
 
 def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
-    """Random tokens with the invocation amid them, of which they have none."""
+    """Random tokens around the invocation, none of them in it."""
     llama = model._runtime.engine.llama
     trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model._runtime.engine.ctx)))
     room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)
