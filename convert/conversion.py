@@ -141,10 +141,10 @@ def convert_adapter(
         another = compare_base(config.base_model, model)
         trigger = find_invocation(config, invocation, model)
         job = Job(config, weights, plan, outtype, pool)
+        tensors = job.tensors()
         title = name or found.name
         origin = _origin(found, sha256.result())
         metadata = adapter_metadata(title, outtype, job.alpha, model, config, trigger, origin)
-        tensors = job.tensors()
         if dry_run:
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
