@@ -28,6 +28,7 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
+from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import (
     AloraError,
@@ -64,6 +65,10 @@ class Llama(Stock):
     From several threads, calls take turns; a call that reads ends a stream that is not over. Every
     method raises ClosedError after close(), and TypeError for a keyword it does not know.
     """
+
+    _runtime: Runtime
+    _sequence: TokenSequence
+    _contracts: Contracts
 
     def __init__(
         self,
@@ -126,6 +131,7 @@ class Llama(Stock):
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
         self._others = runtime.sequence()
         self._sequence = runtime.sequence()
+        self._memory_end = runtime.engine.llama.llama_memory_seq_pos_max
         # stock's are as long as was asked for, which llama.cpp may round up
         self.input_ids = np.zeros(self._n_ctx, np.intc)
         n_rows = self._n_ctx if self._logits_all else 1
@@ -366,6 +372,10 @@ class Llama(Stock):
         """For calls that change what was read: a stream that is not over ends."""
         with self._lock, self._sequence.lock:
             self._sequence.begin()
+            # guidance removes cells of all sequences, ours among them
+            left = self._memory_end(self._ctx.memory, self._sequence.seq) + 1
+            if left < len(self._sequence.cached):
+                self._cut(left)
             self._turn += 1
             yield
 

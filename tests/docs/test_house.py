@@ -17,11 +17,12 @@ from docs import house
 ROOT = Path(__file__).parents[2]
 # where a limit is not met yet
 SO_FAR = {
-    "import circles": 6,
-    "modules reachable from chat": 69,
-    "files from invoke to llama_decode": 30,
-    "product lines": 31_573,
-    "public names that say they are not": 7,
+    "import circles": 3,
+    "rooms in alora_gguf/": 21,
+    "modules reachable from chat": 62,
+    "files from invoke to llama_decode": 28,
+    "product lines": 29_900,
+    "public names that say they are not": 1,
 }
 
 
