@@ -200,7 +200,7 @@ def _targets(summary: AdapterSummary) -> list[str]:
     targets = summary.targets
     if not targets:
         return []
-    cells = [("target", "rank", "type", "n_in -> n_out", "experts", "size")]
+    cells: list[tuple[str, ...]] = [("target", "rank", "type", "n_in -> n_out", "experts", "size")]
     cells += [
         (
             _cut(t.name, 20),

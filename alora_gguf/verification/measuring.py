@@ -19,12 +19,11 @@ from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.summary import AdapterSummary
 from alora_gguf.gguf.types import TensorInfo
-from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
 

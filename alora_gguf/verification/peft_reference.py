@@ -198,7 +198,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: has no {name}, so it is no PEFT adapter of safetensors")
+            raise InputError(f"{folder}: has no {name}, so it is not a PEFT adapter in safetensors")
     return read_json(folder / _CONFIG)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.render import size_text
-from alora_gguf.cli.verify_chart import Bar, chart
+from alora_gguf.cli.verify import Bar, chart
 
 from alora_gguf import cli, demo
 from alora_gguf.verification.records import LayerChange
