@@ -93,17 +93,18 @@ class Llama(Stock):
         settings = checked(settings)
         options = context_options(settings)
         self._rows = options.n_batch if settings["logits_all"] else PROMPT_ROWS  # of a batch
-        path = os.fspath(model_path)
-        try:
-            known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
-            base = BaseFile.read(path) if known else None
-            super().__init__(path, **settings)
-        except ValueError as error:
-            if str(error).startswith("Model path does not exist"):
-                raise InputError(str(error)) from None
-            if str(error).startswith("Failed to"):
-                raise ModelError(f"{path}: {error}{_native.load().log.tail()}") from error
-            raise
+        path, log = os.fspath(model_path), _native.load().log
+        with log.capture(verbose=bool(settings["verbose"])):
+            try:
+                known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
+                base = BaseFile.read(path) if known else None
+                super().__init__(path, **settings)
+            except ValueError as error:
+                if str(error).startswith("Model path does not exist"):
+                    raise InputError(str(error)) from None
+                if str(error).startswith("Failed to"):
+                    raise ModelError(f"{path}: {error}{log.tail()}") from error
+                raise
         try:
             self._open(base, options, adapters or {})
         except BaseException:
