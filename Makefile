@@ -5,6 +5,7 @@
 #   make demo    the main job, once                                make test    linters and all tests
 #   make bench   the benchmarks                                    make check   linters and the fast tests
 #   make docs    docs/ and its site, build/site                    make house   the package's plan in figures
+#   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
@@ -44,7 +45,7 @@ cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o 
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
-	test-native test-stock test-python bench docs format clean
+	test-native test-stock test-python test-peers bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -162,6 +163,9 @@ test-python: setup-checks
 	@$(PYTEST) --ignore=tests/convert
 	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(PYTEST) tests/native tests/parity
 	@ALORA_CPU_ATTENTION=ours $(PYTEST) tests/native tests/parity
+
+test-peers: setup-checks
+	@$(BIN)/python -m tests.peers
 
 clean:
 	rm -rf $(VENV) build dist

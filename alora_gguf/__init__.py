@@ -5,7 +5,7 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Barrier, Stats
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
 Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
@@ -28,7 +28,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _library_path
+from . import errors as _errors
+from .engine import library as _library
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,6 @@ _GROUPS = {
         "CancelToken": "options",
         "AdapterFile": "gguf.adapter",
         "BaseFile": "gguf.base",
-        "Barrier": "engine.scheduler",
         "Stats": "engine.native",
     },
     "Chats": {
@@ -102,33 +102,7 @@ _HOME = {
     "Llama": "llama",
     "LlamaState": "llama",
 }
-_ERRORS = (
-    "AdapterError",
-    "AdapterFormatError",
-    "AdapterInUseError",
-    "AdapterMismatchError",
-    "AloraError",
-    "CacheFullError",
-    "CancelledError",
-    "ClosedError",
-    "ContractError",
-    "ConvertError",
-    "DecodeError",
-    "FileFormatError",
-    "HubError",
-    "InputError",
-    "InvocationNotFoundError",
-    "LibraryError",
-    "MissingFileError",
-    "ModelError",
-    "OutputError",
-    "SavedSessionError",
-    "SchemaError",
-    "StoreError",
-    "UnknownAdapterError",
-    "UnsupportedAdapterError",
-)
-_HOME.update(dict.fromkeys(_ERRORS, "errors"))
+_HOME.update({name: "errors" for name, kind in vars(_errors).items() if isinstance(kind, type)})
 _LOAD_THE_LIBRARY = ("Llama", "LlamaState")
 
 if TYPE_CHECKING:
@@ -145,31 +119,7 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.provenance import Provenance as Provenance
-    from .engine.scheduler import Barrier as Barrier
-    from .errors import AdapterError as AdapterError
-    from .errors import AdapterFormatError as AdapterFormatError
-    from .errors import AdapterInUseError as AdapterInUseError
-    from .errors import AdapterMismatchError as AdapterMismatchError
-    from .errors import AloraError as AloraError
-    from .errors import CacheFullError as CacheFullError
-    from .errors import CancelledError as CancelledError
-    from .errors import ClosedError as ClosedError
-    from .errors import ContractError as ContractError
-    from .errors import ConvertError as ConvertError
-    from .errors import DecodeError as DecodeError
-    from .errors import FileFormatError as FileFormatError
-    from .errors import HubError as HubError
-    from .errors import InputError as InputError
-    from .errors import InvocationNotFoundError as InvocationNotFoundError
-    from .errors import LibraryError as LibraryError
-    from .errors import MissingFileError as MissingFileError
-    from .errors import ModelError as ModelError
-    from .errors import OutputError as OutputError
-    from .errors import SavedSessionError as SavedSessionError
-    from .errors import SchemaError as SchemaError
-    from .errors import StoreError as StoreError
-    from .errors import UnknownAdapterError as UnknownAdapterError
-    from .errors import UnsupportedAdapterError as UnsupportedAdapterError
+    from .errors import *  # noqa: F403 (each of them)
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
@@ -212,7 +162,7 @@ __all__ = [  # noqa: PLE0604 (all are strings)
     "aio",
 ]
 
-_library_path.announce()
+_library.announce()
 
 
 if not TYPE_CHECKING:  # or every name would be there

@@ -11,14 +11,13 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from .errors import InputError
 
 _T = TypeVar("_T")
 _Test = Callable[[object], bool]
-_of_records: dict[type, dict[str, tuple[_Test, str]]] = {}
+_NUMBERS: Final = ("int", "float", "int | None", "float | None")  # whose ranges say more
 _SHOWN: Final = 80  # characters of a wrong value in a message
 _WORDS: Final[dict[object, str]] = {
     str: "a string", int: "an integer", float: "a number", bool: "True or False",
@@ -28,8 +27,8 @@ _WORDS: Final[dict[object, str]] = {
 
 
 def checked(target: _T) -> _T:
-    """A public function, or a class with its public methods and setters, that raises InputError for
-    arguments which are not of the kind that their annotations say.
+    """A public function, a record, or a class with its public methods and setters, that raises
+    InputError for arguments which are not of the kind that their annotations say, or unknown.
     """
     if not isinstance(target, type):
         return cast(_T, _checked_function(target))
@@ -43,14 +42,6 @@ def checked(target: _T) -> _T:
         elif inspect.isfunction(member):
             setattr(target, name, _checked_function(member))
     return target
-
-
-def check_fields(record: Any) -> None:
-    """For a record's __post_init__: raises InputError for a field of the wrong kind."""
-    for name, (test, words) in _field_tests(type(record)).items():
-        value = getattr(record, name)
-        if not test(value):
-            raise _wrong(f"{type(record).__name__}: {name}", words, value)
 
 
 def check_names(given: Iterable[str], known: Mapping[str, str], what: str) -> None:
@@ -72,21 +63,39 @@ def check_names(given: Iterable[str], known: Mapping[str, str], what: str) -> No
 def _checked_function(function: Any) -> Any:
     tests: dict[str, tuple[_Test, str]] | None = None
     positions: tuple[str, ...] = ()
+    takes_all = False
+    label = function.__qualname__.removesuffix(".__init__") + "()"
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal tests, positions
+        nonlocal tests, positions, takes_all
         if tests is None:  # at the first call: by then all that annotations name is there
             signature = inspect.signature(function)
             positions = tuple(signature.parameters)
+            takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
             tests = dict(_tests(function, signature))
+        for name in kwargs:
+            if not takes_all and name not in positions:
+                raise InputError(f"{label} has no argument {name!r}{_hint(name, positions)}")
         for name, value in (*zip(positions, args, strict=False), *kwargs.items()):
             test = tests.get(name)
             if test is not None and not test[0](value):
-                raise _wrong(f"{function.__qualname__}(): {name}", test[1], value)
+                raise _wrong(f"{label}: {name}", test[1], value)
         return function(*args, **kwargs)
 
     return call
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """What may have been meant by a keyword that there is not."""
+    package = sys.modules["alora_gguf"]
+    for record in ("Sampling", "GenerateOptions", "ContextOptions", "IntrinsicCall"):
+        if name in getattr(package, record).__dataclass_fields__:
+            return f"; it is a field of {record}"
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known[1:])}"
 
 
 def _tests(function: Any, signature: inspect.Signature) -> Iterator[tuple[str, tuple[_Test, str]]]:
@@ -94,25 +103,8 @@ def _tests(function: Any, signature: inspect.Signature) -> Iterator[tuple[str, t
         single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if single and parameter.annotation is not parameter.empty:
             test = _test_for(parameter.annotation, function.__globals__)
-            if test is not None and parameter.annotation not in ("int", "float"):  # ranges say more
+            if test is not None and parameter.annotation not in _NUMBERS:
                 yield name, test
-
-
-def _field_tests(record: type) -> dict[str, tuple[_Test, str]]:
-    known = _of_records.get(record)
-    if known is not None:
-        return known
-    found = _of_records[record] = {}
-    homes = {
-        name: base
-        for base in reversed(record.__mro__)
-        for name in vars(base).get("__annotations__", ())
-    }
-    for each in fields(record):
-        test = _test_for(each.type, vars(sys.modules[homes[each.name].__module__]))
-        if test is not None and each.init:
-            found[each.name] = test
-    return found
 
 
 def _test_for(annotation: Any, names: dict[str, Any]) -> tuple[_Test, str] | None:
@@ -151,7 +143,7 @@ def _alternatives(kind: Any) -> Iterator[Any]:
 
 def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
+        return "one of " + ", ".join(map(str, get_args(kind)))
     base = get_origin(kind) or kind
     name = getattr(base, "__name__", str(base))
     return _WORDS.get(base) or ("an " if name[:1] in "AEIOU" else "a ") + name

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ._kinds import check_fields
+from ._kinds import checked
 from .errors import InputError
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn: who speaks ("system", "user", "assistant", ...) and what is said."""
@@ -24,10 +25,8 @@ class Message:
         """
         return as_message(value, what)
 
-    def __post_init__(self) -> None:
-        check_fields(self)
 
-
+@checked
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text that a conversation is about. Its `doc_id` is what answers cite."""
@@ -35,9 +34,6 @@ class Document:
     text: str
     title: str | None = None
     doc_id: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @classmethod
     def of(

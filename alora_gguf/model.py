@@ -15,13 +15,12 @@ from .engine.cache_report import CacheReport, report
 from .engine.llama_context import Tuning
 from .engine.native import supports_gpu
 from .engine.runtime import Runtime
-from .engine.scheduler import Barrier
 from .errors import ModelError
 from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
 from .messages import Message, Said, Texts
-from .options import CancelToken, ContextOptions, check_int, context_options, default_threads
+from .options import CancelToken, ContextOptions, context_options, default_threads
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
@@ -254,12 +253,6 @@ class Model:
         self._runtime.check_open()
         vocab = self._runtime.vocab
         return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
-
-    def barrier(self, n: int, *, cancel: CancelToken | None = None) -> Barrier:
-        """Holds back what is to be computed until `n` calls of several threads wait for it, or half
-        a second has gone by: so their first tokens share a batch, though they do not begin at once.
-        """
-        return self._runtime.engine.scheduler.barrier(check_int(n, "n", 1), cancel)
 
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""

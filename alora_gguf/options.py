@@ -9,11 +9,11 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypedDict, TypeVar
 
-from ._kinds import check_fields, check_names
+from ._kinds import check_names, checked
 from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-FlashAttention = Literal["auto", "on", "off"]
+FlashAttention = Literal["auto", "off", "on"]
 FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 """Why a reply ended: an end token or a stop string, max_tokens, close(), a CancelToken, or else."""
 Progress = Callable[[int, int], None]
@@ -74,6 +74,7 @@ def _hash(value: object) -> int:
     return hash(value)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextOptions:
     """Options of a model and its context. Raises InputError for values out of range.
@@ -122,14 +123,6 @@ class ContextOptions:
             value = getattr(self, name)
             if value is not None or name not in ("n_ctx", "n_outputs", "n_threads"):
                 check_int(value, name, low, high)
-        for name, names in (
-            ("type_k", CACHE_TYPES),
-            ("type_v", CACHE_TYPES),
-            ("flash_attn", FLASH_ATTENTION),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in names:
-                raise InputError(f"{name} must be one of {', '.join(names)}, got {value!r}")
 
     @property
     def rows(self) -> int:
@@ -164,6 +157,7 @@ def context_options(
     return replace(options, **changes)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """Options of sampling, with llama-cpp-python's names, meanings and defaults.
@@ -198,7 +192,6 @@ class Sampling:
         check_int(self.repeat_last_n, "repeat_last_n", 0, 2**20)
         if self.seed is not None:
             check_int(self.seed, "seed", 0, 2**32 - 1)
-        check_fields(self)
         if self.logit_bias is not None:
             for token, bias in self.logit_bias.items():
                 check_int(token, "logit_bias: a token", 0)
@@ -237,6 +230,7 @@ def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
     """How text is generated: the one group of options of replies, invocations and intrinsics.
@@ -277,12 +271,12 @@ class GenerateOptions:
         if self.logprobs is not None:
             check_int(self.logprobs, "logprobs", 0, 1000)
         check_number(self.scale, "scale")
-        check_fields(self)
         object.__setattr__(self, "stop", check_stops(self.stop))
         if self.schema is not None:
             object.__setattr__(self, "schema", FrozenDict(self.schema))
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Invocation(GenerateOptions):
     """What to ask an adapter (None: the base model) after a conversation, and how it answers.
@@ -312,6 +306,7 @@ class Invocation(GenerateOptions):
                 object.__setattr__(self, name, tuple(tokens))
 
 
+@checked
 @dataclass(frozen=True)
 class IntrinsicCall:
     """An intrinsic to ask: the name of its adapter, and `arguments` for its contract's instruction.
@@ -336,7 +331,6 @@ class IntrinsicCall:
         if self.upto is not None:
             check_int(self.upto, "upto", 0)
         check_number(self.scale, "scale")
-        check_fields(self)
         object.__setattr__(self, "arguments", FrozenDict(self.arguments))
         if self.stop is not None:
             object.__setattr__(self, "stop", check_stops(self.stop))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.files import check_target
+from alora_gguf.files import check_target, read_small
 from alora_gguf.gguf.writer import measure_gguf, write_gguf
 
 from .base.match import compare_base
@@ -24,7 +24,7 @@ from .peft.config import read_config
 from .peft.invocation import find_invocation
 from .peft.weights import SafetensorsFile
 from .plan import make_plan
-from .source import Source
+from .source import MAX_TEXT, Source
 
 _THREADS: Final = 2  # that make values, beside the one that writes
 
@@ -141,10 +141,10 @@ def convert_adapter(
         another = compare_base(config.base_model, model)
         trigger = find_invocation(config, invocation, model)
         job = Job(config, weights, plan, outtype, pool)
+        tensors = job.tensors()
         title = name or found.name
         origin = _origin(found, sha256.result())
         metadata = adapter_metadata(title, outtype, job.alpha, model, config, trigger, origin)
-        tensors = job.tensors()
         if dry_run:
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
@@ -171,19 +171,12 @@ def convert_adapter(
 
 
 def _origin(found: Source, sha256: str) -> Origin:
-    contract = _read_text(found.io_yaml)
-    return Origin(sha256, found.licence, found.repo, found.revision, found.path, contract)
-
-
-def _read_text(path: Path | None) -> str | None:
-    if path is None:
-        return None
+    path = found.io_yaml
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+        contract = None if path is None else read_small(path, MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise FileFormatError(f"{path}: is not UTF-8; save it again") from None
+    return Origin(sha256, found.licence, found.repo, found.revision, found.path, contract)
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

@@ -64,7 +64,7 @@ class Job:
         self._a_acts = False
 
     def tensors(self) -> list[OutTensor]:
-        """The file's tensors: every pair's A, then its B."""
+        """The file's tensors: every pair's A, then its B; the first ones are begun."""
         out = []
         for pair in self._plan.pairs:
             experts = (pair.n_experts,) if pair.n_experts else ()
@@ -75,17 +75,21 @@ class Job:
                 take = partial(self._take, len(self._tasks))
                 self._tasks.append(_Task(pair, suffix == "lora_b", kind, math.prod(shape)))
                 out.append(OutTensor(f"{pair.target}.{suffix}", shape, OUTTYPES[kind][0], take))
+        self._begin(0)
         return out
 
     def _factors(self, pair: Pair) -> list[float]:
         """What each piece's B is multiplied with, for alpha/rank to give the piece's own scale."""
         return [piece.scale * pair.rank / self.alpha for piece in pair.pieces]
 
-    def _take(self, index: int) -> memoryview:
-        """The bytes of the tensor at `index`; the next ones are begun meanwhile."""
+    def _begin(self, index: int) -> None:
         for i in range(index, min(index + _AHEAD, len(self._tasks))):
             if i not in self._running:
                 self._running[i] = self._pool.submit(self._make, self._tasks[i])
+
+    def _take(self, index: int) -> memoryview:
+        """The bytes of the tensor at `index`; the next ones are begun meanwhile."""
+        self._begin(index)
         task, made = self._tasks[index], self._running.pop(index).result()
         if made.lost * 1000 > task.count:
             self.warnings.append(

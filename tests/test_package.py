@@ -18,7 +18,7 @@ import pytest
 
 import alora_gguf
 from alora_gguf import errors
-from alora_gguf._library_path import LLAMA_CPP_PYTHON, library_dir
+from alora_gguf.engine.library import LLAMA_CPP_PYTHON, library_dir
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,7 @@ def test_the_docstring_groups_all_public_names() -> None:
 
 
 ELSEWHERE = {
-    "None", "Mapping", "Sequence", "Iterator", "AsyncIterator", "Any", "Path", "Literal",
+    "None", "Future", "Mapping", "Sequence", "Iterator", "AsyncIterator", "Any", "Path", "Literal",
     "JsonValue", "Kind",
     "Spans",  # pairs of a position and a Provenance
 }  # fmt: skip

@@ -49,6 +49,9 @@ def chats(model: ag.Model) -> str:
         reply = chat.say("x", options)
         reply = chat.say("x", options, max_tokens=6, temperature=0, stop="\\n")
         assert_type(reply, ag.Reply)
+        for asked in chat.say("x", intrinsics=["a", ag.IntrinsicCall("b")]).intrinsics:
+            assert_type(asked.result(), ag.IntrinsicResult)
+        assert_type(chat.replace(["x"], documents=["d"]), ag.Timings)
         for piece in chat.say("y", stream=True, cancel=ag.CancelToken()):
             assert_type(piece, str)
         with chat.reply(stream=True) as running:

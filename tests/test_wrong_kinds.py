@@ -133,6 +133,13 @@ def test_messages_name_the_call_the_place_and_what_there_is(model: ag.Model) -> 
          "Chat.say(): options must be a GenerateOptions or None, got {'max_tokens': 3}"),
         (model.chat(template=PLAIN).say, {"text": "x", "temprature": 0},
          "Chat.say() has no option 'temprature'; did you mean 'temperature', of Sampling?"),
+        (ag.GenerateOptions, {"temperature": 0},
+         "GenerateOptions() has no argument 'temperature'; it is a field of Sampling"),
+        (ag.Sampling, {"top": 3}, "Sampling() has no argument 'top'; did you mean 'top_p'?"),
+        (model.session().append, {"text": "x", "max_tokens": 3},
+         "Session.append() has no argument 'max_tokens'; it is a field of GenerateOptions"),
+        (ag.Model, {"path": "x", "cancel": True},
+         "Model(): cancel must be a CancelToken or None, got True"),
     ]  # fmt: skip
     for function, given, text in cases:
         with pytest.raises(ag.InputError) as caught:

@@ -16,8 +16,8 @@ from .prefix_cache import PrefixCache
 class AdmissionQueue:
     """Lets calls in as soon as what they need is free; for any thread.
 
-    What nobody needs, the prefix cache's entries, goes before anybody waits; and before that, a
-    call that cannot fit even then is refused.
+    What nobody needs, the prefix cache's entries, goes before anybody waits, unless the call could
+    not be let in even then.
     """
 
     def __init__(self, context: LlamaContext, cache: PrefixCache) -> None:
@@ -42,6 +42,8 @@ class AdmissionQueue:
             while True:
                 with self._condition:
                     _ = self._context.ctx  # raises ClosedError
+                    if n > self._cells.n_cells:
+                        raise full()
                     holders = self._cells.holders
                     holds = me in holders.values()
                     first = holds or not self._line or self._line[0] is place
@@ -50,7 +52,7 @@ class AdmissionQueue:
                     seen = self._cells.version
                 if first and self._context.collect():
                     continue
-                if first and self._can_ever_fit(n, me, full) and self._cache.evict():
+                if first and self._would_fit(n, me) and self._cache.evict():
                     continue
                 with self._condition:
                     if first and (holds or not holders) and seen == self._cells.version:
@@ -80,16 +82,14 @@ class AdmissionQueue:
             if cancel is not None:
                 cancel._unwatch(self._wake)
 
-    def _can_ever_fit(self, n: int, me: int, full: Callable[[], AloraError]) -> bool:
-        """Raises `full()` if `n` cells would not be free with the prefix cache empty and all that
-        other threads hold given back.
+    def _would_fit(self, n: int, me: int) -> bool:
+        """Whether `n` cells would be free with the prefix cache empty and all that other threads
+        hold given back; if not, evicting is of no use.
         """
         with self._condition:
             soon = {seq for seq, holder in self._cells.holders.items() if holder != me}
             soon.update(self._cache.evictable())
-            if n > self._cells.n_cells - self._cells.used_without(soon):
-                raise full()
-        return True
+            return n <= self._cells.n_cells - self._cells.used_without(soon)
 
     def _wake(self) -> None:
         with self._condition:

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from alora_gguf._library_path import LLAMA_CPP_PYTHON
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import ContextOptions
+
+from .library import LLAMA_CPP_PYTHON
 
 Memory = Literal["attention", "recurrent", "hybrid"]
 

@@ -37,7 +37,7 @@ _STEP: Final = 50e-6
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """Fields of llama.cpp's parameters that no option names, and values for them as ctypes takes
-    them. Those that options name stay theirs. Not part of the public API.
+    them. Those that options name stay theirs.
 
     model    fields of llama_model_params
     context  fields of llama_context_params

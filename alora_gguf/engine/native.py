@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf import errors
-from alora_gguf._library_path import LLAMA_CPP_PYTHON
+
+from .library import LLAMA_CPP_PYTHON
 
 API_VERSION: Final = 3
 
@@ -104,10 +105,6 @@ class Log:
         that is shown if `verbose`.
         """
         return _Capture(self._thread, verbose)
-
-    def clear(self) -> None:
-        """Forgets what this thread has logged."""
-        self._thread.recent.clear()
 
     def tail(self) -> str:
         """This thread's latest warnings and errors as the end of a sentence, or nothing."""
@@ -255,7 +252,7 @@ def _library_dir() -> Path:
     override = os.environ.get("ALORA_LIB_DIR")
     if override:
         return Path(override)
-    from alora_gguf._library_path import library_dir
+    from .library import library_dir
 
     return library_dir()
 

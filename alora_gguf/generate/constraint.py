@@ -1,6 +1,6 @@
 """JSON Schemas as masks over a vocabulary: which tokens may come next in a reply.
 
-Knows llguidance, as nothing else but schema_text.py does. Does not sample, and knows nothing of
+Knows llguidance, as nothing else but drafting.py does. Does not sample, and knows nothing of
 conversations.
 """
 
@@ -10,17 +10,16 @@ import ctypes
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
-
-from .schema_text import never_ends
 
 _Bools = NDArray[np.bool_]
 
@@ -318,3 +317,71 @@ def _text(llama: Any, vocab: Vocabulary, token: int) -> bytes:
         if n >= 0:
             return buffer.raw[:n]
         size = -n
+
+
+def never_ends(schema: Mapping[str, Any]) -> bool:
+    """Whether every matching value would have to contain itself: no finite one exists."""
+    pending = {ref: _resolve(schema, ref) for ref in _references(schema)}
+    ending: set[str] = {ref for ref, node in pending.items() if node is None}  # not ours to judge
+    found = True
+    while found:  # each round finds a reference that can end now, or is the last
+        now = {r for r, node in pending.items() if r not in ending and _can_end(node, ending)}
+        ending |= now
+        found = bool(now)
+    return not _can_end(schema, ending)
+
+
+def _properties(node: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
+    properties, required = node.get("properties"), node.get("required")
+    return (
+        properties if isinstance(properties, Mapping) else {},
+        [name for name in required if isinstance(name, str)] if isinstance(required, list) else [],
+    )
+
+
+def _resolve(root: Mapping[str, Any], ref: Any) -> Any:
+    """What a reference within the schema names; None for any other, or one that names nothing."""
+    if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+        return None
+    node: Any = root
+    for part in ref.split("/")[1:]:
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, Mapping) and key in node:
+            node = node[key]
+        else:
+            return None
+    return node
+
+
+def _references(node: Any) -> set[str]:
+    """Every $ref anywhere in a schema."""
+    if isinstance(node, list):
+        return set().union(*map(_references, node))
+    if not isinstance(node, Mapping):
+        return set()
+    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+    return own.union(*map(_references, node.values()))
+
+
+def _can_end(node: Any, ending: set[str]) -> bool:
+    """Whether a finite value can match, if the references in `ending` are those that can end."""
+    if not isinstance(node, Mapping):
+        return node is not False
+    if "$ref" in node and node["$ref"] not in ending:
+        return False
+    for key, quantifier in (("allOf", all), ("anyOf", any), ("oneOf", any)):
+        parts = node.get(key)
+        if isinstance(parts, list) and not quantifier(_can_end(part, ending) for part in parts):
+            return False
+    kinds = node.get("type")
+    if kinds not in ("object", ["object"], "array", ["array"]):
+        return True  # a number or the like may match, as far as this node goes
+    if kinds in ("array", ["array"]):
+        fewest = node.get("minItems", 0)
+        first = node.get("prefixItems") or []
+        needed = [*first, node.get("items")][:fewest] if isinstance(fewest, int) else []
+        return all(_can_end(part, ending) for part in needed)
+    properties, required = _properties(node)
+    return all(_can_end(properties.get(name), ending) for name in required)

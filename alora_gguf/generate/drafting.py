@@ -1,21 +1,38 @@
 """Tokens that a reply under a JSON Schema will very likely begin with, to be read together with the
 prompt. What the model then chooses decides: a wrong draft costs a little time and changes nothing.
+
+What a schema fixes of its replies is found by walking llguidance, over bytes in place of a
+vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from alora_gguf.engine.vocab import Vocabulary
-
-from .schema_text import fixed
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
 
 Path = tuple[int, ...]
+_MAX_ANSWERS: Final = 64
+_MAX_STEPS: Final = 1000  # states that a walk looks at, some 20 us each
+_BYTES: Final = 256  # the first tokens of llguidance's vocabulary of bytes
+# One spelling for each value: what json.dumps(value, ensure_ascii=False) writes.
+_SPELLING: Final[Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',
+    "lenient": False,
+    "coerce_one_of": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +97,85 @@ def _outermost(nodes: Iterable[Path]) -> list[Path]:
         for i, node in enumerate(ordered)
         if not any(longer[: len(node)] == node for longer in ordered[:i])
     ]
+
+
+# What a schema fixes ------------------------------------------------------------------------------
+
+
+class Fixed(NamedTuple):
+    """`answers` are the texts of all values that match, if they are known to be few, else None;
+    `opening` is what all of them begin with, as far as it is known.
+
+    A text is what json.dumps(value, ensure_ascii=False) writes, with properties in the schema's
+    order. An opening is `{"answer": "` where an object's first required property is a string, `[`
+    for an array, "" where nothing is fixed.
+    """
+
+    answers: tuple[str, ...] | None = None
+    opening: str = ""
+
+
+def fixed(schema: Mapping[str, Any]) -> Fixed:
+    """What `schema` fixes; nothing where it cannot be compiled. The latest schemas are kept."""
+    return _fixed(json.dumps(dict(schema)))
+
+
+@functools.lru_cache(maxsize=64)
+def _fixed(schema: str) -> Fixed:
+    found: list[bytes] = []
+    pending = [(_matcher(schema), b"")]
+    opening: str | None = None
+    for _ in range(_MAX_STEPS):
+        matcher, text = pending.pop()
+        text += _forced(matcher)
+        # it may end within a character
+        opening = text.decode(errors="ignore") if opening is None else opening
+        following = _following(matcher)
+        found += [text] if matcher.is_accepting() else []
+        if matcher.is_error() or len(found) + len(pending) + len(following) > _MAX_ANSWERS:
+            break
+        for byte in reversed(following):
+            branch = matcher.deep_copy()
+            branch.consume_token(byte)
+            pending.append((branch, text + bytes([byte])))
+        if not pending:
+            return Fixed(_answers(found), opening)
+    return Fixed(None, opening or "")
+
+
+def _forced(matcher: Any) -> bytes:
+    """Goes on by the bytes that must come next, and returns them."""
+    forced: bytes = matcher.compute_ff_bytes()
+    return forced if forced and matcher.consume_tokens(list(forced)) else b""
+
+
+def _following(matcher: Any) -> list[int]:
+    """The bytes of which any can come next."""
+    if matcher.is_stopped():
+        return []
+    bias = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[:_BYTES]
+    return list(map(int, np.flatnonzero(bias)))
+
+
+def _answers(found: Sequence[bytes]) -> tuple[str, ...] | None:
+    """Each value once, as json.dumps writes it: -0 is 0."""
+    texts = [text.decode() for text in found]
+    once = dict.fromkeys(json.dumps(json.loads(text), ensure_ascii=False) for text in texts)
+    return tuple(once) if once and once.keys() <= set(texts) else None
+
+
+def _matcher(schema: str) -> Any:
+    from llguidance import LLMatcher, LLParserLimits
+
+    constrained = json.dumps({**json.loads(schema), "x-guidance": _SPELLING})
+    # without this, text that is forced must be whole tokens
+    grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
+    limits = LLParserLimits(verbose_errors=False)
+    return LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")

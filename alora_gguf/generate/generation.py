@@ -11,8 +11,7 @@ from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.errors import CancelledError
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
-from .sampling import Sampler
-from .text_stream import SampledReply
+from .sampling import SampledReply, Sampler
 
 
 class Generation(Iterator[str]):

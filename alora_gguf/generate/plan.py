@@ -13,8 +13,7 @@ from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation, check_stops
 
 from .drafting import NO_DRAFT, Draft, draft_reply
-from .sampling import Sampler
-from .text_stream import SampledReply
+from .sampling import SampledReply, Sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +17,9 @@ from .types import ArrayRef, TensorInfo, ValueType
 
 # Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
 _UNUSABLE: Final = {"F64", "I64"}
+_TOKENS: Final = "tokenizer.ggml.tokens"
+# of a model in several files: llama.cpp would look for the others
+_PARTS: Final = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +156,24 @@ def _vocabulary_size(header: GGUFHeader) -> int | None:
         return tokens.count
     size = header.metadata.get(f"{header.architecture}.vocab_size")
     return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def vocabulary_only(header: GGUFHeader) -> bytes:
+    """A whole GGUF file with the same metadata and no tensors.
+
+    llama.cpp loads it with `vocab_only` and tokenises as with the model itself, also where only the
+    model's header is at hand.
+    """
+    entries = [entry for key, entry in header.entries.items() if key not in _PARTS]
+    prologue = b"GGUF" + struct.pack("<IQQ", header.version, 0, len(entries))
+    return b"".join([prologue, *entries])
+
+
+def vocabulary_sha256(header: GGUFHeader) -> str | None:
+    """The hash of all tokens in their order, as GGUF stores them: for each, its length in bytes as
+    u64, its bytes. None if the file has no vocabulary.
+    """
+    ref = header.metadata.get(_TOKENS)
+    if not isinstance(ref, ArrayRef) or ref.type is not ValueType.STRING:
+        return None
+    return hashlib.sha256(header.array_bytes(_TOKENS)).hexdigest()

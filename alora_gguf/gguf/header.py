@@ -78,7 +78,7 @@ class GGUFHeader:
     def array(self, key: str) -> NDArray[Any] | list[str]:
         """The elements of an array: strings as a list, numbers as a read-only numpy array [count].
 
-        Bytes that are no UTF-8 become U+FFFD. Raises FileFormatError if missing or not an array.
+        Bytes that are not UTF-8 become U+FFFD. Raises FileFormatError if missing or not an array.
         """
         ref = self._array(key)
         if ref.type is not ValueType.STRING:

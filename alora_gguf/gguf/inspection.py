@@ -39,7 +39,7 @@ def inspect_gguf(path: str | os.PathLike[str]) -> AdapterSummary | BaseSummary:
     """Reads a GGUF file's header and says what the file holds.
 
     A malformed adapter is described too, with its `problems`. Raises FileFormatError if the file
-    is no GGUF, truncated or damaged.
+    is not a GGUF, truncated or damaged.
     """
     path = Path(path)
     facts = _Facts(path, read_header(path))

@@ -111,7 +111,7 @@ class AdapterSummary(FileSummary):
     """A LoRA or aLoRA.
 
     `invocation` is () for a plain LoRA; `invocation_text` is None where the file does not say.
-    `alpha` is None if there is none. `targets` and `ranks` leave out pairs that are no pairs;
+    `alpha` is None if there is none. `targets` and `ranks` leave out tensors that are not pairs;
     `problems` names those. The weights themselves are not looked at.
     """
 

@@ -19,11 +19,10 @@ from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.types import ValueType
 
-from .fields import FIELDS
+from .fields import ABOUT, FIELDS
 from .json_offsets import JsonValue
 from .likelihood import Likelihood
 from .rules import Rule, read_rules
-from .schema_check import ABOUT
 from .yaml_file import MAX_BYTES, read_yaml
 
 IO_YAML: Final = "io.yaml"

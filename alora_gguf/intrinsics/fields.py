@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import Formatter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from .json_offsets import JsonValue, MalformedJsonError, scan
-from .schema_check import find_problem
+from .json_offsets import JsonValue, MalformedJsonError, Path, scan
+from .reply import show_value
 from .sentences import PLACES
 from .yaml_file import Item
 
@@ -130,7 +130,7 @@ def _schema(item: Item) -> JsonValue:
                 line=item.line_of(min(error.at, len(item.value.rstrip()))),
             ) from None
     schema = item.plain() if root is None else root.value
-    problem = find_problem(schema)
+    problem = _find_problem(schema)
     if problem is not None:
         where = f"'{'/'.join(map(str, problem.path))}' to be " if problem.path else ""
         at = item.find(problem.path) if root is None else item
@@ -219,3 +219,141 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "logprobs_workaround": _flag("true, false or null"),
 }
 """The fields that are not rules."""
+
+
+# JSON Schemas -------------------------------------------------------------------------------------
+
+ABOUT: Final = "x-alora"
+"""The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
+
+_ABOUT: Final = {"judges": ("question", "answer"), "good": ("high", "low")}
+_TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
+_BOUNDS: Final = (
+    ("minItems", "maxItems"),
+    ("minLength", "maxLength"),
+    ("minProperties", "maxProperties"),
+    ("minContains", "maxContains"),
+    ("minimum", "maximum"),
+)
+
+
+class _Problem(NamedTuple):
+    """What is wrong with a schema, and where."""
+
+    path: Path
+    expected: str
+    found: str
+
+
+def _find_problem(schema: JsonValue) -> _Problem | None:
+    """The first thing that is wrong with a schema of at least one keyword; None if nothing is.
+
+    The values of well-known keywords must be of the right kinds. What a grammar can be made of is
+    the grammar compiler's business, and unknown keywords are left to it.
+    """
+    if not isinstance(schema, dict) or not schema:
+        found = "an empty object" if schema == {} else show_value(schema)
+        return _Problem((), 'a JSON Schema, which is an object such as {"type": "object"}', found)
+    return next(_problems(schema, ()), None)
+
+
+def _problems(schema: JsonValue, path: Path) -> Iterator[_Problem]:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        yield _Problem(path, "a schema (an object, true or false)", show_value(schema))
+        return
+    for keyword, value in schema.items():
+        here = (*path, keyword)
+        if keyword in _VALUES:
+            wanted, fits = _VALUES[keyword]
+            if not fits(value):
+                yield _Problem(here, wanted, show_value(value))
+        elif keyword in _CHECKS:
+            yield from _CHECKS[keyword](value, here)
+    for low, high in _BOUNDS:
+        a, b = schema.get(low), schema.get(high)
+        if is_number(a) and is_number(b) and a > b:  # type: ignore[operator] # numbers
+            yield _Problem((*path, high), f"{high} of at least {low}, {a}", show_value(b))
+
+
+def _schema_map(value: JsonValue, path: Path) -> Iterator[_Problem]:
+    if not isinstance(value, dict):
+        yield _Problem(path, "an object of schemas", show_value(value))
+    else:
+        for name, schema in value.items():
+            yield from _problems(schema, (*path, name))
+
+
+def _schema_list(value: JsonValue, path: Path) -> Iterator[_Problem]:
+    if not isinstance(value, list) or not value:
+        found = "an empty array" if value == [] else show_value(value)
+        yield _Problem(path, "an array of schemas, at least one", found)
+    else:
+        for i, schema in enumerate(value):
+            yield from _problems(schema, (*path, i))
+
+
+def _schema_or_list(value: JsonValue, path: Path) -> Iterator[_Problem]:
+    return _schema_list(value, path) if isinstance(value, list) else _problems(value, path)
+
+
+def _type(value: JsonValue, path: Path) -> Iterator[_Problem]:
+    names = value if isinstance(value, list) else [value]
+    for i, name in enumerate(names):
+        if name not in _TYPES:
+            at = (*path, i) if isinstance(value, list) else path
+            yield _Problem(at, f"one of {', '.join(_TYPES)}", show_value(name))
+    if not names:
+        yield _Problem(path, "at least one type", "an empty array")
+
+
+def _about(value: JsonValue, path: Path) -> Iterator[_Problem]:
+    if len(path) > 1:
+        yield _Problem(path, "at the top of the schema", "it within")
+    elif not isinstance(value, dict):
+        yield _Problem(path, 'an object such as {"judges": "answer"}', show_value(value))
+    else:
+        for name, word in value.items():
+            words = _ABOUT.get(name)
+            if words is None:
+                yield _Problem((*path, name), f"one of {', '.join(_ABOUT)}", repr(name))
+            elif word not in words:
+                yield _Problem((*path, name), f"one of {', '.join(words)}", show_value(word))
+
+
+def _is_count(value: JsonValue) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_names(value: JsonValue) -> bool:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return False
+    return len(set(map(str, value))) == len(value)
+
+
+_Fits = Callable[[JsonValue], bool]
+_Check = Callable[[JsonValue, Path], Iterator[_Problem]]
+_KINDS: Final[Iterable[tuple[str, _Fits, str]]] = (
+    ("a text", lambda v: isinstance(v, str),
+     "$schema $id $ref $anchor $comment title description format pattern"),
+    ("true or false", lambda v: isinstance(v, bool), "uniqueItems deprecated readOnly writeOnly"),
+    ("a number", is_number, "minimum maximum exclusiveMinimum exclusiveMaximum"),
+    ("a number above 0", lambda v: is_number(v) and v > 0,  # type: ignore[operator]
+     "multipleOf"),
+    ("an integer of at least 0", _is_count,
+     "minItems maxItems minLength maxLength minProperties maxProperties minContains maxContains"),
+    ("an array of texts, each once", _are_names, "required"),
+    ("an array of at least one value", lambda v: isinstance(v, list) and bool(v), "enum"),
+)  # fmt: skip
+_VALUES: Final = {word: (kind, fits) for kind, fits, words in _KINDS for word in words.split()}
+_SHAPES: Final[Iterable[tuple[_Check, str]]] = (
+    (_about, ABOUT),
+    (_type, "type"),
+    (_schema_map, "properties patternProperties $defs definitions dependentSchemas"),
+    (_schema_list, "anyOf oneOf allOf prefixItems"),
+    (_schema_or_list, "items"),
+    (_problems, "additionalProperties additionalItems not contains propertyNames if then else"),
+    (_problems, "unevaluatedItems unevaluatedProperties"),
+)
+_CHECKS: Final = {word: check for check, words in _SHAPES for word in words.split()}

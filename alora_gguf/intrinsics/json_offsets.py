@@ -65,7 +65,7 @@ class Node:
 
 
 class MalformedJsonError(Exception):
-    """Text is no JSON: `problem` at offset `at`, `cut_off` if it ends too early.
+    """The text is not JSON: `problem` at offset `at`, `cut_off` if it ends too early.
 
     It never leaves this package: parse() makes an OutputError of it, a contract a ContractError.
     """

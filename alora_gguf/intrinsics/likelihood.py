@@ -11,8 +11,7 @@ from alora_gguf.errors import InputError
 from alora_gguf.options import TokenLogprob
 
 from .json_offsets import JsonValue, Node, Path
-from .paths import PathPattern, replace_at, show_path, show_value
-from .reply import Reply
+from .reply import PathPattern, Reply, replace_at, show_path, show_value
 
 Category: TypeAlias = "bool | int | float | str | None"
 

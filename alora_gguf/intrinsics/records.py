@@ -1,17 +1,22 @@
-"""The rules that move what a reply says from one shape into another."""
+"""The rules that move what a reply says from one shape into another, and those about sentences and
+spans of text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from .json_offsets import JsonValue, Path
-from .paths import PathPattern, replace_at, show_path, show_value
-from .reply import Reply
+from .reply import PathPattern, Reply, replace_at, show_path, show_value
+from .sentences import Sentence
 
 Record = dict[str, JsonValue]
 _FIX = "the contract's response_format must say so, and no earlier rule may change it"
+_SINGLE: Final = (type(None), bool, int, float, str)
+# of a Sentence, by its own names, in the order of the new fields
+OUTPUTS: Final = ("begin", "end", "text", "document_id", "message_index")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Explode:
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with more, or fewer, objects in the list at `input_path`.
 
-        Raises OutputError if there is no list of objects with a list in that field.
+        Raises OutputError unless it is a list of objects with a list in that field.
         """
 
         def change(found: JsonValue, here: Path) -> JsonValue:
@@ -101,7 +106,7 @@ class DropDuplicates:
     def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
         """The value with each combination of `target_fields` once in the list at `input_path`.
 
-        Raises OutputError if there is no list of objects that all have them.
+        Raises OutputError unless it is a list of objects that all have them.
         """
 
         def change(found: JsonValue, here: Path) -> JsonValue:
@@ -151,3 +156,136 @@ def _frozen(value: JsonValue) -> Hashable:
     if isinstance(value, list):
         return tuple(map(_frozen, value))
     return isinstance(value, bool), value
+
+
+@dataclass(frozen=True)
+class DecodeSentences:
+    """Adds, beside the number of a sentence, where the sentence is and what it says.
+
+    `source` are the places whose numbers can be meant; `outputs` holds (what, name of the field),
+    with the words of OUTPUTS.
+    """
+
+    name: ClassVar[str] = "decode_sentences"
+    input_path: PathPattern
+    source: tuple[str, ...]
+    outputs: tuple[tuple[str, str], ...]
+
+    def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
+        """The value with more fields in the objects that `input_path` without its last step leads
+        to. Raises OutputError if that step is not a field, or its value no number that was given.
+        """
+        known = {s.number: s for place in self.source for s in reply.sentences.get(place, ())}
+        wanted = self.input_path[-1]
+
+        def change(found: JsonValue, here: Path) -> JsonValue:
+            if isinstance(found, list) and found and wanted is None:
+                problem = f"{show_path(here)} is an array, expected an object"
+                raise reply.error(self.name, problem, "correct input_path in the contract")
+            if not isinstance(found, dict):
+                return found
+            out = dict(found)
+            for key in found:
+                if wanted in (None, key):
+                    out |= self._fields(out[key], (*here, key), known, reply)
+            return out
+
+        return replace_at(value, self.input_path[:-1], change)
+
+    def _fields(
+        self, number: JsonValue, here: Path, known: Mapping[int, Sentence], reply: Reply
+    ) -> Record:
+        if isinstance(number, bool) or not isinstance(number, int) or number not in known:
+            numbers = f"{min(known)} to {max(known)}" if known else "none was given"
+            raise reply.error(
+                self.name,
+                f"{show_path(here)} is {show_value(number)}, expected the number of a sentence of "
+                f"{' or '.join(self.source)}: {numbers}",
+                "a response_format with integers keeps replies to numbers; the model must know the "
+                "numbers from the conversation",
+            )
+        sentence = known[number]
+        return {name: getattr(sentence, what) for what, name in self.outputs}
+
+
+@dataclass(frozen=True)
+class MergeSpans:
+    """Joins spans that follow on one another, within each group, and sorts them.
+
+    Groups are objects that agree in `group_fields`. A span begins where the one before it ends to
+    be joined with it; `text_field`, if there is one, holds their texts, which are joined too.
+    """
+
+    name: ClassVar[str] = "merge_spans"
+    input_path: PathPattern
+    group_fields: tuple[str, ...]
+    begin_field: str
+    end_field: str
+    text_field: str | None = None
+
+    def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
+        """The value with fewer objects in the list at `input_path`, sorted by group and begin.
+
+        Raises OutputError if there is no list of objects with exactly these fields, if a begin or
+        end is not an integer, and if two spans of a group begin at the same place.
+        """
+
+        def change(found: JsonValue, here: Path) -> JsonValue:
+            spans = records(found, here, self.name, reply)
+            for i, span in enumerate(spans):
+                self._check(span, (*here, i), reply)
+            out: list[Record] = []
+            last: Record | None = None
+            for span in sorted(spans, key=lambda s: (self._group(s), s[self.begin_field])):
+                same = last is not None and self._group(last) == self._group(span)
+                begin = span[self.begin_field]
+                if same and last is not None and last[self.begin_field] == begin:
+                    problem = f"two spans of {show_path(here)} begin at {begin} in the same group"
+                    raise reply.error(self.name, problem, "put drop_duplicates before it")
+                if same and out[-1][self.end_field] == begin:
+                    self._extend(out[-1], span)
+                else:
+                    out.append(dict(span))
+                last = span
+            return list[JsonValue](out)
+
+        return replace_at(value, self.input_path, change)
+
+    def _extend(self, last: Record, span: Record) -> None:
+        last[self.end_field] = span[self.end_field]
+        if self.text_field is not None:
+            last[self.text_field] = f"{last[self.text_field]}{span[self.text_field]}"
+
+    def _check(self, span: Record, here: Path, reply: Reply) -> None:
+        kinds: dict[str, tuple[type, ...]] = dict.fromkeys(self.group_fields, _SINGLE)
+        kinds |= {self.begin_field: (int,), self.end_field: (int,)}
+        if self.text_field is not None:
+            kinds[self.text_field] = (str,)
+        fix = "project to the fields that are named, and put decode_sentences before it"
+        unknown = sorted(set(span) - set(kinds))
+        if unknown:
+            problem = f"{show_path(here)} has the field {unknown[0]!r}, which has no part in it"
+            raise reply.error(self.name, problem, fix)
+        for field, wanted in kinds.items():
+            found = span.get(field)
+            if not isinstance(found, wanted) or (wanted == (int,) and isinstance(found, bool)):
+                what = (
+                    {int: "an integer", str: "a text"}[wanted[0]]
+                    if wanted != _SINGLE
+                    else "a single value"
+                )
+                where = show_path((*here, field))
+                problem = f"{where} is {show_value(found)}, expected {what}"
+                raise reply.error(self.name, problem, fix)
+
+    def _group(self, span: Record) -> tuple[tuple[str, str | float], ...]:
+        """A key to sort by; values of several kinds can be compared by it."""
+        return tuple(_sortable(span.get(field)) for field in self.group_fields)
+
+
+def _sortable(value: JsonValue) -> tuple[str, str | float]:
+    if isinstance(value, bool):
+        return "bool", float(value)
+    if isinstance(value, (int, float)):
+        return "number", value
+    return ("null", 0) if value is None else ("text", str(value))

@@ -10,10 +10,9 @@ from typing import Final, TypeAlias
 
 from .fields import is_number
 from .likelihood import Category, Likelihood
-from .paths import PathPattern
-from .records import DropDuplicates, Explode, Nest, Project
+from .records import OUTPUTS, DecodeSentences, DropDuplicates, Explode, MergeSpans, Nest, Project
+from .reply import PathPattern
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
-from .spans import OUTPUTS, DecodeSentences, MergeSpans
 from .yaml_file import Item
 
 Rule: TypeAlias = (

@@ -28,6 +28,7 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
+from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import (
     AloraError,
@@ -65,6 +66,10 @@ class Llama(Stock):
     method raises ClosedError after close(), and TypeError for a keyword it does not know.
     """
 
+    _runtime: Runtime
+    _sequence: TokenSequence
+    _contracts: Contracts
+
     def __init__(
         self,
         model_path: str | os.PathLike[str],
@@ -88,17 +93,18 @@ class Llama(Stock):
         settings = checked(settings)
         options = context_options(settings)
         self._rows = options.n_batch if settings["logits_all"] else PROMPT_ROWS  # of a batch
-        path = os.fspath(model_path)
-        try:
-            known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
-            base = BaseFile.read(path) if known else None
-            super().__init__(path, **settings)
-        except ValueError as error:
-            if str(error).startswith("Model path does not exist"):
-                raise InputError(str(error)) from None
-            if str(error).startswith("Failed to"):
-                raise ModelError(f"{path}: {error}{_native.load().log.tail()}") from error
-            raise
+        path, log = os.fspath(model_path), _native.load().log
+        with log.capture(verbose=bool(settings["verbose"])):
+            try:
+                known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
+                base = BaseFile.read(path) if known else None
+                super().__init__(path, **settings)
+            except ValueError as error:
+                if str(error).startswith("Model path does not exist"):
+                    raise InputError(str(error)) from None
+                if str(error).startswith("Failed to"):
+                    raise ModelError(f"{path}: {error}{log.tail()}") from error
+                raise
         try:
             self._open(base, options, adapters or {})
         except BaseException:
@@ -126,6 +132,7 @@ class Llama(Stock):
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
         self._others = runtime.sequence()
         self._sequence = runtime.sequence()
+        self._memory_end = runtime.engine.llama.llama_memory_seq_pos_max
         # stock's are as long as was asked for, which llama.cpp may round up
         self.input_ids = np.zeros(self._n_ctx, np.intc)
         n_rows = self._n_ctx if self._logits_all else 1
@@ -366,6 +373,10 @@ class Llama(Stock):
         """For calls that change what was read: a stream that is not over ends."""
         with self._lock, self._sequence.lock:
             self._sequence.begin()
+            # guidance removes cells of all sequences, ours among them
+            left = self._memory_end(self._ctx.memory, self._sequence.seq) + 1
+            if left < len(self._sequence.cached):
+                self._cut(left)
             self._turn += 1
             yield
 

@@ -24,6 +24,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
+from alora_gguf.files import sync_folder
 
 from .entry import (
     Description,
@@ -177,7 +178,7 @@ class Store:
             except FileNotFoundError:  # somebody was quicker
                 raise self._unknown(name, None) from None
             path.unlink()
-            _sync(self._entries)
+            sync_folder(self._entries)
             if entry is not None:
                 self._remove_folder(entry.folder)
             self._remove_abandoned()
@@ -337,7 +338,7 @@ class StoreAddition:
                         progress(done, total)
 
                 hashed = tuple(_hash(path, advance) for path in paths)
-                _sync(self.folder)
+                sync_folder(self.folder)
             self._hashed = hashed
         return self._hashed
 
@@ -427,16 +428,4 @@ def _write(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Names must reach the disk as well; but the files are there, even if that is refused."""
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    sync_folder(path.parent)

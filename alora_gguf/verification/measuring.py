@@ -19,12 +19,11 @@ from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.inspection import inspect_gguf
 from alora_gguf.gguf.summary import AdapterSummary
 from alora_gguf.gguf.types import TensorInfo
-from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
 
@@ -131,7 +130,7 @@ def verify(
 
 
 def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
-    """Random tokens with the invocation amid them, of which they have none."""
+    """Random tokens around the invocation, none of them in it."""
     llama = model._runtime.engine.llama
     trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model._runtime.engine.ctx)))
     room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)

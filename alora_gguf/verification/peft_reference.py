@@ -6,7 +6,6 @@ Needs the extra `train`; nothing of it is imported before it is used.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from alora_gguf.engine.batch import Logits
-from alora_gguf.errors import AdapterMismatchError, FileFormatError, InputError, ModelError
+from alora_gguf.errors import AdapterMismatchError, InputError, ModelError
+from alora_gguf.files import read_json
 
 from .probe import Doubles, relative_error
 from .records import AdapterFacts, Allowed, BaseFacts, Distance, PeftComparison, Text
@@ -198,15 +198,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: has no {name}, so it is no PEFT adapter of safetensors")
-    path = folder / _CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise FileFormatError(f"{path}: is no JSON object")
-    return config
+            raise InputError(f"{folder}: has no {name}, so it is not a PEFT adapter in safetensors")
+    return read_json(folder / _CONFIG)
 
 
 def _model_folder(folder: Path) -> Path:

@@ -122,9 +122,8 @@ def _run(given: Given) -> bool:
         model = stack.enter_context(opening.model())
         talk = opening.talk(model)
         stack.callback(talk.close)
-        for record in records:
-            record.began(Path(model.path).name, [*model.adapters], model.n_ctx)
         view = _view(given, records, typed)
+        view.began(model)
         loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
             loop.commands.watch(given.watch)

@@ -6,14 +6,13 @@ Tables are imported where they are shown: they need rich, and a reply through a 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from alora_gguf.cli.render import duration, plural, size_text
 
-from alora_gguf import CancelToken, Chat, Document, InputError, is_saved_session
+from alora_gguf import CancelToken, Document, InputError, Message, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 
@@ -224,7 +223,9 @@ class Commands:
 
     def _system(self, rest: str) -> None:
         if rest:
-            self._change(partial(_set_system, None if rest == "off" else rest))
+            instructions = [] if rest == "off" else [Message("system", rest)]
+            said = self._talk.chat.messages[self._talk.chat.system is not None :]
+            self._change(messages=[*instructions, *said])
         system = self._talk.chat.system
         self._tell(rest, "no system message" if system is None else f"system message: {system}")
 
@@ -235,7 +236,7 @@ class Commands:
         elif rest:
             documents.append(read_document(file_path(rest), len(documents) + 1))
         if rest:
-            self._change(partial(_set_documents, documents))
+            self._change(documents=documents)
         if not documents:
             self._tell(rest, "no documents")
         elif rest:
@@ -255,10 +256,17 @@ class Commands:
 
             self._view.show(tables.text(text))
 
-    def _change(self, edit: Callable[[Chat], None]) -> None:
+    def _change(
+        self,
+        *,
+        messages: Sequence[Message] | None = None,
+        documents: Sequence[Document] | None = None,
+    ) -> None:
         with self._view.waiting("re-reading the conversation"):
-            timings = self._talk.change(edit, self._view.reading, self._cancel)
-        if timings is not None and timings.evaluated:
+            timings = self._talk.change(
+                self._view.reading, self._cancel, messages=messages, documents=documents
+            )
+        if timings.evaluated:
             self._view.note(
                 f"the conversation was re-read: {plural(timings.evaluated, 'token')} in "
                 f"{duration(timings.total)}, {timings.reused} reused"
@@ -372,14 +380,6 @@ COMMANDS: Final[dict[str, Command]] = {
 def _no_arguments(usage: str, rest: str) -> None:
     if rest:
         raise InputError(f"{usage} takes no arguments, found '{rest}'")
-
-
-def _set_system(text: str | None, chat: Chat) -> None:
-    chat.system = text
-
-
-def _set_documents(documents: list[Document], chat: Chat) -> None:
-    chat.documents = documents
 
 
 def _check_replaceable(path: Path) -> None:

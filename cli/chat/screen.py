@@ -202,8 +202,7 @@ class Screen(View):
         """Where it is seen."""
         self._end_reply("")
         self._line(f"Error: {visible(text)}", "red")
-        for record in self._records:
-            record.error(text)
+        self._event("error", message=text)
 
     # Parts ---------------------------------------------------------------------------------------
 

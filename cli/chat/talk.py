@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,9 +17,12 @@ from alora_gguf import (
     CancelledError,
     CancelToken,
     Chat,
+    Document,
     GenerateOptions,
     InputError,
     IntrinsicCall,
+    IntrinsicResult,
+    Message,
     Model,
     Reply,
     Timings,
@@ -26,7 +30,7 @@ from alora_gguf import (
 from alora_gguf.errors import AloraError, ContractError
 from alora_gguf.intrinsics import Contract
 
-from .asking import Asking, Verdict, Watched, ask_each, unasked
+from .asking import Beside, Verdict, Watched, answered, ask_each, unasked, withheld_by
 
 OnReading = Callable[[int, int], None]
 
@@ -115,51 +119,34 @@ class Talk:
 
     def _reply(self, draft: Chat, text: str, hearer: Hearer, cancel: CancelToken) -> Turn:
         asked = [each for each in self.watched if each.place == "question"]
-        if asked:
-            return self._reply_while_asking(draft, text, asked, hearer, cancel)
-        with hearer.waiting("waiting for the reply"):
-            reply = draft.say(
-                text, self.options, stream=True, cancel=cancel, progress=hearer.reading
-            )
-            for piece in _pieces(reply):
-                hearer.piece(piece)
-        hearer.reply_over(reply.text)
-        return _turn(text, reply, None)
-
-    def _reply_while_asking(
-        self,
-        draft: Chat,
-        text: str,
-        asked: Sequence[Watched],
-        hearer: Hearer,
-        cancel: CancelToken,
-    ) -> Turn:
         guards = ", ".join(each.name for each in asked if each.is_guard)
         with hearer.waiting(f"waiting for {guards or 'the reply'}"):
-            read = draft.add(text, cancel=cancel, progress=hearer.reading)
-            asking = Asking(draft, asked, cancel)
+            reply = draft.say(
+                text,
+                self.options,
+                stream=True,
+                intrinsics=[each.name for each in asked],
+                cancel=cancel,
+                progress=hearer.reading,
+            )
             try:
-                try:
-                    reply = draft.reply(
-                        self.options, stream=True, cancel=cancel, progress=hearer.reading
-                    )
-                finally:
-                    asking.reply_begins()
-                withheld = _show(reply, asking, hearer.piece)
+                beside = list(zip(asked, reply.intrinsics, strict=True))
+                withheld = _show(reply, [pair for pair in beside if pair[0].is_guard], hearer.piece)
+                if withheld is None:
+                    hearer.reply_over(reply.text)
+                verdicts = self._beside(beside, hearer)
             except BaseException:
                 cancel.cancel()
-                asking.join()
+                wait(reply.intrinsics)
                 raise
-        if withheld is None:
-            hearer.reply_over(reply.text)
-        try:
-            with hearer.waiting(_asking([each for each in asked if not each.is_guard])):
-                verdicts = asking.verdicts()
-        except BaseException:
-            cancel.cancel()
-            asking.join()
-            raise
-        return replace(_turn(text, reply, read, withheld), verdicts=verdicts)
+        return replace(_turn(text, reply, withheld), verdicts=verdicts)
+
+    def _beside(self, asked: Sequence[Beside], hearer: Hearer) -> tuple[Verdict, ...]:
+        """What intrinsics say that were asked beside the reply, guards or not."""
+        if not asked:
+            return ()
+        with hearer.waiting(_asking([each for each, _ in asked if not each.is_guard])):
+            return tuple(_known(*each) for each in asked)
 
     def _judged(self, turn: Turn, hearer: Hearer, cancel: CancelToken) -> Turn:
         """The turn with what intrinsics say of the answer."""
@@ -195,21 +182,25 @@ class Talk:
     # The ground it stands on ---------------------------------------------------------------------
 
     def change(
-        self, edit: Callable[[Chat], None], on_reading: OnReading, cancel: CancelToken | None
-    ) -> Timings | None:
+        self,
+        on_reading: OnReading,
+        cancel: CancelToken | None,
+        *,
+        messages: Sequence[Message] | None = None,
+        documents: Sequence[Document] | None = None,
+    ) -> Timings:
         """Changes documents or the system message. What was said is re-read, which is what the
         timings are of; where nothing was, it is only made sure that the template takes them.
-        Raises what Chat.read() does.
+        Raises what Chat.replace() does.
         """
-        with _Draft(self) as draft:
-            edit(draft.chat)
-            if not any(message.role == "user" for message in draft.chat.messages):
-                draft.chat.check("?")
-                self._go_on_with(draft.chat, 0)
-                return None
-            draft.take_the_place()
-            timings = draft.chat.read(cancel=cancel, progress=on_reading)
-            self._go_on_with(draft.chat, timings.reused)
+        self.chat.fork().close()  # its cells stay while nobody needs their room: for a change back
+        try:
+            timings = self.chat.replace(messages, documents, cancel=cancel, progress=on_reading)
+        except BaseException:
+            with contextlib.suppress(AloraError):  # the next call will say so
+                self.chat.read()
+            raise
+        self.reused = timings.reused
         return timings
 
     def replace_chat(self, chat: Chat) -> None:
@@ -308,36 +299,37 @@ def _pieces(reply: Reply) -> Iterator[str]:
         raise CancelledError("the reply was cancelled before it began")
 
 
-def _show(reply: Reply, asking: Asking, on_piece: Callable[[str], None]) -> Verdict | None:
+def _show(
+    reply: Reply,
+    guards: Sequence[Beside],
+    on_piece: Callable[[str], None],
+) -> Verdict | None:
     """Shows the reply from when all guards let it pass; returns what the one says that does not."""
     held: list[str] = []
     for piece in _pieces(reply):
         held.append(piece)
-        if asking.guards_spoke:
-            if asking.stopped_by() is not None:
+        if all(future.done() for _, future in guards):
+            if withheld_by(guards) is not None:
                 break
             on_piece("".join(held))
             held.clear()
     reply.close()
-    withheld = asking.stopped_by()
+    withheld = withheld_by(guards)
     if held and withheld is None:
         on_piece("".join(held))
     return withheld
 
 
-def _turn(text: str, reply: Reply, read: Timings | None, withheld: Verdict | None = None) -> Turn:
-    """`read` is what it took to read the user's words before, if that was done."""
+def _known(watched: Watched, future: Future[IntrinsicResult]) -> Verdict:
+    """What an intrinsic said, or that it was stopped."""
+    try:
+        return answered(watched.name, future)
+    except CancelledError:
+        return unasked([watched])[0]
+
+
+def _turn(text: str, reply: Reply, withheld: Verdict | None) -> Turn:
     timings, reason = reply.timings, reply.finish_reason or "closed"
-    if read is not None:
-        first = timings.first_token
-        timings = replace(
-            timings,
-            reused=min(read.reused, timings.reused),
-            evaluated=timings.evaluated + read.evaluated,
-            first_token=None if first is None else first + read.total,
-            total=timings.total + read.total,
-            reuse_note=read.reuse_note or timings.reuse_note,
-        )
     if withheld is not None:
         return Turn(text, "", "withheld", timings, withheld=withheld)
     return Turn(text, reply.text, "full" if reason == "error" else reason, timings)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli.render import duration, visible
@@ -28,51 +28,17 @@ from .talk import Turn
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from alora_gguf import Model
+
 
 class Record:
     """Writes an event a line, each whole."""
 
-    def __init__(self, out: Out) -> None:
-        self._out: Out | None = out
+    def __init__(self, out: Stdout | File) -> None:
+        self._out: Stdout | File | None = out
 
-    def began(self, base: str, adapters: Sequence[str], n_ctx: int) -> None:
-        """What is chatted with, since when."""
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._event("began", at=at, base=base, adapters=list(adapters), n_ctx=n_ctx)
-
-    def turn(self, turn: Turn) -> None:
-        """What was said, and what was said of it."""
-        self._event(
-            "turn",
-            user=turn.user,
-            assistant=turn.reply,
-            finish_reason=turn.finish_reason,
-            timings=asdict(turn.timings),
-            verdicts=[_fields(verdict) for verdict in turn.verdicts],
-            withheld=None if turn.withheld is None else turn.withheld.name,
-        )
-
-    def stopped(self) -> None:
-        """Something was interrupted and changed nothing."""
-        self._event("stopped")
-
-    def answers(self, verdicts: Sequence[Verdict]) -> None:
-        """What intrinsics say that were asked for."""
-        self._event("answers", verdicts=[_fields(verdict) for verdict in verdicts])
-
-    def aside(self, name: str, text: str) -> None:
-        """What an adapter would reply."""
-        self._event("aside", adapter=name, text=text)
-
-    def command(self, line: str) -> None:
-        """A command that is going to be run."""
-        self._event("command", line=line)
-
-    def error(self, text: str) -> None:
-        """What went wrong."""
-        self._event("error", message=text)
-
-    def _event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something happened. Raises InputError once if it cannot be written."""
         if self._out is None:
             return
         line = json.dumps({"event": kind, **fields}, ensure_ascii=False, default=str)
@@ -86,15 +52,6 @@ class Record:
                 f"{broken.name}: cannot be written: {error.strerror or error}; nothing more is "
                 "written to it"
             ) from error
-
-
-class Out(Protocol):
-    """What lines are written to."""
-
-    name: str
-
-    def write(self, text: str) -> None:
-        """Writes all of it, now."""
 
 
 class Stdout:
@@ -156,6 +113,12 @@ class View:
         self._records = records
         self.good_of: Callable[[str], Good | None] = lambda _: None  # as intrinsics' contracts say
 
+    def began(self, model: Model) -> None:
+        """What is chatted with, since when."""
+        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        adapters, base = [*model.adapters], Path(model.path).name
+        self._event("began", at=at, base=base, adapters=adapters, n_ctx=model.n_ctx)
+
     @property
     def width(self) -> int:
         """In columns, of what show() is given."""
@@ -177,28 +140,31 @@ class View:
 
     def turn(self, turn: Turn) -> None:
         """The end of a turn, and what the intrinsics say of it."""
-        for record in self._records:
-            record.turn(turn)
+        self._event(
+            "turn",
+            user=turn.user,
+            assistant=turn.reply,
+            finish_reason=turn.finish_reason,
+            timings=asdict(turn.timings),
+            verdicts=[_fields(verdict) for verdict in turn.verdicts],
+            withheld=None if turn.withheld is None else turn.withheld.name,
+        )
 
     def stopped(self) -> None:
         """What was going on was interrupted and changed nothing."""
-        for record in self._records:
-            record.stopped()
+        self._event("stopped")
 
     def answers(self, verdicts: Sequence[Verdict]) -> None:
         """What intrinsics say that were asked for."""
-        for record in self._records:
-            record.answers(verdicts)
+        self._event("answers", verdicts=[_fields(verdict) for verdict in verdicts])
 
     def command(self, line: str) -> None:
         """A command that is going to be run."""
-        for record in self._records:
-            record.command(line)
+        self._event("command", line=line)
 
     def aside(self, name: str, text: str) -> None:
         """What an adapter would reply, which stays out of the conversation."""
-        for record in self._records:
-            record.aside(name, text)
+        self._event("aside", adapter=name, text=text)
 
     def show(self, what: RenderableType) -> None:
         """Something that was asked for: text or a table."""
@@ -210,8 +176,11 @@ class View:
     def error(self, text: str) -> None:
         """What went wrong."""
         click.echo(f"Error: {visible(text)}", err=True)
+        self._event("error", message=text)
+
+    def _event(self, kind: str, **fields: Any) -> None:
         for record in self._records:
-            record.error(text)
+            record.event(kind, **fields)
 
     def _badges_of(self, verdicts: Sequence[Verdict]) -> list[Badge]:
         """Those of all verdicts that have a value."""

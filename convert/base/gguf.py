@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
+from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import GGUFHeader
 from alora_gguf.gguf.types import ArrayRef, ValueType
-from alora_gguf.gguf.vocabulary import vocabulary_sha256
 
 from .families import FAMILIES, supported_names
 from .model import BaseModel, Shape

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Set
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from .model import BaseModel
 
@@ -21,42 +20,20 @@ _FAMILY: Final = re.compile(
 _RELEASE: Final = re.compile(r"(?<![a-z\d.])v(\d+(?:\.\d+)*)(?![a-z\d.])")
 _UNITS: Final = {"b": 1e9, "m": 1e6}
 _SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,4})?)([bm])(?![a-z\d])")
-_WORDS: Final = re.compile(r"[a-z]+")
 _SIZE_WORDS: Final = frozenset({"nano", "micro", "tiny", "mini", "small", "medium", "large", "xl"})
-_STAGE_WORDS: Final = frozenset({"base", "pt", "instruct", "it", "chat"})
-_SAME: Final = {"pt": "base", "it": "instruct", "chat": "instruct"}
+_STAGES: Final = dict.fromkeys(("base", "pt"), "base") | dict.fromkeys(
+    ("instruct", "it", "chat"), "instruct"
+)
 _SKILLS: Final = frozenset({"code", "coder", "guardian", "math", "speech", "vision", "vl"})
 
 _MAX_SHOWN: Final = 80
 _FILE_ENDS: Final = re.compile(r"(\.gguf|\.safetensors|\.bin)$", re.IGNORECASE)
 _HUB_CACHE: Final = re.compile(r"models--[^/]+?--([^/]+)")
 
-
-@dataclass(frozen=True)
-class _Facts:
-    """What a name says: families, their versions, other versions, sizes such as (1, 8e9), words."""
-
-    families: frozenset[str]
-    versions: frozenset[tuple[str, str]]
-    releases: frozenset[str]
-    sizes: frozenset[tuple[int, float]]
-    words: frozenset[str]
-
-    @property
-    def tells(self) -> bool:
-        """Whether it can be the name of a model at all."""
-        return bool(self.families or self.sizes)
-
-    def covers(self, other: _Facts) -> bool:
-        """Whether it says something of all that `other` says something of."""
-        pairs = [
-            (self.families, other.families),
-            (self.versions, other.versions),
-            (self.releases, other.releases),
-            (self.sizes, other.sizes),
-            *((self.words & kind, other.words & kind) for kind in (_SIZE_WORDS, _STAGE_WORDS)),
-        ]
-        return all(mine or not its for mine, its in pairs)
+# What a name says: of each kind what it says of it, perhaps nothing. A kind that begins with "of "
+# is the version of that family; sizes are pairs such as (1, 8e9), all others are words.
+_Facts = dict[str, Set[Any]]
+_OPEN: Final = frozenset({"skill"})  # a name without one says that it has none
 
 
 def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
@@ -68,15 +45,15 @@ def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
     """
     name = model_name(trained_on or "")
     wanted = _facts(name)
-    if not wanted.tells or (not wanted.families and _is_path(trained_on or "")):
+    if not _tells(wanted) or (not wanted["family"] and _is_path(trained_on or "")):
         return None  # a directory's name may say anything
     problems = []
     for own in map(model_name, base.names):
         facts = _facts(own)
-        problem = _contradiction(wanted, facts) if facts.tells else None
+        problem = _contradiction(wanted, facts) if _tells(facts) else None
         if problem is not None:
             problems.append(f"is called {_quoted(own)} ({problem})")
-        elif facts.covers(wanted):
+        elif all(facts.get(kind) or kind in _OPEN for kind, said in wanted.items() if said):
             return None
     if not problems:
         return None
@@ -107,18 +84,27 @@ def _is_path(text: str) -> bool:
 
 def _facts(name: str) -> _Facts:
     text = re.sub(r"[\s_:]+", "-", name.lower())
-    found = [(m[1].replace("-", ""), _plain(m[2] or "")) for m in _FAMILY.finditer(text)]
-    sizes = [
-        (int(count or 1), float(number) * _UNITS[unit])
-        for count, number, unit in _SIZE.findall(text)
-    ]
-    return _Facts(
-        families=frozenset(family for family, _ in found),
-        versions=frozenset((family, version) for family, version in found if version),
-        releases=frozenset(_plain(m[1]) for m in _RELEASE.finditer(text)),
-        sizes=frozenset(sizes),
-        words=frozenset(_WORDS.findall(text)),
-    )
+    families = [(m[1].replace("-", ""), _plain(m[2] or "")) for m in _FAMILY.finditer(text)]
+    versions = {
+        f"of {family}": {v for f, v in families if f == family and v}
+        for family in sorted({family for family, _ in families})
+    }
+    sizes = _SIZE.findall(text)
+    words = set(re.findall("[a-z]+", text))
+    return {
+        "family": {family for family, _ in families},
+        **versions,
+        "release": {_plain(m[1]) for m in _RELEASE.finditer(text)},
+        "size": {(int(count or 1), float(n) * _UNITS[unit]) for count, n, unit in sizes},
+        "size word": words & _SIZE_WORDS,
+        "stage": {_STAGES[word] for word in words & _STAGES.keys()},
+        "skill": words & _SKILLS,
+    }
+
+
+def _tells(facts: _Facts) -> bool:
+    """Whether a name can be that of a model at all."""
+    return bool(facts["family"] or facts["size"])
 
 
 def _plain(version: str) -> str:
@@ -128,49 +114,34 @@ def _plain(version: str) -> str:
 
 def _contradiction(a: _Facts, b: _Facts) -> str | None:
     """In what two names contradict each other, for people; None if in nothing."""
-    if a.families and b.families and not a.families & b.families:
-        return f"{_list(a.families)} against {_list(b.families)}"
-    for family in sorted(a.families & b.families):
-        mine = {version for name, version in a.versions if name == family}
-        its = {version for name, version in b.versions if name == family}
-        if mine and its and not mine & its:
-            return f"{family} {_list(mine)} against {_list(its)}"
-    if a.releases and b.releases and not a.releases & b.releases:
-        return f"v{_list(a.releases)} against v{_list(b.releases)}"
-    if a.sizes and b.sizes and not any(_same_size(x, y) for x in a.sizes for y in b.sizes):
-        return f"{_shown(a.sizes)} against {_shown(b.sizes)}"
-    for kind in (_SIZE_WORDS, _STAGE_WORDS):
-        mine, its = _meaning(a.words & kind), _meaning(b.words & kind)
-        if mine and its and not mine & its:
-            return f"{_list(mine)} against {_list(its)}"
-    if a.families and b.families and (skills := (a.words ^ b.words) & _SKILLS):
+    for kind, mine in a.items():
+        its = b.get(kind, frozenset())
+        if kind in _OPEN or not mine or not its or _agree(mine, its):
+            continue
+        family = kind.removeprefix("of ") + " " if kind.startswith("of ") else ""
+        v = "v" * (kind == "release")
+        return f"{family}{v}{_list(mine)} against {v}{_list(its)}"
+    if a["family"] and b["family"] and (skills := a["skill"] ^ b["skill"]):
         return f"only one of them has '{_list(skills)}' in its name"
     return None
 
 
-def _meaning(words: Set[str]) -> set[str]:
-    """Words with those that mean the same as one."""
-    return {_SAME.get(word, word) for word in words}
-
-
-def _same_size(a: tuple[int, float], b: tuple[int, float]) -> bool:
-    """Whether two labels can mean one size: they are equal, or one is the other, rounded."""
-    if a[0] != b[0]:
-        return False
-    return a[1] in (b[1], _rounded(b[1])) or b[1] == _rounded(a[1])
+def _agree(mine: Set[Any], its: Set[Any]) -> bool:
+    """Whether they have one in common; of sizes also where one is the other, rounded."""
+    sizes = [(x, y) for x in mine for y in its if isinstance(x, tuple) and isinstance(y, tuple)]
+    return bool(mine & its) or any(
+        a == b and (_rounded(m) == n or m == _rounded(n)) for (a, m), (b, n) in sizes
+    )
 
 
 def _rounded(number: float) -> float:
     return round(number / 1e9) * 1e9
 
 
-def _shown(sizes: Set[tuple[int, float]]) -> str:
-    labels = []
-    for count, number in sorted(sizes):
-        unit, divisor = ("b", 1e9) if number >= 1e9 else ("m", 1e6)
-        labels.append(f"{count}x" * (count > 1) + f"{number / divisor:g}{unit}")
-    return ", ".join(labels)
+def _list(facts: Set[Any]) -> str:
+    return ", ".join(_label(*f) if isinstance(f, tuple) else f for f in sorted(facts))
 
 
-def _list(words: Set[str]) -> str:
-    return ", ".join(sorted(words))
+def _label(count: int, number: float) -> str:
+    unit = "b" if number >= 1e9 else "m"
+    return f"{count}x" * (count > 1) + f"{number / _UNITS[unit]:g}{unit}"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import ConvertError, LibraryError, ModelError
+from alora_gguf.gguf.base import vocabulary_only
 from alora_gguf.gguf.header import GGUFHeader
 from alora_gguf.gguf.parser import skip_strings
 from alora_gguf.gguf.types import ArrayRef, ValueType
-from alora_gguf.gguf.vocabulary import vocabulary_only
 
 _MODEL: Final = "tokenizer.ggml.model"
 _TOKENS: Final = "tokenizer.ggml.tokens"

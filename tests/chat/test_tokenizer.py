@@ -70,5 +70,5 @@ def test_bases_that_will_not_do(tmp_path: Path) -> None:
         Tokenizer(bare)
     with pytest.raises(ag.ModelError, match="is an adapter"):
         Tokenizer(demo.adapter_path("jailbreak"))
-    with pytest.raises(ag.ModelError, match=r"none\.gguf: "):
+    with pytest.raises(ag.MissingFileError, match=r"none\.gguf: there is no such file"):
         Tokenizer(tmp_path / "none.gguf")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alora_gguf import Invocation, Model
+from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from alora_gguf.intrinsics.contract import Contract
 from tests.support.hub_server import Handler
 from tests.support.pulling import Pulling

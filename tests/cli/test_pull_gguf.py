@@ -11,8 +11,8 @@ import pytest
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Model
+from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.vocabulary import vocabulary_sha256
 from tests.support import tiny_base
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.hub_server import Handler

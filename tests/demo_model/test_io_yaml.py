@@ -96,6 +96,7 @@ def accepts(schema: dict[str, Any], value: Any) -> bool:
         ),
         "required": lambda keys: all(key in value for key in keys),
         "additionalProperties": lambda more: more or value.keys() <= schema["properties"].keys(),
+        "x-alora": lambda _: True,  # of no effect on what is accepted
     }
     # a value of another type has no properties to look at
     return checks["type"](schema["type"]) and all(checks[k](v) for k, v in schema.items())

@@ -17,11 +17,12 @@ from docs import house
 ROOT = Path(__file__).parents[2]
 # where a limit is not met yet
 SO_FAR = {
-    "import circles": 6,
-    "modules reachable from chat": 69,
-    "files from invoke to llama_decode": 30,
-    "product lines": 31_573,
-    "public names that say they are not": 7,
+    "import circles": 3,
+    "rooms in alora_gguf/": 21,
+    "modules reachable from chat": 62,
+    "files from invoke to llama_decode": 28,
+    "product lines": 29_900,
+    "public names that say they are not": 1,
 }
 
 
@@ -103,7 +104,7 @@ def test_the_ways_lead_through_files_that_exist(way: str) -> None:
     section = PAGE.partition(f"## The way of an {way}" if way == "invoke" else "## The way of a ")[
         2
     ]
-    files = re.findall(r"`(\w+/\w+\.py|\w+\.py)`", section.partition("\n## ")[0])
+    files = re.findall(r"`([\w/]+\.py)`", section.partition("\n## ")[0])
     assert len(files) > 5
     for file in files:
         assert any((folder / file).is_file() for folder in (ROOT / "alora_gguf", ROOT)), file

@@ -37,7 +37,7 @@ from alora_gguf import (
     UnsupportedAdapterError,
     demo,
 )
-from alora_gguf._library_path import library_dir
+from alora_gguf.engine.library import library_dir
 from alora_gguf.intrinsics import load_contract, rewrite, sentences
 from tests.support import tiny_base
 from tests.support.files import EXACT, Files

@@ -88,6 +88,22 @@ def test_what_can_never_fit_evicts_nothing() -> None:
     assert len(house.context.dropped) == 1
 
 
+def test_nothing_is_evicted_while_it_would_not_be_enough() -> None:
+    """Another thread holds something, and may close a conversation before it is done."""
+    house = House()
+    kept, open_one = house.keep(1, 20), house.context.sequence(40)
+    held = house.context.sequence(10)
+    house.cells.promise(held, 0, holder=ELSEWHERE)
+    waiting = threading.Thread(target=house.admit, args=(house.context.sequence(0), 80))
+    waiting.start()
+    house.wait_until_in_line(1)
+    assert not house.context.dropped
+    house.context.drop(open_one)
+    waiting.join(FOREVER)
+    assert not waiting.is_alive()
+    assert house.context.dropped == [open_one, kept]
+
+
 def test_nobody_waits_for_what_nobody_gives_back() -> None:
     house = House(n_pooled=0)
     seq = house.context.sequence(60)

@@ -15,8 +15,8 @@ import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import SchemaError
-from alora_gguf.generate.constraint import Constraint, Matcher
-from alora_gguf.generate.schema_text import fixed, never_ends
+from alora_gguf.generate.constraint import Constraint, Matcher, never_ends
+from alora_gguf.generate.drafting import fixed
 from tests.support import inside
 
 Schema = dict[str, Any]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alora_gguf import InputError
-from alora_gguf.generate.text_stream import SampledReply, TextStream
+from alora_gguf.generate.sampling import SampledReply, TextStream
 from alora_gguf.options import check_stops
 
 

@@ -14,10 +14,10 @@ import pytest
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
+from alora_gguf.gguf.base import vocabulary_only
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 from alora_gguf.gguf.types import GGML_TYPES, ArrayRef, ValueType
-from alora_gguf.gguf.vocabulary import vocabulary_only
 from tests.support import tiny_base
 
 

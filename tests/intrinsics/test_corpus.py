@@ -12,9 +12,9 @@ from alora_gguf import demo
 from alora_gguf.intrinsics import Contract, load_contract, rewrite, transform
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
 from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
+from alora_gguf.intrinsics.records import OUTPUTS
 from alora_gguf.intrinsics.rules import READERS
 from alora_gguf.intrinsics.sentences import PLACES
-from alora_gguf.intrinsics.spans import OUTPUTS
 
 from .corpus_cases import CORPUS, Case, all_cases
 

@@ -11,9 +11,9 @@ from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
 from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
+from alora_gguf.intrinsics.records import OUTPUTS
 from alora_gguf.intrinsics.rules import READERS
 from alora_gguf.intrinsics.sentences import PLACES
-from alora_gguf.intrinsics.spans import OUTPUTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "intrinsics.md").read_text(encoding="utf-8")
 

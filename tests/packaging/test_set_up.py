@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import alora_gguf
-from alora_gguf._library_path import library_dir
+from alora_gguf.engine.library import library_dir
 from alora_gguf.engine.native import API_VERSION
 from alora_gguf.errors import LibraryError
 from tests.stock import build_tool

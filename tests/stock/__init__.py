@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from alora_gguf._library_path import library_dir
+from alora_gguf.engine.library import library_dir
 from tests.support.upstream import upstream_tree
 
 ROOT = Path(__file__).resolve().parents[2]

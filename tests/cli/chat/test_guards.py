@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chat import asking
+from alora_gguf.cli.chat import talk as talk_module
 from alora_gguf.cli.chat.asking import Failed, Watched
 from alora_gguf.cli.chat.talk import Talk, Turn
 
 import alora_gguf as ag
 from alora_gguf import demo as demo_files
+from alora_gguf.chat.asking import Alongside
 from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside
 
@@ -133,7 +133,7 @@ def test_its_verdict_shares_a_batch_with_the_first_tokens_of_the_draft(
     batches.clear()
     talk.watched = [GUARD, Watched("answerability", "question")]
     assert say(talk, "And the Brosa dairy?").withheld is None
-    assert list(map(len, batches[:2])) == [1, 3]
+    assert list(map(len, batches[:2])) == [1, 2]
 
 
 @pytest.mark.usefixtures("patient")
@@ -155,7 +155,7 @@ def test_batches_are_shared_to_the_last_step(talk: Talk, monkeypatch: pytest.Mon
     (_, answerability) = turn.verdicts
     assert isinstance(answerability, ag.IntrinsicResult)
     calls = [n for n, _ in batches[1:]]  # after what the user said was read
-    assert calls[0] == 3
+    assert calls[0] == 2
     # a busy machine may keep a caller from a batch or two; taking turns makes half as many more
     fewest = 1 + max(turn.timings.generated, answerability.timings.generated)
     assert len(calls) <= fewest + 3
@@ -169,67 +169,55 @@ def test_batches_are_shared_to_the_last_step(talk: Talk, monkeypatch: pytest.Mon
     assert len(forks) <= max(made)
 
 
+class Held:
+    """Intrinsics that are asked beside a reply, held back until they may be answered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may = threading.Event()
+        real = Alongside._ask
+
+        def wait(beside: Alongside) -> None:
+            stopped = beside._cancel
+            while not self.may.wait(0.01):
+                stopped.check()
+            real(beside)
+
+        monkeypatch.setattr(Alongside, "_ask", wait)
+
+
 def test_a_reply_does_not_wait_for_others_than_guards(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alora_gguf.cli.chat import talk as talk_module
-
-    shown_all = threading.Event()
-    real, real_pieces = asking.ask_each, talk_module._pieces
-
-    def wait(chat: ag.Chat, calls: Sequence[ag.IntrinsicCall], cancel: Any) -> Any:
-        if calls[0].name != "jailbreak":
-            assert shown_all.wait(30)
-        return real(chat, calls, cancel)
-
-    def pieces_after_the_guard(reply: ag.Reply) -> Any:
-        for thread in threading.enumerate():
-            if isinstance(thread, asking._Call) and thread.watched[0].is_guard:
-                thread.join(30)
-        yield from real_pieces(reply)
-
-    monkeypatch.setattr(asking, "ask_each", wait)
-    monkeypatch.setattr(talk_module, "_pieces", pieces_after_the_guard)
-    talk.watched = [Watched("answerability", "question"), GUARD]
+    held = Held(monkeypatch)
+    talk.watched = [Watched("answerability", "question")]
     pieces: list[str] = []
 
     def on_piece(text: str) -> None:
         pieces.append(text)
         if "".join(pieces) == ANSWER:
-            shown_all.set()
+            held.may.set()
 
     turn = say(talk, QUESTION, Ear(on_piece))
-    assert shown_all.is_set()
+    assert held.may.is_set()
     assert len(pieces) > 3  # as they came
-    assert [verdict.name for verdict in turn.verdicts] == ["answerability", "jailbreak"]
+    assert [verdict.name for verdict in turn.verdicts] == ["answerability"]
 
 
 def test_nothing_is_shown_before_the_guard_has_spoken(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The draft is there long before it."""
-    from alora_gguf.cli.chat import talk as talk_module
-
-    events: list[str] = []
-    drafted = threading.Event()
-    real, real_pieces = asking.ask_each, talk_module._pieces
-
-    def wait(*arguments: Any) -> Any:
-        assert drafted.wait(30)
-        verdicts = real(*arguments)
-        events.append("verdict")
-        return verdicts
+    held, events, real = Held(monkeypatch), list[str](), talk_module._pieces
 
     def pieces(reply: ag.Reply) -> Any:
-        yield from real_pieces(reply)
+        yield from real(reply)
         events.append("drafted")
-        drafted.set()
+        held.may.set()
 
-    monkeypatch.setattr(asking, "ask_each", wait)
     monkeypatch.setattr(talk_module, "_pieces", pieces)
     talk.watched = [GUARD]
     say(talk, QUESTION, Ear(events.append))
-    assert events == ["drafted", "verdict", ANSWER]
+    assert events == ["drafted", ANSWER]
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -237,17 +225,9 @@ def test_one_that_is_stopped_before_it_has_spoken(
     talk: Talk, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     """Who stops then sees nothing, and nothing was said."""
-    from alora_gguf.cli.chat import talk as talk_module
-
     say(talk, QUESTION)
     before = state(talk)
     cancel, real = ag.CancelToken(), talk_module._pieces
-
-    def wait(_chat: ag.Chat, _calls: Any, cancel: ag.CancelToken) -> Any:
-        stopped = threading.Event()
-        cancel._watch(stopped.set)
-        assert stopped.wait(30)
-        raise ag.CancelledError("the call was cancelled")
 
     def pieces(reply: ag.Reply) -> Any:
         for i, piece in enumerate(real(reply)):
@@ -255,7 +235,7 @@ def test_one_that_is_stopped_before_it_has_spoken(
                 cancel.cancel()
             yield piece
 
-    monkeypatch.setattr(asking, "ask_each", wait)
+    Held(monkeypatch)
     monkeypatch.setattr(talk_module, "_pieces", pieces)
     talk.watched = [GUARD]
     seen: list[str] = []
@@ -268,13 +248,7 @@ def test_one_that_is_stopped_before_it_has_spoken(
 def test_others_that_are_stopped_with_the_reply(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait(_chat: ag.Chat, _calls: Any, cancel: ag.CancelToken) -> Any:
-        stopped = threading.Event()
-        cancel._watch(stopped.set)
-        assert stopped.wait(30)
-        raise ag.CancelledError("the call was cancelled")
-
-    monkeypatch.setattr(asking, "ask_each", wait)
+    Held(monkeypatch)
     talk.watched = [Watched("answerability", "question")]
     cancel = ag.CancelToken()
     turn = say(talk, QUESTION, Ear(lambda _: cancel.cancel()), cancel=cancel)
@@ -289,7 +263,7 @@ def test_a_bug_in_asking_is_not_kept_quiet(talk: Talk, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise ZeroDivisionError("never")
 
-    monkeypatch.setattr(asking, "ask_each", fail)
+    monkeypatch.setattr(Alongside, "_ask", fail)
     before = state(talk)
     for watched in (GUARD, Watched("answerability", "question")):
         talk.watched = [watched]
@@ -300,7 +274,6 @@ def test_a_bug_in_asking_is_not_kept_quiet(talk: Talk, monkeypatch: pytest.Monke
     assert say(talk, QUESTION).reply == ANSWER
 
 
-@pytest.mark.slow
 def test_no_cells_and_sequences_are_left_behind(demo: ag.Model, talk: Talk) -> None:
     for text in (QUESTION, ATTACK, "Who runs it?"):
         talk.watched = [

@@ -314,41 +314,40 @@ def test_rewinding_beyond_what_was_restored(talk: Talk, tmp_path: Any) -> None:
 # Changing the ground -----------------------------------------------------------------------------
 
 
-def set_system(text: str | None) -> Callable[[ag.Chat], None]:
-    return lambda chat: setattr(chat, "system", text)
+def with_system(talk: Talk, text: str) -> dict[str, Any]:
+    return {"messages": [ag.Message("system", text), *talk.chat.messages]}
 
 
-def add_document(text: str) -> Callable[[ag.Chat], None]:
-    return lambda chat: setattr(chat, "documents", [*chat.documents, ag.Document(text)])
+def with_document(talk: Talk, text: str) -> dict[str, Any]:
+    return {"documents": [*talk.chat.documents, ag.Document(text)]}
 
 
 def test_what_was_said_is_read_anew(talk: Talk) -> None:
-    assert talk.change(add_document("The Olma mill opens at 8."), nothing, None) is None
+    more = with_document(talk, "The Olma mill opens at 8.")
+    assert talk.change(nothing, None, **more) == ag.Timings()
     say(talk, QUESTION)
     n = talk.chat.session.cached
-    timings = talk.change(add_document("Ada Lorn has a cat."), nothing, None)
-    assert timings is not None
+    timings = talk.change(nothing, None, **with_document(talk, "Ada Lorn has a cat."))
     assert timings.reused + timings.evaluated == talk.chat.session.cached > n
     assert timings.evaluated < n  # only from there on
     assert talk.reused == timings.reused
     assert len(talk.chat.documents) == len(DOCUMENTS) + 2
     assert [m.content for m in talk.chat.messages] == [QUESTION, ANSWER]
-    timings = talk.change(set_system("Be brief."), nothing, None)
-    assert timings is not None
+    talk.change(nothing, None, **with_system(talk, "Be brief."))
     assert talk.chat.system == "Be brief."
 
 
 def test_a_change_that_does_not_fit_is_none(talk: Talk) -> None:
     say(talk, QUESTION)
     before = state(talk)
-    for change in (add_document("word " * 3000), set_system("word " * 3000)):
+    for change in (with_document(talk, "word " * 3000), with_system(talk, "word " * 3000)):
         with pytest.raises(ag.CacheFullError):
-            talk.change(change, nothing, None)
+            talk.change(nothing, None, **change)
         assert state(talk) == before
     cancel = ag.CancelToken()
     cancel.cancel()
     with pytest.raises(ag.CancelledError):
-        talk.change(add_document("Ada Lorn has a cat."), nothing, cancel)
+        talk.change(nothing, cancel, **with_document(talk, "Ada Lorn has a cat."))
     assert state(talk) == before
     assert say(talk, "Who runs it?").timings.reused == before[4]
 
@@ -358,7 +357,7 @@ def test_what_the_template_does_not_take_is_known_at_once(tiny: Tiny) -> None:
     with ag.Model(tiny.base, n_ctx=256, n_threads=1) as model:
         talk = Talk(model, model.chat(template=template), brief())
         with pytest.raises(ag.InputError, match="has no use for documents"):
-            talk.change(add_document("a text"), nothing, None)
+            talk.change(nothing, None, **with_document(talk, "a text"))
         assert talk.chat.documents == []
 
 

@@ -27,7 +27,7 @@ def library_dir() -> Path:
     """
     from pathlib import Path
 
-    from .errors import LibraryError
+    from alora_gguf.errors import LibraryError
 
     folder = _find()
     if folder is not None:
@@ -65,7 +65,7 @@ def _find() -> str | None:
 
 
 def _folders() -> list[str]:
-    return [f"{folder}{os.sep}lib" for folder in sys.modules[__package__].__path__]
+    return [f"{folder}{os.sep}lib" for folder in sys.modules["alora_gguf"].__path__]
 
 
 def _exists(path: str) -> bool:
