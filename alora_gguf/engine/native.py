@@ -106,10 +106,6 @@ class Log:
         """
         return _Capture(self._thread, verbose)
 
-    def clear(self) -> None:
-        """Forgets what this thread has logged."""
-        self._thread.recent.clear()
-
     def tail(self) -> str:
         """This thread's latest warnings and errors as the end of a sentence, or nothing."""
         recent = self._thread.recent

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import jinja2
 import numpy as np
@@ -24,13 +24,13 @@ from alora_gguf.engine.batch import Logits
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
+from alora_gguf.generate.invoke import Verdict, run_invocations
+from alora_gguf.generate.plan import Parent
 from alora_gguf.messages import Message, as_document, as_message
-from alora_gguf.options import IntrinsicCall
+from alora_gguf.options import IntrinsicCall, Invocation
 
-from .completion import Logprobs
-
-if TYPE_CHECKING:
-    from .llama import Llama
+from .reader import BASE, Reader
+from .request import Logprobs
 
 _DEFAULT: Final = "chat_template.default"
 _SAMPLING: Final = (
@@ -52,7 +52,7 @@ class Extra:
     arguments: Mapping[str, str] | None = None
 
 
-def complete(llama: Llama, options: dict[str, Any], extra: Extra) -> Any:
+def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     """Llama.create_chat_completion()'s work, without an intrinsic."""
     template = _file_template(llama)
     options["messages"] = [
@@ -76,7 +76,7 @@ def complete(llama: Llama, options: dict[str, Any], extra: Extra) -> Any:
     return map(caller.with_bytes, answer)
 
 
-def _file_template(llama: Llama) -> ChatTemplate | None:
+def _file_template(llama: Reader) -> ChatTemplate | None:
     """The template of the model's file that chats are written with, if it is one."""
     name = llama.chat_format
     if llama.chat_handler is not None or name not in llama._chat_handlers:
@@ -85,7 +85,7 @@ def _file_template(llama: Llama) -> ChatTemplate | None:
     return None if key not in llama.metadata else _template(llama, llama.metadata[key])
 
 
-def _template(llama: Llama, source: str) -> ChatTemplate:
+def _template(llama: Reader, source: str) -> ChatTemplate:
     kept: dict[str, ChatTemplate] = llama._runtime.vocab.kept.setdefault("templates", {})
     if source not in kept:
         kept[source] = ChatTemplate(source, llama._runtime.vocab, llama.model_path)
@@ -121,7 +121,7 @@ def _variables(
 # What a reply must look like ---------------------------------------------------------------------
 
 
-def _constraint(llama: Llama, options: dict[str, Any]) -> Constraint | None:
+def _constraint(llama: Reader, options: dict[str, Any]) -> Constraint | None:
     """The constraint of a JSON Schema in `response_format`, which is taken out of `options`."""
     form = options["response_format"]
     kind = None if form is None else form.get("type")
@@ -166,7 +166,7 @@ class _Mask:
 class _Caller:
     """The Llama that a handler sees: its completions have the chat's adapter and constraint."""
 
-    llama: Llama
+    llama: Reader
     options: dict[str, Any]
     extra: Extra
     template: ChatTemplate | None
@@ -216,7 +216,7 @@ class _Caller:
         """`prompt`, with the adapter's invocation in place of the assistant's marker if the last
         turn lacks it.
         """
-        file = self.llama.adapters.get(adapter)
+        file = self.llama._runtime.bank.get(adapter)
         if file is None or not file.invocation or self.template is None:
             return prompt  # what is missing, create_completion says
         messages = self.options["messages"]
@@ -246,7 +246,7 @@ class _Caller:
 # Intrinsics --------------------------------------------------------------------------------------
 
 
-def ask(llama: Llama, options: dict[str, Any], given: Mapping[str, Any], extra: Extra) -> Any:
+def ask(llama: Reader, options: dict[str, Any], given: Mapping[str, Any], extra: Extra) -> Any:
     """The answer of an intrinsic about messages and documents, or about a prompt, which stay in the
     cells as the base reads them; its text is the contract's value as JSON. `given` are the options
     that are not left at their defaults.
@@ -266,11 +266,11 @@ def ask(llama: Llama, options: dict[str, Any], given: Mapping[str, Any], extra: 
         question = Question.about(contracts, replace(dialogue, transcript=read), call)
         n_prompt = len(question.invocation.prompt or ())
     else:
-        tokens = llama._prompt_tokens(options["prompt"])
+        tokens = _prompt_tokens(llama, options["prompt"])
         question = Question.after(contracts, tokens, _call(llama, given, extra))
         n_prompt = len(tokens)
     prepared = time.perf_counter() - started
-    result = question.result(llama._invoke(tokens, question.invocation), prepared)
+    result = question.result(_invoke(llama, tokens, question.invocation), prepared)
     llama._last_timings = result.timings
     text = json.dumps(result.value, ensure_ascii=False)
     n_reply = result.timings.generated
@@ -286,7 +286,24 @@ def ask(llama: Llama, options: dict[str, Any], given: Mapping[str, Any], extra: 
     return _chunks(answer, text) if "messages" in options else iter([answer])
 
 
-def _call(llama: Llama, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall:
+def _prompt_tokens(llama: Reader, prompt: str | Sequence[int]) -> list[int]:
+    """A prompt's tokens, with the one that the vocabulary begins a text with."""
+    if not isinstance(prompt, str):
+        return llama._runtime.vocab.check(prompt, "prompt")
+    bos, ids = llama.token_bos(), llama.tokenize(prompt.encode(), add_bos=False, special=True)
+    return [bos, *ids] if llama._model.add_bos_token() and bos != -1 else ids
+
+
+def _invoke(llama: Reader, tokens: Sequence[int], invocation: Invocation) -> Verdict:
+    """Reads `tokens` as the base does, and asks on a fork."""
+    llama._reuse(list(tokens), BASE)
+    llama.eval(tokens[llama.n_tokens :])
+    cells = llama._sequence
+    parent = Parent(cells.seq, cells.cached, tuple(cells.tokens), cells.logits)
+    return run_invocations(llama._runtime, parent, [invocation], None, None)[0]
+
+
+def _call(llama: Reader, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall:
     """With sampling options of the request where the contract does not say."""
     name = extra.intrinsic or ""
     contract = llama._contracts.of(name)
@@ -300,7 +317,7 @@ def _call(llama: Llama, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall
     )
 
 
-def _dialogue(llama: Llama, options: Mapping[str, Any], extra: Extra) -> Dialogue:
+def _dialogue(llama: Reader, options: Mapping[str, Any], extra: Extra) -> Dialogue:
     template, own = _file_template(llama), llama.metadata.get("tokenizer.chat_template")
     if template is None and own is None:
         raise ModelError(f"{llama.model_path}: has no chat template (tokenizer.chat_template)")

@@ -7,138 +7,25 @@ Stock's own generator decides when a completion ends and makes its object or chu
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from llama_cpp import Llama as Stock
 
 from alora_gguf.engine.batch import Logits
-from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import InputError
-from alora_gguf.generate.sampling import token_logprob
-from alora_gguf.options import TokenLogprob
 
-if TYPE_CHECKING:
-    from .llama import Llama
+from .reader import Reader
+from .request import Request, shown
 
 _MARK: Final = "☺"
 """Put before an infill's suffix, so that a vocabulary that begins texts with a space puts it before
 the mark and not before the suffix."""
 
 
-class Logprobs(dict[str, Any]):
-    """OpenAI's log-probabilities of completions. `scored` are the tokens they are of."""
-
-    scored: Sequence[TokenLogprob]
-
-    def content(self, vocab: Vocabulary) -> Iterator[dict[str, Any]]:
-        """The same as chats have it, with raw bytes."""
-        for one in self.scored:
-            tops = {t.token: t.logprob for t in one.top} | {one.token: one.logprob}
-            data = vocab.piece(one.token)
-            yield {
-                "token": _text(data),
-                "bytes": list(data),
-                "logprob": one.logprob,
-                "top_logprobs": [
-                    {"token": _text(data), "logprob": logprob, "bytes": list(data)}
-                    for data, logprob in ((vocab.piece(t), each) for t, each in tops.items())
-                ],
-            }
-
-
-@dataclass
-class Request:
-    """What generate() is asked for by a completion beside stock's options, and what it notes.
-
-    tokens  those that were sampled; behind a beginning-of-sequence token if the prompt is empty,
-            which stock has count as the reply's
-    data    their bytes
-    scored  their log-probabilities if these were asked for; None for one that was not sampled
-    prompt  the prompt's tokens, prompt_scored the same of them
-    found   a state that stock has found in a cache
-    full    whether the context's end has ended it
-    """
-
-    llama: Llama
-    adapter: str | None = None
-    scale: float = 1.0
-    logprobs: int | None = None
-    echo: bool = False
-    tokens: list[int] = field(default_factory=list)
-    scored: list[TokenLogprob | None] = field(default_factory=list)
-    data: bytes = b""
-    prompt: list[int] = field(default_factory=list)
-    prompt_scored: list[TokenLogprob | None] = field(default_factory=list)
-    found: Any = None
-    full: bool = False
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether the rows of all of the prompt's tokens are wanted."""
-        return self.echo and self.logprobs is not None
-
-    def score_prompt(self, at: int, rows: Logits) -> None:
-        """Takes the logits after the prompt's tokens from position `at` on."""
-        if not self.prompt_scored:
-            self.prompt_scored.append(None)  # nothing comes before the first
-        for position, row in enumerate(rows, at + 1):
-            if position < len(self.prompt):
-                self.prompt_scored.append(self._score(self.prompt[position], row))
-
-    def note(self, token: int, row: Logits) -> None:
-        """Takes a token that was sampled from a row of logits, unless it ends the reply."""
-        llama = self.llama
-        if llama._runtime.vocab.is_end(token):
-            return
-        before = [*self.prompt, *self.tokens]
-        self.tokens.append(token)
-        self.scored.append(None if self.logprobs is None else self._score(token, row))
-        if len(self.tokens) == 2 and self.tokens[0] == llama.token_bos():
-            self.data = llama.detokenize(self.tokens)  # without a space that it may begin with
-        else:
-            self.data += llama.detokenize([token], prev_tokens=before)
-
-    def _score(self, token: int, row: Logits) -> TokenLogprob:
-        return token_logprob(token, "", row, self.logprobs or 0, self.llama._runtime.vocab)
-
-    def lists(self, first: int, end: int, offset: int) -> Logprobs:
-        """Of the tokens [first, end) of the reply, whose text begins at `offset`; with echo of the
-        prompt's, too.
-        """
-        bos, vocab = self.llama.token_bos(), self.llama._runtime.vocab
-        tokens, scored = self.tokens[first:end], self.scored[first:end]
-        if self.echo:
-            skip = 1 if self.prompt[:1] == [bos] else 0
-            tokens = [*self.prompt[skip:], *tokens]
-            scored = [None, *self.prompt_scored[skip + 1 :], *scored]
-        found = Logprobs(tokens=[], text_offset=[], token_logprobs=[], top_logprobs=[])
-        found.scored = [one for one in scored if one is not None and one.token != bos]
-        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-        for token, one in zip(tokens, scored, strict=False):
-            if token == bos:
-                continue
-            data = vocab.piece(token)
-            name = data.decode("utf-8", "ignore")
-            found["tokens"].append(name)
-            found["text_offset"].append(offset)
-            offset += len(decoder.decode(data))
-            found["token_logprobs"].append(None if one is None else one.logprob)
-            # of tokens that look the same, the least likely, as in llama-cpp-python
-            top = {} if one is None else {_text(vocab.piece(t.token)): t.logprob for t in one.top}
-            found["top_logprobs"].append(None if one is None else {**top, name: one.logprob})
-        return found
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "ignore")
-
-
-def complete(llama: Llama, options: dict[str, Any], request: Request) -> Iterator[Any]:
+def complete(llama: Reader, options: dict[str, Any], request: Request) -> Iterator[Any]:
     """Stock's _create_completion() for `request`: one completion object, or its chunks. Each step
     is made while no other thread is at work on `llama`.
     """
@@ -163,7 +50,7 @@ def complete(llama: Llama, options: dict[str, Any], request: Request) -> Iterato
             yield from mended.of(answer)
             continue
         if len(stops) > 1 and choice["finish_reason"] == "stop":
-            first = _text(_ended(request.data, stops))  # stock ends at the first of the list
+            first = shown(_ended(request.data, stops))  # stock ends at the first of the list
             choice["text"] = first if choice["text"].startswith(first) else choice["text"]
         choice["text"] = echoed + choice["text"] + tail
         if request.logprobs is not None:
@@ -201,7 +88,7 @@ class _Chunks:
                 yield self._scored(chunk)
             return
         whole = _ended(data, self._stops) if choice["finish_reason"] == "stop" else data
-        rest = _text(whole[self._sent :])
+        rest = shown(whole[self._sent :])
         self._sent = max(self._sent, len(whole))
         last = {**chunk, "choices": [{**choice, "text": rest, "finish_reason": None}]}
         last = self._scored(last)
@@ -215,12 +102,12 @@ class _Chunks:
         if request.logprobs is not None:
             first, begin = self._told, self._end
             while self._told < len(request.tokens):
-                n = len(request.llama._runtime.vocab.piece(request.tokens[self._told]))
+                n = len(request.vocab.piece(request.tokens[self._told]))
                 if self._end + min(n, 1) > self._sent:
                     break
                 self._end += n
                 self._told += 1
-            offset = self._length + len(_text(request.data[:begin]))
+            offset = self._length + len(shown(request.data[:begin]))
             chunk["choices"][0]["logprobs"] = request.lists(first, self._told, offset)
         return chunk
 
@@ -228,7 +115,7 @@ class _Chunks:
 # What stock gets ---------------------------------------------------------------------------------
 
 
-def _prepare(llama: Llama, options: dict[str, Any], request: Request) -> tuple[str, str]:
+def _prepare(llama: Reader, options: dict[str, Any], request: Request) -> tuple[str, str]:
     """Makes of `options` what stock's code gets; returns what goes before and behind the text."""
     stop = options["stop"]
     options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
@@ -240,7 +127,7 @@ def _prepare(llama: Llama, options: dict[str, Any], request: Request) -> tuple[s
         request.scored.append(None)
     request.logprobs, request.echo = options["logprobs"], options["echo"]
     options["logprobs"], options["echo"] = None, False
-    echoed = prompt if isinstance(prompt, str) else _text(llama.detokenize(options["prompt"]))
+    echoed = prompt if isinstance(prompt, str) else shown(llama.detokenize(options["prompt"]))
     tail = _infill(llama, options)
     _add_bias(llama, options)
     if options["stream"]:
@@ -248,7 +135,7 @@ def _prepare(llama: Llama, options: dict[str, Any], request: Request) -> tuple[s
     return echoed if request.echo else "", tail
 
 
-def _infill(llama: Llama, options: dict[str, Any]) -> str:
+def _infill(llama: Reader, options: dict[str, Any]) -> str:
     """Puts prompt and suffix into the model's infill tokens (stock writes token 0 for each);
     returns what goes behind the text of a model that has none.
     """
@@ -275,7 +162,7 @@ def _infill(llama: Llama, options: dict[str, Any]) -> str:
     return ""
 
 
-def _add_bias(llama: Llama, options: dict[str, Any]) -> None:
+def _add_bias(llama: Reader, options: dict[str, Any]) -> None:
     """Makes `logit_bias` the last logits processor; stock drops both where both are given."""
     bias, options["logit_bias"] = options["logit_bias"], None
     if not bias:

@@ -51,20 +51,26 @@ def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
     """
     signature = inspect.signature(theirs)
     stock = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = [p.name for p in stock[1:]]
+    defaults = {p.name: p.default for p in stock[1:] if p.default is not p.empty}
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         own = [p for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
         ours = {p.name for p in own}
-        known = [p.name for p in (*stock[1:], *own)]
+        known = {*names, *ours}
 
         @functools.wraps(method)
         def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            refuse_unknown(f"Llama.{method.__name__}", kwargs, known)
+            if not known.issuperset(kwargs):
+                refuse_unknown(f"Llama.{method.__name__}", kwargs, known)
             extra = {name: kwargs.pop(name) for name in ours & kwargs.keys()}
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            options = dict(bound.arguments)
-            del options["self"]
+            options = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+            if (
+                len(options) < len(names)
+                or len(args) > len(names)
+                or kwargs.keys() & names[: len(args)]
+            ):
+                signature.bind(self, *args, **kwargs)  # says what is wrong
             return method(self, options, **extra)
 
         call.__signature__ = signature.replace(parameters=[*stock, *own])  # type: ignore[attr-defined]
@@ -75,7 +81,7 @@ def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
 
 def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises a TypeError for the first name in `given` that is not in `known`."""
-    known = list(known)
+    known = sorted(known)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)

@@ -63,7 +63,6 @@ class Probe:
         self._tap = _Tap(_ggml(native.path.parent))
         self._n_batch = max(n_rows, min(n_cells, _BATCH))
         callback = llama.ggml_backend_sched_eval_callback(self._tap.see)
-        native.log.clear()
         # F32 cells and plain attention: what is seen is what the weights do
         options = ContextOptions(
             n_ctx=max(n_cells, self._n_batch),
@@ -77,7 +76,8 @@ class Probe:
             flash_attn="off",
         )
         weights, watched = llama.llama_get_model(engine.ctx), Tuning(context={"cb_eval": callback})
-        self._ctx = open_context(native, engine.path, weights, options, watched)
+        with native.log.capture():
+            self._ctx = open_context(native, engine.path, weights, options, watched)
         # callback and engine as arguments: both must outlive the context
         self._finalizer = weakref.finalize(self, _free, llama, self._ctx, callback, engine)
         try:
@@ -133,13 +133,15 @@ class Probe:
         self._batch.n = 0
         self._batch.add(tokens, position, 0)
         self._batch.logits[: len(tokens)] = rows
-        status = self._llama.llama_decode(self._ctx, self._batch.struct())
-        self._tap.check()
-        if status:
-            raise DecodeError(
-                f"{self._engine.path}: {len(tokens)} tokens could not be read (status {status})"
-                f"{self._engine.native.log.tail()}"
-            )
+        log = self._engine.native.log
+        with log.capture():
+            status = self._llama.llama_decode(self._ctx, self._batch.struct())
+            self._tap.check()
+            if status:
+                raise DecodeError(
+                    f"{self._engine.path}: {len(tokens)} tokens could not be decoded (status "
+                    f"{status}){log.tail()}"
+                )
 
 
 class _Tap:

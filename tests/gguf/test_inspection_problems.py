@@ -175,6 +175,7 @@ def test_problems_are_what_the_runtime_refuses(case: str, tmp_path: Path) -> Non
         assert summary.problems == ()
     else:
         assert bool(summary.problems) == (refusal is not None), refusal
+        assert refusal is None or f"{path}: {summary.problems[0]}; " in refusal
 
 
 def test_problems_of_bases(tmp_path: Path) -> None:

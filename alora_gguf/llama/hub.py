@@ -1,46 +1,12 @@
-"""What stock's embed() and from_pretrained() need: a context of their own, and a file."""
+"""Models on the Hugging Face Hub: which file a pattern means, and where it lies once fetched."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import llama_cpp
-from llama_cpp import _internals as internals
 
 from alora_gguf.errors import InputError
-
-if TYPE_CHECKING:
-    from .llama import Llama
-
-_NO_POOLING: Final = 0  # LLAMA_POOLING_TYPE_NONE
-
-
-class Embedder:
-    """The Llama that stock's embed() sees: with a context for embeddings, on the same weights, so
-    that what was read stays.
-    """
-
-    def __init__(self, llama: Llama) -> None:
-        self._llama = llama
-        params = type(llama.context_params).from_buffer_copy(llama.context_params)
-        params.embeddings = True
-        params.n_outputs_max = 0
-        params.n_seq_max = min(llama.n_batch, llama_cpp.llama_max_parallel_sequences())
-        self.context_params = params
-        # freed with the model
-        self._ctx = internals.LlamaContext(model=llama._model, params=params, verbose=False)
-        self._batch = internals.LlamaBatch(n_tokens=llama.n_batch, embd=0, n_seq_max=1)
-        if self._ctx.pooling_type() == _NO_POOLING:
-            params.n_seq_max = 1  # stock reads several texts of a batch at wrong offsets
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llama, name)
-
-    def reset(self) -> None:
-        """Its cells are gone already."""
 
 
 def fetch_model(
