@@ -31,15 +31,9 @@ _KINDS = {
 }
 # shown as rows of their own
 _ROWS = {
-    "general.architecture",
-    "general.type",
-    "general.name",
-    "general.size_label",
-    "adapter.type",
-    "adapter.lora.alpha",
-    "adapter.alora.invocation_tokens",
-    "alora.invocation_text",
-}
+    "general.architecture", "general.type", "general.name", "general.size_label", "adapter.type",
+    "adapter.lora.alpha", "adapter.alora.invocation_tokens", "alora.invocation_text",
+}  # fmt: skip
 
 
 @click.command("inspect")
@@ -67,20 +61,22 @@ def command(path: Path, as_json: bool) -> None:
         click.echo(table(summary))
 
 
-def table(summary: AdapterSummary | BaseSummary) -> str:
+def table(summary: Summary) -> str:
     """The summary as text of at most 80 columns, apart from the path."""
     from alora_gguf import AdapterSummary
 
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
-    lines = [f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"]
+    lines = [
+        f"  {label:<{_LABEL}}{_cut(text, _WIDTH - _LABEL - 2)}"
+        for label, text in _rows(summary)
+        if text is not None
+    ]
     if isinstance(summary, AdapterSummary):
-        lines += _rows(_adapter_rows(summary))
         lines += _targets(summary)
-    else:
-        lines += _rows(_base_rows(summary))
     lines += _metadata(summary)
     lines += _problems(summary.problems)
-    return "\n".join([lines[0], *(_cut(line, _WIDTH) for line in lines[1:])])
+    first = f"{printable(str(summary.path))}: {kind}, {size_text(summary.nbytes)}"
+    return "\n".join([first, *(_cut(line, _WIDTH) for line in lines)])
 
 
 def _cut(text: str, width: int) -> str:
@@ -88,55 +84,61 @@ def _cut(text: str, width: int) -> str:
     return shortened(printable(text[: width + 1]), width)  # enough, and a file may hold megabytes
 
 
-def _rows(rows: Iterator[tuple[str, str]]) -> list[str]:
-    return [f"  {label:<{_LABEL}}{_cut(text, _WIDTH - _LABEL - 2)}" for label, text in rows]
+def _rows(summary: Summary) -> Iterator[tuple[str, str | None]]:
+    """What the file says of itself; None is left out."""
+    from alora_gguf import AdapterSummary
+
+    yield "name", summary.name
+    yield "architecture", summary.architecture
+    if isinstance(summary, AdapterSummary):
+        yield from _adapter_rows(summary)
+    else:
+        yield from _base_rows(summary)
+    yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
+    yield "weights", f"{summary.n_parameters:,} parameters, {size_text(summary.weights_nbytes)}"
+    for total in summary.types:
+        held = f"{size_text(total.nbytes):>9} in {plural(total.n_tensors, 'tensor')}"
+        yield "", f"{total.type:<7} {held}"
 
 
-def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str]]:
-    yield from _named(summary)
-    if summary.invocation_text is not None:
-        yield "invocation", f"'{summary.invocation_text}'"
+def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str | None]]:
+    alpha, text = summary.alpha, summary.invocation_text
+    yield "invocation", None if text is None else f"'{text}'"
     if summary.invocation:
         yield "tokens", ", ".join(map(str, summary.invocation[:_WIDTH]))
     elif summary.kind == "lora":
         yield "invocation", "none; it is on for every token"
-    yield "alpha", "none" if summary.alpha is None else f"{summary.alpha:g}"
+    yield "alpha", "none" if alpha is None else f"{alpha:g}"
     if summary.ranks:
+        scales = sorted({(target.rank, target.scale) for target in summary.targets})
+        scale = ", ".join(f"{scale:g} at rank {rank}" for rank, scale in scales)
+        if not alpha:  # llama.cpp does not tell the two apart
+            scale = "1, as there is no alpha" if alpha is None else "1, as alpha is 0"
+        elif len(scales) == 1:
+            scale = f"{scales[0][1]:g} (alpha/rank)"
         yield "rank", ", ".join(map(str, summary.ranks))
-        yield "scale", _scale(summary)
-    yield from _weights(summary)
+        yield "scale", scale
 
 
-def _scale(summary: AdapterSummary) -> str:
-    if not summary.alpha:  # llama.cpp does not tell the two apart
-        return "1, as there is no alpha" if summary.alpha is None else "1, as alpha is 0"
-    scales = sorted({(target.rank, target.scale) for target in summary.targets})
-    if len(scales) == 1:
-        return f"{scales[0][1]:g} (alpha/rank)"
-    return ", ".join(f"{scale:g} at rank {rank}" for rank, scale in scales)
-
-
-def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str]]:
-    yield from _named(summary)
-    if summary.size_label is not None:
-        yield "size label", summary.size_label
+def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str | None]]:
+    yield "size label", summary.size_label
     if (split := summary.split) is not None:
         held = plural(summary.n_tensors, "tensor")
         if split.n_tensors is not None:
             held = f"{summary.n_tensors} of {split.n_tensors} tensors"
         yield "split", f"part {split.part} of {split.n_parts}, with {held}"
-        if split.part > 1:
-            yield "", "part 1 has the metadata"
-    for label, value in (
-        ("layers", summary.layers),
-        ("embedding", summary.n_embd),
-        ("heads", summary.heads),
-        ("kv heads", summary.kv_heads),
-        ("context", summary.context_length),
-        ("experts", _experts(summary)),
+        yield "", "part 1 has the metadata" if split.part > 1 else None
+    for label, value, more in (
+        ("layers", summary.layers, ""),
+        ("embedding", summary.n_embd, ""),
+        ("heads", summary.heads, ""),
+        ("kv heads", summary.kv_heads, ""),
+        ("context", summary.context_length, ""),
+        ("experts", summary.experts, f", {summary.experts_used} used for each token"),
     ):
         if value:
-            yield label, _by_layer(value) if isinstance(value, tuple) else str(value)
+            text = _by_layer(value) if isinstance(value, tuple) else str(value)
+            yield label, text + (more if summary.experts_used else "")
     if (vocabulary := summary.vocabulary) is not None:
         facts = (
             ("", vocabulary.size, " tokens"),
@@ -148,42 +150,18 @@ def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str]]:
         yield "chat template", "yes" if vocabulary.has_chat_template else "none"
     if summary.tied_output is not None:
         yield "output", "tied to token_embd" if summary.tied_output else "has its own weight"
-    yield from _weights(summary)
 
 
-def _experts(summary: BaseSummary) -> str:
-    used = f", {summary.experts_used} used for each token" if summary.experts_used else ""
-    return f"{summary.experts}{used}" if summary.experts else ""
-
-
-def _named(summary: Summary) -> Iterator[tuple[str, str]]:
-    if summary.name is not None:
-        yield "name", summary.name
-    if summary.architecture is not None:
-        yield "architecture", summary.architecture
-
-
-def _weights(summary: Summary) -> Iterator[tuple[str, str]]:
-    yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
-    yield "weights", f"{summary.n_parameters:,} parameters, {size_text(summary.weights_nbytes)}"
-    for total in summary.types:
-        yield (
-            "",
-            f"{total.type:<7} {size_text(total.nbytes):>9} in {plural(total.n_tensors, 'tensor')}",
-        )
-
-
-def _by_layer(values: tuple[int, ...]) -> str:
+def _by_layer(values: Sequence[int]) -> str:
     """Such as "0, but 8 in layers 5, 15"; of many different values only their range."""
-    counts = Counter(values).most_common()
-    if len(counts) > 3:
+    usual, *others = (value for value, _ in Counter(values).most_common())
+    if len(others) > 2:
         return f"{min(values)} to {max(values)}, differing by layer"
-    usual = counts[0][0]
-    others = [
+    where = (
         f"{value} in layers {_ranges([i for i, v in enumerate(values) if v == value])}"
-        for value, _ in counts[1:]
-    ]
-    return f"{usual}, but {'; '.join(others)}" if others else f"{usual} in every layer"
+        for value in others
+    )
+    return f"{usual}, but {'; '.join(where)}" if others else f"{usual} in every layer"
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -200,21 +178,15 @@ def _targets(summary: AdapterSummary) -> list[str]:
     targets = summary.targets
     if not targets:
         return []
-    cells: list[tuple[str, ...]] = [("target", "rank", "type", "n_in -> n_out", "experts", "size")]
-    cells += [
-        (
-            _cut(t.name, 20),
-            str(t.rank),
-            t.type,
-            f"{t.n_in} -> {t.n_out}",
-            str(t.n_experts or "-"),
-            size_text(t.nbytes),
-        )
-        for t in targets
-    ]
-    align = "<><<>>"
-    if not any(target.n_experts for target in targets):
-        cells, align = [(*row[:4], row[5]) for row in cells], "<><<>"
+    cells = [["target", "rank", "type", "n_in -> n_out", "size"]]
+    for t in targets:
+        shape = f"{t.n_in} -> {t.n_out}"
+        cells.append([_cut(t.name, 20), str(t.rank), t.type, shape, size_text(t.nbytes)])
+    align = "<><<>"
+    if any(target.n_experts for target in targets):
+        align = "<><<>>"
+        for row, n in zip(cells, ["experts", *(t.n_experts for t in targets)], strict=True):
+            row.insert(4, str(n or "-"))
     beside = ["layers", *(_ranges(target.layers) for target in targets)]
     indent = " " * (max(len(row[0]) for row in cells) + 4)
     lines = [""]
@@ -233,11 +205,9 @@ def _metadata(summary: Summary) -> list[str]:
         about = key.startswith(("general.", "alora."))
         if key in _ROWS or key.startswith("tokenizer.") or (summary.kind == "model" and not about):
             continue
+        start, text = f"    {_cut(key, 40)}:", _value(value)
         if key == "alora.io_yaml" and isinstance(value, str):
-            lines.append(f"    io.yaml: {len(value.encode())} bytes")
-            continue
-        start = f"    {_cut(key, 40)}:"
-        text = _value(value)
+            start, text = "    io.yaml:", f"{len(value.encode())} bytes"
         if len(start) + len(text) >= _WIDTH and len(text) <= _WIDTH - 6:
             lines += [start, f"      {text}"]  # a hash, for instance, stays whole
         else:
@@ -258,9 +228,7 @@ def _value(value: object) -> str:
 
 
 def _problems(problems: Sequence[str]) -> list[str]:
-    if not problems:
-        return []
-    lines = ["", "  problems"]
+    lines = ["", "  problems"] if problems else []
     for problem in problems[:_MAX_PROBLEMS]:
         lines += wrapped(_cut(problem, 400), _WIDTH, "    ", hang="      ", long_words=True)
     if len(problems) > _MAX_PROBLEMS:

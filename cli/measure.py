@@ -1,10 +1,10 @@
-"""One way to measure: what calls took, their medians, and the ratio of two."""
+"""One way to measure: what calls took, the sample in the middle, and the ratio of two medians."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Final, TypeVar
 
 HOW: Final = (
@@ -22,17 +22,12 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - started, found
 
 
-def median(samples: Sequence[float]) -> float:
-    """Of at least one sample."""
-    return statistics.median(samples)
-
-
 def median_of(samples: Sequence[T], key: Callable[[T], float]) -> T:
     """The sample in the middle, of an odd number of them."""
     return sorted(samples, key=key)[len(samples) // 2]
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Of the medians; infinity where there is nothing to divide by."""
-    divisor = median(below)
-    return median(above) / divisor if divisor else float("inf")
+def ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """Of the medians; None where a side has no samples, or there is nothing to divide by."""
+    divisor = median(below) if below else 0.0
+    return median(above) / divisor if above and divisor else None

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from . import options
+from .chart import bars
 from .progress import Progress
 from .render import colour, columns, plural, printable, size_text, wrapped
 
 if TYPE_CHECKING:
-    from alora_gguf.verification import (
-        AdapterFacts,
-        BaseFacts,
-        LayerChange,
-        PeftComparison,
-        Verification,
-    )
+    from alora_gguf.verification import AdapterFacts, BaseFacts, PeftComparison, Verification
 
 _LABEL: Final = 14  # of a row, with the space behind it
 _MARK: Final = 6  # of a check, likewise
-_ROWS: Final = 24  # of the chart
-_SHORTEST: Final = 8  # a bar of the largest change
 _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
 
 
@@ -113,11 +104,10 @@ def report(found: Verification, width: int) -> Iterator[str]:
         yield from _marked("ok" if passed else "FAIL", text, width)
     yield ""
     yield from _changes(found, width)
-    for sentence in found.warnings:
-        yield from _marked("note", sentence, width)
-    for sentence in found.failures:
-        yield from _marked("FAIL", sentence, width)
-    if found.warnings or found.failures:
+    said = [("note", text) for text in found.warnings] + [("FAIL", text) for text in found.failures]
+    for mark, text in said:
+        yield from _marked(mark, text, width)
+    if said:
         yield ""
     verdict, fg = ("passes", "green") if found.passed else ("FAILS", "red")
     yield click.style(f"{printable(found.adapter.name)} {verdict}.", fg=fg, bold=True)
@@ -131,11 +121,10 @@ def _facts(found: Verification) -> Iterator[tuple[str, str]]:
     layers = {layer for target in adapter.targets for layer in target.layers}
     names = ", ".join(dict.fromkeys(target.name for target in adapter.targets))
     yield "targets", names + (f" in {plural(len(layers), 'layer')}" if layers else "")
-    if adapter.kind == "lora":
-        yield "invocation", "none; it is on for every token"
-    else:
-        reads = f"'{adapter.invocation_text}', " if adapter.invocation_text else ""
-        yield "invocation", reads + plural(len(adapter.invocation), "token")
+    reads = f"'{adapter.invocation_text}', " if adapter.invocation_text else ""
+    invoked = reads + plural(len(adapter.invocation), "token")
+    always = "none; it is on for every token"
+    yield "invocation", invoked if adapter.kind == "alora" else always
     read = f"{len(text.tokens)} tokens with seed {text.seed}, the adapter on at the last "
     yield "text", f"{read}{text.n_adapted}; {plural(found.n_threads, 'thread')}"
 
@@ -147,12 +136,13 @@ def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
     if found.vocabularies != "unknown":
         text = "the base's vocabulary is the one that the adapter was converted for"
         yield found.vocabularies == "equal", text
-    same = "the base's, bit for bit, in one batch with adapted ones"
-    if logits.before_equal is not None:
-        text = f"before the invocation: layers and logits of {logits.n_before} tokens are {same}"
-        yield logits.before_equal, text
-    if cells.equal is not None:
-        yield cells.equal, f"before the invocation: cells of {cells.n_cells} tokens are {same}"
+    for equal, what in (
+        (logits.before_equal, f"layers and logits of {logits.n_before}"),
+        (cells.equal, f"cells of {cells.n_cells}"),
+    ):
+        text = f"before the invocation: {what} tokens are the base's, bit for bit, in one batch"
+        if equal is not None:
+            yield equal, f"{text} with adapted ones"
     text = (
         f"asked on a fork, it reuses {cells.reused} of {cells.n_cells} tokens and leaves the "
         "conversation's cells as they were, byte for byte"
@@ -193,24 +183,19 @@ def _changes(found: Verification, width: int) -> Iterator[str]:
     top = f"stays {before}"
     if logits.top_adapter != logits.top_base:
         top = f"changes from {before} to {_token(logits.top_adapter, logits.text_adapter)}"
-    yield from wrapped(
+    text = (
         f"Logits differ by up to {logits.largest:.2g} of the largest; the likeliest token is "
         f"another at {logits.n_top_changed} of {n}. After the last token it {top}, and "
-        f"KL(base || adapter) is {logits.kl:.2g} nats.",
-        width,
-        "  ",
+        f"KL(base || adapter) is {logits.kl:.2g} nats."
     )
-    if not found.layers:
-        yield ""
-        return
-    yield from wrapped(
-        "Each layer's output, |h - h_base| / |h_base|, mean over these tokens:", width, "  "
-    )
-    yield ""
-    heading, rows = chart(found.layers, width)
-    yield heading
-    for row in rows:
-        yield row.label + click.style(row.bar, fg="cyan") if row.bar else row.label.rstrip()
+    yield from wrapped(text, width, "  ")
+    if found.layers:
+        text = "Each layer's output, |h - h_base| / |h_base|, mean over these tokens:"
+        yield from wrapped(text, width, "  ")
+        heading, rows = bars(found.layers, width)
+        yield from ("", heading)
+        for row in rows:
+            yield (row.label + click.style(row.bar, fg="cyan")) if row.bar else row.label.rstrip()
     yield ""
 
 
@@ -226,56 +211,3 @@ def _weights(facts: BaseFacts | AdapterFacts) -> str:
 
 def _token(token: int, text: str | None) -> str:
     return f"token {token}" if text is None else f"{text!r} ({token})"
-
-
-# The chart ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A row of the chart: what is before the bar, and the bar."""
-
-    label: str
-    bar: str
-
-
-def chart(layers: Sequence[LayerChange], width: int) -> tuple[str, list[Bar]]:
-    """A heading and rows of at most `width` columns.
-
-    Of many layers as many neighbours share a row as leave 24 rows, which then has their means. The
-    largest change fills the width; what is too small for a character is a dot.
-    """
-    size = math.ceil(len(layers) / _ROWS)
-    groups = [layers[i : i + size] for i in range(0, len(layers), size)]
-    labels = [_numbers(group) for group in groups]
-    changes = [_mean([each.change for each in group]) for group in groups]
-    cosines = [_mean([each.cosine for each in group]) for group in groups]
-    names = max(len("layer"), *map(len, labels))
-    largest = max((c for c in changes if math.isfinite(c)), default=0.0)
-    room = max(_SHORTEST, width - names - 22)
-    rows = [
-        Bar(f"  {label:>{names}}  {_short(change)}  {cosine:7.4f}  ", _bar(change, largest, room))
-        for label, change, cosine in zip(labels, changes, cosines, strict=True)
-    ]
-    return f"  {'layer':>{names}}  {'change':>7}  {'cosine':>7}", rows
-
-
-def _bar(change: float, largest: float, room: int) -> str:
-    if not math.isfinite(change):
-        return ""
-    marks = round(room * change / largest) if largest else 0
-    return "#" * marks or ("." if change else "")
-
-
-def _numbers(group: Sequence[LayerChange]) -> str:
-    first, last = group[0].layer, group[-1].layer
-    return str(first) if len(group) == 1 else f"{first}-{last}"
-
-
-def _short(change: float) -> str:
-    """In seven columns: 0.0123, 12.3, 1.2e+05."""
-    return f"{change:7.4f}" if change < 10 else f"{change:7.3g}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -281,7 +281,7 @@ def main() -> int:
         return check_contracts()
     found = measured()
     if arguments.json:
-        print(json.dumps({name: figure for name, (figure, _) in found.items()}))
+        print(json.dumps(found))
         return 0
     for name, (figure, parts) in found.items():
         print(f"{name:36}{figure:>7,}   at most {LIMITS[name]:,}")

@@ -8,10 +8,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.engine.scheduler import BatchWindow
-from tests.support.files import EXACT, FOREVER, INVOCATION, Files, write_files
-
-# until every test imports them from tests.support.files
-__all__ = ["EXACT", "FOREVER", "INVOCATION", "Files"]
+from tests.support.files import FOREVER, Files, write_files
 
 
 @pytest.fixture(scope="session")

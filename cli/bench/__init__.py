@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.render import printable
+from alora_gguf.cli.chart import check_picture
+from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import colour, columns, printable
 
-if TYPE_CHECKING:
-    from .results import BenchResult
-    from .subjects import Choice
-
-_ROUNDS: Final = 5
-_SECONDS: Final = 60
-_CONTEXTS: Final = (128, 512, 2048, 8192)
-_QUICK: Final = (2, 10, (128, 512))  # rounds, seconds, contexts
+# rounds, seconds, contexts
+_USUAL: Final = (5, 60, (128, 512, 2048, 8192))
+_QUICK: Final = (2, 10, (128, 512))
 _LONGEST: Final = 1 << 20
 
 
@@ -52,20 +49,20 @@ def _lengths(
     "--contexts",
     metavar="N,N,...",
     callback=_lengths,
-    help=f"Lengths of contexts in tokens; by default {','.join(map(str, _CONTEXTS))}, as far as "
+    help=f"Lengths of contexts in tokens; by default {','.join(map(str, _USUAL[2]))}, as far as "
     "the base goes.",
 )
 @options.threads
 @options.gpu_layers
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_ROUNDS} by default."
+    "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_USUAL[0]} by default."
 )
 @click.option(
     "--time",
     "seconds",
     metavar="SECONDS",
     type=click.IntRange(1, 86400),
-    help=f"How long measuring may take; {_SECONDS} by default.",
+    help=f"How long measuring may take; {_USUAL[1]} by default.",
 )
 @click.option(
     "--quick",
@@ -110,44 +107,46 @@ def command(
     earlier and prints what was measured; the exit status is 130 then.
     """
     if plot is not None:
-        from .chart import check_chart
+        check_picture(plot)
+    from .measuring import Measuring
+    from .result import report, write_chart
+    from .subjects import choose, opened
 
-        check_chart(plot)
-    few = _QUICK if quick else (_ROUNDS, _SECONDS, _CONTEXTS)
-    choice = _choose(base, adapters, contexts, usual=few[2])
-    result = _measure(
-        choice,
-        threads=threads,
-        gpu_layers=gpu_layers,
-        rounds=rounds or few[0],
-        seconds=seconds or few[1],
-        seed=seed,
-        verbose=verbose,
-    )
-    _print(result, as_json=as_json)
-    if result.interrupted:
+    few = _QUICK if quick else _USUAL
+    choice = choose(*_files(base, adapters), contexts, usual=few[2])
+    with contextlib.ExitStack() as stack:
+        with Progress("Loading") as loading:
+            subjects = opened(
+                choice,
+                threads=threads,
+                gpu_layers=gpu_layers,
+                seed=seed,
+                verbose=verbose,
+                progress=loading.fraction,
+            )
+            measuring = Measuring(
+                stack.enter_context(subjects), rounds=rounds or few[0], seconds=seconds or few[1]
+            )
+        result = measuring.run(stack.enter_context(Progress("Measuring")))
+    if as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        for line in report(result, columns()):
+            click.echo(line, color=colour())
+    if result["interrupted"]:
         raise KeyboardInterrupt
     if plot is not None:
-        from .chart import write_chart
-
         write_chart(result, plot)
         if not as_json:
             click.echo(f"The chart is in {printable(str(plot))}.")
 
 
-def _choose(
-    base: str | None,
-    adapters: tuple[str, ...],
-    contexts: tuple[int, ...] | None,
-    *,
-    usual: tuple[int, ...],
-) -> Choice:
-    from .subjects import choose
-
+def _files(base: str | None, adapters: tuple[str, ...]) -> tuple[Path, list[Path]]:
+    """The base and the adapters: those that were named, or the demo's."""
     if base is None:
         from alora_gguf.demo import adapter_paths, base_path
 
-        return choose(base_path(), list(adapter_paths().values()), contexts, usual=usual)
+        return base_path(), list(adapter_paths().values())
     if not adapters:
         raise click.UsageError(
             "give at least one adapter after the base; or neither, for the demo model"
@@ -155,70 +154,4 @@ def _choose(
     from alora_gguf import Store
 
     store = Store()
-    file = store.resolve(base, "base")
-    files = [store.resolve(adapter, "adapter") for adapter in adapters]
-    return choose(file, files, contexts, usual=usual)
-
-
-def _measure(
-    choice: Choice,
-    *,
-    threads: int | None,
-    gpu_layers: int,
-    rounds: int,
-    seconds: int,
-    seed: int,
-    verbose: bool,
-) -> BenchResult:
-    """Raises KeyboardInterrupt if nothing had been measured, InputError if the time was too short
-    for anything.
-    """
-    from alora_gguf.cli.progress import Progress
-
-    from alora_gguf.errors import InputError
-
-    from .measuring import Measuring
-    from .subjects import opened
-
-    interrupted = False
-    with contextlib.ExitStack() as stack:
-        with Progress("Loading") as progress:
-            subjects = stack.enter_context(
-                opened(
-                    choice,
-                    threads=threads,
-                    gpu_layers=gpu_layers,
-                    seed=seed,
-                    verbose=verbose,
-                    progress=progress.fraction,
-                )
-            )
-        progress = stack.enter_context(Progress("Measuring"))
-        measuring = Measuring(subjects, rounds=rounds, seconds=seconds)
-        try:
-            measuring.run(progress)
-        except KeyboardInterrupt:
-            interrupted = True
-        result = measuring.result(interrupted=interrupted)
-        least = measuring.least()
-    if not result.contexts and interrupted:
-        raise KeyboardInterrupt
-    if not result.contexts:
-        takes = f", a round of the shortest context takes about {least:.0f} s" if least else ""
-        raise InputError(
-            f"--time {seconds}: nothing could be measured in that time{takes}; give more --time, "
-            "or shorter --contexts"
-        )
-    return result
-
-
-def _print(result: BenchResult, *, as_json: bool) -> None:
-    from alora_gguf.cli.render import colour, columns
-
-    from .table import report
-
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
-        return
-    for line in report(result, columns()):
-        click.echo(line, color=colour())
+    return store.resolve(base, "base"), [store.resolve(each, "adapter") for each in adapters]

@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.measure import median, timed
+from alora_gguf.cli.measure import timed
 
-from alora_gguf import CancelledError, CancelToken, Invocation, __version__
+from alora_gguf import CancelledError, CancelToken, InputError, Invocation, __version__
 
-from .results import Asked, AtContext, BenchResult, Decoding, Memory, Method, Together
+from .result import SIDES, Result, add_ratios, at_context
 from .subjects import ANSWER, LONG_ANSWER, N_FORKS, WARM, Subjects
 
 if TYPE_CHECKING:
@@ -31,67 +31,38 @@ _STEADY: Final = 1.5  # at most this much between the shortest time and the medi
 _USUAL: Final = 2048  # rows that need one context take the longest up to here
 
 
-@dataclass(slots=True)
-class _Asks:
-    """What becomes an Asked."""
-
-    reused: int = 0
-    evaluated: int = 0
-    first: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
-
-    def add(self, timings: Timings) -> None:
-        self.reused, self.evaluated = timings.reused, timings.evaluated
-        self.first.append(timings.first_token or timings.total)
-        self.total.append(timings.total)
-
-    def asked(self) -> Asked | None:
-        if not self.total:
-            return None
-        return Asked(self.reused, self.evaluated, tuple(self.first), tuple(self.total))
-
-
-@dataclass(slots=True)
-class _Context:
-    """What becomes an AtContext; and how long a round of it took last, for reading and the rest."""
-
-    read: list[float] = field(default_factory=list)
-    alora: _Asks = field(default_factory=_Asks)
-    lora: _Asks = field(default_factory=_Asks)
-    base: _Asks = field(default_factory=_Asks)
-    reading: float = 0.0
-    asking: float = 0.0
-
-
 class Measuring:
-    """Measures subjects in up to `rounds` rounds and up to `seconds`; result() is what there is."""
+    """Measures subjects in up to `rounds` rounds and up to `seconds`."""
 
     def __init__(self, subjects: Subjects, *, rounds: int, seconds: int) -> None:
-        self._subjects = subjects
-        self._model = subjects.model
+        self._subjects, self._model = subjects, subjects.model
         self._n_rounds, self._seconds = rounds, seconds
-        self._contexts = {n: _Context() for n in subjects.choice.contexts}
+        self._contexts = {n: at_context(n) for n in subjects.choice.contexts}
+        self._together: list[Result] = [
+            {"n_tokens": 0, "n_adapters": n, "at_once": [], "one_by_one": []}
+            for n in _counts(len(subjects.slots))
+        ]
+        self._decoding: Result = {"n_tokens": WARM, "adapter": [], "base": []}
+        self._memory: Result | None = None
+        self._cell_nbytes = 0.0
+        self._took = {WARM: (0.0, 0.0)}  # seconds of a context's last round: reading, asking
         self._left_out: list[int] = []
         self._at: int | None = None  # the context of the rows that need one
-        self._at_once: dict[int, list[float]] = {n: [] for n in _counts(len(subjects.slots))}
-        self._one_by_one: dict[int, list[float]] = {n: [] for n in self._at_once}
-        self._decoded: dict[bool, list[float]] = {True: [], False: []}  # with the adapter?
         self._details = 0.0  # seconds that these rows took last
-        self._memory: Memory | None = None
-        self._cell_nbytes = 0.0
-        self._warm = _Context()
         self._cancel = CancelToken()
         self._failure: BaseException | None = None
-        self._started = self._ended = time.perf_counter()
+        self._started = time.perf_counter()
 
-    def run(self, progress: Callable[[int, int], None]) -> None:
-        """Measures; on another thread, so that neither time nor Ctrl-C waits for a batch.
+    def run(self, progress: Callable[[int, int], None]) -> Result:
+        """All that could be measured; on another thread, so that neither time nor Ctrl-C waits for
+        a batch. After Ctrl-C that is what there was.
 
-        `progress` is called with tenths of seconds, passed and allowed. Raises KeyboardInterrupt,
-        and what asking raises.
+        `progress` is called with tenths of seconds, passed and allowed. Raises KeyboardInterrupt
+        and InputError if nothing was measured, and what asking raises.
         """
         worker = threading.Thread(target=self._work, name="bench", daemon=True)
         self._started = time.perf_counter()
+        interrupted = False
         worker.start()
         try:
             while worker.is_alive():
@@ -100,42 +71,24 @@ class Measuring:
                 progress(int(10 * min(passed, self._seconds)), 10 * self._seconds)
                 if passed > self._seconds:
                     self._cancel.cancel()
+        except KeyboardInterrupt:
+            interrupted = True
         finally:
             self._cancel.cancel()
             worker.join()
-            self._ended = time.perf_counter()
-        if self._failure is not None:
+        if self._failure is not None and not interrupted:
             raise self._failure
-
-    def result(self, *, interrupted: bool = False) -> BenchResult:
-        """All that was measured, once run() has ended in one way or another."""
-        subjects = self._subjects
-        choice = subjects.choice
-        return BenchResult(
-            version=__version__,
-            base=choice.base,
-            adapters=choice.adapters,
-            method=Method(
-                threads=subjects.threads,
-                gpu_layers=subjects.gpu_layers,
-                seed=subjects.seed,
-                rounds=self._n_rounds,
-                seconds=self._seconds,
-                answer_tokens=ANSWER,
-                asked=choice.asked.name,
-            ),
-            contexts=tuple(self._found_contexts()),
-            together=tuple(self._found_together()),
-            decoding=self._found_decoding(),
-            memory=self._memory,
-            notes=(*choice.notes, *self._notes(interrupted)),
-            elapsed=self._ended - self._started,
-            interrupted=interrupted,
+        result = self._result(time.perf_counter() - self._started, interrupted)
+        if result["contexts"]:
+            return result
+        if interrupted:
+            raise KeyboardInterrupt
+        least = self._estimate(min(self._contexts))
+        takes = f", a round of the shortest context takes about {least:.0f} s" if least else ""
+        raise InputError(
+            f"--time {self._seconds}: nothing could be measured in that time{takes}; give more "
+            "--time, or shorter --contexts"
         )
-
-    def least(self) -> float:
-        """Seconds that one round of the shortest context probably takes."""
-        return self._estimate(min(self._contexts))
 
     # Rounds --------------------------------------------------------------------------------------
 
@@ -160,10 +113,10 @@ class Measuring:
 
     def _estimate(self, n: int) -> float:
         """Seconds that a round of this context probably takes, by one of a shorter context."""
-        known = {m: c for m, c in self._contexts.items() if m <= n and c.reading and c.asking}
-        m, context = max(known.items(), key=lambda item: item[0], default=(WARM, self._warm))
+        m = max((m for m in self._took if m <= n), default=WARM)
+        reading, asking = self._took[m]
         growth: float = max(1.0, n / m) ** _GROWTH
-        return context.reading * growth + context.asking
+        return reading * growth + asking
 
     def _passed(self) -> float:
         return time.perf_counter() - self._started
@@ -173,64 +126,58 @@ class Measuring:
         long it takes then says what to expect.
         """
         self._ask_anew(self._subjects.plain, WARM, 2)
+        warm = at_context(WARM)
         with self._model.session() as session:
             read = session.sync(self._subjects.tokens[:WARM], cancel=self._cancel)
             self._weigh(session)
-            self._ask_in_turns(session, self._warm, 1)
-        self._warm.reading = 2 * read.total
-        self._warm.asking = _ASKS * sum(self._warm.alora.total + self._warm.base.total)
+            self._ask_in_turns(session, warm, 1)
+        asked = [total for way in ("alora", "base") if warm[way] for total in warm[way]["total"]]
+        self._took[WARM] = 2 * read.total, _ASKS * sum(asked)
 
     def _round(self, n: int, *, cached_first: bool) -> None:
-        context = self._contexts[n]
-        if cached_first:
-            self._ask_cached(n, context)
-            self._ask_plain(n, context)
-        else:
-            self._ask_plain(n, context)
-            self._ask_cached(n, context)
+        sides = [self._ask_plain, self._ask_cached]
+        for ask in reversed(sides) if cached_first else sides:
+            ask(self._contexts[n])
 
     # One context ---------------------------------------------------------------------------------
 
-    def _ask_plain(self, n: int, context: _Context) -> None:
+    def _ask_plain(self, context: Result) -> None:
         """The plain LoRA, which reads everything, in an empty cache."""
-        context.lora.add(self._ask_anew(self._subjects.plain, n, ANSWER))
+        _add(context, "lora", self._ask_anew(self._subjects.plain, context["n_tokens"], ANSWER))
 
     def _ask_anew(self, adapter: str | None, n: int, max_tokens: int) -> Timings:
-        subjects = self._subjects
-        invocation = Invocation(
-            adapter,
-            prompt=(*subjects.tokens[:n], *subjects.question),
-            max_tokens=max_tokens,
-            sampling=subjects.sampling,
-        )
+        prompt = (*self._subjects.tokens[:n], *self._subjects.question)
+        sampling = self._subjects.sampling
+        invocation = Invocation(adapter, prompt=prompt, max_tokens=max_tokens, sampling=sampling)
         with self._model.session() as session:
             return session.invoke(invocation, cancel=self._cancel).timings
 
-    def _ask_cached(self, n: int, context: _Context) -> None:
+    def _ask_cached(self, context: Result) -> None:
         """The aLoRA and the base, after the base has read the context."""
+        n = context["n_tokens"]
         with self._model.session() as session:
             read = session.sync(self._subjects.tokens[:n], cancel=self._cancel)
-            context.read.append(read.total)
-            context.asking, _ = timed(lambda: self._ask_in_turns(session, context, _ASKS))
-            context.reading = context.lora.total[-1] + read.total  # it was asked before, once
+            context["read"].append(read.total)
+            asking, _ = timed(lambda: self._ask_in_turns(session, context, _ASKS))
+            before = context["lora"]["total"][-1]  # in this round or the last
+            self._took[n] = before + read.total, asking
             if self._is_for_details(n):
                 self._at = n
                 self._details, _ = timed(lambda: self._measure_details(session, n))
 
-    def _ask_in_turns(self, session: Session, context: _Context, n: int) -> None:
+    def _ask_in_turns(self, session: Session, context: Result, n: int) -> None:
         for _ in range(n):
-            if self._subjects.asked is not None:
-                context.alora.add(self._ask(session, self._subjects.asked, ANSWER))
-            context.base.add(self._ask(session, None, ANSWER))
+            for slot in list(self._subjects.slots)[:1]:
+                _add(context, "alora", self._ask(session, slot, ANSWER))
+            _add(context, "base", self._ask(session, None, ANSWER))
 
     def _invocation(self, slot: str | None, max_tokens: int) -> Invocation:
         subjects = self._subjects
-        question = subjects.question if slot is None else subjects.questions[slot]
+        question = subjects.question if slot is None else subjects.slots[slot]
         return Invocation(slot, question, max_tokens=max_tokens, sampling=subjects.sampling)
 
     def _ask(self, session: Session, slot: str | None, max_tokens: int) -> Timings:
-        verdict = session.invoke(self._invocation(slot, max_tokens), cancel=self._cancel)
-        return verdict.timings
+        return session.invoke(self._invocation(slot, max_tokens), cancel=self._cancel).timings
 
     # Rows that need one context ------------------------------------------------------------------
 
@@ -244,52 +191,47 @@ class Measuring:
         return not longer or not self._fits(longer[0])
 
     def _measure_details(self, session: Session, n: int) -> None:
-        if self._subjects.slots:
-            self._measure_together(session)
-            self._decode(lambda slot: self._ask(session, slot, LONG_ANSWER), self._subjects.asked)
-            if self._memory is None and self._model.rewinds:
-                self._memory = self._measure_memory(session, n)
-        else:
+        slots = list(self._subjects.slots)
+        if not slots:
             self._decode(lambda name: self._ask_anew(name, WARM, LONG_ANSWER), self._subjects.plain)
-
-    def _measure_together(self, session: Session) -> None:
-        slots = self._subjects.slots
-        for n, samples in self._at_once.items():
-            samples.append(self._time_together(session, slots[:n]))
+            return
+        for row in self._together:
+            row["at_once"].append(self._time_together(session, slots[: row["n_adapters"]]))
         alone = [self._time_together(session, [slot]) for slot in slots]
-        for n, samples in self._one_by_one.items():
-            samples.append(sum(alone[:n]))
+        for row in (*self._together, self._decoding):
+            row["n_tokens"] = n
+        for row in self._together:
+            row["one_by_one"].append(sum(alone[: row["n_adapters"]]))
+        self._decode(lambda slot: self._ask(session, slot, LONG_ANSWER), slots[0])
+        if self._memory is None and self._model.rewinds:
+            self._memory = self._measure_memory(session, n)
 
     def _time_together(self, session: Session, slots: Sequence[str]) -> float:
         invocations = [self._invocation(slot, ANSWER) for slot in slots]
         return timed(lambda: session.invoke_many(invocations, cancel=self._cancel))[0]
 
-    def _decode(self, ask: Callable[[str | None], Timings], adapter: str | None) -> None:
+    def _decode(self, ask: Callable[[str | None], Timings], adapter: str) -> None:
         """In turns, so that what disturbs one side for a while is seen, or disturbs both."""
-        for name in _ANSWERS * (adapter, None):
+        for name, side in _ANSWERS * ((adapter, "adapter"), (None, "base")):
             speed = ask(name).tokens_per_second
             if speed is not None:
-                self._decoded[name is not None].append(speed)
+                self._decoding[side].append(speed)
 
-    def _measure_memory(self, session: Session, n: int) -> Memory:
-        """Forks with a question and an answer each, all at the same time."""
-        subjects = self._subjects
+    def _measure_memory(self, session: Session, n: int) -> Result:
+        """Cells of forks with a question and an answer each, all at the same time; and what as many
+        contexts of their own would take.
+        """
+        apart = 0
         with ExitStack() as stack:
-            apart = 0
-            for i, slot in enumerate(subjects.slots[:N_FORKS]):
+            for i, (slot, question) in enumerate([*self._subjects.slots.items()][:N_FORKS]):
                 fork = stack.enter_context(session.fork())
-                own = (*subjects.questions[slot], *subjects.tokens[1 : 1 + ANSWER])
+                own = (*question, *self._subjects.tokens[1 : 1 + ANSWER])
                 # the same weights in two slots would share cells, but not at different scales
                 fork.append(own, adapter=slot, scale=1 - i / 64, cancel=self._cancel)
                 apart += fork.cached
             used = self._model.cache_report().used
-        return Memory(
-            n_tokens=n,
-            n_forks=N_FORKS,
-            cells=used,
-            cells_apart=apart,
-            cell_nbytes=self._cell_nbytes,
-        )
+        counts = {"n_tokens": n, "n_forks": N_FORKS, "cells": used, "cells_apart": apart}
+        return {**counts, "cell_nbytes": self._cell_nbytes}
 
     def _weigh(self, session: Session) -> None:
         """What a cell takes, by the difference that more cells make."""
@@ -300,41 +242,39 @@ class Measuring:
 
     # Results -------------------------------------------------------------------------------------
 
-    def _found_contexts(self) -> list[AtContext]:
-        found = [
-            AtContext(n, tuple(c.read), c.alora.asked(), c.lora.asked(), c.base.asked())
-            for n, c in self._contexts.items()
-        ]
-        return [row for row in found if row.alora or row.lora or row.base]
+    def _result(self, elapsed: float, interrupted: bool) -> Result:
+        """All that was measured, once the worker has ended in one way or another."""
+        choice = self._subjects.choice
+        method = {"rounds": self._n_rounds, "seconds": self._seconds, "answer_tokens": ANSWER}
+        return add_ratios({
+            "version": __version__,
+            "base": choice.base,
+            "adapters": choice.adapters,
+            "method": {**self._subjects.method, **method, "asked": choice.asked["name"]},
+            "contexts": [row for row in self._contexts.values() if _asked(row)],
+            "together": [row for row in self._together if row["at_once"] and row["one_by_one"]],
+            "decoding": self._decoding if self._has_decoded() else None,
+            "memory": self._memory,
+            "notes": [*choice.notes, *self._notes(interrupted)],
+            "elapsed": elapsed,
+            "interrupted": interrupted,
+        })  # fmt: skip
 
-    def _found_together(self) -> list[Together]:
-        return [
-            Together(self._at or 0, n, tuple(at_once), tuple(self._one_by_one[n]))
-            for n, at_once in self._at_once.items()
-            if at_once and self._one_by_one[n]
-        ]
-
-    def _found_decoding(self) -> Decoding | None:
-        adapter, base = self._decoded[True], self._decoded[False]
-        if not adapter or not base:
-            return None
-        n = self._at if self._subjects.slots else WARM
-        return Decoding(n or 0, tuple(adapter), tuple(base))
+    def _has_decoded(self) -> bool:
+        return bool(self._decoding["adapter"] and self._decoding["base"])
 
     def _is_complete(self) -> bool:
         """Whether every row has a sample of every side, but for contexts that were left out."""
-        return self._found_decoding() is not None and all(
-            c.lora.total and c.base.total and (c.alora.total or not self._subjects.slots)
-            for n, c in self._contexts.items()
-            if n not in self._left_out
-        )
+        n_sides = 3 if self._subjects.slots else 2
+        rows = [row for n, row in self._contexts.items() if n not in self._left_out]
+        return self._has_decoded() and all(len(_asked(row)) == n_sides for row in rows)
 
     def _spread(self) -> float:
         """How far the median of some figure's samples is from the best of them, as a factor."""
-        sides = [side for c in self._contexts.values() for side in (c.alora, c.lora, c.base)]
-        figures = [side.first for side in sides] + [side.total for side in sides]
-        figures += [*self._at_once.values(), *self._one_by_one.values()]
-        figures += [[1 / speed for speed in speeds] for speeds in self._decoded.values()]
+        sides = [side for row in self._contexts.values() for side in _asked(row)]
+        figures = [side[what] for side in sides for what in ("first_token", "total")]
+        figures += [row[how] for row in self._together for how in ("at_once", "one_by_one")]
+        figures += [[1 / s for s in self._decoding[side]] for side in ("adapter", "base")]
         return max((median(each) / min(each) for each in figures if each), default=1)
 
     def _notes(self, interrupted: bool) -> list[str]:
@@ -346,14 +286,15 @@ class Measuring:
                 f"times vary, medians are up to {spread:.1f} times the shortest; something else "
                 "may be keeping this machine busy"
             )
-        if not interrupted and any(len(c.lora.total) == 1 for c in self._contexts.values()):
+        if not interrupted and any(
+            row["lora"] and len(row["lora"]["total"]) == 1 for row in self._contexts.values()
+        ):
             notes.append(
                 "some figures are of one round, in which a disturbance would not be noticed; more "
                 "--rounds and --time make them surer"
             )
         if self._left_out:
-            lengths = ", ".join(map(str, self._left_out))
-            first = self._left_out[0]
+            lengths, first = ", ".join(map(str, self._left_out)), self._left_out[0]
             notes.append(
                 f"left out for lack of time: {lengths} tokens; a round of {first} takes about "
                 f"{self._estimate(first):.0f} s, more than was left of --time {self._seconds}"
@@ -363,6 +304,19 @@ class Measuring:
         elif not self._is_complete():
             notes.append(f"the time was up before all was measured; --time was {self._seconds}")
         return notes
+
+
+def _add(row: Result, way: str, timings: Timings) -> None:
+    """Notes one question that was asked about a context."""
+    side = row[way] = row[way] or {"first_token": [], "total": []}
+    side |= {"reused": timings.reused, "evaluated": timings.evaluated}
+    side["first_token"].append(timings.first_token or timings.total)
+    side["total"].append(timings.total)
+
+
+def _asked(row: Result) -> list[Result]:
+    """The sides that were asked about a context."""
+    return [row[way] for way in SIDES if row[way]]
 
 
 def _counts(n: int) -> list[int]:

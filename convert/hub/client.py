@@ -77,6 +77,7 @@ class Repository:
         self._endpoint = (hub.endpoint or constants.ENDPOINT).rstrip("/")
         self._host = _host(self._endpoint)
         self._cache = hub.folder
+        self._noted = False
         self._api = HfApi(endpoint=self._endpoint, library_name=_AGENT)
         with self._explained():
             info = self._api.model_info(
@@ -88,12 +89,6 @@ class Repository:
             commit, siblings = info.sha, info.siblings
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise self._fail("did not name a commit; is HF_ENDPOINT the address of a hub?")
-        with self._explained():
-            # notes in the cache which commit that is, for times without a network; the hub has just
-            # answered, and this knows no time limit
-            self._api.resolve_revision(
-                reference.repo, revision=reference.revision, cache_dir=self._cache
-            )
         self.files: dict[str, int | None] = {}
         self.sha256: dict[str, str] = {}
         for file in siblings or ():
@@ -120,6 +115,8 @@ class Repository:
 
         Raises HubError if that fails.
         """
+        if not self._noted:
+            self._note_commit()
         with self._explained(name):
             found = self._api.hf_hub_download(
                 self.reference.repo,
@@ -133,6 +130,17 @@ class Repository:
         if Path(found) != path:
             raise self._fail(f"sent '{name}' of another commit than the one asked for")
         return path
+
+    def _note_commit(self) -> None:
+        """Has the cache note which commit the revision is, for times without a network.
+
+        huggingface_hub sets no time limit here, but the hub has just answered.
+        """
+        with self._explained():
+            self._api.resolve_revision(
+                self.reference.repo, revision=self.reference.revision, cache_dir=self._cache
+            )
+        self._noted = True
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes of a file from `start` to before `stop`, fewer only if the answer ends early.

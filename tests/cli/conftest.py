@@ -9,11 +9,8 @@ import pytest
 
 from tests.support import tiny_base
 from tests.support.hub_server import running
-from tests.support.pulling import BASE, MAIN, PULL_BASE, Pulling
+from tests.support.pulling import BASE, Pulling
 from tests.support.pulls import peft_files
-
-# until every test imports them from tests.support.pulling
-__all__ = ["BASE", "MAIN", "PULL_BASE", "Pulling"]
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tests.support.verified import adapter_with
 
 def test_rounds_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def ten_seconds_a_round(self: measuring.Measuring) -> float:
-        return 10.0 * len(self._contexts[32].read)
+        return 10.0 * len(self._contexts[32]["read"])
 
     monkeypatch.setattr(measuring.Measuring, "_passed", ten_seconds_a_round)
     monkeypatch.setattr(measuring.Measuring, "_estimate", lambda *_: 5.0)
@@ -82,7 +82,7 @@ def test_no_time_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - started > 1
 
     def warm(self: measuring.Measuring) -> None:
-        self._warm.reading, self._warm.asking = 10.0, 5.0
+        self._took[subjects.WARM] = 10.0, 5.0
 
     monkeypatch.setattr(measuring.Measuring, "_warm_up", warm)
     monkeypatch.setattr(measuring.Measuring, "_ask_plain", never)
@@ -182,7 +182,7 @@ def bad_files(files: Files, folder: Path) -> dict[str, tuple[tuple[Path | str, .
         "noise as base": ((noise, alora), f"base model {noise}: is not a GGUF file"),
         "noise as adapter": ((base, noise), f"{noise}: is not a GGUF file"),
         "swapped": ((alora, base), f"{alora}: is an adapter (general.type = adapter), not a base"),
-        "base as adapter": ((base, base), f"{base}: general.type is missing, expected 'adapter'"),
+        "base as adapter": ((base, base), f"{base}: general.type is 'model', expected 'adapter'"),
         "another base": ((files.base, alora), f"{alora}: was made for the architecture 'granite'"),
         "one is wrong": ((base, alora, files.alora), f"{files.alora}: was made for the archi"),
         "base's name": (("nobody", alora), "nothing named 'nobody' is a base in the store"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 import struct
@@ -10,19 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.bench.chart import write_chart
-from alora_gguf.cli.bench.results import (
-    AdapterFacts,
-    Asked,
-    AtContext,
-    BaseFacts,
-    BenchResult,
-    Decoding,
-    Memory,
-    Method,
-    Together,
-)
-from alora_gguf.cli.bench.table import duration, report, times
+from alora_gguf.cli.bench.result import Result, add_ratios, duration, report, times, write_chart
 
 from tests.support.bench_command import SMALL, failure, run, squeezed
 
@@ -43,37 +30,54 @@ def text() -> str:
 
 # As text ------------------------------------------------------------------------------------------
 
-BASE = BaseFacts(Path("b.gguf"), "b\x1b[31m", "llama", 1_235_814_400, 763_106_304, 131072)
-ALORA = AdapterFacts("sure", Path("sure.gguf"), "alora", 32, 16)
+BASE = {
+    "path": "b.gguf", "name": "b\x1b[31m", "architecture": "llama", "n_parameters": 1_235_814_400,
+    "nbytes": 763_106_304, "trained": 131072,
+}  # fmt: skip
+ALORA = {"name": "sure", "path": "sure.gguf", "kind": "alora", "rank": 32, "n_invocation": 16}
+METHOD = {
+    "threads": 2, "gpu_layers": 0, "seed": 0, "rounds": 3, "seconds": 60, "answer_tokens": 8,
+    "asked": "sure",
+}  # fmt: skip
 
 
-def synthetic(**changes: Any) -> BenchResult:
+def asked(*samples: tuple[float, float]) -> Result:
+    first, total = map(list, zip(*samples, strict=True))
+    return {"reused": 0, "evaluated": 1, "first_token": first, "total": total}
+
+
+def row(n: int, alora: Result | None, lora: Result | None, base: Result | None) -> Result:
+    return {"n_tokens": n, "read": [1.0], "alora": alora, "lora": lora, "base": base}
+
+
+def synthetic(**changes: Any) -> Result:
     """A result whose numbers are easily told apart."""
 
-    def asked(first: float, total: float) -> Asked:
-        return Asked(0, 1, (99.0, first, first / 2), (99.0, total, total / 2))
+    def three(first: float, total: float) -> Result:
+        return asked((99.0, 99.0), (first, total), (first / 2, total / 2))
 
-    rows = (
-        AtContext(512, (1.0,), asked(0.1, 0.5), asked(2.0, 2.5), asked(0.08, 0.4)),
-        AtContext(2048, (4.0,), asked(0.2, 0.8), asked(12.0, 12.34), asked(0.16, 0.6)),
-    )
-    result = BenchResult(
-        version="0",
-        base=BASE,
-        adapters=(ALORA,),
-        method=Method(2, 0, 0, 3, 60, 8, "sure"),
-        contexts=rows,
-        together=(
-            Together(2048, 1, (1.0, 9.0, 0.5), (1.1, 0.1, 9.0)),
-            Together(2048, 8, (2.0,), (9.0,)),
-        ),
-        decoding=Decoding(2048, (10.0, 1.0, 100.0), (12.5, 1.0, 100.0)),
-        memory=Memory(2048, 8, 2240, 16576, 32768.0),
-        notes=("a note",),
-        elapsed=41.7,
-        interrupted=False,
-    )  # fmt: skip
-    return dataclasses.replace(result, **changes)
+    result = {
+        "version": "0",
+        "base": BASE,
+        "adapters": [ALORA],
+        "method": METHOD,
+        "contexts": [
+            row(512, three(0.1, 0.5), three(2.0, 2.5), three(0.08, 0.4)),
+            row(2048, three(0.2, 0.8), three(12.0, 12.34), three(0.16, 0.6)),
+        ],
+        "together": [
+            {"n_tokens": 2048, "n_adapters": 1, "at_once": [1.0, 9.0, 0.5],
+             "one_by_one": [1.1, 0.1, 9.0]},
+            {"n_tokens": 2048, "n_adapters": 8, "at_once": [2.0], "one_by_one": [9.0]},
+        ],
+        "decoding": {"n_tokens": 2048, "adapter": [10.0, 1.0, 100.0], "base": [12.5, 1.0, 100.0]},
+        "memory": {"n_tokens": 2048, "n_forks": 8, "cells": 2240, "cells_apart": 16576,
+                   "cell_nbytes": 32768.0},
+        "notes": ["a note"],
+        "elapsed": 41.7,
+        "interrupted": False,
+    }  # fmt: skip
+    return add_ratios(result | changes)
 
 
 TABLE = r"""b\x1b[31m (llama, 1.24 billion parameters, 763.1 MB) on 2 threads
@@ -108,7 +112,7 @@ weights, is on from the first token and reads everything.
 A note."""
 
 
-def plain_report(result: BenchResult, width: int = 80) -> str:
+def plain_report(result: Result, width: int = 80) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(report(result, width)))
 
 
@@ -122,15 +126,13 @@ def test_the_table() -> None:
      (1, "on 2 threads, 1 layer on the GPU"), (9, "on 2 threads, 9 layers on the GPU")],
 )  # fmt: skip
 def test_what_computes_it(layers: int, shown: str) -> None:
-    method = dataclasses.replace(synthetic().method, gpu_layers=layers)
+    method = METHOD | {"gpu_layers": layers}
     assert shown in plain_report(synthetic(method=method), 100)
 
 
 def test_what_is_missing_is_not_made_up() -> None:
-    row = AtContext(512, (), None, Asked(0, 1, (2.0,), (2.5,)), None)
-    said = plain_report(
-        synthetic(contexts=(row,), together=(), decoding=None, memory=None, notes=())
-    )
+    rows = [row(512, None, asked((2.0, 2.5)), None)]
+    said = plain_report(synthetic(contexts=rows, together=[], decoding=None, memory=None, notes=[]))
     assert "       512          -      2.00 s           -            -           -\n" in said
     assert "Several" not in said
     assert "Decoding" not in said
@@ -220,7 +222,7 @@ def test_the_chart_is_a_picture(tmp_path: Path) -> None:
 
 def test_the_chart_says_what_it_shows(tmp_path: Path) -> None:
     path = tmp_path / "out.svg"
-    write_chart(synthetic(base=dataclasses.replace(BASE, name="$b$\x1b")), path)
+    write_chart(synthetic(base=BASE | {"name": "$b$\x1b"}), path)
     svg = path.read_text()
     for words in (
         r"$b$\x1b, 2 threads",
@@ -237,26 +239,26 @@ def test_the_chart_says_what_it_shows(tmp_path: Path) -> None:
     assert "<dc:date>" not in svg
     assert "Matplotlib" not in svg
     before = path.read_bytes()
-    write_chart(synthetic(base=dataclasses.replace(BASE, name="$b$\x1b")), path)
+    write_chart(synthetic(base=BASE | {"name": "$b$\x1b"}), path)
     assert path.read_bytes() == before
 
 
 def test_the_charts_times_have_units(tmp_path: Path) -> None:
     """Milliseconds alone would have five digits for a large model."""
     rows = [
-        AtContext(n, (1.0,), *(Asked(n, 9, (first,), (first,)) for first in (s / 60, s, s / 70)))
+        row(n, *(asked((first, first)) for first in (s / 60, s, s / 70)))
         for n, s in ((512, 4.3), (4096, 45.0))
     ]
     path = tmp_path / "out.svg"
-    write_chart(synthetic(contexts=tuple(rows)), path)
+    write_chart(synthetic(contexts=rows), path)
     for tick in ("50 ms", "500 ms", "1 s", "20 s"):
         assert f">{tick}</text>" in path.read_text(), tick
 
 
 @pytest.mark.parametrize("name", ["out.pdf", "OUT.PNG"])
 def test_charts_of_other_kinds(name: str, tmp_path: Path) -> None:
-    row = AtContext(100, (), None, Asked(0, 1, (2.0,), (2.5,)), None)
-    write_chart(synthetic(contexts=(row,)), tmp_path / name)
+    rows = [row(100, None, asked((2.0, 2.5)), None)]
+    write_chart(synthetic(contexts=rows), tmp_path / name)
     head = {"out.pdf": b"%PDF", "OUT.PNG": b"\x89PNG"}[name]
     assert (tmp_path / name).read_bytes().startswith(head)
 

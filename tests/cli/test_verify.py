@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alora_gguf.cli.chart import Bar, bars
 from alora_gguf.cli.render import size_text
-from alora_gguf.cli.verify import Bar, chart
 
 from alora_gguf import cli, demo
 from alora_gguf.verification.records import LayerChange
@@ -86,9 +86,9 @@ def test_the_report(files: Files, sound: Path) -> None:
     lines = out.splitlines()
     assert lines[-1] == "sure passes."
     assert max(map(len, lines[2:])) <= 80
-    bars = lines[-4:-2]
-    assert [bar[:9] for bar in bars] == ["      0  ", "      1  "]
-    assert max(bar.count("#") for bar in bars) == 53
+    rows = lines[-4:-2]
+    assert [row[:9] for row in rows] == ["      0  ", "      1  "]
+    assert max(row.count("#") for row in rows) == 53
 
 
 def test_the_demo_model() -> None:
@@ -151,7 +151,7 @@ def changes(*values: float) -> list[LayerChange]:
 
 
 def test_bars_are_as_long_as_changes_are_large() -> None:
-    heading, rows = chart(changes(0, 0.001, 0.5, 1), 47)
+    heading, rows = bars(changes(0, 0.001, 0.5, 1), 47)
     assert heading == "  layer   change   cosine"
     assert rows == [
         Bar("      0   0.0000   1.0000  ", ""),
@@ -163,14 +163,14 @@ def test_bars_are_as_long_as_changes_are_large() -> None:
 
 @pytest.mark.parametrize("n", [1, 24, 25, 48, 49, 80, 200])
 def test_many_layers_share_rows(n: int) -> None:
-    _, rows = chart(changes(*[1.0] * n), 80)
+    _, rows = bars(changes(*[1.0] * n), 80)
     assert len(rows) <= 24
     assert all(len(row.label + row.bar) <= 80 for row in rows)
     assert rows[-1].label.split()[0].split("-")[-1] == str(n - 1)
 
 
 def test_a_row_of_several_layers_has_their_means() -> None:
-    _, rows = chart(changes(*[1.0, 3.0] * 15), 80)
+    _, rows = bars(changes(*[1.0, 3.0] * 15), 80)
     assert len(rows) == 15
     assert rows[0].label == "    0-1   2.0000   0.8000  "
     assert rows[-1].label.split()[0] == "28-29"
@@ -180,12 +180,12 @@ def test_a_row_of_several_layers_has_their_means() -> None:
     ("value", "shown"), [(12345.6, "1.23e+04"), (12.345, "   12.3"), (float("nan"), "    nan")]
 )
 def test_odd_numbers_have_room(value: float, shown: str) -> None:
-    _, rows = chart(changes(value, 0.5), 80)
+    _, rows = bars(changes(value, 0.5), 80)
     assert f"  {shown}  " in rows[0].label
 
 
 def test_no_layer_is_finite() -> None:
-    _, rows = chart(changes(float("nan"), float("inf")), 80)
+    _, rows = bars(changes(float("nan"), float("inf")), 80)
     assert [row.bar for row in rows] == ["", ""]
 
 
