@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from alora_gguf.chat.asking import Contracts
+
 from ._kinds import checked
 from .chat.chat import Chat
-from .chat.contracts import Contracts
 from .chat.template import ChatTemplate
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import Tuning

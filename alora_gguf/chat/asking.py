@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from alora_gguf.engine.bank import Bank
 from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.generate.invoke import Verdict
-from alora_gguf.intrinsics import Contract, Request, rewrite, transform
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.intrinsics import Contract, Request, load_contract, rewrite, transform
 from alora_gguf.options import (
     CancelToken,
     FinishReason,
@@ -25,8 +28,42 @@ from alora_gguf.options import (
 )
 from alora_gguf.session import Session
 
-from .contracts import Contracts
 from .prompt import Dialogue
+
+
+class Contracts:
+    """By the names of loaded adapters; for any thread."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self._known: dict[str, tuple[str | None, Contract]] = {}  # of whose weights: None: any
+
+    def adapter(self, name: str) -> AdapterFile:
+        """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
+        return self._bank.find(name)
+
+    def of(self, name: str) -> Contract:
+        """What set() gave, or else what is in the adapter's file. Raises UnknownAdapterError,
+        ContractError if there is none or it is malformed.
+        """
+        file = self.adapter(name)
+        given = self._known.get(name)
+        if given is None or given[0] not in (None, file.identity):
+            given = self._known[name] = (file.identity, Contract.of_adapter(file))
+        return given[1]
+
+    def set(self, name: str, contract: Contract | str | os.PathLike[str]) -> None:
+        """Gives an adapter another contract until forget(). Raises UnknownAdapterError,
+        ContractError.
+        """
+        _ = self.adapter(name)
+        found = contract if isinstance(contract, Contract) else load_contract(contract)
+        self._known[name] = (None, found)
+
+    def forget(self, name: str) -> None:
+        """Drops what set() gave; for an adapter that is unloaded."""
+        self._known.pop(name, None)
+
 
 MAX_TOKENS: Final = 512
 """The most tokens of a reply where neither contract nor caller sets a limit."""

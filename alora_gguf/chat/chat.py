@@ -24,8 +24,7 @@ from alora_gguf.options import (
 )
 from alora_gguf.session import Session
 
-from .asking import Alongside, IntrinsicResult, as_call, ask_all, changed_call
-from .contracts import Contracts
+from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
 from .prompt import Dialogue
 from .reply import Reply
 from .saved_chat import ChatNotes, damaged

@@ -23,8 +23,7 @@ from alora_gguf.intrinsics import Contract
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import GenerateOptions, IntrinsicCall
 
-from .asking import Question
-from .contracts import Contracts
+from .asking import Contracts, Question
 from .prompt import Dialogue
 from .template import ChatTemplate
 

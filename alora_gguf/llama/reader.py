@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from llama_cpp import Llama as Stock
 
-from alora_gguf.chat.contracts import Contracts
+from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for

@@ -9,13 +9,13 @@ from typing import Final
 
 import click
 from alora_gguf.cli import options
+from alora_gguf.cli.chart import check_picture
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import colour, columns, printable
 
-_ROUNDS: Final = 5
-_SECONDS: Final = 60
-_CONTEXTS: Final = (128, 512, 2048, 8192)
-_QUICK: Final = (2, 10, (128, 512))  # rounds, seconds, contexts
+# rounds, seconds, contexts
+_USUAL: Final = (5, 60, (128, 512, 2048, 8192))
+_QUICK: Final = (2, 10, (128, 512))
 _LONGEST: Final = 1 << 20
 
 
@@ -49,20 +49,20 @@ def _lengths(
     "--contexts",
     metavar="N,N,...",
     callback=_lengths,
-    help=f"Lengths of contexts in tokens; by default {','.join(map(str, _CONTEXTS))}, as far as "
+    help=f"Lengths of contexts in tokens; by default {','.join(map(str, _USUAL[2]))}, as far as "
     "the base goes.",
 )
 @options.threads
 @options.gpu_layers
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_ROUNDS} by default."
+    "--rounds", type=click.IntRange(1, 1000), help=f"Rounds at most; {_USUAL[0]} by default."
 )
 @click.option(
     "--time",
     "seconds",
     metavar="SECONDS",
     type=click.IntRange(1, 86400),
-    help=f"How long measuring may take; {_SECONDS} by default.",
+    help=f"How long measuring may take; {_USUAL[1]} by default.",
 )
 @click.option(
     "--quick",
@@ -106,15 +106,13 @@ def command(
     What does not fit into --time is left out, the longest contexts first, and said. Ctrl-C ends it
     earlier and prints what was measured; the exit status is 130 then.
     """
-    from alora_gguf.cli.chart import check_picture
-
     if plot is not None:
         check_picture(plot)
     from .measuring import Measuring
     from .result import report, write_chart
     from .subjects import choose, opened
 
-    few = _QUICK if quick else (_ROUNDS, _SECONDS, _CONTEXTS)
+    few = _QUICK if quick else _USUAL
     choice = choose(*_files(base, adapters), contexts, usual=few[2])
     with contextlib.ExitStack() as stack:
         with Progress("Loading") as loading:

@@ -246,14 +246,13 @@ class Measuring:
         """All that was measured, once the worker has ended in one way or another."""
         choice = self._subjects.choice
         method = {"rounds": self._n_rounds, "seconds": self._seconds, "answer_tokens": ANSWER}
-        together = [row for row in self._together if row["at_once"] and row["one_by_one"]]
         return add_ratios({
             "version": __version__,
             "base": choice.base,
-            "adapters": choice.facts(),
-            "method": {**self._subjects.method, **method, "asked": choice.asked},
+            "adapters": choice.adapters,
+            "method": {**self._subjects.method, **method, "asked": choice.asked["name"]},
             "contexts": [row for row in self._contexts.values() if _asked(row)],
-            "together": together,
+            "together": [row for row in self._together if row["at_once"] and row["one_by_one"]],
             "decoding": self._decoding if self._has_decoded() else None,
             "memory": self._memory,
             "notes": [*choice.notes, *self._notes(interrupted)],

@@ -26,6 +26,8 @@ from alora_gguf import (
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.verification import random_text
 
+Facts = dict[str, Any]
+
 ANSWER: Final = 8  # tokens of an answer
 LONG_ANSWER: Final = 16  # of one whose speed is measured
 WARM: Final = 64  # of a context that only warms up
@@ -39,36 +41,28 @@ _QUESTION: Final = 8  # tokens that a plain LoRA is asked; an aLoRA is asked its
 class Choice:
     """Checked files, and the contexts to measure.
 
-    base      facts for people and JSON; `trained` is the longest text it was trained for, or None
-    adapters  all that were given, by names that differ
+    base      facts, as JSON has them; `trained` is the longest text it was trained for, or None
+    adapters  likewise of all that were given, by names that differ
     aloras    those of them that can share a context
     asked     the one of the rows about one: the first aLoRA, or the first of all
     question  tokens that are read after the context, at most
     notes     what is measured otherwise than one might expect
     """
 
-    base: dict[str, Any]
-    adapters: dict[str, AdapterFile]
-    aloras: tuple[str, ...]
-    asked: str
-    contexts: tuple[int, ...]
+    base: Facts
+    adapters: list[Facts]
+    aloras: list[Facts]
+    asked: Facts
+    contexts: list[int]
     question: int
-    notes: tuple[str, ...]
-
-    def facts(self) -> list[dict[str, Any]]:
-        """The adapters for people and JSON."""
-        return [
-            {"name": name, "path": str(each.path), "kind": "alora" if each.invocation else "lora",
-             "rank": each.rank, "n_invocation": len(each.invocation)}
-            for name, each in self.adapters.items()
-        ]  # fmt: skip
+    notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
     """A choice, opened.
 
-    method     how it computes, for people and JSON
+    method     how it computes, as JSON has it
     tokens     text of the base, as long as the longest context
     slots      aLoRAs by their names in the model, each in a slot of its own, and what each is
                asked: its invocation; {} if there are none
@@ -97,21 +91,22 @@ def choose(
     """
     found = BaseFile.read(base)
     facts = _base_facts(found)
-    given: dict[str, AdapterFile] = {}
+    given: list[Facts] = []
     for path in adapters:
         file = AdapterFile.read(path)
         file.check_base(found, found.n_vocab or 2**31)
         name, n = file.name, 1
-        while name in given:
+        while name in [each["name"] for each in given]:
             n += 1
             name = f"{file.name} ({n})"
-        given[name] = file.without_data()
-    aloras = tuple(name for name, file in given.items() if file.invocation)
-    question = max((len(given[name].invocation) for name in aloras), default=_QUESTION)
+        kind, n_invocation = "alora" if file.invocation else "lora", len(file.invocation)
+        each = {"name": name, "path": str(file.path), "kind": kind, "rank": file.rank}
+        given.append({**each, "n_invocation": n_invocation})
+    aloras = [each for each in given if each["kind"] == "alora"]
+    question = max((each["n_invocation"] for each in aloras), default=_QUESTION)
     lengths, notes = _lengths(facts, question, contexts, usual)
-    notes = [*_adapter_notes(list(given), aloras), *notes]
-    asked = (*aloras, *given)[0]
-    return Choice(facts, given, aloras, asked, lengths, question, tuple(notes))
+    notes = [*_adapter_notes(given, len(aloras)), *notes]
+    return Choice(facts, given, aloras, (aloras or given)[0], lengths, question, notes)
 
 
 @contextmanager
@@ -127,7 +122,7 @@ def opened(
     """Loads the base, whose loaded fraction `progress` is called with, and the adapters, and draws
     the contexts' text. Raises what Model() does.
     """
-    aloras, files = choice.aloras, choice.adapters
+    aloras, asked = choice.aloras, choice.asked
     n = max(N_FORKS, len(aloras)) if aloras else 0  # the most to ask at once
     longest, own = max(WARM, *choice.contexts), choice.question + LONG_ANSWER + 1
     options = ContextOptions(
@@ -146,11 +141,11 @@ def opened(
     ) as model:
         slots = {}
         for i in range(n):  # one by one: all files at once may be much to hold
-            name = f"{aloras[i % len(aloras)]} [slot {i + 1}]"
-            path = files[aloras[i % len(aloras)]].path
-            slots[name] = model.load_adapter(name, path).invocation
-        plain = f"{choice.asked} as a plain LoRA" if slots else choice.asked
-        model.load_adapter(plain, files[choice.asked].path, from_start=bool(slots))
+            each = aloras[i % len(aloras)]
+            name = f"{each['name']} [slot {i + 1}]"
+            slots[name] = model.load_adapter(name, each["path"]).invocation
+        plain = f"{asked['name']} as a plain LoRA" if slots else asked["name"]
+        model.load_adapter(plain, asked["path"], from_start=bool(slots))
         theirs = {token for invocation in slots.values() for token in invocation}
         tokens = tuple(random_text(model, longest + _QUESTION, without=theirs, seed=seed))
         yield Subjects(
@@ -170,7 +165,7 @@ def opened(
 # Files ------------------------------------------------------------------------------------------
 
 
-def _base_facts(base: BaseFile) -> dict[str, Any]:
+def _base_facts(base: BaseFile) -> Facts:
     summary = inspect_gguf(base.path)
     trained = summary.context_length if isinstance(summary, BaseSummary) else None
     return {
@@ -183,15 +178,16 @@ def _base_facts(base: BaseFile) -> dict[str, Any]:
     }
 
 
-def _adapter_notes(given: Sequence[str], aloras: Sequence[str]) -> Iterator[str]:
-    n, plain = len(aloras), [name for name in given if name not in aloras]
-    if not aloras:
+def _adapter_notes(given: list[Facts], n: int) -> Iterator[str]:
+    """Of adapters of which `n` are aLoRAs."""
+    first, plain = given[0]["name"], [each["name"] for each in given if each["kind"] == "lora"]
+    if not n:
         yield (
-            f"there is no aLoRA side: {given[0]} is a plain LoRA, which changes every token, so "
+            f"there is no aLoRA side: {first} is a plain LoRA, which changes every token, so "
             "nothing that the base has cached serves it"
         )
         if len(given) > 1:
-            yield f"only {given[0]} was measured: plain LoRAs cannot share a context"
+            yield f"only {first} was measured: plain LoRAs cannot share a context"
         return
     if plain:
         yield f"left out, since plain LoRAs cannot share a context: {', '.join(plain)}"
@@ -207,8 +203,8 @@ def _adapter_notes(given: Sequence[str], aloras: Sequence[str]) -> Iterator[str]
 
 
 def _lengths(
-    base: dict[str, Any], question: int, wanted: Sequence[int] | None, usual: Sequence[int]
-) -> tuple[tuple[int, ...], list[str]]:
+    base: Facts, question: int, wanted: Sequence[int] | None, usual: Sequence[int]
+) -> tuple[list[int], list[str]]:
     """The contexts' lengths in ascending order, and notes."""
     path, trained = base["path"], base["trained"]
     room = question + LONG_ANSWER + 1
@@ -224,9 +220,9 @@ def _lengths(
                 f"--contexts {max(wanted)}: {path} was trained for texts of {trained} tokens, and "
                 f"question and answer take {room}; at most {longest} are left"
             )
-        return tuple(sorted(set(wanted))), []
+        return sorted(set(wanted)), []
     if max(usual) <= longest:
-        return tuple(usual), []
+        return list(usual), []
     last = longest // _STEP * _STEP or longest
     note = f"contexts end at {last} tokens, since this base was trained for texts of {trained}"
-    return tuple(sorted({last, *(n for n in usual if n <= longest)})), [note]
+    return sorted({last, *(n for n in usual if n <= longest)}), [note]
