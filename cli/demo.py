@@ -7,33 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .demo_screen import Screen
+from .demo_screen import Reading, Screen
 from .render import colour
-from .verdicts import is_good, number_in
 
 if TYPE_CHECKING:
-    from alora_gguf import Chat, IntrinsicCall, IntrinsicResult, Model, Timings
+    from alora_gguf import Chat, IntrinsicCall, Timings
     from alora_gguf.demo import Turn
 
 _CELLS: Final = 4096  # the conversation, and one copy of it for a plain LoRA
 _ANSWER_TOKENS: Final = 64
-_SURE: Final = 0.5
-
-# intrinsic -> the badge and the sentence for a high number, and for a low one
-_WORDS: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
-    "answerability": (
-        ("answerable", "the documents answer the question"),
-        ("not in the documents", "the documents do not answer it"),
-    ),
-    "hallucination": (
-        ("supported by the documents", "the documents support the answer"),
-        ("not supported", "the documents do not support the answer"),
-    ),
-    "jailbreak": (
-        ("jailbreak attempt", "the user tries to break the rules"),
-        ("harmless", "the user keeps to the rules"),
-    ),
-}
 
 
 @click.command()
@@ -82,47 +64,6 @@ def command(threads: int | None, as_json: bool) -> None:
             "base_untouched": untouched,
         }
         click.echo(json.dumps(found, indent=2))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a verdict says.
-
-    value    what a program would go on with: whether the question is answerable, the answer
-             faithful, the user on a jailbreak; the certainty, 0 to 1; the question on its own. None
-             if the answer cannot be understood
-    badge    in a word or two
-    words    in a sentence
-    good     False for what an application should act on, None where nothing is good or bad
-    text     the adapter's answer as it is
-    timings  what that took
-    """
-
-    value: bool | float | str | None
-    badge: str
-    words: str
-    good: bool | None
-    text: str
-    timings: Timings
-
-    @classmethod
-    def of(cls, model: Model, result: IntrinsicResult) -> Reading:
-        """Reads the result of one of the demo's intrinsics."""
-        name, rest = result.name, (result.text, result.timings)
-        if result.error is not None:
-            return cls(None, "not understood", "this answer cannot be understood", False, *rest)
-        number = number_in(result.value)
-        if number is None:
-            question = result.value["rewritten_question"]
-            words = "on its own the question reads"
-            return cls(question, f'means "{question}"', words, None, *rest)
-        good = is_good(result.value, model.contract(name).good)
-        if name not in _WORDS:
-            words = f"the answer is right with {number:.0%} certainty"
-            return cls(number, f"{number:.0%} certain", words, good, *rest)
-        high = number >= _SURE
-        badge, words = _WORDS[name][not high]
-        return cls(high, badge, words, good, *rest)
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,8 @@ class Commands:
         _no_arguments("/help", rest)
         from . import tables
 
-        self._view.show(tables.commands(dict.fromkeys(COMMANDS.values()), self._talk.model))
+        known = {command.usage: command.help for command in COMMANDS.values()}
+        self._view.show(tables.commands(known, self._talk.model))
         if self._can_edit:
             self._view.note(
                 'Enter sends, Alt-Enter begins a line, """ stands around a text of several lines. '

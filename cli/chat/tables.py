@@ -4,9 +4,9 @@ a map of the KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from alora_gguf.cli.render import duration, printable, shortened, visible
 from rich.cells import cell_len
@@ -18,9 +18,6 @@ from alora_gguf import CacheReport, CacheSpan, Chat, Document, GenerateOptions, 
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
 from .talk import Turn, intrinsics_of
-
-if TYPE_CHECKING:
-    from .commands import Command
 
 _REUSED, _READ, _OTHER, _PROMISED, _FREE = "█", "▓", "▒", "▫", "·"
 _COLOURS: Final = ("magenta", "yellow", "green", "blue", "red")
@@ -204,12 +201,12 @@ def _cost(i: int, turn: Turn) -> tuple[str, ...]:
     )
 
 
-def commands(known: Iterable[Command], model: Model) -> RenderableType:
-    """What can be typed behind a slash."""
+def commands(known: Mapping[str, str], model: Model) -> RenderableType:
+    """What can be typed behind a slash: `known` usages with their help, then the adapters."""
     table = _table("", "")
     table.show_header = False
-    for command in known:
-        _add_row(table, command.usage, command.help)
+    for usage, what in known.items():
+        _add_row(table, usage, what)
     asked = intrinsics_of(model)
     for name in model.adapters:
         wanted = wanted_arguments(model, name) if name in asked else []

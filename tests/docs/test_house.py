@@ -17,10 +17,9 @@ from docs import house
 ROOT = Path(__file__).parents[2]
 # where a limit is not met yet
 SO_FAR = {
-    "import circles": 3,
     "modules reachable from chat": 56,
     "files from invoke to llama_decode": 26,
-    "product lines": 29_582,
+    "product lines": 29_290,
 }
 
 
