@@ -8,10 +8,10 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from alora_gguf.chat.asking import Contracts
+from alora_gguf.chat.prompt import ChatTemplate
 
 from ._kinds import checked
 from .chat.chat import Chat
-from .chat.template import ChatTemplate
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import Tuning
 from .engine.native import supports_gpu

@@ -64,7 +64,7 @@ def scoring(bench: Bench) -> list[Result]:
     import yaml
 
     from alora_gguf import Invocation, Model, demo
-    from alora_gguf.generate import drafting
+    from alora_gguf.generate import plan as drafting
     from alora_gguf.generate import plan as planning
 
     contract = yaml.safe_load(demo.io_yaml_path("jailbreak").read_text())

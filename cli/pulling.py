@@ -16,9 +16,8 @@ from alora_gguf.convert.hub.reference import HubReference, is_reference
 
 from alora_gguf import inspect_gguf
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.gguf.base import vocabulary_sha256
+from alora_gguf.gguf.base import stem_of, vocabulary_sha256
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.split import stem_of
 from alora_gguf.store.entry import Description, StoreEntry, name_from
 from alora_gguf.store.store import Store, StoreAddition, is_path, taken
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import reason
+from alora_gguf.gguf.base import parts_of
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.split import parts_of
 
 from .base.gguf import GGUFBase
 from .base.model import BaseModel

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 from alora_gguf.gguf.writer import Value
 
 from .base.model import BaseModel

@@ -25,10 +25,9 @@ from alora_gguf.options import (
 from alora_gguf.session import Session
 
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
-from .prompt import Dialogue
+from .prompt import ChatTemplate, Dialogue, Transcript
 from .reply import Reply
 from .saved_chat import ChatNotes, damaged
-from .template import ChatTemplate, Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

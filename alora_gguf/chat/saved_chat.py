@@ -9,7 +9,7 @@ from typing import Any, Final
 from alora_gguf.errors import SavedSessionError
 from alora_gguf.messages import Document, Message, as_documents, as_said
 
-from .template import Transcript
+from .prompt import Transcript
 
 _KEY: Final = "alora_gguf.chat"
 

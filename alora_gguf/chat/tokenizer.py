@@ -16,16 +16,14 @@ from alora_gguf.engine.bare_vocab import BareVocabulary
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import read_header
 from alora_gguf.intrinsics import Contract
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import GenerateOptions, IntrinsicCall
 
 from .asking import Contracts, Question
-from .prompt import Dialogue
-from .template import ChatTemplate
+from .prompt import ChatTemplate, Dialogue
 
 _REPLY: Final = Message("assistant", ".")  # stands for one that is not written yet
 _SLACK: Final = 8  # tokens: a reply may end in other tokens than it began to be read as

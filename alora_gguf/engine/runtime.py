@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.options import CancelToken, ContextOptions
 
 from .bank import Bank
 from .context import Engine
-from .layout import CacheLayout
-from .llama_context import Tuning
+from .llama_context import CacheLayout, Tuning
 from .prefix_cache import PrefixCache
 from .sequence import TokenSequence
 from .vocab import Vocabulary

@@ -13,10 +13,10 @@ from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import CacheFullError
 from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
 
-from .drafting import Path
 from .plan import (
     InvocationPlan,
     Parent,
+    Path,
     choose_parent,
     count_shared,
     plan_invocation,

@@ -24,7 +24,7 @@ from alora_gguf.errors import (
 
 from .base import BaseFile
 from .header import GGUFHeader, read_header
-from .types import ArrayRef, TensorInfo, ValueType
+from .parser import ArrayRef, TensorInfo, ValueType
 
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import describe_foreign, reason
 
-from .parser import parse
-from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
+from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType, parse
 
 if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
     import numpy as np

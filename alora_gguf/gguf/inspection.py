@@ -17,6 +17,7 @@ from alora_gguf._kinds import checked
 
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
+from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 from .summary import (
     AdapterSummary,
     ArraySummary,
@@ -28,7 +29,6 @@ from .summary import (
     TypeTotal,
     Vocabulary,
 )
-from .types import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
 
 _LONG: Final = 1024  # arrays of more elements are only counted, layers are never that many
 _LAYER: Final = re.compile(r"(.*\bblk)\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)

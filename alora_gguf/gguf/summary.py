@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .types import Scalar
+from .parser import Scalar
 
 
 @dataclass(frozen=True, slots=True)

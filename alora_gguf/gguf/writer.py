@@ -12,7 +12,7 @@ from typing import Final
 from alora_gguf.errors import ConvertError
 from alora_gguf.files import write_whole
 
-from .types import GGML_TYPES, VALUE_FORMATS, ValueType
+from .parser import GGML_TYPES, VALUE_FORMATS, ValueType
 
 _ALIGNMENT: Final = 32  # GGUF's default
 _MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero

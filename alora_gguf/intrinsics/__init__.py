@@ -7,7 +7,6 @@ that, and none is loaded here.
 from __future__ import annotations
 
 from .contract import Contract, load_contract
-from .request import Request, rewrite
-from .transformations import Outcome, transform
+from .request import Outcome, Request, rewrite, transform
 
 __all__ = ["Contract", "Outcome", "Request", "load_contract", "rewrite", "transform"]

@@ -17,11 +17,11 @@ from alora_gguf.errors import ContractError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 
 from .fields import ABOUT, FIELDS
-from .json_offsets import JsonValue
-from .likelihood import Likelihood
+from .records import Likelihood
+from .reply import JsonValue
 from .rules import Rule, read_rules
 from .yaml_file import MAX_BYTES, read_yaml
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import Formatter
 from typing import Any, Final, NamedTuple
 
-from .json_offsets import JsonValue, MalformedJsonError, Path, scan
-from .reply import show_value
+from .reply import JsonValue, MalformedJsonError, Path, scan, show_value
 from .sentences import PLACES
 from .yaml_file import Item
 

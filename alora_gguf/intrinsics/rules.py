@@ -9,8 +9,17 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final, TypeAlias
 
 from .fields import is_number
-from .likelihood import Category, Likelihood
-from .records import OUTPUTS, DecodeSentences, DropDuplicates, Explode, MergeSpans, Nest, Project
+from .records import (
+    OUTPUTS,
+    Category,
+    DecodeSentences,
+    DropDuplicates,
+    Explode,
+    Likelihood,
+    MergeSpans,
+    Nest,
+    Project,
+)
 from .reply import PathPattern
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
 from .yaml_file import Item

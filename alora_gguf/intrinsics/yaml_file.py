@@ -14,7 +14,7 @@ import yaml
 
 from alora_gguf.errors import ContractError
 
-from .json_offsets import JsonValue
+from .reply import JsonValue
 
 MAX_BYTES: Final = 64 << 10
 MAX_NODES: Final = 10_000

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.engine.layout import CacheLayout
+from alora_gguf.engine.llama_context import CacheLayout
 from alora_gguf.engine.provenance import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
-from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.base import BaseFingerprint
 
 from .container import Sections, canonical, read_sections, write_sections
 

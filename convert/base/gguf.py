@@ -8,7 +8,7 @@ from functools import cached_property
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
 from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import GGUFHeader
-from alora_gguf.gguf.types import ArrayRef, ValueType
+from alora_gguf.gguf.parser import ArrayRef, ValueType
 
 from .families import FAMILIES, supported_names
 from .model import BaseModel, Shape

@@ -15,8 +15,7 @@ from typing import Final
 from alora_gguf.errors import ConvertError, LibraryError, ModelError
 from alora_gguf.gguf.base import vocabulary_only
 from alora_gguf.gguf.header import GGUFHeader
-from alora_gguf.gguf.parser import skip_strings
-from alora_gguf.gguf.types import ArrayRef, ValueType
+from alora_gguf.gguf.parser import ArrayRef, ValueType, skip_strings
 
 _MODEL: Final = "tokenizer.ggml.model"
 _TOKENS: Final = "tokenizer.ggml.tokens"

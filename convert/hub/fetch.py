@@ -28,9 +28,9 @@ from alora_gguf.convert.source import (
 
 from alora_gguf.errors import FileFormatError, HubError, InputError
 from alora_gguf.files import describe_foreign, read_json
+from alora_gguf.gguf.base import models_in
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.parser import PartialHeaderError
-from alora_gguf.gguf.split import models_in
 
 from .client import Hub, Repository, cached
 from .reference import HubReference

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alora_gguf as ag
-from alora_gguf.chat.prompt import Dialogue
-from alora_gguf.chat.template import ChatTemplate, Transcript
+from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.intrinsics import Contract, rewrite
 from alora_gguf.messages import Document, Message

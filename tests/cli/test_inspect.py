@@ -13,7 +13,7 @@ from alora_gguf.cli.inspect import _by_layer, _ranges
 from alora_gguf.cli.render import size_text
 
 from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 from tests.support.gguf_bytes import Tensors, gguf_bytes
 from tests.support.inspect_command import inspect, shown
 from tests.support.inspected import pairs

@@ -10,7 +10,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
-from alora_gguf.generate import drafting
+from alora_gguf.generate import plan as drafting
 from alora_gguf.generate import plan as planning
 from tests.support.files import Files
 

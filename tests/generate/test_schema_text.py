@@ -16,7 +16,7 @@ from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import SchemaError
 from alora_gguf.generate.constraint import Constraint, Matcher, never_ends
-from alora_gguf.generate.drafting import fixed
+from alora_gguf.generate.plan import fixed
 from tests.support import inside
 
 Schema = dict[str, Any]

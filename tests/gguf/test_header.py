@@ -16,8 +16,7 @@ from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.gguf.base import vocabulary_only
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.parser import PartialHeaderError
-from alora_gguf.gguf.types import GGML_TYPES, ArrayRef, ValueType
+from alora_gguf.gguf.parser import GGML_TYPES, ArrayRef, PartialHeaderError, ValueType
 from tests.support import tiny_base
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alora_gguf.gguf.split import models_in, parts_of, stem_of
+from alora_gguf.gguf.base import models_in, parts_of, stem_of
 
 PARTS = ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from alora_gguf.errors import ConvertError
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 from alora_gguf.gguf.writer import OutTensor, Value, measure_gguf, write_gguf
 
 METADATA: list[tuple[str, ValueType, Value]] = [

@@ -13,10 +13,9 @@ import pytest
 
 from alora_gguf.errors import ContractError, MissingFileError
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 from alora_gguf.intrinsics import Contract, load_contract
-from alora_gguf.intrinsics.likelihood import Likelihood
-from alora_gguf.intrinsics.records import Nest
+from alora_gguf.intrinsics.records import Likelihood, Nest
 from tests.support.gguf_bytes import gguf_bytes
 
 from .corpus_cases import CORPUS

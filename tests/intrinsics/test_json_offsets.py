@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alora_gguf.errors import OutputError
-from alora_gguf.intrinsics.json_offsets import Node, parse
+from alora_gguf.intrinsics.reply import Node, parse
 
 SCALARS = st.one_of(
     st.none(),

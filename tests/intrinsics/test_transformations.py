@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.intrinsics import Contract, Outcome, rewrite, transform
 from alora_gguf.intrinsics.reply import Tokens
-from alora_gguf.intrinsics.transformations import final_channel
+from alora_gguf.intrinsics.request import final_channel
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import TokenLogprob, TopLogprob
 

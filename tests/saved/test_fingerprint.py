@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.fingerprint import BaseFingerprint
+from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support import tiny_base
 from tests.support.make_gguf import make_gguf

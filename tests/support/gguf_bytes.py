@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from alora_gguf.gguf.types import GGML_TYPES, VALUE_FORMATS, ValueType
+from alora_gguf.gguf.parser import GGML_TYPES, VALUE_FORMATS, ValueType
 
 # name -> ggml type and shape in ggml order
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
