@@ -27,12 +27,12 @@ from alora_gguf.options import (
 PROMPT_ROWS: Final = 64
 """Rows of logits per batch when a prompt's log-probabilities are asked for without logits_all."""
 
-_FORMER: Final[Mapping[str, object]] = {
-    "n_parts": -1, "f16_kv": True, "device": None, "rpc_servers": None, "mul_mat_q": True,
-    "low_vram": False, "n_gqa": None, "rms_norm_eps": None,
+_FORMER: Final[Mapping[str, tuple[object, ...]]] = {
+    "n_parts": (-1,), "f16_kv": (True, False), "device": (), "rpc_servers": (), "n_gqa": (),
+    "mul_mat_q": (True,), "low_vram": (False,), "rms_norm_eps": (),
 }  # fmt: skip
-"""What once were parameters, with their defaults; LangChain and llama_cpp.server still pass some,
-which stock swallows."""
+"""What once were parameters, with the values that libraries still pass for them and that stock
+swallows: LangChain and llama_cpp.server do."""
 
 _ADAPTERS: Final = 'use adapters={"name": path} and adapter="name" with each call instead'
 _REFUSED: Final[Mapping[str, tuple[object, str]]] = {
@@ -98,8 +98,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown("Llama.__init__", given, [*known, "adapters", *_FORMER])
     settings = {name: parameters[name].default for name in known if name != "model_path"}
     settings.update((name, value) for name, value in given.items() if name not in _FORMER)
-    for name, default in _FORMER.items():
-        if given.get(name) not in (None, default):
+    for name, usual in _FORMER.items():
+        if given.get(name) not in (None, *usual):
             _warn(f"{name}={given[name]!r} has no effect: llama.cpp has no such option any more")
     for name, (default, instead) in _REFUSED.items():
         if settings[name] != default:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(n_gpu_layers)
         raise ModelError("not today")
 
-    monkeypatch.setattr("alora_gguf.engine.context.load_weights", load)
+    import_module("alora_gguf.engine.bare_vocab")  # reads vocabularies by the loader itself
+    monkeypatch.setattr("alora_gguf.engine.llama_context.load_weights", load)
     return found
 
 

@@ -52,7 +52,7 @@ def test_refused_as_in_stock(keywords: dict[str, Any], paths: dict[str, Path]) -
 
 FORMER: dict[str, tuple[Any, Any]] = {
     "n_parts": (-1, 2),
-    "f16_kv": (True, False),
+    "f16_kv": (False, "q8_0"),  # LangChain: True, and False for embeddings
     "device": (None, "cuda"),
     "rpc_servers": (None, "host:1"),
     "mul_mat_q": (True, False),
