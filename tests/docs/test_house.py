@@ -17,9 +17,9 @@ from docs import house
 ROOT = Path(__file__).parents[2]
 # where a limit is not met yet
 SO_FAR = {
-    "modules reachable from chat": 56,
-    "files from invoke to llama_decode": 26,
-    "product lines": 29_290,
+    "modules reachable from chat": 46,
+    "files from invoke to llama_decode": 23,
+    "product lines": 29_200,
 }
 
 
