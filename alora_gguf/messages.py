@@ -19,9 +19,9 @@ class Message:
     content: str
 
     @classmethod
-    def of(cls, value: Message | Mapping[str, object], what: str = "the message") -> Message:
-        """`value`, or what OpenAI's mapping with role and content says. Raises InputError, which
-        calls it `what`.
+    def of(cls, value: object, what: str = "the message") -> Message:
+        """`value` if it is a Message, or what OpenAI's mapping with role and content says. Raises
+        InputError for anything else, which it calls `what`.
         """
         return as_message(value, what)
 
@@ -36,11 +36,9 @@ class Document:
     doc_id: str | None = None
 
     @classmethod
-    def of(
-        cls, value: Document | str | Mapping[str, object], what: str = "the document"
-    ) -> Document:
-        """`value`, a text, or what a mapping with text and perhaps title and doc_id says. Raises
-        InputError, which calls it `what`.
+    def of(cls, value: object, what: str = "the document") -> Document:
+        """`value` if it is a Document, a text, or what a mapping with text and perhaps title and
+        doc_id says. Raises InputError for anything else, which it calls `what`.
         """
         return as_document(value, what)
 
@@ -71,7 +69,7 @@ def as_documents(documents: Texts) -> tuple[Document, ...]:
     return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
 
 
-def as_message(value: Message | Mapping[str, object], what: str) -> Message:
+def as_message(value: object, what: str) -> Message:
     """`value` as a Message; mappings are OpenAI's {"role": ..., "content": ...}.
 
     Content given as parts is joined if all parts are text. Raises InputError, naming `what`.
@@ -97,7 +95,7 @@ def _text_part(part: object, what: str) -> str:
     return text
 
 
-def as_document(value: Document | str | Mapping[str, object], what: str) -> Document:
+def as_document(value: object, what: str) -> Document:
     """`value` as a Document; a mapping has text and perhaps title and doc_id.
 
     Raises InputError, naming `what`.
