@@ -147,7 +147,7 @@ AT_A_STEP = """
 import json, os, signal, sys
 from pathlib import Path
 from alora_gguf.gguf import writer
-from alora_gguf.gguf.types import ValueType
+from alora_gguf.gguf.parser import ValueType
 
 step = "never"
 
