@@ -272,8 +272,8 @@ def test_the_base_has_to_be_here(llama: Case, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         llama.verify(peft=folder)
     assert str(caught.value) == (
-        f"{folder}/adapter_config.json: base_model_name_or_path is 'org/model', which is no "
-        "directory here; name the transformers directory of the base with --hf-base (hf_base=)"
+        f"{folder}/adapter_config.json: base_model_name_or_path is 'org/model', which is not "
+        "a directory here; name the transformers directory of the base with --hf-base (hf_base=)"
     )
     assert llama.verify(peft=folder, hf_base=llama.tiny.directory).passed
 
