@@ -123,6 +123,8 @@ class Checkout:
         """What a Python process prints there; raises CalledProcessError with its messages."""
         environment = dict(os.environ)
         environment.pop("PYTHONPATH", None)
+        # as people run it: modules are compiled once, not at every start
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if self.library is not None:
             environment["ALORA_LIB_DIR"] = self.library
         done = subprocess.run(
@@ -169,7 +171,7 @@ def convert_arguments(folder: Path) -> tuple[str, ...]:
 
     adapter, base = str(convert.adapter("BF16")), str(convert.gguf_base())
     out = str(folder / "out.gguf")
-    return ("-c", _WHOLE, "convert", adapter, "--base", base, "-o", out)
+    return ("-c", _WHOLE, "convert", adapter, "--base", base, "-o", out, "--force")
 
 
 def sides(row: str, threads: int, folder: Path) -> Callable[[Checkout], float]:
