@@ -162,7 +162,7 @@ def run_arguments(folder: Path) -> tuple[str, ...]:
     ]
     path = folder / "talks.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return ("-c", _WHOLE, "run", str(path), "--intrinsic", "answerability", "--threads", "2")
+    return ("-c", _WHOLE, "run", str(path), "--intrinsic", "jailbreak", "--threads", "2")
 
 
 def convert_arguments(folder: Path) -> tuple[str, ...]:
