@@ -194,6 +194,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=options.number(), default=5)
     parser.add_argument("--threads", type=options.number(), default=2)
     arguments = parser.parse_args()
+    python = arguments.other / ".venv" / "bin" / "python"
+    if not python.exists():
+        parser.error(f"{python}: missing, expected a checkout's own; run `make setup` there")
     here, there = Checkout(ROOT, None), Checkout(arguments.other.resolve(), arguments.library)
     rounds, threads = arguments.rounds, arguments.threads
     print(f"best of {rounds} rounds in turns, {threads} threads")
