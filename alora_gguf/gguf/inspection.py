@@ -18,7 +18,7 @@ from alora_gguf._kinds import checked
 
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
-from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
+from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
 from .summary import (
     AdapterSummary,
     ArraySummary,
@@ -95,7 +95,7 @@ class _Facts:
         """An array's elements, if they are integers."""
         if VALUE_FORMATS.get(ref.type, "?") in "?fd":
             return None
-        return self.header.numbers(key)
+        return self.header.array(key)
 
     def unexpected(self, key: str, expected: str) -> None:
         """Notes a problem if `key` is there at all."""
@@ -110,9 +110,7 @@ class _Facts:
             return value
         if key.startswith("tokenizer.") or value.count > _LONG:
             return ArraySummary(value.type.name.lower(), value.count)
-        if value.type is ValueType.STRING:
-            return tuple(self.header.array(key))
-        return self.header.numbers(key)
+        return self.header.array(key)
 
     def common(self, kind: str) -> dict[str, Any]:
         """The fields of FileSummary, once all problems are known."""
