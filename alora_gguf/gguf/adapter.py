@@ -156,7 +156,7 @@ class AdapterFile:
             name=_text(header, "general.name") or file.stem,
             architecture=header.architecture,
             alpha=alpha,
-            invocation=header.numbers(INVOCATION) if INVOCATION in header.metadata else (),
+            invocation=header.array(INVOCATION) if INVOCATION in header.metadata else (),
             invocation_text=_text(header, "alora.invocation_text"),
             io_yaml=_text(header, "alora.io_yaml"),
             pairs=pairs,
@@ -293,7 +293,7 @@ def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
             f"{INVOCATION} is empty, which makes it a plain LoRA that is on for every token; "
             "leave the key out if that is meant"
         )
-    elif (largest := max(header.numbers(INVOCATION))) > 2**31 - 1:
+    elif (largest := max(header.array(INVOCATION))) > 2**31 - 1:
         yield Problem(f"{INVOCATION} holds {largest}, which is not a token id")
 
 
