@@ -69,14 +69,8 @@ def pull_adapter(
     Raises what Store and convert_adapter() do.
     """
     store = place.store
-    pick = options.pick
     base, base_name = _base(options.base, store)
-    found = find_source(
-        reference.text,
-        intrinsic=pick.intrinsic,
-        model=pick.model,
-        technology=pick.technology,
-    )
+    found = find_source(reference.text, options.pick)
     name = name_from(found.name) if place.name is None else place.name
     with store.adding(name, replace=place.replace) as addition:
         out = addition.folder / f"{name}.gguf"
@@ -85,7 +79,7 @@ def pull_adapter(
                 found.directory,
                 base,
                 out,
-                pick=pick,
+                pick=options.pick,
                 outtype=options.outtype,
                 invocation=options.invocation,
                 progress=progress,

@@ -5,6 +5,7 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 
 from __future__ import annotations
 
-from .conversion import ConversionReport, Pick, convert_adapter
+from .conversion import ConversionReport, convert_adapter
+from .library import Pick
 
 __all__ = ["ConversionReport", "Pick", "convert_adapter"]
