@@ -95,7 +95,7 @@ class BaseFingerprint:
 
 def _add_part(digest: _Hash, part: BasePart) -> int:
     """Adds one file; returns its size."""
-    path, size = part.path, part.stamp.size
+    path, size = part.path, part.size
     try:
         with path.open("rb") as file:
             _require_unchanged(part)
@@ -116,7 +116,7 @@ def _add_part(digest: _Hash, part: BasePart) -> int:
 
 def _require_unchanged(part: BasePart) -> None:
     """A file that was replaced must not vouch for what was loaded."""
-    if FileStamp.of(part.path) != part.stamp:
+    if _stamp(part.path) != part.stamp:
         raise ModelError(
             f"{part.path}: was changed or replaced since the model was opened, so it does not tell "
             "which base computed the cells; open the model again"
@@ -147,30 +147,21 @@ _PARTS: Final = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What tells that a file is still the one that was opened."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileStamp:
-        """That of the file now. Raises OSError."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@dataclass(frozen=True, slots=True)
 class BasePart:
-    """One file of a base: its `stamp` when it was opened, its tensors in the header's order, and
-    where their data begins.
+    """One file of a base as it was when it was opened, with what tells that it still is (`stamp`),
+    its tensors in the header's order, and where their data begins.
     """
 
     path: Path
-    stamp: FileStamp
+    size: int
+    stamp: tuple[int, ...]
     data_offset: int
     tensors: tuple[TensorInfo, ...]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -224,16 +215,17 @@ class BaseFile:
 def _read(file: Path) -> tuple[GGUFHeader, BasePart]:
     try:
         header = read_header(file)
-        stamp = FileStamp.of(file)
+        stamp = _stamp(file)
     except MissingFileError as error:
         raise MissingFileError(f"base model {error}", file) from None
     except FileFormatError as error:
         raise ModelError(f"base model {error}") from error
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if stamp.size != header.size:
-        raise ModelError(f"{file}: is being written to ({header.size}, now {stamp.size} bytes)")
-    return header, BasePart(file, stamp, header.data_offset, tuple(header.tensors.values()))
+    if stamp[0] != header.size:
+        raise ModelError(f"{file}: is being written to ({header.size}, now {stamp[0]} bytes)")
+    tensors = tuple(header.tensors.values())
+    return header, BasePart(file, header.size, stamp, header.data_offset, tensors)
 
 
 def _require_model(header: GGUFHeader, file: Path) -> None:

@@ -11,8 +11,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from alora_gguf._kinds import checked
 
@@ -86,14 +87,13 @@ class _Facts:
         if not isinstance(value, ArrayRef):
             return self.integer(key)
         numbers = self.integers(key, value) if value.count <= _LONG else None
-        if numbers is not None:
-            return numbers
-        self.unexpected(key, f"an integer, or at most {_LONG} of them")
-        return None
+        if numbers is None:
+            self.unexpected(key, f"an integer, or at most {_LONG} of them")
+        return numbers
 
-    def integers(self, key: str, ref: ArrayRef) -> tuple[int, ...] | None:
+    def integers(self, key: str, ref: Scalar | ArrayRef | None) -> tuple[int, ...] | None:
         """An array's elements, if they are integers."""
-        if VALUE_FORMATS.get(ref.type, "?") in "?fd":
+        if not isinstance(ref, ArrayRef) or VALUE_FORMATS.get(ref.type, "?") in "?fd":
             return None
         return self.header.array(key)
 
@@ -101,9 +101,6 @@ class _Facts:
         """Notes a problem if `key` is there at all."""
         if key in self.header.metadata:
             self.problems.append(f"{key} is {self.header.type_of(key)}, expected {expected}")
-
-    def metadata(self) -> dict[str, MetadataValue]:
-        return {key: self.shown(key, value) for key, value in self.header.metadata.items()}
 
     def shown(self, key: str, value: Scalar | ArrayRef) -> MetadataValue:
         if not isinstance(value, ArrayRef):
@@ -126,83 +123,60 @@ class _Facts:
             n_parameters=sum(total.n_parameters for total in types),
             weights_nbytes=sum(total.nbytes for total in types),
             types=types,
-            metadata=self.metadata(),
+            metadata={key: self.shown(key, each) for key, each in self.header.metadata.items()},
             problems=tuple(dict.fromkeys(self.problems)),
         )
         return vars(facts)
 
 
-class _Form(NamedTuple):
-    """What a target's layers must share to be shown as one."""
-
-    name: str
-    n_experts: int | None
-    n_in: int
-    n_out: int
-    rank: int
-    type: str
-
-
 def _adapter(facts: _Facts) -> AdapterSummary:
     # the texts that the constructor missed may be among them, once more
     facts.problems += [problem.text for problem in problems(facts.header)]
-    alpha, invocation = _alpha(facts), _invocation(facts)
-    forms = _forms(facts.header)
-    targets = [
-        Target(
-            name=form.name,
-            layers=tuple(sorted({layer for layer, _ in members if layer is not None})),
-            rank=form.rank,
-            scale=alpha / form.rank if alpha else 1.0,
-            type=form.type,
-            n_in=form.n_in,
-            n_out=form.n_out,
-            n_experts=form.n_experts,
-            nbytes=sum(nbytes for _, nbytes in members),
-        )
-        for form, members in forms.items()
-    ]
+    metadata = facts.header.metadata
+    value = metadata.get(ALPHA)
+    alpha = None if value is None or isinstance(value, (bool, str, ArrayRef)) else float(value)
+    targets = _targets(facts.header, alpha)
     return AdapterSummary(
         invocation_text=facts.text("alora.invocation_text"),
-        invocation=invocation,
+        invocation=facts.integers(INVOCATION, metadata.get(INVOCATION)) or (),
         alpha=alpha,
-        ranks=tuple(sorted({form.rank for form in forms})),
-        targets=tuple(sorted(targets, key=lambda t: (t.name, t.layers, t.rank))),
-        **facts.common("alora" if INVOCATION in facts.header.metadata else "lora"),
+        ranks=tuple(sorted({target.rank for target in targets})),
+        targets=targets,
+        **facts.common("alora" if INVOCATION in metadata else "lora"),
     )
 
 
-def _alpha(facts: _Facts) -> float | None:
-    value = facts.header.metadata.get(ALPHA)
-    return None if value is None or isinstance(value, (bool, str, ArrayRef)) else float(value)
-
-
-def _invocation(facts: _Facts) -> tuple[int, ...]:
-    ref = facts.header.metadata.get(INVOCATION)
-    return (facts.integers(INVOCATION, ref) if isinstance(ref, ArrayRef) else None) or ()
-
-
-def _forms(header: GGUFHeader) -> dict[_Form, list[tuple[int | None, int]]]:
-    """Pairs that fit as (layer, bytes), by what they share."""
-    forms: dict[_Form, list[tuple[int | None, int]]] = defaultdict(list)
+def _targets(header: GGUFHeader, alpha: float | None) -> tuple[Target, ...]:
+    """Pairs that fit; those of several layers that share all else as one."""
+    alike: dict[Target, list[Target]] = defaultdict(list)
     for pair in pairs_in(header):
         if pair.fits:
-            layer, form = _form(pair)
-            forms[form].append((layer, pair.a.nbytes + pair.b.nbytes))
-    return forms
+            target = _target(pair, alpha)
+            alike[replace(target, layers=(), nbytes=0)].append(target)
+    merged = (
+        replace(
+            target,
+            layers=tuple(sorted({layer for each in group for layer in each.layers})),
+            nbytes=sum(each.nbytes for each in group),
+        )
+        for target, group in alike.items()
+    )
+    return tuple(sorted(merged, key=lambda t: (t.name, t.layers, t.rank)))
 
 
-def _form(pair: Pair) -> tuple[int | None, _Form]:
-    """A pair's layer and form."""
+def _target(pair: Pair, alpha: float | None) -> Target:
     weight, a, b = pair.target.removesuffix(".weight"), pair.a, pair.b
     found = _LAYER.fullmatch(weight)
-    return int(found[2]) if found else None, _Form(
+    return Target(
         name=found[1].removesuffix("blk") + found[3] if found else weight,
-        n_experts=a.shape[2] if len(a.shape) == 3 else None,
+        layers=(int(found[2]),) if found else (),
+        rank=pair.rank,
+        scale=alpha / pair.rank if alpha else 1.0,
+        type=a.type_name if a.type == b.type else f"{a.type_name}/{b.type_name}",
         n_in=pair.n_in,
         n_out=b.shape[1],
-        rank=pair.rank,
-        type=a.type_name if a.type == b.type else f"{a.type_name}/{b.type_name}",
+        n_experts=a.shape[2] if len(a.shape) == 3 else None,
+        nbytes=a.nbytes + b.nbytes,
     )
 
 
@@ -219,6 +193,9 @@ def _base(facts: _Facts) -> BaseSummary:
         facts.problems.append("general.architecture is missing")
     if kind == "model" and not header.tensors and split is None:
         facts.problems.append("holds neither weights nor a vocabulary; download the whole model")
+    tied = False if "output.weight" in header.tensors else None
+    if tied is None and "token_embd.weight" in header.tensors and split is None:
+        tied = True
     return BaseSummary(
         size_label=facts.text("general.size_label"),
         layers=facts.integer(f"{arch}.block_count"),
@@ -229,7 +206,7 @@ def _base(facts: _Facts) -> BaseSummary:
         experts=facts.integer(f"{arch}.expert_count"),
         experts_used=facts.integer(f"{arch}.expert_used_count"),
         vocabulary=_vocabulary(facts, arch),
-        tied_output=_tied(header, split),
+        tied_output=tied,
         split=split,
         **facts.common(kind),
     )
@@ -256,14 +233,6 @@ def _vocabulary(facts: _Facts, arch: str) -> Vocabulary | None:
         has_chat_template=any(key.startswith("tokenizer.chat_template") for key in header.metadata),
     )
     return None if found == Vocabulary(None, None, None, has_chat_template=False) else found
-
-
-def _tied(header: GGUFHeader, split: Split | None) -> bool | None:
-    if "output.weight" in header.tensors:
-        return False
-    if "token_embd.weight" not in header.tensors or split is not None:
-        return None
-    return True
 
 
 def type_totals(tensors: Iterable[TensorInfo]) -> tuple[TypeTotal, ...]:
