@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf.gguf.summary import Target, plain
+from alora_gguf.gguf.inspection import Target, plain
 
 Vocabularies = Literal["equal", "different", "unknown"]
 
