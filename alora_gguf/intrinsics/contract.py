@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -119,7 +120,7 @@ class Contract:
         """
         return _embedded(adapter.io_yaml, str(adapter.path))
 
-    @property
+    @cached_property
     def instruction_fields(self) -> tuple[str, ...]:
         """The names of the instruction's fields."""
         return fields_of(self.instruction or "")

@@ -36,21 +36,28 @@ _CUT: Final = re.compile(
 _CUT_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,4})?\Z")
 
 
+def _number(word: str) -> int | float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise OverflowError(word)
+    return number if set(word) & set(".eE") else int(word)
+
+
+_DECODER: Final = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_number)
+
+
 def scan(text: str) -> tuple[JsonValue, Places]:
     """The value of a JSON text, and where it and all its parts stand.
 
     Of keys that occur twice the last one counts. Raises json.JSONDecodeError, also for NaN and
     infinities, which Python's parser takes, and for values that are nested too deeply.
     """
-
-    def number(word: str) -> int | float:
-        if not math.isfinite(float(word)):
-            problem = f"{word[:20]} is too large a number, or none in JSON"
-            raise json.JSONDecodeError(problem, text, text.find(word))
-        return float(word) if set(word) & set(".eE") else int(word)
-
     try:
-        value = json.loads(text, parse_int=number, parse_float=number, parse_constant=number)
+        value = _DECODER.decode(text)
+    except OverflowError as error:
+        word = str(error)
+        problem = f"{word[:20]} is too large a number, or none in JSON"
+        raise json.JSONDecodeError(problem, text, text.find(word)) from None
     except RecursionError:
         raise _too_deep(text) from None
     return value, _places(text)
