@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import LlamaState as StockState
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.saved.session_file import SavedSession
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from alora_gguf._kinds import checked
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.sampling import log_total

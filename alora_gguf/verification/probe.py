@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.batch import Batch, Logits
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.llama_context import Tuning, open_context
+from alora_gguf.engine.llama_context import Batch, Logits
+from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.errors import DecodeError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.model import Model
