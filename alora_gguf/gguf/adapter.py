@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from alora_gguf._kinds import checked
-from alora_gguf.errors import (
-    AdapterFormatError,
-    AdapterMismatchError,
-    FileFormatError,
-    MissingFileError,
-)
+from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
+from alora_gguf.files import open_file
 
 from .base import BaseFile
 from .header import GGUFHeader, read_header
@@ -324,19 +320,12 @@ def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
     return halves
 
 
-def _read(file: Path) -> tuple[bytes, GGUFHeader]:
+def _read(path: Path) -> tuple[bytes, GGUFHeader]:
+    what = "an adapter's GGUF file (a PEFT directory must be converted first)"
+    with open_file(path, what, AdapterFormatError) as file:
+        data = file.read()
     try:
-        data = file.read_bytes()
-        return data, read_header(data, name=str(file))
-    except FileNotFoundError:
-        raise MissingFileError(f"{file}: there is no such file; check the path", file) from None
-    except IsADirectoryError:
-        raise AdapterFormatError(
-            f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "
-            "be converted first"
-        ) from None
-    except OSError as error:
-        raise AdapterFormatError(f"{file}: cannot be read: {error.strerror}") from error
+        return data, read_header(data, name=str(path))
     except FileFormatError as error:
         raise AdapterFormatError(str(error)) from error
 
