@@ -103,8 +103,8 @@ def command(
         if base is None:
             raise click.UsageError(_no_base(place.store))
         on = _base(base, place.store)
-        found = find_source(reference.text, intrinsic=intrinsic, model=model, technology=technology)
         pick = Pick(intrinsic, model, technology)
+        found = find_source(reference.text, pick)
         with Progress("Converting") as progress:
             convert = partial(
                 convert_adapter,
