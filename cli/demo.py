@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .demo_screen import Reading, Screen
-from .render import colour
+import alora_gguf as ag
+from alora_gguf.demo import (
+    DOCUMENTS,
+    INTRINSICS,
+    OF_THE_ANSWER,
+    TURNS,
+    Turn,
+    adapter_paths,
+    base_path,
+)
 
 if TYPE_CHECKING:
-    from alora_gguf import Chat, IntrinsicCall, Timings
-    from alora_gguf.demo import Turn
+    from .demo_screen import Reading, Screen
 
 _CELLS: Final = 4096  # the conversation, and one copy of it for a plain LoRA
 _ANSWER_TOKENS: Final = 64
@@ -28,23 +37,21 @@ def command(threads: int | None, as_json: bool) -> None:
     and answers on the cells that the base has computed. At the end all five are asked at once, and
     what that cost is compared with plain LoRAs, which re-read everything.
     """
-    from alora_gguf import ContextOptions, Model, inspect_gguf
-    from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
-
     from .demo_compare import compare
+    from .demo_screen import Screen
 
     base, adapters = base_path(), adapter_paths()
-    screen = Screen(quiet=as_json, colour=colour())
-    options = ContextOptions(n_ctx=_CELLS, n_threads=threads, max_adapters=2 * len(adapters))
+    screen = Screen(quiet=as_json)
+    options = ag.ContextOptions(n_ctx=_CELLS, n_threads=threads, max_adapters=2 * len(adapters))
     with (
-        Model(base, adapters=adapters, options=options) as model,
+        ag.Model(base, adapters=adapters, options=options) as model,
         model.chat(documents=DOCUMENTS) as chat,
     ):
         nbytes = sum(path.stat().st_size for path in (base, *adapters.values()))
-        n_parameters = inspect_gguf(base).n_parameters
+        n_parameters = ag.inspect_gguf(base).n_parameters
         screen.opening(n_parameters, nbytes)
         play = _Play(chat, screen)
-        exchanges, calls = play.all()
+        calls = play.all()
         before = chat.session.state()
         result = compare(chat, calls)
         untouched = play.base_untouched and chat.session.state() == before
@@ -52,117 +59,97 @@ def command(threads: int | None, as_json: bool) -> None:
         screen.comparison(result, threads=n_threads, base_untouched=untouched)
     screen.next_commands(adapters["uncertainty"])
     if as_json:
-        import json
-
         found = {
             "n_parameters": n_parameters,
             "nbytes": nbytes,
             "threads": n_threads,
             "documents": list(DOCUMENTS),
-            "transcript": [exchange.to_dict() for exchange in exchanges],
+            "transcript": play.transcript,
             "comparison": result.to_dict(),
             "base_untouched": untouched,
         }
         click.echo(json.dumps(found, indent=2))
 
 
-@dataclass(frozen=True)
-class _Exchange:
-    """A turn of the script, the model's answer, and what the intrinsics say of both."""
-
-    turn: Turn
-    answer: str
-    timings: Timings
-    verdicts: dict[str, Reading]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "shows": self.turn.shows,
-            "user": self.turn.question,
-            "assistant": self.answer,
-            "right": self.turn.is_right(self.answer),
-            "timings": asdict(self.timings),
-            "verdicts": {
-                name: {
-                    "text": reading.text,
-                    "value": reading.value,
-                    "words": reading.words,
-                    "timings": asdict(reading.timings),
-                }
-                for name, reading in self.verdicts.items()
-            },
-        }
-
-
 class _Play:
-    """Plays the script in a chat. `base_untouched`: whether the chat's cells were, each time
-    adapters were asked, the same bytes afterwards.
+    """Plays the script in a chat.
+
+    transcript      what was said, as JSON has it
+    base_untouched  whether the chat's cells were, each time adapters were asked, the same bytes
+                    afterwards
     """
 
-    def __init__(self, chat: Chat, screen: Screen) -> None:
-        self._chat = chat
-        self._screen = screen
+    def __init__(self, chat: ag.Chat, screen: Screen) -> None:
+        self._chat, self._screen = chat, screen
+        self.transcript: list[dict[str, Any]] = []
         self.base_untouched = True
 
-    def all(self) -> tuple[list[_Exchange], list[IntrinsicCall]]:
-        """Returns the exchanges, and what all intrinsics were asked at the end."""
-        from alora_gguf.demo import DOCUMENTS, N_SHOWN, TURNS
-
+    def all(self) -> list[ag.IntrinsicCall]:
+        """Plays it; returns what all intrinsics were asked at the end."""
         timings = self._chat.read()
-        shown, n_more = DOCUMENTS[:N_SHOWN], len(DOCUMENTS) - N_SHOWN
-        self._screen.documents(shown, n_more, len(self._chat.tokens), timings)
-        exchanges = [self._exchange(turn) for turn in TURNS[:-1]]
-        last, calls = self._last_exchange(TURNS[-1])
-        return [*exchanges, last], calls
-
-    def _exchange(self, turn: Turn) -> _Exchange:
-        """The user's turn, verdicts on it, the answer, verdicts on that."""
-        from alora_gguf import IntrinsicCall
-
-        self._ask_user(turn)
-        verdicts = self._ask([IntrinsicCall(name) for name in turn.before])
-        self._screen.badges(verdicts.values())
-        answer, timings = self._answer(turn)
-        more = self._ask([IntrinsicCall(name) for name in turn.after])
-        self._screen.badges(more.values())
-        return _Exchange(turn, answer, timings, {**verdicts, **more})
-
-    def _last_exchange(self, turn: Turn) -> tuple[_Exchange, list[IntrinsicCall]]:
-        """The user's turn, the answer, and all verdicts in one batch: those on the question are
-        asked about what was said before the answer.
-        """
-        from alora_gguf import IntrinsicCall
-        from alora_gguf.demo import INTRINSICS, OF_THE_ANSWER
-
+        self._screen.documents(len(self._chat.tokens), timings)
+        for turn in TURNS[:-1]:
+            self._ask_user(turn)
+            verdicts = self._ask(turn.before)
+            self._screen.badges(verdicts.values())
+            reply = self._answer(turn)
+            more = self._ask(turn.after)
+            self._screen.badges(more.values())
+            self._note(turn, reply, {**verdicts, **more})
+        # the last time all verdicts in one batch: those on the question are about what was said
+        # before the answer
+        turn = TURNS[-1]
         self._ask_user(turn)
         n = len(self._chat.messages)
-        answer, timings = self._answer(turn)
+        reply = self._answer(turn)
         calls = [
-            IntrinsicCall(name, upto=None if name in OF_THE_ANSWER else n) for name in INTRINSICS
+            ag.IntrinsicCall(name, upto=None if name in OF_THE_ANSWER else n) for name in INTRINSICS
         ]
         verdicts = self._ask(calls)
         self._screen.verdicts(verdicts)
-        return _Exchange(turn, answer, timings, verdicts), calls
+        self._note(turn, reply, verdicts)
+        return calls
 
     def _ask_user(self, turn: Turn) -> None:
         self._screen.question(turn)
         self._chat.add(turn.question)
 
-    def _answer(self, turn: Turn) -> tuple[str, Timings]:
+    def _answer(self, turn: Turn) -> ag.Reply:
         """The base's likeliest answer, as it comes."""
-        from alora_gguf import GenerateOptions, Sampling
-
         self._screen.answer_begins()
-        options = GenerateOptions(max_tokens=_ANSWER_TOKENS, sampling=Sampling(temperature=0.0))
+        options = ag.GenerateOptions(
+            max_tokens=_ANSWER_TOKENS, sampling=ag.Sampling(temperature=0.0)
+        )
         reply = self._chat.reply(options, stream=True)
         for piece in reply:
             self._screen.piece(piece)
         self._screen.answer_ends(turn, reply.text)
-        return reply.text, reply.timings
+        return reply
 
-    def _ask(self, calls: list[IntrinsicCall]) -> dict[str, Reading]:
+    def _ask(self, calls: Sequence[str | ag.IntrinsicCall]) -> dict[str, Reading]:
+        from .demo_screen import Reading
+
         chat = self._chat
         before = chat.session.state()
         results = chat.invoke_many(calls)
         self.base_untouched &= chat.session.state() == before
         return {result.name: Reading.of(chat.model, result) for result in results}
+
+    def _note(self, turn: Turn, reply: ag.Reply, verdicts: dict[str, Reading]) -> None:
+        said = {
+            name: {
+                "text": reading.text,
+                "value": reading.value,
+                "words": reading.words,
+                "timings": asdict(reading.timings),
+            }
+            for name, reading in verdicts.items()
+        }
+        self.transcript.append({
+            "shows": turn.shows,
+            "user": turn.question,
+            "assistant": reply.text,
+            "right": turn.is_right(reply.text),
+            "timings": asdict(reply.timings),
+            "verdicts": said,
+        })  # fmt: skip

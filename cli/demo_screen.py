@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import click
+from rich.console import Console
+from rich.text import Text
 
-from .render import duration, plural, printable, wrapped
+from alora_gguf.demo import DOCUMENTS, N_SHOWN
+
+from .flow import Flow, side_by_side
+from .render import colour, duration, plural, printable, wrapped
 from .verdicts import is_good, number_in
 
 if TYPE_CHECKING:
@@ -23,9 +27,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 80
 _LABEL: Final = 13  # of a line of the conversation: "  assistant  "
 _NAME: Final = 17  # of a line of a table: "  answerability  "
-_COLOURS: Final = {True: "green", False: "yellow", None: "cyan"}
-
-
+_STYLES: Final = {True: "green", False: "yellow", None: "cyan"}
 _SURE: Final = 0.5
 
 # intrinsic -> the badge and the sentence for a high number, and for a low one
@@ -89,69 +91,64 @@ class Reading:
 class Screen:
     """Prints the demo as it happens. A `quiet` one prints nothing."""
 
-    def __init__(self, *, quiet: bool = False, colour: bool | None = None) -> None:
-        """`colour` None: if the output is a terminal."""
-        self._quiet = quiet
-        self._colour = colour
-        self._words = ""
-        self._column = 0
+    def __init__(self, *, quiet: bool = False) -> None:
+        colours = None if colour() is False else "auto"
+        self._console = Console(color_system=colours, quiet=quiet, highlight=False)  # type: ignore[arg-type]
+        self._flow = Flow(_WIDTH - _LABEL)
 
     # The conversation ----------------------------------------------------------------------------
 
     def opening(self, n_parameters: int, nbytes: int) -> None:
         """What is going to be seen."""
-        self._line("A small chat model, and five adapters that judge what is said.", bold=True)
-        self._paragraph(
+        self._line("A small chat model, and five adapters that judge what is said.", "bold")
+        self._wrapped(
             f"Base and adapters come with alora-gguf: {nbytes / 1e6:.1f} MB, of which the base has "
             f"{n_parameters / 1e6:.1f} million parameters. It was trained from scratch to chat "
             "about short documents, and sometimes it errs. Answers and times are made now, on this "
             "machine. Under each turn: what adapters say of it, and how long they took."
         )
 
-    def documents(self, shown: Sequence[str], n_more: int, n_tokens: int, timings: Timings) -> None:
+    def documents(self, n_tokens: int, timings: Timings) -> None:
         """The documents that the conversation is about."""
         self._line()
-        self._line("The documents", bold=True)
-        for number, text in enumerate(shown, 1):
-            self._wrapped(f"  {number:<3}", text)
-        more = f"and {n_more} more; " if n_more else ""
-        self._line(
-            f"     {more}{n_tokens} tokens, read once, in {duration(timings.total)}", dim=True
-        )
+        self._line("The documents", "bold")
+        for number, text in enumerate(DOCUMENTS[:N_SHOWN], 1):
+            self._wrapped(text, f"  {number:<3}")
+        more = f"and {len(DOCUMENTS) - N_SHOWN} more"
+        took = duration(timings.total)
+        self._line(f"     {more}; {n_tokens} tokens, read once, in {took}", "dim")
 
     def question(self, turn: Turn) -> None:
         """The user's turn."""
         self._line()
-        self._line(turn.shows, bold=True)
-        self._wrapped(f"{'  user':{_LABEL}}", turn.question)
+        self._line(turn.shows, "bold")
+        self._wrapped(turn.question, f"{'  user':{_LABEL}}")
 
     def answer_begins(self) -> None:
         """The assistant's turn, whose pieces follow."""
-        label = f"{'  assistant':{_LABEL}}"
-        self._echo(label)
-        self._column = len(label)
+        self._line(f"{'  assistant':{_LABEL}}", end="")
+        self._flow = Flow(_WIDTH - _LABEL)
 
     def piece(self, text: str) -> None:
         """A piece of the assistant's answer; words appear when they are whole."""
-        *words, self._words = f"{self._words}{printable(text)}".split(" ")
-        for word in words:
-            self._word(word)
+        flowed = self._flow.add(printable(text))
+        self._line(flowed.replace("\n", f"\n{'':{_LABEL}}"), end="")
 
     def answer_ends(self, turn: Turn, answer: str) -> None:
         """The end of the answer, and the truth if that was another."""
-        self._word(self._words)
-        self._words = ""
-        self._line()
+        self._line(self._flow.end().replace("\n", f"\n{'':{_LABEL}}").rstrip(" "), end="")
         if not turn.is_right(answer):
-            self._line(f"{'':{_LABEL}}(The base errs: {turn.truth}.)", fg="yellow")
+            self._line(f"{'':{_LABEL}}(The base errs: {turn.truth}.)", "yellow")
 
     def badges(self, readings: Iterable[Reading]) -> None:
         """Verdicts in a word or two, and the time until the last was complete."""
         shown = list(readings)
         if shown:
             took = duration(max(reading.timings.total for reading in shown))
-            self._echo(f"{took:>{_LABEL - 2}}  ", dim=True)
-            self._flow([(reading.badge, _COLOURS[reading.good]) for reading in shown])
+            parts = [(printable(reading.badge), _STYLES[reading.good]) for reading in shown]
+            for i, line in enumerate(side_by_side(parts, _WIDTH - _LABEL)):
+                self._line(f"{'' if i else took:>{_LABEL - 2}}  ", "dim", end="")
+                self._console.print(line, soft_wrap=True)
 
     # The evidence --------------------------------------------------------------------------------
 
@@ -160,112 +157,65 @@ class Screen:
         self._line()
         for name, reading in readings.items():
             raw = printable(reading.text)
-            self._echo(f"  {name:{_NAME - 2}}")
-            self._echo(reading.words, fg=_COLOURS[reading.good])
+            self._line(f"  {name:{_NAME - 2}}", end="")
+            self._line(reading.words, _STYLES[reading.good], end="")
             gap = max(2, 60 - _NAME - len(reading.words))
             if _NAME + len(reading.words) + gap + len(raw) <= _WIDTH:
-                self._line(f"{'':{gap}}{raw}", dim=True)
+                self._line(f"{'':{gap}}{raw}", "dim")
             else:
                 self._line()
-                self._wrapped(f"{'':{_NAME}}", raw, dim=True)
+                self._wrapped(raw, f"{'':{_NAME}}", "dim")
 
     def comparison(self, result: Comparison, *, threads: int, base_untouched: bool) -> None:
         """What those five cost, and would have cost with plain LoRAs."""
         alora, lora = result.alora, result.lora
         self._line()
-        self._line(f"What these five verdicts cost, on {plural(threads, 'thread')}", bold=True)
+        self._line(f"What these five verdicts cost, on {plural(threads, 'thread')}", "bold")
         head = f"{'reused':>7}{'read':>6}{'first token':>13}"
-        self._line(
-            f"{'':{_NAME}}{'aLoRA, all in one batch':>{len(head)}}"
-            f"{'plain LoRA, one by one':>{len(head) + 4}}"
+        sides = (
+            f"{'aLoRA, all in one batch':>{len(head)}}{'plain LoRA, one by one':>{len(head) + 4}}"
         )
-        self._line(f"{'':{_NAME}}{head}    {head}", dim=True)
+        self._line(f"{'':{_NAME}}{sides}")
+        self._line(f"{'':{_NAME}}{head}    {head}", "dim")
         for name in alora.timings:
             cells = [_costs(side.timings[name]) for side in (alora, lora)]
             self._line(f"  {name:{_NAME - 2}}{cells[0]}    {cells[1]}")
         cells = [f"{side.evaluated:>13}{duration(side.seconds):>13}" for side in (alora, lora)]
-        self._line(f"  {'all, to the end':{_NAME - 2}}{cells[0]}    {cells[1]}", bold=True)
+        self._line(f"  {'all, to the end':{_NAME - 2}}{cells[0]}    {cells[1]}", "bold")
         self._line()
         ratio = result.times_as_fast
         self._line(
             f"{ratio:.{0 if ratio >= 10 else 1}f} times as fast, reading {alora.evaluated} tokens "
             f"instead of {lora.evaluated}.",
-            fg="green",
-            bold=True,
+            "bold green",
         )
-        self._paragraph(
+        self._wrapped(
             "An aLoRA changes the model from its invocation on, so what the base has read serves "
             "it. A plain LoRA changes every token, and must re-read everything: the longer the "
             "conversation, the longer that takes. (Timed with these adapters' weights, on from the "
             f"first token; medians of {result.runs} runs.)"
         )
+        cells_are = f"The conversation's {result.n_tokens} cells are"
         if base_untouched:
-            self._paragraph(
-                f"The conversation's {result.n_tokens} cells are byte for byte what they were."
-            )
+            self._line(f"{cells_are} byte for byte what they were.")
         else:
-            self._line(
-                f"The conversation's {result.n_tokens} cells are NOT what they were.", fg="red"
-            )
+            self._line(f"{cells_are} NOT what they were.", "red")
 
     def next_commands(self, adapter: Path) -> None:
         """Where to go from here."""
         self._line()
-        self._line("Next", bold=True)
+        self._line("Next", "bold")
         self._line("  alora-gguf convert --help    adapters of your own")
         self._line(f"  alora-gguf inspect {shlex.quote(str(adapter))}")
 
     # Lines ---------------------------------------------------------------------------------------
 
-    def _echo(
-        self, text: str, *, fg: str | None = None, bold: bool = False, dim: bool = False
-    ) -> None:
-        if not self._quiet:
-            if fg or bold or dim:
-                text = click.style(text, fg=fg, bold=bold or None, dim=dim or None)
-            click.echo(text, nl=False, color=self._colour)
+    def _line(self, text: str = "", style: str = "", *, end: str = "\n") -> None:
+        self._console.print(Text(text, style), soft_wrap=True, end=end)
 
-    def _line(
-        self, text: str = "", *, fg: str | None = None, bold: bool = False, dim: bool = False
-    ) -> None:
-        if text:
-            self._echo(text, fg=fg, bold=bold, dim=dim)
-        self._echo("\n")
-
-    def _word(self, word: str) -> None:
-        """A word of the answer, on the next line if it does not fit on this one."""
-        while word:
-            if self._column > _LABEL and self._column + 1 + len(word) > _WIDTH:
-                self._echo(f"\n{'':{_LABEL}}")
-                self._column = _LABEL
-            room = _WIDTH - _LABEL  # what is longer than a whole line is broken
-            text = f" {word}" if self._column > _LABEL else word[:room]
-            word = "" if self._column > _LABEL else word[room:]
-            self._echo(text)
-            self._column += len(text)
-
-    def _flow(self, parts: Sequence[tuple[str, str]]) -> None:
-        """Texts and their colours behind a label, side by side as far as they fit."""
-        column = _LABEL
-        for i, (part, colour) in enumerate(parts):
-            text = printable(part)
-            if i and column + 2 + len(text) > _WIDTH:
-                self._echo(f",\n{'':{_LABEL}}")
-                column = _LABEL
-            elif i:
-                self._echo(", ")
-                column += 2
-            self._echo(text, fg=colour)
-            column += len(text)
-        self._line()
-
-    def _wrapped(self, start: str, text: str, *, dim: bool = False) -> None:
+    def _wrapped(self, text: str, start: str = "", style: str = "") -> None:
         for line in wrapped(text, _WIDTH, start, long_words=True) or [start.rstrip()]:
-            self._line(line, dim=dim)
-
-    def _paragraph(self, text: str) -> None:
-        for line in wrapped(text, _WIDTH):
-            self._line(line)
+            self._line(line, style)
 
 
 def _costs(timings: Timings) -> str:

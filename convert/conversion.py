@@ -19,6 +19,7 @@ from alora_gguf.gguf.writer import measure_gguf, write_gguf
 
 from .base.match import compare_base
 from .find import find_source, open_base
+from .library import Pick
 from .metadata import OUTTYPES, Origin, adapter_metadata
 from .peft.config import read_config
 from .peft.invocation import find_invocation
@@ -27,20 +28,6 @@ from .plan import make_plan
 from .source import MAX_TEXT, Source
 
 _THREADS: Final = 2  # that make values, beside the one that writes
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Which adapter of a library is meant.
-
-    intrinsic     such as "answerability"
-    model         the base's name, such as "granite-3.3-2b-instruct"
-    technology    "alora" or "lora"
-    """
-
-    intrinsic: str | None = None
-    model: str | None = None
-    technology: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ def convert_adapter(
     base: str | Path,
     out: str | Path | None = None,
     *,
-    pick: Pick = Pick(),
+    pick: Pick = Pick(),  # noqa: B008 - frozen
     outtype: str = "f16",
     name: str | None = None,
     invocation: str | Sequence[int] | None = None,
@@ -120,12 +107,7 @@ def convert_adapter(
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
         _check_out(Path(out), overwrite=overwrite)
-    found = find_source(
-        source,
-        intrinsic=pick.intrinsic,
-        model=pick.model,
-        technology=pick.technology,
-    )
+    found = find_source(source, pick)
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
         _check_out(target, overwrite=overwrite)

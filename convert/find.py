@@ -15,7 +15,7 @@ from alora_gguf.gguf.header import GGUFHeader, read_header
 from .base.gguf import GGUFBase
 from .base.model import BaseModel
 from .hub.reference import FORM, is_reference, parse_reference
-from .library import Wanted, listing
+from .library import Pick, listing
 from .peft.config import FILE_NAME
 from .snapshot import open_directory
 from .source import WEIGHTS, Source, find_in
@@ -24,35 +24,25 @@ _CONFIG: Final = "config.json"
 _SHOWN: Final = 6  # of the files in a message
 
 
-def find_source(
-    source: str | Path,
-    *,
-    intrinsic: str | None = None,
-    model: str | None = None,
-    technology: str | None = None,
-) -> Source:
+def find_source(source: str | Path, pick: Pick = Pick()) -> Source:  # noqa: B008 - frozen
     """The one adapter that a directory or a hub reference stands for.
 
-    source      directory with adapter_config.json, or with such directories below; or
-                "hf://owner/repo[@revision][/path]"
-    intrinsic   picks one of several by a directory's name, such as "answerability"
-    model       by the base's, such as "granite-3.3-2b-instruct"; "org/" and the difference of
-                `-`, `_` and `.` do not count
-    technology  "alora" or "lora"
+    source  directory with adapter_config.json, or with such directories below; or
+            "hf://owner/repo[@revision][/path]"
+    pick    which one, if there are several
 
     Raises InputError if there is no adapter, or not exactly one that is asked for;
     UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
     that are missing or other files than their names say; ConvertError for links that leave the
     directory, and HubError for a hub that fails.
     """
-    wanted = Wanted(intrinsic, model, technology)
     if is_reference(source):
         from .hub.fetch import fetch_adapter
 
-        return fetch_adapter(parse_reference(source), wanted)
+        return fetch_adapter(parse_reference(source), pick)
     directory = _check_directory(Path(source))
     snapshot, inside = open_directory(directory)
-    return find_in(snapshot, inside, wanted, str(directory))
+    return find_in(snapshot, inside, pick, str(directory))
 
 
 def _check_directory(directory: Path) -> Path:

@@ -1,7 +1,7 @@
 """Where adapters lie in a library of several, told from their paths alone, and choosing one.
 
 IBM's libraries are laid out as <intrinsic>/<model>/<technology>/ or, the older ones, as
-<intrinsic>/<technology>/<model>/; others may lie anyhow. No file is opened here.
+<intrinsic>/<technology>/<model>/; others may lie anyhow.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from alora_gguf.errors import InputError
+from alora_gguf.files import read_json
 
 from .peft.config import FILE_NAME
 
@@ -20,22 +22,13 @@ _SHOWN: Final = 12  # of a list in a message
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a library's path says of an adapter."""
-
-    intrinsic: str
-    model: str
-    technology: str
-
-    @property
-    def stem(self) -> str:
-        """A file name that tells all three."""
-        return f"{self.intrinsic}-{self.model}-{self.technology}"
-
-
-@dataclass(frozen=True)
-class Wanted:
+class Pick:
     """Which adapter of a library is meant; what is None may be any.
+
+    intrinsic     such as "answerability"
+    model         the base's name, such as "granite-3.3-2b-instruct"; "org/" and the difference of
+                  `-`, `_` and `.` do not count
+    technology    "alora" or "lora"
 
     Raises InputError for an empty name and for an unknown technology.
     """
@@ -45,42 +38,45 @@ class Wanted:
     technology: str | None = None
 
     def __post_init__(self) -> None:
-        for option, value in self.given().items():
+        for option, value in _given(self).items():
             if not value.strip():
                 raise InputError(f"{option} is empty; leave it out if any will do")
         if self.technology and self.technology.casefold() not in TECHNOLOGIES:
             raise InputError(f"--technology is '{self.technology}', expected alora or lora")
 
-    def given(self) -> dict[str, str]:
-        """The options that were given, with the values they have."""
-        options = {
-            "--intrinsic": self.intrinsic,
-            "--model": self.model,
-            "--technology": self.technology,
-        }
-        return {option: value for option, value in options.items() if value is not None}
 
-    def unmet(self, path: str, config: Mapping[str, Any] | None = None) -> list[str]:
-        """The given options that `path` does not name, nor `config`, an adapter_config.json."""
-        parts = [part.casefold() for part in path.split("/")]
-        out = []
-        if self.intrinsic is not None and self.intrinsic.casefold() not in parts:
-            out.append("--intrinsic")
-        models = [*parts, str((config or {}).get("base_model_name_or_path") or "")]
-        if self.model is not None and _model_key(self.model) not in map(_model_key, models):
-            out.append("--model")
-        technologies = set(parts).intersection(TECHNOLOGIES)
-        if not technologies and config is not None:
-            technologies = {technology_of(config)}
-        if self.technology is not None and self.technology.casefold() not in technologies:
-            out.append("--technology")
-        return out
+def _given(pick: Pick) -> dict[str, str]:
+    """The options that were given, with the values they have."""
+    return {f"--{name}": value for name, value in vars(pick).items() if value is not None}
 
 
-def technology_of(config: Mapping[str, Any]) -> str:
+def _unmet(pick: Pick, path: str, config: Mapping[str, Any] | None = None) -> list[str]:
+    """The given options that `path` does not name, nor `config`, an adapter_config.json."""
+    parts = [part.casefold() for part in path.split("/")]
+    models = [*parts, str((config or {}).get("base_model_name_or_path") or "")]
+    technologies = set(parts).intersection(TECHNOLOGIES)
+    if not technologies and config is not None:
+        technologies = {_technology_of(config)}
+    meets = {
+        "--intrinsic": lambda value: value.casefold() in parts,
+        "--model": lambda value: _model_key(value) in map(_model_key, models),
+        "--technology": lambda value: value.casefold() in technologies,
+    }
+    return [option for option, value in _given(pick).items() if not meets[option](value)]
+
+
+def _technology_of(config: Mapping[str, Any]) -> str:
     """What an adapter_config.json says, alora or lora: IBM's older ones have a string for it."""
     tokens = config.get("alora_invocation_tokens")
     return "alora" if tokens is not None or config.get("invocation_string") else "lora"
+
+
+class Layout(NamedTuple):
+    """What a library's path says of an adapter."""
+
+    intrinsic: str
+    model: str
+    technology: str
 
 
 def layout_of(path: str) -> Layout | None:
@@ -99,7 +95,7 @@ def adapter_paths(files: Iterable[str]) -> list[str]:
     return sorted(directory for directory, _, name in found if name == FILE_NAME)
 
 
-def choose(paths: Sequence[str], wanted: Wanted, where: str) -> str:
+def choose(paths: Sequence[str], wanted: Pick, where: str) -> str:
     """The one of `paths` that is wanted; the only one there is, whatever is wanted.
 
     Raises InputError, with the candidates and the options that would tell them apart, if there is
@@ -107,7 +103,7 @@ def choose(paths: Sequence[str], wanted: Wanted, where: str) -> str:
     """
     if len(paths) == 1:
         return paths[0]
-    left = [path for path in paths if not wanted.unmet(path)]
+    left = [path for path in paths if not _unmet(wanted, path)]
     if wanted.model is not None and len(left) > 1:  # a name as it is written beats a similar one
         name = wanted.model.casefold()
         left = [path for path in left if name in path.casefold().split("/")] or left
@@ -124,24 +120,23 @@ def choose(paths: Sequence[str], wanted: Wanted, where: str) -> str:
     )
 
 
-def check_wanted(path: str, config: Mapping[str, Any], wanted: Wanted, where: str) -> None:
+def check_wanted(path: str, config: Path, wanted: Pick, where: str) -> None:
     """Raises InputError if neither the path of a chosen adapter nor its configuration is what the
     given options say.
     """
-    unmet = wanted.unmet(path, config)
-    if unmet:
-        option = unmet[0]
-        said = wanted.given()[option]
+    given = _given(wanted)
+    fields = read_json(config) if given else {}
+    for option in _unmet(wanted, path, fields):
         found = {
             "--intrinsic": "nothing in its path says so",
-            "--model": f"its base_model_name_or_path is {config.get('base_model_name_or_path')!r}",
-            "--technology": f"it is an adapter of the technology {technology_of(config)}",
+            "--model": f"its base_model_name_or_path is {fields.get('base_model_name_or_path')!r}",
+            "--technology": f"it is an adapter of the technology {_technology_of(fields)}",
         }[option]
-        if option == "--technology" and said.casefold() == technology_of(config):
+        if option == "--technology" and given[option].casefold() == _technology_of(fields):
             found = "its path says otherwise"
         raise InputError(
-            f"{where}: is not what {option} {said} asks for: {found}; leave the option out, or "
-            "give another directory"
+            f"{where}: is not what {option} {given[option]} asks for: {found}; leave the option "
+            "out, or give another directory"
         )
 
 
@@ -154,18 +149,18 @@ def listing(names: Iterable[str]) -> str:
     return f"{text} and {more} more" if more else text
 
 
-def _that_match(wanted: Wanted) -> str:
-    given = " ".join(f"{option} {value}" for option, value in wanted.given().items())
+def _that_match(wanted: Pick) -> str:
+    given = " ".join(f"{option} {value}" for option, value in _given(wanted).items())
     return f" for {given}" if given else ""
 
 
-def _way_out(paths: Sequence[str], wanted: Wanted) -> str:
+def _way_out(paths: Sequence[str], wanted: Pick) -> str:
     """The options by which all of `paths` could be told apart, with their values."""
     layouts = [layout_of(path) for path in paths]
     options = []
     for option in ("intrinsic", "model", "technology"):
         values = sorted({getattr(layout, option) for layout in layouts if layout})
-        if len(values) > 1 and f"--{option}" not in wanted.given():
+        if len(values) > 1 and f"--{option}" not in _given(wanted):
             options.append(f"--{option} ({listing(values)})")
     if not options:
         return "give the directory of one"

@@ -20,7 +20,7 @@ from .peft.config import FILE_NAME
 _MAX_DEPTH: Final = 6  # a library has adapters three directories down
 _MAX_ENTRIES: Final = 100_000
 _REPO_FOLDER: Final = re.compile(r"models--([^/\\]+?)--([^/\\]+)|models--([^/\\]+)")
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHARED_BLOB: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 
 
@@ -61,6 +61,13 @@ class Snapshot:
             raise FileFormatError(f"{path}: is a directory, a pipe or a device, expected a file")
         return path
 
+    def require(self, name: str) -> Path:
+        """The same for a file that was listed or fetched a moment ago: FileFormatError without."""
+        path = self.file(name)
+        if path is None:
+            raise FileFormatError(f"{self.root / name}: there is no such file any more; try again")
+        return path
+
     def names(self, path: str) -> list[str]:
         """What the directory at `path` holds, sorted; FileFormatError if it cannot be read."""
         directory = self.root.joinpath(*path.split("/"))
@@ -95,7 +102,7 @@ def open_directory(directory: Path) -> tuple[Snapshot, str]:
     names = real.parts
     for i in range(len(names) - 2, 1, -1):
         match = _REPO_FOLDER.fullmatch(names[i - 1])
-        if match and names[i] == "snapshots" and _COMMIT.fullmatch(names[i + 1]):
+        if match and names[i] == "snapshots" and COMMIT.fullmatch(names[i + 1]):
             root = Path(*names[: i + 2])
             inside = real.relative_to(root).as_posix()
             repo = f"{match[1]}/{match[2]}" if match[1] else match[3]

@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from alora_gguf.errors import (
     AloraError,
-    FileFormatError,
     InputError,
     MissingFileError,
     UnsupportedAdapterError,
 )
-from alora_gguf.files import read_json, read_small
+from alora_gguf.files import read_small
 
-from .library import Wanted, adapter_paths, check_wanted, choose, layout_of, listing
+from .library import Pick, adapter_paths, check_wanted, choose, layout_of, listing
 from .peft.config import FILE_NAME
 from .snapshot import Snapshot, find_configs
 
@@ -31,6 +30,8 @@ IO_YAML: Final = "io.yaml"
 README: Final = "README.md"
 MAX_TEXT: Final = 1 << 20  # bytes of an io.yaml, and of a README that are looked at
 _MAX_LICENCE: Final = 200
+_FRONT_MATTER: Final = re.compile(r"---\s*?\n(.*?)^---\s*?\n", re.DOTALL | re.MULTILINE)
+_LICENCE: Final = re.compile(r"^license:.{,200}\n([ -].{,200}\n){,9}", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Source:
     path: str | None
 
 
-def find_in(snapshot: Snapshot, inside: str, wanted: Wanted, where: str) -> Source:
+def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source:
     """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
 
     Raises InputError if there is no adapter, or not exactly one that is asked for;
@@ -79,20 +80,19 @@ def find_in(snapshot: Snapshot, inside: str, wanted: Wanted, where: str) -> Sour
     return describe(snapshot, path, wanted)
 
 
-def describe(snapshot: Snapshot, path: str, wanted: Wanted) -> Source:
+def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     """The adapter at `path` of a tree, whose adapter_config.json is known to be there.
 
     Raises what find_in() does.
     """
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
-    config = _file(snapshot, prefix + FILE_NAME)
+    config = snapshot.require(prefix + FILE_NAME)
     weights = pick_weights(snapshot.names(path), str(directory))
     # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
-    if wanted.given():
-        names = f"{path}/{'/'.join(full.split('/')[-3:])}"
-        check_wanted(names, read_json(config), wanted, str(directory))
+    names = f"{path}/{'/'.join(full.split('/')[-3:])}"
+    check_wanted(names, config, wanted, str(directory))
     found = (snapshot.file(name) for name in contracts(path))
     io_yaml = next((file for file in found if file is not None), None)
     if io_yaml is not None:
@@ -105,11 +105,11 @@ def describe(snapshot: Snapshot, path: str, wanted: Wanted) -> Source:
     return Source(
         directory=directory,
         config=config,
-        weights=_file(snapshot, prefix + weights),
+        weights=snapshot.require(prefix + weights),
         io_yaml=io_yaml,
         licence=_licence(snapshot, path),
         name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
-        stem=_file_name(layout.stem if layout else own_name),
+        stem=_file_name("-".join(layout or [own_name])),
         repo=snapshot.repo,
         revision=snapshot.revision,
         path=(path or None) if snapshot.repo else None,
@@ -187,18 +187,8 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
     )
 
 
-def _file(snapshot: Snapshot, name: str) -> Path:
-    found = snapshot.file(name)
-    if found is None:  # it was listed a moment ago
-        raise FileFormatError(f"{snapshot.root / name}: there is no such file any more")
-    return found
-
-
 def _licence(snapshot: Snapshot, path: str) -> str | None:
-    for name in readmes(path):
-        readme = snapshot.file(name)
-        if readme is None:
-            continue
+    for readme in filter(None, map(snapshot.file, readmes(path))):
         with contextlib.suppress(OSError), readme.open("rb") as file:
             found = licence_of(file.read(MAX_TEXT).decode("utf-8-sig", "replace"))
             if found:
@@ -211,31 +201,15 @@ def licence_of(readme: str) -> str | None:
 
     None if there is none, or if it is not one: a README is prose, and no reason to fail.
     """
-    lines = iter(readme.splitlines())
-    if next(lines, "").rstrip() != "---":
-        return None
-    entry: list[str] = []
-    for line in lines:
-        if line.rstrip() == "---":
-            break
-        # of the whole, only this key and the indented lines after it: front matter may be long, and
-        # deeply nested YAML crashes libyaml
-        if line.startswith("license:") or (entry and line.startswith((" ", "-"))):
-            entry.append(line[:_MAX_LICENCE])
-        elif entry:
-            break
-    else:
-        return None
-    return _yaml_text("\n".join(entry[:10]))
-
-
-def _yaml_text(entry: str) -> str | None:
+    front = _FRONT_MATTER.match("\n".join(readme.splitlines()) + "\n")
+    # of the whole, only this key and the indented lines after it: front matter may be long
+    entry = front and _LICENCE.search(front[1])
     if not entry:
         return None
     import yaml
 
     try:
-        value: Any = yaml.safe_load(entry)["license"]
+        value: Any = yaml.safe_load(entry[0])["license"]
     except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
         return None
     values = value if isinstance(value, list) else [value]

@@ -22,6 +22,7 @@ from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans
 from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files
+from tests.support.gguf_bytes import tensor_array
 
 GREEDY = ag.Sampling(temperature=0.0)
 TEXT = "<|user|>Is the answer certain?<|end|><|assistant|>"
@@ -155,9 +156,9 @@ def test_a_plain_lora_equals_the_merged_weights(files: Files, tmp_path: Path) ->
     base, lora = read_header(files.base), read_header(files.lora)
     merged = {}
     for target in ag.AdapterFile.read(files.lora).targets:
-        a = lora.tensor_array(f"{target}.lora_a").astype(np.float64)
-        b = lora.tensor_array(f"{target}.lora_b").astype(np.float64)
-        weight = base.tensor_array(target) + 0.5 * 16.0 / 16 * (b @ a)
+        a = tensor_array(lora, f"{target}.lora_a").astype(np.float64)
+        b = tensor_array(lora, f"{target}.lora_b").astype(np.float64)
+        weight = tensor_array(base, target) + 0.5 * 16.0 / 16 * (b @ a)
         merged[target] = (weight.astype(np.float32), None)
     path = tiny_base.write_base(tmp_path / "merged.gguf", replace=merged)
     tokens = list(range(30))

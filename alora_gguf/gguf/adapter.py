@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from alora_gguf._kinds import checked
-from alora_gguf.errors import (
-    AdapterFormatError,
-    AdapterMismatchError,
-    FileFormatError,
-    MissingFileError,
-)
+from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
+from alora_gguf.files import open_file
 
 from .base import BaseFile
 from .header import GGUFHeader, read_header
@@ -156,7 +152,7 @@ class AdapterFile:
             name=_text(header, "general.name") or file.stem,
             architecture=header.architecture,
             alpha=alpha,
-            invocation=header.numbers(INVOCATION) if INVOCATION in header.metadata else (),
+            invocation=header.array(INVOCATION) if INVOCATION in header.metadata else (),
             invocation_text=_text(header, "alora.invocation_text"),
             io_yaml=_text(header, "alora.io_yaml"),
             pairs=pairs,
@@ -293,7 +289,7 @@ def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
             f"{INVOCATION} is empty, which makes it a plain LoRA that is on for every token; "
             "leave the key out if that is meant"
         )
-    elif (largest := max(header.numbers(INVOCATION))) > 2**31 - 1:
+    elif (largest := max(header.array(INVOCATION))) > 2**31 - 1:
         yield Problem(f"{INVOCATION} holds {largest}, which is not a token id")
 
 
@@ -324,19 +320,12 @@ def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
     return halves
 
 
-def _read(file: Path) -> tuple[bytes, GGUFHeader]:
+def _read(path: Path) -> tuple[bytes, GGUFHeader]:
+    what = "an adapter's GGUF file (a PEFT directory must be converted first)"
+    with open_file(path, what, AdapterFormatError) as file:
+        data = file.read()
     try:
-        data = file.read_bytes()
-        return data, read_header(data, name=str(file))
-    except FileNotFoundError:
-        raise MissingFileError(f"{file}: there is no such file; check the path", file) from None
-    except IsADirectoryError:
-        raise AdapterFormatError(
-            f"{file}: is a directory, expected an adapter's GGUF file; a PEFT directory must "
-            "be converted first"
-        ) from None
-    except OSError as error:
-        raise AdapterFormatError(f"{file}: cannot be read: {error.strerror}") from error
+        return data, read_header(data, name=str(path))
     except FileFormatError as error:
         raise AdapterFormatError(str(error)) from error
 

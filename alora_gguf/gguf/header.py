@@ -3,27 +3,43 @@
 Large arrays (a vocabulary, its merges) stay in the file until they are asked for, so a header costs
 milliseconds whatever the vocabulary. Everything is checked against the file's own size before it is
 used; what llama.cpp would refuse is refused here too, with a sentence instead of an abort.
+
+Layout (little endian; ggml/docs/gguf.md upstream):
+
+    "GGUF" | version u32 | n_tensors u64 | n_kv u64
+    n_kv      x  key string | type u32 | value                (string: length u64, bytes)
+    n_tensors x  name string | n_dims u32 | dims u64.. | ggml type u32 | offset u64
+    padding to general.alignment (32) | tensor data
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
-import stat
 import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from alora_gguf.errors import FileFormatError, InputError, MissingFileError
-from alora_gguf.files import describe_foreign, reason
+from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import describe_foreign, open_file
 
-from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType, parse
+from .parser import (
+    DAMAGED,
+    GGML_TYPES,
+    MAX_TENSOR_NAME,
+    VALUE_FORMATS,
+    ArrayRef,
+    Cursor,
+    Scalar,
+    TensorInfo,
+    ValueType,
+)
 
-if TYPE_CHECKING:  # numpy takes longer to import than a header takes to read
-    import numpy as np
-    from numpy.typing import NDArray
-
-_EXPECTED: Final = "expected a GGUF file; check the path"
+_MAX_DIMS: Final = 4
+_INT64_MAX: Final = 2**63 - 1
 
 
 class GGUFHeader:
@@ -39,15 +55,31 @@ class GGUFHeader:
         self.name = name
         self.size = size
         self._data = data
-        self._check_magic()
-        tables = parse(data, name, size)
-        self.version = tables.version
-        self.alignment = tables.alignment
-        self.data_offset = tables.data_offset
-        self.metadata = tables.metadata
-        self.types = tables.types
-        self.entries = tables.entries
-        self.tensors = tables.tensors
+        self.metadata: dict[str, Scalar | ArrayRef] = {}
+        self.types: dict[str, ValueType] = {}
+        self.entries: dict[str, memoryview] = {}
+        cursor = Cursor(data, name, size)
+        self.version = self._read_version(cursor)
+        n_tensors, n_kv = cursor.u64(), cursor.u64()
+        # the smallest tensor entry has 24 bytes, the smallest metadata entry 13
+        if max(n_tensors * 24, n_kv * 13) > size - cursor.pos:
+            raise cursor.fail(
+                f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
+                f"{size} bytes can hold; it is truncated or damaged; download it again"
+            )
+        for i in range(n_kv):
+            cursor.what = f"metadata entry {i + 1} of {n_kv}"
+            self._read_entry(cursor)
+        self.alignment = self._read_alignment(cursor)
+        infos: dict[str, TensorInfo] = {}
+        for i in range(n_tensors):
+            cursor.what = f"tensor entry {i + 1} of {n_tensors}"
+            info = _read_tensor(cursor)
+            if info.name in infos:
+                raise cursor.fail(f"tensor '{info.name}' occurs twice; {DAMAGED}")
+            infos[info.name] = info
+        self.data_offset = -(-cursor.pos // self.alignment) * self.alignment
+        self.tensors = {info.name: info for info in self._place(infos.values(), cursor)}
 
     @property
     def architecture(self) -> str:
@@ -74,29 +106,21 @@ class GGUFHeader:
         """The string value of `key`. Raises FileFormatError if missing or of another type."""
         return str(self.value(key, ValueType.STRING))
 
-    def array(self, key: str) -> NDArray[Any] | list[str]:
-        """The elements of an array: strings as a list, numbers as a read-only numpy array [count].
+    def array(self, key: str) -> tuple[Any, ...]:
+        """The elements of an array: strings or numbers. Bytes that are not UTF-8 become U+FFFD.
 
-        Bytes that are not UTF-8 become U+FFFD. Raises FileFormatError if missing or not an array.
+        Raises FileFormatError if missing or not an array.
         """
-        ref = self._array(key)
-        if ref.type is not ValueType.STRING:
-            import numpy as np
-
-            code = np.dtype("<" + VALUE_FORMATS[ref.type])
-            return np.frombuffer(self._data, code, ref.count, ref.offset)
+        ref, stored = self._array(key), self.array_bytes(key)
+        if ref.type is not ValueType.STRING:  # without numpy, which takes longer to import
+            return struct.unpack(f"<{ref.count}{VALUE_FORMATS[ref.type]}", stored)
         out: list[str] = []
-        pos = ref.offset
+        pos = 0
         for _ in range(ref.count):
-            (n,) = struct.unpack_from("<Q", self._data, pos)
-            out.append(str(self._data[pos + 8 : pos + 8 + n], "utf-8", "replace"))
+            (n,) = struct.unpack_from("<Q", stored, pos)
+            out.append(str(stored[pos + 8 : pos + 8 + n], "utf-8", "replace"))
             pos += 8 + n
-        return out
-
-    def numbers(self, key: str) -> tuple[Any, ...]:
-        """The elements of an array of numbers, without numpy, which takes longer to import."""
-        ref = self._array(key)
-        return struct.unpack(f"<{ref.count}{VALUE_FORMATS[ref.type]}", self.array_bytes(key))
+        return tuple(out)
 
     def type_of(self, key: str) -> str:
         """A key's type for messages, such as "of type uint32" or "an array of 3 float32"."""
@@ -117,7 +141,9 @@ class GGUFHeader:
 
         Raises FileFormatError if there is no such tensor, or only the file's beginning is at hand.
         """
-        info = self._tensor(name)
+        if name not in self.tensors:
+            raise FileFormatError(f"{self.name}: there is no tensor '{name}'")
+        info = self.tensors[name]
         if info.offset + info.nbytes > len(self._data):
             raise FileFormatError(
                 f"{self.name}: the data of tensor '{name}' was not fetched, only the file's "
@@ -125,53 +151,106 @@ class GGUFHeader:
             )
         return self._data[info.offset : info.offset + info.nbytes]
 
-    def tensor_array(self, name: str) -> NDArray[np.float32] | NDArray[np.float16]:
-        """A tensor's values in numpy order, the reverse of ggml's: a weight is [out, in].
-
-        F32 and F16 are read-only views, BF16 is widened to float32. Raises FileFormatError for
-        other types.
-        """
-        import numpy as np
-
-        info = self._tensor(name)
-        raw = self.tensor_data(name)
-        shape = info.shape[::-1]
-        if info.type_name == "F32":
-            return np.frombuffer(raw, "<f4").reshape(shape)
-        if info.type_name == "F16":
-            return np.frombuffer(raw, "<f2").reshape(shape)
-        if info.type_name == "BF16":
-            wide = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(shape)
-        raise FileFormatError(
-            f"{self.name}: tensor '{name}' is {info.type_name}; its values can be read "
-            "only if it is F32, F16 or BF16"
-        )
-
-    def _check_magic(self) -> None:
-        start = bytes(self._data[:64])
-        if not self.size:
-            raise FileFormatError(f"{self.name}: the file is empty; download or write it again")
-        if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
-            known = describe_foreign(start)
-            if known:  # some of these say what to do, after a colon
-                way_out = "" if ":" in known else "; check the path"
-                raise FileFormatError(f"{self.name}: is not a GGUF file but {known}{way_out}")
-            raise FileFormatError(
-                f"{self.name}: is not a GGUF file: it starts with {start[:4]!r}, expected b'GGUF'; "
-                "check the path"
-            )
-
     def _array(self, key: str) -> ArrayRef:
         ref = self.value(key, ValueType.ARRAY)
         if not isinstance(ref, ArrayRef):  # value() has checked it; this is for the type checker
             raise FileFormatError(f"{self.name}: the metadata key '{key}' is not an array")
         return ref
 
-    def _tensor(self, name: str) -> TensorInfo:
-        if name not in self.tensors:
-            raise FileFormatError(f"{self.name}: there is no tensor '{name}'")
-        return self.tensors[name]
+    # Reading, front to back ----------------------------------------------------------------------
+
+    def _read_version(self, cursor: Cursor) -> int:
+        start = bytes(self._data[:64])
+        if not self.size:
+            raise cursor.fail("the file is empty; download or write it again")
+        if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
+            known = describe_foreign(start) or ""
+            if not known:
+                found = f"it starts with {start[:4]!r}, expected b'GGUF'"
+                raise cursor.fail(f"is not a GGUF file: {found}; check the path")
+            # some of these say what to do, after a colon
+            way_out = "" if ":" in known else "; check the path"
+            raise cursor.fail(f"is not a GGUF file but {known}{way_out}")
+        cursor.need(4)
+        version = cursor.u32()
+        if version & 0xFFFF == 0 and version:
+            raise cursor.fail(
+                "is a big-endian GGUF file; only little-endian files are supported: convert it "
+                "again without --bigendian, or with gguf's gguf-convert-endian"
+            )
+        if version not in (2, 3):
+            raise cursor.fail(
+                f"is of GGUF version {version}, expected 2 or 3; convert the original again"
+            )
+        return version
+
+    def _read_entry(self, cursor: Cursor) -> None:
+        start = cursor.pos
+        key = cursor.text("a metadata key")
+        if not key:
+            raise cursor.fail(f"{cursor.what} has an empty key; {DAMAGED}")
+        if key in self.metadata:
+            raise cursor.fail(f"metadata key '{key}' occurs twice; {DAMAGED}")
+        cursor.what = f"metadata key '{key}'"
+        self.types[key], self.metadata[key] = cursor.value(key)
+        self.entries[key] = self._data[start : cursor.pos]
+
+    def _read_alignment(self, cursor: Cursor) -> int:
+        if "general.alignment" not in self.metadata:
+            return 32
+        value = self.value("general.alignment", ValueType.UINT32)
+        if not isinstance(value, int) or value <= 0 or value & (value - 1):
+            raise cursor.fail(f"general.alignment is {value}, expected a power of two")
+        return value
+
+    def _place(self, infos: Iterable[TensorInfo], cursor: Cursor) -> Iterator[TensorInfo]:
+        """Makes offsets absolute; checks that the data lies in the file, back to back, in order."""
+        expected = 0
+        for info in infos:
+            if info.offset != expected:
+                kind = "overlaps the tensor before it" if info.offset < expected else "leaves a gap"
+                raise cursor.fail(
+                    f"tensor '{info.name}' {kind}: its offset is {info.offset}, expected {expected}"
+                )
+            start = self.data_offset + info.offset
+            if start + info.nbytes > self.size:
+                raise cursor.fail(
+                    f"truncated: tensor '{info.name}' ends at byte {start + info.nbytes}, but the "
+                    f"file ends at {self.size}; download or write it again"
+                )
+            yield replace(info, offset=start)
+            expected += -(-info.nbytes // self.alignment) * self.alignment
+
+
+def _read_tensor(cursor: Cursor) -> TensorInfo:
+    """An entry of the tensor table; its offset counts from the start of the data."""
+    name = cursor.text("a tensor name")
+    cursor.what = f"tensor '{name}'"
+    if not 0 < len(name.encode()) <= MAX_TENSOR_NAME:
+        raise cursor.fail(
+            f"tensor name '{name[:80]}' has {len(name.encode())} bytes, expected 1 to "
+            f"{MAX_TENSOR_NAME}"
+        )
+    n_dims = cursor.u32()
+    if n_dims > _MAX_DIMS:
+        raise cursor.fail(f"tensor '{name}' has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
+    shape = tuple(cursor.u64() for _ in range(n_dims)) or (1,)  # no dimensions: a scalar
+    number = cursor.u32()
+    if number not in GGML_TYPES:
+        raise cursor.fail(
+            f"tensor '{name}' has the unknown ggml type {number}; the file is damaged or newer "
+            "than this reader"
+        )
+    kind, per_block, block_bytes = GGML_TYPES[number]
+    elements = math.prod(shape)
+    if elements > _INT64_MAX:
+        raise cursor.fail(f"tensor '{name}' of shape {list(shape)} is absurdly large")
+    if shape[0] % per_block:
+        raise cursor.fail(
+            f"tensor '{name}' has rows of {shape[0]} elements, expected a multiple of "
+            f"{per_block} for type {kind}"
+        )
+    return TensorInfo(name, shape, number, cursor.u64(), elements // per_block * block_bytes)
 
 
 def read_header(
@@ -201,19 +280,7 @@ def read_header(
 
 
 def _map(path: Path) -> memoryview:
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for its other end
-            raise FileFormatError(f"{path}: is a pipe or a device, {_EXPECTED}")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FileFormatError(f"{path}: the file is empty; download or write it again")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: there is no such file, {_EXPECTED}", path) from None
-    except IsADirectoryError:
-        raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-    except (OSError, ValueError) as error:
-        if path.is_dir():  # Windows reports a directory as "permission denied"
-            raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-        raise FileFormatError(f"{path}: cannot be read: {reason(error)}") from error
+    with open_file(path, "a GGUF file") as file:
+        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

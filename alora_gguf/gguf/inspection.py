@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,7 @@ from alora_gguf._kinds import checked
 
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
-from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo, ValueType
+from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
 from .summary import (
     AdapterSummary,
     ArraySummary,
@@ -94,7 +95,7 @@ class _Facts:
         """An array's elements, if they are integers."""
         if VALUE_FORMATS.get(ref.type, "?") in "?fd":
             return None
-        return self.header.numbers(key)
+        return self.header.array(key)
 
     def unexpected(self, key: str, expected: str) -> None:
         """Notes a problem if `key` is there at all."""
@@ -109,19 +110,11 @@ class _Facts:
             return value
         if key.startswith("tokenizer.") or value.count > _LONG:
             return ArraySummary(value.type.name.lower(), value.count)
-        if value.type is ValueType.STRING:
-            return tuple(self.header.array(key))
-        return self.header.numbers(key)
+        return self.header.array(key)
 
     def common(self, kind: str) -> dict[str, Any]:
         """The fields of FileSummary, once all problems are known."""
-        groups: dict[str, list[TensorInfo]] = defaultdict(list)
-        for info in self.header.tensors.values():
-            groups[info.type_name].append(info)
-        types = [
-            TypeTotal(name, len(infos), sum(map(_count, infos)), sum(i.nbytes for i in infos))
-            for name, infos in groups.items()
-        ]
+        types = type_totals(self.header.tensors.values())
         facts = FileSummary(
             path=self.path,
             kind=kind,
@@ -132,7 +125,7 @@ class _Facts:
             n_tensors=len(self.header.tensors),
             n_parameters=sum(total.n_parameters for total in types),
             weights_nbytes=sum(total.nbytes for total in types),
-            types=tuple(sorted(types, key=lambda total: (-total.nbytes, total.type))),
+            types=types,
             metadata=self.metadata(),
             problems=tuple(dict.fromkeys(self.problems)),
         )
@@ -273,5 +266,18 @@ def _tied(header: GGUFHeader, split: Split | None) -> bool | None:
     return True
 
 
-def _count(info: TensorInfo) -> int:
-    return math.prod(info.shape)
+def type_totals(tensors: Iterable[TensorInfo]) -> tuple[TypeTotal, ...]:
+    """Tensors by their type, the most bytes first."""
+    groups: dict[str, list[TensorInfo]] = defaultdict(list)
+    for info in tensors:
+        groups[info.type_name].append(info)
+    totals = [
+        TypeTotal(
+            type=name,
+            n_tensors=len(infos),
+            n_parameters=sum(math.prod(info.shape) for info in infos),
+            nbytes=sum(info.nbytes for info in infos),
+        )
+        for name, infos in groups.items()
+    ]
+    return tuple(sorted(totals, key=lambda total: (-total.nbytes, total.type)))

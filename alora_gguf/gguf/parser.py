@@ -1,19 +1,10 @@
-"""GGUF's and ggml's types, and the bytes of a header: read front to back, each of them checked.
-
-Layout (little endian; ggml/docs/gguf.md upstream):
-
-    "GGUF" | version u32 | n_tensors u64 | n_kv u64
-    n_kv      x  key string | type u32 | value                (string: length u64, bytes)
-    n_tensors x  name string | n_dims u32 | dims u64.. | ggml type u32 | offset u64
-    padding to general.alignment (32) | tensor data
-"""
+"""GGUF's and ggml's types, and a cursor that reads a header's bytes, each of them checked."""
 
 from __future__ import annotations
 
-import math
 import struct
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -126,10 +117,8 @@ class TensorInfo:
         return GGML_TYPES[self.type][0]
 
 
-_MAX_DIMS: Final = 4
-_MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
-_INT64_MAX: Final = 2**63 - 1
-_DAMAGED: Final = "the file is damaged; download it again"
+MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
+DAMAGED: Final = "the file is damaged; download it again"
 _STRETCH: Final = 1 << 20  # bytes looked at in one go
 _STEPS: Final = 4096  # strings passed one by one after a stretch that numpy could not end
 
@@ -146,53 +135,18 @@ class PartialHeaderError(FileFormatError):
         self.needed = needed
 
 
-@dataclass
-class Tables:
-    """What a header holds; GGUFHeader says what the fields are."""
-
-    version: int = 0
-    alignment: int = 32
-    data_offset: int = 0
-    metadata: dict[str, Scalar | ArrayRef] = field(default_factory=dict)
-    types: dict[str, ValueType] = field(default_factory=dict)
-    entries: dict[str, memoryview] = field(default_factory=dict)
-    tensors: dict[str, TensorInfo] = field(default_factory=dict)
-
-
-def parse(data: memoryview, name: str, size: int) -> Tables:
-    """The tables at the beginning of a file of `size` bytes, called `name` in messages.
-
-    Raises FileFormatError for what is not sound, PartialHeaderError where `data` ends too early.
-    """
-    parser = _Parser(data, name, size)
-    parser.run()
-    return parser.out
-
-
-class _Parser:
-    """Fills the tables from the bytes, front to back; `pos` is the next byte to read."""
+class Cursor:
+    """Reads a header's bytes front to back; `pos` is the next one, `what` is being read."""
 
     def __init__(self, data: memoryview, name: str, size: int) -> None:
         self.data = data
         self.name = name
         self.size = size
-        self.out = Tables()
         self.pos = 0
         self.what = "the header"
 
-    def run(self) -> None:
-        n_tensors, n_kv = self.prologue()
-        for i in range(n_kv):
-            self.what = f"metadata entry {i + 1} of {n_kv}"
-            self.entry()
-        self.out.alignment = self.alignment()
-        infos = []
-        for i in range(n_tensors):
-            self.what = f"tensor entry {i + 1} of {n_tensors}"
-            infos.append(self.tensor())
-        self.place(infos)
-
     def fail(self, problem: str) -> FileFormatError:
+        """The error for what is not sound."""
         if len(problem) > 600:  # a damaged length makes a key of whatever follows it
             problem = f"{problem[:400]} ... {problem[-150:]}"
         return FileFormatError(f"{self.name}: {problem}")
@@ -215,154 +169,50 @@ class _Parser:
         return start
 
     def u32(self) -> int:
+        """A number in 4 bytes."""
         return int(struct.unpack_from("<I", self.data, self.need(4))[0])
 
     def u64(self) -> int:
+        """A number in 8 bytes."""
         return int(struct.unpack_from("<Q", self.data, self.need(8))[0])
 
     def text(self, what: str) -> str:
+        """A string that has to be UTF-8."""
         n = self.u64()
         start = self.need(n)
         try:
             return str(self.data[start : start + n], "utf-8")
         except UnicodeDecodeError:
-            raise self.fail(f"{what} at offset {start} is not UTF-8; {_DAMAGED}") from None
+            raise self.fail(f"{what} at offset {start} is not UTF-8; {DAMAGED}") from None
 
-    def prologue(self) -> tuple[int, int]:
-        """Version and counts; returns (tensors, metadata entries)."""
-        self.need(4)  # "GGUF"
-        version = self.u32()
-        if version & 0xFFFF == 0 and version:
-            raise self.fail(
-                "is a big-endian GGUF file; only little-endian files are supported: convert it "
-                "again without --bigendian, or with gguf's gguf-convert-endian"
-            )
-        if version not in (2, 3):
-            raise self.fail(
-                f"is of GGUF version {version}, expected 2 or 3; convert the original again"
-            )
-        self.out.version = version
-        n_tensors, n_kv = self.u64(), self.u64()
-        room = self.size - self.pos
-        # the smallest tensor entry has 24 bytes, the smallest metadata entry 13
-        if n_tensors * 24 > room or n_kv * 13 > room:
-            raise self.fail(
-                f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
-                f"{self.size} bytes can hold; it is truncated or damaged; download it again"
-            )
-        return n_tensors, n_kv
+    def value(self, key: str) -> tuple[ValueType, Scalar | ArrayRef]:
+        """A metadata value with its type; the elements of an array are passed by."""
+        kind = self._type(key)
+        if kind is ValueType.STRING:
+            n = self.u64()
+            start = self.need(n)
+            return kind, str(self.data[start : start + n], "utf-8", "replace")
+        if kind is not ValueType.ARRAY:
+            code = "<" + VALUE_FORMATS[kind]
+            return kind, struct.unpack_from(code, self.data, self.need(struct.calcsize(code)))[0]
+        item, count = self._type(key), self.u64()
+        start = self.pos
+        if item is ValueType.ARRAY:
+            raise self.fail(f"metadata key '{key}' is an array of arrays, which GGUF forbids")
+        if item is ValueType.STRING:
+            self.need(count * 8)  # the lengths alone, before any of them is read
+            self.pos = start
+            self.need(skip_strings(self.data, start, count) - start)
+        else:
+            self.need(count * struct.calcsize(f"<{VALUE_FORMATS[item]}"))
+        return kind, ArrayRef(item, count, start, self.pos - start)
 
-    def value_type(self, key: str) -> ValueType:
+    def _type(self, key: str) -> ValueType:
         number = self.u32()
         try:
             return ValueType(number)
         except ValueError:
             raise self.fail(f"metadata key '{key}' has the unknown type {number}") from None
-
-    def entry(self) -> None:
-        start = self.pos
-        key = self.text("a metadata key")
-        if not key:
-            raise self.fail(f"{self.what} has an empty key; {_DAMAGED}")
-        if key in self.out.metadata:
-            raise self.fail(f"metadata key '{key}' occurs twice; {_DAMAGED}")
-        self.what = f"metadata key '{key}'"
-        kind = self.value_type(key)
-        self.out.types[key] = kind
-        self.out.metadata[key] = self.payload(key, kind)
-        self.out.entries[key] = self.data[start : self.pos]
-
-    def payload(self, key: str, kind: ValueType) -> Scalar | ArrayRef:
-        if kind is ValueType.STRING:
-            n = self.u64()
-            start = self.need(n)
-            return str(self.data[start : start + n], "utf-8", "replace")
-        if kind is ValueType.ARRAY:
-            return self.array(key)
-        code = "<" + VALUE_FORMATS[kind]
-        value: Scalar = struct.unpack_from(code, self.data, self.need(struct.calcsize(code)))[0]
-        return value
-
-    def array(self, key: str) -> ArrayRef:
-        kind = self.value_type(key)
-        count = self.u64()
-        start = self.pos
-        if kind is ValueType.ARRAY:
-            raise self.fail(f"metadata key '{key}' is an array of arrays, which GGUF forbids")
-        if kind is ValueType.STRING:
-            self.need(count * 8)  # the lengths alone, before any of them is read
-            self.pos = start
-            self.need(skip_strings(self.data, start, count) - start)
-        else:
-            self.need(count * struct.calcsize("<" + VALUE_FORMATS[kind]))
-        return ArrayRef(kind, count, start, self.pos - start)
-
-    def alignment(self) -> int:
-        if "general.alignment" not in self.out.metadata:
-            return 32
-        value, kind = self.out.metadata["general.alignment"], self.out.types["general.alignment"]
-        if kind is not ValueType.UINT32:
-            raise self.fail(
-                "the metadata key 'general.alignment' must be of type uint32, but it is "
-                f"{kind.name.lower()}"
-            )
-        if not isinstance(value, int) or value <= 0 or value & (value - 1):
-            raise self.fail(f"general.alignment is {value}, expected a power of two")
-        return value
-
-    def tensor(self) -> TensorInfo:
-        """One entry of the tensor table; its offset still counts from the start of the data."""
-        name = self.text("a tensor name")
-        self.what = f"tensor '{name}'"
-        if not 0 < len(name.encode()) <= _MAX_TENSOR_NAME:
-            raise self.fail(
-                f"tensor name '{name[:80]}' has {len(name.encode())} bytes, expected 1 to "
-                f"{_MAX_TENSOR_NAME}"
-            )
-        if name in self.out.tensors:
-            raise self.fail(f"tensor '{name}' occurs twice; {_DAMAGED}")
-        n_dims = self.u32()
-        if n_dims > _MAX_DIMS:
-            raise self.fail(f"tensor '{name}' has {n_dims} dimensions, expected 1 to {_MAX_DIMS}")
-        shape = tuple(self.u64() for _ in range(n_dims)) or (1,)  # no dimensions: a scalar
-        number = self.u32()
-        if number not in GGML_TYPES:
-            raise self.fail(
-                f"tensor '{name}' has the unknown ggml type {number}; the file is damaged or newer "
-                "than this reader"
-            )
-        kind, per_block, block_bytes = GGML_TYPES[number]
-        elements = math.prod(shape)
-        if elements > _INT64_MAX:
-            raise self.fail(f"tensor '{name}' of shape {list(shape)} is absurdly large")
-        if shape[0] % per_block:
-            raise self.fail(
-                f"tensor '{name}' has rows of {shape[0]} elements, expected a multiple of "
-                f"{per_block} for type {kind}"
-            )
-        info = TensorInfo(name, shape, number, self.u64(), elements // per_block * block_bytes)
-        self.out.tensors[name] = info
-        return info
-
-    def place(self, infos: list[TensorInfo]) -> None:
-        """Makes offsets absolute; checks that the data lies in the file, back to back, in order."""
-        align = self.out.alignment
-        self.out.data_offset = -(-self.pos // align) * align
-        expected = 0
-        for info in infos:
-            if info.offset != expected:
-                kind = "overlaps the tensor before it" if info.offset < expected else "leaves a gap"
-                raise self.fail(
-                    f"tensor '{info.name}' {kind}: its offset is {info.offset}, expected {expected}"
-                )
-            start = self.out.data_offset + info.offset
-            if start + info.nbytes > self.size:
-                raise self.fail(
-                    f"truncated: tensor '{info.name}' ends at byte {start + info.nbytes}, but the "
-                    f"file ends at {self.size}; download or write it again"
-                )
-            self.out.tensors[info.name] = replace(info, offset=start)
-            expected += -(-info.nbytes // align) * align
 
 
 def skip_strings(data: memoryview, pos: int, count: int) -> int:

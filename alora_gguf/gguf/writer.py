@@ -12,12 +12,9 @@ from typing import Final
 from alora_gguf.errors import ConvertError
 from alora_gguf.files import write_whole
 
-from .parser import GGML_TYPES, VALUE_FORMATS, ValueType
+from .parser import GGML_TYPES, MAX_TENSOR_NAME, VALUE_FORMATS, ValueType
 
 _ALIGNMENT: Final = 32  # GGUF's default
-_MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
-
-
 Value = str | int | float | Sequence[int] | Sequence[str]
 Progress = Callable[[int, int], None]
 
@@ -122,10 +119,10 @@ def _check_names(keys: list[str], tensors: list[str]) -> None:
             ((twice, _),) = Counter(names).most_common(1)
             raise ConvertError(f"'{twice}' would stand in the file twice")
     for name in tensors:
-        if len(name.encode()) > _MAX_TENSOR_NAME:
+        if len(name.encode()) > MAX_TENSOR_NAME:
             raise ConvertError(
                 f"the tensor name '{name}' has {len(name.encode())} bytes, more than llama.cpp's "
-                f"{_MAX_TENSOR_NAME}"
+                f"{MAX_TENSOR_NAME}"
             )
 
 

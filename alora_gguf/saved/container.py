@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from alora_gguf.errors import InputError, MissingFileError, SavedSessionError
-from alora_gguf.files import describe_foreign, reason, write_whole
+from alora_gguf.errors import InputError, SavedSessionError
+from alora_gguf.files import describe_foreign, open_file, write_whole
 
 FORMAT: Final = "alora-gguf saved session 2"
 _FORMAT_1: Final = b"ALORASES"  # what files of version 1 began with
@@ -68,17 +67,8 @@ def read_sections(path: Path) -> Sections:
     anything is believed. Raises SavedSessionError, and MissingFileError.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its other end
-            what = "a directory" if path.is_dir() else "a pipe or a device"
-            raise SavedSessionError(f"{path}: is {what}, expected a saved session; check the path")
-        with path.open("rb") as file:
+        with open_file(path, "a saved session", SavedSessionError) as file:
             return _read(file, path, os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"{path}: there is no such file, expected a saved session; check the path", path
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise SavedSessionError(f"{path}: cannot be read: {reason(error)}") from error
     except MemoryError:
         raise SavedSessionError(
             f"{path}: there is not enough memory for its cells; free some, or {_AGAIN}"
@@ -205,15 +195,14 @@ def _parse(session: str, path: Path) -> dict[str, Any]:
     """The header; anything but canonical JSON was not written by write_sections()."""
     try:
         header = json.loads(session)
-        same = isinstance(header, dict) and canonical(header) == session
-    except (ValueError, RecursionError, InputError) as error:
-        raise SavedSessionError(f"{path}: its header cannot be read: {error}; {_AGAIN}") from error
-    if not same:
-        raise SavedSessionError(
-            f"{path}: its header is not what this format writes; it was made by something else: "
-            f"{_AGAIN}"
-        )
-    return dict(header)
+        if isinstance(header, dict) and canonical(header) == session:
+            return header
+        problem = "it was made by something else"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise SavedSessionError(
+        f"{path}: its header is not what this format writes: {problem}; {_AGAIN}"
+    )
 
 
 def _truncated(path: Path, size: int, expected: int) -> SavedSessionError:

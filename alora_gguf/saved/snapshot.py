@@ -53,13 +53,7 @@ def restore(runtime: Runtime, path: str | os.PathLike[str]) -> tuple[TokenSequen
     cells; CacheFullError.
     """
     saved = read_saved(path)
-    check_saved(
-        saved,
-        base=runtime.fingerprint,
-        cache=runtime.layout,
-        adapters_loaded={name: file.identity for name, file in runtime.bank.items()},
-        n_vocab=runtime.vocab.n_tokens,
-    )
+    check(runtime, saved)
     sequence = runtime.sequence()
     try:
         fill(sequence, saved)
@@ -67,6 +61,17 @@ def restore(runtime: Runtime, path: str | os.PathLike[str]) -> tuple[TokenSequen
         sequence.close()
         raise
     return sequence, saved
+
+
+def check(runtime: Runtime, saved: SavedSession) -> None:
+    """Raises SavedSessionError if the cells mean something else to this model."""
+    check_saved(
+        saved,
+        base=runtime.fingerprint,
+        cache=runtime.layout,
+        adapters_loaded={name: file.identity for name, file in runtime.bank.items()},
+        n_vocab=runtime.vocab.n_tokens,
+    )
 
 
 def fill(sequence: TokenSequence, saved: SavedSession) -> None:

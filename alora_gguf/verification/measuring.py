@@ -4,30 +4,27 @@ and says what changed, where, and what must not have.
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
 from alora_gguf._kinds import checked
-from alora_gguf.engine.batch import Logits
-from alora_gguf.engine.provenance import find_last
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.inspection import inspect_gguf
+from alora_gguf.gguf.inspection import inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
 from alora_gguf.gguf.summary import AdapterSummary
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
 
-from .probe import TINY, Probe, Reading, random_text, relative_error
+from .probe import TINY, Reading, random_text, read_twice, relative_error
 from .records import (
     AdapterFacts,
     BaseFacts,
@@ -98,9 +95,8 @@ def verify(
     ) as model:
         text = _draw(model, file.invocation, seed)
         cells = _check_cells(model, text)
-        plain, adapted = _read_both(model, file, text)
-        n_before = text.n_rows - text.n_adapted
-        logits = _with_texts(model, _logits_change(plain, adapted, n_before))
+        plain, adapted = read_twice(model._runtime, file.path, text.tokens, text.n_rows)
+        logits = _logits_change(plain, adapted, text, model)
     facts = _base_facts(base_file), _adapter_facts(file)
     wrong = _first_not_finite(plain), _first_not_finite(adapted)
     found = Verification(
@@ -108,13 +104,13 @@ def verify(
         adapter=facts[1],
         n_threads=n_threads or default_threads(),
         n_gpu_layers=n_gpu_layers,
-        vocabularies=_compare(*facts),
+        vocabularies=_compare(*(each.vocabulary_sha256 for each in facts)),
         text=text,
         cells=cells,
         finite=wrong == (None, None),
         effective=_differ(plain, adapted),
         logits=logits,
-        layers=_layer_changes(plain, adapted, n_before),
+        layers=tuple(_layer_changes(plain, adapted, text.n_adapted)),
         peft=reference.compare(*facts, text, plain.logits, adapted.logits) if reference else None,
         failures=(),
         warnings=(),
@@ -174,55 +170,30 @@ def _cells(model: Model, tokens: tuple[int, ...], n: int, adapter: str | None) -
         return session.state() if session.cached == n else None
 
 
-def _read_both(model: Model, file: AdapterFile, text: Text) -> tuple[Reading, Reading]:
-    """(without the adapter, with it)."""
-    first = find_last(text.tokens, file.invocation) if file.invocation else 0
-    n_cells, n_rows = len(text.tokens), text.n_rows
-    with Probe(model._runtime.engine, file, n_cells=n_cells, n_rows=n_rows) as probe:
-        plain = probe.read(text.tokens, first=None, n_rows=n_rows)
-        return plain, probe.read(text.tokens, first=first, n_rows=n_rows)
-
-
-def _with_texts(model: Model, logits: LogitsChange) -> LogitsChange:
-    if not model._runtime.engine.vocab.has_text:
-        return logits
-    base, adapter = (
-        model.detokenize([token], special=True) for token in (logits.top_base, logits.top_adapter)
-    )
-    return replace(logits, text_base=base, text_adapter=adapter)
-
-
 # Who is who -----------------------------------------------------------------------------------
 
 
 def _base_facts(base: BaseFile) -> BaseFacts:
     header = read_header(base.path)
     name = header.metadata.get("general.name")
-    weights = _Weights.of(base.tensors.values())
     return BaseFacts(
         path=base.path,
         name=name if isinstance(name, str) else None,
         architecture=base.architecture,
         nbytes=sum(part.stat().st_size for part in base.parts),
-        n_parameters=weights.n_parameters,
-        type=weights.type,
-        bits_per_weight=weights.bits,
         vocabulary_sha256=vocabulary_sha256(header),
+        **_weights(base.tensors.values()),
     )
 
 
 def _adapter_facts(file: AdapterFile) -> AdapterFacts:
     summary = inspect_gguf(file.path)
-    weights = _Weights.of(info for pair in file.pairs for info in (pair.a, pair.b))
     sha256 = summary.metadata.get(_VOCABULARY_KEY)
     return AdapterFacts(
         path=file.path,
         name=file.name,
         kind="alora" if file.invocation else "lora",
         nbytes=summary.nbytes,
-        n_parameters=weights.n_parameters,
-        type=weights.type,
-        bits_per_weight=weights.bits,
         rank=file.rank,
         alpha=file.alpha,
         targets=summary.targets if isinstance(summary, AdapterSummary) else (),
@@ -230,76 +201,67 @@ def _adapter_facts(file: AdapterFile) -> AdapterFacts:
         invocation_text=file.invocation_text,
         vocabulary_sha256=sha256 if isinstance(sha256, str) else None,
         identity=file.identity,
+        **_weights(info for pair in file.pairs for info in (pair.a, pair.b)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """`type`: the one of the fewest bits per weight, of those that a substantial part has."""
-
-    n_parameters: int
-    type: str
-    bits: float
-
-    @classmethod
-    def of(cls, tensors: Iterable[TensorInfo]) -> _Weights:
-        parameters: Counter[str] = Counter()
-        nbytes: Counter[str] = Counter()
-        for info in tensors:
-            parameters[info.type_name] += math.prod(info.shape)
-            nbytes[info.type_name] += info.nbytes
-        total = sum(parameters.values())
-        bits = {
-            name: 8 * nbytes[name] / n
-            for name, n in parameters.items()
-            if n >= _SUBSTANTIAL * total
-        }
-        coarsest = min(bits, key=lambda name: bits[name])
-        return cls(total, coarsest, bits[coarsest])
+def _weights(tensors: Iterable[TensorInfo]) -> dict[str, Any]:
+    """How many they are; of the types that a substantial part of them has, the one of the fewest
+    bits per weight.
+    """
+    types = type_totals(tensors)
+    n = sum(total.n_parameters for total in types)
+    substantial = (total for total in types if total.n_parameters >= _SUBSTANTIAL * n)
+    coarsest = min(substantial, key=lambda total: total.nbytes / total.n_parameters)
+    bits = 8 * coarsest.nbytes / coarsest.n_parameters
+    return {"n_parameters": n, "type": coarsest.type, "bits_per_weight": bits}
 
 
-def _compare(base: BaseFacts, adapter: AdapterFacts) -> Vocabularies:
-    if base.vocabulary_sha256 is None or adapter.vocabulary_sha256 is None:
+def _compare(base: str | None, adapter: str | None) -> Vocabularies:
+    if base is None or adapter is None:
         return "unknown"
-    return "equal" if base.vocabulary_sha256 == adapter.vocabulary_sha256 else "different"
+    return "equal" if base == adapter else "different"
 
 
 # What changed -----------------------------------------------------------------------------------
 
 
-def _logits_change(base: Reading, adapted: Reading, n_before: int) -> LogitsChange:
-    """Of readings whose first `n_before` rows no adapter should have changed."""
-    before = slice(0, n_before)
+def _logits_change(base: Reading, adapted: Reading, text: Text, model: Model) -> LogitsChange:
+    n_before = text.n_rows - text.n_adapted
     ours, theirs = adapted.logits[n_before:], base.logits[n_before:]
-    equal = _same_bits(base.logits[before], adapted.logits[before]) and all(
-        _same_bits(base.layers[i][before], adapted.layers[i][before]) for i in base.layers
+    equal = all(
+        _same_bits(a[:n_before], b[:n_before])
+        for a, b in ((base.logits, adapted.logits), *_layers(base, adapted))
     )
+    tops = int(theirs[-1].argmax()), int(ours[-1].argmax())
+    known = model._runtime.vocab.has_text
+    texts = [model.detokenize([top], special=True) if known else None for top in tops]
     return LogitsChange(
         n_before=n_before,
         before_equal=equal if n_before else None,
         largest=relative_error(ours, theirs),
         kl=_divergence(theirs[-1], ours[-1]),
         n_top_changed=int(np.sum(ours.argmax(axis=-1) != theirs.argmax(axis=-1))),
-        top_base=int(theirs[-1].argmax()),
-        top_adapter=int(ours[-1].argmax()),
+        top_base=tops[0],
+        top_adapter=tops[1],
+        text_base=texts[0],
+        text_adapter=texts[1],
     )
 
 
-def _layer_changes(base: Reading, adapted: Reading, n_before: int) -> tuple[LayerChange, ...]:
-    """Of the rows from `n_before` on."""
-    return tuple(
-        _layer_change(i, base.layers[i][n_before:], adapted.layers[i][n_before:])
-        for i in base.layers
-    )
+def _layers(base: Reading, adapted: Reading) -> Iterator[tuple[Logits, Logits]]:
+    return ((base.layers[i], adapted.layers[i]) for i in base.layers)
 
 
-def _layer_change(layer: int, base: Logits, adapted: Logits) -> LayerChange:
-    a, b = adapted.astype(np.float64), base.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):  # not finite: the result is NaN then
-        norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
-        ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
-        cosine = np.sum(a * b, axis=-1) / np.maximum(norm_a * norm_b, TINY)
-    return LayerChange(layer, float(ratio.mean()), float(ratio.max()), float(cosine.mean()))
+def _layer_changes(base: Reading, adapted: Reading, n_adapted: int) -> Iterator[LayerChange]:
+    """Of the last rows."""
+    for layer, pair in zip(base.layers, _layers(base, adapted), strict=True):
+        b, a = (hidden[-n_adapted:].astype(np.float64) for hidden in pair)
+        with np.errstate(invalid="ignore", over="ignore"):  # not finite: the result is NaN then
+            norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+            ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
+            cosine = np.sum(a * b, axis=-1) / np.maximum(norm_a * norm_b, TINY)
+        yield LayerChange(layer, float(ratio.mean()), float(ratio.max()), float(cosine.mean()))
 
 
 def _divergence(p: Logits, q: Logits) -> float:
@@ -325,6 +287,5 @@ def _first_not_finite(reading: Reading) -> str | None:
 
 def _differ(plain: Reading, adapted: Reading) -> bool:
     """Whether any value does; adding a 0 may make a -0 a 0, which does not count."""
-    return not np.array_equal(plain.logits, adapted.logits) or any(
-        not np.array_equal(plain.layers[i], adapted.layers[i]) for i in plain.layers
-    )
+    pairs = ((plain.logits, adapted.logits), *_layers(plain, adapted))
+    return not all(np.array_equal(a, b) for a, b in pairs)

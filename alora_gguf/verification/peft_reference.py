@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.engine.batch import Logits
-from alora_gguf.errors import AdapterMismatchError, InputError, ModelError
+from alora_gguf.engine.llama_context import Logits
+from alora_gguf.errors import AdapterMismatchError, AloraError, InputError, ModelError
 from alora_gguf.files import read_json
 
 from .probe import Doubles, relative_error
@@ -73,18 +73,22 @@ class PeftReference:
                 f"{'is' if len(missing) == 1 else 'are'} not installed: pip install "
                 "'alora-gguf[train]'"
             )
-        folder = Path(adapter)
-        config = _read_config(folder)
-        if base is not None:
-            return cls(folder, _model_folder(Path(base)))
-        named = config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not Path(named).is_dir():
-            raise InputError(
-                f"{folder / _CONFIG}: base_model_name_or_path is {named!r}, which is not a "
-                "directory here; name the transformers directory of the base with "
-                "--hf-base (hf_base=)"
-            )
-        return cls(folder, _model_folder(Path(named)))
+        folder = _folder(adapter, "the PEFT directory that the adapter was converted from")
+        for name in (_CONFIG, _WEIGHTS):
+            _require(folder, name, "a PEFT adapter in safetensors")
+        config = read_json(folder / _CONFIG)
+        if base is None:
+            named = config.get("base_model_name_or_path")
+            if not isinstance(named, str) or not Path(named).is_dir():
+                raise InputError(
+                    f"{folder / _CONFIG}: base_model_name_or_path is {named!r}, which is not a "
+                    "directory here; name the transformers directory of the base with "
+                    "--hf-base (hf_base=)"
+                )
+            base = named
+        base = _folder(base, "the transformers directory of the base")
+        _require(base, "config.json", "a transformers directory")
+        return cls(folder, base)
 
     def compare(
         self, base: BaseFacts, adapter: AdapterFacts, text: Text, plain: Logits, adapted: Logits
@@ -117,41 +121,32 @@ class PeftReference:
         self, file: AdapterFacts, tokens: Sequence[int], n_rows: int
     ) -> tuple[Logits, Logits]:
         """PEFT's logits of the last rows: the base's, and with the adapter."""
-        with _quiet():
-            import torch
-
-            base = self._load_base()
-            ids = torch.tensor([list(tokens)])
-            if max(tokens) >= base.get_input_embeddings().num_embeddings:
-                raise ModelError(
-                    f"{self.base}: has {base.get_input_embeddings().num_embeddings} tokens, but "
-                    f"token {max(tokens)} is in the text; it is not the GGUF's model"
-                )
-            with torch.no_grad():
-                plain = base(input_ids=ids, use_cache=False).logits[0, -n_rows:]
-                adapted = self._load_adapter(base, file)(input_ids=ids, use_cache=False)
-            rows = (plain, adapted.logits[0, -n_rows:])
-            first, second = (np.asarray(r.float().numpy(), np.float32) for r in rows)
-            return first, second
-
-    def _load_base(self) -> Any:
         import torch
         import transformers
 
-        auto: Any = transformers.AutoModelForCausalLM
-        try:
-            return auto.from_pretrained(
-                self.base, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            ).eval()
-        except Exception as error:  # whatever transformers raises for what is in a directory
-            raise ModelError(
-                f"{self.base}: transformers cannot load it: {_first_line(error)}"
-            ) from error
+        with _quiet(), torch.no_grad():
+            auto: Any = transformers.AutoModelForCausalLM
+            with _failing(ModelError, f"{self.base}: transformers cannot load it"):
+                base = auto.from_pretrained(
+                    self.base, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                ).eval()
+            n_known = base.get_input_embeddings().num_embeddings
+            if max(tokens) >= n_known:
+                raise ModelError(
+                    f"{self.base}: has {n_known} tokens, but token {max(tokens)} is in the text; "
+                    "it is not the GGUF's model"
+                )
+
+            def rows(model: Any) -> Logits:
+                logits = model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits
+                return np.asarray(logits[0, -n_rows:].float().numpy(), np.float32)
+
+            return rows(base), rows(self._load_adapter(base, file))
 
     def _load_adapter(self, base: Any, file: AdapterFacts) -> Any:
         from peft import PeftConfig, PeftModel
 
-        try:
+        with _failing(AdapterMismatchError, f"{self.adapter}: PEFT cannot put it on {self.base}"):
             config = PeftConfig.from_pretrained(str(self.adapter))
             known = getattr(config, _INVOCATION, None)
             if known and tuple(known) != file.invocation:
@@ -162,12 +157,19 @@ class PeftReference:
             if file.invocation:  # older files know it only as text
                 config.alora_invocation_tokens = list(file.invocation)
             return PeftModel.from_pretrained(base, str(self.adapter), config=config).eval()
-        except AdapterMismatchError:
-            raise
-        except Exception as error:  # likewise
-            raise AdapterMismatchError(
-                f"{self.adapter}: PEFT cannot put it on {self.base}: {_first_line(error)}"
-            ) from error
+
+
+@contextmanager
+def _failing(kind: type[AloraError], what: str) -> Iterator[None]:
+    """Around what may raise anything, for what is in a directory."""
+    try:
+        yield
+    except AloraError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        said = f": {lines[0]}" if lines else ""
+        raise kind(f"{what}: {type(error).__name__}{said}") from error
 
 
 def distance(ours: Logits, theirs: Logits) -> Distance:
@@ -190,30 +192,17 @@ def _cosine(a: Doubles, b: Doubles) -> float:
     return float(np.sum(a / norms[0] * (b / norms[1])))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _folder(path: str | os.PathLike[str], what: str) -> Path:
+    folder = Path(path)
     if not folder.is_dir():
-        what = "is not a directory" if folder.exists() else "there is no such directory"
-        raise InputError(
-            f"{folder}: {what}, expected the PEFT directory that the adapter was converted from"
-        )
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: has no {name}, so it is not a PEFT adapter in safetensors")
-    return read_json(folder / _CONFIG)
-
-
-def _model_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        what = "is not a directory" if folder.exists() else "there is no such directory"
-        raise InputError(f"{folder}: {what}, expected the transformers directory of the base")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: has no config.json, so it is not a transformers directory")
+        found = "is not a directory" if folder.exists() else "there is no such directory"
+        raise InputError(f"{folder}: {found}, expected {what}")
     return folder
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _require(folder: Path, name: str, what: str) -> None:
+    if not (folder / name).is_file():
+        raise InputError(f"{folder}: has no {name}, so it is not {what}")
 
 
 @contextmanager

@@ -8,22 +8,20 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.batch import Batch, Logits
-from alora_gguf.engine.context import Engine
-from alora_gguf.engine.llama_context import Tuning, open_context
+from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.loading import Tuning, open_context
+from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import DecodeError, ModelError
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
 
@@ -31,6 +29,7 @@ from alora_gguf.options import ContextOptions
 _LAYER: Final = re.compile(rb"l_out-([0-9]+)")
 _LIBRARIES: Final = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _BATCH: Final = 512
+_NAME: Final = "adapter"
 _KINDS: Final = 512  # different tokens that a random text is made of
 TINY: Final = 1e-30  # in place of a norm of 0
 
@@ -49,106 +48,70 @@ class Reading:
     layers: Mapping[int, Hidden]
 
 
-class Probe:
-    """A context of one sequence with F32 cells, and one adapter in its bank; also a context
-    manager. It must be closed before its model, and keeps the engine alive until then.
+def read_twice(
+    runtime: Runtime, adapter: Path, tokens: Sequence[int], n_rows: int
+) -> tuple[Reading, Reading]:
+    """What a context of its own computes of `tokens`, without the adapter and with it; the last
+    `n_rows` of them in one batch. Raises ModelError if there is no room for it, DecodeError.
     """
-
-    def __init__(self, engine: Engine, adapter: AdapterFile, *, n_cells: int, n_rows: int) -> None:
-        """For texts of up to `n_cells` tokens and readings of up to `n_rows`; `adapter` with its
-        data. Raises ModelError if there is no room for it, AdapterError.
-        """
-        native, llama = engine.native, engine.llama
-        self._engine, self._llama = engine, llama
-        self._tap = _Tap(_ggml(native.path.parent))
-        self._n_batch = max(n_rows, min(n_cells, _BATCH))
-        callback = llama.ggml_backend_sched_eval_callback(self._tap.see)
-        # F32 cells and plain attention: what is seen is what the weights do
-        options = ContextOptions(
-            n_ctx=max(n_cells, self._n_batch),
-            n_batch=self._n_batch,
-            n_ubatch=self._n_batch,
-            n_seq_max=1,
-            n_outputs=n_rows,
-            n_threads=llama.llama_n_threads(engine.ctx),
-            type_k="f32",
-            type_v="f32",
-            flash_attn="off",
-        )
-        weights, watched = llama.llama_get_model(engine.ctx), Tuning(context={"cb_eval": callback})
-        with native.log.capture():
-            self._ctx = open_context(native, engine.path, weights, options, watched)
-        # callback and engine as arguments: both must outlive the context
-        self._finalizer = weakref.finalize(self, _free, llama, self._ctx, callback, engine)
+    native, llama, theirs = runtime.engine.native, runtime.engine.llama, runtime.engine.ctx
+    tap = _Tap(_ggml(native.path.parent))
+    callback = llama.ggml_backend_sched_eval_callback(tap.see)
+    n_batch = max(n_rows, min(len(tokens), _BATCH))
+    # F32 cells and plain attention: what is seen is what the weights do
+    options = ContextOptions(
+        n_ctx=max(len(tokens), n_batch),
+        n_batch=n_batch,
+        n_ubatch=n_batch,
+        n_seq_max=1,
+        n_outputs=n_rows,
+        n_threads=llama.llama_n_threads(theirs),
+        n_pooled=0,
+        max_adapters=1,
+        type_k="f32",
+        type_v="f32",
+        flash_attn="off",
+    )
+    weights, watched = llama.llama_get_model(theirs), Tuning(context={"cb_eval": callback})
+    with native.log.capture():
+        ctx = open_context(native, runtime.base.path, weights, options, watched)
+    try:
+        probe = Runtime(runtime.base, options, adopt=(weights, ctx))
         try:
-            native.bank_reserve(self._ctx, 1, adapter.rank)
-            self._slot = native.adapter_add(self._ctx, adapter.data, str(adapter.path))
-        except BaseException:
-            self.close()
-            raise
-        self._batch = Batch(llama, self._n_batch)
-        self._n_vocab = int(llama.llama_vocab_n_tokens(engine.vocab.handle))
-
-    def close(self) -> None:
-        """Frees the context; a second call does nothing."""
-        self._finalizer()
-
-    def __enter__(self) -> Probe:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def read(self, tokens: Sequence[int], *, first: int | None, n_rows: int) -> Reading:
-        """Reads `tokens` with the adapter on from position `first` on (None: not at all), the last
-        `n_rows` of them in one batch. Raises DecodeError.
-        """
-        llama, native = self._llama, self._engine.native
-        memory = llama.llama_get_memory(self._ctx)
-        if memory:
-            llama.llama_memory_clear(memory, True)
-        native.deactivate(self._ctx, 0)
-        if first is not None:
-            native.activate(self._ctx, 0, first, self._slot, 1.0)
-        n_head = len(tokens) - n_rows
-        for at in range(0, n_head, self._n_batch):
-            self._decode(tokens[at : min(n_head, at + self._n_batch)], at, rows=False)
-        self._tap.open(n_rows)
-        try:
-            self._decode(tokens[n_head:], n_head, rows=True)
+            probe.bank.load({_NAME: adapter})
+            return _read(probe, None, tokens, n_rows, tap), _read(probe, _NAME, tokens, n_rows, tap)
         finally:
-            layers = self._tap.close()
-        pointer = llama.llama_get_logits(self._ctx)
-        if not pointer:
-            raise DecodeError(f"{self._engine.path}: llama.cpp gave no logits")
-        logits = np.ctypeslib.as_array(pointer, (n_rows, self._n_vocab)).copy()
-        return Reading(logits, layers)
+            probe.close()
+    finally:
+        llama.llama_free(ctx)
 
-    def _decode(self, tokens: Sequence[int], position: int, *, rows: bool) -> None:
-        self._batch.n = 0
-        self._batch.add(tokens, position, 0)
-        self._batch.logits[: len(tokens)] = rows
-        log = self._engine.native.log
-        with log.capture():
-            status = self._llama.llama_decode(self._ctx, self._batch.struct())
-            self._tap.check()
-            if status:
-                raise DecodeError(
-                    f"{self._engine.path}: {len(tokens)} tokens could not be decoded (status "
-                    f"{status}){log.tail()}"
-                )
+
+def _read(
+    runtime: Runtime, adapter: str | None, tokens: Sequence[int], n_rows: int, tap: _Tap
+) -> Reading:
+    engine, n_head = runtime.engine, len(tokens) - n_rows
+    seq = engine.allocate()
+    try:
+        with runtime.bank.using(adapter, 1.0) as use:
+            first = use.first_position(tokens, runtime.vocab)
+            if first is not None:
+                engine.activate(seq, first, use.slot, use.scale)
+            if n_head:
+                engine.decode([Run(seq, tokens[:n_head], "none")])
+            with tap.watching(n_rows) as layers:
+                (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
+    finally:
+        engine.drop(seq)
+    if logits is None:
+        raise DecodeError(f"{engine.path}: llama.cpp gave no logits")
+    return Reading(logits, dict(sorted(layers.items())))
 
 
 class _Tap:
     """llama.cpp's evaluation callback: copies the layers' outputs of one batch.
 
     It is asked about every node before it is computed, and shown those it wanted afterwards.
-    Nothing may be raised through C, an interrupt included: check() raises it later.
+    Nothing may be raised through C, an interrupt included: watching() raises it later.
     """
 
     def __init__(self, ggml: Any) -> None:
@@ -157,17 +120,16 @@ class _Tap:
         self._layers: dict[int, Hidden] = {}
         self._failure: BaseException | None = None
 
-    def open(self, n_rows: int) -> None:
+    @contextmanager
+    def watching(self, n_rows: int) -> Iterator[Mapping[int, Hidden]]:
+        """What is copied meanwhile, by layers."""
         self._rows, self._layers = n_rows, {}
-
-    def close(self) -> dict[int, Hidden]:
-        self._rows = 0
-        return dict(sorted(self._layers.items()))
-
-    def check(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        try:
+            yield self._layers
+        finally:
+            self._rows = 0
+            if self._failure is not None:
+                raise self._failure
 
     def see(self, tensor: int, ask: bool, _user_data: object) -> bool:
         try:
@@ -214,10 +176,6 @@ def _ggml(folder: Path) -> Any:
     library.ggml_backend_tensor_get.argtypes = [pointer, pointer, size, size]
     library.ggml_backend_tensor_get.restype = None
     return library
-
-
-def _free(llama: Any, ctx: int, _callback: object, _engine: Engine) -> None:
-    llama.llama_free(ctx)
 
 
 def relative_error(ours: Logits, theirs: Logits) -> float:

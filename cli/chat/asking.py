@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 from alora_gguf.cli.verdicts import Good, is_good, number_in
@@ -21,6 +22,7 @@ from alora_gguf import (
     InputError,
     IntrinsicCall,
     IntrinsicResult,
+    Timings,
 )
 from alora_gguf.intrinsics import Contract
 
@@ -145,6 +147,24 @@ Beside = tuple[Watched, Future[IntrinsicResult]]
 """An intrinsic that is asked beside a reply, and what it will say."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user said, what came back, and what the watching intrinsics say of it.
+
+    finish_reason  as of a reply; "full" if it was cut off because the cache is, "withheld" if a
+                   guard did not let it pass: then nothing was said
+    timings        of reading the user's words and of the reply, together
+    withheld       that guard's verdict
+    """
+
+    user: str
+    reply: str
+    finish_reason: str
+    timings: Timings
+    verdicts: tuple[Verdict, ...] = ()
+    withheld: Verdict | None = None
+
+
 def ask_each(
     chat: Chat, calls: Sequence[IntrinsicCall], cancel: CancelToken | None
 ) -> list[Verdict]:
@@ -158,16 +178,17 @@ def ask_each(
             raise
         except AloraError:
             pass  # one of them is at fault: each alone
-    return [_ask_one(chat, call, cancel) for call in calls]
+    return [answered(each.name, partial(chat.invoke, each, cancel=cancel)) for each in calls]
 
 
-def _ask_one(chat: Chat, call: IntrinsicCall, cancel: CancelToken | None) -> Verdict:
+def answered(name: str, ask: Callable[[], IntrinsicResult]) -> Verdict:
+    """What `ask` returns, or that it failed. Raises CancelledError."""
     try:
-        return chat.invoke(call, cancel=cancel)
+        return ask()
     except CancelledError:
         raise
     except AloraError as error:
-        return Failed(call.name, error)
+        return Failed(name, error)
 
 
 def unasked(watched: Sequence[Watched]) -> list[Verdict]:
@@ -175,22 +196,10 @@ def unasked(watched: Sequence[Watched]) -> list[Verdict]:
     return [Failed(each.name, CancelledError("stopped before it answered")) for each in watched]
 
 
-def answered(name: str, future: Future[IntrinsicResult]) -> Verdict:
-    """What came of an intrinsic that was asked beside a reply. Raises CancelledError."""
-    try:
-        return future.result()
-    except CancelledError:
-        raise
-    except AloraError as error:
-        return Failed(name, error)
-
-
 def withheld_by(guards: Sequence[Beside]) -> Verdict | None:
     """The first guard's verdict that lets no reply pass. Raises CancelledError."""
     for guard, future in guards:
-        verdict = answered(guard.name, future)
-        if isinstance(verdict, Failed) or verdict.error is not None:
-            return verdict
-        if not guard.passes(verdict.value):
+        verdict = answered(guard.name, future.result)
+        if verdict.error is not None or not guard.passes(verdict.value):
             return verdict
     return None

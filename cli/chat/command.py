@@ -129,11 +129,11 @@ def _run(given: Given) -> bool:
             loop.commands.watch(given.watch)
         if given.prompt is not None:
             loop.say(whole(_all_input() if given.prompt == "-" else given.prompt))
-            return not loop.failed
+            return not view.failed
         if typed:
             _greet(given, talk, view)
         loop.run()
-    return typed or not loop.failed
+    return typed or not view.failed
 
 
 def _all_input() -> str:
@@ -145,11 +145,11 @@ def _is_terminal(stream: IO[str] | None) -> bool:
 
 
 def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
-    from .view import File, Record, Stdout
+    from .view import Record, Transcript, write_now
 
-    found = [Record(Stdout())] if given.as_json else []
-    if given.transcript is not None:
-        found.append(Record(File(given.transcript, stack)))
+    found = [Record("the output", write_now)] if given.as_json else []
+    if (path := given.transcript) is not None:
+        found.append(Record(str(path), stack.enter_context(Transcript(path)).write_text))
     return found
 
 

@@ -1,21 +1,20 @@
-"""What a line that begins with a slash does.
-
-Tables are imported where they are shown: they need rich, and a reply through a pipe does not.
-"""
+"""What a line that begins with a slash does."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from alora_gguf.cli.render import duration, plural, size_text
+from alora_gguf.cli.render import duration, plural, size_text, whole
 
-from alora_gguf import CancelToken, Document, InputError, Message, is_saved_session
+from alora_gguf import CancelToken, Document, InputError, Message, Model, is_saved_session
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 
+from . import tables
 from .arguments import (
     SETTINGS,
     call_arguments,
@@ -29,61 +28,65 @@ from .arguments import (
 )
 from .asking import in_words, parse_all
 from .talk import Talk, intrinsics_of
-from .view import View, problem
+from .view import View
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .lines import Lines
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What comes after a command: `say` is said as if it were typed, `draft` is there to be edited,
-    either `instead` of the last message; `leave` ends the chat. `failed` says that something was
-    not answered, which was shown.
+_Run = TypeVar("_Run", bound="Callable[..., str | None]")
+
+
+class Command(NamedTuple):
+    """How a command is written, with what may be left out in brackets; what /help says of it; what
+    it does. It may return a text to be said instead of the last message.
     """
-
-    say: str | None = None
-    draft: str | None = None
-    instead: bool = False
-    leave: bool = False
-    failed: bool = False
-
-
-_NOTHING: Final = Outcome()
-Run = Callable[["Commands", str], Outcome | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command: how it is written, what /help says of it, what it does."""
 
     usage: str
     help: str
-    run: Run
+    run: Callable[[Commands, str], str | None]
+
+
+COMMANDS: Final[dict[str, Command]] = {}
+
+
+def _command(usage: str, what: str) -> Callable[[_Run], _Run]:
+    """Makes a method of Commands a command."""
+
+    def register(run: _Run) -> _Run:
+        COMMANDS[usage.split(maxsplit=1)[0][1:]] = Command(usage, what, run)
+        return run
+
+    return register
 
 
 class Commands:
     """Runs commands on a talk and shows what they say."""
 
-    def __init__(self, talk: Talk, view: View, *, can_edit: bool = False) -> None:
-        """`can_edit`: whether a draft can be put before the user."""
-        self._talk, self._view = talk, view
-        self._can_edit = can_edit
+    def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
+        self._talk, self._view, self._lines = talk, view, lines
         self._cancel = CancelToken()
         self._told: set[str] = set()  # intrinsics whose contracts were said to say too little
 
-    def run(self, line: str, cancel: CancelToken) -> Outcome:
-        """Runs a line such as "/rewind 2". Raises InputError for a command that does not exist, and
-        what the command raises.
+    def run(self, line: str, cancel: CancelToken) -> str | None:
+        """Runs a line such as "/rewind 2"; returns what is to be said instead of the last message,
+        if anything. Raises EOFError to leave, InputError for a command that does not exist or other
+        arguments than it takes, and what the command raises.
         """
         self._cancel = cancel
         name, rest = [*line[1:].split(maxsplit=1), "", ""][:2]
-        command = COMMANDS.get(name)
-        if command is not None:
-            return command.run(self, rest) or _NOTHING
+        if (command := COMMANDS.get(name)) is not None:
+            _, _, takes = command.usage.partition(" ")
+            if rest and not takes:
+                raise InputError(f"/{name} takes no arguments, found '{rest}'")
+            if takes and not rest and not takes.startswith("["):
+                raise InputError(f"/{name} needs an argument: {command.usage}")
+            return command.run(self, rest)
         adapters = self._talk.model.adapters
         if name in adapters:
-            return self._invoke(name, rest) or _NOTHING
+            self._invoke(name, rest)
+            return None
         near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
         hint = f"; did you mean /{near[0]}?" if near else ""
         raise InputError(
@@ -91,33 +94,39 @@ class Commands:
             "slashes is said with one"
         )
 
-    # Intrinsics ----------------------------------------------------------------------------------
+    @_command("/help", "show the commands")
+    def _help(self, _: str) -> None:
+        known = {command.usage: command.help for command in COMMANDS.values()}
+        self._view.show(tables.commands(known, self._talk.model))
+        if self._lines.can_edit:
+            self._view.note(
+                'Enter sends, Alt-Enter begins a line, """ stands around a text of several lines. '
+                "Ctrl-C stops a reply, Ctrl-D leaves."
+            )
 
-    def _invoke(self, name: str, rest: str) -> Outcome | None:
-        try:
-            wanted = wanted_arguments(self._talk.model, name)
-        except ContractError:
-            self._reply_of(name)
-            return None
-        return self._ask([name], call_arguments(name, rest, wanted))
+    @_command("/adapters", "show the loaded adapters")
+    def _adapters(self, _: str) -> None:
+        self._view.show(tables.adapters(self._talk.model, self._view.width))
 
-    def _ask(self, names: list[str], arguments: dict[str, str]) -> Outcome:
-        with self._view.waiting(f"asking {', '.join(names)}"):
-            verdicts = self._talk.ask(names, arguments, self._cancel)
-        self._tell_what_lacks(names)
-        self._view.answers(verdicts)
-        return Outcome(failed=any(problem(verdict) for verdict in verdicts))
+    @_command("/load NAME=PATH", "load an adapter; also by its name in the store")
+    def _load(self, rest: str) -> None:
+        name, path = split_adapter(rest, [*COMMANDS])
+        with self._view.waiting(f"loading {name}"):
+            file = self._talk.model.load_adapter(name, path)
+        kind = "aLoRA" if file.invocation else "LoRA"
+        self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
 
-    def _reply_of(self, name: str) -> None:
-        """What an adapter without a contract says next, on a fork."""
-        with self._talk.chat.fork() as fork:
-            options = replace(self._talk.options, adapter=name, scale=1.0)
-            with self._view.waiting(f"waiting for {name}"):
-                reply = fork.reply(options, cancel=self._cancel)
-            self._view.aside(name, reply.text)
+    @_command("/unload NAME", "unload an adapter")
+    def _unload(self, rest: str) -> None:
+        talk = self._talk
+        talk.model.unload_adapter(rest)
+        talk.watched = [each for each in talk.watched if each.name != rest]
+        if talk.options.adapter == rest:
+            talk.options = replace(talk.options, adapter=None)
+        self._view.note(f"unloaded '{rest}'")
 
-    def _all(self, rest: str) -> Outcome:
-        _no_arguments("/all", rest)
+    @_command("/all", "ask all adapters at once, in one batch")
+    def _all(self, _: str) -> None:
         model = self._talk.model
         names = [name for name in intrinsics_of(model) if not wanted_arguments(model, name)]
         if not names:
@@ -125,8 +134,12 @@ class Commands:
                 "no adapter here can be asked without arguments; load one that has a contract: "
                 "/load NAME=PATH"
             )
-        return self._ask(names, {})
+        self._ask(names, {})
 
+    @_command(
+        "/watch [NAME… | off]",
+        "ask these at every turn; NAME! or NAME<0.5 is a guard, which the reply has to pass",
+    )
     def _watch(self, rest: str) -> None:
         if rest == "off":
             self._talk.watched = []
@@ -137,7 +150,7 @@ class Commands:
     def watch(self, names: str) -> None:
         """What /watch does, without a word. Raises InputError."""
         model = self._talk.model
-        watched = parse_all(names.replace(",", " ").split(), self._known())
+        watched = parse_all(names.replace(",", " ").split(), _intrinsics(model))
         for each in watched:
             if wanted := wanted_arguments(model, each.name):
                 raise InputError(
@@ -159,68 +172,63 @@ class Commands:
                     f"said; /watch also takes {name}@question"
                 )
 
-    def _known(self) -> dict[str, Contract]:
-        known = intrinsics_of(self._talk.model)
-        if known:
-            return known
-        without = ", ".join(self._talk.model.adapters)
-        raise InputError(
-            f"none of the adapters has a contract ({without}), which says how it is asked"
-            if without
-            else "no adapters are loaded; /load NAME=PATH loads one"
-        )
+    def _invoke(self, name: str, rest: str) -> None:
+        try:
+            wanted = wanted_arguments(self._talk.model, name)
+        except ContractError:
+            self._reply_of(name)
+        else:
+            self._ask([name], call_arguments(name, rest, wanted))
 
-    # Adapters ------------------------------------------------------------------------------------
+    def _ask(self, names: list[str], arguments: dict[str, str]) -> None:
+        with self._view.waiting(f"asking {', '.join(names)}"):
+            verdicts = self._talk.ask(names, arguments, self._cancel)
+        self._tell_what_lacks(names)
+        self._view.answers(verdicts)
 
-    def _adapters(self, rest: str) -> None:
-        _no_arguments("/adapters", rest)
-        from . import tables
+    def _reply_of(self, name: str) -> None:
+        """What an adapter without a contract says next, on a fork."""
+        with self._talk.chat.fork() as fork:
+            options = replace(self._talk.options, adapter=name, scale=1.0)
+            with self._view.waiting(f"waiting for {name}"):
+                reply = fork.reply(options, cancel=self._cancel)
+            self._view.aside(name, reply.text)
 
-        self._view.show(tables.adapters(self._talk.model, self._view.width))
-
-    def _load(self, rest: str) -> None:
-        name, path = split_adapter(rest, [*COMMANDS])
-        with self._view.waiting(f"loading {name}"):
-            file = self._talk.model.load_adapter(name, path)
-        kind = "aLoRA" if file.invocation else "LoRA"
-        self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
-
-    def _unload(self, rest: str) -> None:
-        if not rest:
-            raise InputError("/unload needs the name of an adapter: /unload NAME")
-        talk = self._talk
-        talk.model.unload_adapter(rest)
-        talk.watched = [each for each in talk.watched if each.name != rest]
-        if talk.options.adapter == rest:
-            talk.options = replace(talk.options, adapter=None)
-        self._view.note(f"unloaded '{rest}'")
-
-    # The conversation ----------------------------------------------------------------------------
-
+    @_command("/rewind [N]", "take back the last turn, or the last N")
     def _rewind(self, rest: str) -> None:
         n = turn_count(rest)
         self._talk.rewind(n)
         left = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
 
-    def _edit(self, rest: str) -> Outcome:
+    @_command("/edit [TEXT]", "change your last message, and have it answered again")
+    def _edit(self, rest: str) -> str | None:
         before = self._talk.last_said()
         if rest:
-            return Outcome(say=rest, instead=True)
-        if not self._can_edit:
+            return rest
+        if not self._lines.can_edit:
             raise InputError("/edit needs the new text here: /edit TEXT")
-        return Outcome(draft=before, instead=True)
+        text = ""
+        with contextlib.suppress(KeyboardInterrupt, EOFError):
+            text = whole(self._lines.read(before))
+        if not text.strip():
+            self._view.note("(left as it was)")
+            return None
+        if text.startswith("/") and not text.startswith("//"):
+            return self.run(text.strip(), self._cancel)
+        return text.removeprefix("/")
 
-    def _retry(self, rest: str) -> Outcome:
-        _no_arguments("/retry", rest)
+    @_command("/retry", "another reply to your last message")
+    def _retry(self, _: str) -> str:
         said = self._talk.last_said()
         sampling = self._talk.options.sampling
         if sampling.temperature == 0:
             self._view.note("the likeliest reply is always the same; see /set temperature")
         elif sampling.seed is not None:
             self._view.note("with a seed the reply is the same; see /set seed off")
-        return Outcome(say=said, instead=True)
+        return said
 
+    @_command("/system [TEXT | off]", "show or set the system message")
     def _system(self, rest: str) -> None:
         if rest:
             instructions = [] if rest == "off" else [Message("system", rest)]
@@ -229,6 +237,7 @@ class Commands:
         system = self._talk.chat.system
         self._tell(rest, "no system message" if system is None else f"system message: {system}")
 
+    @_command("/doc [FILE | off]", "show the documents, or add one")
     def _doc(self, rest: str) -> None:
         documents = self._talk.chat.documents
         if rest == "off":
@@ -243,18 +252,7 @@ class Commands:
             for i, each in enumerate(documents, 1):
                 self._view.note(f"  {i}  {each.title or each.text}")
         else:
-            from . import tables
-
             self._view.show(tables.documents(documents))
-
-    def _tell(self, change: str, text: str) -> None:
-        """How something is after a change; or, if there was none, because that was asked."""
-        if change:
-            self._view.note(text)
-        else:
-            from . import tables
-
-            self._view.show(tables.text(text))
 
     def _change(
         self,
@@ -272,6 +270,14 @@ class Commands:
                 f"{duration(timings.total)}, {timings.reused} reused"
             )
 
+    def _tell(self, change: str, text: str) -> None:
+        """How something is after a change; or, if there was none, because that was asked."""
+        if change:
+            self._view.note(text)
+        else:
+            self._view.show(text)
+
+    @_command("/set [NAME VALUE]", "show or change how replies are made, such as temperature")
     def _set(self, rest: str) -> None:
         talk = self._talk
         name, text = [*rest.split(maxsplit=1), "", ""][:2]
@@ -280,13 +286,10 @@ class Commands:
                 talk.options = changed_options(talk.model, talk.options, name, text)
             self._tell(text, f"{name} {shown_setting(talk.options, name)}")
         else:
-            from . import tables
-
             self._view.show(tables.settings(talk.options))
 
+    @_command("/save FILE", "save the conversation, with all that was read of it")
     def _save(self, rest: str) -> None:
-        if not rest:
-            raise InputError("/save needs a file: /save talk.alora")
         path = file_path(rest)
         _check_replaceable(path)
         with self._view.waiting("saving"):
@@ -294,93 +297,44 @@ class Commands:
         said = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"saved {said}, {size_text(path.stat().st_size)}: {path}")
 
+    @_command("/restore FILE", "go on with a saved conversation")
     def _restore(self, rest: str) -> None:
-        if not rest:
-            raise InputError("/restore needs a file: /restore talk.alora")
-        from . import tables
-
         with self._view.waiting("restoring"):
             chat = self._talk.model.restore(file_path(rest))
         self._talk.replace_chat(chat)
         said = plural(len(chat.messages), "message")
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
         for message in chat.messages[-2:]:
-            self._view.show(tables.text(f"{message.role}: {message.content}"))
+            self._view.show(f"{message.role}: {message.content}")
 
-    # What it costs -------------------------------------------------------------------------------
-
-    def _cache(self, rest: str) -> None:
-        from .tables import cache_map
-
-        _no_arguments("/cache", rest)
+    @_command("/cache", "show what is in the KV cache, as a map")
+    def _cache(self, _: str) -> None:
         talk = self._talk
         report = talk.model.cache_report()
-        self._view.show(cache_map(talk.chat, report, talk.reused, self._view.width))
+        self._view.show(tables.cache_map(talk.chat, report, talk.reused, self._view.width))
 
-    def _stats(self, rest: str) -> None:
-        _no_arguments("/stats", rest)
-        from . import tables
-
+    @_command("/stats", "show what each turn took")
+    def _stats(self, _: str) -> None:
         self._view.show(tables.costs(self._talk.turns, self._view.width))
 
-    def _help(self, rest: str) -> None:
-        _no_arguments("/help", rest)
-        from . import tables
-
-        known = {command.usage: command.help for command in COMMANDS.values()}
-        self._view.show(tables.commands(known, self._talk.model))
-        if self._can_edit:
-            self._view.note(
-                'Enter sends, Alt-Enter begins a line, """ stands around a text of several lines. '
-                "Ctrl-C stops a reply, Ctrl-D leaves."
-            )
-
-    def _quit(self, rest: str) -> Outcome:
-        _no_arguments("/quit", rest)
-        return Outcome(leave=True)
+    @_command("/quit", "leave; also /exit and /bye")
+    def _quit(self, _: str) -> None:
+        raise EOFError
 
 
-_quit = Command("/quit", "leave; also /exit and /bye", Commands._quit)
-COMMANDS: Final[dict[str, Command]] = {
-    "help": Command("/help", "show the commands", Commands._help),
-    "adapters": Command("/adapters", "show the loaded adapters", Commands._adapters),
-    "load": Command(
-        "/load NAME=PATH", "load an adapter; also by its name in the store", Commands._load
-    ),
-    "unload": Command("/unload NAME", "unload an adapter", Commands._unload),
-    "all": Command("/all", "ask all adapters at once, in one batch", Commands._all),
-    "watch": Command(
-        "/watch NAME… | off",
-        "ask these at every turn; NAME! or NAME<0.5 is a guard, which the reply has to pass",
-        Commands._watch,
-    ),
-    "rewind": Command("/rewind [N]", "take back the last turn, or the last N", Commands._rewind),
-    "edit": Command(
-        "/edit [TEXT]", "change your last message, and have it answered again", Commands._edit
-    ),
-    "retry": Command("/retry", "another reply to your last message", Commands._retry),
-    "system": Command("/system [TEXT | off]", "show or set the system message", Commands._system),
-    "doc": Command("/doc [FILE | off]", "show the documents, or add one", Commands._doc),
-    "set": Command(
-        "/set [NAME VALUE]",
-        "show or change how replies are made, such as temperature",
-        Commands._set,
-    ),
-    "save": Command(
-        "/save FILE", "save the conversation, with all that was read of it", Commands._save
-    ),
-    "restore": Command("/restore FILE", "go on with a saved conversation", Commands._restore),
-    "cache": Command("/cache", "show what is in the KV cache, as a map", Commands._cache),
-    "stats": Command("/stats", "show what each turn took", Commands._stats),
-    "quit": _quit,
-    "exit": _quit,
-    "bye": _quit,
-}
+COMMANDS["exit"] = COMMANDS["bye"] = COMMANDS["quit"]
 
 
-def _no_arguments(usage: str, rest: str) -> None:
-    if rest:
-        raise InputError(f"{usage} takes no arguments, found '{rest}'")
+def _intrinsics(model: Model) -> dict[str, Contract]:
+    """Those that are loaded. Raises InputError if there are none."""
+    if known := intrinsics_of(model):
+        return known
+    without = ", ".join(model.adapters)
+    raise InputError(
+        f"none of the adapters has a contract ({without}), which says how it is asked"
+        if without
+        else "no adapters are loaded; /load NAME=PATH loads one"
+    )
 
 
 def _check_replaceable(path: Path) -> None:

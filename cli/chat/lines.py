@@ -18,10 +18,6 @@ _STYLE: Final = {"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansicya
 _WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
 
 
-class EndOfInput(Exception):  # noqa: N818 (it is not an error)
-    """There are no more lines."""
-
-
 class Lines:
     """Where lines come from.
 
@@ -33,8 +29,8 @@ class Lines:
     can_edit = False
 
     def read(self, _draft: str = "") -> str:
-        """The next line. Raises EndOfInput, and KeyboardInterrupt for Ctrl-C."""
-        raise EndOfInput
+        """The next line. Raises EOFError after the last, and KeyboardInterrupt for Ctrl-C."""
+        raise EOFError
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
@@ -46,26 +42,21 @@ class Pipe(Lines):
     """Lines of a file; a text between triple quotes is one."""
 
     def __init__(self, file: IO[str]) -> None:
-        self._lines: Iterator[str] = iter(file)
-        self._first = True
+        self._lines = (
+            (line if i else line.removeprefix("\ufeff")).rstrip("\r\n")
+            for i, line in enumerate(file)
+        )
 
     def read(self, _draft: str = "") -> str:
-        """The next line. Raises EndOfInput."""
-        line = self._next()
-        if not line.lstrip().startswith(QUOTES):
-            return line
-        text = line.lstrip()[len(QUOTES) :]
-        with contextlib.suppress(EndOfInput):
-            while QUOTES not in text:
-                text += "\n" + self._next()
-        return text.partition(QUOTES)[0].strip("\n")
-
-    def _next(self) -> str:
+        """The next line. Raises EOFError."""
         for line in self._lines:
-            text = line.removeprefix("\ufeff") if self._first else line
-            self._first = False
-            return text.rstrip("\r\n")
-        raise EndOfInput
+            text = line.lstrip().removeprefix(QUOTES)
+            if text == line.lstrip():
+                return line
+            while QUOTES not in text and (more := next(self._lines, None)) is not None:
+                text += "\n" + more
+            return text.partition(QUOTES)[0].strip("\n")
+        raise EOFError
 
 
 class Plain(Lines):
@@ -74,12 +65,12 @@ class Plain(Lines):
     typed = True
 
     def read(self, _draft: str = "") -> str:
-        """The next line. Raises EndOfInput, KeyboardInterrupt."""
+        """The next line. Raises EOFError, KeyboardInterrupt."""
         try:
             return input("> ")
         except EOFError:
             print()
-            raise EndOfInput from None
+            raise
 
 
 class Keyboard(Lines):
@@ -118,13 +109,10 @@ class Keyboard(Lines):
         )
 
     def read(self, draft: str = "") -> str:
-        """What is typed next; `draft` is there already. Raises EndOfInput for Ctrl-D,
+        """What is typed next; `draft` is there already. Raises EOFError for Ctrl-D,
         KeyboardInterrupt for Ctrl-C.
         """
-        try:
-            text = self._session.prompt(default=draft)
-        except EOFError:
-            raise EndOfInput from None
+        text = self._session.prompt(default=draft)
         if text.lstrip().startswith(QUOTES):
             text = text.strip().removeprefix(QUOTES).removesuffix(QUOTES)
         return text.strip("\n").rstrip()
@@ -185,13 +173,11 @@ def _bindings() -> Any:
 
     @bindings.add("enter", filter=in_text)
     def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        text = buffer.text.strip()
-        is_open = text.startswith(QUOTES) and text.count(QUOTES) < 2
-        if is_open:
-            buffer.newline(copy_margin=False)
+        text = event.current_buffer.text.strip()
+        if text.startswith(QUOTES) and text.count(QUOTES) < 2:
+            event.current_buffer.newline(copy_margin=False)
         elif text:
-            buffer.validate_and_handle()
+            event.current_buffer.validate_and_handle()
 
     @bindings.add("escape", "enter", filter=in_text)
     def _(event: KeyPressEvent) -> None:

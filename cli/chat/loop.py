@@ -12,26 +12,22 @@ from alora_gguf.cli.render import whole
 
 from alora_gguf import AloraError, CacheFullError, CancelledError, CancelToken
 
-from .commands import Commands, Outcome
-from .lines import EndOfInput, Lines
-from .view import FROM_THE_START, MORE_ROOM, problem
+from .commands import Commands
+from .view import FROM_THE_START, MORE_ROOM
 
 if TYPE_CHECKING:
+    from .lines import Lines
     from .talk import Talk
     from .view import View
 
 
 class Loop:
-    """A conversation from the first line to the last.
-
-    failed  whether anything was not answered
-    """
+    """A conversation from the first line to the last."""
 
     def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
-        self.failed = False
         self._talk, self._view, self._lines = talk, view, lines
         view.good_of = talk.good_of
-        self.commands = Commands(talk, view, can_edit=lines.can_edit)
+        self.commands = Commands(talk, view, lines)
         self._cancel: CancelToken | None = None  # of what is going on
         self._forced = False
 
@@ -42,24 +38,32 @@ class Loop:
         first does.
         """
         if not self._lines.typed:
-            while self._take_line():
-                pass
+            self._take_lines()
             return
         before = signal.signal(signal.SIGINT, self._interrupt)
         try:
-            while self._take_line_typed():
-                pass
+            self._take_lines()
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _take_line_typed(self) -> bool:
+    def _take_lines(self) -> None:
+        while self._take_line():
+            pass
+
+    def _take_line(self) -> bool:
+        """Whether there may be another one."""
         try:
-            return self._take_line()
+            text = whole(self._lines.read())
+            if text.strip():
+                with self._lines.unseen():
+                    self._handle(text)
+        except EOFError:
+            return False
         except KeyboardInterrupt:
-            if self._forced:
+            if self._forced or not self._lines.typed:
                 raise
             self._view.note("(Ctrl-D leaves)")
-            return True
+        return True
 
     def _interrupt(self, *_: object) -> None:
         if self._cancel is None:
@@ -69,61 +73,22 @@ class Loop:
             raise KeyboardInterrupt
         self._cancel.cancel()
 
-    def _take_line(self) -> bool:
-        """Whether there may be another one."""
-        try:
-            text = whole(self._lines.read())
-        except EndOfInput:
-            return False
-        if not text.strip():
-            return True
-        with self._lines.unseen():
-            outcome = self.handle(text)
-        if outcome.draft is not None:
-            return self._take_edited(outcome.draft)
-        return not outcome.leave
-
-    def _take_edited(self, draft: str) -> bool:
-        """The last message, to be said otherwise. It stays until that is done."""
-        text = ""
-        with contextlib.suppress(KeyboardInterrupt, EndOfInput):
-            text = whole(self._lines.read(draft))
-        if not text.strip():
-            self._view.note("(left as it was)")
-            return True
-        with self._lines.unseen():
-            if text.startswith("/"):
-                return not self.handle(text).leave
-            self.say(text, instead=True)
-        return True
-
-    def handle(self, text: str) -> Outcome:
+    def _handle(self, text: str) -> None:
         """A message or a command. What goes wrong is shown."""
-        if not text.startswith("/"):
-            self.say(text)
-        elif text.startswith("//"):
-            self.say(text[1:])
-        else:
-            return self._command(text.strip())
-        return Outcome()
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text.removeprefix("/"))
+            return
+        said = None
+        with self._doing() as cancel:
+            self._view.command(text.strip())
+            said = self.commands.run(text.strip(), cancel)
+        if said is not None:
+            self.say(said, instead=True)
 
     def say(self, text: str, *, instead: bool = False) -> None:
         """A message, perhaps `instead` of the last one. What goes wrong is shown."""
         with self._doing() as cancel:
-            turn = self._talk.say(text, self._view, cancel, instead=instead)
-            self.failed |= turn.finish_reason in ("full", "withheld")
-            self.failed |= any(problem(verdict) for verdict in turn.verdicts)
-            self._view.turn(turn)
-
-    def _command(self, line: str) -> Outcome:
-        outcome = Outcome()
-        with self._doing() as cancel:
-            self._view.command(line)
-            outcome = self.commands.run(line, cancel)
-            self.failed |= outcome.failed
-        if outcome.say is not None:
-            self.say(outcome.say, instead=outcome.instead)
-        return outcome
+            self._view.turn(self._talk.say(text, self._view, cancel, instead=instead))
 
     @contextlib.contextmanager
     def _doing(self) -> Iterator[CancelToken]:
@@ -136,7 +101,6 @@ class Loop:
         except BrokenPipeError:  # nobody is there to be told
             raise
         except (AloraError, OSError) as error:
-            self.failed = True
             self._view.error(in_words(error, self._talk))
         finally:
             self._cancel = None

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from alora_gguf.cli.flow import Flow, side_by_side
 from alora_gguf.cli.render import shortened, visible
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -20,82 +20,8 @@ from .view import View, ending, evidence, in_full, problem
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from .asking import Verdict
-    from .talk import Turn
+    from .asking import Turn, Verdict
     from .view import Record
-
-_TAB: Final = 4
-_EMOJI_FORM: Final = "\ufe0f"  # makes the character before it as wide as an emoji
-
-
-class Flow:
-    """What to write for each piece, and how many lines it is so far.
-
-    The output is the same however the text is split into pieces. A line is never wider than
-    `width`, which has to have room for a wide character.
-    """
-
-    def __init__(self, width: int) -> None:
-        self._width = max(width, 2)
-        self._column = 0
-        self._word, self._word_size = "", 0
-        self.lines = 1
-
-    def add(self, text: str) -> str:
-        """What to write for a further piece. The last word waits until it is whole."""
-        out = []
-        for char in text:
-            if char == "\n":
-                out.append(self._place_word() + self._new_line())
-            elif char.isspace():
-                out.append(self._place_word() + self._space(char))
-            else:
-                out.append(self._letter(char))
-        return "".join(out)
-
-    def end(self) -> str:
-        """The rest, and a line break."""
-        return self._place_word() + "\n"
-
-    def _letter(self, char: str) -> str:
-        """Wide characters, as of Chinese, are words of their own: between them there is no space
-        that could be waited for.
-        """
-        size, out = _size(char), ""
-        if size > 1:
-            return self._place_word() + self._put(char, size)
-        if self._word_size + size > self._width:  # fits on no line
-            out = self._place_word() + self._new_line()
-        self._word += char
-        self._word_size += size
-        return out
-
-    def _space(self, space: str) -> str:
-        n = _TAB - self._column % _TAB if space == "\t" else 1
-        n = min(n, self._width - self._column)
-        self._column += n
-        return " " * n
-
-    def _place_word(self) -> str:
-        word, size = self._word, self._word_size
-        self._word, self._word_size = "", 0
-        return self._put(word, size)
-
-    def _put(self, text: str, size: int) -> str:
-        out = self._new_line() if self._column and self._column + size > self._width else ""
-        self._column += size
-        return out + text
-
-    def _new_line(self) -> str:
-        self._column = 0
-        self.lines += 1
-        return "\n"
-
-
-def _size(char: str) -> int:
-    """In columns, at most: of a sequence that is shown as one character, all its parts count."""
-    return 1 if char == _EMOJI_FORM else cell_len(char)
-
 
 _STYLES: Final = {True: "green", False: "red", None: "cyan"}
 # what is worth rendering: headings, lists, code, emphasis, links, tables, quotes
@@ -191,7 +117,7 @@ class Screen(View):
 
     def show(self, what: RenderableType) -> None:
         """A text or a table."""
-        self._print(what)
+        self._print(Text(visible(what), overflow="fold") if isinstance(what, str) else what)
 
     def note(self, text: str) -> None:
         """In the background; of an indented line, which is one of a list, what fits."""
@@ -202,7 +128,7 @@ class Screen(View):
         """Where it is seen."""
         self._end_reply("")
         self._line(f"Error: {visible(text)}", "red")
-        self._event("error", message=text)
+        self._note_error(text)
 
     # Parts ---------------------------------------------------------------------------------------
 
@@ -278,7 +204,7 @@ class Screen(View):
             (visible(each.text), _STYLES[each.good]) for each in self._badges_of(verdicts)
         ]:
             parts.append((evidence(verdicts), "dim"))
-            for line in _side_by_side(parts, self.width - 2):
+            for line in side_by_side(parts, self.width - 2):
                 self._print(Text("  ").append(line))
 
 
@@ -292,19 +218,3 @@ def _markdown(text: str) -> RenderableType:
     parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
     shown.parsed = parser.parse(text)
     return shown
-
-
-def _side_by_side(parts: Sequence[tuple[str, str]], width: int) -> list[Text]:
-    """Texts with their styles, as many on a line as fit, none of them broken if it fits alone."""
-    lines, column = [Text()], 0
-    for text, style in parts:
-        size = cell_len(text)
-        if column and column + 3 + size > width:
-            lines.append(Text())
-            column = 0
-        if column:
-            lines[-1].append(" · ", style="dim")
-            column += 3
-        lines[-1].append(text, style=style)
-        column += size
-    return lines

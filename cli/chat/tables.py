@@ -1,23 +1,24 @@
 """What commands show, as rich renders it: tables of adapters, settings, turns and commands, and
-a map of the KV cache.
+a map of the KV cache. Rich is loaded when it is needed: a reply through a pipe does without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf.cli.render import duration, printable, shortened, visible
-from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from alora_gguf import CacheReport, CacheSpan, Chat, Document, GenerateOptions, Model
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
-from .talk import Turn, intrinsics_of
+from .asking import Turn
+from .talk import intrinsics_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
 
 _REUSED, _READ, _OTHER, _PROMISED, _FREE = "█", "▓", "▒", "▫", "·"
 _COLOURS: Final = ("magenta", "yellow", "green", "blue", "red")
@@ -25,56 +26,42 @@ _BASE: Final = "cyan"
 _NARROWEST, _WIDEST = 8, 96
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Cells [begin, end) of one kind; of several behind one character the highest is shown."""
-
-    begin: int
-    end: int
-    sign: str
-    style: str
-    rank: int = 0
-
-
 def cache_map(chat: Chat, report: CacheReport, reused: int, width: int) -> Text:
     """The cache as a row of at most `width` columns, and a line per holder below it. The first
     `reused` cells of the chat were there before it was last read.
     """
+    from rich.text import Text
+
     spans = _own_spans(chat)
     own = spans[-1].end if spans else 0
-    others = max(0, report.used - own)
-    stretches = _stretches(spans, min(reused, own), others, report)
+    reused, others = min(reused, own), max(0, report.used - own)
+    cells = _cells(spans, reused, others, report)
     room = max(_NARROWEST, min(width - 2, _WIDEST))
     per = max(1, -(-report.n_cells // room))
     text = Text("  ")
     for begin in range(0, report.n_cells, per):
-        here = (each for each in stretches if each.begin < begin + per and each.end > begin)
-        shown = max(here, key=lambda each: each.rank)
-        text.append(shown.sign, style=shown.style)
+        _, sign, style = max(cells[begin : begin + per], key=itemgetter(0))
+        text.append(sign, style=style)
     unit = f"{per} cells" if per > 1 else "1 cell"
     text.append(f"\n  one character is {unit} of {report.n_cells}\n\n", style="dim")
-    _legend(text, spans, min(reused, own), others, report)
+    _legend(text, spans, reused, others, report)
     return text
 
 
-def _stretches(
+def _cells(
     spans: tuple[CacheSpan, ...], reused: int, others: int, report: CacheReport
-) -> list[_Stretch]:
-    """All cells in a row: the chat's own, then others'."""
-    found, colours = [], _colours(spans)
-    for span in spans:
-        rank = 4 if span.adapter is not None else 3
-        for begin, end, sign in (
-            (span.begin, min(span.end, reused), _REUSED),
-            (max(span.begin, reused), span.end, _READ),
-        ):
-            if begin < end:
-                found.append(_Stretch(begin, end, sign, colours[span.adapter], rank))
-    at = spans[-1].end if spans else 0
-    for n, sign, rank in ((others, _OTHER, 2), (report.promised, _PROMISED, 1)):
-        found.append(_Stretch(at, at + n, sign, "dim", rank))
-        at += n
-    return [*found, _Stretch(at, report.n_cells, _FREE, "dim")]
+) -> list[tuple[int, str, str]]:
+    """Each cell's sign and style, the chat's own first, then others'; of several behind one
+    character that with the highest rank is shown, which comes first.
+    """
+    colours = _colours(spans)
+    cells = [
+        (3 if span.adapter is None else 4, _REUSED if i < reused else _READ, colours[span.adapter])
+        for span in spans
+        for i in range(span.begin, span.end)
+    ]
+    cells += [(2, _OTHER, "dim")] * others + [(1, _PROMISED, "dim")] * report.promised
+    return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
 
 
 def _legend(
@@ -130,44 +117,34 @@ _BESIDE: Final = len("  aLoRA  rank  contract  ")  # names and where they begin
 _LEAST: Final = 16
 
 
-def text(shown: str) -> Text:
-    """As it is, whatever rich's markup would make of it."""
-    return Text(visible(shown), overflow="fold")
-
-
 def adapters(model: Model, width: int) -> RenderableType:
     """The loaded ones, a line for each where there is room."""
     if not model.adapters:
-        return text("no adapters; /load NAME=PATH loads one")
-    table = _table("adapter", "kind", "rank", "contract", "begins at")
-    asked = intrinsics_of(model)
+        return "no adapters; /load NAME=PATH loads one"
+    from rich.cells import cell_len
+
+    asked, rows = intrinsics_of(model), []
     room = max(_LEAST, width - max(map(cell_len, model.adapters)) - _BESIDE)
     for name, file in model.adapters.items():
         begins = file.invocation_text or (
             model.detokenize(file.invocation, special=True) if file.invocation else "the start"
         )
-        kind = "aLoRA" if file.invocation else "LoRA"
-        contract = "yes" if name in asked else "no"
-        _add_row(table, name, kind, str(file.rank), contract, shortened(begins, room))
-    return table
+        kind, contract = "aLoRA" if file.invocation else "LoRA", "yes" if name in asked else "no"
+        rows.append((name, kind, str(file.rank), contract, shortened(printable(begins), room)))
+    return _table(("adapter", "kind", "rank", "contract", "begins at"), rows)
 
 
 def documents(given: Sequence[Document]) -> RenderableType:
     """With their numbers; of one that has a title, that."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    for i, each in enumerate(given, 1):
-        table.add_row(f"  {i}", Text(visible(each.title or each.text), overflow="fold"))
-    return table
+    n = len(str(len(given)))
+    rows = [(f"  {i:>{n}}", each.title or each.text) for i, each in enumerate(given, 1)]
+    return _table(("", ""), rows)
 
 
 def settings(options: GenerateOptions) -> RenderableType:
     """How replies are made."""
-    table = _table("setting", "value")
-    for name in SETTINGS:
-        _add_row(table, name, shown_setting(options, name))
-    return table
+    rows = [(name, shown_setting(options, name)) for name in SETTINGS]
+    return _table(("setting", "value"), rows)
 
 
 def costs(turns: Sequence[Turn], width: int) -> RenderableType:
@@ -175,16 +152,11 @@ def costs(turns: Sequence[Turn], width: int) -> RenderableType:
     heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "verdicts")
     rows = [_cost(i, turn) for i, turn in enumerate(turns, 1)]
     if not rows:
-        return text("no turn yet")
+        return "no turn yet"
     if width < _NARROW:
         pairs = (zip(heads, row, strict=True) for row in rows)
-        return Group(*(text(", ".join(f"{head} {cell}" for head, cell in row)) for row in pairs))
-    table = _table(*heads)
-    for column in table.columns:
-        column.justify = "right"
-    for row in rows:
-        _add_row(table, *row)
-    return table
+        return "\n".join(", ".join(f"{head} {cell}" for head, cell in row) for row in pairs)
+    return _table(heads, rows, justify="right")
 
 
 def _cost(i: int, turn: Turn) -> tuple[str, ...]:
@@ -203,25 +175,25 @@ def _cost(i: int, turn: Turn) -> tuple[str, ...]:
 
 def commands(known: Mapping[str, str], model: Model) -> RenderableType:
     """What can be typed behind a slash: `known` usages with their help, then the adapters."""
-    table = _table("", "")
-    table.show_header = False
-    for usage, what in known.items():
-        _add_row(table, usage, what)
-    asked = intrinsics_of(model)
+    rows, asked = [*known.items()], intrinsics_of(model)
     for name in model.adapters:
         wanted = wanted_arguments(model, name) if name in asked else []
         usage = " ".join([f"/{name}", *(f"{each}=…" for each in wanted)])
         what = "ask about the conversation" if name in asked else "what this adapter would reply"
-        _add_row(table, usage, what)
-    return table
+        rows.append((usage, what))
+    return _table(("", ""), rows)
 
 
-def _table(*columns: str) -> Table:
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], justify: Literal["left", "right"] = "left"
+) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    table.show_header = any(heads)
+    for head in heads:
+        table.add_column(head, overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(printable(cell)) for cell in cells))

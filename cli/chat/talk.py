@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from alora_gguf.cli.render import plural
 from alora_gguf.cli.verdicts import Good
@@ -30,43 +29,10 @@ from alora_gguf import (
 from alora_gguf.errors import AloraError, ContractError
 from alora_gguf.intrinsics import Contract
 
-from .asking import Beside, Verdict, Watched, answered, ask_each, unasked, withheld_by
+from .asking import Beside, Turn, Verdict, Watched, answered, ask_each, unasked, withheld_by
 
-OnReading = Callable[[int, int], None]
-
-
-class Hearer(Protocol):
-    """Who is told of a turn while it is made."""
-
-    def reading(self, done: int, total: int) -> None:
-        """So many tokens of a text are read."""
-
-    def piece(self, text: str) -> None:
-        """A piece of the reply."""
-
-    def reply_over(self, reply: str) -> None:
-        """The reply is all there; verdicts may follow."""
-
-    def waiting(self, what: str) -> AbstractContextManager[None]:
-        """There may be nothing to see for a while, because of `what`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What the user said, what came back, and what the watching intrinsics say of it.
-
-    finish_reason  as of a reply; "full" if it was cut off because the cache is, "withheld" if a
-                   guard did not let it pass: then nothing was said
-    timings        of reading the user's words and of the reply, together
-    withheld       that guard's verdict
-    """
-
-    user: str
-    reply: str
-    finish_reason: str
-    timings: Timings
-    verdicts: tuple[Verdict, ...] = ()
-    withheld: Verdict | None = None
+if TYPE_CHECKING:
+    from .view import View
 
 
 @dataclass(slots=True)
@@ -86,14 +52,7 @@ class Talk:
 
     # Turns ---------------------------------------------------------------------------------------
 
-    def say(
-        self,
-        text: str,
-        hearer: Hearer,
-        cancel: CancelToken,
-        *,
-        instead: bool = False,
-    ) -> Turn:
+    def say(self, text: str, view: View, cancel: CancelToken, *, instead: bool = False) -> Turn:
         """A whole turn, perhaps `instead` of the last one. Intrinsics that judge the question are
         asked while the reply begins, in the same batches; where one of them is a guard, nothing is
         shown before all guards are passed.
@@ -102,59 +61,80 @@ class Talk:
         """
         if not text.strip():
             raise InputError("there is nothing to say in an empty message")
-        with _Draft(self) as draft:
-            if instead:
-                draft.chat.rewind(self._check_turns(1))
-                draft.take_the_place()
-            turn = self._reply(draft.chat, text, hearer, cancel)
+        if instead:
+            self._check_turns(1)
+        with self._draft(instead=instead) as draft:
+            turn = self._reply(draft, text, view, cancel)
             if turn.withheld is None:
-                self._go_on_with(draft.chat, turn.timings.reused)
+                self._go_on_with(draft, turn.timings.reused)
         if turn.withheld is not None:
             return turn
         if instead:
             del self.turns[-1:]
-        turn = self._judged(turn, hearer, cancel)
+        turn = self._judged(turn, view, cancel)
         self.turns.append(turn)
         return turn
 
-    def _reply(self, draft: Chat, text: str, hearer: Hearer, cancel: CancelToken) -> Turn:
+    @contextlib.contextmanager
+    def _draft(self, *, instead: bool) -> Iterator[Chat]:
+        """A fork of the conversation, which is closed unless it becomes the conversation. One
+        `instead` of the last turn may have the room of all cells that it does not share: else both
+        would have to fit into the cache. What gave way is read again where it was for nothing.
+        """
+        draft = self.chat.fork()
+        try:
+            if instead:
+                draft.rewind(1)
+                self.chat.session.release(draft.session.cached)
+            yield draft
+        finally:
+            if self.chat is not draft:
+                draft.close()
+                if instead:
+                    with contextlib.suppress(AloraError):  # the next call will say so
+                        self.chat.read()
+
+    def _reply(self, draft: Chat, text: str, view: View, cancel: CancelToken) -> Turn:
         asked = [each for each in self.watched if each.place == "question"]
         guards = ", ".join(each.name for each in asked if each.is_guard)
-        with hearer.waiting(f"waiting for {guards or 'the reply'}"):
+        with view.waiting(f"waiting for {guards or 'the reply'}"):
             reply = draft.say(
                 text,
                 self.options,
                 stream=True,
                 intrinsics=[each.name for each in asked],
                 cancel=cancel,
-                progress=hearer.reading,
+                progress=view.reading,
             )
             try:
                 beside = list(zip(asked, reply.intrinsics, strict=True))
-                withheld = _show(reply, [pair for pair in beside if pair[0].is_guard], hearer.piece)
+                withheld = _show(reply, [pair for pair in beside if pair[0].is_guard], view.piece)
                 if withheld is None:
-                    hearer.reply_over(reply.text)
-                verdicts = self._beside(beside, hearer)
+                    view.reply_over(reply.text)
+                verdicts = tuple(self._beside(beside, view))
             except BaseException:
                 cancel.cancel()
                 wait(reply.intrinsics)
                 raise
-        return replace(_turn(text, reply, withheld), verdicts=verdicts)
+        reason = "full" if reply.finish_reason == "error" else reply.finish_reason or "closed"
+        if withheld is not None:
+            return Turn(text, "", "withheld", reply.timings, verdicts, withheld)
+        return Turn(text, reply.text, reason, reply.timings, verdicts)
 
-    def _beside(self, asked: Sequence[Beside], hearer: Hearer) -> tuple[Verdict, ...]:
+    def _beside(self, asked: Sequence[Beside], view: View) -> Iterator[Verdict]:
         """What intrinsics say that were asked beside the reply, guards or not."""
         if not asked:
-            return ()
-        with hearer.waiting(_asking([each for each, _ in asked if not each.is_guard])):
-            return tuple(_known(*each) for each in asked)
+            return
+        with view.waiting(_asking([each for each, _ in asked if not each.is_guard])):
+            yield from (_known(*each) for each in asked)
 
-    def _judged(self, turn: Turn, hearer: Hearer, cancel: CancelToken) -> Turn:
+    def _judged(self, turn: Turn, view: View, cancel: CancelToken) -> Turn:
         """The turn with what intrinsics say of the answer."""
         asked = [each for each in self.watched if each.place == "answer"]
         if not asked or turn.finish_reason not in ("stop", "length"):
             return turn
         try:
-            with hearer.waiting(_asking(asked)):
+            with view.waiting(_asking(asked)):
                 verdicts = ask_each(self.chat, [IntrinsicCall(each.name) for each in asked], cancel)
         except CancelledError:  # the turn is there, and stays
             verdicts = unasked(asked)
@@ -183,7 +163,7 @@ class Talk:
 
     def change(
         self,
-        on_reading: OnReading,
+        on_reading: Callable[[int, int], None],
         cancel: CancelToken | None,
         *,
         messages: Sequence[Message] | None = None,
@@ -246,33 +226,6 @@ class Talk:
         return None if contract is None else contract.good
 
 
-class _Draft:
-    """A fork of the conversation, `chat`, which is closed unless it has become the conversation."""
-
-    def __init__(self, talk: Talk) -> None:
-        self.chat = talk.chat.fork()
-        self._talk = talk
-        self._in_place = False
-
-    def take_the_place(self) -> None:
-        """It may have the room of all cells that it does not share: else both would have to fit
-        into the cache. If it does not become the conversation, what gave way is read again.
-        """
-        self._in_place = True
-        self._talk.chat.session.release(self.chat.session.cached)
-
-    def __enter__(self) -> _Draft:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._talk.chat is self.chat:
-            return
-        self.chat.close()
-        if self._in_place:
-            with contextlib.suppress(AloraError):  # the next call will say so
-                self._talk.chat.read()
-
-
 def intrinsics_of(model: Model) -> dict[str, Contract]:
     """The loaded adapters that have a contract."""
     found = {}
@@ -300,9 +253,7 @@ def _pieces(reply: Reply) -> Iterator[str]:
 
 
 def _show(
-    reply: Reply,
-    guards: Sequence[Beside],
-    on_piece: Callable[[str], None],
+    reply: Reply, guards: Sequence[Beside], on_piece: Callable[[str], None]
 ) -> Verdict | None:
     """Shows the reply from when all guards let it pass; returns what the one says that does not."""
     held: list[str] = []
@@ -323,13 +274,6 @@ def _show(
 def _known(watched: Watched, future: Future[IntrinsicResult]) -> Verdict:
     """What an intrinsic said, or that it was stopped."""
     try:
-        return answered(watched.name, future)
+        return answered(watched.name, future.result)
     except CancelledError:
         return unasked([watched])[0]
-
-
-def _turn(text: str, reply: Reply, withheld: Verdict | None) -> Turn:
-    timings, reason = reply.timings, reply.finish_reason or "closed"
-    if withheld is not None:
-        return Turn(text, "", "withheld", timings, withheld=withheld)
-    return Turn(text, reply.text, "full" if reason == "error" else reason, timings)

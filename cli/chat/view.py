@@ -10,9 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +22,7 @@ from alora_gguf.cli.verdicts import Badge, Good, badges_of
 
 from alora_gguf import CacheFullError, InputError, IntrinsicResult, Timings
 
-from .asking import Failed, Verdict
-from .talk import Turn
+from .asking import Failed, Turn, Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,68 +31,59 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """Writes an event a line, each whole."""
+    """Writes an event a line, each whole, by `write`, to what is called `name`."""
 
-    def __init__(self, out: Stdout | File) -> None:
-        self._out: Stdout | File | None = out
+    def __init__(self, name: str, write: Callable[[str], object]) -> None:
+        self._name, self._write = name, write
+        self._broken = False
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something happened. Raises InputError once if it cannot be written."""
-        if self._out is None:
+        if self._broken:
             return
         line = json.dumps({"event": kind, **fields}, ensure_ascii=False, default=str)
         try:
-            self._out.write(f"{line}\n")
+            self._write(f"{line}\n")
         except BrokenPipeError:
             raise
         except OSError as error:
-            broken, self._out = self._out, None
+            self._broken = True
             raise InputError(
-                f"{broken.name}: cannot be written: {error.strerror or error}; nothing more is "
+                f"{self._name}: cannot be written: {error.strerror or error}; nothing more is "
                 "written to it"
             ) from error
 
 
-class Stdout:
-    """The output."""
-
-    name = "the output"
-
-    def write(self, text: str) -> None:
-        """Writes all of it, now."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
-class File:
+class Transcript(io.FileIO):
     """The end of a file; a new one can be read by its owner only, for it has a conversation."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises InputError if it cannot be written."""
-        self.name = str(path)
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            super().__init__(path, "ab", opener=partial(os.open, mode=0o600))
         except OSError as error:
             raise InputError(
                 f"--transcript {path}: cannot be written: {error.strerror}; name a file in a "
                 "directory where you may write"
             ) from error
-        self._file = stack.enter_context(io.FileIO(file, "ab"))
 
-    def write(self, text: str) -> None:
+    def write_text(self, text: str) -> None:
         """Writes all of it, now."""
-        self._file.write(text.encode("utf-8", "replace"))
+        self.write(text.encode("utf-8", "replace"))
+
+
+def write_now(text: str) -> None:
+    """Writes all of it to stdout, now."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:
+    error = {"name": verdict.name, "error": str(verdict.error)}
     if isinstance(verdict, Failed):
-        return {"name": verdict.name, "error": str(verdict.error)}
-    fields: dict[str, Any] = {"name": verdict.name}
-    if verdict.error is None:
-        fields["value"] = verdict.value
-    else:
-        fields["error"] = str(verdict.error)
-    return {**fields, "text": verdict.text, "timings": asdict(verdict.timings)}
+        return error
+    said = error if verdict.error else {"name": verdict.name, "value": verdict.value}
+    return {**said, "text": verdict.text, "timings": asdict(verdict.timings)}
 
 
 _DIGITS: Final = 4
@@ -106,11 +96,12 @@ FROM_THE_START: Final = (
 
 class View:
     """Notes and errors go to stderr, the record's events to the records, and nothing else is shown;
-    others show more.
+    others show more. `failed` says whether anything was not answered.
     """
 
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self._records = records
+        self.failed = False
         self.good_of: Callable[[str], Good | None] = lambda _: None  # as intrinsics' contracts say
 
     def began(self, model: Model) -> None:
@@ -140,6 +131,7 @@ class View:
 
     def turn(self, turn: Turn) -> None:
         """The end of a turn, and what the intrinsics say of it."""
+        self.failed |= turn.finish_reason in ("full", "withheld") or _fail(turn.verdicts)
         self._event(
             "turn",
             user=turn.user,
@@ -156,6 +148,7 @@ class View:
 
     def answers(self, verdicts: Sequence[Verdict]) -> None:
         """What intrinsics say that were asked for."""
+        self.failed |= _fail(verdicts)
         self._event("answers", verdicts=[_fields(verdict) for verdict in verdicts])
 
     def command(self, line: str) -> None:
@@ -176,6 +169,10 @@ class View:
     def error(self, text: str) -> None:
         """What went wrong."""
         click.echo(f"Error: {visible(text)}", err=True)
+        self._note_error(text)
+
+    def _note_error(self, text: str) -> None:
+        self.failed = True
         self._event("error", message=text)
 
     def _event(self, kind: str, **fields: Any) -> None:
@@ -213,11 +210,13 @@ class Piped(View):
     def turn(self, turn: Turn) -> None:
         """A line break, and the verdicts in short."""
         self._end_line()
-        told = ending(turn)
-        if told:
+        if told := ending(turn):
             click.echo(told, err=True)
-        if turn.verdicts:
-            click.echo(self._summary(turn.verdicts), err=True)
+        for verdict in turn.verdicts:
+            if (wrong := problem(verdict)) is not None:
+                click.echo(wrong, err=True)
+        if badges := [visible(each.text) for each in self._badges_of(turn.verdicts)]:
+            click.echo(" · ".join([*badges, evidence(turn.verdicts)]), err=True)
         super().turn(turn)
 
     def stopped(self) -> None:
@@ -246,6 +245,9 @@ class Piped(View):
 
     def show(self, what: RenderableType) -> None:
         """As plain text."""
+        if isinstance(what, str):
+            self._write(f"{visible(what)}\n")
+            return
         from rich.console import Console
 
         Console(
@@ -257,13 +259,6 @@ class Piped(View):
         self._end_line()
         super().error(text)
 
-    def _summary(self, verdicts: Sequence[Verdict]) -> str:
-        """Badges, what they cost, and what went wrong."""
-        lines = [wrong for verdict in verdicts if (wrong := problem(verdict)) is not None]
-        if found := self._badges_of(verdicts):
-            lines.append(" · ".join([*(visible(each.text) for each in found), evidence(verdicts)]))
-        return "\n".join(lines)
-
     def _end_line(self) -> None:
         if self._open:
             self._write("\n")
@@ -271,12 +266,15 @@ class Piped(View):
 
     def _write(self, text: str) -> None:
         try:
-            sys.stdout.write(self._out(text))  # click would take escapes out of a pipe
-            sys.stdout.flush()
+            write_now(self._out(text))  # click would take escapes out of a pipe
         except BrokenPipeError:
             raise
         except OSError as error:
             raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+
+
+def _fail(verdicts: Sequence[Verdict]) -> bool:
+    return any(verdict.error is not None for verdict in verdicts)
 
 
 # In words, safe to print ------------------------------------------------------------------------

@@ -7,32 +7,30 @@ Everything comes from the commit that the revision meant at the start.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.convert.library import Wanted, adapter_paths, check_wanted, choose, listing
+from alora_gguf.convert.library import Pick, adapter_paths, check_wanted, choose, listing
 from alora_gguf.convert.peft.config import FILE_NAME
-from alora_gguf.convert.snapshot import Snapshot, open_directory
 from alora_gguf.convert.source import (
     MAX_TEXT,
     Source,
     contracts,
     describe,
-    find_in,
     no_adapter,
     pick_weights,
     readmes,
 )
 
 from alora_gguf.errors import FileFormatError, HubError, InputError
-from alora_gguf.files import describe_foreign, read_json
-from alora_gguf.gguf.base import models_in
+from alora_gguf.files import describe_foreign
+from alora_gguf.gguf.base import models_in, stem_of
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 
-from .client import Hub, Repository, cached
+from .client import Repository
 from .reference import HubReference
 
 _CONFIG: Final = "config.json"
@@ -50,30 +48,20 @@ _FIRST_BYTES: Final = 2 << 20  # a header has one to ten megabytes, nearly all o
 _MAX_HEADER: Final = 256 << 20
 
 
-def fetch_adapter(
-    ref: HubReference,
-    wanted: Wanted,
-    *,
-    hub: Hub = Hub(),  # noqa: B008 - frozen
-) -> Source:
+def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     """Fetches one adapter of a repository into huggingface_hub's cache: its configuration, weights,
     io.yaml and the READMEs that may name its licence.
 
     Raises what find_source() does, and HubError for a hub that fails.
     """
-    if hub.is_offline:
-        snapshot, _ = open_directory(cached(ref, hub))
-        return find_in(snapshot, ref.path, wanted, ref.text)
-    repo = Repository(ref, hub)
+    repo = Repository(ref)
     path = _choose(repo, wanted)
     where = f"{ref.text}: {path or 'its root'}"
-    names = repo.names(path)
-    weights = pick_weights(names, where)
+    weights = pick_weights(repo.names(path), where)
     prefix = f"{path}/" if path else ""
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
-    if wanted.given():
-        check_wanted(path, read_json(config), wanted, where)
+    check_wanted(path, config, wanted, where)
     for name in [name for name in contracts(path) if name in repo.files][:1]:
         _fetch_small(repo, name, MAX_TEXT)
     for name in readmes(path):
@@ -83,36 +71,30 @@ def fetch_adapter(
     return describe(repo.snapshot, path, wanted)
 
 
-def fetch_base(
-    ref: HubReference,
-    *,
-    hub: Hub = Hub(),  # noqa: B008 - frozen
-) -> GGUFHeader | Path:
+def fetch_base(ref: HubReference) -> GGUFHeader | Path:
     """What of a base an adapter needs to be converted for it.
 
-    hf://owner/repo[@revision]/file.gguf gives the file's header, of which the data of the tensors
+    hf://owner/repo[@revision][/file.gguf] gives the file's header, of which the data of the tensors
     is missing; any other reference, a local directory with config.json and what there is of
     tokenizer files.
 
     Raises InputError for a repository or directory without either, FileFormatError for a file that
     is not a sound GGUF, HubError for a hub that fails.
     """
-    if hub.is_offline:
-        return _cached_base(ref, cached(ref, hub))
-    repo = Repository(ref, hub)
+    repo = Repository(ref)
     if ref.path.endswith(".gguf"):
         return _fetch_header(repo)
-    prefix = f"{ref.path}/" if ref.path else ""
     names = repo.names(ref.path)
     _check_base(ref, names)
-    _fetch_small(repo, prefix + _CONFIG, _MAX_CONFIG)
+    prefix = f"{ref.path}/" if ref.path else ""
+    config = _fetch_small(repo, prefix + _CONFIG, _MAX_CONFIG)
     for name in _TOKENIZER:
         if name in names:
             repo.fetch(prefix + name)
-    return repo.snapshot.root.joinpath(*ref.path.split("/"))
+    return config.parent
 
 
-def _choose(repo: Repository, wanted: Wanted) -> str:
+def _choose(repo: Repository, wanted: Pick) -> str:
     """The path of the one adapter that is meant."""
     ref = repo.reference
     prefix = f"{ref.path}/" if ref.path else ""
@@ -157,16 +139,6 @@ def _check_base(ref: HubReference, names: list[str]) -> None:
     )
 
 
-def _cached_base(ref: HubReference, root: Path) -> GGUFHeader | Path:
-    snapshot, _ = open_directory(root)
-    if ref.path.endswith(".gguf"):
-        file = snapshot.file(ref.path)
-        if file is not None:
-            return read_header(file, name=ref.text)
-    _check_base(ref, snapshot.names(ref.path))
-    return root.joinpath(*ref.path.split("/"))
-
-
 def _fetch_header(repo: Repository) -> GGUFHeader:
     """The header of a remote GGUF from as much of its beginning as it takes."""
     ref = repo.reference
@@ -207,47 +179,32 @@ class RemoteModel:
                in, or of the file itself
     commit     the commit's hash
     names      its files in the repository, one or, if it is split, all parts in order
+    stem       their name, without directories, part and ending
 
     Raises InputError if the pattern does not mean exactly one model, HubError if the hub cannot
     be asked.
     """
 
-    def __init__(
-        self,
-        reference: HubReference,
-        pattern: str,
-        *,
-        hub: Hub = Hub(),  # noqa: B008 - frozen
-    ) -> None:
+    def __init__(self, reference: HubReference, pattern: str) -> None:
         self.reference = reference
-        self._repo: Repository | None = None
-        if hub.is_offline:
-            root = cached(replace(reference, path=""), hub)
-            self._snapshot, _ = open_directory(root)
-            files = (path for path in root.rglob("*") if path.is_file())
-            there: Iterable[str] = sorted(path.relative_to(root).as_posix() for path in files)
-        else:
-            self._repo = Repository(reference, hub)
-            self._snapshot = self._repo.snapshot
-            there = self._repo.files
+        self._repo = Repository(reference)
+        there: Iterable[str] = self._repo.files
         if reference.path and reference.path != pattern:
             there = [name for name in there if name.startswith(f"{reference.path}/")]
         self.names = choose_model(there, pattern, reference.text)
-        self.commit = self._snapshot.revision
+        self.stem = stem_of(self.names[0]).rpartition("/")[2]
+        self.commit = self._repo.snapshot.revision
 
     def sha256(self, name: str) -> str | None:
         """What the hub says that a file's SHA-256 is, where it says so."""
-        return self._repo.sha256.get(name) if self._repo else None
+        return self._repo.sha256.get(name)
 
     def fetch(self) -> list[Path]:
         """The local copies of its files, downloaded if they are not in the cache.
 
         Raises HubError if that fails.
         """
-        if self._repo is not None:
-            for name in self.names:
-                self._repo.fetch(name)
-        return [_local(self._snapshot, name) for name in self.names]
+        return [self._repo.fetch(name) for name in self.names]
 
 
 def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
@@ -264,7 +221,9 @@ def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
             f"{listing(sorted(there)) or 'nothing'}"
         )
     found = [parts for parts in models if pattern in parts]
-    found = found or [parts for parts in models if _matches(parts, pattern)]
+    if not found:
+        matches = re.compile(fnmatch.translate(pattern.lower())).match
+        found = [parts for parts in models if any(matches(part.lower()) for part in parts)]
     if not found:
         raise InputError(
             f"{where}: none of its GGUF files is '{pattern}'; there are {_listing(models)}"
@@ -283,18 +242,7 @@ def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
     return found[0]
 
 
-def _matches(parts: Sequence[str], pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(part.lower(), pattern.lower()) for part in parts)
-
-
 def _listing(models: Sequence[Sequence[str]]) -> str:
     return listing(
         parts[0] if len(parts) == 1 else f"{parts[0]} ({len(parts)} parts)" for parts in models
     )
-
-
-def _local(snapshot: Snapshot, name: str) -> Path:
-    found = snapshot.file(name)
-    if found is None:
-        raise FileFormatError(f"{snapshot.root / name}: there is no such file any more; try again")
-    return found

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.demo import Reading
 from alora_gguf.cli.demo_compare import Comparison, Side
-from alora_gguf.cli.demo_screen import Screen
+from alora_gguf.cli.demo_screen import Reading, Screen
 
 from alora_gguf import Chat, IntrinsicResult, Model, OutputError, Session, Timings, cli, demo
 from alora_gguf.demo import DOCUMENTS, TURNS, Turn
@@ -303,7 +302,7 @@ def test_badges_flow(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     }
     Screen().badges([read(model, name, value) for name, value in values.items()])
     assert capsys.readouterr().out == (
-        "      12 ms  harmless, not in the documents,\n"
+        "      12 ms  harmless · not in the documents\n"
         '             means "When was the library founded?"\n'
     )
     Screen().badges([])

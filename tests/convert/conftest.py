@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.hub.client import Hub
 
-from tests.support.hub_repos import write_gguf
+from tests.support.hub_repos import Hub, write_gguf
 from tests.support.hub_server import HubServer, Padded, running
 from tests.support.peft_files import Case, sound_case
 

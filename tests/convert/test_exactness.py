@@ -13,6 +13,7 @@ from alora_gguf.convert import convert_adapter
 from numpy.typing import NDArray
 
 from alora_gguf.gguf.header import GGUFHeader, read_header
+from tests.support.gguf_bytes import tensor_array
 from tests.support.peft_files import BLOCK, MODULES, N_EMBD, N_VOCAB, PREFIX, RANK, Case
 from tests.support.peft_oracle import TinyAdapter, make_adapter
 from tests.support.stock_convert import Request, stock_convert
@@ -85,8 +86,8 @@ def test_equals_upstreams_converter(
 
 def delta(header: GGUFHeader, target: str) -> NDArray[np.float64]:
     """The change of a weight [out, in] as llama.cpp computes it: alpha/rank · B·A."""
-    a = header.tensor_array(f"{target}.weight.lora_a").astype(np.float64)
-    b = header.tensor_array(f"{target}.weight.lora_b").astype(np.float64)
+    a = tensor_array(header, f"{target}.weight.lora_a").astype(np.float64)
+    b = tensor_array(header, f"{target}.weight.lora_b").astype(np.float64)
     alpha = header.metadata["adapter.lora.alpha"]
     assert isinstance(alpha, float)
     change: NDArray[np.float64] = alpha / a.shape[0] * (b @ a)
@@ -164,7 +165,7 @@ def test_qwen_keeps_the_order_of_heads(case: Case) -> None:
     case.convert()
     header = read_header(case.out)
     np.testing.assert_array_equal(
-        header.tensor_array("blk.0.attn_q.weight.lora_b"),
+        tensor_array(header, "blk.0.attn_q.weight.lora_b"),
         case.tensors[f"{PREFIX}model.layers.0.self_attn.q_proj.lora_B.weight"],
     )
 
@@ -186,8 +187,8 @@ def test_embedding_and_head_of_an_untied_base(case: Case) -> None:
     # llama.cpp picks a token's row of A, so that A stands [vocab, r]
     assert header.tensors["token_embd.weight.lora_a"].shape == (RANK, N_VOCAB)
     assert header.tensors["token_embd.weight.lora_b"].shape == (RANK, N_EMBD)
-    np.testing.assert_array_equal(header.tensor_array("token_embd.weight.lora_a"), a.T)
-    np.testing.assert_array_equal(header.tensor_array("token_embd.weight.lora_b"), b)
+    np.testing.assert_array_equal(tensor_array(header, "token_embd.weight.lora_a"), a.T)
+    np.testing.assert_array_equal(tensor_array(header, "token_embd.weight.lora_b"), b)
     assert header.tensors["output.weight.lora_b"].shape == (RANK, N_VOCAB)
 
 
@@ -202,7 +203,7 @@ def test_half_precision_sources_are_read_exactly(case: Case, dtype: str) -> None
     convert_adapter(case.source, case.base, case.out, outtype="f32")
     name = "model.layers.0.mlp.up_proj.lora_A.weight"
     np.testing.assert_array_equal(
-        read_header(case.out).tensor_array("blk.0.ffn_up.weight.lora_a"),
+        tensor_array(read_header(case.out), "blk.0.ffn_up.weight.lora_a"),
         tensors[PREFIX + name].float().numpy(),
     )
 
@@ -244,4 +245,4 @@ def test_ggufs_own_reader_agrees(case: Case) -> None:
     reader = gguf.GGUFReader(case.out)
     assert [t.name for t in reader.tensors] == list(header.tensors)
     for tensor in reader.tensors:
-        np.testing.assert_array_equal(tensor.data, header.tensor_array(tensor.name))
+        np.testing.assert_array_equal(tensor.data, tensor_array(header, tensor.name))

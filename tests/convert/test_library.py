@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from alora_gguf.convert import Pick
 from alora_gguf.convert.find import find_source
 
 from alora_gguf.errors import InputError
@@ -30,7 +31,7 @@ def library(tmp_path: Path) -> Path:
 )
 def test_one_of_a_library(library: Path, options: tuple[str, str, str], path: str) -> None:
     intrinsic, model, technology = options
-    found = find_source(library, intrinsic=intrinsic, model=model, technology=technology)
+    found = find_source(library, Pick(intrinsic=intrinsic, model=model, technology=technology))
     assert found.directory == library / path
     assert found.io_yaml == library / path / "io.yaml"
     assert found.licence == "apache-2.0"  # the library's
@@ -42,7 +43,7 @@ def test_one_of_a_library(library: Path, options: tuple[str, str, str], path: st
 
 def test_a_part_of_a_library_needs_fewer_options(library: Path) -> None:
     part = library / "uncertainty" / "lora"
-    found = find_source(part, model=MODELS[0])
+    found = find_source(part, Pick(model=MODELS[0]))
     assert found.directory == part / MODELS[0]
     assert found.name == "uncertainty"  # io.yaml says that this is a library
     assert found.stem == f"uncertainty-{MODELS[0]}-lora"
@@ -69,7 +70,7 @@ def test_several_adapters_without_an_answer(library: Path) -> None:
         )
     )
     with pytest.raises(InputError) as caught:
-        find_source(library, intrinsic="answerability", technology="alora")
+        find_source(library, Pick(intrinsic="answerability", technology="alora"))
     assert str(caught.value) == (
         f"{library}: holds 2 adapters for --intrinsic answerability --technology alora, expected "
         f"one; choose with --model ({MODELS[0]}, {MODELS[1]}): answerability/{MODELS[0]}/alora, "
@@ -81,9 +82,9 @@ def test_no_adapter_that_is_asked_for(library: Path) -> None:
     with pytest.raises(
         InputError, match="none of its 12 adapters is for --intrinsic citations; there are answer"
     ):
-        find_source(library, intrinsic="citations")
+        find_source(library, Pick(intrinsic="citations"))
     with pytest.raises(InputError, match="is for --intrinsic answerability --model llama; there"):
-        find_source(library, intrinsic="answerability", model="llama")
+        find_source(library, Pick(intrinsic="answerability", model="llama"))
 
 
 def test_adapters_that_no_option_tells_apart(tmp_path: Path) -> None:
@@ -94,48 +95,49 @@ def test_adapters_that_no_option_tells_apart(tmp_path: Path) -> None:
         match=r"holds 15 adapters, expected one; give the directory of one: v00.*, v11 and 3 more$",
     ):
         find_source(tmp_path)
+    # paths tell nothing, and configurations are not opened
     with pytest.raises(InputError, match="none of its 15 adapters is for --technology alora"):
-        find_source(tmp_path, technology="alora")  # paths tell nothing, and configs are not opened
-    assert find_source(tmp_path, intrinsic="V03").directory == tmp_path / "v03"
+        find_source(tmp_path, Pick(technology="alora"))
+    assert find_source(tmp_path, Pick(intrinsic="V03")).directory == tmp_path / "v03"
 
 
 def test_a_model_as_it_is_written_beats_a_similar_one(tmp_path: Path) -> None:
     for model in ("granite-4.0-micro", "granite-4-0-micro"):
         write_adapter(tmp_path / "a" / model / "alora")
-    found = find_source(tmp_path, model="granite-4.0-micro")
+    found = find_source(tmp_path, Pick(model="granite-4.0-micro"))
     assert found.directory.parent.name == "granite-4.0-micro"
     with pytest.raises(InputError, match="holds 2 adapters for --model granite_4_0_micro"):
-        find_source(tmp_path, model="granite_4_0_micro")
+        find_source(tmp_path, Pick(model="granite_4_0_micro"))
 
 
 def test_options_for_what_is_an_adapter_already(tmp_path: Path) -> None:
     plain = write_adapter(tmp_path / "sure", alora=False)
-    find_source(plain, technology="lora", model="Granite-3.3-2b-instruct", intrinsic="sure")
+    find_source(plain, Pick(technology="lora", model="Granite-3.3-2b-instruct", intrinsic="sure"))
     with pytest.raises(
         InputError,
         match=r"sure: is not what --technology alora asks for: it is an adapter of the technology "
         "lora; leave the option out, or give another directory",
     ):
-        find_source(plain, technology="alora")
+        find_source(plain, Pick(technology="alora"))
     with pytest.raises(
         InputError, match=r"--model llama .*base_model_name_or_path is 'ibm-granite/granite-3.3-2b"
     ):
-        find_source(plain, model="llama")
+        find_source(plain, Pick(model="llama"))
     with pytest.raises(InputError, match="--intrinsic citations asks for: nothing in its path"):
-        find_source(plain, intrinsic="citations")
+        find_source(plain, Pick(intrinsic="citations"))
     deep = write_adapter(tmp_path / "citations" / "m" / "alora", alora=False)
-    assert find_source(deep, technology="alora").directory == deep  # its path says so
+    assert find_source(deep, Pick(technology="alora")).directory == deep  # its path says so
     with pytest.raises(InputError, match="--technology lora asks for: its path says otherwise"):
-        find_source(deep, technology="lora")
+        find_source(deep, Pick(technology="lora"))
     (plain / "adapter_config.json").write_text('{"invocation_string": "<certainty>"}')
-    assert find_source(plain, technology="alora").directory == plain  # IBM's older ones
+    assert find_source(plain, Pick(technology="alora")).directory == plain  # IBM's older ones
     # the only one below a directory is checked in the same way
     with pytest.raises(InputError, match="--technology lora asks for"):
-        find_source(plain.parent / "citations", technology="lora")
+        find_source(plain.parent / "citations", Pick(technology="lora"))
 
 
 def test_options_that_are_none(library: Path) -> None:
     with pytest.raises(InputError, match="--technology is 'dora', expected alora or lora"):
-        find_source(library, technology="dora")
+        find_source(library, Pick(technology="dora"))
     with pytest.raises(InputError, match="--model is empty; leave it out if any will do"):
-        find_source(library, model=" ")
+        find_source(library, Pick(model=" "))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alora_gguf.convert import Pick
 from alora_gguf.convert.find import find_source
 
 from alora_gguf.errors import AloraError, ConvertError, FileFormatError, InputError
@@ -80,7 +81,7 @@ def test_a_snapshot_in_the_hubs_cache(tmp_path: Path) -> None:
         "answerability/granite/lora"
     )
     snapshot = write_cache(folder, files | {"README.md": README.encode()})
-    found = find_source(snapshot, technology="alora")
+    found = find_source(snapshot, Pick(technology="alora"))
     path = "answerability/granite/alora"
     assert found.directory == snapshot / path
     assert found.repo == "ibm-granite/granitelib-rag-r1.0"
@@ -90,11 +91,11 @@ def test_a_snapshot_in_the_hubs_cache(tmp_path: Path) -> None:
     assert found.stem == "answerability-granite-alora"
     # a directory inside it knows where it came from, too
     assert find_source(snapshot / path) == found
-    assert find_source(snapshot / "answerability", technology="ALORA") == found
+    assert find_source(snapshot / "answerability", Pick(technology="ALORA")) == found
     (tmp_path / "mine").symlink_to(snapshot)
-    assert find_source(tmp_path / "mine", technology="alora") == found
+    assert find_source(tmp_path / "mine", Pick(technology="alora")) == found
     with pytest.raises(InputError, match="none of its 2 adapters is for --intrinsic other"):
-        find_source(snapshot, intrinsic="other")
+        find_source(snapshot, Pick(intrinsic="other"))
 
 
 def test_an_adapter_at_the_root_of_a_cached_repository(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_directories_that_cannot_be_read(as_nobody: Path) -> None:
     (closed / "adapter_config.json").chmod(0)
     assert find_source(closed).directory == closed  # whoever reads it will say so
     with pytest.raises(FileFormatError, match=r"adapter_config\.json: cannot be read: Permission"):
-        find_source(closed, technology="alora")
+        find_source(closed, Pick(technology="alora"))
 
 
 def test_whatever_a_directory_looks_like(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_whatever_a_directory_looks_like(tmp_path: Path) -> None:
             "technology": rng.choice([*[None] * 4, "alora", "lora"]),
         }
         try:
-            source = find_source(rng.choice(directories), **options)
+            source = find_source(rng.choice(directories), Pick(**options))
         except AloraError as error:
             messages.append(str(error))
             continue

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from alora_gguf.convert import Pick
 from alora_gguf.convert.find import find_source
 from alora_gguf.convert.peft.config import read_config
 from alora_gguf.convert.source import licence_of
@@ -84,10 +85,10 @@ def test_a_directory_whose_name_is_no_unicode(tmp_path: Path) -> None:
 def test_an_adapters_own_licence_comes_first(library: Path) -> None:
     directory = library / "answerability" / MODELS[0] / "lora"
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
-    found = find_source(library, intrinsic="answerability", model=MODELS[0], technology="lora")
+    found = find_source(library, Pick("answerability", MODELS[0], "lora"))
     assert found.licence == "mit"
     (directory / "README.md").write_text("no front matter")
-    found = find_source(library, intrinsic="answerability", model=MODELS[0], technology="lora")
+    found = find_source(library, Pick("answerability", MODELS[0], "lora"))
     assert found.licence == "apache-2.0"
 
 
@@ -99,9 +100,9 @@ def test_contracts_in_a_directory_of_their_own(library: Path) -> None:
     (apart / "io.yaml").write_text("model: ~\n")
     (library / "adapter_index.json").write_text("{}")
     options = {"intrinsic": "answerability", "model": MODELS[0]}
-    assert find_source(library, technology="alora", **options).io_yaml == apart / "io.yaml"
+    assert find_source(library, Pick(technology="alora", **options)).io_yaml == apart / "io.yaml"
     beside = directory.parent / "lora" / "io.yaml"
-    assert find_source(library, technology="lora", **options).io_yaml == beside
+    assert find_source(library, Pick(technology="lora", **options)).io_yaml == beside
 
 
 def test_someones_own_directories_are_no_library(tmp_path: Path) -> None:
@@ -279,7 +280,6 @@ def test_readmes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_library_converts(tmp_path: Path) -> None:
     from alora_gguf.convert import convert_adapter
-    from alora_gguf.convert.conversion import Pick
 
     case = sound_case(tmp_path)
     case.write()

@@ -16,6 +16,7 @@ import pytest
 import alora_gguf as ag
 from tests.support import corrupt, inside, tiny_base
 from tests.support.files import Files
+from tests.support.gguf_bytes import tensor_array
 from tests.support.make_gguf import make_gguf
 
 
@@ -95,7 +96,7 @@ def test_a_split_model_is_read_whole(files: Files, tmp_path: Path) -> None:
     parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
     header = read_header(files.base)
     for i, path in enumerate(parts):
-        tensors = {name: header.tensor_array(name) for name in list(header.tensors)[i::2]}
+        tensors = {name: tensor_array(header, name) for name in list(header.tensors)[i::2]}
         make_gguf(path, {"split.count": (2, UINT16)}, tensors)
     assert set(BaseFile.read(parts[0]).tensors) == set(header.tensors)
     with pytest.raises(ag.ModelError, match="is part 2 of 2; open m-00001"):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alora_gguf.gguf.header import read_header
+from tests.support.gguf_bytes import tensor_array
 
 Tensors = dict[str, NDArray[np.float32]]
 _HEADS, _QUERIES = 4, 128  # of the tiny models with one tensor for queries, keys and values
@@ -86,7 +87,7 @@ def write_mistakes(right: Path, folder: Path) -> dict[str, Path]:
     """Copies of an F32 adapter GGUF with each mistake that concerns its tensors, by its name."""
     header = read_header(right)
     tensors: Tensors = {
-        name: np.asarray(header.tensor_array(name), np.float32) for name in header.tensors
+        name: np.asarray(tensor_array(header, name), np.float32) for name in header.tensors
     }
     files = {}
     for mistake in MISTAKES:

@@ -13,6 +13,7 @@ import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from tests.support import tiny_base
+from tests.support.gguf_bytes import tensor_array
 from tests.support.make_gguf import make_gguf
 
 
@@ -75,7 +76,7 @@ def test_every_part_counts(base: Path, tmp_path: Path) -> None:
     names, uint16 = sorted(header.tensors), gguf.GGUFValueType.UINT16
     for i, path in enumerate(paths):
         keys = {"split.no": (i, uint16), "split.count": (2, uint16)}
-        make_gguf(path, keys, {name: header.tensor_array(name) for name in names[i::2]})
+        make_gguf(path, keys, {name: tensor_array(header, name) for name in names[i::2]})
     assert BaseFile.read(paths[0]).parts == tuple(paths)
     before = of(paths[0])
     assert before.size == sum(path.stat().st_size for path in paths)

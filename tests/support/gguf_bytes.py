@@ -6,6 +6,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from alora_gguf.gguf.header import GGUFHeader
 from alora_gguf.gguf.parser import GGML_TYPES, VALUE_FORMATS, ValueType
 
 # name -> ggml type and shape in ggml order
@@ -63,3 +67,15 @@ def _payload(kind: ValueType, value: Any) -> bytes:
     if kind is ValueType.STRING:
         return _string(value)
     return struct.pack("<" + VALUE_FORMATS[kind], value)
+
+
+def tensor_array(header: GGUFHeader, name: str) -> NDArray[Any]:
+    """A tensor's values in numpy order, the reverse of ggml's: a weight is [out, in]. BF16 is
+    widened to float32.
+    """
+    info, raw = header.tensors[name], header.tensor_data(name)
+    if info.type_name == "BF16":
+        values: NDArray[Any] = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[info.type_name])
+    return values.reshape(info.shape[::-1])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
+from alora_gguf.convert import Pick
 from alora_gguf.convert.hub import fetch
-from alora_gguf.convert.hub.client import Hub
 from alora_gguf.convert.hub.reference import parse_reference
-from alora_gguf.convert.library import Wanted
 from alora_gguf.convert.source import Source
 
 from alora_gguf.gguf.header import GGUFHeader
@@ -21,12 +24,50 @@ CONFIG = {"peft_type": "LORA", "alora_invocation_tokens": [7, 8]}
 LIBRARY = "ibm-granite/granitelib-rag-r1.0"
 
 
-def fetch_adapter(reference: str, wanted: Wanted, *, hub: Hub) -> Source:
-    return fetch.fetch_adapter(parse_reference(reference), wanted, hub=hub)
+@dataclass(frozen=True)
+class Hub:
+    """huggingface_hub's settings, as its environment variables would have made them."""
+
+    cache: Path
+    endpoint: str = "http://hub.invalid"
+    offline: bool = False
+    timeout: float = 5.0
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        settings = {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": (
+                self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            ),
+            "HF_HUB_CACHE": str(self.cache),
+            "HF_HUB_OFFLINE": self.offline,
+            "HF_HUB_ETAG_TIMEOUT": self.timeout,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setattr(f"huggingface_hub.constants.{name}", value)
+            yield
+
+
+def fetch_adapter(reference: str, wanted: Pick, *, hub: Hub) -> Source:
+    with hub.used():
+        return fetch.fetch_adapter(parse_reference(reference), wanted)
 
 
 def fetch_base(reference: str, *, hub: Hub) -> GGUFHeader | Path:
-    return fetch.fetch_base(parse_reference(reference), hub=hub)
+    with hub.used():
+        return fetch.fetch_base(parse_reference(reference))
+
+
+def remote_model(reference: str, pattern: str, *, hub: Hub) -> fetch.RemoteModel:
+    with hub.used():
+        return fetch.RemoteModel(parse_reference(reference), pattern)
+
+
+def fetch_model(model: fetch.RemoteModel, *, hub: Hub) -> list[Path]:
+    with hub.used():
+        return model.fetch()
 
 
 def adapter_files(path: str = "", **changes: Any) -> dict[str, Any]:

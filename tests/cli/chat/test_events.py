@@ -117,15 +117,15 @@ def test_a_transcript_that_runs_out_of_room(
     from alora_gguf.cli.chat import view as record
 
     n = [0]
-    real = record.File.write
+    real = record.Transcript.write_text
 
-    def write(self: record.File, text: str) -> None:
+    def write(self: record.Transcript, text: str) -> None:
         n[0] += 1
         if n[0] == 2:
             raise OSError(28, "No space left on device")
         real(self, text)
 
-    monkeypatch.setattr(record.File, "write", write)
+    monkeypatch.setattr(record.Transcript, "write_text", write)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{QUESTION}\n"))
     path = tmp_path / "talk.jsonl"
     assert cli.run(["chat", "--threads", "1", "--transcript", str(path)]) == 1

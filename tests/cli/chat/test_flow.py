@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alora_gguf.cli.chat.screen import Flow
+from alora_gguf.cli.flow import Flow
 from alora_gguf.cli.render import visible, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,10 +44,10 @@ def test_any_text_in_any_pieces(text: str, width: int, cuts: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "width", "lines"),
     [
-        ("one two three", 8, ["one two ", "three"]),
+        ("one two three", 8, ["one two", "three"]),
         ("one two three", 7, ["one two", "three"]),
         ("abcdefghij", 4, ["abcd", "efgh", "ij"]),
-        ("a bcdefg", 4, ["a ", "bcde", "fg"]),
+        ("a bcdefg", 4, ["a", "bcde", "fg"]),
         ("  indented", 20, ["  indented"]),
         ("\tx\n\n y", 20, ["    x", "", " y"]),
         ("ab\tx", 20, ["ab  x"]),
@@ -62,9 +62,9 @@ def test_where_lines_break(text: str, width: int, lines: list[str]) -> None:
 
 def test_a_word_waits_until_it_is_whole_and_a_wide_character_does_not() -> None:
     flow = Flow(20)
-    assert flow.add("one tw") == "one "
-    assert flow.add("o ") == "two "
-    assert flow.add("漢字") == "漢字"
+    assert flow.add("one tw") == "one"
+    assert flow.add("o ") == " two"
+    assert flow.add("漢字") == " 漢字"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from alora_gguf.cli.chat.lines import EndOfInput, Lines
+from alora_gguf.cli.chat.asking import Turn
+from alora_gguf.cli.chat.lines import Lines
 from alora_gguf.cli.chat.loop import Loop
-from alora_gguf.cli.chat.talk import Talk, Turn
+from alora_gguf.cli.chat.talk import Talk
 from alora_gguf.cli.chat.view import View
 
 import alora_gguf as ag
@@ -30,7 +31,7 @@ class Typed(Lines):
     def read(self, draft: str = "") -> str:
         self.drafts.append(draft)
         if not self.lines:
-            raise EndOfInput
+            raise EOFError
         line = self.lines.pop(0)
         if callable(line):
             line()

@@ -264,4 +264,4 @@ def test_an_output_that_is_not_utf_8(home: Path, monkeypatch: pytest.MonkeyPatch
     run = start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, err = run.communicate(b"/cache\n/help\n", timeout=60)
     assert (run.returncode, err) == (0, b"")
-    assert b"/watch NAME? | off" in out
+    assert b"/watch [NAME? | off]" in out

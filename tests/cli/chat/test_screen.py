@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.chat import screen as screen_module
-from alora_gguf.cli.chat.asking import Failed
+from alora_gguf.cli.chat.asking import Failed, Turn
 from alora_gguf.cli.chat.screen import Screen
 from alora_gguf.cli.chat.tables import adapters, costs, documents
-from alora_gguf.cli.chat.talk import Turn
 from alora_gguf.cli.render import duration
 from rich.cells import cell_len
 from rich.console import Console
@@ -74,8 +73,8 @@ def say(on: Screen, pieces: Iterable[str], reason: str = "stop") -> str:
 def test_plain_text_is_written_once() -> None:
     on = screen(20)
     during = say(on, ["The opening", " time of the lib", "rary is 9:30."])
-    assert during == "The opening time of\nthe library is "
-    assert written(on) == "The opening time of\nthe library is \n9:30.\n\n"
+    assert during == "The opening time of\nthe library is"
+    assert written(on) == "The opening time of\nthe library is\n9:30.\n\n"
 
 
 MARKDOWN = (
@@ -134,7 +133,7 @@ def test_what_is_not_on_the_screen_any_more_is_not_rendered() -> None:
 def test_a_reply_cannot_steer_the_terminal() -> None:
     on = screen()
     during = say(on, ["\x1b[2J\x07 \x9b1m \u202e **b** "])
-    assert during == "\\x1b[2J\\x07 \\x9b1m \\u202e **b** "
+    assert during == "\\x1b[2J\\x07 \\x9b1m \\u202e **b**"
     assert "\\x1b[2J\\x07" in written(on).partition("\x1b[J")[2]
 
 
@@ -181,7 +180,7 @@ def test_how_far_it_is_read_is_shown_and_goes_again() -> None:
     assert written(on).endswith("tokens\r\x1b[K")
     on.reading(128, 512)
     on.piece("Yes ")
-    assert written(on).endswith("reading 128 of 512 tokens\r\x1b[KYes ")
+    assert written(on).endswith("reading 128 of 512 tokens\r\x1b[KYes")
     for quiet in (screen(), screen(terminal=False)):
         quiet.reading(5, 512 if not quiet.console.is_terminal else 100)
         assert written(quiet) == ""
@@ -201,10 +200,10 @@ def test_what_takes_long_is_said_and_goes_again(monkeypatch: pytest.MonkeyPatch)
         until(lambda: written(on).endswith("tokens\r\x1b[Kwaiting for the reply …"))
         on.piece("Yes ")
         time.sleep(0.05)
-        assert written(on).endswith("…\r\x1b[KYes ")  # and never again
+        assert written(on).endswith("…\r\x1b[KYes")  # and never again
     on.reply_over("Yes ")
     with on.waiting("asking jailbreak"):
-        until(lambda: written(on).endswith("Yes \nasking jailbreak …"))
+        until(lambda: written(on).endswith("Yes\nasking jailbreak …"))
     assert written(on).endswith("…\r\x1b[K")
     for shows in (lambda on: on.note("a"), lambda on: on.error("a"), lambda on: on.show("a")):
         on = screen()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from alora_gguf.cli.chat import talk as talk_module
-from alora_gguf.cli.chat.asking import Failed, Watched, ask_each
-from alora_gguf.cli.chat.talk import Talk, Turn
+from alora_gguf.cli.chat.asking import Failed, Turn, Watched, ask_each
+from alora_gguf.cli.chat.talk import Talk
 
 import alora_gguf as ag
 from alora_gguf.demo import adapter_paths

@@ -13,6 +13,7 @@ from alora_gguf.convert import ConversionReport
 
 from alora_gguf.errors import AdapterMismatchError, FileFormatError
 from alora_gguf.gguf.header import read_header
+from tests.support.gguf_bytes import tensor_array
 from tests.support.peft_files import (
     N_EMBD,
     N_FF,
@@ -55,7 +56,7 @@ def change(case: Case, module: str, scale: float) -> Array:
 def written(case: Case, target: str) -> Array:
     """What the file adds to a tensor: [out, in] or [experts, out, in]."""
     header = read_header(case.out)
-    a, b = (header.tensor_array(f"{target}.weight.lora_{k}").astype(np.float64) for k in "ab")
+    a, b = (tensor_array(header, f"{target}.weight.lora_{k}").astype(np.float64) for k in "ab")
     alpha = header.metadata["adapter.lora.alpha"]
     assert isinstance(alpha, float)
     return alpha / b.shape[-1] * b @ a

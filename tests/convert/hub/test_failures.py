@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.convert.hub.client import Hub
-from alora_gguf.convert.library import Wanted
+from alora_gguf.convert import Pick
 
 from alora_gguf.errors import AloraError, HubError, InputError, MissingFileError
 from alora_gguf.gguf.header import GGUFHeader, read_header
-from tests.support.hub_repos import adapter_files, fetch_adapter, fetch_base, write_gguf
+from tests.support.hub_repos import Hub, adapter_files, fetch_adapter, fetch_base, write_gguf
 from tests.support.hub_server import SIGNATURE, TOKEN, Handler, HubServer, Padded
 from tests.support.libraries import README
 from tests.support.peft_files import Case
 
-ANY = Wanted()
+ANY = Pick()
 
 
 # Without a network -------------------------------------------------------------------------------
@@ -108,11 +107,11 @@ def test_offline(server: HubServer, hub: Hub, tmp_path: Path, small_gguf: Padded
     commit = server.add("o/r", files | {"m.gguf": small_gguf})
     with pytest.raises(HubError, match=r"hf://o/r: is not in the cache .* HF_HUB_OFFLINE"):
         fetch_adapter("hf://o/r", ANY, hub=away)
-    found = fetch_adapter("hf://o/r", Wanted(technology="alora"), hub=hub)
+    found = fetch_adapter("hf://o/r", Pick(technology="alora"), hub=hub)
     asked = len(server.asked)
     # the other adapter was never fetched, so there is one only
     assert fetch_adapter("hf://o/r", ANY, hub=away) == found
-    assert fetch_adapter(f"hf://o/r@{commit}/a", Wanted(technology="alora"), hub=away) == found
+    assert fetch_adapter(f"hf://o/r@{commit}/a", Pick(technology="alora"), hub=away) == found
     for reference in ("hf://o/r@other", "hf://o/r/b", "hf://o/s", "hf://o/r/a/m/lora"):
         with pytest.raises(HubError, match=rf"{reference}: is not in the cache"):
             fetch_adapter(reference, ANY, hub=away)
@@ -120,7 +119,6 @@ def test_offline(server: HubServer, hub: Hub, tmp_path: Path, small_gguf: Padded
         fetch_base("hf://o/r/m.gguf", hub=away)
     with pytest.raises(InputError, match=r"hf://o/r/a: has no config\.json"):
         fetch_base("hf://o/r/a", hub=away)
-    assert hub.cache is not None
     folder = hub.cache / "models--o--r" / "snapshots" / commit / "a"
     (folder / "config.json").write_text("{}")
     assert fetch_base("hf://o/r/a", hub=away) == folder

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.convert.hub.client import Hub
-from alora_gguf.convert.library import Wanted
+from alora_gguf.convert import Pick
 
 from alora_gguf.errors import (
     AloraError,
@@ -22,6 +21,7 @@ from alora_gguf.gguf.header import GGUFHeader
 from tests.support.hub_repos import (
     CONFIG,
     LIBRARY,
+    Hub,
     adapter_files,
     fetch_adapter,
     fetch_base,
@@ -31,7 +31,7 @@ from tests.support.hub_repos import (
 from tests.support.hub_server import TOKEN, Handler, HubServer, Padded
 from tests.support.libraries import LFS, MODELS, README
 
-ANY = Wanted()
+ANY = Pick()
 
 
 # Adapters ----------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ ANY = Wanted()
 
 def test_one_adapter_of_a_library_and_no_other(server: HubServer, hub: Hub) -> None:
     commit = server.add(LIBRARY, library_files())
-    wanted = Wanted("answerability", f"ibm-granite/{MODELS[0]}", "alora")
+    wanted = Pick("answerability", f"ibm-granite/{MODELS[0]}", "alora")
     found = fetch_adapter(f"hf://{LIBRARY}", wanted, hub=hub)
     path = f"answerability/{MODELS[0]}/alora"
     assert found.repo == LIBRARY
@@ -66,7 +66,7 @@ def test_a_path_needs_no_options(server: HubServer, hub: Hub) -> None:
     server.add(LIBRARY, library_files())
     path = f"citations/{MODELS[1]}/lora"
     assert fetch_adapter(f"hf://{LIBRARY}/{path}", ANY, hub=hub).path == path
-    found = fetch_adapter(f"hf://{LIBRARY}/citations", Wanted(None, MODELS[1], "lora"), hub=hub)
+    found = fetch_adapter(f"hf://{LIBRARY}/citations", Pick(None, MODELS[1], "lora"), hub=hub)
     assert found.path == path
 
 
@@ -113,7 +113,6 @@ def test_branches_and_tags(server: HubServer, hub: Hub) -> None:
     branch = server.add("o/r", adapter_files(), revision="feature/x")
     found = fetch_adapter("hf://o/r@feature%2Fx", ANY, hub=hub)
     assert found.revision == branch
-    assert hub.cache is not None
     ref = hub.cache / "models--o--r" / "refs" / "feature" / "x"
     assert ref.read_text() == branch
 
@@ -133,7 +132,7 @@ def test_several_adapters_on_a_hub(server: HubServer, hub: Hub) -> None:
     ):
         fetch_adapter(f"hf://{LIBRARY}", ANY, hub=hub)
     with pytest.raises(InputError, match="none of its 8 adapters is for --intrinsic x; there are"):
-        fetch_adapter(f"hf://{LIBRARY}", Wanted(intrinsic="x"), hub=hub)
+        fetch_adapter(f"hf://{LIBRARY}", Pick(intrinsic="x"), hub=hub)
     assert server.files_asked == []
 
 
@@ -142,7 +141,7 @@ def test_a_contradiction_is_found_before_the_weights_are_fetched(
 ) -> None:
     server.add("o/r", adapter_files("sub"))
     with pytest.raises(InputError, match="hf://o/r: sub: is not what --technology lora asks for"):
-        fetch_adapter("hf://o/r", Wanted(technology="lora"), hub=hub)
+        fetch_adapter("hf://o/r", Pick(technology="lora"), hub=hub)
     assert server.files_asked == ["sub/adapter_config.json"]
 
 

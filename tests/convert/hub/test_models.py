@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from alora_gguf.convert.hub.client import Hub, _bar_called
-from alora_gguf.convert.hub.fetch import RemoteModel, choose_model
-from alora_gguf.convert.hub.reference import parse_reference
+from alora_gguf.convert.hub.client import _bar_called
+from alora_gguf.convert.hub.fetch import choose_model
 
 from alora_gguf.errors import ConvertError, FileFormatError, HubError, InputError
+from tests.support.hub_repos import Hub, fetch_model, remote_model
 from tests.support.hub_server import HubServer
 
 NAMES = [
@@ -56,37 +56,37 @@ def test_what_a_pattern_means(pattern: str, found: list[str] | None) -> None:
 def test_fetched_whole(server: HubServer, hub: Hub) -> None:
     files = {name: name.encode() for name in BIG}
     commit = server.add("o/r", {**files, "small.gguf": b"x", "text.md": "x"})
-    model = RemoteModel(parse_reference("hf://o/r"), "big*", hub=hub)
+    model = remote_model("hf://o/r", "big*", hub=hub)
     assert server.files_asked == []
     assert model.commit == commit
     assert model.names == BIG
     assert [model.sha256(name) for name in BIG] == [
         hashlib.sha256(name.encode()).hexdigest() for name in BIG
     ]
-    paths = model.fetch()
+    paths = fetch_model(model, hub=hub)
     assert [path.read_bytes() for path in paths] == list(files.values())
     assert server.files_asked == BIG
     away = Hub(endpoint=server.url, cache=hub.cache, offline=True)
-    again = RemoteModel(parse_reference("hf://o/r"), "big*", hub=away)
-    assert (again.commit, again.names, again.fetch()) == (commit, BIG, paths)
+    again = remote_model("hf://o/r", "big*", hub=away)
+    assert (again.commit, again.names, fetch_model(again, hub=away)) == (commit, BIG, paths)
     assert again.sha256(BIG[0]) is None
     with pytest.raises(InputError, match=r"'small\*'; there are big-00001-of-00002.gguf \(2 part"):
-        RemoteModel(parse_reference("hf://o/r"), "small*", hub=away)
+        remote_model("hf://o/r", "small*", hub=away)
     paths[1].unlink()
     with pytest.raises(InputError, match=r"there is no big-00002-of-00002\.gguf"):
-        RemoteModel(parse_reference("hf://o/r"), "big*", hub=away)
+        remote_model("hf://o/r", "big*", hub=away)
     with pytest.raises(FileFormatError, match=r"00002\.gguf: there is no such file any more; try"):
-        again.fetch()
+        fetch_model(again, hub=away)
     with pytest.raises(HubError, match="hf://o/s: is not in the cache"):
-        RemoteModel(parse_reference("hf://o/s"), "big*", hub=away)
+        remote_model("hf://o/s", "big*", hub=away)
 
 
 def test_a_directory_to_look_in(server: HubServer, hub: Hub) -> None:
     server.add("o/r", {"a/m.gguf": b"x", "b/m.gguf": b"y", "c/x.txt": "x"})
-    assert RemoteModel(parse_reference("hf://o/r/b"), "*", hub=hub).names == ["b/m.gguf"]
+    assert remote_model("hf://o/r/b", "*", hub=hub).names == ["b/m.gguf"]
     for path, there in (("c", "c/x.txt"), ("d", "nothing")):
         with pytest.raises(InputError) as caught:
-            RemoteModel(parse_reference(f"hf://o/r/{path}"), "*", hub=hub)
+            remote_model(f"hf://o/r/{path}", "*", hub=hub)
         assert str(caught.value) == (
             f"hf://o/r/{path}: holds no GGUF files, expected '*'; it holds {there}"
         )
@@ -94,13 +94,13 @@ def test_a_directory_to_look_in(server: HubServer, hub: Hub) -> None:
 
 def test_a_link_that_was_planted_in_the_cache(server: HubServer, hub: Hub, tmp_path: Path) -> None:
     server.add("o/r", {"m.gguf": b"x"})
-    model = RemoteModel(parse_reference("hf://o/r/m.gguf"), "m.gguf", hub=hub)
-    (path,) = model.fetch()
+    model = remote_model("hf://o/r/m.gguf", "m.gguf", hub=hub)
+    (path,) = fetch_model(model, hub=hub)
     (tmp_path / "secret").write_bytes(b"secret")
     path.unlink()
     path.symlink_to(tmp_path / "secret")
     with pytest.raises(ConvertError, match=r"is a link to .*/secret, outside of"):
-        model.fetch()
+        fetch_model(model, hub=hub)
 
 
 def test_a_bar_has_the_files_name() -> None:

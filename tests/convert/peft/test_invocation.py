@@ -27,6 +27,7 @@ from alora_gguf.errors import (
     UnsupportedAdapterError,
 )
 from alora_gguf.gguf.header import read_header
+from tests.support.gguf_bytes import tensor_array
 from tests.support.peft_files import Case
 from tests.support.vocabularies import Vocabulary, byte_level, sentence_piece, write_gguf
 
@@ -326,7 +327,7 @@ def _with_vocabulary(case: Case) -> Path:
     writer.add_token_list([*"0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLM"])
     writer.add_token_merges(["x x"])
     for name in old.tensors:
-        writer.add_tensor(name, old.tensor_array(name))
+        writer.add_tensor(name, tensor_array(old, name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
