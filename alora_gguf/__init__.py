@@ -13,7 +13,7 @@ Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_save
 The cache:         CacheReport, CacheHolder, CacheSpan
 Files:             inspect_gguf, AdapterSummary, BaseSummary, ArraySummary, convert_adapter,
                    ConversionReport, verify, Verification
-The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile
+The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile, Description
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
 Errors:            AloraError and what is below it, drawn in alora_gguf.errors
@@ -95,6 +95,7 @@ _GROUPS = {
         "StoreContents": "store.store",
         "StoreAddition": "store.store",
         "StoredFile": "store.entry",
+        "Description": "store.entry",
     },
 }
 _HOME = {
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
     from .options import TopLogprob as TopLogprob
     from .saved.container import is_saved_session as is_saved_session
     from .session import Session as Session
+    from .store.entry import Description as Description
     from .store.entry import StoredFile as StoredFile
     from .store.entry import StoreEntry as StoreEntry
     from .store.store import Store as Store

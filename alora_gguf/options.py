@@ -56,7 +56,7 @@ class FrozenDict(dict[_K, _V]):
         return _hash(self)
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("options do not change; dataclasses.replace() makes others")
+        raise TypeError("this cannot be changed; dataclasses.replace() makes another")
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = _refuse
     setdefault = update = _refuse

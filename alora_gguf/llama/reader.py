@@ -17,7 +17,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence

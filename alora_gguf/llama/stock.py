@@ -12,7 +12,7 @@ from llama_cpp import _internals as internals
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import AloraError, InputError
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest

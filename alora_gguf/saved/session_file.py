@@ -16,7 +16,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
-from alora_gguf.engine.llama_context import CacheLayout, Memory
+from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.engine.provenance import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
 from alora_gguf.gguf.base import BaseFingerprint

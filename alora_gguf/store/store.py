@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ from .entry import (
     StoreEntry,
     is_file_name,
     key_of,
+    name_from,
     read_entry,
     write_json,
 )
@@ -117,6 +118,22 @@ class Store:
         """Whether resolve() takes a text for a path, and not for a name of the store."""
         return is_path(text)
 
+    @staticmethod
+    def name_from(text: str) -> str:
+        """The name nearest to a text that may be none, such as a directory's."""
+        return name_from(text)
+
+    def find_same(self, name: str, sha256: Sequence[str]) -> StoreEntry | None:
+        """The entry of that name, which has the files of these hashes, in order; None if there is
+        none, or it lost a file. Raises InputError if it has others, and what find() does.
+        """
+        old = self.find(name)
+        if old is None or not self._is_whole(old):
+            return None
+        if _digests(old.files) != list(sha256):
+            raise _taken(old)
+        return old
+
     def path(self, entry: StoreEntry) -> Path:
         """The file of an entry to open. Raises FileFormatError if it lost one of its files."""
         folder = self._files / entry.folder
@@ -193,7 +210,7 @@ class Store:
             if old is not None and _digests(old.files) == _digests(files) and self._is_whole(old):
                 return old
             if old is not None and not addition.replace and self._is_whole(old):
-                raise taken(old)
+                raise _taken(old)
             _write(path, write_json(entry))
             addition.changed = True
             if old is not None:
@@ -380,7 +397,7 @@ def _digests(files: tuple[StoredFile, ...]) -> list[str]:
     return [file.sha256 for file in files]
 
 
-def taken(old: StoreEntry) -> InputError:
+def _taken(old: StoreEntry) -> InputError:
     """The error of a name that stands for other files than are to be added."""
     about = old.about
     origin = f", from {about.origin} at {about.commit}" if about.repository else ""

@@ -48,7 +48,7 @@ def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
     _check_usable(header, text)
     import tempfile
 
-    from alora_gguf.engine.bare_vocab import BareVocabulary
+    from alora_gguf.engine.loading import BareVocabulary
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"

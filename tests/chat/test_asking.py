@@ -90,7 +90,7 @@ def test_a_cut_reply_is_an_error_of_its_own(played: ag.Model) -> None:
             _ = cut.value
         assert str(caught.value).startswith(
             f"{demo.adapter_path('answerability')}(io.yaml): the reply ends in the middle of its "
-            "JSON: "
+            "JSON, after "
         )
         assert str(caught.value).endswith(
             "it was probably cut off at its limit of 5 tokens: raise max_completion_tokens"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
-from alora_gguf.engine.llama_context import CacheLayout, Memory
+from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.gguf.base import BaseFingerprint
 from alora_gguf.saved.session_file import SavedAdapter, SavedSession, check_saved
 from tests.support import inside
