@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
@@ -84,7 +84,9 @@ class BaseFingerprint:
         read, or have changed since `base` was read.
         """
         digest = hashlib.sha256(_FORMAT)
-        size = sum(_add_part(digest, part) for part in base.files)
+        for part in base.files:
+            _add_part(digest, part)
+        size = sum(part.size for part in base.files)
         return cls(digest.hexdigest(), base.architecture, size, base.path.name)
 
     def __str__(self) -> str:
@@ -93,25 +95,27 @@ class BaseFingerprint:
         )
 
 
-def _add_part(digest: _Hash, part: BasePart) -> int:
-    """Adds one file; returns its size."""
-    path, size = part.path, part.size
+def _add_part(digest: _Hash, part: BasePart) -> None:
+    path, head = part.path, min(part.data_offset, part.size)
+    # in the order of the header, which is hashed
+    samples = (sample for info in part.tensors for sample in _samples(info))
     try:
         with path.open("rb") as file:
             _require_unchanged(part)
-            head = min(part.data_offset, size)
-            digest.update(struct.pack("<QQ", size, head))
-            digest.update(_read_block(file, path, 0, head))
-            for info in part.tensors:  # in the order of the header, which is hashed
-                for begin, end in _samples(info.nbytes):
-                    digest.update(_read_block(file, path, info.offset + begin, end - begin))
+            digest.update(struct.pack("<QQ", part.size, head))
+            for offset, n in ((0, head), *samples):
+                file.seek(offset)
+                data = file.read(n)
+                if len(data) != n:
+                    end = offset + len(data)
+                    raise ModelError(f"{path}: ends at {end} while it is read; it was cut short")
+                digest.update(data)
             _require_unchanged(part)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror or error}; it was there when the model was "
             "opened"
         ) from error
-    return size
 
 
 def _require_unchanged(part: BasePart) -> None:
@@ -123,20 +127,12 @@ def _require_unchanged(part: BasePart) -> None:
         )
 
 
-def _samples(nbytes: int) -> list[tuple[int, int]]:
-    """Which bytes of a tensor are hashed, as [begin, end)."""
-    if nbytes <= 3 * _BLOCK:
-        return [(0, nbytes)]
-    middle = (nbytes - _BLOCK) // 2
-    return [(begin, begin + _BLOCK) for begin in (0, middle, nbytes - _BLOCK)]
-
-
-def _read_block(file: BinaryIO, path: Path, offset: int, n: int) -> bytes:
-    file.seek(offset)
-    data = file.read(n)
-    if len(data) != n:
-        raise ModelError(f"{path}: ends at {offset + len(data)} while it is read; it was cut short")
-    return data
+def _samples(info: TensorInfo) -> list[tuple[int, int]]:
+    """Which bytes of a tensor are hashed: offsets in the file, and how many."""
+    last = info.nbytes - _BLOCK
+    if last <= 2 * _BLOCK:
+        return [(info.offset, info.nbytes)]
+    return [(info.offset + begin, _BLOCK) for begin in (0, last // 2, last)]
 
 
 # Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
