@@ -17,7 +17,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from alora_gguf.errors import AdapterInUseError, DecodeError, InputError, UnknownAdapterError
+from alora_gguf.errors import (
+    AdapterInUseError,
+    AdapterMismatchError,
+    DecodeError,
+    InputError,
+    UnknownAdapterError,
+)
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import CancelToken, ContextOptions, Progress, check_number
@@ -28,6 +34,7 @@ from .loading import Tuning
 from .prefix_cache import PrefixCache
 from .provenance import ActiveAdapter
 from .scheduler import Scheduler
+from .vocab import Vocabulary
 
 
 class Engine:
@@ -244,6 +251,25 @@ class Engine:
         return self.scheduler.decode(runs, cancel, progress)
 
 
+def _check_vocabulary(file: AdapterFile, base: BaseFile, vocab: Vocabulary) -> None:
+    """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they did
+    in the one that the adapter was converted for.
+    """
+    text, invocation = file.invocation_text, file.invocation
+    if not invocation or text is None or not vocab.has_text:
+        return
+    reads = vocab.detokenize(invocation, special=True)
+    # spaces do not count: some vocabularies put one before a text that had none
+    if reads.replace(" ", "") == text.replace(" ", ""):
+        return
+    # the text may have more spellings in tokens than one
+    if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != invocation:
+        raise AdapterMismatchError(
+            f"{file.path}: its invocation {list(invocation)} reads {text!r}, but {reads!r} in "
+            f"{base.path}, which has another vocabulary; use the base it was trained on"
+        )
+
+
 class Bank(Mapping[str, AdapterFile]):
     """The loaded adapters by name; for any thread."""
 
@@ -274,7 +300,7 @@ class Bank(Mapping[str, AdapterFile]):
             self._check_name(name)
             files[name] = AdapterFile.read(path)
             files[name].check_base(self._base, self._engine.vocab.n_tokens)
-            files[name].check_vocabulary(self._base, self._engine.vocab)
+            _check_vocabulary(files[name], self._base, self._engine.vocab)
             if from_start:
                 files[name] = replace(files[name], invocation=(), invocation_text=None)
         if not files:

@@ -276,7 +276,9 @@ def ask(llama: Reader, options: dict[str, Any], method: Callable[..., Any], extr
     if not chat:
         return iter([answer])
     (choice,) = answer["choices"]  # a value is only known at the end: one chunk, and the end
-    chunks = ({**answer, "choices": [{**choice, "finish_reason": end}]} for end in (None, "stop"))
+    chunks: Any = (
+        {**answer, "choices": [{**choice, "finish_reason": end}]} for end in (None, "stop")
+    )
     return llama_chat_format._convert_completion_to_chat(chunks, stream=True)
 
 

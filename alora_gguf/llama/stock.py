@@ -49,11 +49,18 @@ class Model(internals.LlamaModel):
     """Stock's model; its texts of tokens are whole (stock drops those of more than 32 bytes)."""
 
     _vocabulary: Vocabulary
+    _latest: tuple[list[int], bytes, bool] = ([], b"", False)
 
     def detokenize(self, tokens: list[int], special: bool = False) -> bytes:
         """The bytes of `tokens`, of control tokens with `special` only."""
-        vocab = self._vocabulary
-        text = b"".join(vocab.piece(t, special=special) for t in vocab.check(tokens, "tokens"))
+        # stock's completion asks for the whole reply after every token
+        known, text, kind = self._latest
+        tokens = list(tokens)
+        if kind != special or tokens[: len(known)] != known:
+            known, text = [], b""
+        for token in self._vocabulary.check(tokens[len(known) :], "tokens"):
+            text += self._vocabulary.piece(token, special=special)
+        self._latest = tokens, text, special
         # some vocabularies put a space behind a leading beginning-of-sequence token
         leading = text[:1] == b" " and tokens[0] == self.token_bos()
         return text[1:] if leading else text
