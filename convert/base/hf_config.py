@@ -76,9 +76,7 @@ class HFConfig:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fields = read_json(path)
-        self.kind = self._find_kind()
-
-    def _find_kind(self) -> Kind:
+        self.kind = Kind("")  # which names no fields in another way
         name = self._fields.get("model_type")
         if not isinstance(name, str):
             raise self.wrong("model_type", "the family's name")
@@ -92,26 +90,20 @@ class HFConfig:
             if not isinstance(inner, dict):
                 raise self.wrong("text_config", "the language model's fields")
             self._fields = {**self._fields, **inner}
-        return KINDS[name]
+        self.kind = KINDS[name]
 
     def get(self, name: str) -> Any:
         """A field as it is, unchecked; None if it is left out."""
         return self._fields.get(name)
 
-    def size(self, size: str, *, least: int = 1, most: int = _MAX_SIZE) -> int:
-        """A size of _FIELDS, which must be there unless the family has a default."""
-        return self.number(self._name(size), least=least, most=most)
-
-    def optional(self, size: str) -> int | None:
-        """A size of _FIELDS; None if it is null, or left out without a default."""
-        name = self._name(size)
-        return None if self._value(name) is None else self.number(name)
-
     def number(
-        self, name: str, *, least: int = 1, most: int = _MAX_SIZE, default: int | None = None
+        self, size: str, default: int | None = None, *, least: int = 1, most: int = _MAX_SIZE
     ) -> int:
-        """A field that must be an integer from `least` to `most`."""
-        value = self._value(name)
+        """The integer, from `least` to `most`, of a size of _FIELDS or another field. It must be
+        there unless there is a default, ours or the family's.
+        """
+        name = self._name(size)
+        value = self._fields.get(name, self.kind.defaults.get(name))
         if value is None and default is not None:
             return default
         if type(value) is not int or not least <= value <= most:
@@ -120,20 +112,14 @@ class HFConfig:
 
     def flag(self, name: str) -> bool:
         """A field that must be true or false; false if it is left out without a default."""
-        value = self._value(name)
+        value = self._fields.get(name, self.kind.defaults.get(name))
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return bool(value)
 
-    def head_dim(self, embd: int, heads: int) -> int:
-        """The values of a head: stated, or the hidden size over the heads."""
-        stated = self.optional("head_dim")
-        if stated is None and embd % heads:
-            raise self.wrong(self._name("heads"), f"a divisor of the hidden size {embd}")
-        return embd // heads if stated is None else stated
-
-    def wrong(self, name: str, expected: str) -> FileFormatError:
+    def wrong(self, size: str, expected: str) -> FileFormatError:
         """The error of a field that is missing, or is not what it must be."""
+        name = self._name(size)
         value = self._fields.get(name)
         found = "is missing" if value is None else f"is {json.dumps(value)[:60]}"
         return FileFormatError(
@@ -141,12 +127,9 @@ class HFConfig:
             "published with, or give the base as a GGUF"
         )
 
-    def _value(self, name: str) -> Any:
-        return self._fields.get(name, self.kind.defaults.get(name))
-
     def _name(self, size: str) -> str:
         """The field that holds a size: the first of its names that is there."""
-        names = self.kind.fields.get(size) or _FIELDS[size]
+        names = self.kind.fields.get(size) or _FIELDS.get(size, (size,))
         return next((name for name in names if name in self._fields), names[0])
 
 
@@ -155,7 +138,6 @@ _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "embd": ("hidden_size",),
     "heads": ("num_attention_heads",),
     "kv_heads": ("num_key_value_heads",),
-    "head_dim": ("head_dim",),
     "ff": ("intermediate_size",),
     "ff_exp": ("intermediate_size",),
     "experts": ("num_local_experts",),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alora_gguf.errors import FileFormatError
 
 from .families import FUSED, Family
+from .tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 
@@ -43,6 +43,7 @@ class BaseModel(ABC):
     names     what the model is called, by those who published it
     n_layers  transformer blocks
     n_vocab   token ids: the rows of the embedding
+    tokenizer its vocabulary
     """
 
     label: str
@@ -50,6 +51,7 @@ class BaseModel(ABC):
     family: Family
     n_layers: int
     n_vocab: int
+    tokenizer: Tokenizer
 
     @property
     def architecture(self) -> str:
@@ -80,20 +82,6 @@ class BaseModel(ABC):
     @abstractmethod
     def attention_rows(self, layer: int) -> tuple[int, int, int]:
         """The rows of a block's query, key and value projections."""
-
-    @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, in which special tokens are written out; nothing is added."""
-
-    @abstractmethod
-    def text_of(self, tokens: Sequence[int]) -> str | None:
-        """The text that reads as these tokens; None where that is not known."""
-
-    @abstractmethod
-    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
-        """For each token whether it is ordinary text, which can merge with the text beside it,
-        rather than a special token; None where that is not known.
-        """
 
     def place(self, layer: int, weight: str) -> Place | None:
         """Where the rows of "blk.3.attn_q" are: in its own tensor, or in one that holds several."""
