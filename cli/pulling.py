@@ -19,7 +19,7 @@ from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from alora_gguf.gguf.base import stem_of, vocabulary_sha256
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.store.entry import Description, StoreEntry, name_from
-from alora_gguf.store.store import Store, StoreAddition, is_path, taken
+from alora_gguf.store.store import Store, StoreAddition, taken
 
 ProgressCall = Callable[[int, int], None]
 
@@ -138,7 +138,7 @@ def _base(text: str, store: Store) -> tuple[str | Path, str]:
     """What the converter takes for the base, and what an entry says that it was."""
     if is_reference(text):
         return text, text
-    if is_path(text):
+    if Store.is_path(text):
         return Path(text), Path(text).name
     entry = store.get(text, "base")
     return store.path(entry), entry.name

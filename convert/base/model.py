@@ -17,13 +17,16 @@ Shape = tuple[int, ...]
 class Place:
     """Where the base keeps a weight's rows: `rows` of them, from row `first` of `tensor` on.
 
-    `shape` is the whole tensor's, in ggml order: (n_in, n_out), with the experts as third.
+    `shape` is the whole tensor's, in ggml order: (n_in, n_out), with the experts as third. `heads`
+    says of how many heads llama.cpp keeps the rows in its own order (see values.head_order); 0 is
+    of none.
     """
 
     tensor: str
     shape: Shape
     first: int
     rows: int
+    heads: int = 0
 
     @property
     def n_in(self) -> int:
@@ -85,10 +88,12 @@ class BaseModel(ABC):
 
     def place(self, layer: int, weight: str) -> Place | None:
         """Where the rows of "blk.3.attn_q" are: in its own tensor, or in one that holds several."""
+        block, _, name = weight.rpartition(".")
+        rotated = self.family.rotated and name in ("attn_q", "attn_k")
         shape = self.shape(f"{weight}.weight")
         if shape is not None:
-            return Place(f"{weight}.weight", shape, 0, shape[1] if len(shape) > 1 else 1)
-        block, _, name = weight.rpartition(".")
+            heads = self.n_heads(layer, keys=name == "attn_k") if rotated else 0
+            return Place(f"{weight}.weight", shape, 0, shape[1] if len(shape) > 1 else 1, heads)
         for fused, members in FUSED.items():
             tensor = f"{block}.{fused}.weight"
             shape = self.shape(tensor)
@@ -100,7 +105,8 @@ class BaseModel(ABC):
                         f"{self.label}: '{tensor}' has {shape[1]} rows, but {', '.join(members)} "
                         f"need {' + '.join(map(str, sizes))}; convert the model again"
                     )
-                return Place(tensor, shape, sum(sizes[:index]), sizes[index])
+                heads = self.n_heads(layer, keys=name == "attn_k") if rotated else 0
+                return Place(tensor, shape, sum(sizes[:index]), sizes[index], heads)
         return None
 
     def _sizes(self, layer: int, members: tuple[str, ...], rows: int) -> tuple[int, ...]:

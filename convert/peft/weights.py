@@ -70,10 +70,10 @@ class SafetensorsFile:
                 kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
                 raise self.fail(f"is {kind}, expected a file of weights")
             self._file = path.open("rb", buffering=0)
+            self.size = self._file.seek(0, 2)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise self._cannot_read(error) from error
         try:
-            self.size = self._file.seek(0, 2)
             length = self._header_length(self.read_at(0, 64))
             self._data_start = 8 + length
             self._parse(self.read_at(8, length))
