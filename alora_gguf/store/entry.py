@@ -159,7 +159,7 @@ def read_entry(path: Path) -> StoreEntry:
     return StoreEntry(
         name=name,
         about=about,
-        folder=field("folder", lambda v: _is_text(v) and _FOLDER.fullmatch(v)),
+        folder=field("folder", lambda v: _is_text(v) and bool(_FOLDER.fullmatch(v))),
         files=tuple(StoredFile(f["name"], f["nbytes"], f["sha256"]) for f in files),
         added=field("added", lambda v: _is_text(v) and v),
     )

@@ -9,7 +9,16 @@ from typing import Final
 from alora_gguf.errors import FileFormatError
 
 from .families import FAMILIES
-from .hf_config import CONFIG_NAME, GEMMA3, MAMBA, HFConfig, Tensors
+from .hf_config import (
+    ATTENTION,
+    CONFIG_NAME,
+    EXPERTS,
+    FUSED_ATTENTION,
+    GEMMA3,
+    MAMBA,
+    MLP,
+    HFConfig,
+)
 from .hf_tokenizer import HFTokenizer
 from .match import model_name
 from .model import BaseModel, Shape
@@ -61,10 +70,8 @@ class HFBase(BaseModel):
         found = _WEIGHT.fullmatch(tensor)
         if found is None or int(found[1]) >= self.n_layers:
             return None
-        for tensors in self._block(int(found[1])):
-            if found[2] in tensors:
-                return tuple(self._dims[name] for name in tensors[found[2]])
-        return None
+        dims = self._block(int(found[1])).get(found[2], ("none",))
+        return tuple(self._dims[name] for name in dims) if self._dims.keys() >= {*dims} else None
 
     def n_heads(self, layer: int, *, keys: bool) -> int:  # noqa: ARG002
         """The number of query heads of a block, or of its key (and value) heads."""
@@ -74,11 +81,12 @@ class HFBase(BaseModel):
         """The rows of a block's query, key and value projections."""
         return self._dims["q"], self._dims["kv"], self._dims["kv"]
 
-    def _block(self, layer: int) -> tuple[Tensors, Tensors]:
+    def _block(self, layer: int) -> dict[str, tuple[str, ...]]:
         """The weights of a block: attention's or a state space's, and an MLP's or experts'."""
-        mixer = MAMBA if layer in self._mamba_layers else self._kind.attention
+        attention = FUSED_ATTENTION if self._kind.fused else ATTENTION
         dense = not self._dims.get("experts") or layer in self._dense_layers
-        return mixer, self._kind.mlp if dense else self._kind.experts
+        mixer = MAMBA if layer in self._mamba_layers else attention
+        return {**mixer, **(MLP if dense else EXPERTS)}
 
     def _attention_sizes(self) -> dict[str, int]:
         config, heads = self._config, self._heads
@@ -91,13 +99,13 @@ class HFBase(BaseModel):
         return {"embd": embd, "q": q, "kv": kv, "qkv": q + 2 * kv}
 
     def _mlp_sizes(self) -> dict[str, int]:
-        config, experts = self._config, self._kind.experts
+        config = self._config
         default = 4 * config.number("embd") if self.architecture == "gpt2" else None
         ff = config.number("ff", default)
-        sizes = {"ff": ff, "gate_up": 2 * ff}
-        if experts and (count := config.number("experts", least=0)):
+        sizes = {"ff": ff, "up": 2 * ff if self.architecture == "phi3" else ff}
+        if self._kind.experts and (count := config.number("experts", least=0)):
             sizes |= {"experts": count, "ff_exp": config.number("ff_exp"), "one": 1}
-            if "ffn_up_shexp" in experts:
+            if "ff_shared" in self._kind.fields:
                 sizes["ff_shared"] = config.number("ff_shared")
         return sizes
 

@@ -20,32 +20,26 @@ from .families import supported_names
 CONFIG_NAME: Final = "config.json"
 _MAX_SIZE: Final = 2**31 - 1
 
-# a block's weights, each with the names of its dimensions in ggml order
-Tensors = Mapping[str, tuple[str, ...]]
-
-_ATTENTION: Final[Tensors] = {
+# the weights of a block, each with the names of its dimensions in ggml order
+ATTENTION: Final = {
     "attn_q": ("embd", "q"),
     "attn_k": ("embd", "kv"),
     "attn_v": ("embd", "kv"),
     "attn_output": ("q", "embd"),
 }
-_FUSED_ATTENTION: Final[Tensors] = {"attn_qkv": ("embd", "qkv"), "attn_output": ("q", "embd")}
-MAMBA: Final[Tensors] = {"ssm_in": ("embd", "ssm_in"), "ssm_out": ("ssm", "embd")}
-_UP_DOWN: Final[Tensors] = {"ffn_up": ("embd", "ff"), "ffn_down": ("ff", "embd")}
-_MLP: Final[Tensors] = {"ffn_gate": ("embd", "ff"), **_UP_DOWN}
-_FUSED_MLP: Final[Tensors] = {"ffn_up": ("embd", "gate_up"), "ffn_down": ("ff", "embd")}
-_EXPERTS: Final[Tensors] = {
+FUSED_ATTENTION: Final = {"attn_qkv": ("embd", "qkv"), "attn_output": ("q", "embd")}
+MAMBA: Final = {"ssm_in": ("embd", "ssm_in"), "ssm_out": ("ssm", "embd")}
+MLP: Final = {"ffn_gate": ("embd", "ff"), "ffn_up": ("embd", "up"), "ffn_down": ("ff", "embd")}
+EXPERTS: Final = {
     "ffn_gate_inp": ("embd", "experts"),
     "ffn_gate_exps": ("embd", "ff_exp", "experts"),
     "ffn_up_exps": ("embd", "ff_exp", "experts"),
     "ffn_down_exps": ("ff_exp", "embd", "experts"),
-}
-_SHARED: Final[Tensors] = {
     "ffn_gate_shexp": ("embd", "ff_shared"),
     "ffn_up_shexp": ("embd", "ff_shared"),
     "ffn_down_shexp": ("ff_shared", "embd"),
+    "ffn_gate_inp_shexp": ("embd", "one"),
 }
-_SHARED_GATE: Final[Tensors] = {"ffn_gate_inp_shexp": ("embd", "one")}
 
 
 @dataclass(frozen=True)
@@ -53,15 +47,15 @@ class Kind:
     """What a `model_type` makes of its configuration.
 
     architecture  the GGUF's; a granitehybrid without state space layers becomes another one
-    attention, mlp, experts   the weights of a block; one has either the mlp's or the experts'
+    experts       whether it may have any
+    fused         whether query, key and value are one tensor
     fields        of the sizes that have other names than those of _FIELDS, the names they can have
     defaults      what transformers takes for a field that is left out
     """
 
     architecture: str
-    attention: Tensors = field(default_factory=lambda: _ATTENTION)
-    mlp: Tensors = field(default_factory=lambda: _MLP)
-    experts: Tensors = field(default_factory=dict)
+    experts: bool = False
+    fused: bool = False
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,44 +143,42 @@ GEMMA3: Final = Kind("gemma3", defaults={**_GEMMA, "num_attention_heads": 8, "vo
 _QWEN_EXPERTS: Final[Mapping[str, tuple[str, ...]]] = {
     "experts": ("num_experts", "num_local_experts"),  # before and since transformers 5
     "ff_exp": ("moe_intermediate_size",),
-    "ff_shared": ("shared_expert_intermediate_size",),
 }
 
 # by model_type; the defaults are those of the configuration classes of transformers 5.23
 KINDS: Final[Mapping[str, Kind]] = {
     "llama": Kind("llama"),
     "mistral": Kind("llama", defaults={"num_key_value_heads": 8}),
-    "mixtral": Kind("llama", experts=_EXPERTS, defaults={"num_key_value_heads": 8}),
+    "mixtral": Kind("llama", experts=True, defaults={"num_key_value_heads": 8}),
     "granite": Kind("granite"),
-    "granitemoe": Kind("granitemoe", experts=_EXPERTS),
+    "granitemoe": Kind("granitemoe", experts=True),
     "granitemoehybrid": Kind(
         "granitehybrid",
-        experts={**_EXPERTS, **_SHARED},
+        experts=True,
         # without experts, the shared MLP is the only one
         fields={"ff": ("shared_intermediate_size",), "ff_shared": ("shared_intermediate_size",)},
     ),
     "qwen2": Kind("qwen2", defaults={"num_key_value_heads": 32}),
     "qwen2_moe": Kind(
         "qwen2moe",
-        experts={**_EXPERTS, **_SHARED, **_SHARED_GATE},
-        fields=_QWEN_EXPERTS,
+        experts=True,
+        fields={**_QWEN_EXPERTS, "ff_shared": ("shared_expert_intermediate_size",)},
         defaults={"num_key_value_heads": 16},
     ),
     "qwen3": Kind("qwen3", defaults={"num_key_value_heads": 32, "head_dim": 128}),
     "qwen3_moe": Kind(
-        "qwen3moe", experts=_EXPERTS, fields=_QWEN_EXPERTS, defaults={"num_key_value_heads": 4}
+        "qwen3moe", experts=True, fields=_QWEN_EXPERTS, defaults={"num_key_value_heads": 4}
     ),
     "gemma2": Kind("gemma2", defaults=_GEMMA),
     "gemma3_text": GEMMA3,
     "gemma3": GEMMA3,
-    "phi3": Kind("phi3", attention=_FUSED_ATTENTION, mlp=_FUSED_MLP),
+    "phi3": Kind("phi3", fused=True),
     "olmo2": Kind("olmo2"),
     "smollm3": Kind("smollm3", defaults={**_TIED, "num_key_value_heads": 4}),
-    "starcoder2": Kind("starcoder2", mlp=_UP_DOWN, defaults={**_TIED, "num_key_value_heads": 2}),
+    "starcoder2": Kind("starcoder2", defaults={**_TIED, "num_key_value_heads": 2}),
     "gpt2": Kind(
         "gpt2",
-        attention=_FUSED_ATTENTION,
-        mlp=_UP_DOWN,
+        fused=True,
         fields={
             "layers": ("n_layer",),
             "embd": ("n_embd",),

@@ -126,8 +126,9 @@ class GGUFTokenizer(Tokenizer):
         model, tokens = header.metadata.get(_MODEL), header.metadata.get(_TOKENS)
         self.model = model if isinstance(model, str) else None
         self.space_prefix = header.metadata.get(_SPACE_PREFIX) is not False
-        stored = isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING
-        self._count = tokens.count if stored else None
+        self._count: int | None = None
+        if isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING:
+            self._count = tokens.count
 
     def tokenize(self, text: str) -> list[int]:
         """As Tokenizer; llama.cpp reads the vocabulary from a temporary file.

@@ -192,9 +192,8 @@ def _all(check: Check, kind: type = dict) -> Check:
     """Whether a value is a list, or an object, of what passes the check."""
 
     def checks(value: Any) -> bool:
-        return isinstance(value, kind) and all(
-            map(check, value.values() if isinstance(value, dict) else value)
-        )
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(map(check, items))
 
     return checks
 
