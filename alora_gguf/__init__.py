@@ -13,7 +13,7 @@ Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_save
 The cache:         CacheReport, CacheHolder, CacheSpan
 Files:             inspect_gguf, AdapterSummary, BaseSummary, ArraySummary, convert_adapter,
                    ConversionReport, verify, Verification
-The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile
+The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile, Description
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
 Errors:            AloraError and what is below it, drawn in alora_gguf.errors
@@ -81,9 +81,9 @@ _GROUPS = {
     },
     "Files": {
         "inspect_gguf": "gguf.inspection",
-        "AdapterSummary": "gguf.summary",
-        "BaseSummary": "gguf.summary",
-        "ArraySummary": "gguf.summary",
+        "AdapterSummary": "gguf.inspection",
+        "BaseSummary": "gguf.inspection",
+        "ArraySummary": "gguf.inspection",
         "convert_adapter": "convert",
         "ConversionReport": "convert",
         "verify": "verification",
@@ -95,6 +95,7 @@ _GROUPS = {
         "StoreContents": "store.store",
         "StoreAddition": "store.store",
         "StoredFile": "store.entry",
+        "Description": "store.entry",
     },
 }
 _HOME = {
@@ -124,10 +125,10 @@ if TYPE_CHECKING:
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
     from .gguf.base import BaseFile as BaseFile
+    from .gguf.inspection import AdapterSummary as AdapterSummary
+    from .gguf.inspection import ArraySummary as ArraySummary
+    from .gguf.inspection import BaseSummary as BaseSummary
     from .gguf.inspection import inspect_gguf as inspect_gguf
-    from .gguf.summary import AdapterSummary as AdapterSummary
-    from .gguf.summary import ArraySummary as ArraySummary
-    from .gguf.summary import BaseSummary as BaseSummary
     from .intrinsics import Contract as Contract
     from .intrinsics import load_contract as load_contract
     from .llama import Llama as Llama
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
     from .options import TopLogprob as TopLogprob
     from .saved.container import is_saved_session as is_saved_session
     from .session import Session as Session
+    from .store.entry import Description as Description
     from .store.entry import StoredFile as StoredFile
     from .store.entry import StoreEntry as StoreEntry
     from .store.store import Store as Store

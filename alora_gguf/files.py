@@ -104,6 +104,31 @@ def check_target(
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+@contextlib.contextmanager
+def open_file(
+    path: Path, what: str, error: type[AloraError] = FileFormatError
+) -> Iterator[BinaryIO]:
+    """An ordinary file to read, which should be `what`, such as "a GGUF file".
+
+    Raises MissingFileError if it is not there, `error` if it is something else or cannot be read.
+    """
+    expected = f"expected {what}; check the path"
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise error(f"{path}: is a directory, {expected}")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise error(f"{path}: is a pipe or a device, {expected}")
+        with path.open("rb") as file:
+            yield file
+    except AloraError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: there is no such file, {expected}", path) from None
+    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
+        raise error(f"{path}: cannot be read: {reason(cause)}") from cause
+
+
 def read_small(
     path: Path,
     limit: int,

@@ -13,7 +13,7 @@ from alora_gguf.chat.prompt import ChatTemplate
 from ._kinds import checked
 from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
-from .engine.llama_context import Tuning
+from .engine.loading import Tuning
 from .engine.native import supports_gpu
 from .engine.runtime import Runtime
 from .errors import ModelError

@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._kinds import checked
-from .engine.bank import ActiveAdapter
-from .engine.provenance import BASE, Spans, spans_for
+from .engine.provenance import BASE, ActiveAdapter, Spans, spans_for
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
 from .errors import InputError

@@ -94,8 +94,7 @@ def command(
     """
     # No linear algebra here: starting its threads would only take time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from alora_gguf.convert import Pick, convert_adapter
-    from alora_gguf.convert.hub.reference import is_reference
+    from alora_gguf.convert import Pick, convert_adapter, is_reference
 
     if invocation is not None and invocation_tokens is not None:
         raise click.UsageError("give --invocation or --invocation-tokens, not both")

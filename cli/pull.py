@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+import alora_gguf as ag
+from alora_gguf.errors import ConvertError, FileFormatError, InputError
 
 from .progress import Progress, hush_hub
 from .render import printable, size_text
 
 if TYPE_CHECKING:
-    from alora_gguf.convert.hub.reference import HubReference
-
-    from alora_gguf import Store
-
-    from .pulling import Pulled
+    from alora_gguf.convert import ConversionReport, HubReference, RemoteModel, Source
 
 
 @click.command("pull")
@@ -77,15 +81,11 @@ def command(
     where the store is.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in convert
-    from alora_gguf.convert import Pick
-
-    from alora_gguf import Store
-
-    from .pulling import AdapterOptions, Place, pull_adapter, pull_gguf
+    from alora_gguf.convert import Pick, RemoteModel, convert_adapter, find_source
 
     reference = _reference(repository)
     hush_hub()
-    place = Place(Store(), name, force)
+    place = _Place(ag.Store(), name, force)
     if reference.path.lower().endswith(".gguf") and pattern is None:
         pattern = reference.path
     if pattern is not None:
@@ -98,24 +98,32 @@ def command(
                     "GGUF as it is; leave one of them out"
                 )
         with Progress("Checking") as progress:
-            pulled = pull_gguf(reference, pattern, place, progress)
+            pulled = _pull_gguf(RemoteModel(reference, pattern), place, progress)
     else:
         if base is None:
             raise click.UsageError(_no_base(place.store))
+        on = _base(base, place.store)
         pick = Pick(intrinsic, model, technology)
-        options = AdapterOptions(pick, base, outtype, invocation)
+        found = find_source(reference.text, pick)
         with Progress("Converting") as progress:
-            pulled = pull_adapter(reference, options, place, progress)
+            convert = partial(
+                convert_adapter,
+                pick=pick,
+                outtype=outtype,
+                invocation=invocation,
+                progress=progress,
+            )
+            pulled = _pull_adapter(found, *on, place, convert)
     if as_json:
-        click.echo(json.dumps(_plain(pulled), indent=2))
+        more = {"path": str(pulled.path), "changed": pulled.changed}
+        found_json = {**pulled.entry.to_dict(), **more, "warnings": list(pulled.warnings)}
+        click.echo(json.dumps(found_json, indent=2))
     else:
         _print(pulled)
 
 
 def _reference(text: str) -> HubReference:
-    from alora_gguf.convert.hub.reference import is_reference, parse_reference
-
-    from alora_gguf.errors import InputError
+    from alora_gguf.convert import is_reference, parse_reference
 
     if "://" in text and not is_reference(text):
         raise InputError(
@@ -125,7 +133,7 @@ def _reference(text: str) -> HubReference:
     return parse_reference(text if is_reference(text) else f"hf://{text}")
 
 
-def _no_base(store: Store) -> str:
+def _no_base(store: ag.Store) -> str:
     bases = [e.name for e in store.contents().entries if e.about.kind == "base"]
     there = f" (stored: {', '.join(bases)})" if bases else ""
     return (
@@ -134,27 +142,143 @@ def _no_base(store: Store) -> str:
     )
 
 
-def _plain(pulled: Pulled) -> dict[str, object]:
-    return {
-        **pulled.entry.to_dict(),
-        "path": str(pulled.path),
-        "changed": pulled.changed,
-        "warnings": list(pulled.warnings),
-    }
+@dataclass(frozen=True)
+class _Pulled:
+    """What is stored; `changed` is false if the store had the very same files already."""
+
+    entry: ag.StoreEntry
+    path: Path
+    changed: bool
+    warnings: tuple[str, ...] = ()
 
 
-def _print(pulled: Pulled) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """Where what is pulled is to go: under `name`, by default one that is made from its own."""
+
+    store: ag.Store
+    name: str | None
+    replace: bool
+
+    def name_for(self, own: str) -> str:
+        return self.store.name_from(own) if self.name is None else self.name
+
+    def adding(self, name: str) -> AbstractContextManager[ag.StoreAddition]:
+        return self.store.adding(name, replace=self.replace)
+
+    def commit(
+        self, addition: ag.StoreAddition, about: ag.Description, warnings: tuple[str, ...]
+    ) -> _Pulled:
+        entry = addition.commit(about)
+        return _Pulled(entry, self.store.path(entry), addition.changed, warnings)
+
+
+# Adapters ---------------------------------------------------------------------------------------
+
+
+def _base(text: str, store: ag.Store) -> tuple[str | Path, str]:
+    """What the converter takes for the base, and what an entry says that it was."""
+    from alora_gguf.convert import is_reference
+
+    if is_reference(text):
+        return text, text
+    if store.is_path(text):
+        return Path(text), Path(text).name
+    entry = store.get(text, "base")
+    return store.path(entry), entry.name
+
+
+def _pull_adapter(
+    found: Source,
+    base: str | Path,
+    base_name: str,
+    place: _Place,
+    convert: Callable[..., ConversionReport],
+) -> _Pulled:
+    """Converts an adapter for a base and stores it. Raises what `convert` and Store do."""
+    name = place.name_for(found.name)
+    with place.adding(name) as addition:
+        out = addition.folder / f"{name}.gguf"
+        try:
+            report = convert(found.directory, base, out)
+        except ConvertError as error:
+            if isinstance(error.__cause__, OSError) and str(error).startswith(str(out)):
+                raise place.store.refusal(error.__cause__) from error
+            raise
+        about = ag.Description.of(
+            out,
+            repository=found.repo,
+            commit=found.revision,
+            sources=[found.path or ""],
+            base=base_name,
+        )
+        return place.commit(addition, about, report.warnings)
+
+
+# GGUFs as they are ------------------------------------------------------------------------------
+
+
+def _pull_gguf(model: RemoteModel, place: _Place, progress: Progress) -> _Pulled:
+    """Fetches a base, or an adapter that is a GGUF already, and stores it as it is.
+
+    Raises InputError and FileFormatError for files that are no base and no adapter or did not
+    arrive as they were, and what Store does.
+    """
+    name = place.name_for(model.stem)
+    expected = [model.sha256(file) for file in model.names]
+    known = [each for each in expected if each is not None]
+    told = len(known) == len(expected) and not place.replace
+    if told and (old := place.store.find_same(name, known)) is not None:  # nothing is fetched
+        return _Pulled(old, place.store.path(old), changed=False)
+    paths = model.fetch()
+    summary = _check(model, paths[0])
+    about = ag.Description.of(
+        paths[0], repository=model.reference.repo, commit=model.commit, sources=model.names
+    )
+    with place.adding(name) as addition:
+        for i, path in enumerate(paths, 1):
+            part = f"-{i:05}-of-{len(paths):05}" if len(paths) > 1 else ""
+            addition.put(path, f"{name}{part}.gguf")
+        files = addition.files(progress)
+        for own, path, file, sha256 in zip(model.names, paths, files, expected, strict=True):
+            if sha256 not in (None, file.sha256):
+                raise FileFormatError(
+                    f"{model.reference.text}: '{own}' arrived with the SHA-256 {file.sha256}, but "
+                    f"the hub says {sha256}; remove {path.resolve()} and pull again"
+                )
+        return place.commit(addition, about, summary.problems)
+
+
+def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary:
+    """What a fetched file, or the first part of a split one, is. Raises InputError if it is no base
+    and no adapter, FileFormatError for a malformed one.
+    """
+    summary = ag.inspect_gguf(path)
+    where = f"{model.reference.text}: '{model.names[0]}'"
+    if summary.kind not in ("alora", "lora", "model"):
+        raise InputError(
+            f"{where}: is a GGUF of the kind '{summary.kind}', expected a base model or an "
+            "adapter; choose another --file"
+        )
+    if summary.problems and summary.kind != "model":
+        raise FileFormatError(
+            f"{where}: is a malformed adapter: {summary.problems[0]}; choose another --file"
+        )
+    return summary
+
+
+# What is said of it -----------------------------------------------------------------------------
+
+
+def _print(pulled: _Pulled) -> None:
     from .list import kind_of
 
-    entry = pulled.entry
-    size = size_text(entry.nbytes)
+    entry, about = pulled.entry, pulled.entry.about
     state = "" if pulled.changed else " (it was there already)"
-    click.echo(f"{entry.name}: {kind_of(entry)}, {size}{state}")
-    rows = [("from", entry.about.origin), ("commit", entry.about.commit or "")]
-    if entry.about.base:
-        rows.append(("base", entry.about.base))
-    rows.append(("file", str(pulled.path)))
-    for label, text in rows:
-        click.echo(f"  {label:<6}  {printable(text)}")
+    click.echo(f"{entry.name}: {kind_of(entry)}, {size_text(entry.nbytes)}{state}")
+    rows = {"from": about.origin, "commit": about.commit or "", "base": about.base or ""}
+    for label, text in {**rows, "file": str(pulled.path)}.items():
+        if text or label != "base":
+            click.echo(f"  {label:<6}  {printable(text)}")
     for warning in pulled.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)

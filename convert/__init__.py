@@ -6,6 +6,20 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 from __future__ import annotations
 
 from .conversion import ConversionReport, convert_adapter
+from .find import find_source
+from .hub.fetch import RemoteModel
+from .hub.reference import HubReference, is_reference, parse_reference
 from .library import Pick
+from .source import Source
 
-__all__ = ["ConversionReport", "Pick", "convert_adapter"]
+__all__ = [
+    "ConversionReport",
+    "HubReference",
+    "Pick",
+    "RemoteModel",
+    "Source",
+    "convert_adapter",
+    "find_source",
+    "is_reference",
+    "parse_reference",
+]

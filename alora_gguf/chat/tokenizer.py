@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final
 
 from alora_gguf._kinds import checked
-from alora_gguf.engine.bare_vocab import BareVocabulary
+from alora_gguf.engine.loading import BareVocabulary
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.adapter import AdapterFile

@@ -8,9 +8,8 @@ from functools import cached_property
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.options import CancelToken, ContextOptions
 
-from .bank import Bank
-from .context import Engine
-from .llama_context import CacheLayout, Tuning
+from .context import Bank, Engine
+from .loading import CacheLayout, Tuning
 from .prefix_cache import PrefixCache
 from .sequence import TokenSequence
 from .vocab import Vocabulary

@@ -17,15 +17,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import FileFormatError, InputError, MissingFileError
-from alora_gguf.files import describe_foreign, reason
+from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.files import describe_foreign, open_file
 
 from .parser import (
     DAMAGED,
@@ -37,11 +36,11 @@ from .parser import (
     Scalar,
     TensorInfo,
     ValueType,
+    nbytes_of,
 )
 
 _MAX_DIMS: Final = 4
 _INT64_MAX: Final = 2**63 - 1
-_EXPECTED: Final = "expected a GGUF file; check the path"
 
 
 class GGUFHeader:
@@ -243,16 +242,15 @@ def _read_tensor(cursor: Cursor) -> TensorInfo:
             f"tensor '{name}' has the unknown ggml type {number}; the file is damaged or newer "
             "than this reader"
         )
-    kind, per_block, block_bytes = GGML_TYPES[number]
-    elements = math.prod(shape)
-    if elements > _INT64_MAX:
+    kind, per_block, _ = GGML_TYPES[number]
+    if math.prod(shape) > _INT64_MAX:
         raise cursor.fail(f"tensor '{name}' of shape {list(shape)} is absurdly large")
     if shape[0] % per_block:
         raise cursor.fail(
             f"tensor '{name}' has rows of {shape[0]} elements, expected a multiple of "
             f"{per_block} for type {kind}"
         )
-    return TensorInfo(name, shape, number, cursor.u64(), elements // per_block * block_bytes)
+    return TensorInfo(name, shape, number, cursor.u64(), nbytes_of(shape, number))
 
 
 def read_header(
@@ -282,19 +280,7 @@ def read_header(
 
 
 def _map(path: Path) -> memoryview:
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for its other end
-            raise FileFormatError(f"{path}: is a pipe or a device, {_EXPECTED}")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FileFormatError(f"{path}: the file is empty; download or write it again")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: there is no such file, {_EXPECTED}", path) from None
-    except IsADirectoryError:
-        raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-    except (OSError, ValueError) as error:
-        if path.is_dir():  # Windows reports a directory as "permission denied"
-            raise FileFormatError(f"{path}: is a directory, {_EXPECTED}") from None
-        raise FileFormatError(f"{path}: cannot be read: {reason(error)}") from error
+    with open_file(path, "a GGUF file") as file:
+        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -4,11 +4,12 @@ handlers are not told.
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -19,14 +20,14 @@ from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
-from alora_gguf.generate.invoke import Verdict, run_invocations
+from alora_gguf.generate.invoke import run_invocations
 from alora_gguf.generate.plan import Parent
 from alora_gguf.messages import Message, as_document, as_message
-from alora_gguf.options import IntrinsicCall, Invocation
+from alora_gguf.options import IntrinsicCall
 
 from .reader import BASE, Reader
 from .request import Logprobs
@@ -245,44 +246,64 @@ class _Caller:
 # Intrinsics --------------------------------------------------------------------------------------
 
 
-def ask(llama: Reader, options: dict[str, Any], given: Mapping[str, Any], extra: Extra) -> Any:
+def ask(llama: Reader, options: dict[str, Any], method: Callable[..., Any], extra: Extra) -> Any:
     """The answer of an intrinsic about messages and documents, or about a prompt, which stay in the
-    cells as the base reads them; its text is the contract's value as JSON. `given` are the options
-    that are not left at their defaults.
+    cells as the base reads them; its text is the contract's value as JSON. `options` are stock's
+    `method`'s.
     """
-    started = time.perf_counter()
+    defaults = inspect.signature(method).parameters
+    given = {name: x for name, x in options.items() if x != defaults[name].default}
     for name, value in {**given, "adapter": extra.adapter}.items():
         if name not in _WITH_INTRINSIC and value is not None and value != []:
             raise InputError(
                 f"{name}= cannot be used with intrinsic=: its contract says what is asked and what "
                 "the reply looks like; use adapter= to ask the adapter itself"
             )
-    contracts = llama._contracts
-    if "messages" in options:
-        dialogue = _dialogue(llama, options, extra)
-        call, read = _call(llama, given, extra), dialogue.written(prompt=False)
-        tokens: Sequence[int] = read.tokens
-        question = Question.about(contracts, replace(dialogue, transcript=read), call)
-        n_prompt = len(question.invocation.prompt or ())
-    else:
-        tokens = _prompt_tokens(llama, options["prompt"])
-        question = Question.after(contracts, tokens, _call(llama, given, extra))
-        n_prompt = len(tokens)
-    prepared = time.perf_counter() - started
-    result = question.result(_invoke(llama, tokens, question.invocation), prepared)
-    llama._last_timings = result.timings
-    text = json.dumps(result.value, ensure_ascii=False)
-    n_reply = result.timings.generated
-    make = _chat_answer if "messages" in options else _completion_answer
-    answer = make(options["model"] or llama.model_path, text)
-    answer["usage"] = {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_reply,
-        "total_tokens": n_prompt + n_reply,
+    with llama._lock:
+        value, usage = _ask(llama, given, extra)
+    text = json.dumps(value, ensure_ascii=False)
+    answer: Any = {
+        "id": f"cmpl-{uuid.uuid4()}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": options["model"] or llama.model_path,
+        "choices": [{"text": text, "index": 0, "logprobs": None, "finish_reason": "stop"}],
+        "usage": usage,
     }
+    chat = "messages" in options
     if not options["stream"]:
-        return answer
-    return _chunks(answer, text) if "messages" in options else iter([answer])
+        return llama_chat_format._convert_completion_to_chat(answer) if chat else answer
+    if not chat:
+        return iter([answer])
+    (choice,) = answer["choices"]  # a value is only known at the end: one chunk, and the end
+    chunks: Any = (
+        {**answer, "choices": [{**choice, "finish_reason": end}]} for end in (None, "stop")
+    )
+    return llama_chat_format._convert_completion_to_chat(chunks, stream=True)
+
+
+def _ask(llama: Reader, given: Mapping[str, Any], extra: Extra) -> tuple[Any, dict[str, int]]:
+    """The value, and how many tokens it took."""
+    started = time.perf_counter()
+    if "messages" in given:
+        dialogue = _dialogue(llama, given["messages"], extra)
+        read, call = dialogue.written(prompt=False), _call(llama, given, extra)
+        tokens: Sequence[int] = read.tokens
+        question = Question.about(llama._contracts, replace(dialogue, transcript=read), call)
+    else:
+        tokens = _prompt_tokens(llama, given["prompt"])
+        question = Question.after(llama._contracts, tokens, _call(llama, given, extra))
+    prepared = time.perf_counter() - started
+    llama._reuse(list(tokens), BASE)
+    llama.eval(tokens[llama.n_tokens :])
+    cells = llama._sequence
+    parent = Parent(cells.seq, cells.cached, tuple(cells.tokens), cells.logits)
+    (verdict,) = run_invocations(llama._runtime, parent, [question.invocation], None, None)
+    result = question.result(verdict, prepared)
+    llama._last_timings = result.timings
+    n_prompt, n_reply = len(question.invocation.prompt or ()), result.timings.generated
+    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_reply}
+    return result.value, {**usage, "total_tokens": n_prompt + n_reply}
 
 
 def _prompt_tokens(llama: Reader, prompt: str | Sequence[int]) -> list[int]:
@@ -291,15 +312,6 @@ def _prompt_tokens(llama: Reader, prompt: str | Sequence[int]) -> list[int]:
         return llama._runtime.vocab.check(prompt, "prompt")
     bos, ids = llama.token_bos(), llama.tokenize(prompt.encode(), add_bos=False, special=True)
     return [bos, *ids] if llama._model.add_bos_token() and bos != -1 else ids
-
-
-def _invoke(llama: Reader, tokens: Sequence[int], invocation: Invocation) -> Verdict:
-    """Reads `tokens` as the base does, and asks on a fork."""
-    llama._reuse(list(tokens), BASE)
-    llama.eval(tokens[llama.n_tokens :])
-    cells = llama._sequence
-    parent = Parent(cells.seq, cells.cached, tuple(cells.tokens), cells.logits)
-    return run_invocations(llama._runtime, parent, [invocation], None, None)[0]
 
 
 def _call(llama: Reader, given: Mapping[str, Any], extra: Extra) -> IntrinsicCall:
@@ -316,7 +328,7 @@ def _call(llama: Reader, given: Mapping[str, Any], extra: Extra) -> IntrinsicCal
     )
 
 
-def _dialogue(llama: Reader, options: Mapping[str, Any], extra: Extra) -> Dialogue:
+def _dialogue(llama: Reader, messages: Sequence[Any], extra: Extra) -> Dialogue:
     template, own = _file_template(llama), llama.metadata.get("tokenizer.chat_template")
     if template is None and own is None:
         raise ModelError(f"{llama.model_path}: has no chat template (tokenizer.chat_template)")
@@ -326,40 +338,8 @@ def _dialogue(llama: Reader, options: Mapping[str, Any], extra: Extra) -> Dialog
     return Dialogue(
         template,
         vocab,
-        tuple(as_message(m, f"messages[{i}]") for i, m in enumerate(options["messages"])),
+        tuple(as_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
         tuple(as_document(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
         extra.template,
         Transcript(vocab.detokenize(read, special=True), read) if read else Transcript(),
     )
-
-
-def _chat_answer(model: str, text: str) -> dict[str, Any]:
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "logprobs": None,
-        "finish_reason": "stop",
-    }
-    return _head(f"chatcmpl-{uuid.uuid4()}", "chat.completion", model, choice)
-
-
-def _completion_answer(model: str, text: str) -> dict[str, Any]:
-    choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": "stop"}
-    return _head(f"cmpl-{uuid.uuid4()}", "text_completion", model, choice)
-
-
-def _head(ident: str, kind: str, model: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-    created = int(time.time())
-    return {"id": ident, "object": kind, "created": created, "model": model, "choices": [choice]}
-
-
-def _chunks(answer: Mapping[str, Any], text: str) -> Iterator[Any]:
-    """A whole answer as a stream: a value is only known at the end."""
-    deltas: list[tuple[Any, Any]] = [
-        ({"role": "assistant"}, None),
-        ({"content": text}, None),
-        ({}, "stop"),
-    ]
-    for delta, reason in deltas:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        yield _head(answer["id"], "chat.completion.chunk", answer["model"], choice)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 from llama_cpp import Llama as Stock
 
+from alora_gguf.errors import InputError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.options import Timings
 
 from . import chat, completion
-from .hub import fetch_model
 from .reader import Reader
 from .request import Request
 from .settings import extends
@@ -45,10 +46,23 @@ class Llama(Reader):
         `kwargs` are the constructor's. `local_dir_use_symlinks` has no effect: huggingface_hub no
         longer knows it. Raises InputError if a pattern does not mean exactly one file.
         """
-        path = fetch_model(
-            repo_id, filename, additional_files or (), local_dir=local_dir, cache_dir=cache_dir
-        )
-        return cls(path, **kwargs)
+        from huggingface_hub import HfApi
+
+        if filename is None:
+            raise InputError('filename is missing: a name, or a pattern such as "*q4_0.gguf"')
+        api = HfApi()
+        known = [file.rfilename for file in api.model_info(repo_id).siblings or ()]
+        names = [_match(repo_id, each, known) for each in (filename, *(additional_files or ()))]
+        path, *_ = [
+            api.hf_hub_download(
+                repo_id=repo_id,
+                filename=name,
+                local_dir=None if local_dir is None else os.fspath(local_dir),
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            )
+            for name in names
+        ]
+        return cls(str(path), **kwargs)
 
     # Adapters ------------------------------------------------------------------------------------
 
@@ -103,18 +117,13 @@ class Llama(Reader):
         UnknownAdapterError, InvocationNotFoundError; ContractError and OutputError for intrinsics.
         """
         if intrinsic is not None:
-            extra = chat.Extra(adapter, adapter_scale, None, {}, intrinsic, intrinsic_arguments)
-            with self._lock:
-                return chat.ask(self, options, _given(Stock.create_completion, options), extra)
+            extra = chat.Extra(
+                adapter, adapter_scale, intrinsic=intrinsic, arguments=intrinsic_arguments
+            )
+            return chat.ask(self, options, Stock.create_completion, extra)
         request = Request(self, self._runtime.vocab, adapter, adapter_scale)
-        answers = self._create_completion(**options, request=request)
+        answers = completion.complete(self, options, request)
         return answers if options["stream"] else next(answers)
-
-    @extends(Stock._create_completion)
-    def _create_completion(
-        self, options: dict[str, Any], *, request: Request | None = None
-    ) -> Iterator[Any]:
-        return completion.complete(self, options, request or Request(self, self._runtime.vocab))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """create_completion(), which a subclass may have overridden."""
@@ -152,8 +161,7 @@ class Llama(Reader):
         )
         if intrinsic is None:
             return chat.complete(self, options, extra)
-        with self._lock:
-            return chat.ask(self, options, _given(Stock.create_chat_completion, options), extra)
+        return chat.ask(self, options, Stock.create_chat_completion, extra)
 
     def embed(
         self,
@@ -195,11 +203,11 @@ class Llama(Reader):
         self.close()
 
 
-def _given(theirs: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not left at their defaults."""
-    known = inspect.signature(theirs).parameters
-    return {
-        name: value
-        for name, value in options.items()
-        if known[name].default is inspect.Parameter.empty or value != known[name].default
-    }
+def _match(repo_id: str, pattern: str, names: Sequence[str]) -> str:
+    found = fnmatch.filter(names, pattern)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{repo_id}: several files match {pattern!r}: {', '.join(found)}")
+    models = ", ".join(fnmatch.filter(names, "*.gguf")) or "none"
+    raise InputError(f"{repo_id}: no file matches {pattern!r}; its GGUF files: {models}")

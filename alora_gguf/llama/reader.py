@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
@@ -32,7 +32,6 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import ContextOptions, Timings
-from alora_gguf.saved.session_file import check_saved
 from alora_gguf.saved.snapshot import fill, snapshot
 
 from .request import Request
@@ -149,7 +148,10 @@ class Reader(Stock):
 
         Raises CacheFullError, DecodeError.
         """
-        name, scale, first = self._by
+        self._eval(tokens, self._by)
+
+    def _eval(self, tokens: Sequence[int], by: _By) -> None:
+        name, scale, first = by
         vocab, sequence = self._runtime.vocab, self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
             new, spans = vocab.check(tokens, "tokens"), spans_for(first, use.provenance)
@@ -213,14 +215,6 @@ class Reader(Stock):
             self._turn += 1
             yield
 
-    @contextmanager
-    def _computed_by(self, by: _By) -> Iterator[None]:
-        before, self._by = self._by, by
-        try:
-            yield
-        finally:
-            self._by = before
-
     def _by_of_cells(self) -> _By:
         """Who computed the last cell."""
         start, by = self._sequence.cached.spans[-1]
@@ -229,15 +223,22 @@ class Reader(Stock):
                 return name, by.scale, start
         return BASE
 
-    def _reuse(self, tokens: list[int], by: _By, *, again: bool = False) -> str:
+    def _reuse(self, tokens: list[int], by: _By, *, found: Any = None, again: bool = False) -> str:
         """Makes `n_tokens` what the cells have of `tokens` as `by` is to compute them, but for the
-        last one if its logits are not known. Returns why no more is there, or "". With `again`
-        nothing is reused.
+        last one if its logits are not known; or what the state `found` in a cache has, if that is
+        more. Returns why no more is there, or "". With `again` nothing is reused.
         """
         name, scale, first = by
         sequence = self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
-            keep = sequence.cached.common_prefix(tokens, spans_for(first, use.provenance))
+            spans = spans_for(first, use.provenance)
+            keep = sequence.cached.common_prefix(tokens, spans)
+            if found is not None:
+                with suppress(InputError, SavedSessionError):
+                    self._check(found)
+                    if found.common_prefix(tokens, spans) > keep:
+                        self._fill(found)
+                        keep = sequence.cached.common_prefix(tokens, spans)
             note = sequence._note(tokens, keep)
             if keep == len(tokens) and (keep < len(sequence.cached) or sequence.logits is None):
                 keep -= 1
@@ -282,8 +283,7 @@ class Reader(Stock):
             return row
         if len(sequence.cached) != n or sequence.logits is None:  # cut back to here
             self.n_tokens = n - 1
-            with self._computed_by(self._by_of_cells()):
-                self.eval(self.input_ids[n - 1 : n].tolist())
+            self._eval(self.input_ids[n - 1 : n].tolist(), self._by_of_cells())
         return sequence.last_logits()
 
     @extends(Stock.generate)
@@ -294,12 +294,8 @@ class Reader(Stock):
         for. Without `reset`, `tokens` follow what was read. What is sent to the generator is
         ignored: it would be a guess at what comes, and never changes what comes.
         """
+        inside = self._request is not None  # a completion
         request = self._request or Request(self, self._runtime.vocab, adapter, adapter_scale)
-        return self._generate(options, request, inside=self._request is not None)
-
-    def _generate(
-        self, options: dict[str, Any], request: Request, *, inside: bool
-    ) -> Iterator[int]:
         started = time.perf_counter()
         tokens = self._runtime.vocab.check(options.pop("tokens"), "tokens")
         criteria = options.pop("stopping_criteria")
@@ -311,16 +307,14 @@ class Reader(Stock):
                     "the prompt is empty, and this vocabulary has no token to begin with"
                 )
             sampler = self._init_sampler(**options)
-            by = self._first(tokens, request)
+            with self._runtime.bank.using(request.adapter, request.scale) as use:
+                by = use.name, use.scale, use.first_position(tokens, self._runtime.vocab)
             request.prompt = tokens
-            if request.found is not None:
-                self._load_found(request.found, tokens, by)
             again = request.scores_prompt and not self._logits_all
-            note = self._reuse(tokens, by, again=again)
-            reused = self.n_tokens
-            timings = Timings(reused, len(tokens) - reused, reuse_note=note)
+            note = self._reuse(tokens, by, found=request.found, again=again)
+            timings = Timings(self.n_tokens, len(tokens) - self.n_tokens, reuse_note=note)
             turn = self._turn
-        new, first, sampled = tokens[reused:], 0.0, 0
+        new, first, sampled = tokens[timings.reused :], 0.0, 0
         try:
             while True:
                 with self._lock:
@@ -349,12 +343,6 @@ class Reader(Stock):
                 timings, generated=sampled, first_token=first or None, total=total
             )
 
-    def _first(self, tokens: list[int], request: Request) -> _By:
-        """Who is to compute `tokens`."""
-        with self._runtime.bank.using(request.adapter, request.scale) as use:
-            first = use.first_position(tokens, self._runtime.vocab)
-        return request.adapter, request.scale, first
-
     def _step(
         self,
         new: Sequence[int],
@@ -364,17 +352,16 @@ class Reader(Stock):
         request: Request,
     ) -> tuple[int, Logits]:
         """Reads `new` and chooses what follows, through methods that a subclass may override."""
-        before, self._request = self._request, request
+        before, self._request, self._by = self._request, request, by
         try:
-            with self._computed_by(by):
-                self.eval(new)
+            self.eval(new)
             if request.scores_prompt and not request.prompt_scored:
                 request.score_prompt(0, self.scores[: self.n_tokens])
             self._chosen = sampler
             row = self._row(None)
             return self.sample(idx=self.n_tokens - 1, **options), row
         finally:
-            self._chosen, self._request = None, before
+            self._chosen, self._request, self._by = None, before, BASE
 
     # State ---------------------------------------------------------------------------------------
 
@@ -387,8 +374,7 @@ class Reader(Stock):
         with self._lock:
             self._runtime.check_open()
             if len(self._sequence.cached) != self.n_tokens:
-                with self._computed_by(self._by_of_cells()):
-                    self.eval([])
+                self._eval([], self._by_of_cells())
             try:
                 saved = snapshot(self._runtime, self._sequence, {})
             except InputError:
@@ -412,50 +398,21 @@ class Reader(Stock):
             return
         with self._changing():
             self._check(state)
-            self._cut(0)
-            self.n_tokens = 0
-            fill(self._sequence, state.saved)
-            self.input_ids[: state.n_tokens] = state.input_ids
-            self.scores[: len(state.scores)] = state.scores
-            self.n_tokens, self._seed = state.n_tokens, state.seed
-
-    def _load_found(self, state: Any, tokens: list[int], by: _By) -> None:
-        """Loads a state of a cache if it has more of `tokens` than the cells."""
-        try:
-            self._check(state)
-        except (InputError, SavedSessionError):
-            return
-        saved, theirs = state.saved, CachedTokens()
-        theirs.extend(saved.tokens[: saved.n_cached], saved.spans)
-        name, scale, first = by
-        with self._runtime.bank.using(name, scale) as use:
-            spans = spans_for(first, use.provenance)
-        ours = self._sequence.cached.common_prefix(tokens, spans)
-        if theirs.common_prefix(tokens, spans) > ours:
-            request, self._request, seed = self._request, None, self._seed
-            try:
-                Reader.load_state(self, state)
-            finally:
-                self._request, self._seed = request, seed
+            self._fill(state)
+            self._seed = state.seed
 
     def _check(self, state: Any) -> None:
         if not isinstance(state, LlamaState):
             raise InputError(f"expected a state of save_state(), got {type(state).__name__}")
-        runtime = self._runtime
-        check_saved(
-            state.saved,
-            base=runtime.fingerprint,
-            cache=runtime.layout,
-            adapters_loaded={name: file.identity for name, file in runtime.bank.items()},
-            n_vocab=self._n_vocab,
-        )
-        if state.settings != self._settings():
-            raise SavedSessionError(
-                f"the state was saved with other settings of the context: {state.settings}, but "
-                f"this model has {self._settings()}"
-            )
-        if self._logits_all and len(state.scores) < state.n_tokens:
-            raise SavedSessionError("the state was saved without logits_all=True")
+        state.check(self._runtime, self._settings(), logits_all=self._logits_all)
+
+    def _fill(self, state: LlamaState) -> None:
+        self._cut(0)
+        self.n_tokens = 0
+        fill(self._sequence, state.saved)
+        self.input_ids[: state.n_tokens] = state.input_ids
+        self.scores[: len(state.scores)] = state.scores
+        self.n_tokens = state.n_tokens
 
     def _settings(self) -> str:
         return settings_of_cells(self.context_params, self.kv_overrides)

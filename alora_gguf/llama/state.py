@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from llama_cpp import LlamaState as StockState
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
+from alora_gguf.engine.provenance import CachedTokens, Spans
+from alora_gguf.engine.runtime import Runtime
+from alora_gguf.errors import SavedSessionError
 from alora_gguf.saved.session_file import SavedSession
+from alora_gguf.saved.snapshot import check
 
 
 class LlamaState(StockState):
@@ -32,6 +36,23 @@ class LlamaState(StockState):
         )
         self.saved = saved
         self.settings = settings
+
+    def check(self, runtime: Runtime, settings: str, *, logits_all: bool) -> None:
+        """Raises SavedSessionError unless a model with such settings can go on from here."""
+        check(runtime, self.saved)
+        if self.settings != settings:
+            raise SavedSessionError(
+                f"the state was saved with other settings of the context: {self.settings}, but "
+                f"this model has {settings}"
+            )
+        if logits_all and len(self.scores) < self.n_tokens:
+            raise SavedSessionError("the state was saved without logits_all=True")
+
+    def common_prefix(self, tokens: list[int], spans: Spans) -> int:
+        """How many of `tokens`, computed as `spans` say, its cells hold."""
+        cached = CachedTokens()
+        cached.extend(self.saved.tokens[: self.saved.n_cached], self.saved.spans)
+        return cached.common_prefix(tokens, spans)
 
 
 def settings_of_cells(params: Any, kv_overrides: object) -> str:

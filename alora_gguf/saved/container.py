@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from alora_gguf.errors import InputError, MissingFileError, SavedSessionError
-from alora_gguf.files import describe_foreign, reason, write_whole
+from alora_gguf.errors import InputError, SavedSessionError
+from alora_gguf.files import describe_foreign, open_file, write_whole
 
 FORMAT: Final = "alora-gguf saved session 2"
 _FORMAT_1: Final = b"ALORASES"  # what files of version 1 began with
@@ -50,15 +49,13 @@ def write_sections(path: Path, sections: Sections) -> None:
     if the file system refuses, InputError for a header that JSON cannot hold or a place for no
     file.
     """
-    session = canonical(sections.header)
-    lengths = [len(part) for part in sections.parts]
+    session, lengths = canonical(sections.header), [len(part) for part in sections.parts]
     head = _head(FORMAT, session, lengths, _checksum(session, sections.parts))
     if len(head) > _MAX_HEAD:
         raise InputError(
             f"notes cannot be saved: {len(head)} bytes, expected at most {_MAX_HEAD} with the rest"
         )
-    what, error = "saved session", SavedSessionError
-    with write_whole(path, private=True, what=what, error=error) as file:
+    with write_whole(path, private=True, what="saved session", error=SavedSessionError) as file:
         for part in (head, *sections.parts):
             file.write(part)
 
@@ -68,17 +65,8 @@ def read_sections(path: Path) -> Sections:
     anything is believed. Raises SavedSessionError, and MissingFileError.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its other end
-            what = "a directory" if path.is_dir() else "a pipe or a device"
-            raise SavedSessionError(f"{path}: is {what}, expected a saved session; check the path")
-        with path.open("rb") as file:
+        with open_file(path, "a saved session", SavedSessionError) as file:
             return _read(file, path, os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"{path}: there is no such file, expected a saved session; check the path", path
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise SavedSessionError(f"{path}: cannot be read: {reason(error)}") from error
     except MemoryError:
         raise SavedSessionError(
             f"{path}: there is not enough memory for its cells; free some, or {_AGAIN}"
@@ -103,15 +91,12 @@ def canonical(header: Mapping[str, Any]) -> str:
 
 def _head(form: str, session: str, lengths: list[int], checksum: str) -> bytes:
     """All that comes before the tensors, in the one form in which it is written."""
-    table: dict[str, Any] = {
-        "__metadata__": {"format": form, "session": session, "sha256": checksum}
-    }
-    begin = 0
+    about = {"format": form, "session": session, "sha256": checksum}
+    table: dict[str, Any] = {"__metadata__": about}
+    end = 0
     for (name, kind, size), length in zip(_TENSORS, lengths, strict=True):
-        end = begin + length
-        offsets = [begin, end]
-        table[name] = {"dtype": kind, "shape": [length // size], "data_offsets": offsets}
-        begin = end
+        begin, end = end, end + length
+        table[name] = {"dtype": kind, "shape": [length // size], "data_offsets": [begin, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
@@ -187,17 +172,17 @@ def _foreign(path: Path, head: bytes) -> SavedSessionError:
 
 
 def _check_format(form: object, path: Path) -> None:
-    stem, _, version = str(form).rpartition(" ")
     if form == FORMAT:
         return
-    if stem != FORMAT.rpartition(" ")[0] or not version.isdecimal():
+    stem, _, version = str(form).rpartition(" ")
+    if stem == FORMAT[:-2] and version.isdecimal():
         raise SavedSessionError(
-            f"{path}: is not a saved session: its format is {form!r:.60}, expected {FORMAT!r}; "
-            "check the path"
+            f"{path}: has version {version} of the format, this alora-gguf reads 2; upgrade "
+            "alora-gguf, unless the file is damaged"
         )
     raise SavedSessionError(
-        f"{path}: has version {version} of the format, this alora-gguf reads 2; upgrade "
-        "alora-gguf, unless the file is damaged"
+        f"{path}: is not a saved session: its format is {form!r:.60}, expected {FORMAT!r}; "
+        "check the path"
     )
 
 
@@ -205,15 +190,14 @@ def _parse(session: str, path: Path) -> dict[str, Any]:
     """The header; anything but canonical JSON was not written by write_sections()."""
     try:
         header = json.loads(session)
-        same = isinstance(header, dict) and canonical(header) == session
-    except (ValueError, RecursionError, InputError) as error:
-        raise SavedSessionError(f"{path}: its header cannot be read: {error}; {_AGAIN}") from error
-    if not same:
-        raise SavedSessionError(
-            f"{path}: its header is not what this format writes; it was made by something else: "
-            f"{_AGAIN}"
-        )
-    return dict(header)
+        if isinstance(header, dict) and canonical(header) == session:
+            return header
+        problem = "it was made by something else"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise SavedSessionError(
+        f"{path}: its header is not what this format writes: {problem}; {_AGAIN}"
+    )
 
 
 def _truncated(path: Path, size: int, expected: int) -> SavedSessionError:

@@ -1,7 +1,7 @@
 """Saved sessions: a conversation with its cells in a file, for another process to go on with.
 
-Says what belongs to one, what must agree before its cells may be used, and refuses the rest. The
-bytes are container.py's, the way to llama.cpp is snapshot.py's.
+Says what belongs to one, and refuses the rest. The bytes are container.py's; snapshot.py knows when
+a model may use the cells.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 
-from alora_gguf.engine.llama_context import CacheLayout
+from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.engine.provenance import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
 from alora_gguf.gguf.base import BaseFingerprint
 
 from .container import Sections, canonical, read_sections, write_sections
 
-_HASH: Final = re.compile(r"[0-9a-f]{64}")
-_NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,130 +105,88 @@ def read_saved(path: str | os.PathLike[str]) -> SavedSession:
     return _Header(file, read_sections(file)).session()
 
 
-def check_saved(
-    saved: SavedSession,
-    *,
-    base: BaseFingerprint,
-    cache: CacheLayout,
-    adapters_loaded: Mapping[str, str],
-    n_vocab: int,
-) -> None:
-    """Raises SavedSessionError unless the cells mean the same to a model of this `base` and `cache`
-    with these adapters (names mapped to identities) and tokens below `n_vocab`.
+# What a stranger may have written ----------------------------------------------------------------
 
-    An adapter may be loaded under another name than it was; its weights must be the same.
-    """
-    where = saved.origin or "saved session"
-    if saved.base != base:
-        raise SavedSessionError(
-            f"{where}: was saved with the base {saved.base}, but this model is {base}; open that "
-            "base, or read the conversation again"
-        )
-    if saved.n_cached:
-        _check_layout(saved.cache, cache, where)
-    for adapter in saved.adapters:
-        if adapter.identity not in adapters_loaded.values():
-            raise SavedSessionError(f"{where}: {_missing(adapter, adapters_loaded)}")
-    if saved.tokens and max(saved.tokens) >= n_vocab:
-        raise SavedSessionError(
-            f"{where}: token {max(saved.tokens)} is outside the vocabulary of {n_vocab}; "
-            f"{_NOT_OURS}"
-        )
-    if saved.logits and len(saved.logits) != 4 * n_vocab:
-        raise SavedSessionError(
-            f"{where}: has {len(saved.logits) // 4} logits, expected one per token of the "
-            f"vocabulary of {n_vocab}; {_NOT_OURS}"
-        )
+_Kind = tuple[str, Callable[[Any], bool]]
+"""What a value of the header has to be, in words, and whether it is."""
 
 
-def _missing(adapter: SavedAdapter, loaded: Mapping[str, str]) -> str:
-    weights = f"weights {adapter.identity[:12]}"
-    if adapter.name is None:
-        return (
-            f"some of its cells were computed by an adapter ({weights}) that had been unloaded "
-            "when it was saved and is not loaded now; load it first, under any name"
-        )
-    if adapter.name in loaded:
-        return (
-            f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), but the "
-            f"one loaded as '{adapter.name}' has other weights ({loaded[adapter.name][:12]}); load "
-            "the file that was used then, under any name"
-        )
-    known = ", ".join(f"'{name}'" for name in loaded) or "none"
-    return (
-        f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), which is "
-        f"not loaded (loaded: {known}); load it first"
-    )
+def _number(low: int, high: int) -> _Kind:
+    return f"a number from {low} to {high}", lambda x: type(x) is int and low <= x <= high
 
 
-def _check_layout(old: CacheLayout, cache: CacheLayout, where: str) -> None:
-    """Whether a cell's bytes mean the same in both."""
-    if old.llama_cpp != cache.llama_cpp:
-        raise SavedSessionError(
-            f"{where}: its cells are those of llama-cpp-python {old.llama_cpp}, but this is "
-            f"{cache.llama_cpp}, which may lay them out otherwise; read the conversation again"
-        )
-    fixes = {
-        "type_k": f"open the model with type_k={old.type_k!r}",
-        "type_v": f"open the model with type_v={old.type_v!r}",
-        "flash_attn": f"open the model with flash_attn={old.flash_attn!r}",
-        "rope_context": f"open the model with n_ctx={old.rope_context}",
-        "rotated": "set LLAMA_ATTN_ROT_DISABLE as it was then",
-    }
-    for name in (f.name for f in fields(CacheLayout)):
-        found, expected = getattr(old, name), getattr(cache, name)
-        if name == "flash_attn" and "auto" in (found, expected):
-            continue  # llama.cpp knows what it chose, and refuses by itself
-        if found != expected:
-            raise SavedSessionError(
-                f"{where}: was saved with {name} {found!r}, but this model has {expected!r}; "
-                f"{fixes.get(name, 'open the model as it was then')}, or read the conversation "
-                "again"
-            )
+_TEXT: Final[_Kind] = ("a string", lambda x: isinstance(x, str))
+_HASH: Final[_Kind] = ("a hash", lambda x: isinstance(x, str) and bool(_SHA256.fullmatch(x)))
+_HASH_OR_NULL: Final[_Kind] = ("a hash or null", lambda x: x is None or _HASH[1](x))
+_FLAG: Final[_Kind] = ("true or false", lambda x: isinstance(x, bool))
+_LIST: Final[_Kind] = ("a list", lambda x: isinstance(x, list))
+_SPAN: Final[_Kind] = ("a list of 3", lambda x: isinstance(x, list) and len(x) == 3)
+_OBJECT: Final[_Kind] = ("an object", lambda x: isinstance(x, dict))
+
+_ADAPTER: Final[Mapping[str, _Kind]] = {
+    "identity": _HASH,
+    "name": ("a name or null", lambda x: x is None or (isinstance(x, str) and x != "")),
+}
+_BASE: Final[Mapping[str, _Kind]] = {
+    "architecture": _TEXT,
+    "digest": _HASH,
+    "file": _TEXT,
+    "size": _number(0, 2**63 - 1),
+}
+_CACHE: Final[Mapping[str, _Kind]] = {
+    "flash_attn": _TEXT,
+    "llama_cpp": _TEXT,
+    "memory": ("'attention', 'recurrent' or 'hybrid'", lambda x: x in get_args(Memory)),
+    "rope_context": _number(0, 2**31 - 1),
+    "rotated": _FLAG,
+    "swa_full": _FLAG,
+    "type_k": _TEXT,
+    "type_v": _TEXT,
+    "window": _number(0, 2**31 - 1),
+}
 
 
 class _Header:
-    """Makes a SavedSession of a file's sections; every value is checked, as if a stranger had
-    written it.
-    """
+    """Makes a SavedSession of a file's sections; every value is checked."""
 
     def __init__(self, path: Path, sections: Sections) -> None:
         self.path = path
         self.sections = sections
 
     def fail(self, problem: str) -> SavedSessionError:
-        return SavedSessionError(f"{self.path}: {problem}; {_NOT_OURS}")
+        return SavedSessionError(f"{self.path}: {problem}; {NOT_OURS}")
 
     def session(self) -> SavedSession:
-        names = {"adapters", "base", "cache", "n_cached", "notes", "spans"}
-        header = self.record(self.sections.header, "header", names)
         tokens = np.frombuffer(self.sections.tokens, "<i4")
         if tokens.size and tokens.min() < 0:
             raise self.fail(f"token {tokens.min()} is not a token id")
-        n_cached = self.integer(header["n_cached"], "n_cached", tokens.size)
-        spans = self.spans(header["spans"], n_cached)
-        adapters = self.adapters(header["adapters"])
+        kinds = {"adapters": _LIST, "base": _OBJECT, "cache": _OBJECT, "notes": _OBJECT}
+        kinds |= {"n_cached": _number(0, tokens.size), "spans": _LIST}
+        header = self.record(self.sections.header, "header", kinds)
+        spans = self.spans(header["spans"], header["n_cached"])
+        adapters = tuple(
+            SavedAdapter(**self.record(item, f"adapters[{i}]", _ADAPTER))
+            for i, item in enumerate(header["adapters"])
+        )
         computed = {by.identity for _, by in spans if by.identity is not None}
-        if computed != {adapter.identity for adapter in adapters}:
-            raise self.fail("'adapters' are not those that 'spans' name")
-        if not isinstance(header["notes"], dict):
-            raise self.fail(f"'notes' is {header['notes']!r}, expected an object")
+        if sorted(computed) != sorted(adapter.identity for adapter in adapters):
+            raise self.fail("'adapters' are not those that 'spans' name, each once")
         saved = SavedSession(
             tokens=tuple(tokens.tolist()),
             spans=spans,
             state=self.sections.state,
-            n_cached=n_cached,
-            base=self.base(header["base"]),
+            n_cached=header["n_cached"],
+            base=BaseFingerprint(**self.record(header["base"], "base", _BASE)),
             adapters=adapters,
-            cache=self.cache(header["cache"]),
+            cache=CacheLayout(**self.record(header["cache"], "cache", _CACHE)),
             logits=self.sections.logits,
             notes=header["notes"],
             origin=str(self.path),
         )
-        self.cells(saved)
+        self.check_cells(saved)
         return saved
 
-    def cells(self, saved: SavedSession) -> None:
+    def check_cells(self, saved: SavedSession) -> None:
         """The two sections that llama.cpp and the sampler are given."""
         if bool(saved.state) != bool(saved.n_cached):
             raise self.fail(
@@ -239,18 +197,17 @@ class _Header:
         if np.isnan(np.frombuffer(saved.logits, "<f4")).any():
             raise self.fail("its logits are not numbers")
 
-    def spans(self, value: object, n_cached: int) -> Spans:
+    def spans(self, items: list[Any], n_cached: int) -> Spans:
         spans: list[tuple[int, Provenance]] = []
-        for i, item in enumerate(self.sequence(value, "spans")):
+        for i, item in enumerate(items):
             what = f"spans[{i}]"
-            start, identity, scale = self.sequence(item, what, 3)
-            first = spans[-1][0] + 1 if spans else 0
-            start = self.integer(start, what, max(0, n_cached - 1) if spans else 0, first)
-            if identity is not None:
-                self.hash(identity, what)
-            by = Provenance(identity, scale)
+            start, identity, scale = self.value(item, what, _SPAN)
+            low, high = (spans[-1][0] + 1, max(0, n_cached - 1)) if spans else (0, 0)
+            self.value(start, what, _number(low, high))
+            by = Provenance(self.value(identity, what, _HASH_OR_NULL), scale)
             # a float32 that is not 0, or the base: what Provenance.of() makes
-            if type(scale) is not float or not abs(scale) < 3.5e38 or by != _normal(by):
+            in_range = type(scale) is float and abs(scale) < 3.5e38
+            if not in_range or by != Provenance.of(identity, scale):
                 raise self.fail(f"'{what}' has the scale {scale!r}")
             if spans and spans[-1][1] == by:
                 raise self.fail(f"'{what}' repeats the span before it")
@@ -259,73 +216,16 @@ class _Header:
             raise self.fail(f"'spans' does not say who computed {n_cached} cached tokens")
         return tuple(spans)
 
-    def adapters(self, value: object) -> tuple[SavedAdapter, ...]:
-        made = []
-        for i, item in enumerate(self.sequence(value, "adapters")):
-            what = f"adapters[{i}]"
-            record = self.record(item, what, {"identity", "name"})
-            name = record["name"]
-            if name is not None and (not isinstance(name, str) or not name):
-                raise self.fail(f"'{what}' has the name {name!r}")
-            made.append(SavedAdapter(self.hash(record["identity"], what), name))
-        if len({adapter.identity for adapter in made}) < len(made):
-            raise self.fail("'adapters' names one twice")
-        return tuple(made)
-
-    def base(self, value: object) -> BaseFingerprint:
-        record = self.record(value, "base", {f.name for f in fields(BaseFingerprint)})
-        return BaseFingerprint(
-            digest=self.hash(record["digest"], "base"),
-            architecture=self.text(record["architecture"], "base"),
-            size=self.integer(record["size"], "base", 2**63 - 1),
-            file=self.text(record["file"], "base"),
-        )
-
-    def cache(self, value: object) -> CacheLayout:
-        record = self.record(value, "cache", {f.name for f in fields(CacheLayout)})
-        for name in ("llama_cpp", "type_k", "type_v", "flash_attn"):
-            self.text(record[name], f"cache.{name}")
-        for name in ("window", "rope_context"):
-            self.integer(record[name], f"cache.{name}", 2**31 - 1)
-        for name in ("swa_full", "rotated"):
-            if not isinstance(record[name], bool):
-                raise self.fail(f"'cache.{name}' is {record[name]!r}, expected true or false")
-        if record["memory"] not in ("attention", "recurrent", "hybrid"):
-            raise self.fail(f"'cache.memory' is {record['memory']!r}")
-        return CacheLayout(**record)
-
-    def record(self, value: object, what: str, names: set[str]) -> dict[str, Any]:
-        if not isinstance(value, dict) or set(value) != names:
-            found = sorted(value) if isinstance(value, dict) else value
-            raise self.fail(f"'{what}' is {_short(found)}, expected an object of {sorted(names)}")
+    def record(self, value: object, what: str, kinds: Mapping[str, _Kind]) -> dict[str, Any]:
+        if not isinstance(value, dict) or value.keys() != kinds.keys():
+            found = f"{sorted(value) if isinstance(value, dict) else value!r}"[:200]
+            raise self.fail(f"'{what}' is {found}, expected an object of {sorted(kinds)}")
+        for name, kind in kinds.items():
+            self.value(value[name], f"{what}.{name}", kind)
         return value
 
-    def sequence(self, value: object, what: str, n: int | None = None) -> Sequence[Any]:
-        if not isinstance(value, list) or n not in (None, len(value)):
-            raise self.fail(f"'{what}' is {_short(value)}, expected a list")
+    def value(self, value: Any, what: str, kind: _Kind) -> Any:
+        words, fits = kind
+        if not fits(value):
+            raise self.fail(f"'{what}' has {value!r:.200}, expected {words}")
         return value
-
-    def text(self, value: object, what: str) -> str:
-        if not isinstance(value, str):
-            raise self.fail(f"'{what}' has {_short(value)} where a string is expected")
-        return value
-
-    def hash(self, value: object, what: str) -> str:
-        if not _HASH.fullmatch(self.text(value, what)):
-            raise self.fail(f"'{what}' has {_short(value)} where a hash is expected")
-        return str(value)
-
-    def integer(self, value: object, what: str, high: int, low: int = 0) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise self.fail(
-                f"'{what}' has {_short(value)} where a number from {low} to {high} is expected"
-            )
-        return value
-
-
-def _normal(by: Provenance) -> Provenance:
-    return Provenance.of(by.identity, by.scale)
-
-
-def _short(value: object) -> str:
-    return f"{value!r}"[:200]

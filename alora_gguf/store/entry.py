@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from alora_gguf.errors import FileFormatError, InputError
+from alora_gguf.gguf.base import vocabulary_sha256
+from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.inspection import inspect_gguf
 
 Kind = Literal["adapter", "base"]
 
@@ -59,6 +62,36 @@ class Description:
     base: str | None = None
     base_model: str | None = None
     vocabulary_sha256: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        *,
+        repository: str | None,
+        commit: str | None,
+        sources: Sequence[str],
+        base: str | None = None,
+    ) -> Description:
+        """What an adapter's or a base's GGUF says of itself, with where it came from. Raises
+        FileFormatError for a file that is not a GGUF.
+        """
+        summary, header = inspect_gguf(path), read_header(path)
+        said = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
+        named = [said.get(f"general.base_model.0.{part}") for part in ("organization", "name")]
+        is_base = summary.kind == "model"
+        sha256 = vocabulary_sha256(header) if is_base else said.get("alora.vocab.sha256")
+        return cls(
+            kind="base" if is_base else "adapter",
+            technology=None if is_base else summary.kind,
+            architecture=summary.architecture,
+            repository=repository,
+            commit=commit,
+            sources=tuple(sources),
+            base=base,
+            base_model=None if is_base or not all(named) else f"{named[0]}/{named[1]}",
+            vocabulary_sha256=sha256 or None,
+        )
 
     @property
     def origin(self) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ from .entry import (
     StoreEntry,
     is_file_name,
     key_of,
+    name_from,
     read_entry,
     write_json,
 )
@@ -117,6 +118,22 @@ class Store:
         """Whether resolve() takes a text for a path, and not for a name of the store."""
         separators = ("/", os.sep, os.altsep or os.sep)
         return any(sign in text for sign in separators) or text.lower().endswith(".gguf")
+
+    @staticmethod
+    def name_from(text: str) -> str:
+        """The name nearest to a text that may be none, such as a directory's."""
+        return name_from(text)
+
+    def find_same(self, name: str, sha256: Sequence[str]) -> StoreEntry | None:
+        """The entry of that name, which has the files of these hashes, in order; None if there is
+        none, or it lost a file. Raises InputError if it has others, and what find() does.
+        """
+        old = self.find(name)
+        if old is None or not self._is_whole(old):
+            return None
+        if _digests(old.files) != list(sha256):
+            raise _taken(old)
+        return old
 
     def path(self, entry: StoreEntry) -> Path:
         """The file of an entry to open. Raises FileFormatError if it lost one of its files."""
@@ -338,10 +355,10 @@ class StoreAddition:
                     raise
                 old = None
             if old is not None and store._is_whole(old):
-                if [file.sha256 for file in old.files] == [file.sha256 for file in files]:
+                if _digests(old.files) == _digests(files):
                     return old
                 if not self.replace:
-                    raise taken(old)
+                    raise _taken(old)
             with write_whole(path, error=StoreError) as file:
                 file.write(write_json(entry))
             self.changed = True
@@ -369,7 +386,11 @@ def _try_to_read(path: Path) -> StoreEntry | FileFormatError | None:
         return error
 
 
-def taken(old: StoreEntry) -> InputError:
+def _digests(files: tuple[StoredFile, ...]) -> list[str]:
+    return [file.sha256 for file in files]
+
+
+def _taken(old: StoreEntry) -> InputError:
     """The error of a name that stands for other files than are to be added."""
     about = old.about
     origin = f", from {about.origin} at {about.commit}" if about.repository else ""

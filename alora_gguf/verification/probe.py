@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.batch import Logits, Run
-from alora_gguf.engine.llama_context import Tuning, open_context
+from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import DecodeError, ModelError
 from alora_gguf.model import Model

@@ -138,7 +138,7 @@ class GGUFTokenizer(Tokenizer):
         self._check_usable(text)
         import tempfile
 
-        from alora_gguf.engine.bare_vocab import BareVocabulary
+        from alora_gguf.engine.loading import BareVocabulary
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vocabulary.gguf"

@@ -26,7 +26,7 @@ from alora_gguf.convert.source import (
 
 from alora_gguf.errors import FileFormatError, HubError, InputError
 from alora_gguf.files import describe_foreign
-from alora_gguf.gguf.base import models_in
+from alora_gguf.gguf.base import models_in, stem_of
 from alora_gguf.gguf.header import GGUFHeader, read_header
 from alora_gguf.gguf.parser import PartialHeaderError
 
@@ -179,6 +179,7 @@ class RemoteModel:
                in, or of the file itself
     commit     the commit's hash
     names      its files in the repository, one or, if it is split, all parts in order
+    stem       their name, without directories, part and ending
 
     Raises InputError if the pattern does not mean exactly one model, HubError if the hub cannot
     be asked.
@@ -191,6 +192,7 @@ class RemoteModel:
         if reference.path and reference.path != pattern:
             there = [name for name in there if name.startswith(f"{reference.path}/")]
         self.names = choose_model(there, pattern, reference.text)
+        self.stem = stem_of(self.names[0]).rpartition("/")[2]
         self.commit = self._repo.snapshot.revision
 
     def sha256(self, name: str) -> str | None:

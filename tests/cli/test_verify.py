@@ -255,14 +255,12 @@ def test_files_that_cannot_be_read(files: Files, tmp_path: Path) -> None:
     assert refusal(gone, adapter) == (
         f"base model {gone}: there is no such file, expected a GGUF file; check the path"
     )
-    assert refusal(base, gone) == f"{gone}: there is no such file; check the path"
+    expected = "an adapter's GGUF file (a PEFT directory must be converted first); check the path"
+    assert refusal(base, gone) == f"{gone}: there is no such file, expected {expected}"
     assert refusal(tmp_path, adapter) == (
         f"base model {tmp_path}: is a directory, expected a GGUF file; check the path"
     )
-    assert refusal(base, tmp_path) == (
-        f"{tmp_path}: is a directory, expected an adapter's GGUF file; a PEFT directory must be "
-        "converted first"
-    )
+    assert refusal(base, tmp_path) == f"{tmp_path}: is a directory, expected {expected}"
     message = "the file is empty; download or write it again"
     assert refusal(empty, adapter) == f"base model {empty}: {message}"
     assert refusal(base, empty) == f"{empty}: {message}"
