@@ -17,8 +17,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The variable silences an advertisement of the theme's.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-# A worker per core; a file's tests stay together, since they share fixtures.
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),logical) --dist loadfile
+# A worker per core, whose PyTorch needs no further threads: on a busy core they only wait for one
+# another. A file's tests stay together, since they share fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),logical) --dist loadfile
 NATIVE_BUILD := build/native
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

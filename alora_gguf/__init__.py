@@ -81,9 +81,9 @@ _GROUPS = {
     },
     "Files": {
         "inspect_gguf": "gguf.inspection",
-        "AdapterSummary": "gguf.summary",
-        "BaseSummary": "gguf.summary",
-        "ArraySummary": "gguf.summary",
+        "AdapterSummary": "gguf.inspection",
+        "BaseSummary": "gguf.inspection",
+        "ArraySummary": "gguf.inspection",
         "convert_adapter": "convert",
         "ConversionReport": "convert",
         "verify": "verification",
@@ -125,10 +125,10 @@ if TYPE_CHECKING:
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
     from .gguf.base import BaseFile as BaseFile
+    from .gguf.inspection import AdapterSummary as AdapterSummary
+    from .gguf.inspection import ArraySummary as ArraySummary
+    from .gguf.inspection import BaseSummary as BaseSummary
     from .gguf.inspection import inspect_gguf as inspect_gguf
-    from .gguf.summary import AdapterSummary as AdapterSummary
-    from .gguf.summary import ArraySummary as ArraySummary
-    from .gguf.summary import BaseSummary as BaseSummary
     from .intrinsics import Contract as Contract
     from .intrinsics import load_contract as load_contract
     from .llama import Llama as Llama

@@ -7,12 +7,10 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._kinds import checked
-from .engine.bank import ActiveAdapter
-from .engine.provenance import BASE, Spans, spans_for
+from .engine.provenance import BASE, ActiveAdapter, Spans, spans_for
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
 from .errors import InputError
@@ -290,12 +288,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _begin(self, *, writes: bool = True) -> None:

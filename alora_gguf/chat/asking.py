@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from alora_gguf.engine.bank import Bank
+from alora_gguf.engine.context import Bank
 from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.gguf.adapter import AdapterFile

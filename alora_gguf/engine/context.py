@@ -1,25 +1,38 @@
-"""What is done with one llama.cpp context, by its sequences: forked, cut, decoded.
+"""What is done with one llama.cpp context: its sequences are forked, cut, decoded, and adapters
+loaded for them.
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
 fails leaves no cells behind. Calls of several threads share batches (scheduler.py); when cells or
-sequences run short they wait for what others are about to give back (admission.py).
+sequences run short they wait for what others are about to give back (cells.py).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-from alora_gguf.errors import DecodeError, InputError
-from alora_gguf.options import CancelToken, ContextOptions, Progress
+from alora_gguf.errors import (
+    AdapterInUseError,
+    AdapterMismatchError,
+    DecodeError,
+    InputError,
+    UnknownAdapterError,
+)
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.options import CancelToken, Progress, check_number
 
-from .admission import AdmissionQueue
-from .batch import Logits, Run
-from .llama_context import LlamaContext, Tuning
+from .cells import AdmissionQueue
+from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
+from .provenance import ActiveAdapter
 from .scheduler import Scheduler
+from .vocab import Vocabulary
 
 
 class Engine:
@@ -30,37 +43,14 @@ class Engine:
     raises ClosedError after close().
     """
 
-    def __init__(
-        self,
-        path: Path,
-        options: ContextOptions,
-        *,
-        n_gpu_layers: int,
-        verbose: bool,
-        tuning: Tuning | None = None,
-        cancel: CancelToken | None = None,
-        progress: Callable[[float], None] | None = None,
-        adopt: tuple[int, int] | None = None,
-    ) -> None:
-        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
-        and `options` and frees after close(), nothing is loaded.
-        """
-        self.context = context = LlamaContext(
-            path,
-            options,
-            n_gpu_layers=n_gpu_layers,
-            verbose=verbose,
-            tuning=tuning or Tuning(),
-            cancel=cancel,
-            progress=progress,
-            adopt=adopt,
-        )
-        self.path, self.options, self.tuning = path, options, context.tuning
+    def __init__(self, context: LlamaContext) -> None:
+        self.context = context
+        self.path, self.options = context.path, context.options
         self.native, self.llama, self.vocab = context.native, context.llama, context.vocab
         self.lock, self.condition, self.cells = context.lock, context.condition, context.cells
         self.memory_kind, self.rewinds = context.memory_kind, context.rewinds
         self.window, self.n_batch = context.window, context.n_batch
-        self.prefix_cache = PrefixCache(context, options.n_pooled)
+        self.prefix_cache = PrefixCache(context, context.options.n_pooled)
         self.admission = AdmissionQueue(context, self.prefix_cache)
         self.scheduler = Scheduler(context, self.admission)
 
@@ -234,3 +224,127 @@ class Engine:
         """
         self.collect()
         return self.scheduler.decode(runs, cancel, progress)
+
+
+def _check_vocabulary(file: AdapterFile, base: BaseFile, vocab: Vocabulary) -> None:
+    """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they did
+    in the one that the adapter was converted for.
+    """
+    text, invocation = file.invocation_text, file.invocation
+    if not invocation or text is None or not vocab.has_text:
+        return
+    reads = vocab.detokenize(invocation, special=True)
+    # spaces do not count: some vocabularies put one before a text that had none
+    if reads.replace(" ", "") == text.replace(" ", ""):
+        return
+    # the text may have more spellings in tokens than one
+    if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != invocation:
+        raise AdapterMismatchError(
+            f"{file.path}: its invocation {list(invocation)} reads {text!r}, but {reads!r} in "
+            f"{base.path}, which has another vocabulary; use the base it was trained on"
+        )
+
+
+class Bank(Mapping[str, AdapterFile]):
+    """The loaded adapters by name; for any thread."""
+
+    def __init__(self, engine: Engine, base: BaseFile, max_adapters: int) -> None:
+        self._engine = engine
+        self._base = base
+        self._max_adapters = max_adapters
+        self._loaded: dict[str, tuple[AdapterFile, int]] = {}
+        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's condition
+
+    def __getitem__(self, name: str) -> AdapterFile:
+        return self._loaded[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._loaded))
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def load(
+        self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
+    ) -> None:
+        """Reads, checks and adds adapters; all of them or, if one fails, none. `from_start` takes
+        activated LoRAs for plain ones.
+        """
+        files = {}
+        for name, path in paths.items():
+            self._check_name(name)
+            files[name] = AdapterFile.read(path)
+            files[name].check_base(self._base, self._engine.vocab.n_tokens)
+            _check_vocabulary(files[name], self._base, self._engine.vocab)
+            if from_start:
+                files[name] = replace(files[name], invocation=(), invocation_text=None)
+        if not files:
+            return
+        native, added = self._engine.native, list[str]()
+        with self._engine.lock:
+            ctx = self._engine.ctx
+            for name in files:
+                self._check_name(name)  # another thread may have been faster
+            # makes room for all of them at once: the context reserves once and not once each
+            native.bank_reserve(ctx, self._max_adapters, max(file.rank for file in files.values()))
+            try:
+                for name, file in files.items():
+                    slot = native.adapter_add(ctx, file.data, str(file.path))
+                    self._loaded[name] = (file.without_data(), slot)
+                    added.append(name)
+            except BaseException:
+                for name in added:
+                    self.unload(name)
+                raise
+
+    def _check_name(self, name: str) -> None:
+        if not name:
+            raise InputError("an adapter's name must not be empty")
+        if name in self._loaded:
+            raise AdapterInUseError(
+                f"an adapter named '{name}' is loaded already "
+                f"({self._loaded[name][0].path}); unload it first or choose another name"
+            )
+
+    def unload(self, name: str) -> None:
+        """Frees an adapter's slot. Raises AdapterInUseError while a call or reply uses it."""
+        engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
+        with engine.lock:
+            engine.collect()
+            with engine.condition:
+                _, slot = self._find(name)
+                if self._in_use[slot]:
+                    raise AdapterInUseError(f"{what}: a call on another thread is using it")
+                engine.native.adapter_remove(engine.ctx, slot, what)
+                del self._loaded[name]
+
+    @contextmanager
+    def using(self, name: str | None, scale: float) -> Iterator[ActiveAdapter]:
+        """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
+        UnknownAdapterError, InputError.
+        """
+        check_number(scale, "scale")
+        if name is None:
+            yield ActiveAdapter(None, None, 0, 1.0)
+            return
+        with self._engine.condition:
+            file, slot = self._find(name)
+            self._in_use[slot] += 1
+        try:
+            yield ActiveAdapter(name, file, slot, float(scale))
+        finally:
+            with self._engine.condition:
+                self._in_use[slot] -= 1
+
+    def find(self, name: str) -> AdapterFile:
+        """The adapter of that name. Raises UnknownAdapterError."""
+        return self._find(name)[0]
+
+    def _find(self, name: str) -> tuple[AdapterFile, int]:
+        try:
+            return self._loaded[name]
+        except (KeyError, TypeError):
+            known = ", ".join(f"'{n}'" for n in self._loaded) or "none"
+            raise UnknownAdapterError(
+                f"no adapter named {name!r} is loaded; loaded: {known}"
+            ) from None

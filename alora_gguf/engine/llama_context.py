@@ -1,198 +1,41 @@
-"""A llama_context: opened from a file and options, its cells and what their bytes
-depend on, and the locks that guard both.
+"""A llama_context: its cells, the locks that guard both, and the llama_batch that carries pieces of
+what waits to llama_decode.
 
-Who may use it when is decided above (admission.py, scheduler.py).
+Who may use it when is decided above (cells.py, scheduler.py).
 """
 
 from __future__ import annotations
 
-import os
-import re
+import ctypes
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf.errors import CancelledError, ClosedError, ModelError
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import (
-    CACHE_TYPES,
-    FLASH_ATTENTION,
-    CancelToken,
-    ContextOptions,
-    default_threads,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from alora_gguf.errors import AloraError, ClosedError, ModelError
+from alora_gguf.options import CancelToken, ContextOptions
 
 from . import native as _native
 from .cells import CellAllocator
-from .library import LLAMA_CPP_PYTHON
-from .native import Native
+from .loading import Tuning, load_weights, memory_of, open_context
 from .vocab import Vocabulary
-
-Memory = Literal["attention", "recurrent", "hybrid"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheLayout:
-    """What the meaning of a cell's bytes depends on, besides the base.
-
-    llama_cpp      release of llama-cpp-python whose llama.cpp wrote them
-    memory         what the base remembers with
-    type_k/type_v  types of keys and values
-    flash_attn     "on", "off" or "auto", as asked for; llama.cpp lays values out by it
-    swa_full       whether a sliding window's cache has a cell for every token
-    window         tokens of the sliding window, 0 without one
-    rotated        whether llama.cpp rotates keys and values before it quantizes them
-    rope_context   n_ctx, for a base that chooses its RoPE factors by it, else 0
-    """
-
-    llama_cpp: str
-    memory: Memory
-    type_k: str
-    type_v: str
-    flash_attn: str
-    swa_full: bool
-    window: int
-    rotated: bool
-    rope_context: int
-
-    @classmethod
-    def of(
-        cls,
-        options: ContextOptions,
-        base: BaseFile,
-        *,
-        n_ctx: int,
-        memory: Memory,
-        window: int,
-        swa_full: bool = True,
-    ) -> CacheLayout:
-        """That of a context with `n_ctx` cells; `window` is llama_model_n_swa()."""
-        quantized = {options.type_k, options.type_v} - {"f32", "f16", "bf16"}
-        return cls(
-            llama_cpp=LLAMA_CPP_PYTHON,
-            memory=memory,
-            type_k=options.type_k,
-            type_v=options.type_v,
-            flash_attn=options.flash_attn,
-            swa_full=swa_full,
-            window=window,
-            # llama.cpp reads the variable with atoi()
-            rotated=bool(quantized) and _atoi(os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")) == 0,
-            rope_context=n_ctx if any("rope_factors_long" in name for name in base.tensors) else 0,
-        )
-
-
-def _atoi(text: str) -> int:
-    match = re.match(r"\s*[+-]?\d+", text)
-    return int(match[0]) if match else 0
-
 
 _GIVE_WAY: Final = 0.02  # seconds
 _STEP: Final = 50e-6
+# While others wait, a long text is prefilled in pieces of this many tokens, so that they need not
+# wait long; on a CPU longer pieces are hardly faster per token.
+_MIXED_PIECE: Final = 128
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """Fields of llama.cpp's parameters that no option names, and values for them as ctypes takes
-    them. Those that options name stay theirs.
-
-    model    fields of llama_model_params
-    context  fields of llama_context_params
-    """
-
-    model: Mapping[str, Any] = field(default_factory=dict)
-    context: Mapping[str, Any] = field(default_factory=dict)
-
-    def model_params(self, llama: Any) -> Any:
-        """llama_model_params: llama.cpp's defaults with these fields."""
-        return _with_fields(llama.llama_model_default_params(), self.model)
-
-    def context_params(self, llama: Any) -> Any:
-        """llama_context_params: llama.cpp's defaults with these fields."""
-        return _with_fields(llama.llama_context_default_params(), self.context)
-
-
-def _with_fields(params: Any, fields: Mapping[str, Any]) -> Any:
-    for name, value in fields.items():
-        setattr(params, name, value)
-    return params
-
-
-def load_weights(
-    native: Native,
-    path: Path,
-    n_gpu_layers: int,
-    *,
-    tuning: Tuning,
-    cancel: CancelToken | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> int:
-    """A llama_model, to be freed by the caller. `progress` is called with the loaded fraction, 0 to
-    1. Raises ModelError, CancelledError, and what `progress` raises.
-    """
-    llama = native.llama
-    failed: list[BaseException] = []
-
-    def on_progress(fraction: float, _user_data: object) -> bool:
-        """llama.cpp's callback, on this thread; returning false ends the loading."""
-        try:
-            if progress is not None:
-                progress(fraction)
-        except BaseException as error:
-            failed.append(error)
-        return not failed and not (cancel is not None and cancel.cancelled)
-
-    params = tuning.model_params(llama)
-    params.n_gpu_layers = n_gpu_layers
-    callback = llama.llama_progress_callback(on_progress)
-    if cancel is not None or progress is not None:
-        params.progress_callback = callback
-    model = llama.llama_model_load_from_file(str(path).encode(), params)
-    if failed:
-        if model:
-            llama.llama_model_free(model)
-        raise failed.pop()  # or this frame and the error would refer to one another
-    if not model and cancel is not None and cancel.cancelled:
-        raise CancelledError(f"{path}: loading was cancelled")
-    if not model:
-        raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
-    return int(model)
-
-
-def open_context(
-    native: Native, path: Path, model: int, options: ContextOptions, tuning: Tuning
-) -> int:
-    """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
-    llama = native.llama
-    params = tuning.context_params(llama)
-    trained = llama.llama_model_n_ctx_train(model)
-    params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
-    params.n_batch = min(options.n_batch, params.n_ctx)
-    params.n_ubatch = min(options.n_ubatch, params.n_batch)
-    params.n_seq_max = options.n_seq_max
-    # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
-    # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
-    params.n_outputs_max = max(min(options.rows, params.n_batch), options.n_seq_max)
-    params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
-    params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
-    params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
-    params.kv_unified = True  # forks share cells only in a unified cache
-    params.swa_full = True  # and a fork in the middle needs cells that a sliding window drops
-    params.no_perf = True
-    ctx = llama.llama_init_from_model(model, params)
-    if not ctx:
-        raise ModelError(
-            f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
-            f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "
-            "types may help"
-        )
-    return int(ctx)
+Logits = NDArray[np.float32]
+"""One row of logits, [n_vocab]; or several, [n, n_vocab]."""
 
 
 class FairLock:
@@ -251,19 +94,20 @@ class LlamaContext:
         path: Path,
         options: ContextOptions,
         *,
-        n_gpu_layers: int,
-        verbose: bool,
-        tuning: Tuning,
+        verbose: bool = False,
+        tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
         adopt: tuple[int, int] | None = None,
     ) -> None:
-        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
-        and `options` and frees after close(), nothing is loaded.
+        """Loads the weights and opens a context, or takes those in `adopt`: a llama_model and a
+        llama_context on it that the caller made from `path` and `options`, and frees after close().
+
+        Raises LibraryError, ModelError, CancelledError.
         """
         self.native = native = _native.load()
         self.llama = llama = native.llama
-        self.path, self.options, self.tuning, self.verbose = path, options, tuning, verbose
+        self.path, self.options, self.verbose = path, options, verbose
         self.lock = FairLock()
         self.condition = threading.Condition()
         with self.logged():
@@ -271,6 +115,8 @@ class LlamaContext:
                 model, ctx = adopt
                 self._read_model(model)
             else:
+                tuning = tuning or Tuning()
+                n_gpu_layers = options.n_gpu_layers
                 model = load_weights(
                     native, path, n_gpu_layers, tuning=tuning, cancel=cancel, progress=progress
                 )
@@ -298,9 +144,7 @@ class LlamaContext:
                 "hold a conversation"
             )
         self.vocab = Vocabulary(llama, model, str(self.path))
-        recurrent = llama.llama_model_is_recurrent(model)
-        hybrid = llama.llama_model_is_hybrid(model)
-        self.memory_kind: Memory = "recurrent" if recurrent else "hybrid" if hybrid else "attention"
+        self.memory_kind = memory_of(llama, model)
         self.rewinds = self.memory_kind == "attention"
         self.window: int = llama.llama_model_n_swa(model)
 
@@ -382,3 +226,196 @@ def _free(llama: Any, ctx: int, model: int) -> None:
 
 def _leave(_llama: Any, _ctx: int, _model: int) -> None:
     """They are the caller's."""
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens to append to a sequence, and which of them to give logits for: of the last one as a
+    row, of all or of the last so many (at least 1) as a matrix.
+    """
+
+    seq: int
+    tokens: Sequence[int]
+    outputs: Literal["none", "last", "all"] | int = "last"
+
+    @property
+    def first_output(self) -> int:
+        """The index of the first token that logits are given for."""
+        n = len(self.tokens)
+        if isinstance(self.outputs, int):
+            return max(0, n - self.outputs)
+        return {"none": n, "last": n - 1, "all": 0}[self.outputs]
+
+    def rows(self, n_vocab: int) -> Logits | None:
+        """Where its logits will lie."""
+        if self.outputs == "none":
+            return None
+        if self.outputs == "last":
+            return np.empty(n_vocab, np.float32)
+        return np.empty((len(self.tokens) - self.first_output, n_vocab), np.float32)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call's runs in the queue.
+
+    rows    where each run's logits go
+    starts  the length of each run's sequence before
+    read    tokens of each run that are in the cache
+    alone   after a batch failed, each of its requests is tried by itself
+    """
+
+    runs: Sequence[Run]
+    rows: list[Logits | None]
+    starts: list[int]
+    cancel: CancelToken | None = None
+    read: list[int] = field(init=False)
+    total: int = field(init=False)
+    thread: int = field(default_factory=threading.get_ident)
+    alone: bool = False
+    done: bool = False
+    error: AloraError | None = None
+
+    def __post_init__(self) -> None:
+        self.read = [0] * len(self.runs)
+        self.total = sum(len(run.tokens) for run in self.runs)
+
+    @property
+    def n_read(self) -> int:
+        """Tokens of all runs that are in the cache."""
+        return sum(self.read)
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that are not."""
+        return self.total - self.n_read
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its caller gave up."""
+        return self.cancel is not None and self.cancel.cancelled
+
+    def pieces(self, n: int) -> Iterator[Piece]:
+        """Its next `n` tokens, run by run."""
+        for index, run in enumerate(self.runs):
+            begin = self.read[index]
+            end = min(len(run.tokens), begin + n)
+            if end > begin:
+                n -= end - begin
+                yield Piece(self, index, begin, end)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Tokens [begin, end) of a request's run; `length` is that of the sequence before it."""
+
+    request: Request
+    index: int
+    begin: int
+    end: int
+    length: int = 0
+
+    @property
+    def run(self) -> Run:
+        """The run it is of."""
+        return self.request.runs[self.index]
+
+
+class Batch:
+    """A llama_batch over arrays that are made once, for up to `size` tokens and `n_outputs` rows of
+    logits.
+
+    `pieces` is what it holds; `wanted` has, for each row of logits, the token's index in the batch
+    and where the row goes.
+    """
+
+    def __init__(self, llama: Any, size: int, n_outputs: int | None = None) -> None:
+        self._size, self._n_outputs = size, n_outputs or size
+        self.n = 0
+        self.pieces: list[Piece] = []
+        self.wanted: list[tuple[int, Logits]] = []
+        self.tokens = np.zeros(size, np.int32)
+        self.positions = np.zeros(size, np.int32)
+        self.logits = np.zeros(size, np.int8)
+        self._seqs = np.zeros(size, np.int32)
+        self._n_seqs = np.ones(size, np.int32)
+        # seq_id[i] points at the i-th entry of _seqs: every token belongs to one sequence
+        self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+        i32 = ctypes.POINTER(ctypes.c_int32)
+        self._struct = llama.llama_batch(
+            0,
+            self.tokens.ctypes.data_as(i32),
+            None,
+            self.positions.ctypes.data_as(i32),
+            self._n_seqs.ctypes.data_as(i32),
+            self._seq_pointers.ctypes.data_as(ctypes.POINTER(i32)),
+            self.logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    @property
+    def requests(self) -> list[Request]:
+        """Whose pieces it holds."""
+        return list({id(piece.request): piece.request for piece in self.pieces}.values())
+
+    def add(self, tokens: Sequence[int], position: int, seq: int) -> int:
+        """Appends tokens without logits; returns the index of the first."""
+        at, end = self.n, self.n + len(tokens)
+        self.tokens[at:end] = tokens
+        self.positions[at:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._seqs[at:end] = seq
+        self.logits[at:end] = 0
+        self.n = end
+        return at
+
+    def struct(self) -> Any:
+        """The llama_batch."""
+        self._struct.n_tokens = self.n
+        return self._struct
+
+    def compose(self, waiting: Sequence[Request], cells: CellAllocator) -> None:
+        """Fills it with the next pieces of those who wait, and gives these their cells."""
+        self.n, self.pieces, self.wanted = 0, [], []
+        for request, n in self._shares(waiting):
+            for piece in request.pieces(n):
+                if not self._add(piece, cells):
+                    break
+
+    def _shares(self, waiting: Sequence[Request]) -> Iterator[tuple[Request, int]]:
+        """How many tokens of whom: all of the short requests, equal shares of the long ones."""
+        alone = next((request for request in waiting if request.alone), None)
+        if alone is not None or len(waiting) == 1:
+            yield alone or waiting[0], self._size
+            return
+        space = self._size
+        share = max(1, space // max(1, len(waiting)))
+        takes = []
+        for request in waiting:
+            takes.append(min(request.n_left, share, _MIXED_PIECE, space))
+            space -= takes[-1]
+        for request, take in zip(waiting, takes, strict=True):
+            more = max(0, min(min(request.n_left, _MIXED_PIECE) - take, space))
+            space -= more
+            yield request, take + more
+
+    def _add(self, piece: Piece, cells: CellAllocator) -> bool:
+        """Adds a piece, shortened to the rows of logits that are left; says if any are then."""
+        run, rows = piece.run, self._n_outputs - len(self.wanted)
+        first = max(run.first_output, piece.begin)
+        piece.end = min(piece.end, first + rows)
+        n = piece.end - piece.begin
+        if n <= 0:
+            return False
+        piece.length = cells.length(run.seq)
+        cells.extend(run.seq, n)
+        at = self.add(run.tokens[piece.begin : piece.end], piece.length, run.seq)
+        self.pieces.append(piece)
+        out = piece.request.rows[piece.index]
+        for k in range(first, piece.end):
+            if out is not None:
+                index = at + k - piece.begin
+                self.logits[index] = 1
+                self.wanted.append((index, out if out.ndim == 1 else out[k - run.first_output]))
+        return len(self.wanted) < self._n_outputs

@@ -16,6 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from alora_gguf.errors import InvocationNotFoundError
+from alora_gguf.gguf.adapter import AdapterFile
+
+from .vocab import Vocabulary
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -153,3 +158,61 @@ def nearest_miss(tokens: Sequence[int], invocation: Sequence[int]) -> tuple[int,
         if n >= best:
             best_at, best = at, n
     return best_at, best
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveAdapter:
+    """How tokens are to be computed: with an adapter at a scale, or by the base (`file` None)."""
+
+    name: str | None
+    file: AdapterFile | None
+    slot: int
+    scale: float
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the cells of adapted tokens are remembered as."""
+        return BASE if self.file is None else Provenance.of(self.file.identity, self.scale)
+
+    def first_position(self, tokens: Sequence[int], vocab: Vocabulary) -> int | None:
+        """From which token of `tokens` on the adapter computes: the invocation's last occurrence, 0
+        for a plain LoRA, None for the base. Raises InvocationNotFoundError.
+        """
+        if self.file is None:
+            return None
+        if not self.file.invocation:
+            return 0
+        at = find_last(tokens, self.file.invocation)
+        if at is None:
+            raise not_found(self, tokens, vocab)
+        return at
+
+
+def not_found(
+    active: ActiveAdapter, tokens: Sequence[int], vocab: Vocabulary
+) -> InvocationNotFoundError:
+    """The error for a text without the invocation, with the nearest near-miss in tokens."""
+    invocation = active.file.invocation if active.file is not None else ()
+    head = (
+        f"adapter '{active.name}' begins at its invocation [{vocab.show(invocation)}], which does "
+        f"not occur in these {len(tokens)} tokens"
+    )
+    at, n = nearest_miss(tokens, invocation)
+    found = tokens[at : at + len(invocation)]
+    if n:
+        near = (
+            f"; nearest: [{vocab.show(found)}] at position {at}, whose first {n} of "
+            f"{len(invocation)} tokens agree"
+        )
+        if n < len(found):
+            near += f" (token {n} is {found[n]}, expected {invocation[n]})"
+    else:
+        near = "; not even its first token occurs"
+    if vocab.has_text and vocab.detokenize(invocation, special=True) in vocab.detokenize(
+        tokens, special=True
+    ):
+        near += (
+            "; its text does occur, but split into other tokens: pass the invocation as token ids, "
+            "or leave it out and let it be appended"
+        )
+    return InvocationNotFoundError(head + near)

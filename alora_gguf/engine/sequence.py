@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from alora_gguf.errors import ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
-from .bank import ActiveAdapter
-from .batch import Logits, Run
 from .context import Engine
+from .llama_context import Logits, Run
 from .prefix_cache import MIN_GAIN, OpenSequence, usable
-from .provenance import BASE, CachedTokens, Spans, spans_for
+from .provenance import BASE, ActiveAdapter, CachedTokens, Spans, spans_for
 
 
 class TokenSequence:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
+from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import CacheFullError
 from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob

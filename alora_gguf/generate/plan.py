@@ -16,10 +16,17 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from alora_gguf.engine.bank import ActiveAdapter, not_found
-from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.provenance import BASE, CachedTokens, Spans, find_last, spans_for
+from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.provenance import (
+    BASE,
+    ActiveAdapter,
+    CachedTokens,
+    Spans,
+    find_last,
+    not_found,
+    spans_for,
+)
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation, check_stops

@@ -9,10 +9,10 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
@@ -27,20 +27,6 @@ _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
 _MAX_RANK: Final = 4096  # of alora.h
 ALPHA: Final = "adapter.lora.alpha"
 INVOCATION: Final = "adapter.alora.invocation_tokens"
-
-
-class Tokenizer(Protocol):
-    """What an open base makes of texts; it has none where `has_text` is false."""
-
-    has_text: bool
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """The tokens of a text."""
-        ...
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
-        """The text of tokens."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,25 +161,6 @@ class AdapterFile:
                 )
         for pair in self.pairs:
             self._check_target(pair, base)
-
-    def check_vocabulary(self, base: BaseFile, vocab: Tokenizer) -> None:
-        """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they
-        did in the one that the adapter was converted for.
-        """
-        text = self.invocation_text
-        if not self.invocation or text is None or not vocab.has_text:
-            return
-        reads = vocab.detokenize(self.invocation, special=True)
-        # spaces do not count: some vocabularies put one before a text that had none
-        if reads.replace(" ", "") == text.replace(" ", ""):
-            return
-        # the text may have more spellings in tokens than one
-        if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != self.invocation:
-            raise AdapterMismatchError(
-                f"{self.path}: its invocation {list(self.invocation)} reads {text!r}, but "
-                f"{reads!r} in {base.path}, which has another vocabulary; use the base it was "
-                "trained on"
-            )
 
     def _check_target(self, pair: Pair, base: BaseFile) -> None:
         weight = base.tensors.get(pair.target)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
@@ -84,7 +84,9 @@ class BaseFingerprint:
         read, or have changed since `base` was read.
         """
         digest = hashlib.sha256(_FORMAT)
-        size = sum(_add_part(digest, part) for part in base.files)
+        for part in base.files:
+            _add_part(digest, part)
+        size = sum(part.size for part in base.files)
         return cls(digest.hexdigest(), base.architecture, size, base.path.name)
 
     def __str__(self) -> str:
@@ -93,50 +95,44 @@ class BaseFingerprint:
         )
 
 
-def _add_part(digest: _Hash, part: BasePart) -> int:
-    """Adds one file; returns its size."""
-    path, size = part.path, part.stamp.size
+def _add_part(digest: _Hash, part: BasePart) -> None:
+    path, head = part.path, min(part.data_offset, part.size)
+    # in the order of the header, which is hashed
+    samples = (sample for info in part.tensors for sample in _samples(info))
     try:
         with path.open("rb") as file:
             _require_unchanged(part)
-            head = min(part.data_offset, size)
-            digest.update(struct.pack("<QQ", size, head))
-            digest.update(_read_block(file, path, 0, head))
-            for info in part.tensors:  # in the order of the header, which is hashed
-                for begin, end in _samples(info.nbytes):
-                    digest.update(_read_block(file, path, info.offset + begin, end - begin))
+            digest.update(struct.pack("<QQ", part.size, head))
+            for offset, n in ((0, head), *samples):
+                file.seek(offset)
+                data = file.read(n)
+                if len(data) != n:
+                    end = offset + len(data)
+                    raise ModelError(f"{path}: ends at {end} while it is read; it was cut short")
+                digest.update(data)
             _require_unchanged(part)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror or error}; it was there when the model was "
             "opened"
         ) from error
-    return size
 
 
 def _require_unchanged(part: BasePart) -> None:
     """A file that was replaced must not vouch for what was loaded."""
-    if FileStamp.of(part.path) != part.stamp:
+    if _stamp(part.path) != part.stamp:
         raise ModelError(
             f"{part.path}: was changed or replaced since the model was opened, so it does not tell "
             "which base computed the cells; open the model again"
         )
 
 
-def _samples(nbytes: int) -> list[tuple[int, int]]:
-    """Which bytes of a tensor are hashed, as [begin, end)."""
-    if nbytes <= 3 * _BLOCK:
-        return [(0, nbytes)]
-    middle = (nbytes - _BLOCK) // 2
-    return [(begin, begin + _BLOCK) for begin in (0, middle, nbytes - _BLOCK)]
-
-
-def _read_block(file: BinaryIO, path: Path, offset: int, n: int) -> bytes:
-    file.seek(offset)
-    data = file.read(n)
-    if len(data) != n:
-        raise ModelError(f"{path}: ends at {offset + len(data)} while it is read; it was cut short")
-    return data
+def _samples(info: TensorInfo) -> list[tuple[int, int]]:
+    """Which bytes of a tensor are hashed: offsets in the file, and how many."""
+    last = info.nbytes - _BLOCK
+    if last <= 2 * _BLOCK:
+        return [(info.offset, info.nbytes)]
+    return [(info.offset + begin, _BLOCK) for begin in (0, last // 2, last)]
 
 
 # Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
@@ -147,30 +143,21 @@ _PARTS: Final = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What tells that a file is still the one that was opened."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileStamp:
-        """That of the file now. Raises OSError."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@dataclass(frozen=True, slots=True)
 class BasePart:
-    """One file of a base: its `stamp` when it was opened, its tensors in the header's order, and
-    where their data begins.
+    """One file of a base as it was when it was opened, with what tells that it still is (`stamp`),
+    its tensors in the header's order, and where their data begins.
     """
 
     path: Path
-    stamp: FileStamp
+    size: int
+    stamp: tuple[int, ...]
     data_offset: int
     tensors: tuple[TensorInfo, ...]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -224,16 +211,17 @@ class BaseFile:
 def _read(file: Path) -> tuple[GGUFHeader, BasePart]:
     try:
         header = read_header(file)
-        stamp = FileStamp.of(file)
+        stamp = _stamp(file)
     except MissingFileError as error:
         raise MissingFileError(f"base model {error}", file) from None
     except FileFormatError as error:
         raise ModelError(f"base model {error}") from error
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if stamp.size != header.size:
-        raise ModelError(f"{file}: is being written to ({header.size}, now {stamp.size} bytes)")
-    return header, BasePart(file, stamp, header.data_offset, tuple(header.tensors.values()))
+    if stamp[0] != header.size:
+        raise ModelError(f"{file}: is being written to ({header.size}, now {stamp[0]} bytes)")
+    tensors = tuple(header.tensors.values())
+    return header, BasePart(file, header.size, stamp, header.data_offset, tensors)
 
 
 def _require_model(header: GGUFHeader, file: Path) -> None:

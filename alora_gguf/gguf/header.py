@@ -36,6 +36,7 @@ from .parser import (
     Scalar,
     TensorInfo,
     ValueType,
+    nbytes_of,
 )
 
 _MAX_DIMS: Final = 4
@@ -241,16 +242,15 @@ def _read_tensor(cursor: Cursor) -> TensorInfo:
             f"tensor '{name}' has the unknown ggml type {number}; the file is damaged or newer "
             "than this reader"
         )
-    kind, per_block, block_bytes = GGML_TYPES[number]
-    elements = math.prod(shape)
-    if elements > _INT64_MAX:
+    kind, per_block, _ = GGML_TYPES[number]
+    if math.prod(shape) > _INT64_MAX:
         raise cursor.fail(f"tensor '{name}' of shape {list(shape)} is absurdly large")
     if shape[0] % per_block:
         raise cursor.fail(
             f"tensor '{name}' has rows of {shape[0]} elements, expected a multiple of "
             f"{per_block} for type {kind}"
         )
-    return TensorInfo(name, shape, number, cursor.u64(), elements // per_block * block_bytes)
+    return TensorInfo(name, shape, number, cursor.u64(), nbytes_of(shape, number))
 
 
 def read_header(

@@ -10,29 +10,167 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from alora_gguf._kinds import checked
 
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
 from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
-from .summary import (
-    AdapterSummary,
-    ArraySummary,
-    BaseSummary,
-    FileSummary,
-    MetadataValue,
-    Split,
-    Target,
-    TypeTotal,
-    Vocabulary,
-)
 
 _LONG: Final = 1024  # arrays of more elements are only counted, layers are never that many
 _LAYER: Final = re.compile(r"(.*\bblk)\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySummary:
+    """An array that was left in the file: the type of its elements, such as "string", and count."""
+
+    array_of: str
+    count: int
+
+
+MetadataValue = Scalar | tuple[Scalar, ...] | ArraySummary
+
+
+@dataclass(frozen=True, slots=True)
+class TypeTotal:
+    """All tensors of one ggml type together."""
+
+    type: str
+    n_tensors: int
+    n_parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Like weights of several layers that an adapter changes in the same way.
+
+    `name` leaves out the layer and ".weight", such as "attn_q"; `layers` are ascending, and () for
+    a weight outside the layers. `type` is "F16", or "F16/F32" where A's differs from B's. A pair
+    maps `n_in` to `n_out` through `rank`, in each of `n_experts` (None for a plain matrix);
+    for token_embd `n_in` is the vocabulary. `scale` is alpha/rank, 1 if the file has no alpha, as
+    llama.cpp has it. `nbytes` counts A and B of all layers.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    rank: int
+    scale: float
+    type: str
+    n_in: int
+    n_out: int
+    n_experts: int | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A base's tokens, counted; `model` and `pre` name the tokenizer, such as "gpt2", "qwen2"."""
+
+    size: int | None
+    model: str | None
+    pre: str | None
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which part of a split model a file is: `part` counts from 1, `n_tensors` is of all parts."""
+
+    part: int
+    n_parts: int
+    n_tensors: int | None
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What every GGUF file has.
+
+    kind         "alora", "lora", "model", "vocabulary" (a model without weights), "mmproj", or
+                 what general.type says, such as "imatrix"
+    nbytes       the size of the file; `weights_nbytes` that of the tensors, without padding
+    types        the tensors by ggml type, the most bytes first
+    metadata     every key in the file's order; long arrays, and all of a tokenizer's, only counted
+    problems     what is wrong with the file, one sentence each; () for a sound one
+    """
+
+    path: Path
+    kind: str
+    architecture: str | None
+    name: str | None
+    gguf_version: int
+    nbytes: int
+    n_tensors: int
+    n_parameters: int
+    weights_nbytes: int
+    types: tuple[TypeTotal, ...]
+    metadata: Mapping[str, MetadataValue]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON can hold it; numbers that are not finite become strings."""
+        shown: dict[str, Any] = plain(self)
+        for last in ("metadata", "problems"):  # long, and of interest once the rest is known
+            shown[last] = shown.pop(last)
+        return shown
+
+
+@dataclass(frozen=True)
+class AdapterSummary(FileSummary):
+    """A LoRA or aLoRA.
+
+    `invocation` is () for a plain LoRA; `invocation_text` is None where the file does not say.
+    `alpha` is None if there is none. `targets` and `ranks` leave out tensors that are not pairs;
+    `problems` names those. The weights themselves are not looked at.
+    """
+
+    invocation_text: str | None
+    invocation: tuple[int, ...]
+    alpha: float | None
+    ranks: tuple[int, ...]
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class BaseSummary(FileSummary):
+    """A base, or any other file that is not an adapter; None is what the file does not say.
+
+    `heads` and `kv_heads` are one number, or one for each layer. `tied_output` is whether the
+    output head shares the embedding's weight; in a split model one part may not know.
+    """
+
+    size_label: str | None
+    layers: int | None
+    n_embd: int | None
+    heads: int | tuple[int, ...] | None
+    kv_heads: int | tuple[int, ...] | None
+    context_length: int | None
+    experts: int | None
+    experts_used: int | None
+    vocabulary: Vocabulary | None
+    tied_output: bool | None
+    split: Split | None
+
+
+def plain(value: Any) -> Any:
+    """A value of a record in terms of dict, list, str, int, float, bool and None."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+# Finding out -------------------------------------------------------------------------------------
 
 
 @checked
@@ -86,14 +224,13 @@ class _Facts:
         if not isinstance(value, ArrayRef):
             return self.integer(key)
         numbers = self.integers(key, value) if value.count <= _LONG else None
-        if numbers is not None:
-            return numbers
-        self.unexpected(key, f"an integer, or at most {_LONG} of them")
-        return None
+        if numbers is None:
+            self.unexpected(key, f"an integer, or at most {_LONG} of them")
+        return numbers
 
-    def integers(self, key: str, ref: ArrayRef) -> tuple[int, ...] | None:
+    def integers(self, key: str, ref: Scalar | ArrayRef | None) -> tuple[int, ...] | None:
         """An array's elements, if they are integers."""
-        if VALUE_FORMATS.get(ref.type, "?") in "?fd":
+        if not isinstance(ref, ArrayRef) or VALUE_FORMATS.get(ref.type, "?") in "?fd":
             return None
         return self.header.array(key)
 
@@ -101,9 +238,6 @@ class _Facts:
         """Notes a problem if `key` is there at all."""
         if key in self.header.metadata:
             self.problems.append(f"{key} is {self.header.type_of(key)}, expected {expected}")
-
-    def metadata(self) -> dict[str, MetadataValue]:
-        return {key: self.shown(key, value) for key, value in self.header.metadata.items()}
 
     def shown(self, key: str, value: Scalar | ArrayRef) -> MetadataValue:
         if not isinstance(value, ArrayRef):
@@ -126,83 +260,60 @@ class _Facts:
             n_parameters=sum(total.n_parameters for total in types),
             weights_nbytes=sum(total.nbytes for total in types),
             types=types,
-            metadata=self.metadata(),
+            metadata={key: self.shown(key, each) for key, each in self.header.metadata.items()},
             problems=tuple(dict.fromkeys(self.problems)),
         )
         return vars(facts)
 
 
-class _Form(NamedTuple):
-    """What a target's layers must share to be shown as one."""
-
-    name: str
-    n_experts: int | None
-    n_in: int
-    n_out: int
-    rank: int
-    type: str
-
-
 def _adapter(facts: _Facts) -> AdapterSummary:
     # the texts that the constructor missed may be among them, once more
     facts.problems += [problem.text for problem in problems(facts.header)]
-    alpha, invocation = _alpha(facts), _invocation(facts)
-    forms = _forms(facts.header)
-    targets = [
-        Target(
-            name=form.name,
-            layers=tuple(sorted({layer for layer, _ in members if layer is not None})),
-            rank=form.rank,
-            scale=alpha / form.rank if alpha else 1.0,
-            type=form.type,
-            n_in=form.n_in,
-            n_out=form.n_out,
-            n_experts=form.n_experts,
-            nbytes=sum(nbytes for _, nbytes in members),
-        )
-        for form, members in forms.items()
-    ]
+    metadata = facts.header.metadata
+    value = metadata.get(ALPHA)
+    alpha = None if value is None or isinstance(value, (bool, str, ArrayRef)) else float(value)
+    targets = _targets(facts.header, alpha)
     return AdapterSummary(
         invocation_text=facts.text("alora.invocation_text"),
-        invocation=invocation,
+        invocation=facts.integers(INVOCATION, metadata.get(INVOCATION)) or (),
         alpha=alpha,
-        ranks=tuple(sorted({form.rank for form in forms})),
-        targets=tuple(sorted(targets, key=lambda t: (t.name, t.layers, t.rank))),
-        **facts.common("alora" if INVOCATION in facts.header.metadata else "lora"),
+        ranks=tuple(sorted({target.rank for target in targets})),
+        targets=targets,
+        **facts.common("alora" if INVOCATION in metadata else "lora"),
     )
 
 
-def _alpha(facts: _Facts) -> float | None:
-    value = facts.header.metadata.get(ALPHA)
-    return None if value is None or isinstance(value, (bool, str, ArrayRef)) else float(value)
-
-
-def _invocation(facts: _Facts) -> tuple[int, ...]:
-    ref = facts.header.metadata.get(INVOCATION)
-    return (facts.integers(INVOCATION, ref) if isinstance(ref, ArrayRef) else None) or ()
-
-
-def _forms(header: GGUFHeader) -> dict[_Form, list[tuple[int | None, int]]]:
-    """Pairs that fit as (layer, bytes), by what they share."""
-    forms: dict[_Form, list[tuple[int | None, int]]] = defaultdict(list)
+def _targets(header: GGUFHeader, alpha: float | None) -> tuple[Target, ...]:
+    """Pairs that fit; those of several layers that share all else as one."""
+    alike: dict[Target, list[Target]] = defaultdict(list)
     for pair in pairs_in(header):
         if pair.fits:
-            layer, form = _form(pair)
-            forms[form].append((layer, pair.a.nbytes + pair.b.nbytes))
-    return forms
+            target = _target(pair, alpha)
+            alike[replace(target, layers=(), nbytes=0)].append(target)
+    merged = (
+        replace(
+            target,
+            layers=tuple(sorted({layer for each in group for layer in each.layers})),
+            nbytes=sum(each.nbytes for each in group),
+        )
+        for target, group in alike.items()
+    )
+    return tuple(sorted(merged, key=lambda t: (t.name, t.layers, t.rank)))
 
 
-def _form(pair: Pair) -> tuple[int | None, _Form]:
-    """A pair's layer and form."""
+def _target(pair: Pair, alpha: float | None) -> Target:
     weight, a, b = pair.target.removesuffix(".weight"), pair.a, pair.b
     found = _LAYER.fullmatch(weight)
-    return int(found[2]) if found else None, _Form(
+    return Target(
         name=found[1].removesuffix("blk") + found[3] if found else weight,
-        n_experts=a.shape[2] if len(a.shape) == 3 else None,
+        layers=(int(found[2]),) if found else (),
+        rank=pair.rank,
+        scale=alpha / pair.rank if alpha else 1.0,
+        type=a.type_name if a.type == b.type else f"{a.type_name}/{b.type_name}",
         n_in=pair.n_in,
         n_out=b.shape[1],
-        rank=pair.rank,
-        type=a.type_name if a.type == b.type else f"{a.type_name}/{b.type_name}",
+        n_experts=a.shape[2] if len(a.shape) == 3 else None,
+        nbytes=a.nbytes + b.nbytes,
     )
 
 
@@ -219,6 +330,9 @@ def _base(facts: _Facts) -> BaseSummary:
         facts.problems.append("general.architecture is missing")
     if kind == "model" and not header.tensors and split is None:
         facts.problems.append("holds neither weights nor a vocabulary; download the whole model")
+    tied = False if "output.weight" in header.tensors else None
+    if tied is None and "token_embd.weight" in header.tensors and split is None:
+        tied = True
     return BaseSummary(
         size_label=facts.text("general.size_label"),
         layers=facts.integer(f"{arch}.block_count"),
@@ -229,7 +343,7 @@ def _base(facts: _Facts) -> BaseSummary:
         experts=facts.integer(f"{arch}.expert_count"),
         experts_used=facts.integer(f"{arch}.expert_used_count"),
         vocabulary=_vocabulary(facts, arch),
-        tied_output=_tied(header, split),
+        tied_output=tied,
         split=split,
         **facts.common(kind),
     )
@@ -256,14 +370,6 @@ def _vocabulary(facts: _Facts, arch: str) -> Vocabulary | None:
         has_chat_template=any(key.startswith("tokenizer.chat_template") for key in header.metadata),
     )
     return None if found == Vocabulary(None, None, None, has_chat_template=False) else found
-
-
-def _tied(header: GGUFHeader, split: Split | None) -> bool | None:
-    if "output.weight" in header.tensors:
-        return False
-    if "token_embd.weight" not in header.tensors or split is not None:
-        return None
-    return True
 
 
 def type_totals(tensors: Iterable[TensorInfo]) -> tuple[TypeTotal, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from dataclasses import dataclass
@@ -115,6 +116,12 @@ class TensorInfo:
     def type_name(self) -> str:
         """Its name in ggml, such as "F16" or "Q4_K"."""
         return GGML_TYPES[self.type][0]
+
+
+def nbytes_of(shape: tuple[int, ...], kind: int) -> int:
+    """The size of a tensor of a ggml type."""
+    _, per_block, block_bytes = GGML_TYPES[kind]
+    return math.prod(shape) // per_block * block_bytes
 
 
 MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero

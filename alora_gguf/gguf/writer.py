@@ -12,7 +12,7 @@ from typing import Final
 from alora_gguf.errors import ConvertError
 from alora_gguf.files import write_whole
 
-from .parser import GGML_TYPES, MAX_TENSOR_NAME, VALUE_FORMATS, ValueType
+from .parser import MAX_TENSOR_NAME, VALUE_FORMATS, ValueType, nbytes_of
 
 _ALIGNMENT: Final = 32  # GGUF's default
 Value = str | int | float | Sequence[int] | Sequence[str]
@@ -31,11 +31,7 @@ class OutTensor:
     @property
     def nbytes(self) -> int:
         """The size of the data."""
-        _, per_block, block_bytes = GGML_TYPES[self.type]
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count // per_block * block_bytes
+        return nbytes_of(self.shape, self.type)
 
 
 def write_gguf(

@@ -6,7 +6,6 @@ that, and none is loaded here.
 
 from __future__ import annotations
 
-from .contract import Contract, load_contract
-from .request import Outcome, Request, rewrite, transform
+from .contract import Contract, Outcome, Request, load_contract, rewrite, transform
 
 __all__ = ["Contract", "Outcome", "Request", "load_contract", "rewrite", "transform"]

@@ -1,28 +1,30 @@
-"""An intrinsic's contract, its io.yaml: read strictly, so that a mistake shows when it is loaded.
-
-docs/intrinsics.md describes the fields.
+"""An intrinsic's contract, its io.yaml, read strictly: what it makes of a conversation, and of the
+reply. docs/intrinsics.md describes the fields, and where it differs from mellea.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Final, Literal
 
 from alora_gguf._kinds import checked
-from alora_gguf.errors import ContractError, MissingFileError
+from alora_gguf.errors import ContractError, InputError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.header import GGUFHeader, read_header
-from alora_gguf.gguf.parser import ValueType
+from alora_gguf.gguf.header import read_header
+from alora_gguf.messages import Document, Message
+from alora_gguf.options import FrozenDict, TokenLogprob
 
-from .fields import ABOUT, FIELDS
-from .records import Likelihood
-from .reply import JsonValue
-from .rules import Rule, read_rules
+from .fields import ABOUT, FIELDS, fields_of, fill
+from .reply import JsonValue, Reply, check_spelling, parse
+from .rules import TOP_LOGPROBS, Likelihood, Rule, read_rules
+from .sentences import LAST_MESSAGE, Sentence, number_sentences
 from .yaml_file import MAX_BYTES, read_yaml
 
 IO_YAML: Final = "io.yaml"
@@ -36,19 +38,6 @@ OPTIONAL: Final = (
     "docs_as_message",
     "logprobs_workaround",
 )
-
-
-class _Frozen(dict[str, Any]):
-    """A dict that cannot be changed, but compared, copied and pickled."""
-
-    def _refuse(self, *_: object) -> NoReturn:
-        raise TypeError("a contract cannot be changed")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[type[_Frozen], tuple[dict[str, Any]]]:
-        return _Frozen, (dict(self),)
 
 
 @checked
@@ -75,17 +64,22 @@ class Contract:
     source: str
     name: str | None = None
     model: str | None = None
-    response_format: Mapping[str, JsonValue] | None = field(default=None, hash=False)
+    response_format: Mapping[str, JsonValue] | None = None
     transformations: tuple[Rule, ...] = ()
     instruction: str | None = None
-    instruction_fields: tuple[str, ...] = ()
-    parameters: Mapping[str, JsonValue] = field(default_factory=_Frozen, hash=False)
-    sentence_boundaries: Mapping[str, str] | None = field(default=None, hash=False)
+    parameters: Mapping[str, JsonValue] = field(default_factory=FrozenDict)
+    sentence_boundaries: Mapping[str, str] | None = None
     docs_as_message: Literal["string", "json", "roles"] | None = None
     logprobs_workaround: bool = False
     judges: Literal["question", "answer"] | None = None
     good: Literal["high", "low"] | None = None
     digest: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("response_format", "parameters", "sentence_boundaries"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, FrozenDict(value))
 
     @classmethod
     def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
@@ -97,24 +91,10 @@ class Contract:
             if name in FIELDS and not item.is_null
         }
         rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
-        instruction, instruction_fields = given.pop("instruction", (None, ()))
-        for name, value in given.items():
-            given[name] = _Frozen(value) if isinstance(value, dict) else value
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
-        schema = given.get("response_format")
-        about = {} if schema is None else schema.get(ABOUT, {})
-        if schema is not None:
-            given["response_format"] = _Frozen({k: v for k, v in schema.items() if k != ABOUT})
-        return cls(
-            source=source,
-            transformations=rules,
-            instruction=instruction,
-            instruction_fields=instruction_fields,
-            judges=about.get("judges"),
-            good=about.get("good"),
-            digest=hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest(),
-            **given,
-        )
+        about = given.get("response_format", {}).pop(ABOUT, {})
+        digest = hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+        return cls(source=source, transformations=rules, digest=digest, **given, **about)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Contract:
@@ -138,21 +118,12 @@ class Contract:
         """The contract that the converter put into an adapter's file, as it was when the adapter
         was read. Raises ContractError if there is none.
         """
-        if adapter.io_yaml is None:
-            raise _no_contract(adapter.path)
-        return cls.parse(adapter.io_yaml, f"{adapter.path}({IO_YAML})")
+        return _embedded(adapter.io_yaml, str(adapter.path))
 
-    @classmethod
-    def _of_header(cls, header: GGUFHeader) -> Contract:
-        if _KEY not in header.metadata:
-            raise _no_contract(header.name)
-        if header.types[_KEY] is not ValueType.STRING:
-            found = header.types[_KEY].name.lower()
-            raise ContractError(
-                f"{header.name}: {_KEY} must be a string, but it is {found}; convert the adapter "
-                "again"
-            )
-        return cls.parse(header.string(_KEY), f"{header.name}({IO_YAML})")
+    @cached_property
+    def instruction_fields(self) -> tuple[str, ...]:
+        """The names of the instruction's fields."""
+        return fields_of(self.instruction or "")
 
     @property
     def needs_logprobs(self) -> bool:
@@ -213,13 +184,195 @@ def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     if not isinstance(source, (str, os.PathLike)):
         return Contract.of_adapter(source)
     path = Path(source)
-    if path.suffix.lower() == ".gguf" and not path.is_dir():
-        return Contract._of_header(read_header(path))
-    return Contract.read(path)
+    if path.suffix.lower() != ".gguf" or path.is_dir():
+        return Contract.read(path)
+    header = read_header(path)
+    return _embedded(header.string(_KEY) if _KEY in header.metadata else None, header.name)
 
 
-def _no_contract(file: str | os.PathLike[str]) -> ContractError:
-    return ContractError(
-        f"{os.fspath(file)}: holds no contract ({_KEY}); convert the adapter again with its "
-        f"{IO_YAML} beside it, or give the contract as a file"
+def _embedded(text: str | None, file: str) -> Contract:
+    if text is None:
+        raise ContractError(
+            f"{file}: holds no contract ({_KEY}); convert the adapter again with its {IO_YAML} "
+            "beside it, or give the contract as a file"
+        )
+    return Contract.parse(text, f"{file}({IO_YAML})")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask a model.
+
+    messages         the conversation as the model shall see it
+    documents        what is left to the chat template
+    parameters       the contract's, by their names in a chat completion's request
+    response_format  a JSON Schema that the reply must meet; None if it may be anything
+    top_logprobs     how many alternatives of each token to report; 0 for no log-probabilities
+    sentences        which sentence has which number, by the places of `sentence_boundaries`
+    """
+
+    messages: tuple[Message, ...]
+    documents: tuple[Document, ...] = ()
+    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    response_format: Mapping[str, JsonValue] | None = None
+    top_logprobs: int = 0
+    sentences: Mapping[str, tuple[Sentence, ...]] = field(default_factory=dict)
+
+    @property
+    def want_logprobs(self) -> bool:
+        """Whether the reply's rules need the log-probabilities of its tokens."""
+        return self.top_logprobs > 0
+
+
+@checked
+def rewrite(
+    contract: Contract,
+    messages: Sequence[Message],
+    documents: Sequence[Document] = (),
+    arguments: Mapping[str, str] | None = None,
+) -> Request:
+    """The request for a conversation: sentences numbered, documents placed, instruction appended.
+
+    `arguments` fill in the instruction's fields; `last_message` fills in itself, with the text of
+    the last message before the instruction.
+
+    Raises InputError if an argument is missing or unknown, if there is no message where one is
+    needed, and if sentences must be numbered but nltk is not installed.
+    """
+    arguments = {} if arguments is None else arguments
+    _check_arguments(contract, arguments)
+    boundaries = contract.sentence_boundaries or {}
+    if not messages and LAST_MESSAGE in boundaries:
+        raise _no_message(contract, "this intrinsic numbers the sentences of the last message")
+    if contract.docs_as_message in ("string", "roles"):  # where each document shows its id
+        documents = [
+            document if document.doc_id is not None else replace(document, doc_id=str(i))
+            for i, document in enumerate(documents)
+        ]
+    messages, documents, sentences = number_sentences(boundaries, messages, documents)
+    if contract.docs_as_message is not None:
+        messages = _as_messages(contract.docs_as_message, documents) + messages
+        documents = []
+    if contract.instruction is not None:
+        values = dict(arguments)
+        if messages:
+            values["last_message"] = messages[-1].content
+        elif "last_message" in contract.instruction_fields:
+            raise _no_message(contract, "the instruction quotes the last message")
+        messages.append(Message("user", fill(contract.instruction, values)))
+    return Request(
+        messages=tuple(messages),
+        documents=tuple(documents),
+        parameters=contract.parameters,
+        response_format=contract.response_format,
+        top_logprobs=TOP_LOGPROBS if contract.needs_logprobs else 0,
+        sentences=sentences,
     )
+
+
+def _no_message(contract: Contract, why: str) -> InputError:
+    return InputError(
+        f"{contract.source}: {why}, but there is no message; give the conversation that it is about"
+    )
+
+
+def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
+    """Documents as messages at the beginning of a conversation; none if there are none."""
+    if not documents:
+        return []
+    if how == "roles":
+        return [Message(f"document {doc.doc_id}", doc.text) for doc in documents]
+    if how == "json":
+        return [Message("user", json.dumps([document.fields() for document in documents]))]
+    shown = "\n\n".join(f"[Document {doc.doc_id}]\n{doc.text}" for doc in documents)
+    return [Message("user", f"You have access to the following documents:\n\n{shown}")]
+
+
+def _check_arguments(contract: Contract, arguments: Mapping[str, str]) -> None:
+    wanted = [name for name in contract.instruction_fields if name != "last_message"]
+    given = ", ".join(sorted(map(str, arguments))) or "none"
+    missing = [name for name in wanted if name not in arguments]
+    if missing:
+        raise InputError(
+            f"{contract.source}: the instruction needs the argument {', '.join(missing)}; given: "
+            f"{given}"
+        )
+    unknown = sorted(set(arguments) - set(wanted))
+    if unknown:
+        known = ", ".join(wanted) or "none"
+        raise InputError(
+            f"{contract.source}: unknown argument {', '.join(unknown)}; the instruction takes "
+            f"{known}"
+        )
+    for name, value in arguments.items():
+        if not isinstance(value, str):
+            raise InputError(
+                f"{contract.source}: the argument {name} is {type(value).__name__}, expected a "
+                "string"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an intrinsic answers: a JSON value; and the tokens whose probabilities went into it, in
+    the order of the rules.
+    """
+
+    value: JsonValue
+    used: tuple[TokenLogprob, ...] = ()
+
+
+@checked
+def transform(
+    contract: Contract,
+    text: str,
+    logprobs: Sequence[TokenLogprob] | None,
+    request: Request,
+    *,
+    max_tokens: int | None = None,
+) -> Outcome:
+    """What `text`, the reply to `request`, means by the contract.
+
+    `logprobs` are the reply's tokens, without an end token; each with its `request.top_logprobs`
+    likeliest alternatives where the contract needs them, else None will do. `max_tokens` is the
+    limit that the reply had, for messages (None: the contract's).
+
+    Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
+    shape, with a sentence number that was not given. Raises InputError if log-probabilities are
+    needed and missing, or are those of another text.
+    """
+    source = f"{contract.source}: the reply"
+    if contract.logprobs_workaround and logprobs is not None:
+        final = final_channel(logprobs)
+        if final is not None:
+            logprobs, text = final, "".join(token.text for token in final)
+    limit = contract.max_tokens if max_tokens is None else max_tokens
+    value, places = parse(text, source, limit)
+    tokens = logprobs if contract.needs_logprobs else None
+    if tokens is not None:
+        check_spelling(tokens, text, source)
+    reply = Reply(source, value, places, tokens, request.sentences)
+    for rule in contract.transformations:
+        value = rule.apply(value, reply)
+    return Outcome(value, tuple(reply.used))
+
+
+def final_channel(tokens: Sequence[TokenLogprob]) -> Sequence[TokenLogprob] | None:
+    """The tokens of the last final channel in OpenAI's Harmony format; None if there is none, or
+    nothing in it.
+
+    A server may or may not strip `<|channel|>analysis<|message|>...` from the text, so a contract
+    with logprobs_workaround goes by the tokens. Whole tokens are compared: the same characters,
+    spelled by ordinary tokens, are not a header.
+    """
+    texts = [token.text for token in tokens]
+    solid = [i for i, text in enumerate(texts) if text.strip()]
+    begin = None
+    for a, b, c in zip(solid, solid[1:], solid[2:], strict=False):
+        if (texts[a], texts[b].strip(), texts[c]) == ("<|channel|>", "final", "<|message|>"):
+            begin = c + 1
+    if begin is None:
+        return None
+    ends = ("<|end|>", "<|return|>", "<|end_of_text|>")
+    end = next((i for i in range(begin, len(texts)) if texts[i] in ends), len(texts))
+    return tokens[begin:end] or None

@@ -1,4 +1,4 @@
-"""The fields of a contract, from what the file says to what they mean: all but its rules.
+"""The fields of a contract and the arguments of its rules: from what the file says to the values.
 
 Each reader takes an item that is not null, and raises ContractError, with the line, for what the
 field cannot be.
@@ -6,41 +6,40 @@ field cannot be.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from string import Formatter
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
-from .reply import JsonValue, MalformedJsonError, Path, scan, show_value
-from .sentences import PLACES
-from .yaml_file import Item
+from .reply import JsonValue, Path, PathPattern, Places, is_cut_off, scan
+from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
+from .yaml_file import Item, Scalar
 
 Reader = Callable[[Item], Any]
 
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DOCUMENTS: Final = ("string", "json", "roles")
-_BRACES: Final = "write {{ and }} for braces"
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
+
+# of a Sentence, by its own names, in the order of the new fields
+OUTPUTS: Final = ("begin", "end", "text", "document_id", "message_index")
+_NAMES: Final = "a list of fields' names, each once"
+# of a template: a brace that is written twice, a field, or what is neither
+_BRACES: Final = re.compile(
+    r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<wrong>\{(?:[^{}]|\{[^{}]*\})*\}?|\})"
+)
 
 
 def read_fields(item: Item, readers: Mapping[str, Reader]) -> dict[str, Any]:
     """A mapping's values by name; one that is null is left out, as if it were not there."""
-    out: dict[str, Any] = {}
-    for key, value in item.entries("a mapping from parameters to values, or null", "write `~`"):
-        reader = readers.get(key.value) if isinstance(key.value, str) else None
-        if reader is None:
-            raise key.error(f"one of {', '.join(readers)}", "remove it")
-        if not value.is_null:
-            out[str(key.value)] = reader(value)
-    return out
+    entries = item.entries("a mapping from parameters to values, or null", "write `~`")
+    named = {key.choice(readers, "remove it"): value for key, value in entries.items()}
+    return {name: readers[name](value) for name, value in named.items() if not value.is_null}
 
 
-def _text(item: Item) -> str:
-    return item.text("put it in quotes, or write `~` for null")
-
-
-def _flag(wanted: str) -> Reader:
-    return _of(wanted, lambda value: isinstance(value, bool))
+def is_number(value: object) -> bool:
+    """Whether a value is a number; true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _of(wanted: str, fits: Callable[[Any], bool], fix: str = "correct it") -> Reader:
@@ -50,11 +49,6 @@ def _of(wanted: str, fits: Callable[[Any], bool], fix: str = "correct it") -> Re
         return item.value
 
     return read
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number; true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(wanted: str, fits: Callable[[Any], bool]) -> Reader:
@@ -72,71 +66,48 @@ def _integer(low: int, high: int | None = None) -> Reader:
     return _of(wanted, lambda v: isinstance(v, int) and is_number(v) and low <= v <= top)
 
 
+def _text(item: Item) -> str:
+    return item.text("put it in quotes, or write `~` for null")
+
+
+_FLAG: Final = _of("true or false", lambda value: isinstance(value, bool))
+
+
 def _sentences(item: Item) -> dict[str, str]:
     """From places to the prefixes of their sentences' tags."""
     wanted = f'a mapping from {", ".join(PLACES)} to prefixes, such as {{last_message: "r"}}'
-    out = {}
-    for key, value in item.entries(wanted, "write `~` if no sentences are numbered"):
-        if not isinstance(key.value, str) or key.value not in PLACES:
-            raise key.error(f"one of {', '.join(PLACES)}", "correct it")
-        out[key.value] = value.text('give the letters before the number, such as "c" for <c0>')
-    return out
+    fix = 'give the letters before the number, such as "c" for <c0>'
+    entries = item.entries(wanted, "write `~` if no sentences are numbered")
+    return {key.choice(PLACES): value.text(fix) for key, value in entries.items()}
 
 
-def _instruction(item: Item) -> tuple[str, tuple[str, ...]]:
-    """The template and the names of its fields, each once and in order.
-
-    Only plain `{name}` is a field: attributes, indices, conversions and formats are refused, for
-    str.format() would follow them into Python's insides.
+def _instruction(item: Item) -> str:
+    """The template. Only plain `{name}` is a field of one: attributes, indices, conversions and
+    formats are refused, which str.format() would follow into Python's insides.
     """
     template = item.text("write `~` if there is no instruction")
-    names: list[str] = []
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise item.error(
-            f"fields such as {{last_message}}: {error}", _BRACES, found="a brace without another"
-        ) from None
-    offset = 0
-    for literal, name, spec, conversion in parts:
-        offset += len(literal) + literal.count("{") + literal.count("}")  # which were doubled
-        if name is None:
-            continue
-        shown = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-        if not _NAME.fullmatch(name) or conversion or spec:
+    for match in _BRACES.finditer(template):
+        wrong = match["wrong"]
+        if wrong is not None:
+            single = wrong == "}" or not wrong.endswith("}")
             raise item.error(
                 "fields that are plain names, such as {last_message}",
-                f"only names can be filled in; {_BRACES}",
-                found=f"{shown[:60]}}}",
-                line=item.line_of(offset),
+                "only names can be filled in; write {{ and }} for braces",
+                found="a brace without another" if single else wrong[:60],
+                line=item.line_of(match.start()),
             )
-        offset += len(shown) + 1
-        names.append(name)
-    return template, tuple(dict.fromkeys(names))
+    return template
 
 
-def _schema(item: Item) -> JsonValue:
-    """A JSON Schema as a text in JSON, or as YAML."""
-    root = None
-    if isinstance(item.value, str):
-        try:
-            root = scan(item.value)
-        except MalformedJsonError as error:
-            raise item.error(
-                f"a JSON Schema: {error.problem}",
-                "write it in JSON: double quotes, commas between, none after the last",
-                found="the text ends there" if error.cut_off else "no JSON",
-                line=item.line_of(min(error.at, len(item.value.rstrip()))),
-            ) from None
-    schema = item.plain() if root is None else root.value
-    problem = _find_problem(schema)
-    if problem is not None:
-        where = f"'{'/'.join(map(str, problem.path))}' to be " if problem.path else ""
-        at = item.find(problem.path) if root is None else item
-        line = None if root is None else item.line_of((root.find(problem.path) or root).begin)
-        expected = f"{where}{problem.expected}"
-        raise at.error(expected, "correct the schema", found=problem.found, line=line)
-    return schema
+def fields_of(template: str) -> tuple[str, ...]:
+    """The names of a template's fields, each once and in order."""
+    names = (match["name"] for match in _BRACES.finditer(template))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """A template with its fields filled in."""
+    return _BRACES.sub(lambda m: values[m["name"]] if m["name"] else m[0][0], template)
 
 
 def _only(value: JsonValue) -> Reader:
@@ -148,13 +119,10 @@ def _only(value: JsonValue) -> Reader:
 
 
 def _stop(item: Item) -> JsonValue:
-    wanted, fix = (
-        "a text, or a list of texts",
-        "put each in quotes; an empty one would stop at once",
-    )
+    fix = "put each in quotes; an empty one would stop at once"
     if isinstance(item.value, str) and item.value:
         return item.value
-    return [part.text(fix) for part in item.elements(wanted, fix)]
+    return [part.text(fix) for part in item.elements("a text, or a list of texts", fix)]
 
 
 def _mapping(item: Item) -> JsonValue:
@@ -165,7 +133,7 @@ def _mapping(item: Item) -> JsonValue:
 def _parameters(item: Item) -> dict[str, JsonValue]:
     found = read_fields(item, PARAMETERS)
     tokens = [found[name] for name in ("max_completion_tokens", "max_tokens") if name in found]
-    if len(set(map(str, tokens))) > 1:
+    if len(set(tokens)) > 1:
         raise item.error(
             "max_completion_tokens or max_tokens, which mean the same",
             "remove one of them",
@@ -184,10 +152,9 @@ _SAMPLING: Final[Mapping[str, Reader]] = {
 EXTRA: Final[Mapping[str, Reader]] = {
     **_SAMPLING,
     "chat_template_kwargs": _mapping,
-    **dict.fromkeys(
-        ("add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"),
-        _flag("true or false"),
-    ),
+    "add_generation_prompt": _FLAG,
+    "skip_special_tokens": _FLAG,
+    "spaces_between_special_tokens": _FLAG,
 }
 _PENALTY: Final = _number("a number from -2 to 2", lambda v: -2 <= v <= 2)
 PARAMETERS: Final[Mapping[str, Reader]] = {
@@ -200,24 +167,10 @@ PARAMETERS: Final[Mapping[str, Reader]] = {
     "presence_penalty": _PENALTY,
     "n": _only(1),
     "stream": _only(False),
-    "logprobs": _flag("true or false"),
+    "logprobs": _FLAG,
     "top_logprobs": _integer(0, 20),
     "extra_body": lambda item: read_fields(item, EXTRA),
 }
-FIELDS: Final[Mapping[str, Reader]] = {
-    "model": _text,
-    "response_format": _schema,
-    "name": _text,
-    "instruction": _instruction,
-    "parameters": _parameters,
-    "sentence_boundaries": _sentences,
-    "docs_as_message": _of(
-        f"one of {', '.join(_DOCUMENTS)} or null",
-        lambda value: isinstance(value, str) and value in _DOCUMENTS,
-    ),
-    "logprobs_workaround": _flag("true, false or null"),
-}
-"""The fields that are not rules."""
 
 
 # JSON Schemas -------------------------------------------------------------------------------------
@@ -225,134 +178,227 @@ FIELDS: Final[Mapping[str, Reader]] = {
 ABOUT: Final = "x-alora"
 """The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
 
-_ABOUT: Final = {"judges": ("question", "answer"), "good": ("high", "low")}
-_TYPES: Final = ("array", "boolean", "integer", "null", "number", "object", "string")
-_BOUNDS: Final = (
-    ("minItems", "maxItems"),
-    ("minLength", "maxLength"),
-    ("minProperties", "maxProperties"),
-    ("minContains", "maxContains"),
-    ("minimum", "maximum"),
-)
 
-
-class _Problem(NamedTuple):
-    """What is wrong with a schema, and where."""
-
-    path: Path
-    expected: str
-    found: str
-
-
-def _find_problem(schema: JsonValue) -> _Problem | None:
-    """The first thing that is wrong with a schema of at least one keyword; None if nothing is.
+def _schema(item: Item) -> JsonValue:
+    """A JSON Schema as a text in JSON, or as YAML.
 
     The values of well-known keywords must be of the right kinds. What a grammar can be made of is
     the grammar compiler's business, and unknown keywords are left to it.
     """
-    if not isinstance(schema, dict) or not schema:
-        found = "an empty object" if schema == {} else show_value(schema)
-        return _Problem((), 'a JSON Schema, which is an object such as {"type": "object"}', found)
-    return next(_problems(schema, ()), None)
+    if isinstance(item.value, str):
+        try:
+            value, places = scan(item.value)
+        except json.JSONDecodeError as error:
+            raise item.error(
+                f"a JSON Schema: {error.msg}",
+                "write it in JSON: double quotes, commas between, none after the last",
+                found="the text ends there" if is_cut_off(error) else "no JSON",
+                line=item.line_of(min(error.pos, len(item.value.rstrip()))),
+            ) from None
+        item = _item_of_json(item, value, places, item.field)
+    if not isinstance(item.value, dict) or not item.value:
+        wanted = 'a JSON Schema, which is an object such as {"type": "object"}'
+        raise item.error(wanted, "correct the schema")
+    schema = item.plain()
+    _subschema(item, top=True)
+    return schema
 
 
-def _problems(schema: JsonValue, path: Path) -> Iterator[_Problem]:
-    if isinstance(schema, bool):
+def _item_of_json(
+    text: Item, value: JsonValue, places: Places, field: str, path: Path = ()
+) -> Item:
+    """A value of a JSON text, as if it had been written in YAML."""
+    line = text.line_of(places[path][0])
+    inner: Any = value
+    if isinstance(value, list):
+        inner = tuple(
+            _item_of_json(text, each, places, f"{field}[{i}]", (*path, i))
+            for i, each in enumerate(value)
+        )
+    elif isinstance(value, dict):
+        inner = {}
+        for key, each in value.items():
+            item = _item_of_json(text, each, places, f"{field}.{key}", (*path, key))
+            inner[replace(item, value=key)] = item
+    return Item(text.source, line, field, inner)
+
+
+def _subschema(item: Item, *, top: bool = False) -> None:
+    if isinstance(item.value, bool):
         return
-    if not isinstance(schema, dict):
-        yield _Problem(path, "a schema (an object, true or false)", show_value(schema))
-        return
-    for keyword, value in schema.items():
-        here = (*path, keyword)
-        if keyword in _VALUES:
-            wanted, fits = _VALUES[keyword]
-            if not fits(value):
-                yield _Problem(here, wanted, show_value(value))
-        elif keyword in _CHECKS:
-            yield from _CHECKS[keyword](value, here)
-    for low, high in _BOUNDS:
-        a, b = schema.get(low), schema.get(high)
-        if is_number(a) and is_number(b) and a > b:  # type: ignore[operator] # numbers
-            yield _Problem((*path, high), f"{high} of at least {low}, {a}", show_value(b))
+    if not isinstance(item.value, dict):
+        raise item.error("a schema (an object, true or false)", "correct it")
+    given = {str(key.value): value for key, value in item.value.items()}
+    for name, value in given.items():
+        if name == ABOUT and not top:
+            raise value.error("it at the top of the schema", "move it", found="it within")
+        if name in _KEYWORDS:
+            _KEYWORDS[name](value)
+    for what in ("Items", "Length", "Properties", "Contains", "imum"):
+        low, high = given.get(f"min{what}"), given.get(f"max{what}")
+        if low and high and low.value > high.value:  # type: ignore[operator] # both are numbers
+            raise high.error(f"at least min{what}, {low.value}", "correct it")
 
 
-def _schema_map(value: JsonValue, path: Path) -> Iterator[_Problem]:
-    if not isinstance(value, dict):
-        yield _Problem(path, "an object of schemas", show_value(value))
-    else:
-        for name, schema in value.items():
-            yield from _problems(schema, (*path, name))
+def _schemas_by_name(item: Item) -> None:
+    if not isinstance(item.value, dict):
+        raise item.error("an object of schemas", "correct it")
+    for schema in item.value.values():
+        _subschema(schema)
 
 
-def _schema_list(value: JsonValue, path: Path) -> Iterator[_Problem]:
-    if not isinstance(value, list) or not value:
-        found = "an empty array" if value == [] else show_value(value)
-        yield _Problem(path, "an array of schemas, at least one", found)
-    else:
-        for i, schema in enumerate(value):
-            yield from _problems(schema, (*path, i))
+def _schema_list(item: Item) -> None:
+    for schema in item.elements("an array of schemas, at least one", "correct it"):
+        _subschema(schema)
 
 
-def _schema_or_list(value: JsonValue, path: Path) -> Iterator[_Problem]:
-    return _schema_list(value, path) if isinstance(value, list) else _problems(value, path)
+def _types(item: Item) -> None:
+    is_list = isinstance(item.value, tuple)
+    for name in item.elements("at least one type", "correct it") if is_list else (item,):
+        name.choice(("array", "boolean", "integer", "null", "number", "object", "string"))
 
 
-def _type(value: JsonValue, path: Path) -> Iterator[_Problem]:
-    names = value if isinstance(value, list) else [value]
-    for i, name in enumerate(names):
-        if name not in _TYPES:
-            at = (*path, i) if isinstance(value, list) else path
-            yield _Problem(at, f"one of {', '.join(_TYPES)}", show_value(name))
-    if not names:
-        yield _Problem(path, "at least one type", "an empty array")
+def _distinct(item: Item) -> None:
+    names = [each.value for each in item.value] if isinstance(item.value, tuple) else [None]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise item.error("an array of texts, each once", "correct it")
 
 
-def _about(value: JsonValue, path: Path) -> Iterator[_Problem]:
-    if len(path) > 1:
-        yield _Problem(path, "at the top of the schema", "it within")
-    elif not isinstance(value, dict):
-        yield _Problem(path, 'an object such as {"judges": "answer"}', show_value(value))
-    else:
-        for name, word in value.items():
-            words = _ABOUT.get(name)
-            if words is None:
-                yield _Problem((*path, name), f"one of {', '.join(_ABOUT)}", repr(name))
-            elif word not in words:
-                yield _Problem((*path, name), f"one of {', '.join(words)}", show_value(word))
+def _about(item: Item) -> None:
+    if not isinstance(item.value, dict):
+        raise item.error('an object such as {"judges": "answer"}', "correct it")
+    words = {"judges": ("question", "answer"), "good": ("high", "low")}
+    for key, value in item.value.items():
+        value.choice(words[key.choice(words)])
 
 
-def _is_count(value: JsonValue) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+_KEYWORDS: Final[Mapping[str, Reader]] = {
+    word: reader
+    for words, reader in {
+        "$schema $id $ref $anchor $comment title description format pattern": _of(
+            "a text", lambda value: isinstance(value, str)
+        ),
+        "uniqueItems deprecated readOnly writeOnly": _FLAG,
+        "minimum maximum exclusiveMinimum exclusiveMaximum": _number("a number", lambda _: True),
+        "multipleOf": _number("a number above 0", lambda value: value > 0),
+        "minItems maxItems minLength maxLength minProperties maxProperties minContains "
+        "maxContains": _of(
+            "an integer of at least 0", lambda value: type(value) is int and value >= 0
+        ),
+        "required": _distinct,
+        "enum": lambda item: item.elements("an array of at least one value", "correct it"),
+        ABOUT: _about,
+        "type": _types,
+        "properties patternProperties $defs definitions dependentSchemas": _schemas_by_name,
+        "anyOf oneOf allOf prefixItems": _schema_list,
+        "items": lambda item: (
+            _schema_list(item) if isinstance(item.value, tuple) else _subschema(item)
+        ),
+        "additionalProperties additionalItems not contains propertyNames if then else "
+        "unevaluatedItems unevaluatedProperties": _subschema,
+    }.items()
+    for word in words.split()
+}
+
+FIELDS: Final[Mapping[str, Reader]] = {
+    "model": _text,
+    "response_format": _schema,
+    "name": _text,
+    "instruction": _instruction,
+    "parameters": _parameters,
+    "sentence_boundaries": _sentences,
+    "docs_as_message": lambda item: item.choice(("string", "json", "roles"), also=" or null"),
+    "logprobs_workaround": _FLAG,
+}
+"""The fields that are not rules."""
 
 
-def _are_names(value: JsonValue) -> bool:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        return False
-    return len(set(map(str, value))) == len(value)
+# Arguments of rules -------------------------------------------------------------------------------
 
 
-_Fits = Callable[[JsonValue], bool]
-_Check = Callable[[JsonValue, Path], Iterator[_Problem]]
-_KINDS: Final[Iterable[tuple[str, _Fits, str]]] = (
-    ("a text", lambda v: isinstance(v, str),
-     "$schema $id $ref $anchor $comment title description format pattern"),
-    ("true or false", lambda v: isinstance(v, bool), "uniqueItems deprecated readOnly writeOnly"),
-    ("a number", is_number, "minimum maximum exclusiveMinimum exclusiveMaximum"),
-    ("a number above 0", lambda v: is_number(v) and v > 0,  # type: ignore[operator]
-     "multipleOf"),
-    ("an integer of at least 0", _is_count,
-     "minItems maxItems minLength maxLength minProperties maxProperties minContains maxContains"),
-    ("an array of texts, each once", _are_names, "required"),
-    ("an array of at least one value", lambda v: isinstance(v, list) and bool(v), "enum"),
-)  # fmt: skip
-_VALUES: Final = {word: (kind, fits) for kind, fits, words in _KINDS for word in words.split()}
-_SHAPES: Final[Iterable[tuple[_Check, str]]] = (
-    (_about, ABOUT),
-    (_type, "type"),
-    (_schema_map, "properties patternProperties $defs definitions dependentSchemas"),
-    (_schema_list, "anyOf oneOf allOf prefixItems"),
-    (_schema_or_list, "items"),
-    (_problems, "additionalProperties additionalItems not contains propertyNames if then else"),
-    (_problems, "unevaluatedItems unevaluatedProperties"),
-)
-_CHECKS: Final = {word: check for check, words in _SHAPES for word in words.split()}
+def _path(item: Item) -> PathPattern:
+    wanted = "a list of fields' names, indices from 0 and null for any, such as [score]"
+    if not isinstance(item.value, tuple):
+        raise item.error(wanted, "[] is the whole reply")
+    for step in item.value:
+        index = is_number(step.value) and isinstance(step.value, int) and step.value >= 0
+        if not index and not isinstance(step.value, (str, type(None))):
+            raise step.error(wanted, "correct it")
+    return tuple(step.value for step in item.value)  # type: ignore[misc] # as was checked
+
+
+def _name(item: Item) -> str:
+    return item.text("name the field")
+
+
+def _once(items: Iterable[Item]) -> tuple[str, ...]:
+    names: list[str] = []
+    for item in items:
+        name = _name(item)
+        if name in names:
+            raise item.error("each name once", "rename or remove it", found=f"{name!r} twice")
+        names.append(name)
+    return tuple(names)
+
+
+def _names(item: Item) -> tuple[str, ...]:
+    return _once(item.elements(_NAMES, "name at least one"))
+
+
+def _retained(item: Item) -> Pairs:
+    """From old names to new ones."""
+    if not isinstance(item.value, dict):
+        return tuple((name, name) for name in _names(item))
+    entries = item.entries(f"{_NAMES}, or a mapping from old to new ones", "name some")
+    return tuple(zip(map(_name, entries), _once(entries.values()), strict=True))
+
+
+def _outputs(item: Item) -> Pairs:
+    """From words of OUTPUTS to the new fields' names."""
+    wanted = f"a mapping from {', '.join(OUTPUTS)} to fields' names"
+    entries = item.entries(wanted, "name at least one")
+    named = {key.choice(OUTPUTS, "remove it"): to for key, to in entries.items() if not to.is_null}
+    pairs = zip(named, _once(named.values()), strict=True)
+    return tuple(sorted(pairs, key=lambda pair: OUTPUTS.index(pair[0])))
+
+
+def _sources(item: Item) -> tuple[str, ...]:
+    parts = item.value if isinstance(item.value, tuple) and item.value else (item,)
+    places = [part.choice(PLACES, "correct it", ", or a list of them") for part in parts]
+    if LAST_MESSAGE in places and len(places) > 1:
+        raise item.error(
+            f"{LAST_MESSAGE} alone, or {DOCUMENTS} and {HISTORY}",
+            "the last message's sentences are numbered apart, so that a number would be ambiguous: "
+            "use two rules",
+        )
+    return _once(parts)
+
+
+def _categories(item: Item) -> tuple[tuple[Scalar, float], ...]:
+    wanted = 'a mapping from categories to numbers, such as {"yes": 1.0, "no": 0.0}'
+    categories: list[tuple[Scalar, float]] = []
+    for key, number in item.entries(wanted, "without categories there is nothing to weigh").items():
+        category: Any = key.plain()
+        if category == "":
+            raise key.error("a text, a number, true, false or null", "correct it")
+        value: Any = number.plain()
+        if not is_number(value):
+            raise number.error("a number", "correct it")
+        categories.append((category, float(value)))
+    return tuple(categories)
+
+
+ARGUMENTS: Final[Mapping[str, Reader]] = {
+    "input_path": _path,
+    "field_name": _name,
+    "retained_fields": _retained,
+    "target_field": _name,
+    "target_fields": _names,
+    "source": _sources,
+    "output_names": _outputs,
+    "group_fields": lambda item: () if item.value == () else _names(item),
+    "begin_field": _name,
+    "end_field": _name,
+    "text_field": _name,
+    "categories_to_values": _categories,
+}

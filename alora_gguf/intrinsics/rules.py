@@ -1,34 +1,359 @@
-"""The rules there are, and from the entries of `transformations` to them, with everything checked
-that needs no reply.
+"""The rules that make an answer of a reply: what a contract's `transformations` may say, and how
+each changes what the reply says.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Final, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Final, TypeAlias
 
-from .fields import is_number
-from .records import (
-    OUTPUTS,
-    Category,
-    DecodeSentences,
-    DropDuplicates,
-    Explode,
-    Likelihood,
-    MergeSpans,
-    Nest,
-    Project,
-)
-from .reply import PathPattern
-from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
-from .yaml_file import Item
+from alora_gguf.errors import InputError, OutputError
+from alora_gguf.options import TokenLogprob
 
-Rule: TypeAlias = (
-    Likelihood | Nest | Project | Explode | DropDuplicates | DecodeSentences | MergeSpans
-)
+from .fields import ARGUMENTS, Pairs
+from .reply import JsonValue, Path, PathPattern, Reply, replace_at, show_path, show_value
+from .sentences import DOCUMENTS, HISTORY
+from .yaml_file import Item, Scalar
 
-_NAMES: Final = "a list of fields' names, each once"
+TOP_LOGPROBS: Final = 10  # alternatives that are looked at, the chosen token among them
+_FIX: Final = "the contract's response_format must say so, and no earlier rule may change it"
+
+Record: TypeAlias = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """One of a contract's transformations; its arguments are its fields."""
+
+    name: ClassVar[str]
+    input_path: PathPattern
+
+    @classmethod
+    def arguments(cls) -> tuple[list[str], list[str]]:
+        """The names of the arguments that must be there, and of those that may."""
+        needed = [each.name for each in fields(cls) if each.default is MISSING]
+        return needed, [each.name for each in fields(cls) if each.default is not MISSING]
+
+    def _check(self, said: Mapping[str, Item], places: Collection[str]) -> None:  # noqa: B027
+        """Raises ContractError for arguments that do not go together, or with the contract."""
+
+    def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
+        """`value` with what is at `input_path` changed. Raises OutputError if it does not fit."""
+        return replace_at(value, self.input_path, lambda found, at: self._change(found, at, reply))
+
+    @abstractmethod
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        """What takes the place of a value."""
+
+    def _error(self, reply: Reply, problem: str, fix: str = _FIX) -> OutputError:
+        return OutputError(f"{reply.source}: rule {self.name}: {problem}; {fix}")
+
+    def _unlike(
+        self, reply: Reply, here: Path, found: JsonValue, expected: str, fix: str = _FIX
+    ) -> OutputError:
+        problem = f"{show_path(here)} is {show_value(found)}, expected {expected}"
+        return self._error(reply, problem, fix)
+
+    def _records(self, found: JsonValue, here: Path, reply: Reply, also: str = "") -> list[Record]:
+        """A list of objects; `also` says what else could have been there."""
+        if not isinstance(found, list):
+            raise self._unlike(reply, here, found, f"{also}an array of objects")
+        out: list[Record] = []
+        for i, record in enumerate(found):
+            if not isinstance(record, dict):
+                raise self._unlike(reply, (*here, i), record, "an object")
+            out.append(record)
+        return out
+
+    def _field_of(self, record: Record, name: str, here: Path, reply: Reply) -> JsonValue:
+        """A field that must be there."""
+        if name not in record:
+            has = ", ".join(map(repr, list(record)[:12])) or "none"
+            raise self._error(reply, f"{show_path(here)} has no field {name!r} but {has}")
+        return record[name]
+
+
+@dataclass(frozen=True)
+class Nest(Rule):
+    """Puts a value into a new object, as its only field."""
+
+    name: ClassVar[str] = "nest"
+    field_name: str
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:  # noqa: ARG002
+        return {self.field_name: found}
+
+
+@dataclass(frozen=True)
+class Project(Rule):
+    """Keeps some fields of an object, or of each object in a list, under old or new names, in the
+    order of the rule. A field that is not there becomes null.
+    """
+
+    name: ClassVar[str] = "project"
+    retained_fields: Pairs
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        if isinstance(found, dict):
+            return {new: found.get(old) for old, new in self.retained_fields}
+        records = self._records(found, here, reply, "an object or ")
+        return [{new: record.get(old) for old, new in self.retained_fields} for record in records]
+
+
+@dataclass(frozen=True)
+class Explode(Rule):
+    """Makes several objects of each one in a list: one for each item of its field's list."""
+
+    name: ClassVar[str] = "explode"
+    target_field: str
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        out: list[JsonValue] = []
+        for i, record in enumerate(self._records(found, here, reply)):
+            items = self._field_of(record, self.target_field, (*here, i), reply)
+            if not isinstance(items, list):
+                raise self._unlike(reply, (*here, i, self.target_field), items, "an array")
+            out += [{**record, self.target_field: item} for item in items]  # in the same order
+        return out
+
+
+@dataclass(frozen=True)
+class DropDuplicates(Rule):
+    """Of a list's objects that agree in some fields, keeps the last, at the place of the first."""
+
+    name: ClassVar[str] = "drop_duplicates"
+    target_fields: tuple[str, ...]
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        out: dict[Hashable, JsonValue] = {}
+        for i, record in enumerate(self._records(found, here, reply)):
+            at = (*here, i)
+            values = [self._field_of(record, name, at, reply) for name in self.target_fields]
+            out[_frozen(values)] = record
+        return list(out.values())
+
+
+@dataclass(frozen=True)
+class DecodeSentences(Rule):
+    """Adds, beside the number of a sentence, where the sentence is and what it says.
+
+    `source` are the places whose numbers can be meant, `output_names` what is added (words of
+    OUTPUTS) and under which names.
+    """
+
+    name: ClassVar[str] = "decode_sentences"
+    source: tuple[str, ...]
+    output_names: Pairs
+
+    def _check(self, said: Mapping[str, Item], places: Collection[str]) -> None:
+        needs = {"document_id": DOCUMENTS, "message_index": HISTORY}
+        for key in said["output_names"].entries("a mapping", "correct it"):
+            place = needs.get(str(key.value), self.source[0])
+            if place not in self.source:
+                raise key.error(f"{place} among the sources", "remove it, or add the source")
+        if not self.input_path or isinstance(self.input_path[-1], int):
+            wanted = "a path to a field of an object"
+            raise said["input_path"].error(wanted, "the new fields are put beside it")
+        for place in self.source:
+            if place not in places:
+                raise said["source"].error(
+                    f"places that sentence_boundaries has, {', '.join(places) or 'which are none'}",
+                    f"add '{place}' to sentence_boundaries",
+                    found=place,
+                )
+
+    def apply(self, value: JsonValue, reply: Reply) -> JsonValue:
+        """As the others, but what it changes are the objects that have the number in a field."""
+        objects = self.input_path[:-1]
+        return replace_at(value, objects, lambda found, at: self._change(found, at, reply))
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        wanted = self.input_path[-1]
+        if isinstance(found, list) and found and wanted is None:
+            problem = f"{show_path(here)} is an array, expected an object"
+            raise self._error(reply, problem, "correct input_path in the contract")
+        if not isinstance(found, dict):
+            return found
+        known = {s.number: s for place in self.source for s in reply.sentences.get(place, ())}
+        out = dict(found)
+        for key in found:
+            if wanted not in (None, key):
+                continue
+            number = out[key]
+            if isinstance(number, bool) or not isinstance(number, int) or number not in known:
+                numbers = f"{min(known)} to {max(known)}" if known else "none was given"
+                places = " or ".join(self.source)
+                raise self._unlike(
+                    reply, (*here, key), number,
+                    f"the number of a sentence of {places}: {numbers}",
+                    "a response_format with integers keeps replies to numbers; the model must know "
+                    "the numbers from the conversation",
+                )  # fmt: skip
+            out |= {name: getattr(known[number], what) for what, name in self.output_names}
+        return out
+
+
+@dataclass(frozen=True)
+class MergeSpans(Rule):
+    """Joins spans that follow on one another, within each group, and sorts them.
+
+    Groups are objects that agree in `group_fields`. A span begins where the one before it ends to
+    be joined with it; `text_field`, if there is one, holds their texts, which are joined too.
+    """
+
+    name: ClassVar[str] = "merge_spans"
+    group_fields: tuple[str, ...]
+    begin_field: str
+    end_field: str
+    text_field: str | None = None
+
+    def _kinds(self) -> list[tuple[str, str, tuple[type, ...]]]:
+        """The fields of a span, each with what it must be."""
+        single: tuple[type, ...] = (type(None), bool, int, float, str)
+        kinds = [(name, "a single value", single) for name in self.group_fields]
+        kinds += [(name, "an integer", (int,)) for name in (self.begin_field, self.end_field)]
+        return kinds if self.text_field is None else [*kinds, (self.text_field, "a text", (str,))]
+
+    def _check(self, said: Mapping[str, Item], places: Collection[str]) -> None:  # noqa: ARG002
+        names = [name for name, _, _ in self._kinds()]
+        for name in names:
+            if names.count(name) > 1:
+                found = f"{name!r} in two"
+                raise said["group_fields"].error(
+                    "each field in one part", "correct it", found=found
+                )
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        spans = self._records(found, here, reply)
+        for i, span in enumerate(spans):
+            self._check_span(span, (*here, i), reply)
+        out: list[Record] = []
+        seen = set()
+        for span in sorted(spans, key=self._place):
+            begin, place = span[self.begin_field], self._place(span)
+            if place in seen:
+                problem = f"two spans of {show_path(here)} begin at {begin} in the same group"
+                raise self._error(reply, problem, "put drop_duplicates before it")
+            seen.add(place)
+            last = out[-1] if out else {}
+            if last and self._place(last)[0] == place[0] and last[self.end_field] == begin:
+                last[self.end_field] = span[self.end_field]
+                if self.text_field is not None:
+                    last[self.text_field] = f"{last[self.text_field]}{span[self.text_field]}"
+            else:
+                out.append(dict(span))
+        return list[JsonValue](out)
+
+    def _check_span(self, span: Record, here: Path, reply: Reply) -> None:
+        fix = "project to the fields that are named, and put decode_sentences before it"
+        kinds = self._kinds()
+        unknown = sorted(set(span) - {name for name, _, _ in kinds})
+        if unknown:
+            problem = f"{show_path(here)} has the field {unknown[0]!r}, which has no part in it"
+            raise self._error(reply, problem, fix)
+        for name, what, types in kinds:
+            found = span.get(name)
+            if not isinstance(found, types) or (types == (int,) and isinstance(found, bool)):
+                raise self._unlike(reply, (*here, name), found, what, fix)
+
+    def _place(self, span: Record) -> tuple[tuple[tuple[str, Any], ...], Any]:
+        """The group and the begin, to sort by; values of several kinds can be compared by it."""
+        group = tuple(_sortable(span.get(name)) for name in self.group_fields)
+        return group, span[self.begin_field]
+
+
+@dataclass(frozen=True)
+class Likelihood(Rule):
+    """Replaces a value by the mean of the categories' numbers, weighted by their probability.
+
+    A category's probability is that of the first token of the value, or of an alternative to it
+    with which the category begins; of several such categories the first counts. The weights are
+    those of the categories found, made to sum to 1. Raises InputError if there are no
+    log-probabilities.
+    """
+
+    name: ClassVar[str] = "likelihood"
+    categories_to_values: tuple[tuple[Scalar, float], ...]
+
+    def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        place = reply.places.get(here)
+        original: Any = reply.value
+        for step in here if place else ():
+            original = original[step]
+        if place is None or original is not found or isinstance(found, (dict, list)):
+            raise self._error(
+                reply,
+                f"{show_path(here)} is {show_value(found)}, not a single value of the reply as it "
+                "was generated, so that it has no tokens",
+                "put likelihood before the rules that move or change values",
+            )
+        if reply.tokens is None:
+            raise InputError(
+                f"{reply.source}: the rule {self.name} needs the reply's tokens with their "
+                f"{TOP_LOGPROBS} likeliest alternatives; ask for log-probabilities"
+            )
+        start = place[0] + isinstance(found, str)  # behind the quote
+        token, begin = reply.token_at(start)
+        reply.used.append(token)
+        same = (n for c, n in self.categories_to_values if _frozen(c) == _frozen(found))
+        weighed = [(token.logprob, number) for number in list(same)[:1]]
+        lead = token.text[: start - begin]
+        if not lead or begin + len(token.text) != place[1]:  # no token with more than all of it
+            weighed += self._alternatives(token, lead)
+        weighed = [(logprob, number) for logprob, number in weighed if math.isfinite(logprob)]
+        if not weighed:
+            names = [show_value(category) for category, _ in self.categories_to_values]
+            listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
+            fix = "a response_format with enum keeps replies to the categories"
+            wanted = f"one of {listed}, or one among its alternatives"
+            raise self._unlike(reply, here, found, wanted, fix)
+        best = max(logprob for logprob, _ in weighed)
+        weights = [(math.exp(logprob - best), number) for logprob, number in weighed]
+        return math.fsum(w * number for w, number in weights) / math.fsum(w for w, _ in weights)
+
+    def _alternatives(self, chosen: TokenLogprob, lead: str) -> list[tuple[float, float]]:
+        """Log-probabilities and numbers of the categories that alternatives to a token begin;
+        `lead` is what comes before the value in it.
+        """
+        weighed = []
+        for top in chosen.top:
+            rest = top.text[len(lead) :]
+            # a part of a character has no text, with which every category would begin
+            if top.text == chosen.text or not rest or not top.text.startswith(lead):
+                continue
+            for category, number in self.categories_to_values:
+                text = category if isinstance(category, str) else json.dumps(category)
+                if text.startswith(rest):
+                    weighed.append((top.logprob, number))
+                    break
+        return weighed
+
+
+def _frozen(value: JsonValue) -> Hashable:
+    """Something that is equal for equal JSON values only: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(inner)) for key, inner in value.items())
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return isinstance(value, bool), value
+
+
+def _sortable(value: JsonValue) -> tuple[str, str | float]:
+    if isinstance(value, bool):
+        return "bool", float(value)
+    if isinstance(value, (int, float)):
+        return "number", value
+    return ("null", 0) if value is None else ("text", str(value))
+
+
+RULES: Final[Mapping[str, type[Rule]]] = {
+    rule.name: rule
+    for rule in (DecodeSentences, DropDuplicates, Explode, Likelihood, MergeSpans, Nest, Project)
+}
 
 
 def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
@@ -43,162 +368,16 @@ def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
 
 
 def _read_rule(item: Item, places: Collection[str]) -> Rule:
-    listed = ", ".join(sorted(READERS))
-    types = [value for key, value in item.entries("a rule", "give its `type`")
-             if key.value == "type"]  # fmt: skip
+    entries = item.entries("a rule", "give its `type`").items()
+    types = [value for key, value in entries if key.value == "type"]
     if not types:
-        raise item.error("a rule to have a type", f"add `type:` and one of {listed}", found="none")
-    kind = types[0].value
-    if not isinstance(kind, str) or kind not in READERS:
-        raise types[0].error(f"one of {listed}", "correct it")
-    arguments, optional, make = READERS[kind]
-    fields = item.fields(("type", "input_path", *arguments), optional, f"the rule {kind}")
-    rule = make(fields, _path(fields["input_path"]))
-    if isinstance(rule, DecodeSentences):
-        _check_decoding(fields, rule, places)
+        fix = f"add `type:` and one of {', '.join(RULES)}"
+        raise item.error("a rule to have a type", fix, found="none")
+    kind = RULES[types[0].choice(RULES)]
+    needed, optional = kind.arguments()
+    said = item.fields(["type", *needed], optional, f"the rule {kind.name}")
+    given = {name: said[name] for name in needed}
+    given |= {name: said[name] for name in optional if name in said and not said[name].is_null}
+    rule = kind(**{name: ARGUMENTS[name](item) for name, item in given.items()})
+    rule._check(said, places)
     return rule
-
-
-def _path(item: Item) -> PathPattern:
-    wanted = "a list of fields' names, indices from 0 and null for any, such as [score]"
-    if not isinstance(item.value, tuple):
-        raise item.error(wanted, "[] is the whole reply")
-    out: list[str | int | None] = []
-    for step in item.value:
-        match step.value:
-            case bool():
-                raise step.error(wanted, "correct it")
-            case None | str() as name:
-                out.append(name)
-            case int(index) if index >= 0:
-                out.append(index)
-            case _:
-                raise step.error(wanted, "correct it")
-    return tuple(out)
-
-
-def _likelihood(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    item = fields["categories_to_values"]
-    wanted = 'a mapping from categories to numbers, such as {"yes": 1.0, "no": 0.0}'
-    categories: list[tuple[Category, float]] = []
-    for key, number in item.entries(wanted, "without categories there is nothing to weigh"):
-        category = key.value
-        if isinstance(category, (tuple, dict)) or category == "":
-            raise key.error("a text, a number, true, false or null", "correct it")
-        if isinstance(category, float) and not math.isfinite(category):
-            raise key.error("a finite number", "put it in quotes if it is a word")
-        if not is_number(number.value):
-            raise number.error("a number", "correct it")
-        value = float(number.value)  # type: ignore[arg-type] # it is a number
-        if not math.isfinite(value):
-            raise number.error("a finite number", "correct it")
-        categories.append((category, value))
-    return Likelihood(path, tuple(categories))
-
-
-def _project(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    item = fields["retained_fields"]
-    if not isinstance(item.value, dict):
-        return Project(path, tuple((name, name) for name in _names(item)))
-    retained: list[tuple[str, str]] = []
-    for key, value in item.entries(f"{_NAMES}, or a mapping from old to new ones", "name some"):
-        old, new = key.text(), value.text("give the field's new name")
-        if new in [name for _, name in retained]:
-            raise value.error("each new name once", "rename one of them", found=f"{new!r} twice")
-        retained.append((old, new))
-    return Project(path, tuple(retained))
-
-
-def _merge_spans(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    groups = fields["group_fields"]
-    names = () if groups.value == () else _names(groups)
-    begin, end = (_field(fields[name]) for name in ("begin_field", "end_field"))
-    text = fields.get("text_field")
-    said = None if text is None or text.is_null else _field(text)
-    all_names = [*names, begin, end, *([] if said is None else [said])]
-    twice = [name for name in all_names if all_names.count(name) > 1]
-    if twice:
-        raise groups.error("each field in one part", "correct it", found=f"{twice[0]!r} in two")
-    return MergeSpans(path, names, begin, end, said)
-
-
-def _decode_sentences(fields: Mapping[str, Item], path: PathPattern) -> Rule:
-    source = fields["source"]
-    wanted = f"one of {', '.join(PLACES)}, or a list of them"
-    parts = source.value if isinstance(source.value, tuple) and source.value else (source,)
-    places: list[str] = []
-    for part in parts:
-        place = part.value
-        if not isinstance(place, str) or place not in PLACES or place in places:
-            raise part.error(wanted, "name each place once")
-        places.append(place)
-    if LAST_MESSAGE in places and len(places) > 1:
-        raise source.error(
-            f"{LAST_MESSAGE} alone, or {DOCUMENTS} and {HISTORY}",
-            "the last message's sentences are numbered apart, so that a number would be ambiguous: "
-            "use two rules",
-        )
-    outputs: list[tuple[str, str]] = []
-    needs = {"document_id": DOCUMENTS, "message_index": HISTORY}
-    for key, value in fields["output_names"].entries(
-        f"a mapping from {', '.join(OUTPUTS)} to fields' names", "name at least one"
-    ):
-        what = key.value
-        if not isinstance(what, str) or what not in OUTPUTS:
-            raise key.error(f"one of {', '.join(OUTPUTS)}", "remove it")
-        if needs.get(what, places[0]) not in places:
-            raise key.error(f"{needs[what]} among the sources", "remove it, or add the source")
-        if not value.is_null:
-            name = value.text("give the field's name")
-            if name in [other for _, other in outputs]:
-                raise value.error("each name once", "rename one", found=f"{name!r} twice")
-            outputs.append((what, name))
-    outputs.sort(key=lambda output: OUTPUTS.index(output[0]))
-    if not path or isinstance(path[-1], int):
-        raise fields["input_path"].error(
-            "a path to a field of an object", "the new fields are put beside it"
-        )
-    return DecodeSentences(path, tuple(places), tuple(outputs))
-
-
-def _check_decoding(
-    fields: Mapping[str, Item], rule: DecodeSentences, places: Collection[str]
-) -> None:
-    for place in rule.source:
-        if place not in places:
-            raise fields["source"].error(
-                f"places that sentence_boundaries has, {', '.join(places) or 'which are none'}",
-                f"add '{place}' to sentence_boundaries",
-                found=place,
-            )
-
-
-def _field(item: Item) -> str:
-    return item.text("name the field")
-
-
-def _names(item: Item) -> tuple[str, ...]:
-    out: list[str] = []
-    for element in item.elements(_NAMES, "name at least one"):
-        name = element.text("put the name in quotes")
-        if name in out:
-            raise element.error("each name once", "remove it", found=f"{name!r} twice")
-        out.append(name)
-    return tuple(out)
-
-
-_Make = Callable[[Mapping[str, Item], PathPattern], Rule]
-# each rule's required and optional arguments, besides type and input_path
-READERS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...], _Make]]] = {
-    Likelihood.name: (("categories_to_values",), (), _likelihood),
-    Nest.name: (("field_name",), (), lambda f, path: Nest(path, _field(f["field_name"]))),
-    Project.name: (("retained_fields",), (), _project),
-    Explode.name: (("target_field",), (), lambda f, path: Explode(path, _field(f["target_field"]))),
-    DropDuplicates.name: (
-        ("target_fields",),
-        (),
-        lambda f, path: DropDuplicates(path, _names(f["target_fields"])),
-    ),
-    DecodeSentences.name: (("source", "output_names"), (), _decode_sentences),
-    MergeSpans.name: (("group_fields", "begin_field", "end_field"), ("text_field",), _merge_spans),
-}

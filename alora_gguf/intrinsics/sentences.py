@@ -7,11 +7,12 @@ those that the adapters were trained with.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from alora_gguf.errors import InputError
+from alora_gguf.messages import Document, Message
 
 LAST_MESSAGE: Final = "last_message"
 DOCUMENTS: Final = "documents"
@@ -36,12 +37,34 @@ class Sentence:
     message_index: int | None = None
 
 
-def split(text: str) -> list[str]:
-    """The sentences of a text, without the space between them; none of an empty text.
-
-    Raises InputError if nltk is not installed.
+def number_sentences(
+    prefixes: Mapping[str, str],
+    messages: Sequence[Message],
+    documents: Sequence[Document],
+) -> tuple[list[Message], list[Document], dict[str, tuple[Sentence, ...]]]:
+    """Messages and documents with tags in the places that `prefixes` names, and the sentences by
+    place. The last message, which is there if it is named, is counted from 0; documents and the
+    messages before the last share a counter.
     """
-    return [str(sentence) for sentence in _splitter().tokenize(text)]
+    messages, documents = list(messages), list(documents)
+    if not prefixes:
+        return messages, documents, {}
+    sentences: dict[str, list[Sentence]] = {place: [] for place in PLACES if place in prefixes}
+    if LAST_MESSAGE in prefixes:
+        text, sentences[LAST_MESSAGE] = tag(messages[-1].content, prefixes[LAST_MESSAGE], 0)
+        messages[-1] = replace(messages[-1], content=text)
+    count = 0
+    for i, document in enumerate(documents if DOCUMENTS in prefixes else ()):
+        text, found = tag(document.text, prefixes[DOCUMENTS], count, document_id=document.doc_id)
+        documents[i] = replace(document, text=text)
+        sentences[DOCUMENTS] += found
+        count += len(found)
+    for i, message in enumerate(messages[:-1] if HISTORY in prefixes else ()):
+        text, found = tag(message.content, prefixes[HISTORY], count, message_index=i)
+        messages[i] = replace(message, content=text)
+        sentences[HISTORY] += found
+        count += len(found)
+    return messages, documents, {place: tuple(found) for place, found in sentences.items()}
 
 
 def tag(
@@ -56,25 +79,22 @@ def tag(
 
     Sentences are joined by single blanks, whatever stood between them.
     """
-    found = split(text)
-    return join_tagged(found, prefix, first), _numbered(found, first, document_id, message_index)
-
-
-def join_tagged(sentences: Sequence[str], prefix: str, first: int) -> str:
-    """Sentences with their tags, as one text."""
-    return " ".join(f"<{prefix}{first + i}> {text}" for i, text in enumerate(sentences))
-
-
-def _numbered(
-    sentences: Sequence[str], first: int, document_id: str | None, message_index: int | None
-) -> list[Sentence]:
-    out, begin = [], 0
-    for i, sentence in enumerate(sentences):
-        text = sentence if i == len(sentences) - 1 else f"{sentence} "
-        end = begin + len(text)
-        out.append(Sentence(first + i, begin, end, text, document_id, message_index))
+    texts = split(text)
+    found, begin = [], 0
+    for i, sentence in enumerate(texts):
+        said = sentence if i == len(texts) - 1 else f"{sentence} "
+        end = begin + len(said)
+        found.append(Sentence(first + i, begin, end, said, document_id, message_index))
         begin = end
-    return out
+    return "".join(f"<{prefix}{sentence.number}> {sentence.text}" for sentence in found), found
+
+
+def split(text: str) -> list[str]:
+    """The sentences of a text, without the space between them; none of an empty text.
+
+    Raises InputError if nltk is not installed.
+    """
+    return [str(sentence) for sentence in _splitter().tokenize(text)]
 
 
 @functools.cache

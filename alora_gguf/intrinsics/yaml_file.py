@@ -7,6 +7,7 @@ aliases and merge keys are refused: contracts need none, and small files can be 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -14,7 +15,7 @@ import yaml
 
 from alora_gguf.errors import ContractError
 
-from .reply import JsonValue
+from .reply import JsonValue, show_value
 
 MAX_BYTES: Final = 64 << 10
 MAX_NODES: Final = 10_000
@@ -27,7 +28,8 @@ Scalar: TypeAlias = "bool | int | float | str | None"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A value of a YAML file: a scalar, the items of a sequence, or the entries of a mapping.
+    """A value of a YAML file: a scalar, the items of a sequence, or the entries of a mapping, whose
+    keys are scalars.
 
     `source` and `line` (from 1) say where it stands, `field` what it is; `literal` is true for a
     block scalar of the style "|", whose lines are the file's.
@@ -36,7 +38,7 @@ class Item:
     source: str
     line: int
     field: str
-    value: Scalar | tuple[Item, ...] | dict[tuple[str, Scalar], tuple[Item, Item]]
+    value: Scalar | tuple[Item, ...] | dict[Item, Item]
     literal: bool = False
 
     def error(
@@ -44,17 +46,12 @@ class Item:
     ) -> ContractError:
         """What to raise about this value, at another line than its own if it has several."""
         what = f"field {self.field}: " if self.field else ""
-        found = self.describe() if found is None else found
+        if found is None:
+            found = show_value(self.value)
+            if isinstance(self.value, (tuple, dict)):
+                kind = "list" if isinstance(self.value, tuple) else "mapping"
+                found = f"a {kind}" if self.value else f"an empty {kind}"
         return refusal(self.source, line or self.line, f"{what}expected {expected}", found, fix)
-
-    def describe(self) -> str:
-        """What the value is, in some words."""
-        value = self.value
-        if isinstance(value, tuple):
-            return "an empty list" if not value else "a list"
-        if isinstance(value, dict):
-            return "an empty mapping" if not value else "a mapping"
-        return short(value)
 
     def line_of(self, offset: int) -> int:
         """The line of a character of a string; only a literal block keeps its lines."""
@@ -73,31 +70,33 @@ class Item:
             raise self.error("a text", fix)
         return self.value
 
+    def choice(self, words: Iterable[str], fix: str = "correct it", also: str = "") -> str:
+        """One of the words; `also` says what else there could have been."""
+        if not isinstance(self.value, str) or self.value not in words:
+            raise self.error(f"one of {', '.join(words)}{also}", fix)
+        return self.value
+
     def elements(self, expected: str, fix: str) -> tuple[Item, ...]:
         """A sequence's items, at least one."""
         if not isinstance(self.value, tuple) or not self.value:
             raise self.error(expected, fix)
         return self.value
 
-    def entries(self, expected: str, fix: str) -> list[tuple[Item, Item]]:
+    def entries(self, expected: str, fix: str) -> dict[Item, Item]:
         """A mapping's keys and values, at least one."""
         if not isinstance(self.value, dict) or not self.value:
             raise self.error(expected, fix)
-        return list(self.value.values())
+        return self.value
 
     def fields(
-        self, required: tuple[str, ...], optional: tuple[str, ...], what: str
+        self, required: Iterable[str], optional: Iterable[str], what: str
     ) -> dict[str, Item]:
         """The values of a mapping that must have the required keys and may have the others."""
         known = (*required, *optional)
-        listed = ", ".join(known)
-        if not isinstance(self.value, dict):
-            raise self.error(f"a mapping with {listed}", f"see docs/intrinsics.md for {what}")
-        out = {}
-        for key, value in self.value.values():
-            if not isinstance(key.value, str) or key.value not in known:
-                raise key.error(f"one of {listed}", f"{what} has no such field: remove it")
-            out[key.value] = value
+        wanted = f"a mapping with {', '.join(known)}"
+        entries = self.entries(wanted, f"see docs/intrinsics.md for {what}")
+        fix = f"{what} has no such field: remove it"
+        out = {key.choice(known, fix): value for key, value in entries.items()}
         for name in required:
             if name not in out:
                 raise self.error(f"{what} to have '{name}'", f"add '{name}:'", found="none")
@@ -108,24 +107,10 @@ class Item:
         if isinstance(self.value, tuple):
             return [item.plain() for item in self.value]
         if isinstance(self.value, dict):
-            return {key.text(): item.plain() for key, item in self.value.values()}
+            return {key.text(): item.plain() for key, item in self.value.items()}
         if isinstance(self.value, float) and not math.isfinite(self.value):
             raise self.error("a finite number", "JSON has no other")
         return self.value
-
-    def find(self, path: tuple[str | int, ...]) -> Item:
-        """The item at `path`, or the last one on the way to it that there is."""
-        item = self
-        for step in path:
-            inner: Item | None = None
-            if isinstance(item.value, tuple) and isinstance(step, int) and step < len(item.value):
-                inner = item.value[step]
-            elif isinstance(item.value, dict) and ("str", step) in item.value:
-                inner = item.value["str", step][1]
-            if inner is None:
-                break
-            item = inner
-        return item
 
 
 def refusal(source: str, line: int, expected: str, found: str, fix: str) -> ContractError:
@@ -135,63 +120,38 @@ def refusal(source: str, line: int, expected: str, found: str, fix: str) -> Cont
     return ContractError(f"{source}:{line}: {''.join(shown)}")
 
 
-def short(value: object) -> str:
-    """A value for a message, as YAML has it and of a bounded length."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
-
-
 def read_yaml(text: str | bytes, source: str) -> Item:
     """The one value of a YAML file. Raises ContractError with the line of what is wrong."""
-    decoded = _decode(text, source)
-    try:
-        loader = _Loader(decoded, source)
-        node = loader.get_single_node()
-        if node is None:
-            raise ContractError(
-                f"{source}:1: expected the fields of a contract, found an empty file; see "
-                "docs/intrinsics.md for an example"
-            )
-        return loader.item(node, "")
-    except yaml.reader.ReaderError as error:
-        line = decoded.count("\n", 0, error.position) + 1
-        raise ContractError(
-            f"{source}:{line}: expected printable text, found the character "
-            f"{error.character:#04x}; remove it, or write it in double quotes as an escape"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        raise _syntax(error, source) from None
-
-
-def _decode(text: str | bytes, source: str) -> str:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(data) > MAX_BYTES:
-        raise ContractError(
-            f"{source}:1: expected at most {MAX_BYTES} bytes, found {len(data)}; was another file "
-            "saved under this name?"
-        )
+        fix = "was another file saved under this name?"
+        raise refusal(source, 1, f"expected at most {MAX_BYTES} bytes", str(len(data)), fix)
     try:
-        return data.decode()
+        loader = _Loader(data.decode(), source)
+        node = loader.get_single_node()
+        if node is None:
+            fix = "see docs/intrinsics.md for an example"
+            raise refusal(source, 1, "expected the fields of a contract", "an empty file", fix)
+        return loader.item(node, "")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ContractError(
-            f"{source}:{line}: expected UTF-8, found the byte {data[error.start]:#04x}; save the "
-            "file as UTF-8"
-        ) from None
-
-
-def _syntax(error: yaml.MarkedYAMLError, source: str) -> ContractError:
-    mark = error.problem_mark or error.context_mark
-    line = 1 if mark is None else mark.line + 1
-    problem = " ".join(str(error.problem or error.context).split())
-    fix = "check the indentation, quotes and brackets around this line"
-    if "\\t" in problem:
-        fix = "indent with blanks, never with tabs"
-    elif "single document" in str(error.context):
-        fix = "a contract is one document: remove the others"
-    return refusal(source, line, "expected YAML", f"a problem: {problem}", fix)
+        found = f"the byte {data[error.start]:#04x}"
+        raise refusal(source, line, "expected UTF-8", found, "save the file as UTF-8") from None
+    except yaml.reader.ReaderError as error:
+        line = data.decode().count("\n", 0, error.position) + 1
+        fix = "remove it, or write it in double quotes as an escape"
+        found = f"the character {error.character:#04x}"
+        raise refusal(source, line, "expected printable text", found, fix) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(str(error.problem or error.context).split())
+        fix = "check the indentation, quotes and brackets around this line"
+        if "\\t" in problem:
+            fix = "indent with blanks, never with tabs"
+        elif "single document" in str(error.context):
+            fix = "a contract is one document: remove the others"
+        line = 1 if mark is None else mark.line + 1
+        raise refusal(source, line, "expected YAML", f"a problem: {problem}", fix) from None
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
@@ -203,22 +163,22 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
         self.depth = 0
         self.nodes = 0
 
-    def refuse(self, line: int, expected: str, found: str, fix: str) -> ContractError:
+    def refuse(self, at: Any, expected: str, found: str, fix: str) -> ContractError:
+        """What to raise about a node or event."""
+        line = at.start_mark.line + 1
         return refusal(self.source, line, f"expected {expected}", found[:80], fix)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
-            raise self.refuse(
-                line, "a plain value", f"{mark}{event.anchor}", "write it out where it is used"
-            )
+            fix = "write it out where it is used"
+            raise self.refuse(event, "a plain value", f"{mark}{event.anchor}", fix)
         self.depth += 1
         self.nodes += 1
         if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
             limits = f"at most {MAX_NODES} values, {MAX_DEPTH} deep"
-            raise self.refuse(line, limits, "more", "a contract needs far fewer")
+            raise self.refuse(event, limits, "more", "a contract needs far fewer")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -227,26 +187,24 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode):
             return Item(self.source, line, field, self.scalar(node), node.style == "|")
-        kind = "map" if isinstance(node, yaml.MappingNode) else "seq"
-        if node.tag != _TAG + kind:
-            raise self.tag_refused(node)
-        if kind == "seq":
+        if node.tag == f"{_TAG}seq":
             parts = [self.item(part, f"{field}[{i}]") for i, part in enumerate(node.value)]
             return Item(self.source, line, field, tuple(parts))
-        entries: dict[tuple[str, Scalar], tuple[Item, Item]] = {}
+        if node.tag != f"{_TAG}map":
+            raise self.tag_refused(node)
+        entries: dict[Item, Item] = {}
+        lines: dict[tuple[type, object], int] = {}  # True would equal 1
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                where = key_node.start_mark.line + 1
-                raise self.refuse(where, "a plain key", "a list or a mapping", "use a text")
-            name = f"{field}.{key_node.value[:40]}" if field else str(key_node.value[:40])
-            value = self.scalar(key_node)
-            key = Item(self.source, key_node.start_mark.line + 1, name, value)
-            known = (type(value).__name__, value)  # True would equal 1
-            if known in entries:
-                first = entries[known][0].line
-                fix = f"remove one of them: the first is in line {first}"
+                raise self.refuse(key_node, "a plain key", "a list or a mapping", "use a text")
+            name = f"{field}.{key_node.value[:40]}".removeprefix(".")
+            key = self.item(key_node, name)
+            known = (type(key.value), key.value)
+            if known in lines:
+                fix = f"remove one of them: the first is in line {lines[known]}"
                 raise key.error("each key once", fix, found="it twice")
-            entries[known] = key, self.item(value_node, name)
+            lines[known] = key.line
+            entries[key] = self.item(value_node, name)
         return Item(self.source, line, field, entries)
 
     def scalar(self, node: yaml.ScalarNode) -> Scalar:
@@ -260,22 +218,19 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
         }.get(kind)
         if make is None:
             raise self.tag_refused(node)
-        line = node.start_mark.line + 1
         if kind != "str" and len(node.value) > _MAX_SCALAR:
-            raise self.refuse(line, "a number of common size", node.value, "put texts in quotes")
+            raise self.refuse(node, "a number of common size", node.value, "put texts in quotes")
         try:
             value: Scalar = make(node)
         except (ValueError, KeyError, IndexError, OverflowError):
-            raise self.refuse(
-                line, f"what its tag says, {kind}", repr(node.value), "remove the tag"
-            ) from None
+            expected = f"what its tag says, {kind}"
+            raise self.refuse(node, expected, repr(node.value), "remove the tag") from None
         return value
 
     def tag_refused(self, node: yaml.Node) -> ContractError:
-        line = node.start_mark.line + 1
         if node.tag == f"{_TAG}timestamp":
-            return self.refuse(line, "a text", f"the date {node.value}", "put it in quotes")
+            return self.refuse(node, "a text", f"the date {node.value}", "put it in quotes")
         if node.tag in (f"{_TAG}merge", f"{_TAG}value"):
-            return self.refuse(line, "a key", node.value, "quote it, or write the fields out")
+            return self.refuse(node, "a key", node.value, "quote it, or write the fields out")
         tag = node.tag.replace(_TAG, "!!")
-        return self.refuse(line, "a value without a tag", f"the tag {tag}", "remove the tag")
+        return self.refuse(node, "a value without a tag", f"the tag {tag}", "remove the tag")

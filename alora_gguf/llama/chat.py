@@ -20,7 +20,7 @@ from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.provenance import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
@@ -276,7 +276,9 @@ def ask(llama: Reader, options: dict[str, Any], method: Callable[..., Any], extr
     if not chat:
         return iter([answer])
     (choice,) = answer["choices"]  # a value is only known at the end: one chunk, and the end
-    chunks = ({**answer, "choices": [{**choice, "finish_reason": end}]} for end in (None, "stop"))
+    chunks: Any = (
+        {**answer, "choices": [{**choice, "finish_reason": end}]} for end in (None, "stop")
+    )
     return llama_chat_format._convert_completion_to_chat(chunks, stream=True)
 
 

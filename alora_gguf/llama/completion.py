@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from llama_cpp import Llama as Stock
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError
 
 from .reader import Reader

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from llama_cpp import Llama as Stock
@@ -117,17 +117,13 @@ class Llama(Reader):
         UnknownAdapterError, InvocationNotFoundError; ContractError and OutputError for intrinsics.
         """
         if intrinsic is not None:
-            extra = chat.Extra(adapter, adapter_scale, None, {}, intrinsic, intrinsic_arguments)
+            extra = chat.Extra(
+                adapter, adapter_scale, intrinsic=intrinsic, arguments=intrinsic_arguments
+            )
             return chat.ask(self, options, Stock.create_completion, extra)
         request = Request(self, self._runtime.vocab, adapter, adapter_scale)
-        answers = self._create_completion(**options, request=request)
+        answers = completion.complete(self, options, request)
         return answers if options["stream"] else next(answers)
-
-    @extends(Stock._create_completion)
-    def _create_completion(
-        self, options: dict[str, Any], *, request: Request | None = None
-    ) -> Iterator[Any]:
-        return completion.complete(self, options, request or Request(self, self._runtime.vocab))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """create_completion(), which a subclass may have overridden."""
@@ -198,12 +194,7 @@ class Llama(Reader):
     def __enter__(self) -> Llama:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -17,7 +17,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Logits, Run
+from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
@@ -105,9 +105,9 @@ class Reader(Stock):
             nothing: Any = Nothing(InputError, without)
             self._runtime = self._sequence = self._contracts = nothing
             return
-        self._runtime = runtime = Runtime(
-            base, options, verbose=self.verbose, adopt=(model, self._ctx.ctx)
-        )
+        adopt = model, self._ctx.ctx
+        context = LlamaContext(base.path, options, verbose=self.verbose, adopt=adopt)
+        self._runtime = runtime = Runtime(base, context)
         self._model._vocabulary = runtime.vocab  # type: ignore[attr-defined]
         self._contracts = Contracts(runtime.bank)
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
@@ -148,7 +148,10 @@ class Reader(Stock):
 
         Raises CacheFullError, DecodeError.
         """
-        name, scale, first = self._by
+        self._eval(tokens, self._by)
+
+    def _eval(self, tokens: Sequence[int], by: _By) -> None:
+        name, scale, first = by
         vocab, sequence = self._runtime.vocab, self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
             new, spans = vocab.check(tokens, "tokens"), spans_for(first, use.provenance)
@@ -211,14 +214,6 @@ class Reader(Stock):
                 self._cut(left)
             self._turn += 1
             yield
-
-    @contextmanager
-    def _computed_by(self, by: _By) -> Iterator[None]:
-        before, self._by = self._by, by
-        try:
-            yield
-        finally:
-            self._by = before
 
     def _by_of_cells(self) -> _By:
         """Who computed the last cell."""
@@ -288,8 +283,7 @@ class Reader(Stock):
             return row
         if len(sequence.cached) != n or sequence.logits is None:  # cut back to here
             self.n_tokens = n - 1
-            with self._computed_by(self._by_of_cells()):
-                self.eval(self.input_ids[n - 1 : n].tolist())
+            self._eval(self.input_ids[n - 1 : n].tolist(), self._by_of_cells())
         return sequence.last_logits()
 
     @extends(Stock.generate)
@@ -358,17 +352,16 @@ class Reader(Stock):
         request: Request,
     ) -> tuple[int, Logits]:
         """Reads `new` and chooses what follows, through methods that a subclass may override."""
-        before, self._request = self._request, request
+        before, self._request, self._by = self._request, request, by
         try:
-            with self._computed_by(by):
-                self.eval(new)
+            self.eval(new)
             if request.scores_prompt and not request.prompt_scored:
                 request.score_prompt(0, self.scores[: self.n_tokens])
             self._chosen = sampler
             row = self._row(None)
             return self.sample(idx=self.n_tokens - 1, **options), row
         finally:
-            self._chosen, self._request = None, before
+            self._chosen, self._request, self._by = None, before, BASE
 
     # State ---------------------------------------------------------------------------------------
 
@@ -381,8 +374,7 @@ class Reader(Stock):
         with self._lock:
             self._runtime.check_open()
             if len(self._sequence.cached) != self.n_tokens:
-                with self._computed_by(self._by_of_cells()):
-                    self.eval([])
+                self._eval([], self._by_of_cells())
             try:
                 saved = snapshot(self._runtime, self._sequence, {})
             except InputError:

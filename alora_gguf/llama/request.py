@@ -10,7 +10,7 @@ from typing import Any
 from llama_cpp import Llama as Stock
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.generate.sampling import token_logprob
 from alora_gguf.options import TokenLogprob

@@ -9,7 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from llama_cpp import Llama as Stock
 from llama_cpp import llama_chat_format
@@ -35,12 +35,16 @@ _FORMER: Final[Mapping[str, tuple[object, ...]]] = {
 swallows: LangChain and llama_cpp.server do."""
 
 _ADAPTERS: Final = 'use adapters={"name": path} and adapter="name" with each call instead'
-_REFUSED: Final[Mapping[str, tuple[object, str]]] = {
-    "lora_base": (None, _ADAPTERS),
-    "lora_path": (None, _ADAPTERS),
-    "lora_scale": (1.0, "use adapter_scale= with each call instead"),
+_REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
+    "lora_base": ((None,), _ADAPTERS),
+    "lora_path": ((None,), _ADAPTERS),
+    "lora_scale": ((1.0,), "use adapter_scale= with each call instead"),
+    "swa_full": (
+        (None, True),
+        "sequences that share a prefix need the cells that a sliding window drops; leave it out",
+    ),
 }
-"""Keywords that may only have their default, and what to do instead."""
+"""Keywords that may only have these values, and what to do instead."""
 
 
 def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -101,14 +105,9 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, usual in _FORMER.items():
         if given.get(name) not in (None, *usual):
             _warn(f"{name}={given[name]!r} has no effect: llama.cpp has no such option any more")
-    for name, (default, instead) in _REFUSED.items():
-        if settings[name] != default:
+    for name, (allowed, instead) in _REFUSED.items():
+        if settings[name] not in allowed:
             raise InputError(f"{name}={settings[name]!r} is not supported: {instead}")
-    if settings["swa_full"] is False:
-        raise InputError(
-            "swa_full=False is not supported: sequences that share a prefix need the cells that a "
-            "sliding window drops; leave it out"
-        )
     images = (llama_chat_format.Llava15ChatHandler, llama_chat_format.MTMDChatHandler)
     if isinstance(settings["chat_handler"], images):
         raise InputError(
@@ -119,20 +118,15 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         _warn("draft_model has no effect: drafts change how fast a text comes, not the text")
         settings["draft_model"] = None
     settings["embedding"] = False  # embed() makes a context of its own
-    _check_numbers(settings)
+    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
+        check_int(settings[name], name, least)
+    for name, value in settings.items():
+        if name.startswith(("rope_freq", "yarn_")):
+            check_number(value, name)
     threads = settings["n_threads"] or default_threads()
     settings["n_threads"] = threads
     settings["n_threads_batch"] = settings["n_threads_batch"] or threads
     return settings
-
-
-def _check_numbers(settings: Mapping[str, Any]) -> None:
-    check_int(settings["n_ctx"], "n_ctx", 0)
-    check_int(settings["n_batch"], "n_batch", 1)
-    check_int(settings["n_ubatch"], "n_ubatch", 1)
-    for name in settings:
-        if name.startswith(("rope_freq", "yarn_")):
-            check_number(settings[name], name)
 
 
 def context_options(settings: Mapping[str, Any]) -> ContextOptions:
@@ -150,13 +144,13 @@ def context_options(settings: Mapping[str, Any]) -> ContextOptions:
 
 
 def _cache_type(number: int | None, name: str) -> CacheType:
+    names = {value: known for known, value in CACHE_TYPES.items()}
     if number is None:
         return "f16"
-    for known, value in CACHE_TYPES.items():
-        if value == number:
-            return known  # type: ignore[return-value]
-    known_numbers = ", ".join(f"{value} ({known})" for known, value in CACHE_TYPES.items())
-    raise InputError(f"{name} must be one of {known_numbers}, got {number!r}")
+    if number not in names:
+        known = ", ".join(f"{value} ({name})" for value, name in names.items())
+        raise InputError(f"{name} must be one of {known}, got {number!r}")
+    return cast(CacheType, names[number])
 
 
 def check_sampling(options: Mapping[str, Any]) -> None:

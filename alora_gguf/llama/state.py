@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import LlamaState as StockState
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.provenance import CachedTokens, Spans
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import SavedSessionError

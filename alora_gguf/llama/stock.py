@@ -12,7 +12,7 @@ from llama_cpp import _internals as internals
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import AloraError, InputError
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
@@ -49,11 +49,19 @@ class Model(internals.LlamaModel):
     """Stock's model; its texts of tokens are whole (stock drops those of more than 32 bytes)."""
 
     _vocabulary: Vocabulary
+    _latest: tuple[list[int], bytes, bool] = ([], b"", False)
 
     def detokenize(self, tokens: list[int], special: bool = False) -> bytes:
         """The bytes of `tokens`, of control tokens with `special` only."""
-        vocab = self._vocabulary
-        text = b"".join(vocab.piece(t, special=special) for t in vocab.check(tokens, "tokens"))
+        # stock's completion asks for the whole reply after every token
+        known, text, kind = self._latest
+        tokens = list(tokens)
+        if kind != special or tokens[: len(known)] != known:
+            known, text = [], b""
+        for token in self._vocabulary.check(tokens[len(known) :], "tokens"):
+            text += self._vocabulary.piece(token, special=special)
+        if len(tokens) > 1:  # a stream asks for its latest token between
+            self._latest = tokens, text, special
         # some vocabularies put a space behind a leading beginning-of-sequence token
         leading = text[:1] == b" " and tokens[0] == self.token_bos()
         return text[1:] if leading else text

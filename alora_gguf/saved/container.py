@@ -49,15 +49,13 @@ def write_sections(path: Path, sections: Sections) -> None:
     if the file system refuses, InputError for a header that JSON cannot hold or a place for no
     file.
     """
-    session = canonical(sections.header)
-    lengths = [len(part) for part in sections.parts]
+    session, lengths = canonical(sections.header), [len(part) for part in sections.parts]
     head = _head(FORMAT, session, lengths, _checksum(session, sections.parts))
     if len(head) > _MAX_HEAD:
         raise InputError(
             f"notes cannot be saved: {len(head)} bytes, expected at most {_MAX_HEAD} with the rest"
         )
-    what, error = "saved session", SavedSessionError
-    with write_whole(path, private=True, what=what, error=error) as file:
+    with write_whole(path, private=True, what="saved session", error=SavedSessionError) as file:
         for part in (head, *sections.parts):
             file.write(part)
 
@@ -93,15 +91,12 @@ def canonical(header: Mapping[str, Any]) -> str:
 
 def _head(form: str, session: str, lengths: list[int], checksum: str) -> bytes:
     """All that comes before the tensors, in the one form in which it is written."""
-    table: dict[str, Any] = {
-        "__metadata__": {"format": form, "session": session, "sha256": checksum}
-    }
-    begin = 0
+    about = {"format": form, "session": session, "sha256": checksum}
+    table: dict[str, Any] = {"__metadata__": about}
+    end = 0
     for (name, kind, size), length in zip(_TENSORS, lengths, strict=True):
-        end = begin + length
-        offsets = [begin, end]
-        table[name] = {"dtype": kind, "shape": [length // size], "data_offsets": offsets}
-        begin = end
+        begin, end = end, end + length
+        table[name] = {"dtype": kind, "shape": [length // size], "data_offsets": [begin, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
@@ -177,17 +172,17 @@ def _foreign(path: Path, head: bytes) -> SavedSessionError:
 
 
 def _check_format(form: object, path: Path) -> None:
-    stem, _, version = str(form).rpartition(" ")
     if form == FORMAT:
         return
-    if stem != FORMAT.rpartition(" ")[0] or not version.isdecimal():
+    stem, _, version = str(form).rpartition(" ")
+    if stem == FORMAT[:-2] and version.isdecimal():
         raise SavedSessionError(
-            f"{path}: is not a saved session: its format is {form!r:.60}, expected {FORMAT!r}; "
-            "check the path"
+            f"{path}: has version {version} of the format, this alora-gguf reads 2; upgrade "
+            "alora-gguf, unless the file is damaged"
         )
     raise SavedSessionError(
-        f"{path}: has version {version} of the format, this alora-gguf reads 2; upgrade "
-        "alora-gguf, unless the file is damaged"
+        f"{path}: is not a saved session: its format is {form!r:.60}, expected {FORMAT!r}; "
+        "check the path"
     )
 
 

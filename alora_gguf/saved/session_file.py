@@ -1,7 +1,7 @@
 """Saved sessions: a conversation with its cells in a file, for another process to go on with.
 
-Says what belongs to one, what must agree before its cells may be used, and refuses the rest. The
-bytes are container.py's, the way to llama.cpp is snapshot.py's.
+Says what belongs to one, and refuses the rest. The bytes are container.py's; snapshot.py knows when
+a model may use the cells.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
 
-from alora_gguf.engine.llama_context import CacheLayout, Memory
+from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.engine.provenance import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
 from alora_gguf.gguf.base import BaseFingerprint
@@ -24,7 +24,7 @@ from alora_gguf.gguf.base import BaseFingerprint
 from .container import Sections, canonical, read_sections, write_sections
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
+NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,88 +105,6 @@ def read_saved(path: str | os.PathLike[str]) -> SavedSession:
     return _Header(file, read_sections(file)).session()
 
 
-def check_saved(
-    saved: SavedSession,
-    *,
-    base: BaseFingerprint,
-    cache: CacheLayout,
-    adapters_loaded: Mapping[str, str],
-    n_vocab: int,
-) -> None:
-    """Raises SavedSessionError unless the cells mean the same to a model of this `base` and `cache`
-    with these adapters (names mapped to identities) and tokens below `n_vocab`.
-
-    An adapter may be loaded under another name than it was; its weights must be the same.
-    """
-    where = saved.origin or "saved session"
-    if saved.base != base:
-        raise SavedSessionError(
-            f"{where}: was saved with the base {saved.base}, but this model is {base}; open that "
-            "base, or read the conversation again"
-        )
-    if saved.n_cached:
-        _check_layout(saved.cache, cache, where)
-    for adapter in saved.adapters:
-        if adapter.identity not in adapters_loaded.values():
-            raise SavedSessionError(f"{where}: {_missing(adapter, adapters_loaded)}")
-    if saved.tokens and max(saved.tokens) >= n_vocab:
-        raise SavedSessionError(
-            f"{where}: token {max(saved.tokens)} is outside the vocabulary of {n_vocab}; "
-            f"{_NOT_OURS}"
-        )
-    if saved.logits and len(saved.logits) != 4 * n_vocab:
-        raise SavedSessionError(
-            f"{where}: has {len(saved.logits) // 4} logits, expected one per token of the "
-            f"vocabulary of {n_vocab}; {_NOT_OURS}"
-        )
-
-
-def _missing(adapter: SavedAdapter, loaded: Mapping[str, str]) -> str:
-    weights = f"weights {adapter.identity[:12]}"
-    if adapter.name is None:
-        return (
-            f"some of its cells were computed by an adapter ({weights}) that had been unloaded "
-            "when it was saved and is not loaded now; load it first, under any name"
-        )
-    if adapter.name in loaded:
-        return (
-            f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), but the "
-            f"one loaded as '{adapter.name}' has other weights ({loaded[adapter.name][:12]}); load "
-            "the file that was used then, under any name"
-        )
-    known = ", ".join(f"'{name}'" for name in loaded) or "none"
-    return (
-        f"some of its cells were computed by the adapter '{adapter.name}' ({weights}), which is "
-        f"not loaded (loaded: {known}); load it first"
-    )
-
-
-def _check_layout(old: CacheLayout, cache: CacheLayout, where: str) -> None:
-    """Whether a cell's bytes mean the same in both."""
-    if old.llama_cpp != cache.llama_cpp:
-        raise SavedSessionError(
-            f"{where}: its cells are those of llama-cpp-python {old.llama_cpp}, but this is "
-            f"{cache.llama_cpp}, which may lay them out otherwise; read the conversation again"
-        )
-    fixes = {
-        "type_k": f"open the model with type_k={old.type_k!r}",
-        "type_v": f"open the model with type_v={old.type_v!r}",
-        "flash_attn": f"open the model with flash_attn={old.flash_attn!r}",
-        "rope_context": f"open the model with n_ctx={old.rope_context}",
-        "rotated": "set LLAMA_ATTN_ROT_DISABLE as it was then",
-    }
-    for name in (f.name for f in fields(CacheLayout)):
-        found, expected = getattr(old, name), getattr(cache, name)
-        if name == "flash_attn" and "auto" in (found, expected):
-            continue  # llama.cpp knows what it chose, and refuses by itself
-        if found != expected:
-            raise SavedSessionError(
-                f"{where}: was saved with {name} {found!r}, but this model has {expected!r}; "
-                f"{fixes.get(name, 'open the model as it was then')}, or read the conversation "
-                "again"
-            )
-
-
 # What a stranger may have written ----------------------------------------------------------------
 
 _Kind = tuple[str, Callable[[Any], bool]]
@@ -236,7 +154,7 @@ class _Header:
         self.sections = sections
 
     def fail(self, problem: str) -> SavedSessionError:
-        return SavedSessionError(f"{self.path}: {problem}; {_NOT_OURS}")
+        return SavedSessionError(f"{self.path}: {problem}; {NOT_OURS}")
 
     def session(self) -> SavedSession:
         tokens = np.frombuffer(self.sections.tokens, "<i4")

@@ -1,19 +1,23 @@
-"""A sequence as a saved session, and back: the way between llama.cpp's cells and the file."""
+"""A sequence as a saved session, and back: the way between llama.cpp's cells and the file, and what
+must agree before its cells may be used.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from alora_gguf.engine.loading import CacheLayout
 from alora_gguf.engine.provenance import BASE, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.errors import CacheFullError, DecodeError, InputError, SavedSessionError
 
-from .session_file import SavedAdapter, SavedSession, check_saved, read_saved
+from .session_file import NOT_OURS, SavedAdapter, SavedSession, read_saved
 
 
 def snapshot(runtime: Runtime, sequence: TokenSequence, notes: Mapping[str, Any]) -> SavedSession:
@@ -64,14 +68,71 @@ def restore(runtime: Runtime, path: str | os.PathLike[str]) -> tuple[TokenSequen
 
 
 def check(runtime: Runtime, saved: SavedSession) -> None:
-    """Raises SavedSessionError if the cells mean something else to this model."""
-    check_saved(
-        saved,
-        base=runtime.fingerprint,
-        cache=runtime.layout,
-        adapters_loaded={name: file.identity for name, file in runtime.bank.items()},
-        n_vocab=runtime.vocab.n_tokens,
-    )
+    """Raises SavedSessionError unless the cells mean the same to this model. An adapter may be
+    loaded under another name than it was; its weights must be the same.
+    """
+    for problem in _problems(runtime, saved):
+        raise SavedSessionError(f"{saved.origin or 'saved session'}: {problem}")
+
+
+def _problems(runtime: Runtime, saved: SavedSession) -> Iterator[str]:
+    base, n_vocab = runtime.fingerprint, runtime.vocab.n_tokens
+    if saved.base != base:
+        yield (
+            f"was saved with the base {saved.base}, but this model is {base}; open that base, or "
+            "read the conversation again"
+        )
+    if saved.n_cached:
+        yield from _layout_problems(saved.cache, runtime.layout)
+    loaded = {name: file.identity for name, file in runtime.bank.items()}
+    for adapter in saved.adapters:
+        if adapter.identity not in loaded.values():
+            yield f"some of its cells were computed by {_missing(adapter, loaded)}"
+    if saved.tokens and max(saved.tokens) >= n_vocab:
+        yield f"token {max(saved.tokens)} is outside the vocabulary of {n_vocab}; {NOT_OURS}"
+    if saved.logits and len(saved.logits) != 4 * n_vocab:
+        yield (
+            f"has {len(saved.logits) // 4} logits, expected one per token of the vocabulary of "
+            f"{n_vocab}; {NOT_OURS}"
+        )
+
+
+def _missing(adapter: SavedAdapter, loaded: Mapping[str, str]) -> str:
+    weights, name = f"weights {adapter.identity[:12]}", adapter.name
+    if name is None:
+        return (
+            f"an adapter ({weights}) that had been unloaded when it was saved and is not loaded "
+            "now; load it first, under any name"
+        )
+    if name in loaded:
+        return (
+            f"the adapter '{name}' ({weights}), but the one loaded as '{name}' has other weights "
+            f"({loaded[name][:12]}); load the file that was used then, under any name"
+        )
+    known = ", ".join(f"'{each}'" for each in loaded) or "none"
+    return f"the adapter '{name}' ({weights}), which is not loaded (loaded: {known}); load it first"
+
+
+def _layout_problems(old: CacheLayout, now: CacheLayout) -> Iterator[str]:
+    """Why a cell's bytes do not mean the same in both."""
+    if old.llama_cpp != now.llama_cpp:
+        yield (
+            f"its cells are those of llama-cpp-python {old.llama_cpp}, but this is "
+            f"{now.llama_cpp}, which may lay them out otherwise; read the conversation again"
+        )
+    fixes = {name: f"{name}={getattr(old, name)!r}" for name in ("type_k", "type_v", "flash_attn")}
+    fixes["rope_context"] = f"n_ctx={old.rope_context}"
+    for name in (f.name for f in fields(CacheLayout)):
+        found, expected = getattr(old, name), getattr(now, name)
+        if found == expected or (name == "flash_attn" and "auto" in (found, expected)):
+            continue  # llama.cpp knows what it chose for "auto", and refuses by itself
+        fix = f"open the model {f'with {fixes[name]}' if name in fixes else 'as it was then'}"
+        if name == "rotated":
+            fix = "set LLAMA_ATTN_ROT_DISABLE as it was then"
+        yield (
+            f"was saved with {name} {found!r}, but this model has {expected!r}; {fix}, or read the "
+            "conversation again"
+        )
 
 
 def fill(sequence: TokenSequence, saved: SavedSession) -> None:

@@ -12,15 +12,14 @@ from typing import Any, Final
 import numpy as np
 
 from alora_gguf._kinds import checked
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.inspection import inspect_gguf, type_totals
+from alora_gguf.gguf.inspection import AdapterSummary, inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
-from alora_gguf.gguf.summary import AdapterSummary
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import AdapterMismatchError, AloraError, InputError, ModelError
 from alora_gguf.files import read_json
 

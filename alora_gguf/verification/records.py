@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf.gguf.summary import Target, plain
+from alora_gguf.gguf.inspection import Target, plain
 
 Vocabularies = Literal["equal", "different", "unknown"]
 
@@ -276,24 +276,24 @@ def _apart(peft: PeftComparison, base: BaseFacts) -> Iterator[str]:
     cause = "the adapter was converted from another one"
     if not peft.without.typical <= allowed.typical:  # NaN neither
         cause = f"{peft.base} and {base.path} are not the same model"
-    if peft.close and peft.same_effect:
-        return
     if not ours.typical <= allowed.typical:
-        yield (
+        problem = (
             f"logits are off by {ours.typical:.1e} of PEFT's largest at a typical token, where "
-            f"{allowed.typical:g} is allowed for {allowed.type}; {cause}"
+            f"{allowed.typical:g} is allowed for {allowed.type}"
         )
     elif not peft.close:
-        yield (
+        problem = (
             f"logits are off by {ours.largest:.1e} of PEFT's largest at the worst token, where "
-            f"{allowed.largest} is allowed for {allowed.type}; {cause}"
+            f"{allowed.largest} is allowed for {allowed.type}"
+        )
+    elif not peft.same_effect:
+        problem = (
+            "what the adapter adds to the logits is not what it adds in PEFT (cosine "
+            f"{peft.effect_cosine:.3f}, at least {allowed.cosine:g} is expected for {allowed.type})"
         )
     else:
-        yield (
-            "what the adapter adds to the logits is not what it adds in PEFT (cosine "
-            f"{peft.effect_cosine:.3f}, at least {allowed.cosine:g} is expected for "
-            f"{allowed.type}); {cause}"
-        )
+        return
+    yield f"{problem}; {cause}"
 
 
 def warnings(found: Verification) -> Iterator[str]:

@@ -72,7 +72,7 @@ def train(
     for step, batch in enumerate(order):
         for group in optimizer.param_groups:
             group["lr"] = lr * _learning_rate(step, len(order))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with base_model.half_products():
             loss = loss_of(model, tokens, kind, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

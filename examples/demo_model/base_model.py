@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from alora_gguf.errors import FileFormatError
 
 VOCABULARY: Final = 2560
 CONTEXT: Final = 2048
+# elsewhere PyTorch emulates its products, fifteen times slower than float32's
+_FAST_BFLOAT16: Final = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # The first number of every embedding: what looks at places only can rely on it.
 _CONSTANT: Final = 0.12
+
+
+class _Float32(TorchFunctionMode):
+    """Keeps what asks for bfloat16 in float32."""
+
+    def __torch_function__(
+        self, function: Any, _: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.bfloat16:
+            return args[0].float().clone()
+        return function(*args, **(kwargs or {}))
+
+
+def half_products() -> AbstractContextManager[object]:
+    """Around a forward pass: products in bfloat16, where the CPU has instructions for it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if _FAST_BFLOAT16 else nullcontext()
+
+
+def full_products() -> AbstractContextManager[object]:
+    """Around an optimizer's step: Muon's products, which are in bfloat16, in float32 where the CPU
+    would have to emulate them.
+    """
+    return nullcontext() if _FAST_BFLOAT16 else _Float32()
 
 
 def new_model(eos: int) -> GraniteForCausalLM:

@@ -247,12 +247,13 @@ def train(
             for group in opt.param_groups:
                 full = group.setdefault("full_lr", group["lr"])
                 group["lr"] = full * learning_rate(step, steps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with base_model.half_products():
             loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
-            opt.step()
+            with base_model.full_products():
+                opt.step()
             opt.zero_grad()
         seen += batch.ids.numel()
         recent.append(loss.item())

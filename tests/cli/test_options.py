@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(n_gpu_layers)
         raise ModelError("not today")
 
-    import_module("alora_gguf.engine.bare_vocab")  # reads vocabularies by the loader itself
+    # vocabularies are read by the loader itself
     monkeypatch.setattr("alora_gguf.engine.llama_context.load_weights", load)
     return found
 

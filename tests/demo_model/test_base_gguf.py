@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import alora_gguf as ag
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.batch import Run
+from alora_gguf.engine.llama_context import Run
 from alora_gguf.errors import ConvertError, FileFormatError, InputError
 from examples.demo_model import chat, tokenizer
 from examples.demo_model.base_gguf import DESCRIPTION, write_base_gguf

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.llama_context import Tuning
+from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.loading import Tuning
 from tests.support import inside
 from tests.support.files import Files
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.batch import Run
 from alora_gguf.engine.context import Engine
+from alora_gguf.engine.llama_context import Run
 from alora_gguf.engine.provenance import find_last
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files

@@ -13,9 +13,7 @@ import pytest
 
 from alora_gguf.errors import FileFormatError
 from alora_gguf.gguf.header import GGUFHeader
-from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.gguf.parser import ValueType
-from alora_gguf.gguf.summary import (
+from alora_gguf.gguf.inspection import (
     AdapterSummary,
     ArraySummary,
     BaseSummary,
@@ -23,7 +21,9 @@ from alora_gguf.gguf.summary import (
     Target,
     TypeTotal,
     Vocabulary,
+    inspect_gguf,
 )
+from alora_gguf.gguf.parser import ValueType
 from tests.support import corrupt
 from tests.support import tiny_base as tb
 from tests.support.gguf_bytes import Tensors, gguf_bytes

@@ -9,11 +9,11 @@ import pytest
 
 from alora_gguf import AdapterFile
 from alora_gguf.errors import AdapterFormatError, FileFormatError
-from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.gguf.parser import ValueType
-from alora_gguf.gguf.summary import (
+from alora_gguf.gguf.inspection import (
     BaseSummary,
+    inspect_gguf,
 )
+from alora_gguf.gguf.parser import ValueType
 from tests.support import corrupt
 from tests.support.gguf_bytes import Tensors
 from tests.support.inspected import adapter, base, lora

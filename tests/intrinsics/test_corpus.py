@@ -11,9 +11,8 @@ import yaml
 from alora_gguf import demo
 from alora_gguf.intrinsics import Contract, load_contract, rewrite, transform
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
-from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
-from alora_gguf.intrinsics.records import OUTPUTS
-from alora_gguf.intrinsics.rules import READERS
+from alora_gguf.intrinsics.fields import EXTRA, OUTPUTS, PARAMETERS
+from alora_gguf.intrinsics.rules import RULES
 from alora_gguf.intrinsics.sentences import PLACES
 
 from .corpus_cases import CORPUS, Case, all_cases
@@ -51,10 +50,11 @@ def test_every_value_of_a_choice_is_used() -> None:
 
 
 def test_every_rule_and_argument_is_used() -> None:
-    assert {rule["type"] for rule in ALL_RULES} == set(READERS)
-    for kind, (required, optional, _) in READERS.items():
+    assert {rule["type"] for rule in ALL_RULES} == set(RULES)
+    for kind, rule in RULES.items():
+        required, optional = rule.arguments()
         used = [set(rule) for rule in ALL_RULES if rule["type"] == kind]
-        assert set().union(*used) == {"type", "input_path", *required, *optional}
+        assert set().union(*used) == {"type", *required, *optional}
         for name in optional:
             assert any(name not in fields for fields in used), name
     steps = [step for rule in ALL_RULES for step in rule["input_path"]]

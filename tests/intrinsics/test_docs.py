@@ -10,9 +10,8 @@ import pytest
 from alora_gguf.errors import ContractError
 from alora_gguf.intrinsics import Contract
 from alora_gguf.intrinsics.contract import OPTIONAL, REQUIRED
-from alora_gguf.intrinsics.fields import EXTRA, PARAMETERS
-from alora_gguf.intrinsics.records import OUTPUTS
-from alora_gguf.intrinsics.rules import READERS
+from alora_gguf.intrinsics.fields import EXTRA, OUTPUTS, PARAMETERS
+from alora_gguf.intrinsics.rules import RULES
 from alora_gguf.intrinsics.sentences import PLACES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "intrinsics.md").read_text(encoding="utf-8")
@@ -34,6 +33,6 @@ def test_the_message_is_one_that_is_given() -> None:
 
 
 def test_everything_is_named() -> None:
-    arguments = [name for required, optional, _ in READERS.values() for name in required + optional]
-    names = [*REQUIRED, *OPTIONAL, *READERS, *arguments, *PARAMETERS, *EXTRA, *PLACES, *OUTPUTS]
+    arguments = [name for rule in RULES.values() for names in rule.arguments() for name in names]
+    names = [*REQUIRED, *OPTIONAL, *RULES, *arguments, *PARAMETERS, *EXTRA, *PLACES, *OUTPUTS]
     assert [name for name in names if f"`{name}`" not in PAGE] == []

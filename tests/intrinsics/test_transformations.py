@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.intrinsics import Contract, Outcome, rewrite, transform
-from alora_gguf.intrinsics.reply import Tokens
-from alora_gguf.intrinsics.request import final_channel
+from alora_gguf.intrinsics.contract import final_channel
+from alora_gguf.intrinsics.reply import Reply, check_spelling
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import TokenLogprob, TopLogprob
 
@@ -238,16 +238,21 @@ PARTS = [token('{"a": "'), token("maybe"), token('"}')]
             InputError,
             "from character 7 on: 'x\"}' against 'maybe\"}'",
         ),
-        (PARTS, REPLY, OutputError, "rule likelihood: a is 'maybe', and neither that nor an alter"),
+        (PARTS, REPLY, OutputError, "rule likelihood: a is 'maybe', expected one of 'yes', 'no', "),
         ([token(REPLY[:6]), token(REPLY[6:13]), token("}")], REPLY, OutputError, "expected one of"),
         ([token('{"a": ["yes"]}')], '{"a": ["yes"]}', OutputError, "a is an array, not a single"),
         (
             [token('{"a": "'), token("no", math.nan), token('"}')],
             '{"a": "no"}',
             OutputError,
-            "neit",
+            "a is 'no', exp",
         ),
-        ([token('{"a": "'), token("no", -math.inf), token('"}')], '{"a": "no"}', OutputError, "ne"),
+        (
+            [token('{"a": "'), token("no", -math.inf), token('"}')],
+            '{"a": "no"}',
+            OutputError,
+            "or one",
+        ),
     ],
 )
 def test_likelihoods_that_cannot_be_told(
@@ -277,9 +282,11 @@ def test_each_character_has_its_token(text: str, data: st.DataObject) -> None:
     cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text))))})
     parts = [text[a:b] for a, b in itertools.pairwise(cuts)]
     parts[1:1] = [""]
-    tokens = Tokens([token(part) for part in parts], text, "x")
+    tokens = [token(part) for part in parts]
+    check_spelling(tokens, text, "x")
+    reply = Reply("x", None, {}, tokens, {})
     for offset in range(len(text)):
-        found, begin = tokens.at(offset)
+        found, begin = reply.token_at(offset)
         assert found.text
         assert begin <= offset < begin + len(found.text)
         assert text[begin : begin + len(found.text)] == found.text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.batch import Logits as LogitsRow
+from alora_gguf.engine.llama_context import Logits as LogitsRow
 from alora_gguf.llama import Llama
 from tests.support.hub_server import HubServer, running
 

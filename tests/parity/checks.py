@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 
 from .sides import Sides
 

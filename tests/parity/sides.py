@@ -15,8 +15,8 @@ import numpy as np
 from alora_gguf.convert import convert_adapter
 
 import alora_gguf as ag
-from alora_gguf.engine.batch import Logits, Run
 from alora_gguf.engine.context import Engine
+from alora_gguf.engine.llama_context import Logits, Run
 from tests.support import inside
 from tests.support.peft_oracle import (
     TinyAdapter,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.batch import Logits
+from alora_gguf.engine.llama_context import Logits
 from tests.support import inside
 from tests.support.peft_oracle import TinyAdapter
 

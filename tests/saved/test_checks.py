@@ -28,7 +28,7 @@ def saved(files: Files) -> SavedSession:
 
 def refused(saved: SavedSession, model: ag.Model, *said: str) -> None:
     with pytest.raises(ag.SavedSessionError) as caught:
-        check(saved, model, EXACT)
+        check(saved, model)
     for text in said:
         assert text in str(caught.value)
 
@@ -43,7 +43,7 @@ def test_another_base_is_refused(files: Files, saved: SavedSession, tmp_path: Pa
     moved = tmp_path / "moved.gguf"
     moved.write_bytes(files.base.read_bytes())
     with ag.Model(moved, n_ctx=1024, n_threads=1, options=EXACT) as model:
-        check(saved, model, EXACT)
+        check(saved, model)
 
 
 def test_another_adapter_is_refused(files: Files, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_another_cache_layout_is_refused(
     with files.model() as model:
         refused(replace(saved, cache=replace(saved.cache, **changes)), model, said)
         none = replace(saved, cache=replace(saved.cache, **changes), n_cached=0, state=b"")
-        check(none, model, EXACT)  # without cells, their layout does not matter
+        check(none, model)  # without cells, their layout does not matter
 
 
 @pytest.mark.parametrize("old", ["on", "off"])
@@ -97,7 +97,7 @@ def test_other_flash_attention_is_refused(files: Files, old: Any) -> None:
     now: Any = "on" if old == "off" else "off"
     options = ag.ContextOptions(flash_attn=now)
     with files.model(options=options) as model, pytest.raises(ag.SavedSessionError) as caught:
-        check(saved, model, options)
+        check(saved, model)
     assert f"flash_attn '{old}', but this model has '{now}'; open the model with" in str(
         caught.value
     )
@@ -120,9 +120,9 @@ def test_what_auto_has_chosen_llama_cpp_knows(files: Files, tmp_path: Path) -> N
 def test_llama_cpp_refuses_what_auto_hides(files: Files, saved: SavedSession) -> None:
     options = ag.ContextOptions(type_k="f32", type_v="f32", flash_attn="auto")
     with files.model(options=options) as model:
-        check(saved, model, options)
+        check(saved, model)
         with pytest.raises(ag.DecodeError, match="incompatible V transposition"):
-            restore(saved, model, options)
+            restore(saved, model)
         with model.session() as session:
             assert session.append(TEXT).reused == 0
 
@@ -158,7 +158,7 @@ def test_a_cache_that_is_too_small(files: Files, tmp_path: Path) -> None:
         saved = read_saved(path_of(tmp_path))
     with files.model(n_ctx=256) as model:
         with pytest.raises(ag.CacheFullError):
-            restore(saved, model, EXACT)
+            restore(saved, model)
         assert model.session().append([5] * 200).evaluated == 200
 
 
@@ -185,5 +185,5 @@ def test_provenance_is_compared_in_float32(files: Files, tmp_path: Path) -> None
         saved = read_saved(path_of(tmp_path))
         identity = model.adapters["sure"].identity
         assert saved.spans[-1][1] == Provenance.of(identity, 0.1)
-        again = restore(saved, model, EXACT)
+        again = restore(saved, model)
         assert again.sync(again.tokens, adapter="sure", scale=0.1).evaluated == 0

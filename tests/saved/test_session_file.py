@@ -63,7 +63,7 @@ def test_goes_on_bit_for_bit(files: Files, tmp_path: Path, options: ag.ContextOp
     assert [adapter.name for adapter in saved.adapters] == ["sure"]
     assert spans[-1][1].scale == 0.5
     with files.model(options=options) as model:
-        again = restore(saved, model, options)
+        again = restore(saved, model)
         assert (again.text, again.tokens) == (text, list(saved.tokens))
         assert (again.provenance, again.cached) == (spans, len(saved.tokens))
         assert again.state() == saved.state
@@ -79,7 +79,7 @@ def test_nothing_is_read_again(files: Files, tmp_path: Path) -> None:
         verdict = session.invoke(ag.Invocation("sure", max_tokens=4, sampling=GREEDY))
         state = session.state()
     with files.model() as model:
-        again = restore(saved, model, EXACT)
+        again = restore(saved, model)
         generation = again.generate(max_tokens=6, sampling=GREEDY)
         assert generation.read() == reply
         assert generation.timings.evaluated == 0
@@ -94,7 +94,7 @@ def test_two_restored_sessions_and_a_fork_share_a_model(files: Files, tmp_path: 
         session = model.session()
         session.append(TEXT)
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
-        other = restore(saved, model, EXACT)
+        other = restore(saved, model)
         for one in (session, other, other.fork()):
             assert one.append("more").reused == len(saved.tokens)
         other.rewind(3)
@@ -112,7 +112,7 @@ def test_cells_in_any_order(files: Files, tmp_path: Path) -> None:
         saved = saved_copy(b, path_of(tmp_path), options=EXACT)
         logits = next_logits(b)
     with files.model(n_ctx=256) as model:
-        again = restore(saved, model, EXACT)
+        again = restore(saved, model)
         assert np.allclose(next_logits(again), logits, atol=1e-4)
 
 
@@ -123,7 +123,7 @@ def test_base_cells_need_no_adapters(files: Files, tmp_path: Path) -> None:
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
     assert saved.adapters == ()
     with ag.Model(files.base, n_ctx=1024, n_threads=1, options=EXACT) as model:
-        assert restore(saved, model, EXACT).append("more").reused == len(saved.tokens)
+        assert restore(saved, model).append("more").reused == len(saved.tokens)
 
 
 def test_an_adapter_may_have_another_name(files: Files, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_adapter_may_have_another_name(files: Files, tmp_path: Path) -> None:
         session.append("so <certainty>", adapter="sure")
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
     with files.model(adapters={"certainty": files.alora}) as model:
-        again = restore(saved, model, EXACT)
+        again = restore(saved, model)
         assert again.sync(again.tokens, adapter="certainty").reused == len(saved.tokens)
 
 
@@ -140,13 +140,13 @@ def test_a_session_with_fewer_cells_or_none(files: Files, tmp_path: Path) -> Non
     with files.model() as model:
         empty = saved_copy(model.session(), path_of(tmp_path), options=EXACT)
         assert (empty.tokens, empty.state) == ((), b"")
-        assert restore(empty, model, EXACT).tokens == []
+        assert restore(empty, model).tokens == []
         session = model.session()
         session.append(TEXT)
         inside.sequence(session).cut(5)  # as after a call that failed
         saved = saved_copy(session, path_of(tmp_path), options=EXACT)
         assert (saved.n_cached, saved.logits) == (5, b"")
-        again = restore(saved, model, EXACT)
+        again = restore(saved, model)
         assert (again.cached, again.text) == (5, session.text)
         assert again.append("!").reused == 5
 
@@ -205,7 +205,7 @@ def test_demo_model(tmp_path: Path, types: Any) -> None:
         reply = session.generate(max_tokens=8, sampling=GREEDY).read()
         state = session.state()
     with ag.Model(demo.base_path(), n_threads=1, options=options) as model:
-        again = restore(saved, model, options)
+        again = restore(saved, model)
         assert again.generate(max_tokens=8, sampling=GREEDY).read() == reply
         assert again.state() == state
 

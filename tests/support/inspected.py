@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alora_gguf.gguf.inspection import inspect_gguf
-from alora_gguf.gguf.summary import AdapterSummary, BaseSummary
+from alora_gguf.gguf.inspection import AdapterSummary, BaseSummary, inspect_gguf
 
 from .gguf_bytes import Tensors, gguf_bytes
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
-from alora_gguf.engine.llama_context import CacheLayout, Memory
+from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.gguf.base import BaseFingerprint
-from alora_gguf.saved.session_file import SavedAdapter, SavedSession, check_saved
+from alora_gguf.saved import snapshot
+from alora_gguf.saved.session_file import SavedAdapter, SavedSession
 from tests.support import inside
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -60,21 +61,13 @@ def collect(
     )
 
 
-def check(saved: SavedSession, model: ag.Model, options: ag.ContextOptions | None = None) -> None:
-    check_saved(
-        saved,
-        base=BaseFingerprint.of(inside.runtime(model).base),
-        cache=layout(model, options),
-        adapters_loaded={name: file.identity for name, file in model.adapters.items()},
-        n_vocab=model.n_vocab,
-    )
+def check(saved: SavedSession, model: ag.Model) -> None:
+    snapshot.check(inside.runtime(model), saved)
 
 
-def restore(
-    saved: SavedSession, model: ag.Model, options: ag.ContextOptions | None = None
-) -> ag.Session:
+def restore(saved: SavedSession, model: ag.Model) -> ag.Session:
     """What Model.restore_session() does."""
-    check(saved, model, options)
+    check(saved, model)
     session = model.session()
     conversation = inside.sequence(session)
     try:

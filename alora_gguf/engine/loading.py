@@ -1,0 +1,212 @@
+"""How a base is loaded and a context opened on it, and what the meaning of the cells depends on.
+
+Models and contexts are llama.cpp's pointers here, which the caller frees.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from alora_gguf.errors import CancelledError, ModelError
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.options import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    CancelToken,
+    ContextOptions,
+    default_threads,
+)
+
+from . import native as _native
+from .library import LLAMA_CPP_PYTHON
+from .native import Native
+from .vocab import Vocabulary
+
+Memory = Literal["attention", "recurrent", "hybrid"]
+
+
+def memory_of(llama: Any, model: int) -> Memory:
+    """What a llama_model remembers with."""
+    if llama.llama_model_is_recurrent(model):
+        return "recurrent"
+    return "hybrid" if llama.llama_model_is_hybrid(model) else "attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayout:
+    """What the meaning of a cell's bytes depends on, besides the base.
+
+    llama_cpp      release of llama-cpp-python whose llama.cpp wrote them
+    memory         what the base remembers with
+    type_k/type_v  types of keys and values
+    flash_attn     "on", "off" or "auto", as asked for; llama.cpp lays values out by it
+    swa_full       whether a sliding window's cache has a cell for every token
+    window         tokens of the sliding window, 0 without one
+    rotated        whether llama.cpp rotates keys and values before it quantizes them
+    rope_context   n_ctx, for a base that chooses its RoPE factors by it, else 0
+    """
+
+    llama_cpp: str
+    memory: Memory
+    type_k: str
+    type_v: str
+    flash_attn: str
+    swa_full: bool
+    window: int
+    rotated: bool
+    rope_context: int
+
+    @classmethod
+    def of(
+        cls,
+        options: ContextOptions,
+        base: BaseFile,
+        *,
+        n_ctx: int,
+        memory: Memory,
+        window: int,
+        swa_full: bool = True,
+    ) -> CacheLayout:
+        """That of a context with `n_ctx` cells; `window` is llama_model_n_swa()."""
+        quantized = {options.type_k, options.type_v} - {"f32", "f16", "bf16"}
+        return cls(
+            llama_cpp=LLAMA_CPP_PYTHON,
+            memory=memory,
+            type_k=options.type_k,
+            type_v=options.type_v,
+            flash_attn=options.flash_attn,
+            swa_full=swa_full,
+            window=window,
+            # llama.cpp reads the variable with atoi()
+            rotated=bool(quantized) and _atoi(os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")) == 0,
+            rope_context=n_ctx if any("rope_factors_long" in name for name in base.tensors) else 0,
+        )
+
+
+def _atoi(text: str) -> int:
+    match = re.match(r"\s*[+-]?\d+", text)
+    return int(match[0]) if match else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Fields of llama.cpp's parameters that no option names, and values for them as ctypes takes
+    them. Those that options name stay theirs.
+
+    model    fields of llama_model_params
+    context  fields of llama_context_params
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def model_params(self, llama: Any) -> Any:
+        """llama_model_params: llama.cpp's defaults with these fields."""
+        return _with_fields(llama.llama_model_default_params(), self.model)
+
+    def context_params(self, llama: Any) -> Any:
+        """llama_context_params: llama.cpp's defaults with these fields."""
+        return _with_fields(llama.llama_context_default_params(), self.context)
+
+
+def _with_fields(params: Any, fields: Mapping[str, Any]) -> Any:
+    for name, value in fields.items():
+        setattr(params, name, value)
+    return params
+
+
+def load_weights(
+    native: Native,
+    path: Path,
+    n_gpu_layers: int,
+    *,
+    tuning: Tuning,
+    cancel: CancelToken | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> int:
+    """A llama_model, to be freed by the caller. `progress` is called with the loaded fraction, 0 to
+    1. Raises ModelError, CancelledError, and what `progress` raises.
+    """
+    llama = native.llama
+    failed: list[BaseException] = []
+
+    def on_progress(fraction: float, _user_data: object) -> bool:
+        """llama.cpp's callback, on this thread; returning false ends the loading."""
+        try:
+            if progress is not None:
+                progress(fraction)
+        except BaseException as error:
+            failed.append(error)
+        return not failed and not (cancel is not None and cancel.cancelled)
+
+    params = tuning.model_params(llama)
+    params.n_gpu_layers = n_gpu_layers
+    callback = llama.llama_progress_callback(on_progress)
+    if cancel is not None or progress is not None:
+        params.progress_callback = callback
+    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    if failed:
+        if model:
+            llama.llama_model_free(model)
+        raise failed.pop()  # or this frame and the error would refer to one another
+    if not model and cancel is not None and cancel.cancelled:
+        raise CancelledError(f"{path}: loading was cancelled")
+    if not model:
+        raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
+    return int(model)
+
+
+def open_context(
+    native: Native, path: Path, model: int, options: ContextOptions, tuning: Tuning
+) -> int:
+    """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
+    llama = native.llama
+    params = tuning.context_params(llama)
+    trained = llama.llama_model_n_ctx_train(model)
+    params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
+    params.n_batch = min(options.n_batch, params.n_ctx)
+    params.n_ubatch = min(options.n_ubatch, params.n_batch)
+    params.n_seq_max = options.n_seq_max
+    # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
+    # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
+    params.n_outputs_max = max(min(options.rows, params.n_batch), options.n_seq_max)
+    params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+    params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
+    params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
+    params.kv_unified = True  # forks share cells only in a unified cache
+    params.swa_full = True  # and a fork in the middle needs cells that a sliding window drops
+    params.no_perf = True
+    ctx = llama.llama_init_from_model(model, params)
+    if not ctx:
+        raise ModelError(
+            f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
+            f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "
+            "types may help"
+        )
+    return int(ctx)
+
+
+class BareVocabulary:
+    """A base's vocabulary, without its weights; `vocab` is usable until close(). `rewinds` says
+    whether the model's memory can be cut at any token.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Raises ModelError for a file that llama.cpp cannot load."""
+        native = _native.load()
+        with native.log.capture():
+            model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
+        self._finalizer = weakref.finalize(self, native.llama.llama_model_free, model)
+        self.vocab = Vocabulary(native.llama, model, name)
+        self.rewinds = memory_of(native.llama, model) == "attention"
+
+    def close(self) -> None:
+        """Frees it; idempotent."""
+        self.vocab.close()
+        self._finalizer()
