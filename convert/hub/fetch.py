@@ -15,8 +15,10 @@ from typing import Final
 from alora_gguf.convert.library import Pick, adapter_paths, check_wanted, choose, listing
 from alora_gguf.convert.peft.config import FILE_NAME
 from alora_gguf.convert.source import (
+    CONFIG,
     MAX_TEXT,
     Source,
+    check_base,
     contracts,
     describe,
     no_adapter,
@@ -33,7 +35,6 @@ from alora_gguf.gguf.parser import PartialHeaderError
 from .client import Repository
 from .reference import HubReference
 
-_CONFIG: Final = "config.json"
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -85,9 +86,9 @@ def fetch_base(ref: HubReference) -> GGUFHeader | Path:
     if ref.path.endswith(".gguf"):
         return _fetch_header(repo)
     names = repo.names(ref.path)
-    _check_base(ref, names)
     prefix = f"{ref.path}/" if ref.path else ""
-    config = _fetch_small(repo, prefix + _CONFIG, _MAX_CONFIG)
+    check_base(ref.text, names, ref.to(prefix))
+    config = _fetch_small(repo, prefix + CONFIG, _MAX_CONFIG)
     for name in _TOKENIZER:
         if name in names:
             repo.fetch(prefix + name)
@@ -120,23 +121,6 @@ def _fetch_small(repo: Repository, name: str, limit: int) -> Path:
             f"{limit}); was another one saved under this name?"
         )
     return repo.fetch(name)
-
-
-def _check_base(ref: HubReference, names: list[str]) -> None:
-    """Raises InputError, with what to write instead, where there is no config.json."""
-    if _CONFIG in names:
-        return
-    start = f"{ref.path}/" if ref.path else ""
-    ggufs = [ref.to(start + name) for name in names if name.endswith(".gguf")]
-    if ggufs:
-        raise InputError(
-            f"{ref.text}: holds GGUF files and no {_CONFIG}; name one of them: {listing(ggufs)}"
-        )
-    what = "is an adapter, not a base" if FILE_NAME in names else f"has no {_CONFIG}"
-    raise InputError(
-        f"{ref.text}: {what}; expected a model's repository or the name of a GGUF in it. It holds "
-        f"{listing(names) or 'nothing'}"
-    )
 
 
 def _fetch_header(repo: Repository) -> GGUFHeader:
