@@ -95,10 +95,6 @@ def open_base(base: str | Path) -> BaseModel:
 
     base  a GGUF, of which only the header is read; a directory with config.json; or
           "hf://owner/repo[@revision][/path]", where the path may be that of a GGUF
-
-    Raises InputError where there is no base, FileFormatError for files that are not sound,
-    ConvertError for what is not a whole model, HubError for a hub that fails, and
-    UnsupportedAdapterError for families that are not supported.
     """
     if is_reference(base):
         from .hub.fetch import fetch_base

@@ -64,13 +64,7 @@ class Source:
 
 
 def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source:
-    """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
-
-    Raises InputError if there is no adapter, or not exactly one that is asked for;
-    UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
-    that are missing or other files than their names say; ConvertError for links that leave the
-    directory.
-    """
+    """The one adapter at or below the directory `inside` of a tree, which `where` names."""
     own = f"{inside}/{FILE_NAME}" if inside else FILE_NAME
     if snapshot.file(own) is not None:
         return describe(snapshot, inside, wanted)
@@ -82,10 +76,7 @@ def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source
 
 
 def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
-    """The adapter at `path` of a tree, whose adapter_config.json is known to be there.
-
-    Raises what find_in() does.
-    """
+    """The adapter at `path` of a tree, whose adapter_config.json is known to be there."""
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
     config = snapshot.require(prefix + FILE_NAME)
@@ -130,11 +121,7 @@ def readmes(path: str) -> list[str]:
 
 
 def pick_weights(names: Collection[str], where: str) -> str:
-    """Which of a directory's files holds the weights.
-
-    Raises UnsupportedAdapterError for a pickle and for weights in several files, MissingFileError
-    if there are none.
-    """
+    """Which of a directory's files holds the weights."""
     if WEIGHTS in names:
         return WEIGHTS
     if PICKLE in names:

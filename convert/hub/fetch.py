@@ -52,8 +52,6 @@ _MAX_HEADER: Final = 256 << 20
 def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     """Fetches one adapter of a repository into huggingface_hub's cache: its configuration, weights,
     io.yaml and the READMEs that may name its licence.
-
-    Raises what find_source() does, and HubError for a hub that fails.
     """
     repo = Repository(ref)
     path = _choose(repo, wanted)
@@ -78,9 +76,6 @@ def fetch_base(ref: HubReference) -> GGUFHeader | Path:
     hf://owner/repo[@revision][/file.gguf] gives the file's header, of which the data of the tensors
     is missing; any other reference, a local directory with config.json and what there is of
     tokenizer files.
-
-    Raises InputError for a repository or directory without either, FileFormatError for a file that
-    is not a sound GGUF, HubError for a hub that fails.
     """
     repo = Repository(ref)
     if ref.path.endswith(".gguf"):
@@ -194,8 +189,6 @@ class RemoteModel:
 def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
     """The files of the one model among `names` that a name or a glob pattern means. Case does not
     count in a pattern; `*` stands for directories too.
-
-    Raises InputError, with what there is, unless it is exactly one whose parts are all there.
     """
     there = set(names)
     models = models_in(there)
