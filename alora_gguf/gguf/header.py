@@ -165,13 +165,8 @@ class GGUFHeader:
         if not self.size:
             raise cursor.fail("the file is empty; download or write it again")
         if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
-            known = describe_foreign(start) or ""
-            if not known:
-                found = f"it starts with {start[:4]!r}, expected b'GGUF'"
-                raise cursor.fail(f"is not a GGUF file: {found}; check the path")
-            # some of these say what to do, after a colon
-            way_out = "" if ":" in known else "; check the path"
-            raise cursor.fail(f"is not a GGUF file but {known}{way_out}")
+            wrong = f"it starts with {start[:4]!r}, expected b'GGUF'; check the path"
+            raise cursor.fail(f"is not a GGUF file: {describe_foreign(start) or wrong}")
         cursor.need(4)
         version = cursor.u32()
         if version & 0xFFFF == 0 and version:
