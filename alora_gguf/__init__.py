@@ -33,76 +33,34 @@ from .engine import library as _library
 
 __version__ = "0.1.0"
 
-# public names in groups, each with the module that defines it
-_GROUPS = {
-    "Models": {
-        "Model": "model",
-        "ContextOptions": "options",
-        "CancelToken": "options",
-        "AdapterFile": "gguf.adapter",
-        "BaseFile": "gguf.base",
-        "Stats": "engine.native",
-    },
-    "Chats": {
-        "Chat": "chat.chat",
-        "Message": "messages",
-        "Document": "messages",
-        "Reply": "chat.reply",
-        "GenerateOptions": "options",
-        "Sampling": "options",
-        "Tokenizer": "chat.tokenizer",
-        "ChatSize": "chat.tokenizer",
-    },
-    "Asking intrinsics": {
-        "IntrinsicCall": "options",
-        "IntrinsicResult": "chat.asking",
-        "Contract": "intrinsics",
-        "load_contract": "intrinsics",
-    },
-    "What calls tell": {
-        "Timings": "options",
-        "TokenLogprob": "options",
-        "TopLogprob": "options",
-        "FinishReason": "options",
-        "Progress": "options",
-    },
-    "Sessions": {
-        "Session": "session",
-        "Generation": "generate.generation",
-        "Invocation": "options",
-        "Verdict": "generate.invoke",
-        "Provenance": "engine.provenance",
-        "is_saved_session": "saved.container",
-    },
-    "The cache": {
-        "CacheReport": "engine.cache_report",
-        "CacheHolder": "engine.cache_report",
-        "CacheSpan": "engine.cache_report",
-    },
-    "Files": {
-        "inspect_gguf": "gguf.inspection",
-        "AdapterSummary": "gguf.inspection",
-        "BaseSummary": "gguf.inspection",
-        "ArraySummary": "gguf.inspection",
-        "convert_adapter": "convert",
-        "ConversionReport": "convert",
-        "verify": "verification",
-        "Verification": "verification",
-    },
-    "The store": {
-        "Store": "store.store",
-        "StoreEntry": "store.entry",
-        "StoreContents": "store.store",
-        "StoreAddition": "store.store",
-        "StoredFile": "store.entry",
-        "Description": "store.entry",
-    },
+# modules with the public names that they define; the docstring groups these
+_HOMES = {
+    "chat.asking": "IntrinsicResult",
+    "chat.chat": "Chat",
+    "chat.reply": "Reply",
+    "chat.tokenizer": "ChatSize Tokenizer",
+    "convert": "ConversionReport convert_adapter",
+    "engine.cache_report": "CacheHolder CacheReport CacheSpan",
+    "engine.native": "Stats",
+    "engine.provenance": "Provenance",
+    "generate.generation": "Generation",
+    "generate.invoke": "Verdict",
+    "gguf.adapter": "AdapterFile",
+    "gguf.base": "BaseFile",
+    "gguf.inspection": "AdapterSummary ArraySummary BaseSummary inspect_gguf",
+    "intrinsics": "Contract load_contract",
+    "llama": "Llama LlamaState",
+    "messages": "Document Message",
+    "model": "Model",
+    "options": "CancelToken ContextOptions FinishReason GenerateOptions IntrinsicCall Invocation "
+    "Progress Sampling Timings TokenLogprob TopLogprob",
+    "saved.container": "is_saved_session",
+    "session": "Session",
+    "store.entry": "Description StoreEntry StoredFile",
+    "store.store": "Store StoreAddition StoreContents",
+    "verification": "Verification verify",
 }
-_HOME = {
-    **{name: home for group in _GROUPS.values() for name, home in group.items()},
-    "Llama": "llama",
-    "LlamaState": "llama",
-}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _HOME.update({name: "errors" for name, kind in vars(_errors).items() if isinstance(kind, type)})
 _LOAD_THE_LIBRARY = ("Llama", "LlamaState")
 

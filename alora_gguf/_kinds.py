@@ -10,20 +10,77 @@ import inspect
 import os
 import sys
 import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, cast
 
 from .errors import InputError
 
 _T = TypeVar("_T")
 _Test = Callable[[object], bool]
 _NUMBERS: Final = ("int", "float", "int | None", "float | None")  # whose ranges say more
+_RECORDS: Final = ("Sampling", "GenerateOptions", "ContextOptions", "IntrinsicCall")
 _SHOWN: Final = 80  # characters of a wrong value in a message
 _WORDS: Final[dict[object, str]] = {
     str: "a string", int: "an integer", float: "a number", bool: "True or False",
     type(None): "None", os.PathLike: "a path", Mapping: "a mapping", Sequence: "a list",
     Iterable: "a list", Callable: "a function",
 }  # fmt: skip
+
+
+class Within(NamedTuple):
+    """The range of a number, both ends included, in its annotation: `Annotated[int, Within(1)]`.
+
+    An end that is not given is where C's int or float ends, which leaves out NaN and infinities.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def test(self, kind: type) -> tuple[_Test, str]:
+        """What tells whether a value is an int or float in the range, and that in words."""
+        words = "an integer" if kind is int else "a finite number"
+        if self.high is not None:
+            words += f" in [{self.low}, {self.high}]"
+        elif self.low is not None:
+            words += f" of at least {self.low}"
+        low, high = (-(2**31), 2**31 - 1) if kind is int else (-3.4e38, 3.4e38)
+        low = low if self.low is None else self.low
+        high = high if self.high is None else self.high
+        is_number: Callable[[Any], bool] = _is_number(kind)
+        return (lambda value: is_number(value) and low <= cast(float, value) <= high), words
+
+
+def check_kind(value: object, name: str, test: _Test, words: str) -> None:
+    """Raises InputError for a value that does not pass."""
+    if not test(value):
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise InputError(f"{name} must be {words}, got {shown}")
+
+
+def check_names(given: Iterable[str], known: Mapping[str, str], what: str) -> None:
+    """Raises InputError for a keyword that `what` does not have; each of those that are `known` is
+    of a record, or "" for the call's own.
+    """
+    for name in given:
+        if name in known:
+            continue
+        from difflib import get_close_matches
+
+        package = sys.modules["alora_gguf"]
+        records = [r for r in _RECORDS if name in getattr(package, r).__dataclass_fields__]
+        near = get_close_matches(name, known, 1)
+        if records:
+            hint = f"it is a field of {records[0]}"
+        elif near:
+            record = known[near[0]]
+            hint = f"did you mean {near[0]!r}{record and f', of {record}'}?"
+        else:
+            groups = {r: [each for each in known if known[each] == r] for r in known.values()}
+            listed = (f"{r and f'those of {r}: '}{', '.join(groups[r])}" for r in groups)
+            hint = f"there are {'; '.join(listed)}"
+        raise InputError(f"{what} has no argument {name!r}; {hint}")
 
 
 def checked(target: _T) -> _T:
@@ -44,83 +101,48 @@ def checked(target: _T) -> _T:
     return target
 
 
-def check_names(given: Iterable[str], known: Mapping[str, str], what: str) -> None:
-    """Raises InputError for a keyword that is not among `known`, each with the record it is of."""
-    for name in given:
-        if name in known:
-            continue
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}, of {known[near[0]]}?" if near else ""
-        options = "; ".join(
-            f"those of {record}: {', '.join(each for each in known if known[each] == record)}"
-            for record in dict.fromkeys(known.values())
-        )
-        raise InputError(f"{what} has no option {name!r}{hint or f'; there are {options}'}")
-
-
 def _checked_function(function: Any) -> Any:
-    tests: dict[str, tuple[_Test, str]] | None = None
-    positions: tuple[str, ...] = ()
+    tests: dict[str, tuple[_Test, str] | None] = {}
     takes_all = False
     label = function.__qualname__.removesuffix(".__init__") + "()"
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal tests, positions, takes_all
-        if tests is None:  # at the first call: by then all that annotations name is there
-            signature = inspect.signature(function)
-            positions = tuple(signature.parameters)
-            takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-            tests = dict(_tests(function, signature))
-        for name in kwargs:
-            if not takes_all and name not in positions:
-                raise InputError(f"{label} has no argument {name!r}{_hint(name, positions)}")
-        for name, value in (*zip(positions, args, strict=False), *kwargs.items()):
+        nonlocal tests, takes_all
+        if not tests:  # at the first call: by then all that annotations name is there
+            parameters = inspect.signature(function).parameters.values()
+            takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+            tests = {each.name: _test_for(each, function.__globals__) for each in parameters}
+        if not takes_all and not kwargs.keys() <= tests.keys():
+            check_names(kwargs, {name: "" for name in tests if name != "self"}, label)
+        for name, value in (*zip(tests, args, strict=False), *kwargs.items()):
             test = tests.get(name)
             if test is not None and not test[0](value):
-                raise _wrong(f"{label}: {name}", test[1], value)
+                check_kind(value, f"{label}: {name}", *test)
         return function(*args, **kwargs)
 
     return call
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    """What may have been meant by a keyword that there is not."""
-    package = sys.modules["alora_gguf"]
-    for record in ("Sampling", "GenerateOptions", "ContextOptions", "IntrinsicCall"):
-        if name in getattr(package, record).__dataclass_fields__:
-            return f"; it is a field of {record}"
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known[1:])}"
-
-
-def _tests(function: Any, signature: inspect.Signature) -> Iterator[tuple[str, tuple[_Test, str]]]:
-    for name, parameter in signature.parameters.items():
-        single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if single and parameter.annotation is not parameter.empty:
-            test = _test_for(parameter.annotation, function.__globals__)
-            if test is not None and parameter.annotation not in _NUMBERS:
-                yield name, test
-
-
-def _test_for(annotation: Any, names: dict[str, Any]) -> tuple[_Test, str] | None:
-    """What tells whether a value is of a kind, and what the kind is in words; None if the
-    annotation names what is private and there for type checkers only.
+def _test_for(parameter: inspect.Parameter, names: dict[str, Any]) -> tuple[_Test, str] | None:
+    """What tells whether a value is of a kind, and what the kind is in words; None if anything may
+    be given, or the annotation names what is private and there for type checkers only.
     """
+    annotation: Any = parameter.annotation
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or annotation in (
+        parameter.empty,
+        *_NUMBERS,
+    ):
+        return None
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, names, _Names(names))  # noqa: S307 (our own source)
         except NameError:
             return None
-    kinds = tuple(_alternatives(annotation))
-    words = list(dict.fromkeys(_in_words(kind) for kind in kinds))
+    tests, words = zip(*map(_alternative, _alternatives(annotation)), strict=True)
+    words = tuple(dict.fromkeys(words))
     said = ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
-    tests = tuple(map(_is, kinds))
-    return (lambda value: any(test(value) for test in tests)), said
+    return (tests[0] if len(tests) == 1 else lambda value: any(t(value) for t in tests)), said
 
 
 class _Names(dict[str, Any]):
@@ -134,47 +156,40 @@ class _Names(dict[str, Any]):
 
 
 def _alternatives(kind: Any) -> Iterator[Any]:
-    if get_origin(kind) in (Union, types.UnionType):
-        for each in get_args(kind):
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        for each in typing.get_args(kind):
             yield from _alternatives(each)
     else:
         yield kind
 
 
-def _in_words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    base = get_origin(kind) or kind
-    name = getattr(base, "__name__", str(base))
-    return _WORDS.get(base) or ("an " if name[:1] in "AEIOU" else "a ") + name
-
-
-def _is(kind: Any) -> _Test:
-    base: Any = get_origin(kind) or kind
-    protocol = getattr(base, "_is_protocol", False)  # what it has to do, not what it is
-    if kind is Any or kind is object or protocol or isinstance(kind, TypeVar):
-        return lambda _: True
+def _alternative(kind: Any) -> tuple[_Test, str]:
+    base: Any = typing.get_origin(kind) or kind
+    if base is Annotated:
+        number, within = typing.get_args(kind)
+        return cast(Within, within).test(number)
     if base is Literal:
-        names = get_args(kind)
-        return lambda value: isinstance(value, (str, type(None))) and value in names
-    if base is float:
-        return lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    if base is int:
-        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+        allowed = typing.get_args(kind)
+        words = "one of " + ", ".join(map(str, allowed))
+        return (lambda value: isinstance(value, (str, type(None))) and value in allowed), words
+    name = getattr(base, "__name__", str(base))
+    words = _WORDS.get(base) or ("an " if name[:1] in "AEIOU" else "a ") + name
+    protocol = getattr(base, "_is_protocol", False)  # what it has to do, not what it is
+    if base is Any or base is object or protocol or isinstance(base, TypeVar):
+        return (lambda _: True), words
+    if base in (int, float):
+        return _is_number(base), words
     if base is Callable:
-        return callable
+        return callable, words
     if base in (Sequence, Iterable):  # arrays too; a mapping or a string is one by accident
         wanted = ("__len__", "__getitem__") if base is Sequence else ("__iter__",)
-        return lambda value: (
-            not isinstance(value, (str, bytes, bytearray, Mapping))
-            and not isinstance(value, type)
-            and all(hasattr(value, name) for name in wanted)
-        )
-    return lambda value: isinstance(value, base)
+        others = (str, bytes, bytearray, Mapping, type)
+        return (
+            lambda value: not isinstance(value, others) and all(hasattr(value, w) for w in wanted)
+        ), words
+    return (lambda value: isinstance(value, base)), words
 
 
-def _wrong(what: str, words: str, value: object) -> InputError:
-    shown = repr(value)
-    if len(shown) > _SHOWN:
-        shown = shown[:_SHOWN] + "…"
-    return InputError(f"{what} must be {words}, got {shown}")
+def _is_number(kind: type) -> _Test:
+    kinds = int if kind is int else (int, float)
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)

@@ -42,41 +42,32 @@ class AloraError(Exception):
 
     code: ClassVar[str] = "error"
 
+    def __init_subclass__(cls, *, code: str | None = None) -> None:
+        cls.code = code or cls.code
 
-class LibraryError(AloraError):
+
+class LibraryError(AloraError, code="library"):
     """The native library cannot be used."""
 
-    code = "library"
 
-
-class ClosedError(AloraError):
+class ClosedError(AloraError, code="closed"):
     """A model or session was used after it was closed."""
 
-    code = "closed"
 
-
-class InputError(AloraError, ValueError):
+class InputError(AloraError, ValueError, code="input"):
     """An argument is out of range or of the wrong kind."""
 
-    code = "input"
 
-
-class CancelledError(AloraError):
+class CancelledError(AloraError, code="cancelled"):
     """The call was cancelled from elsewhere."""
 
-    code = "cancelled"
 
-
-class SchemaError(InputError):
+class SchemaError(InputError, code="schema"):
     """A JSON Schema is invalid, or cannot constrain a reply."""
 
-    code = "schema"
 
-
-class MissingFileError(AloraError, FileNotFoundError):
+class MissingFileError(AloraError, FileNotFoundError, code="missing_file"):
     """There is no such file: a base, an adapter, a contract, a saved session. `filename` is it."""
-
-    code = "missing_file"
 
     def __init__(self, message: str, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__(message)
@@ -90,106 +81,72 @@ class MissingFileError(AloraError, FileNotFoundError):
         return type(self), (self.args[0], self.filename)
 
 
-class FileFormatError(AloraError):
+class FileFormatError(AloraError, code="file_format"):
     """A file is truncated, malformed, or of another format than expected."""
 
-    code = "file_format"
 
-
-class ContractError(FileFormatError):
+class ContractError(FileFormatError, code="contract"):
     """An intrinsic's io.yaml is malformed."""
 
-    code = "contract"
 
-
-class SavedSessionError(FileFormatError):
+class SavedSessionError(FileFormatError, code="saved_session"):
     """A saved session is damaged, or was made with another base or adapter."""
 
-    code = "saved_session"
 
-
-class ModelError(AloraError):
+class ModelError(AloraError, code="model"):
     """A base model cannot be used."""
 
-    code = "model"
 
-
-class StoreError(AloraError):
+class StoreError(AloraError, code="store"):
     """The store of adapters and bases cannot be read or written."""
 
-    code = "store"
 
-
-class HubError(AloraError):
+class HubError(AloraError, code="hub"):
     """A hub refuses access, fails, cannot be reached, or does not have what it should."""
 
-    code = "hub"
 
-
-class AdapterError(AloraError):
+class AdapterError(AloraError, code="adapter"):
     """An adapter cannot be used."""
 
-    code = "adapter"
 
-
-class AdapterFormatError(AdapterError, FileFormatError):
+class AdapterFormatError(AdapterError, FileFormatError, code="adapter_format"):
     """An adapter file is malformed."""
 
-    code = "adapter_format"
 
-
-class AdapterMismatchError(AdapterError):
+class AdapterMismatchError(AdapterError, code="adapter_mismatch"):
     """A sound adapter does not fit this base."""
 
-    code = "adapter_mismatch"
 
-
-class AdapterInUseError(AdapterError):
+class AdapterInUseError(AdapterError, code="adapter_in_use"):
     """An adapter is still active, or its name is taken."""
 
-    code = "adapter_in_use"
 
-
-class UnknownAdapterError(AdapterError, KeyError):
+class UnknownAdapterError(AdapterError, KeyError, code="unknown_adapter"):
     """No adapter of that name is loaded."""
-
-    code = "unknown_adapter"
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0]) if self.args else ""
 
 
-class OutputError(AloraError):
+class OutputError(AloraError, code="output"):
     """An intrinsic's answer is not what its contract says."""
 
-    code = "output"
 
-
-class InvocationNotFoundError(AloraError):
+class InvocationNotFoundError(AloraError, code="no_invocation"):
     """Text that was meant to contain an adapter's invocation does not."""
 
-    code = "no_invocation"
 
-
-class ConvertError(AloraError):
+class ConvertError(AloraError, code="convert"):
     """A PEFT adapter cannot be converted."""
 
-    code = "convert"
 
-
-class UnsupportedAdapterError(ConvertError):
+class UnsupportedAdapterError(ConvertError, code="unsupported"):
     """A PEFT adapter uses something that would not convert exactly."""
 
-    code = "unsupported"
 
-
-class DecodeError(AloraError):
+class DecodeError(AloraError, code="decode"):
     """A batch could not be computed; the cells that were there before it are intact."""
 
-    code = "decode"
 
-
-class CacheFullError(DecodeError):
+class CacheFullError(DecodeError, code="cache_full"):
     """The KV cache has no room for the tokens of a batch."""
-
-    code = "cache_full"

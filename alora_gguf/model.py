@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from alora_gguf.chat.asking import Contracts
@@ -13,6 +13,7 @@ from alora_gguf.chat.prompt import ChatTemplate
 from ._kinds import checked
 from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
+from .engine.llama_context import LlamaContext
 from .engine.loading import Tuning
 from .engine.native import supports_gpu
 from .engine.runtime import Runtime
@@ -66,15 +67,11 @@ class Model:
         AdapterError for the adapters.
         """
         options = context_options(options, changes, "Model()")
-        self._runtime = runtime = Runtime(
-            BaseFile.read(path),
-            options,
-            n_gpu_layers=options.n_gpu_layers,
-            verbose=verbose,
-            tuning=_tuning,
-            cancel=cancel,
-            progress=progress,
+        base = BaseFile.read(path)
+        context = LlamaContext(
+            base.path, options, verbose=verbose, tuning=_tuning, cancel=cancel, progress=progress
         )
+        self._runtime = runtime = Runtime(base, context)
         self._contracts = Contracts(runtime.bank)
         self._template: ChatTemplate | None = None
         try:
@@ -285,12 +282,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _chat_template(self, source: str | None = None) -> ChatTemplate:

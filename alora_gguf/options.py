@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, TypedDict, TypeVar
+from typing import Annotated, Any, Final, Literal, NoReturn, TypedDict, TypeVar, cast
 
-from ._kinds import check_names, checked
+from ._kinds import Within, check_kind, check_names, checked
 from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -26,27 +26,25 @@ CACHE_TYPES: Final[dict[str, int]] = {
 }  # fmt: skip
 FLASH_ATTENTION: Final[dict[str, int]] = {"auto": -1, "off": 0, "on": 1}
 
+Count = Annotated[int, Within(1)]
+Share = Annotated[float, Within(0, 1)]
+Finite = Annotated[float, Within()]
+
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _Options = TypeVar("_Options", "GenerateOptions", "Invocation", "IntrinsicCall")
 
 
-def check_int(value: object, name: str, low: int, high: int = 2**31 - 1) -> int:
+def check_int(value: object, name: str, low: int, high: int | None = None) -> int:
     """`value`, which must be an integer in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        wanted = f"in [{low}, {high}]" if high < 2**31 - 1 else f"of at least {low}"
-        raise InputError(f"{name} must be an integer {wanted}, got {value!r}")
-    return value
+    check_kind(value, name, *Within(low, high).test(int))
+    return cast(int, value)
 
 
-def check_number(value: object, name: str, low: float = -3.4e38, high: float = 3.4e38) -> float:
-    """`value`, which must be a finite number in [low, high]; float32 ends at 3.4e38."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not number or not math.isfinite(value):
-        raise InputError(f"{name} must be a finite number, got {value!r}")
-    if not low <= value <= high:
-        raise InputError(f"{name} must be in [{low:g}, {high:g}], got {value!r}")
-    return float(value)
+def check_number(value: object, name: str, low: float | None = None) -> float:
+    """`value`, which must be a finite number of at least `low`."""
+    check_kind(value, name, *Within(low).test(float))
+    return float(cast(float, value))
 
 
 class FrozenDict(dict[_K, _V]):
@@ -94,35 +92,18 @@ class ContextOptions:
     max_adapters  adapters the bank makes room for; more can be loaded, at the price of one reserve
     """
 
-    n_gpu_layers: int = 0
-    n_ctx: int | None = None
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_seq_max: int = 17
-    n_outputs: int | None = None
-    n_threads: int | None = None
+    n_gpu_layers: Annotated[int, Within()] = 0
+    n_ctx: Count | None = None
+    n_batch: Annotated[int, Within(1, 2**20)] = 512
+    n_ubatch: Annotated[int, Within(1, 2**20)] = 512
+    n_seq_max: Annotated[int, Within(1, 256)] = 17
+    n_outputs: Annotated[int, Within(1, 2**20)] | None = None
+    n_threads: Annotated[int, Within(1, 512)] | None = None
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
     flash_attn: FlashAttention = "auto"
-    max_adapters: int = 8
-    n_pooled: int = 4
-
-    def __post_init__(self) -> None:
-        check_int(self.n_gpu_layers, "n_gpu_layers", -(2**31))
-        limits = {
-            "n_ctx": (1, 2**31 - 1),
-            "n_batch": (1, 2**20),
-            "n_ubatch": (1, 2**20),
-            "n_seq_max": (1, 256),
-            "n_outputs": (1, 2**20),
-            "n_threads": (1, 512),
-            "max_adapters": (1, 1023),
-            "n_pooled": (0, 255),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value is not None or name not in ("n_ctx", "n_outputs", "n_threads"):
-                check_int(value, name, low, high)
+    max_adapters: Annotated[int, Within(1, 1023)] = 8
+    n_pooled: Annotated[int, Within(0, 255)] = 4
 
     @property
     def rows(self) -> int:
@@ -167,31 +148,22 @@ class Sampling:
     rule named root. Raises InputError for values out of range.
     """
 
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    seed: int | None = None
+    temperature: Annotated[float, Within(0)] = 0.8
+    top_k: Annotated[int, Within(-1)] = 40
+    top_p: Share = 0.95
+    min_p: Share = 0.05
+    typical_p: Share = 1.0
+    repeat_penalty: Annotated[float, Within(0)] = 1.0
+    frequency_penalty: Finite = 0.0
+    presence_penalty: Finite = 0.0
+    repeat_last_n: Annotated[int, Within(0, 2**20)] = 64
+    seed: Annotated[int, Within(0, 2**32 - 1)] | None = None
     logit_bias: Mapping[int, float] | None = None
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        check_number(self.temperature, "temperature", 0.0)
-        for name in ("top_p", "min_p", "typical_p"):
-            check_number(getattr(self, name), name, 0.0, 1.0)
-        check_number(self.frequency_penalty, "frequency_penalty")
-        check_number(self.presence_penalty, "presence_penalty")
-        if check_number(self.repeat_penalty, "repeat_penalty", 0.0) == 0:
+        if self.repeat_penalty == 0:
             raise InputError("repeat_penalty must be above 0; 1 switches it off")
-        check_int(self.top_k, "top_k", -1)
-        check_int(self.repeat_last_n, "repeat_last_n", 0, 2**20)
-        if self.seed is not None:
-            check_int(self.seed, "seed", 0, 2**32 - 1)
         if self.logit_bias is not None:
             for token, bias in self.logit_bias.items():
                 check_int(token, "logit_bias: a token", 0)
@@ -258,19 +230,15 @@ class GenerateOptions:
     logprobs    none                    none                  what its contract needs
     """
 
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     sampling: Sampling = Sampling()
     stop: str | Sequence[str] = ()
     schema: Mapping[str, Any] | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Within(0, 1000)] | None = None
     adapter: str | None = None
-    scale: float = 1.0
+    scale: Finite = 1.0
 
     def __post_init__(self) -> None:
-        check_int(self.max_tokens, "max_tokens", 1)
-        if self.logprobs is not None:
-            check_int(self.logprobs, "logprobs", 0, 1000)
-        check_number(self.scale, "scale")
         object.__setattr__(self, "stop", check_stops(self.stop))
         if self.schema is not None:
             object.__setattr__(self, "schema", FrozenDict(self.schema))
@@ -293,7 +261,7 @@ class Invocation(GenerateOptions):
 
     adapter: str | None = field(kw_only=False)
     suffix: str | Sequence[int] | None = field(default=None, kw_only=False)
-    max_tokens: int = 16
+    max_tokens: Count = 16
     sampling: Sampling = GREEDY
     prompt: Sequence[int] | None = None
     append_invocation: bool = True
@@ -319,18 +287,13 @@ class IntrinsicCall:
     name: str
     arguments: Mapping[str, str] = field(default_factory=FrozenDict)
     _: KW_ONLY
-    upto: int | None = None
-    max_tokens: int | None = None
+    upto: Annotated[int, Within(0)] | None = None
+    max_tokens: Count | None = None
     sampling: Sampling | None = None
     stop: str | Sequence[str] | None = None
-    scale: float = 1.0
+    scale: Finite = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            check_int(self.max_tokens, "max_tokens", 1)
-        if self.upto is not None:
-            check_int(self.upto, "upto", 0)
-        check_number(self.scale, "scale")
         object.__setattr__(self, "arguments", FrozenDict(self.arguments))
         if self.stop is not None:
             object.__setattr__(self, "stop", check_stops(self.stop))
@@ -413,45 +376,37 @@ def default_threads() -> int:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(str(cpu))
-    quota = _cpu_quota()
-    return max(1, min(len(cores), math.ceil(quota) if quota else len(cores)))
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {tuple(_words(Path(topology.format(cpu)))) or cpu for cpu in allowed}
+    return max(1, min(len(cores), math.ceil(_cpu_quota() or len(cores))))
 
 
 def _cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that this process's cgroups allow it; None if they do not say."""
-    found = []
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for _, controllers, path in (group.split(":", 2) for group in groups if group.count(":") > 1):
+    quotas = []
+    for line in _words(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "-", "")
         mount = root / "sys/fs/cgroup"
         if controllers and "cpu" not in controllers.split(","):
             continue
         group = (mount / "cpu" if controllers else mount) / path.strip("/")
         while group.is_relative_to(mount):  # a limit of any parent's holds too
-            found += [_quota_of(group / "cpu.max"), _quota_of(group / "cpu.cfs_quota_us")]
+            # of version 2, then of version 1
+            found = _words(group / "cpu.max") or [
+                *_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")
+            ]  # fmt: skip
+            if len(found) == 2 and all(word.isdecimal() and int(word) for word in found):
+                quotas.append(int(found[0]) / int(found[1]))
             group = group.parent
-    return min((quota for quota in found if quota), default=None)
+    return min(quotas, default=None)
 
 
-def _quota_of(file: Path) -> float | None:
-    """What cpu.max ("QUOTA PERIOD") or version 1's cpu.cfs_quota_us says; None for no limit."""
+def _words(file: Path) -> list[str]:
+    """What a file says; nothing if it cannot be read."""
     try:
-        words = file.read_text().split()
-        if len(words) == 1:
-            words += file.with_name("cpu.cfs_period_us").read_text().split()
-        quota, period = int(words[0]), int(words[1])
-    except (OSError, ValueError, IndexError):  # not there, or "max"
-        return None
-    return quota / period if quota > 0 and period > 0 else None
+        return file.read_text().split()
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True, slots=True)

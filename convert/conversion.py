@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf._kinds import checked
-from alora_gguf.errors import ConvertError, FileFormatError, InputError
-from alora_gguf.files import check_target, read_small
+from alora_gguf.errors import ConvertError, InputError
+from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import measure_gguf, write_gguf
 
 from .base.match import compare_base
 from .find import find_source, open_base
 from .library import Pick
-from .metadata import OUTTYPES, Origin, adapter_metadata
+from .metadata import OUTTYPES, adapter_metadata
 from .peft.config import read_config
 from .peft.invocation import find_invocation
 from .peft.weights import SafetensorsFile
 from .plan import make_plan
-from .source import MAX_TEXT, Source
 
 _THREADS: Final = 2  # that make values, beside the one that writes
 
@@ -119,19 +118,20 @@ def convert_adapter(
 
         model = open_base(base)
         activated = invocation is not None or config.names_invocation
-        plan = make_plan(config, weights, model, activated=activated)
+        pairs, remarks = make_plan(config, weights, model, activated=activated)
         another = compare_base(config.base_model, model)
         trigger = find_invocation(config, invocation, model)
-        job = Job(config, weights, plan, outtype, pool)
+        job = Job(config, weights, pairs, outtype, pool)
         tensors = job.tensors()
-        title = name or found.name
-        origin = _origin(found, sha256.result())
-        metadata = adapter_metadata(title, outtype, job.alpha, model, config, trigger, origin)
+        title, digest = name or found.name, sha256.result()
+        metadata = adapter_metadata(
+            title, outtype, job.alpha, model, config, trigger, found, digest
+        )
         if dry_run:
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
-    remarks = [*plan.warnings, another, *trigger.warnings, *job.warnings]
+    remarks += [another, *trigger.warnings, *job.warnings]
     return ConversionReport(
         out=target,
         written=not dry_run,
@@ -140,25 +140,16 @@ def convert_adapter(
         architecture=model.architecture,
         invocation=trigger.tokens,
         invocation_text=trigger.text,
-        targets=dict(sorted(Counter(_short(pair.target) for pair in plan.pairs).items())),
-        ranks=tuple(sorted({pair.rank for pair in plan.pairs})),
+        targets=dict(sorted(Counter(_short(pair.target) for pair in pairs).items())),
+        ranks=tuple(sorted({pair.rank for pair in pairs})),
         alpha=job.alpha,
         folded=job.folded,
         outtype=outtype,
         nbytes=nbytes,
         seconds=time.perf_counter() - start,
-        source_sha256=origin.sha256,
+        source_sha256=digest,
         warnings=tuple(filter(None, remarks)),
     )
-
-
-def _origin(found: Source, sha256: str) -> Origin:
-    path = found.io_yaml
-    try:
-        contract = None if path is None else read_small(path, MAX_TEXT).decode()
-    except UnicodeDecodeError:
-        raise FileFormatError(f"{path}: is not UTF-8; save it again") from None
-    return Origin(sha256, found.licence, found.repo, found.revision, found.path, contract)
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from alora_gguf.gguf.writer import OutTensor
 from .metadata import OUTTYPES, stored_type
 from .peft.config import PeftConfig
 from .peft.weights import SafetensorsFile
-from .plan import Pair, Plan
+from .plan import Pair
 from .values import Encoded, check_finite, encode, make_a, make_b
 
 # Tensors in the making at a time. numpy works without Python's lock on arrays of this size, so
@@ -46,17 +47,17 @@ class Job:
         self,
         config: PeftConfig,
         weights: SafetensorsFile,
-        plan: Plan,
+        pairs: Sequence[Pair],
         outtype: str,
         pool: ThreadPoolExecutor,
     ) -> None:
         self._weights = weights
-        self._plan = plan
+        self._pairs = pairs
         self._outtype = outtype
         self._pool = pool
         # the one alpha of the file; GGUF keeps it as float32, so folding starts from that value
         self.alpha: float = struct.unpack("<f", struct.pack("<f", config.alpha))[0]
-        self.folded = sum(any(f != 1.0 for f in self._factors(pair)) for pair in plan.pairs)
+        self.folded = sum(any(f != 1.0 for f in self._factors(pair)) for pair in pairs)
         self.warnings: list[str] = []  # what making the tensors has shown
         self._tasks: list[_Task] = []
         self._running: dict[int, Future[Encoded]] = {}
@@ -66,7 +67,7 @@ class Job:
     def tensors(self) -> list[OutTensor]:
         """The file's tensors: every pair's A, then its B; the first ones are begun."""
         out = []
-        for pair in self._plan.pairs:
+        for pair in self._pairs:
             experts = (pair.n_experts,) if pair.n_experts else ()
             a_shape = (pair.rank, pair.n_in) if pair.flip_a else (pair.n_in, pair.rank)
             for suffix, matrix in (("lora_a", a_shape), ("lora_b", (pair.rank, pair.n_out))):

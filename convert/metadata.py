@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from alora_gguf.errors import FileFormatError
+from alora_gguf.files import read_small
 from alora_gguf.gguf.parser import ValueType
 from alora_gguf.gguf.writer import Value
 
 from .base.model import BaseModel
 from .peft.config import PeftConfig
 from .peft.invocation import Invocation
+from .source import MAX_TEXT, Source
 
 # output type -> (ggml's type number, llama.cpp's general.file_type)
 OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32), "q8_0": (8, 7)}
@@ -28,24 +31,6 @@ Entry = tuple[str, ValueType, Value]
 # a name on the hub; a path on somebody's disk would tell nobody anything
 _HUB_NAME: Final = re.compile(r"([\w.-]+)/([\w.-]+)")
 _HUB: Final = "https://huggingface.co/"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where an adapter came from, as far as it is known.
-
-    sha256    of the weights' file
-    licence   its identifier, such as "apache-2.0"
-    repo, revision, path   the hub's repository, the commit, and the adapter's directory in it
-    io_yaml   the text of its contract
-    """
-
-    sha256: str
-    licence: str | None = None
-    repo: str | None = None
-    revision: str | None = None
-    path: str | None = None
-    io_yaml: str | None = None
 
 
 def stored_type(outtype: str, row: int) -> str:
@@ -60,30 +45,41 @@ def adapter_metadata(
     base: BaseModel,
     config: PeftConfig,
     invocation: Invocation,
-    origin: Origin,
+    source: Source,
+    sha256: str,
 ) -> list[Entry]:
-    """All entries, in the order they are written; what is not known is left out."""
+    """All entries, in the order they are written; what is not known is left out.
+
+    `sha256` is that of the weights' file.
+    """
     text, number = ValueType.STRING, ValueType.UINT32
     entries: list[tuple[str, ValueType, Value | None]] = [
         ("general.architecture", text, base.architecture),
         ("general.type", text, "adapter"),
         ("general.name", text, name),
         ("general.file_type", number, OUTTYPES[outtype][1]),
-        ("general.license", text, origin.licence),
+        ("general.license", text, source.licence),
         *_base_model(config.base_model),
         ("adapter.type", text, "lora"),
         ("adapter.lora.alpha", ValueType.FLOAT32, alpha),
         ("adapter.alora.invocation_tokens", ValueType.ARRAY, invocation.tokens or None),
         ("alora.invocation_text", text, invocation.text),
         ("alora.vocab.sha256", text, base.vocabulary_sha256),
-        ("alora.source.repo", text, origin.repo),
-        ("alora.source.revision", text, origin.revision),
-        ("alora.source.path", text, origin.path),
+        ("alora.source.repo", text, source.repo),
+        ("alora.source.revision", text, source.revision),
+        ("alora.source.path", text, source.path),
         ("alora.source.peft_version", text, config.peft_version),
-        ("alora.source.sha256", text, origin.sha256),
-        ("alora.io_yaml", text, origin.io_yaml),
+        ("alora.source.sha256", text, sha256),
+        ("alora.io_yaml", text, _contract(source.io_yaml)),
     ]
     return [(key, kind, value) for key, kind, value in entries if value is not None]
+
+
+def _contract(path: Path | None) -> str | None:
+    try:
+        return None if path is None else read_small(path, MAX_TEXT).decode()
+    except UnicodeDecodeError:
+        raise FileFormatError(f"{path}: is not UTF-8; save it again") from None
 
 
 def _base_model(name: str | None) -> Iterator[tuple[str, ValueType, Value | None]]:

@@ -89,31 +89,19 @@ class Pair:
         return self.shape[2] if len(self.shape) > 2 else 0
 
 
-@dataclass
-class _Half:
-    a: StoredTensor | None = None
-    b: StoredTensor | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All pairs, in the order of their names with layers counted as numbers, and remarks."""
-
-    pairs: tuple[Pair, ...]
-    warnings: tuple[str, ...]
-
-
 def make_plan(
     config: PeftConfig, weights: SafetensorsFile, base: BaseModel, *, activated: bool
-) -> Plan:
-    """Finds the base's tensors for every pair of adapter tensors and checks all shapes.
+) -> tuple[list[Pair], list[str | None]]:
+    """Finds the base's tensors for every pair of adapter tensors and checks all shapes: the pairs,
+    in the order of their names with layers counted as numbers, and remarks.
 
     `activated` says that the adapter is an aLoRA, whoever says so.
 
     Raises UnsupportedAdapterError for tensors that cannot be converted, AdapterMismatchError where
     the base has no such tensor or another shape, FileFormatError for half a pair.
     """
-    return _Planner(config, weights, base, activated=activated).run()
+    planner = _Planner(config, weights, base, activated=activated)
+    return planner.pairs(), planner.warnings
 
 
 class _Planner:
@@ -125,11 +113,11 @@ class _Planner:
         self.weights = weights
         self.base = base
         self.locator = Locator(base, str(weights.path))
-        self.warnings: list[str] = []
+        self.warnings: list[str | None] = []
         # target -> expert -> (first row, the one after the last, module) of what changes it
         self.taken: dict[str, dict[int | None, list[tuple[int, int, str]]]] = {}
 
-    def run(self) -> Plan:
+    def pairs(self) -> list[Pair]:
         halves = self.collect()
         if not halves:
             raise ConvertError(
@@ -139,36 +127,34 @@ class _Planner:
         pieces: dict[str, list[Piece]] = {}
         shapes: dict[str, Shape] = {}
         for module, half in halves.items():
-            if half.a is None or half.b is None:
-                missing, present = ("B", "A") if half.b is None else ("A", "B")
+            if len(half) < 2:
+                present, missing = ("A", "B") if "A" in half else ("B", "A")
                 raise FileFormatError(
                     f"{self.weights.path}: module '{module}' has a lora_{present} but no "
                     f"lora_{missing}; save the adapter again"
                 )
-            reading, swapped = self.reading(module, half.a, half.b)
+            a, b = half["A"], half["B"]
+            reading, swapped = self.reading(module, a, b)
             shapes |= {place.tensor: place.shape for place in reading.places}
-            for target, piece in self.pieces(module, half.a, half.b, reading, swapped=swapped):
+            for target, piece in self.pieces(module, a, b, reading, swapped=swapped):
                 self.take_rows(target, piece)
                 pieces.setdefault(target, []).append(piece)
         embedding = "token_embd.weight"
-        pairs = [
+        return [
             _pair(target, shapes[target], pieces[target], flip_a=target == embedding)
             for target in sorted(pieces, key=_sort_key)
         ]
-        return Plan(tuple(pairs), tuple(self.warnings))
 
-    def collect(self) -> dict[str, _Half]:
-        halves: dict[str, _Half] = {}
+    def collect(self) -> dict[str, dict[str, StoredTensor]]:
+        """The factors A and B of each module, as far as they are there."""
+        halves: dict[str, dict[str, StoredTensor]] = {}
         for name, info in self.weights.tensors.items():
             suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
             if suffix is None or not name.startswith(_PREFIX):
                 self.refuse_stranger(name, info)
                 continue
-            half = halves.setdefault(name[len(_PREFIX) : -len(suffix)], _Half())
-            if _SUFFIXES[suffix] == "A":
-                half.a = info
-            else:
-                half.b = info
+            module = name[len(_PREFIX) : -len(suffix)]
+            halves.setdefault(module, {})[_SUFFIXES[suffix]] = info
         return halves
 
     def refuse_stranger(self, name: str, info: StoredTensor) -> None:
@@ -253,16 +239,16 @@ class _Planner:
         scale = self.config.scale_of(name)
         out: list[tuple[str, Piece]] = []
         row = 0
-        for place, heads in zip(reading.places, reading.heads, strict=True):
-            if heads and place.rows % (2 * heads):
+        for place in reading.places:
+            if place.heads and place.rows % (2 * place.heads):
                 raise FileFormatError(
-                    f"{self.base.label}: '{place.tensor}' has {place.rows} rows, which {heads} "
-                    "heads cannot share; convert the model again"
+                    f"{self.base.label}: '{place.tensor}' has {place.rows} rows, which "
+                    f"{place.heads} heads cannot share; convert the model again"
                 )
             end = row + place.rows
             rows = (row, end) if not self.locator.is_embedding(module) else (0, b.shape[0])
             piece = Piece(
-                module, a, b, rank, scale, rows, place.first, heads, reading.expert, swapped
+                module, a, b, rank, scale, rows, place.first, place.heads, reading.expert, swapped
             )
             out = _joined(out, place.tensor, piece)
             row = end

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -213,16 +214,9 @@ def _too_small(outtype: str, tensor: str) -> ConvertError:
     )
 
 
-def _to_f32(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+def _cast(values: NDArray[np.floating], to: str, bits: str) -> NDArray[Any]:
     with np.errstate(over="ignore", under="ignore"):
-        bits: NDArray[np.uint32] = values.astype("<f4", copy=False).view("<u4")
-    return bits
-
-
-def _to_f16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
-    with np.errstate(over="ignore", under="ignore"):
-        bits: NDArray[np.uint16] = values.astype("<f2").view("<u2")
-    return bits
+        return values.astype(to, copy=False).view(bits)
 
 
 def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
@@ -244,7 +238,7 @@ def _to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
 
 # how to round to a type, and the bits of its infinity; NaN's are larger
 _ROUNDERS: Final[dict[str, tuple[Callable[[NDArray[np.floating]], NDArray[Any]], int]]] = {
-    "f32": (_to_f32, 0x7F800000),
-    "f16": (_to_f16, 0x7C00),
+    "f32": (partial(_cast, to="<f4", bits="<u4"), 0x7F800000),
+    "f16": (partial(_cast, to="<f2", bits="<u2"), 0x7C00),
     "bf16": (_to_bf16, 0x7F80),
 }

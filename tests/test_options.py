@@ -99,7 +99,7 @@ def test_keywords_win_and_wrong_ones_are_told_with_what_there_is() -> None:
     assert options.reply_options(None, {}, "say()") == ag.GenerateOptions()
     with pytest.raises(
         ag.InputError,
-        match=r"^say\(\) has no option 'temperatur'; did you mean "
+        match=r"^say\(\) has no argument 'temperatur'; did you mean "
         r"'temperature', of Sampling\?$",
     ):
         options.reply_options(None, {"temperatur": 0}, "say()")
@@ -110,7 +110,7 @@ def test_keywords_win_and_wrong_ones_are_told_with_what_there_is() -> None:
         options.reply_options(None, {"xyzzy": 0}, "say()")
     with pytest.raises(ag.InputError, match="an Invocation is for"):
         options.reply_options(ag.Invocation("x"), {}, "say()")
-    with pytest.raises(ag.InputError, match="has no option 'adapter'"):
+    with pytest.raises(ag.InputError, match="has no argument 'adapter'"):
         options.changed(ag.Invocation("x"), {"adapter": "y"}, "invoke()")
 
 

@@ -132,7 +132,7 @@ def test_messages_name_the_call_the_place_and_what_there_is(model: ag.Model) -> 
         (model.chat(template=PLAIN).say, {"text": "x", "options": {"max_tokens": 3}},
          "Chat.say(): options must be a GenerateOptions or None, got {'max_tokens': 3}"),
         (model.chat(template=PLAIN).say, {"text": "x", "temprature": 0},
-         "Chat.say() has no option 'temprature'; did you mean 'temperature', of Sampling?"),
+         "Chat.say() has no argument 'temprature'; did you mean 'temperature', of Sampling?"),
         (ag.GenerateOptions, {"temperature": 0},
          "GenerateOptions() has no argument 'temperature'; it is a field of Sampling"),
         (ag.Sampling, {"top": 3}, "Sampling() has no argument 'top'; did you mean 'top_p'?"),

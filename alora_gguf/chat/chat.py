@@ -6,13 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
 from alora_gguf.generate.generation import Generation
-from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_message, as_said
+from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import (
     CancelToken,
     GenerateOptions,
@@ -366,12 +365,7 @@ class Chat:
     def __enter__(self) -> Chat:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _take(self, reply: Reply) -> None:
@@ -527,4 +521,4 @@ class Chat:
 
 
 def _one(message: Said) -> Message:
-    return Message("user", message) if isinstance(message, str) else as_message(message, "message")
+    return Message("user", message) if isinstance(message, str) else Message.of(message, "message")

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import RLock
-from types import TracebackType
 
 from alora_gguf.aio import _iterate
 from alora_gguf.generate.generation import Generation
@@ -124,10 +123,5 @@ class Reply(Iterator[str]):
     def __enter__(self) -> Reply:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

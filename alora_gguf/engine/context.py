@@ -12,10 +12,9 @@ import ctypes
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from alora_gguf.errors import (
     AdapterInUseError,
@@ -26,11 +25,10 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import CancelToken, ContextOptions, Progress, check_number
+from alora_gguf.options import CancelToken, Progress, check_number
 
 from .cells import AdmissionQueue
 from .llama_context import LlamaContext, Logits, Run
-from .loading import Tuning
 from .prefix_cache import PrefixCache
 from .provenance import ActiveAdapter
 from .scheduler import Scheduler
@@ -45,37 +43,14 @@ class Engine:
     raises ClosedError after close().
     """
 
-    def __init__(
-        self,
-        path: Path,
-        options: ContextOptions,
-        *,
-        n_gpu_layers: int,
-        verbose: bool,
-        tuning: Tuning | None = None,
-        cancel: CancelToken | None = None,
-        progress: Callable[[float], None] | None = None,
-        adopt: tuple[int, int] | None = None,
-    ) -> None:
-        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
-        and `options` and frees after close(), nothing is loaded.
-        """
-        self.context = context = LlamaContext(
-            path,
-            options,
-            n_gpu_layers=n_gpu_layers,
-            verbose=verbose,
-            tuning=tuning or Tuning(),
-            cancel=cancel,
-            progress=progress,
-            adopt=adopt,
-        )
-        self.path, self.options, self.tuning = path, options, context.tuning
+    def __init__(self, context: LlamaContext) -> None:
+        self.context = context
+        self.path, self.options = context.path, context.options
         self.native, self.llama, self.vocab = context.native, context.llama, context.vocab
         self.lock, self.condition, self.cells = context.lock, context.condition, context.cells
         self.memory_kind, self.rewinds = context.memory_kind, context.rewinds
         self.window, self.n_batch = context.window, context.n_batch
-        self.prefix_cache = PrefixCache(context, options.n_pooled)
+        self.prefix_cache = PrefixCache(context, context.options.n_pooled)
         self.admission = AdmissionQueue(context, self.prefix_cache)
         self.scheduler = Scheduler(context, self.admission)
 

@@ -94,19 +94,20 @@ class LlamaContext:
         path: Path,
         options: ContextOptions,
         *,
-        n_gpu_layers: int,
-        verbose: bool,
-        tuning: Tuning,
+        verbose: bool = False,
+        tuning: Tuning | None = None,
         cancel: CancelToken | None = None,
         progress: Callable[[float], None] | None = None,
         adopt: tuple[int, int] | None = None,
     ) -> None:
-        """With `adopt`, a llama_model and a llama_context on it that the caller made from `path`
-        and `options` and frees after close(), nothing is loaded.
+        """Loads the weights and opens a context, or takes those in `adopt`: a llama_model and a
+        llama_context on it that the caller made from `path` and `options`, and frees after close().
+
+        Raises LibraryError, ModelError, CancelledError.
         """
         self.native = native = _native.load()
         self.llama = llama = native.llama
-        self.path, self.options, self.tuning, self.verbose = path, options, tuning, verbose
+        self.path, self.options, self.verbose = path, options, verbose
         self.lock = FairLock()
         self.condition = threading.Condition()
         with self.logged():
@@ -114,6 +115,8 @@ class LlamaContext:
                 model, ctx = adopt
                 self._read_model(model)
             else:
+                tuning = tuning or Tuning()
+                n_gpu_layers = options.n_gpu_layers
                 model = load_weights(
                     native, path, n_gpu_layers, tuning=tuning, cancel=cancel, progress=progress
                 )

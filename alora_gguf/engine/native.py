@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,23 +31,6 @@ _STATUS: Final[dict[int, type[errors.AloraError]]] = {
 }
 
 
-class _StatsStruct(ctypes.Structure):
-    """struct alora_stats, field by field."""
-
-    _fields_ = [
-        ("n_reserves", ctypes.c_int64),
-        ("n_graphs", ctypes.c_int64),
-        ("n_nodes", ctypes.c_int64),
-        ("compute_bytes", ctypes.c_int64),
-        ("bank_bytes", ctypes.c_int64),
-        ("n_targets", ctypes.c_int32),
-        ("n_slots", ctypes.c_int32),
-        ("n_adapters", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("n_attention", ctypes.c_int32),
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What the bank and the graphs of a context amount to; the fields are explained in alora.h."""
@@ -62,6 +45,15 @@ class Stats:
     n_adapters: int
     rank: int
     n_attention: int
+
+
+class _StatsStruct(ctypes.Structure):
+    """struct alora_stats: five int64_t, then int32_t."""
+
+    _fields_ = [
+        (field.name, ctypes.c_int64 if i < 5 else ctypes.c_int32)
+        for i, field in enumerate(fields(Stats))
+    ]
 
 
 class Log:
@@ -227,7 +219,7 @@ class Native:
         """alora_stats_get()."""
         raw = _StatsStruct()
         self._check(self._lib.alora_stats_get(ctx, ctypes.byref(raw)), "statistics")
-        return Stats(*(getattr(raw, field[0]) for field in _StatsStruct._fields_))
+        return Stats(*(getattr(raw, field.name) for field in fields(Stats)))
 
 
 _loaded: list[Native] = []  # the library, never an engine: a process can load only one

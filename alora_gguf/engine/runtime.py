@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
-from alora_gguf.options import CancelToken, ContextOptions
 
 from .context import Bank, Engine
-from .loading import CacheLayout, Tuning
+from .llama_context import LlamaContext
+from .loading import CacheLayout
 from .prefix_cache import PrefixCache
 from .sequence import TokenSequence
 from .vocab import Vocabulary
@@ -26,47 +26,19 @@ class Runtime:
     layout        what saved cells must have been laid out as
     """
 
-    def __init__(
-        self,
-        base: BaseFile,
-        options: ContextOptions,
-        *,
-        n_gpu_layers: int = 0,
-        verbose: bool = False,
-        tuning: Tuning | None = None,
-        cancel: CancelToken | None = None,
-        progress: Callable[[float], None] | None = None,
-        adopt: tuple[int, int] | None = None,
-    ) -> None:
-        """Loads the weights and opens a context, or takes those in `adopt` (see Engine).
-
-        Raises LibraryError, ModelError, CancelledError.
-        """
+    def __init__(self, base: BaseFile, context: LlamaContext) -> None:
         self.base = base
-        self.engine = engine = Engine(
-            base.path,
-            options,
-            n_gpu_layers=n_gpu_layers,
-            verbose=verbose,
-            tuning=tuning,
-            cancel=cancel,
-            progress=progress,
-            adopt=adopt,
-        )
+        self.engine = engine = Engine(context)
         self.vocab: Vocabulary = engine.vocab
-        self.bank = Bank(engine, base, options.max_adapters)
+        self.bank = Bank(engine, base, context.options.max_adapters)
         self.prefix_cache: PrefixCache = engine.prefix_cache
-        try:
-            self.layout = CacheLayout.of(
-                options,
-                base,
-                n_ctx=engine.cells.n_cells,
-                memory=engine.memory_kind,
-                window=engine.window,
-            )
-        except BaseException:
-            engine.close()
-            raise
+        self.layout = CacheLayout.of(
+            context.options,
+            base,
+            n_ctx=engine.cells.n_cells,
+            memory=engine.memory_kind,
+            window=engine.window,
+        )
 
     @cached_property
     def fingerprint(self) -> BaseFingerprint:

@@ -1,17 +1,13 @@
-"""JSON Schemas as masks over a vocabulary: which tokens may come next in a reply.
-
-Knows llguidance, as nothing else but drafting.py does. Does not sample, and knows nothing of
-conversations.
-"""
+"""JSON Schemas as masks over a vocabulary: which tokens may come next in a reply, by llguidance."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -176,49 +172,38 @@ class _Tokens:
 
 
 class _Compiler:
-    """The compiled schemas of one vocabulary, the latest used last."""
+    """The compiled schemas of one vocabulary, which is read when the first one is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens: _Tokens | None = None
-        self._kept: OrderedDict[str, Constraint] = OrderedDict()
+        self._compile: Callable[[str], Constraint] | None = None
 
     def compile(self, text: str, vocab: Vocabulary) -> Constraint:
         with self._lock:
-            if self._tokens is None:
-                self._tokens = _read_tokens(vocab)
-            if text not in self._kept:
-                self._kept[text] = _compile(text, self._tokens)
-                if len(self._kept) > _MAX_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(text)
-            return self._kept[text]
+            if self._compile is None:
+                tokens = _read_tokens(vocab)
+                self._compile = lru_cache(_MAX_KEPT)(lambda text: _compile(text, tokens))
+            return self._compile(text)
 
 
 def _canonical(schema: Mapping[str, Any] | str) -> str:
     """Compact JSON, with keys in their order: it is the order of the properties."""
     try:
-        if isinstance(schema, str):
-            if len(schema) > MAX_SCHEMA:
-                raise SchemaError(_too_long(len(schema)))
+        if isinstance(schema, str) and len(schema) <= MAX_SCHEMA:
             schema = json.loads(schema)
-        if not isinstance(schema, Mapping):
-            raise SchemaError(
-                f"the JSON Schema is a {type(schema).__name__}, expected an object such as "
-                '{"type": "object"}'
-            )
-        text = json.dumps(dict(schema), separators=(",", ":"), allow_nan=False)
-    except SchemaError:
-        raise
+        plain = dict(schema) if isinstance(schema, Mapping) else schema
+        text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise SchemaError(f"the JSON Schema is not JSON: {error}") from None
     if len(text) > MAX_SCHEMA:
-        raise SchemaError(_too_long(len(text)))
+        n = len(text)
+        raise SchemaError(f"the JSON Schema has {n} characters, expected at most {MAX_SCHEMA}")
+    if not isinstance(schema, Mapping):
+        raise SchemaError(
+            f"the JSON Schema is a {type(schema).__name__}, expected an object such as "
+            '{"type": "object"}'
+        )
     return text
-
-
-def _too_long(n: int) -> str:
-    return f"the JSON Schema has {n} characters, expected at most {MAX_SCHEMA}"
 
 
 def _compile(text: str, tokens: _Tokens) -> Constraint:
@@ -322,47 +307,34 @@ def _text(llama: Any, vocab: Vocabulary, token: int) -> bytes:
 def never_ends(schema: Mapping[str, Any]) -> bool:
     """Whether every matching value would have to contain itself: no finite one exists."""
     pending = {ref: _resolve(schema, ref) for ref in _references(schema)}
-    ending: set[str] = {ref for ref, node in pending.items() if node is None}  # not ours to judge
-    found = True
-    while found:  # each round finds a reference that can end now, or is the last
-        now = {r for r, node in pending.items() if r not in ending and _can_end(node, ending)}
+    ending = {ref for ref, node in pending.items() if node is None}  # not ours to judge
+    while now := {r for r in pending.keys() - ending if _can_end(pending[r], ending)}:
         ending |= now
-        found = bool(now)
     return not _can_end(schema, ending)
-
-
-def _properties(node: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
-    properties, required = node.get("properties"), node.get("required")
-    return (
-        properties if isinstance(properties, Mapping) else {},
-        [name for name in required if isinstance(name, str)] if isinstance(required, list) else [],
-    )
-
-
-def _resolve(root: Mapping[str, Any], ref: Any) -> Any:
-    """What a reference within the schema names; None for any other, or one that names nothing."""
-    if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-        return None
-    node: Any = root
-    for part in ref.split("/")[1:]:
-        key = unquote(part).replace("~1", "/").replace("~0", "~")
-        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-            node = node[int(key)]
-        elif isinstance(node, Mapping) and key in node:
-            node = node[key]
-        else:
-            return None
-    return node
 
 
 def _references(node: Any) -> set[str]:
     """Every $ref anywhere in a schema."""
-    if isinstance(node, list):
-        return set().union(*map(_references, node))
-    if not isinstance(node, Mapping):
-        return set()
-    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
-    return own.union(*map(_references, node.values()))
+    parts: Iterable[Any] = node if isinstance(node, list) else ()
+    own = set()
+    if isinstance(node, Mapping):
+        parts = node.values()
+        own = {ref for ref in [node.get("$ref")] if isinstance(ref, str)}
+    return own.union(*map(_references, parts))
+
+
+def _resolve(root: Mapping[str, Any], ref: str) -> Any:
+    """What a reference within the schema names; None for any other, or one that names nothing."""
+    if ref != "#" and not ref.startswith("#/"):
+        return None
+    node: Any = root
+    for part in ref.split("/")[1:]:
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        try:
+            node = node[int(key) if isinstance(node, list) else key]
+        except (LookupError, TypeError, ValueError):
+            return None
+    return node
 
 
 def _can_end(node: Any, ending: set[str]) -> bool:
@@ -375,13 +347,14 @@ def _can_end(node: Any, ending: set[str]) -> bool:
         parts = node.get(key)
         if isinstance(parts, list) and not quantifier(_can_end(part, ending) for part in parts):
             return False
-    kinds = node.get("type")
-    if kinds not in ("object", ["object"], "array", ["array"]):
-        return True  # a number or the like may match, as far as this node goes
-    if kinds in ("array", ["array"]):
-        fewest = node.get("minItems", 0)
-        first = node.get("prefixItems") or []
-        needed = [*first, node.get("items")][:fewest] if isinstance(fewest, int) else []
-        return all(_can_end(part, ending) for part in needed)
-    properties, required = _properties(node)
-    return all(_can_end(properties.get(name), ending) for name in required)
+    # what a value must hold; a number or the like may match, as far as another node goes
+    needed: list[Any] = []
+    if node.get("type") in ("array", ["array"]) and isinstance(node.get("minItems"), int):
+        first = node.get("prefixItems")
+        needed = [*(first if isinstance(first, list) else ()), node.get("items")]
+        needed = needed[: node["minItems"]]
+    elif node.get("type") in ("object", ["object"]) and isinstance(node.get("required"), list):
+        properties = node.get("properties")
+        if isinstance(properties, Mapping):
+            needed = [properties.get(name) for name in node["required"] if isinstance(name, str)]
+    return all(_can_end(part, ending) for part in needed)

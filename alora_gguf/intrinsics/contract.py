@@ -249,7 +249,10 @@ def rewrite(
             document if document.doc_id is not None else replace(document, doc_id=str(i))
             for i, document in enumerate(documents)
         ]
-    messages, documents, sentences = number_sentences(boundaries, messages, documents)
+    messages, documents = list(messages), list(documents)
+    sentences: Mapping[str, tuple[Sentence, ...]] = {}
+    if boundaries:
+        messages, documents, sentences = number_sentences(boundaries, messages, documents)
     if contract.docs_as_message is not None:
         messages = _as_messages(contract.docs_as_message, documents) + messages
         documents = []

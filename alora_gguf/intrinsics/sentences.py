@@ -47,8 +47,6 @@ def number_sentences(
     messages before the last share a counter.
     """
     messages, documents = list(messages), list(documents)
-    if not prefixes:
-        return messages, documents, {}
     sentences: dict[str, list[Sentence]] = {place: [] for place in PLACES if place in prefixes}
     if LAST_MESSAGE in prefixes:
         text, sentences[LAST_MESSAGE] = tag(messages[-1].content, prefixes[LAST_MESSAGE], 0)

@@ -6,7 +6,7 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Literal
 
 from llama_cpp import Llama as Stock
@@ -189,12 +189,7 @@ class Llama(Reader):
     def __enter__(self) -> Llama:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -17,7 +17,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
@@ -104,9 +104,9 @@ class Reader(Stock):
             nothing: Any = Nothing(InputError, without)
             self._runtime = self._sequence = self._contracts = nothing
             return
-        self._runtime = runtime = Runtime(
-            base, options, verbose=self.verbose, adopt=(model, self._ctx.ctx)
-        )
+        adopt = model, self._ctx.ctx
+        context = LlamaContext(base.path, options, verbose=self.verbose, adopt=adopt)
+        self._runtime = runtime = Runtime(base, context)
         self._model._vocabulary = runtime.vocab  # type: ignore[attr-defined]
         self._contracts = Contracts(runtime.bank)
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does

@@ -65,7 +65,8 @@ class Model(internals.LlamaModel):
             known, text = [], b""
         for token in self._vocabulary.check(tokens[len(known) :], "tokens"):
             text += self._vocabulary.piece(token, special=special)
-        self._latest = tokens, text, special
+        if len(tokens) > 1:  # a stream asks for its latest token between
+            self._latest = tokens, text, special
         # some vocabularies put a space behind a leading beginning-of-sequence token
         leading = text[:1] == b" " and tokens[0] == self.token_bos()
         return text[1:] if leading else text

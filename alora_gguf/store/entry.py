@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -134,11 +134,10 @@ def key_of(name: str) -> str:
 
     Raises InputError for what is not a name.
     """
-    key = name.lower()
-    if not _NAME.fullmatch(name) or key.endswith((".", ".gguf")) or _DEVICES.fullmatch(key):
+    if not _is_name(name):
         shown = name if name.isprintable() else ascii(name)[1:-1]
         raise InputError(f"'{shown}' is not a name for the store: expected {_NAME_RULE}")
-    return key
+    return name.lower()
 
 
 def name_from(text: str) -> str:
@@ -174,63 +173,40 @@ def read_entry(path: Path) -> StoreEntry:
             f"{path}: is of format {version}, expected {FORMAT}: a later alora-gguf wrote it; "
             "upgrade this one"
         )
-    fields = _Fields(path, value)
-    about = Description(
-        kind=fields.text("kind", ("adapter", "base").__contains__),  # type: ignore[arg-type]
-        technology=fields.optional("technology"),
-        architecture=fields.optional("architecture"),
-        repository=fields.optional("repository"),
-        commit=fields.optional("commit"),
-        sources=tuple(map(fields.string, fields.array("sources"))),
-        base=fields.optional("base"),
-        base_model=fields.optional("base_model"),
-        vocabulary_sha256=fields.optional("vocabulary_sha256"),
-    )
-    files = tuple(map(fields.file, fields.array("files")))
-    if not files:
+
+    def field(key: str, accepts: Callable[[Any], bool]) -> Any:
+        if not accepts(value.get(key)):
+            raise _damaged(path, f"has no usable '{key}'")
+        return value.get(key)
+
+    if value.get("files") == []:
         raise _damaged(path, "has no files")
+    optional = [each.name for each in fields(Description) if each.name not in ("kind", "sources")]
+    about = Description(
+        kind=field("kind", ("adapter", "base").__contains__),
+        sources=tuple(field("sources", lambda v: isinstance(v, list) and all(map(_is_text, v)))),
+        **{key: field(key, lambda v: v is None or (_is_text(v) and v)) for key in optional},
+    )
+    name = field("name", lambda v: _is_text(v) and _is_name(v) and v.lower() == path.stem)
+    files = field("files", lambda v: isinstance(v, list) and all(map(_is_file, v)))
     return StoreEntry(
-        name=fields.text("name", lambda name: _is_name(name) and name.lower() == path.stem),
+        name=name,
         about=about,
-        folder=fields.text("folder", lambda folder: bool(_FOLDER.fullmatch(folder))),
-        files=files,
-        added=fields.text("added", bool),
+        folder=field("folder", lambda v: _is_text(v) and bool(_FOLDER.fullmatch(v))),
+        files=tuple(StoredFile(f["name"], f["nbytes"], f["sha256"]) for f in files),
+        added=field("added", lambda v: _is_text(v) and v),
     )
 
 
-class _Fields:
-    """An entry's fields, of the types that they should have."""
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
-    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
-        self._path = path
-        self._fields = fields
 
-    def text(self, key: str, accepts: Callable[[str], bool]) -> str:
-        value = self._fields.get(key)
-        if not isinstance(value, str) or not accepts(value):
-            raise _damaged(self._path, f"has no usable '{key}'")
-        return value
-
-    def optional(self, key: str) -> str | None:
-        return None if self._fields.get(key) is None else self.text(key, bool)
-
-    def array(self, key: str) -> list[Any]:
-        value = self._fields.get(key)
-        if not isinstance(value, list):
-            raise _damaged(self._path, f"has no usable '{key}'")
-        return value
-
-    def string(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise _damaged(self._path, "has no usable 'sources'")
-        return value
-
-    def file(self, value: object) -> StoredFile:
-        match value:
-            case {"name": str(name), "nbytes": int(nbytes), "sha256": str(sha256)}:
-                if is_file_name(name) and nbytes >= 0 and _DIGEST.fullmatch(sha256):
-                    return StoredFile(name, nbytes, sha256)
-        raise _damaged(self._path, "has no usable 'files'")
+def _is_file(value: object) -> bool:
+    match value:
+        case {"name": str(name), "nbytes": int(nbytes), "sha256": str(sha256)}:
+            return is_file_name(name) and nbytes >= 0 and bool(_DIGEST.fullmatch(sha256))
+    return False
 
 
 def is_file_name(name: str) -> bool:
@@ -245,11 +221,9 @@ def is_file_name(name: str) -> bool:
 
 
 def _is_name(name: str) -> bool:
-    try:
-        key_of(name)
-    except InputError:
-        return False
-    return True
+    key = name.lower()
+    ends = (".", ".gguf")
+    return bool(_NAME.fullmatch(name)) and not (key.endswith(ends) or _DEVICES.fullmatch(key))
 
 
 def _damaged(path: Path, problem: str) -> FileFormatError:

@@ -24,7 +24,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
-from alora_gguf.files import sync_folder
+from alora_gguf.files import sync_folder, write_whole
 
 from .entry import (
     Description,
@@ -109,14 +109,15 @@ class Store:
         What has a path separator or ends in .gguf is a path, and is returned as it is; all else is
         a name. Raises what get() does, and FileFormatError if the entry's files are damaged.
         """
-        if not isinstance(text, str) or is_path(text):
+        if not isinstance(text, str) or self.is_path(text):
             return Path(text)
         return self.path(self.get(text, kind))
 
     @staticmethod
     def is_path(text: str) -> bool:
         """Whether resolve() takes a text for a path, and not for a name of the store."""
-        return is_path(text)
+        separators = ("/", os.sep, os.altsep or os.sep)
+        return any(sign in text for sign in separators) or text.lower().endswith(".gguf")
 
     @staticmethod
     def name_from(text: str) -> str:
@@ -201,32 +202,6 @@ class Store:
             self._remove_abandoned()
         return entry
 
-    def _commit(self, addition: StoreAddition, about: Description) -> StoreEntry:
-        files = addition.files()
-        entry = StoreEntry(addition.name, about, addition.folder.name, files, _now())
-        path = self._entry_file(key_of(addition.name))
-        with self._explained("written"), locked(self.home / "lock"):
-            old = self._replaced(path, addition)
-            if old is not None and _digests(old.files) == _digests(files) and self._is_whole(old):
-                return old
-            if old is not None and not addition.replace and self._is_whole(old):
-                raise _taken(old)
-            _write(path, write_json(entry))
-            addition.changed = True
-            if old is not None:
-                self._remove_folder(old.folder)
-        return entry
-
-    def _replaced(self, path: Path, addition: StoreAddition) -> StoreEntry | None:
-        try:
-            return read_entry(path)
-        except FileNotFoundError:
-            return None
-        except FileFormatError:
-            if not addition.replace:
-                raise
-            return None
-
     def _has(self, key: str, folder: Path) -> bool:
         """Whether the files in a folder are an entry's: asked of the disk, since Ctrl-C may come
         between the entry and our knowing of it.
@@ -294,6 +269,10 @@ class Store:
             yield
         except OSError as error:
             raise self.refusal(error, done) from error
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self.refusal(error.__cause__, done) from error
+            raise
 
     def refusal(self, error: OSError, done: str = "written") -> StoreError:
         """Our error for one of the file system, with the way out; `done` is what it refused."""
@@ -365,13 +344,27 @@ class StoreAddition:
         Raises InputError if the name stands for other files and may not be replaced,
         FileFormatError if its entry is damaged, StoreError if the store cannot be written.
         """
-        return self._store._commit(self, about)
-
-
-def is_path(text: str) -> bool:
-    """Whether a text is a path, and not a name of the store."""
-    separators = ("/", os.sep, os.altsep or os.sep)
-    return any(sign in text for sign in separators) or text.lower().endswith(".gguf")
+        store, path = self._store, self._store._entry_file(key_of(self.name))
+        files = self.files()
+        entry = StoreEntry(self.name, about, self.folder.name, files, _now())
+        with store._explained("written"), locked(store.home / "lock"):
+            try:
+                old = read_entry(path)
+            except (FileNotFoundError, FileFormatError) as error:
+                if isinstance(error, FileFormatError) and not self.replace:
+                    raise
+                old = None
+            if old is not None and store._is_whole(old):
+                if _digests(old.files) == _digests(files):
+                    return old
+                if not self.replace:
+                    raise _taken(old)
+            with write_whole(path, error=StoreError) as file:
+                file.write(write_json(entry))
+            self.changed = True
+            if old is not None:
+                store._remove_folder(old.folder)
+        return entry
 
 
 def _default_home() -> Path:
@@ -432,17 +425,3 @@ def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:
         if sys.platform != "win32":  # a file that is open for reading cannot be flushed there
             os.fsync(file.fileno())
     return StoredFile(path.name, nbytes, digest.hexdigest())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes an entry's file, which appears or is replaced in one step. The lock must be held."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)

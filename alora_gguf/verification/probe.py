@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import DecodeError, ModelError
@@ -82,7 +82,8 @@ def read_twice(
     with native.log.capture():
         ctx = open_context(native, runtime.base.path, weights, options, watched)
     try:
-        probe = Runtime(runtime.base, options, adopt=(weights, ctx))
+        context = LlamaContext(runtime.base.path, options, adopt=(weights, ctx))
+        probe = Runtime(runtime.base, context)
         try:
             probe.bank.load({_NAME: adapter})
             return _read(probe, None, tokens, n_rows, tap), _read(probe, _NAME, tokens, n_rows, tap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterError
@@ -12,7 +11,7 @@ from alora_gguf.gguf.parser import ArrayRef, ValueType
 
 from .families import FAMILIES, supported_names
 from .model import BaseModel, Shape
-from .tokenizer import ordinary, text_of, tokenize_gguf
+from .tokenizer import GGUFTokenizer
 
 _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
 
@@ -47,6 +46,7 @@ class GGUFBase(BaseModel):
         values = [header.metadata.get(key) for key in keys]
         stated = [value for value in values if isinstance(value, str) and value]
         self.names = tuple(stated or [header.name])
+        self.tokenizer = GGUFTokenizer(header)
 
     def _check_kind(self) -> None:
         header = self.header
@@ -113,18 +113,6 @@ class GGUFBase(BaseModel):
         if f"{self.architecture}.attention.{name}" in self.header.metadata:
             return self._integer(f"attention.{name}")
         return self.header.tensors["token_embd.weight"].shape[0] // self.n_heads(layer, keys=False)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, by llama.cpp on this file's vocabulary."""
-        return tokenize_gguf(self.header, text)
-
-    def text_of(self, tokens: Sequence[int]) -> str | None:
-        """The text that reads as these tokens; None where that is not known."""
-        return text_of(self.header, tokens)
-
-    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
-        """For each token whether it is ordinary text; None if the file has no vocabulary."""
-        return ordinary(self.header, tokens)
 
     def _integer(self, name: str) -> int:
         value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)

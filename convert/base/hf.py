@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from alora_gguf.errors import FileFormatError
 
 from .families import FAMILIES
-from .hf_config import CONFIG_NAME, GEMMA3, MAMBA, HFConfig, Tensors
+from .hf_config import (
+    ATTENTION,
+    CONFIG_NAME,
+    EXPERTS,
+    FUSED_ATTENTION,
+    GEMMA3,
+    MAMBA,
+    MLP,
+    HFConfig,
+)
 from .hf_tokenizer import HFTokenizer
 from .match import model_name
 from .model import BaseModel, Shape
@@ -37,14 +44,15 @@ class HFBase(BaseModel):
     def __init__(self, directory: str | Path, label: str | None = None) -> None:
         self.directory = Path(directory)
         self.label = label or str(self.directory)
+        self.tokenizer: HFTokenizer = HFTokenizer(self.directory)
         self._config = config = HFConfig(self.directory / CONFIG_NAME)
         self._kind = config.kind
-        self.n_layers = config.size("layers", most=_MAX_LAYERS)
+        self.n_layers = config.number("layers", most=_MAX_LAYERS)
         self._mamba_layers = self._find_mamba_layers()
         self.family = FAMILIES[self._find_architecture()]
         self._tied = config.flag("tie_word_embeddings")
-        self._heads = config.size("heads")
-        self._kv_heads = config.optional("kv_heads") or self._heads
+        self._heads = config.number("heads")
+        self._kv_heads = config.number("kv_heads", self._heads)
         self._dims = {**self._attention_sizes(), **self._mlp_sizes(), **self._mamba_sizes()}
         self._dense_layers = self._find_dense_layers()
         self.n_vocab = self._count_vocabulary()
@@ -62,10 +70,8 @@ class HFBase(BaseModel):
         found = _WEIGHT.fullmatch(tensor)
         if found is None or int(found[1]) >= self.n_layers:
             return None
-        for tensors in self._block(int(found[1])):
-            if found[2] in tensors:
-                return tuple(self._dims[name] for name in tensors[found[2]])
-        return None
+        dims = self._block(int(found[1])).get(found[2], ("none",))
+        return tuple(self._dims[name] for name in dims) if self._dims.keys() >= {*dims} else None
 
     def n_heads(self, layer: int, *, keys: bool) -> int:  # noqa: ARG002
         """The number of query heads of a block, or of its key (and value) heads."""
@@ -75,48 +81,39 @@ class HFBase(BaseModel):
         """The rows of a block's query, key and value projections."""
         return self._dims["q"], self._dims["kv"], self._dims["kv"]
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, by the library `tokenizers` and the directory's tokenizer.json."""
-        return self._tokenizer.encode(text)
-
-    def text_of(self, tokens: Sequence[int]) -> str | None:
-        """The text that reads as these tokens, by tokenizer.json; None where that is not known."""
-        return self._tokenizer.text_of(tokens)
-
-    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
-        """For each token whether it is ordinary text; None without a tokenizer.json."""
-        return self._tokenizer.ordinary(tokens)
-
-    def _block(self, layer: int) -> tuple[Tensors, Tensors]:
+    def _block(self, layer: int) -> dict[str, tuple[str, ...]]:
         """The weights of a block: attention's or a state space's, and an MLP's or experts'."""
-        mixer = MAMBA if layer in self._mamba_layers else self._kind.attention
+        attention = FUSED_ATTENTION if self._kind.fused else ATTENTION
         dense = not self._dims.get("experts") or layer in self._dense_layers
-        return mixer, self._kind.mlp if dense else self._kind.experts
+        mixer = MAMBA if layer in self._mamba_layers else attention
+        return {**mixer, **(MLP if dense else EXPERTS)}
 
     def _attention_sizes(self) -> dict[str, int]:
-        embd = self._config.size("embd")
-        width = self._config.head_dim(embd, self._heads)
-        q, kv = self._heads * width, self._kv_heads * width
+        config, heads = self._config, self._heads
+        embd = config.number("embd")
+        width = config.number("head_dim", 0)
+        if not width and embd % heads:
+            raise config.wrong("heads", f"a divisor of the hidden size {embd}")
+        width = width or embd // heads
+        q, kv = heads * width, self._kv_heads * width
         return {"embd": embd, "q": q, "kv": kv, "qkv": q + 2 * kv}
 
     def _mlp_sizes(self) -> dict[str, int]:
-        config, experts = self._config, self._kind.experts
-        if self.architecture == "gpt2":
-            ff = config.optional("ff") or 4 * config.size("embd")
-        else:
-            ff = config.size("ff")
-        sizes = {"ff": ff, "gate_up": 2 * ff}
-        if experts and (count := config.size("experts", least=0)):
-            sizes |= {"experts": count, "ff_exp": config.size("ff_exp"), "one": 1}
-            if "ffn_up_shexp" in experts:
-                sizes["ff_shared"] = config.size("ff_shared")
+        config = self._config
+        default = 4 * config.number("embd") if self.architecture == "gpt2" else None
+        ff = config.number("ff", default)
+        sizes = {"ff": ff, "up": 2 * ff if self.architecture == "phi3" else ff}
+        if self._kind.experts and (count := config.number("experts", least=0)):
+            sizes |= {"experts": count, "ff_exp": config.number("ff_exp"), "one": 1}
+            if "ff_shared" in self._kind.fields:
+                sizes["ff_shared"] = config.number("ff_shared")
         return sizes
 
     def _mamba_sizes(self) -> dict[str, int]:
         if not self._mamba_layers:
             return {}
         config = self._config
-        inner = config.number("mamba_expand") * config.size("embd")
+        inner = config.number("mamba_expand") * config.number("embd")
         states = config.number("mamba_n_groups") * config.number("mamba_d_state")
         # in_proj's rows: the gate; the convolution's input, B and C; the time steps
         return {"ssm": inner, "ssm_in": 2 * inner + 2 * states + config.number("mamba_n_heads")}
@@ -140,7 +137,7 @@ class HFBase(BaseModel):
         """
         if self._kind.architecture != "granitehybrid" or self._mamba_layers:
             return self._kind.architecture
-        used = self._config.number("num_experts_per_tok", least=0, default=0)
+        used = self._config.number("num_experts_per_tok", 0, least=0)
         return "granitemoe" if used else "granite"
 
     def _find_dense_layers(self) -> frozenset[int]:
@@ -148,7 +145,7 @@ class HFBase(BaseModel):
         listed = self._config.get("mlp_only_layers") or []
         if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
             raise self._config.wrong("mlp_only_layers", "a list of layers' numbers")
-        step = self._config.number("decoder_sparse_step", default=1)
+        step = self._config.number("decoder_sparse_step", 1)
         skipped = {layer for layer in range(self.n_layers) if (layer + 1) % step}
         return frozenset(skipped.union(listed))
 
@@ -156,11 +153,7 @@ class HFBase(BaseModel):
         rows = self._config.number("vocab_size")
         if self._kind is not GEMMA3 or (self.directory / "tokenizer.model").is_file():
             return rows
-        return min(rows, self._tokenizer.n_listed or rows)
-
-    @cached_property
-    def _tokenizer(self) -> HFTokenizer:
-        return HFTokenizer(self.directory)
+        return min(rows, self.tokenizer.n_listed or rows)
 
     def _find_names(self) -> list[str]:
         stated = self._config.get("_name_or_path")

@@ -20,32 +20,26 @@ from .families import supported_names
 CONFIG_NAME: Final = "config.json"
 _MAX_SIZE: Final = 2**31 - 1
 
-# a block's weights, each with the names of its dimensions in ggml order
-Tensors = Mapping[str, tuple[str, ...]]
-
-_ATTENTION: Final[Tensors] = {
+# the weights of a block, each with the names of its dimensions in ggml order
+ATTENTION: Final = {
     "attn_q": ("embd", "q"),
     "attn_k": ("embd", "kv"),
     "attn_v": ("embd", "kv"),
     "attn_output": ("q", "embd"),
 }
-_FUSED_ATTENTION: Final[Tensors] = {"attn_qkv": ("embd", "qkv"), "attn_output": ("q", "embd")}
-MAMBA: Final[Tensors] = {"ssm_in": ("embd", "ssm_in"), "ssm_out": ("ssm", "embd")}
-_UP_DOWN: Final[Tensors] = {"ffn_up": ("embd", "ff"), "ffn_down": ("ff", "embd")}
-_MLP: Final[Tensors] = {"ffn_gate": ("embd", "ff"), **_UP_DOWN}
-_FUSED_MLP: Final[Tensors] = {"ffn_up": ("embd", "gate_up"), "ffn_down": ("ff", "embd")}
-_EXPERTS: Final[Tensors] = {
+FUSED_ATTENTION: Final = {"attn_qkv": ("embd", "qkv"), "attn_output": ("q", "embd")}
+MAMBA: Final = {"ssm_in": ("embd", "ssm_in"), "ssm_out": ("ssm", "embd")}
+MLP: Final = {"ffn_gate": ("embd", "ff"), "ffn_up": ("embd", "up"), "ffn_down": ("ff", "embd")}
+EXPERTS: Final = {
     "ffn_gate_inp": ("embd", "experts"),
     "ffn_gate_exps": ("embd", "ff_exp", "experts"),
     "ffn_up_exps": ("embd", "ff_exp", "experts"),
     "ffn_down_exps": ("ff_exp", "embd", "experts"),
-}
-_SHARED: Final[Tensors] = {
     "ffn_gate_shexp": ("embd", "ff_shared"),
     "ffn_up_shexp": ("embd", "ff_shared"),
     "ffn_down_shexp": ("ff_shared", "embd"),
+    "ffn_gate_inp_shexp": ("embd", "one"),
 }
-_SHARED_GATE: Final[Tensors] = {"ffn_gate_inp_shexp": ("embd", "one")}
 
 
 @dataclass(frozen=True)
@@ -53,15 +47,15 @@ class Kind:
     """What a `model_type` makes of its configuration.
 
     architecture  the GGUF's; a granitehybrid without state space layers becomes another one
-    attention, mlp, experts   the weights of a block; one has either the mlp's or the experts'
+    experts       whether it may have any
+    fused         whether query, key and value are one tensor
     fields        of the sizes that have other names than those of _FIELDS, the names they can have
     defaults      what transformers takes for a field that is left out
     """
 
     architecture: str
-    attention: Tensors = field(default_factory=lambda: _ATTENTION)
-    mlp: Tensors = field(default_factory=lambda: _MLP)
-    experts: Tensors = field(default_factory=dict)
+    experts: bool = False
+    fused: bool = False
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,9 +70,7 @@ class HFConfig:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fields = read_json(path)
-        self.kind = self._find_kind()
-
-    def _find_kind(self) -> Kind:
+        self.kind = Kind("")  # which names no fields in another way
         name = self._fields.get("model_type")
         if not isinstance(name, str):
             raise self.wrong("model_type", "the family's name")
@@ -92,26 +84,20 @@ class HFConfig:
             if not isinstance(inner, dict):
                 raise self.wrong("text_config", "the language model's fields")
             self._fields = {**self._fields, **inner}
-        return KINDS[name]
+        self.kind = KINDS[name]
 
     def get(self, name: str) -> Any:
         """A field as it is, unchecked; None if it is left out."""
         return self._fields.get(name)
 
-    def size(self, size: str, *, least: int = 1, most: int = _MAX_SIZE) -> int:
-        """A size of _FIELDS, which must be there unless the family has a default."""
-        return self.number(self._name(size), least=least, most=most)
-
-    def optional(self, size: str) -> int | None:
-        """A size of _FIELDS; None if it is null, or left out without a default."""
-        name = self._name(size)
-        return None if self._value(name) is None else self.number(name)
-
     def number(
-        self, name: str, *, least: int = 1, most: int = _MAX_SIZE, default: int | None = None
+        self, size: str, default: int | None = None, *, least: int = 1, most: int = _MAX_SIZE
     ) -> int:
-        """A field that must be an integer from `least` to `most`."""
-        value = self._value(name)
+        """The integer, from `least` to `most`, of a size of _FIELDS or another field. It must be
+        there unless there is a default, ours or the family's.
+        """
+        name = self._name(size)
+        value = self._fields.get(name, self.kind.defaults.get(name))
         if value is None and default is not None:
             return default
         if type(value) is not int or not least <= value <= most:
@@ -120,20 +106,14 @@ class HFConfig:
 
     def flag(self, name: str) -> bool:
         """A field that must be true or false; false if it is left out without a default."""
-        value = self._value(name)
+        value = self._fields.get(name, self.kind.defaults.get(name))
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return bool(value)
 
-    def head_dim(self, embd: int, heads: int) -> int:
-        """The values of a head: stated, or the hidden size over the heads."""
-        stated = self.optional("head_dim")
-        if stated is None and embd % heads:
-            raise self.wrong(self._name("heads"), f"a divisor of the hidden size {embd}")
-        return embd // heads if stated is None else stated
-
-    def wrong(self, name: str, expected: str) -> FileFormatError:
+    def wrong(self, size: str, expected: str) -> FileFormatError:
         """The error of a field that is missing, or is not what it must be."""
+        name = self._name(size)
         value = self._fields.get(name)
         found = "is missing" if value is None else f"is {json.dumps(value)[:60]}"
         return FileFormatError(
@@ -141,12 +121,9 @@ class HFConfig:
             "published with, or give the base as a GGUF"
         )
 
-    def _value(self, name: str) -> Any:
-        return self._fields.get(name, self.kind.defaults.get(name))
-
     def _name(self, size: str) -> str:
         """The field that holds a size: the first of its names that is there."""
-        names = self.kind.fields.get(size) or _FIELDS[size]
+        names = self.kind.fields.get(size) or _FIELDS.get(size, (size,))
         return next((name for name in names if name in self._fields), names[0])
 
 
@@ -155,7 +132,6 @@ _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "embd": ("hidden_size",),
     "heads": ("num_attention_heads",),
     "kv_heads": ("num_key_value_heads",),
-    "head_dim": ("head_dim",),
     "ff": ("intermediate_size",),
     "ff_exp": ("intermediate_size",),
     "experts": ("num_local_experts",),
@@ -167,44 +143,42 @@ GEMMA3: Final = Kind("gemma3", defaults={**_GEMMA, "num_attention_heads": 8, "vo
 _QWEN_EXPERTS: Final[Mapping[str, tuple[str, ...]]] = {
     "experts": ("num_experts", "num_local_experts"),  # before and since transformers 5
     "ff_exp": ("moe_intermediate_size",),
-    "ff_shared": ("shared_expert_intermediate_size",),
 }
 
 # by model_type; the defaults are those of the configuration classes of transformers 5.23
 KINDS: Final[Mapping[str, Kind]] = {
     "llama": Kind("llama"),
     "mistral": Kind("llama", defaults={"num_key_value_heads": 8}),
-    "mixtral": Kind("llama", experts=_EXPERTS, defaults={"num_key_value_heads": 8}),
+    "mixtral": Kind("llama", experts=True, defaults={"num_key_value_heads": 8}),
     "granite": Kind("granite"),
-    "granitemoe": Kind("granitemoe", experts=_EXPERTS),
+    "granitemoe": Kind("granitemoe", experts=True),
     "granitemoehybrid": Kind(
         "granitehybrid",
-        experts={**_EXPERTS, **_SHARED},
+        experts=True,
         # without experts, the shared MLP is the only one
         fields={"ff": ("shared_intermediate_size",), "ff_shared": ("shared_intermediate_size",)},
     ),
     "qwen2": Kind("qwen2", defaults={"num_key_value_heads": 32}),
     "qwen2_moe": Kind(
         "qwen2moe",
-        experts={**_EXPERTS, **_SHARED, **_SHARED_GATE},
-        fields=_QWEN_EXPERTS,
+        experts=True,
+        fields={**_QWEN_EXPERTS, "ff_shared": ("shared_expert_intermediate_size",)},
         defaults={"num_key_value_heads": 16},
     ),
     "qwen3": Kind("qwen3", defaults={"num_key_value_heads": 32, "head_dim": 128}),
     "qwen3_moe": Kind(
-        "qwen3moe", experts=_EXPERTS, fields=_QWEN_EXPERTS, defaults={"num_key_value_heads": 4}
+        "qwen3moe", experts=True, fields=_QWEN_EXPERTS, defaults={"num_key_value_heads": 4}
     ),
     "gemma2": Kind("gemma2", defaults=_GEMMA),
     "gemma3_text": GEMMA3,
     "gemma3": GEMMA3,
-    "phi3": Kind("phi3", attention=_FUSED_ATTENTION, mlp=_FUSED_MLP),
+    "phi3": Kind("phi3", fused=True),
     "olmo2": Kind("olmo2"),
     "smollm3": Kind("smollm3", defaults={**_TIED, "num_key_value_heads": 4}),
-    "starcoder2": Kind("starcoder2", mlp=_UP_DOWN, defaults={**_TIED, "num_key_value_heads": 2}),
+    "starcoder2": Kind("starcoder2", defaults={**_TIED, "num_key_value_heads": 2}),
     "gpt2": Kind(
         "gpt2",
-        attention=_FUSED_ATTENTION,
-        mlp=_UP_DOWN,
+        fused=True,
         fields={
             "layers": ("n_layer",),
             "embd": ("n_embd",),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from alora_gguf.errors import AloraError, ConvertError, FileFormatError
 from alora_gguf.files import read_small
 
-from .tokenizer import BYTE, BYTE_LEVEL, CONTROL, NORMAL, SENTENCE_PIECE, Token, decode
+from .tokenizer import BYTE, BYTE_LEVEL, CONTROL, NORMAL, SENTENCE_PIECE, Token, Tokenizer
 
 _NAME: Final = "tokenizer.json"
 _MAX_BYTES: Final = 256 << 20
@@ -22,14 +22,14 @@ _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
 _WAYS_OUT: Final = "give the base as a GGUF, or pass the ids with --invocation-tokens"
 
 
-class HFTokenizer:
+class HFTokenizer(Tokenizer):
     """A directory's tokenizer.json, which need not exist and is read when it is first needed."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / _NAME
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, in which special tokens are written out; nothing is added.
+    def tokenize(self, text: str) -> list[int]:
+        """As Tokenizer, by the library `tokenizers`.
 
         Raises ConvertError, with the ways out, without the file or the library, and FileFormatError
         for a file that is damaged.
@@ -64,27 +64,15 @@ class HFTokenizer:
             return None
         return len(self._vocabulary) + len(self._added)
 
-    def text_of(self, tokens: Sequence[int]) -> str | None:
-        """The text that reads as these tokens; None where that is not known."""
-        model = self._model
-        found = self._tokens(tokens, model)
-        if found is None or model is None:
-            return None
-        return decode(found, model, space_prefix=self._has_space_prefix)
-
-    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
-        """For each token whether it is ordinary text, no added token; None if that is unknown."""
-        found = self._tokens(tokens, self._model)
-        return None if found is None else [token.type != CONTROL for token in found]
-
-    def _tokens(self, tokens: Sequence[int], model: str | None) -> list[Token] | None:
+    def find(self, tokens: Sequence[int]) -> list[Token] | None:
+        """As Tokenizer; added tokens are CONTROL."""
         if self._vocabulary is None:
             return None
         wanted = set(tokens)
         found = {}
         for text, number in self._vocabulary:
             if number in wanted:
-                is_byte = model == SENTENCE_PIECE and _BYTE_TOKEN.fullmatch(text)
+                is_byte = self.model == SENTENCE_PIECE and _BYTE_TOKEN.fullmatch(text)
                 found[number] = Token(text.encode("utf-8", "replace"), BYTE if is_byte else NORMAL)
         for number, text in self._added.items():
             found[number] = Token(text.encode("utf-8", "replace"), CONTROL)
@@ -118,8 +106,8 @@ class HFTokenizer:
         pairs = ((i.get("id"), i.get("content")) for i in items if isinstance(i, dict))
         return {n: text for n, text in pairs if type(n) is int and isinstance(text, str)}
 
-    @property
-    def _model(self) -> str | None:
+    @cached_property
+    def model(self) -> str | None:  # type: ignore[override]  # read when it is first needed
         """The kind of vocabulary, as tokenizer.ggml.model has it; None if it is another one."""
         steps = list(self._steps("pre_tokenizer", "decoder"))
         if any(step.get("type") == "ByteLevel" for step in steps):
@@ -130,8 +118,9 @@ class HFTokenizer:
             return SENTENCE_PIECE
         return None
 
-    @property
-    def _has_space_prefix(self) -> bool:
+    @cached_property
+    def space_prefix(self) -> bool:  # type: ignore[override]
+        """Whether its normalizer or pre-tokenizer puts a space before a text."""
         for step in self._steps("normalizer", "pre_tokenizer"):
             if step.get("type") == "Prepend":
                 return True

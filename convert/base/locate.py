@@ -25,13 +25,11 @@ class Reading:
     """One way to understand a module: the places its output rows go to, one after another.
 
     name     what PEFT's patterns call it: the module, or the parameter of it that is adapted
-    heads    for each place, of how many heads llama.cpp keeps the rows in its own order (0: none)
     expert   the one expert it belongs to; None if it has none, or holds them all
     """
 
     name: str
     places: tuple[Place, ...]
-    heads: tuple[int, ...] = (0,)
     expert: int | None = None
 
     @property
@@ -93,7 +91,7 @@ class Locator:
                 f"'{module}'; was the adapter trained on another base?"
             )
         found = [
-            Reading(name, places, self._heads(layer, tensors), index)
+            Reading(name, places, expert=index)
             for name, tensors in candidates
             if (places := self._places(layer, tensors)) is not None
         ]
@@ -126,13 +124,6 @@ class Locator:
         places = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
         found = tuple(place for place in places if place is not None)
         return found if len(found) == len(places) else None
-
-    def _heads(self, layer: int, tensors: Tensors) -> tuple[int, ...]:
-        rotated = ("attn_q", "attn_k") if self.base.family.rotated else ()
-        return tuple(
-            self.base.n_heads(layer, keys=tensor == "attn_k") if tensor in rotated else 0
-            for tensor in tensors
-        )
 
     def _first_missing(self, layer: int, candidates: list[tuple[str, Tensors]]) -> str:
         """A tensor that the module would change, if the base had it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alora_gguf.errors import FileFormatError
 
 from .families import FUSED, Family
+from .tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 
@@ -17,13 +17,16 @@ Shape = tuple[int, ...]
 class Place:
     """Where the base keeps a weight's rows: `rows` of them, from row `first` of `tensor` on.
 
-    `shape` is the whole tensor's, in ggml order: (n_in, n_out), with the experts as third.
+    `shape` is the whole tensor's, in ggml order: (n_in, n_out), with the experts as third. `heads`
+    says of how many heads llama.cpp keeps the rows in its own order (see values.head_order); 0 is
+    of none.
     """
 
     tensor: str
     shape: Shape
     first: int
     rows: int
+    heads: int = 0
 
     @property
     def n_in(self) -> int:
@@ -43,6 +46,7 @@ class BaseModel(ABC):
     names     what the model is called, by those who published it
     n_layers  transformer blocks
     n_vocab   token ids: the rows of the embedding
+    tokenizer its vocabulary
     """
 
     label: str
@@ -50,6 +54,7 @@ class BaseModel(ABC):
     family: Family
     n_layers: int
     n_vocab: int
+    tokenizer: Tokenizer
 
     @property
     def architecture(self) -> str:
@@ -81,26 +86,14 @@ class BaseModel(ABC):
     def attention_rows(self, layer: int) -> tuple[int, int, int]:
         """The rows of a block's query, key and value projections."""
 
-    @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, in which special tokens are written out; nothing is added."""
-
-    @abstractmethod
-    def text_of(self, tokens: Sequence[int]) -> str | None:
-        """The text that reads as these tokens; None where that is not known."""
-
-    @abstractmethod
-    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
-        """For each token whether it is ordinary text, which can merge with the text beside it,
-        rather than a special token; None where that is not known.
-        """
-
     def place(self, layer: int, weight: str) -> Place | None:
         """Where the rows of "blk.3.attn_q" are: in its own tensor, or in one that holds several."""
+        block, _, name = weight.rpartition(".")
+        rotated = self.family.rotated and name in ("attn_q", "attn_k")
         shape = self.shape(f"{weight}.weight")
         if shape is not None:
-            return Place(f"{weight}.weight", shape, 0, shape[1] if len(shape) > 1 else 1)
-        block, _, name = weight.rpartition(".")
+            heads = self.n_heads(layer, keys=name == "attn_k") if rotated else 0
+            return Place(f"{weight}.weight", shape, 0, shape[1] if len(shape) > 1 else 1, heads)
         for fused, members in FUSED.items():
             tensor = f"{block}.{fused}.weight"
             shape = self.shape(tensor)
@@ -112,7 +105,8 @@ class BaseModel(ABC):
                         f"{self.label}: '{tensor}' has {shape[1]} rows, but {', '.join(members)} "
                         f"need {' + '.join(map(str, sizes))}; convert the model again"
                     )
-                return Place(tensor, shape, sum(sizes[:index]), sizes[index])
+                heads = self.n_heads(layer, keys=name == "attn_k") if rotated else 0
+                return Place(tensor, shape, sum(sizes[:index]), sizes[index], heads)
         return None
 
     def _sizes(self, layer: int, members: tuple[str, ...], rows: int) -> tuple[int, ...]:

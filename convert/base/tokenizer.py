@@ -1,16 +1,16 @@
-"""A GGUF's vocabulary: text to token ids by llama.cpp itself, ids to text by a look at them alone.
+"""Vocabularies: a GGUF's, tokenized by llama.cpp itself, and ids to text by a look at them alone.
 
-Only tokenize_gguf() loads the native library.
+Only GGUFTokenizer.tokenize() loads the native library.
 """
 
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from alora_gguf.errors import ConvertError, LibraryError, ModelError
 from alora_gguf.gguf.base import vocabulary_only
@@ -31,120 +31,66 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _LITERAL: Final = (UNKNOWN, CONTROL, USER_DEFINED)  # found in a text as they are written
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token as a vocabulary stores it: its bytes, not yet decoded, and its type."""
 
     data: bytes
     type: int = NORMAL
 
 
-def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
-    """The token ids of `text`, in which special tokens are written out; nothing is added.
+class Tokenizer(ABC):
+    """A base's vocabulary.
 
-    llama.cpp reads the vocabulary from a temporary file, so that a model's beginning is enough.
-    Raises ConvertError if there is no vocabulary that llama.cpp could use.
+    model         BYTE_LEVEL or SENTENCE_PIECE; text is not known of another one
+    space_prefix  whether SentencePiece puts a space before a text, and again after special tokens
     """
-    _check_usable(header, text)
-    import tempfile
 
-    from alora_gguf.engine.loading import BareVocabulary
+    model: str | None
+    space_prefix: bool
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vocabulary.gguf"
-        path.write_bytes(vocabulary_only(header))
-        try:
-            vocabulary = BareVocabulary(path, header.name)
-        except LibraryError as error:
-            raise _unusable(
-                header, f"cannot be used without the native library: {error}"
-            ) from error
-        except ModelError as error:
-            log = str(error).partition("cannot load this model")[2]
-            raise _unusable(header, f"cannot be read by llama.cpp{log}") from error
-    try:
-        return vocabulary.vocab.tokenize(text, add_special=False, parse_special=True)
-    finally:
-        vocabulary.close()
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, in which special tokens are written out; nothing is added."""
 
+    @abstractmethod
+    def find(self, tokens: Sequence[int]) -> list[Token] | None:
+        """The tokens as they are stored; None without a vocabulary, or for an id outside it."""
 
-def _check_usable(header: GGUFHeader, text: str) -> None:
-    """Refuses vocabularies that are missing, unknown here, or would make llama.cpp abort."""
-    model, count = header.metadata.get(_MODEL), _count(header)
-    if model in (None, "none") or count is None:
-        raise ConvertError(
-            f"{header.name}: has no vocabulary ({_MODEL}, {_TOKENS}), so text cannot be tokenized; "
-            "pass the invocation's ids with --invocation-tokens"
-        )
-    if model not in (BYTE_LEVEL, SENTENCE_PIECE):
-        raise _unusable(header, f"is of the unknown kind '{model}' ({_MODEL})")
-    stored = enumerate(_strings(header, range(count)))
-    names = {raw.partition(b"\0")[0] or b"[EMPTY_%d]" % number for number, raw in stored}
-    if len(names) != count:
-        raise _unusable(header, f"holds {count - len(names)} tokens twice ({_TOKENS})")
-    if model == SENTENCE_PIECE:  # a character without a token is spelled in tokens of one byte
-        for char in sorted({"\u2581", *text.replace(" ", "\u2581")}):
-            for byte in [] if char.encode() in names else char.encode():
-                if b"<0x%02X>" % byte not in names and bytes([byte]) not in names:
-                    raise _unusable(header, f"has no token for the byte 0x{byte:02X} ({_TOKENS})")
+    def ordinary(self, tokens: Sequence[int]) -> list[bool] | None:
+        """For each token whether it is ordinary text, which can merge with the text beside it,
+        rather than a special token; None as in find().
+        """
+        found = self.find(tokens)
+        return None if found is None else [token.type not in _LITERAL for token in found]
 
+    def text_of(self, tokens: Sequence[int]) -> str | None:
+        """The text that reads as these tokens in a conversation of their own.
 
-def _unusable(header: GGUFHeader, problem: str) -> ConvertError:
-    return ConvertError(
-        f"{header.name}: its vocabulary {problem}; pass the invocation's ids with "
-        "--invocation-tokens"
-    )
-
-
-def text_of(header: GGUFHeader, tokens: Sequence[int]) -> str | None:
-    """The text that reads as these tokens in a conversation of their own.
-
-    None if the vocabulary is of a kind that is not known here, the bytes are no UTF-8, or an id is
-    none of its. Whether llama.cpp would split the text in the same way is not tried: that takes as
-    long as a whole conversion.
-    """
-    model = header.metadata.get(_MODEL)
-    found = _tokens(header, tokens)
-    if found is None or not isinstance(model, str):
-        return None
-    return decode(found, model, space_prefix=header.metadata.get(_SPACE_PREFIX) is not False)
-
-
-def ordinary(header: GGUFHeader, tokens: Sequence[int]) -> list[bool] | None:
-    """For each token whether it is ordinary text, which can merge with the text beside it.
-
-    None without a vocabulary, or for an id outside it. Special tokens are not ordinary: those of
-    the types control, user-defined and unknown.
-    """
-    types = _types(header, tokens)
-    return None if types is None else [kind not in _LITERAL for kind in types]
-
-
-def decode(tokens: Iterable[Token], model: str, *, space_prefix: bool) -> str | None:
-    """The text of tokens in the vocabulary of a `model`, BYTE_LEVEL or SENTENCE_PIECE.
-
-    With `space_prefix`, SentencePiece puts a space before the text, and again after every special
-    token; it is taken off again. None as in text_of().
-    """
-    if model not in (BYTE_LEVEL, SENTENCE_PIECE):
-        return None
-    out, prefixed = b"", space_prefix and model == SENTENCE_PIECE
-    fresh = True
-    for token in tokens:
-        data = token.data if token.type in _LITERAL else _plain_bytes(token, model)
-        if data is None:
+        None if the vocabulary is of a kind that is not known here, the bytes are no UTF-8, or an id
+        is none of its. Whether llama.cpp would split the text in the same way is not tried: that
+        takes as long as a whole conversion.
+        """
+        found = self.find(tokens)
+        if found is None or self.model not in (BYTE_LEVEL, SENTENCE_PIECE):
             return None
-        if token.type in _LITERAL:
-            fresh = True
-        elif fresh and prefixed:
-            if not data.startswith(b" "):
+        out = b""
+        prefixed = fresh = self.space_prefix and self.model == SENTENCE_PIECE
+        for token in found:
+            data: bytes | None = token.data
+            if token.type in _LITERAL:
+                fresh = prefixed
+            else:
+                data = _plain_bytes(token, self.model)
+                if fresh and data is not None:
+                    data = data[1:] if data.startswith(b" ") else None
+                    fresh = False
+            if data is None:
                 return None
-            data, fresh = data[1:], False
-        out += data
-    try:
-        return out.decode() or None
-    except UnicodeDecodeError:
-        return None
+            out += data
+        try:
+            return out.decode() or None
+        except UnicodeDecodeError:
+            return None
 
 
 def _plain_bytes(token: Token, model: str) -> bytes | None:
@@ -172,45 +118,94 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def _tokens(header: GGUFHeader, tokens: Sequence[int]) -> list[Token] | None:
-    """The tokens as they are stored; None if the vocabulary lacks one of them."""
-    types = _types(header, tokens)
-    if types is None:
-        return None
-    wanted = sorted(set(tokens))
-    found = dict(zip(wanted, _strings(header, wanted), strict=True))
-    return [Token(found[token], kind) for token, kind in zip(tokens, types, strict=True)]
+class GGUFTokenizer(Tokenizer):
+    """A GGUF's vocabulary, of which the header is enough."""
 
+    def __init__(self, header: GGUFHeader) -> None:
+        self._header = header
+        model, tokens = header.metadata.get(_MODEL), header.metadata.get(_TOKENS)
+        self.model = model if isinstance(model, str) else None
+        self.space_prefix = header.metadata.get(_SPACE_PREFIX) is not False
+        self._count: int | None = None
+        if isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING:
+            self._count = tokens.count
 
-def _strings(header: GGUFHeader, wanted: Iterable[int]) -> Iterator[bytes]:
-    """The `wanted` tokens of the vocabulary as they are stored; their ids must ascend."""
-    data = header.array_bytes(_TOKENS)
-    pos = index = 0
-    for number in wanted:
-        pos = skip_strings(data, pos, number - index)
-        (n,) = struct.unpack_from("<Q", data, pos)
-        yield bytes(data[pos + 8 : pos + 8 + n])
-        pos += 8 + n
-        index = number + 1
+    def tokenize(self, text: str) -> list[int]:
+        """As Tokenizer; llama.cpp reads the vocabulary from a temporary file.
 
+        Raises ConvertError if there is no vocabulary that llama.cpp could use.
+        """
+        self._check_usable(text)
+        import tempfile
 
-def _count(header: GGUFHeader) -> int | None:
-    """The tokens of the vocabulary; None if there is none."""
-    ref = header.metadata.get(_TOKENS)
-    if not isinstance(ref, ArrayRef) or ref.type is not ValueType.STRING:
-        return None
-    return ref.count
+        from alora_gguf.engine.loading import BareVocabulary
 
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "vocabulary.gguf"
+            path.write_bytes(vocabulary_only(self._header))
+            try:
+                vocabulary = BareVocabulary(path, self._header.name)
+            except LibraryError as error:
+                problem = f"cannot be used without the native library: {error}"
+                raise self._unusable(problem) from error
+            except ModelError as error:
+                log = str(error).partition("cannot load this model")[2]
+                raise self._unusable(f"cannot be read by llama.cpp{log}") from error
+        try:
+            return vocabulary.vocab.tokenize(text, add_special=False, parse_special=True)
+        finally:
+            vocabulary.close()
 
-def _types(header: GGUFHeader, tokens: Sequence[int]) -> list[int] | None:
-    """The types of tokens, NORMAL where the file has no types; None if it lacks one of them."""
-    count = _count(header)
-    if count is None or not all(0 <= token < count for token in tokens):
-        return None
-    types = header.metadata.get(_TYPES)
-    if types is None:
-        return [NORMAL] * len(tokens)
-    if not isinstance(types, ArrayRef) or types.type is not ValueType.INT32 or types.count < count:
-        return None  # llama.cpp would not load it
-    data = header.array_bytes(_TYPES)
-    return [struct.unpack_from("<i", data, 4 * token)[0] for token in tokens]
+    def find(self, tokens: Sequence[int]) -> list[Token] | None:
+        """As Tokenizer; the types are NORMAL where the file has none."""
+        if self._count is None or not all(0 <= token < self._count for token in tokens):
+            return None
+        kinds = [NORMAL] * len(tokens)
+        types = self._header.metadata.get(_TYPES)
+        if types is not None:
+            if not isinstance(types, ArrayRef) or types.type is not ValueType.INT32:
+                return None  # llama.cpp would not load it
+            if types.count < self._count:
+                return None
+            data = self._header.array_bytes(_TYPES)
+            kinds = [struct.unpack_from("<i", data, 4 * token)[0] for token in tokens]
+        wanted = sorted(set(tokens))
+        found = dict(zip(wanted, self._strings(wanted), strict=True))
+        return [Token(found[token], kind) for token, kind in zip(tokens, kinds, strict=True)]
+
+    def _strings(self, wanted: Iterable[int]) -> Iterator[bytes]:
+        """The `wanted` tokens as they are stored; their ids must ascend."""
+        data = self._header.array_bytes(_TOKENS)
+        pos = index = 0
+        for number in wanted:
+            pos = skip_strings(data, pos, number - index)
+            (n,) = struct.unpack_from("<Q", data, pos)
+            yield bytes(data[pos + 8 : pos + 8 + n])
+            pos += 8 + n
+            index = number + 1
+
+    def _check_usable(self, text: str) -> None:
+        """Refuses vocabularies that are missing, unknown here, or would make llama.cpp abort."""
+        model, count = self._header.metadata.get(_MODEL), self._count
+        if model in (None, "none") or count is None:
+            raise ConvertError(
+                f"{self._header.name}: has no vocabulary ({_MODEL}, {_TOKENS}), so text cannot be "
+                "tokenized; pass the invocation's ids with --invocation-tokens"
+            )
+        if model not in (BYTE_LEVEL, SENTENCE_PIECE):
+            raise self._unusable(f"is of the unknown kind '{model}' ({_MODEL})")
+        stored = enumerate(self._strings(range(count)))
+        names = {raw.partition(b"\0")[0] or b"[EMPTY_%d]" % number for number, raw in stored}
+        if len(names) != count:
+            raise self._unusable(f"holds {count - len(names)} tokens twice ({_TOKENS})")
+        if model == SENTENCE_PIECE:  # a character without a token is spelled in tokens of one byte
+            for char in sorted({"\u2581", *text.replace(" ", "\u2581")}):
+                for byte in [] if char.encode() in names else char.encode():
+                    if b"<0x%02X>" % byte not in names and bytes([byte]) not in names:
+                        raise self._unusable(f"has no token for the byte 0x{byte:02X} ({_TOKENS})")
+
+    def _unusable(self, problem: str) -> ConvertError:
+        return ConvertError(
+            f"{self._header.name}: its vocabulary {problem}; pass the invocation's ids with "
+            "--invocation-tokens"
+        )

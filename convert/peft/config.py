@@ -1,6 +1,6 @@
 """adapter_config.json: every field is honoured exactly, is known to change nothing, or refused.
 
-Which field is which stands in peft_fields. A field that is not there is refused if it is set.
+Which field is which stands in fields.py. A field that is not there is refused if it is set.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED, REMOVE
 from .patterns import PatternTable
 
 FILE_NAME: Final = "adapter_config.json"
+
+Check = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -81,131 +83,96 @@ def read_config(path: Path) -> PeftConfig:
     Raises FileFormatError if it is not sound JSON with fields of the right types, and
     UnsupportedAdapterError, naming the field and the way out, for what would not convert exactly.
     """
-    fields = read_json(path)
-    refuse = _Refuser(path)
-    _check_type(fields, path)
-    for name, value in fields.items():
-        if name in REFUSED and value not in REFUSED[name].unset:
-            refuse(name, value, REFUSED[name].reason, REFUSED[name].way_out)
-        if name not in REFUSED and name not in HONOURED and name not in HARMLESS and value:
-            refuse(
-                name,
-                value,
-                "is unknown to this converter, so it may change what the adapter computes",
-                f"if you know that it does not, remove it from {FILE_NAME}",
-            )
-    _check_init(fields.get("init_lora_weights", True), refuse)
-    if fields.get("lora_alpha") in (0, 0.0):
-        refuse("lora_alpha", 0, "makes the adapter change nothing", "set the alpha it was made for")
-    ranks = _pattern(fields, "rank_pattern", path, _is_rank, "positive integers")
-    alphas = _pattern(fields, "alpha_pattern", path, _is_number, "finite numbers")
+    fields = _Fields(path)
+    fields.check_known()
+    ranks = fields.get("rank_pattern", {}, _all(_is_rank), "module names with positive integers")
+    alphas = fields.get("alpha_pattern", {}, _all(_is_number), "module names with finite numbers")
     if 0 in alphas.values():
-        refuse("alpha_pattern", alphas, "holds an alpha of 0, which switches modules off", REMOVE)
-    text = _typed(fields, "invocation_string", None, lambda v: isinstance(v, str), "a string", path)
-    return PeftConfig(
-        path=path,
-        rank=_typed(fields, "r", 8, _is_rank, "a positive integer", path),
-        alpha=float(_typed(fields, "lora_alpha", 8, _is_number, "a finite number", path)),
-        rank_pattern=PatternTable(ranks, f"{path}: rank_pattern"),
-        alpha_pattern=PatternTable(
-            {key: float(value) for key, value in alphas.items()}, f"{path}: alpha_pattern"
-        ),
-        rslora=_typed(fields, "use_rslora", False, _is_bool, "true or false", path),
-        invocation=_invocation(fields, path, refuse),
-        invocation_text=text or None,
-        base_model=_text(fields.get("base_model_name_or_path")),
-        peft_version=_text(fields.get("peft_version")),
-        ties_weights=bool(fields.get("ensure_weight_tying")),
-        parameters=_parameters(fields, path),
-    )
-
-
-class _Refuser:
-    """Raises UnsupportedAdapterError in one form for every field."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, field: str, value: Any, reason: str, way_out: str) -> NoReturn:
-        raise UnsupportedAdapterError(f"{self.path}: {field} = {_show(value)} {reason}; {way_out}")
-
-
-def _check_type(fields: dict[str, Any], path: Path) -> None:
-    if fields.get("peft_type") != "LORA":
-        raise UnsupportedAdapterError(
-            f"{path}: peft_type = {_show(fields.get('peft_type'))} is not a LoRA; only "
-            '"LORA" can be converted'
+        fields.refuse("alpha_pattern", "holds an alpha of 0, which switches modules off", REMOVE)
+    alpha = fields.get("lora_alpha", 8, _is_number, "a finite number")
+    if alpha == 0:
+        fields.refuse(
+            "lora_alpha", "makes the adapter change nothing", "set the alpha it was made for"
         )
-    if fields.get("task_type") not in (None, "CAUSAL_LM"):
-        raise UnsupportedAdapterError(
-            f"{path}: task_type = {_show(fields['task_type'])} trains more than a language "
-            'model computes; only "CAUSAL_LM" can be converted'
-        )
-
-
-def _check_init(init: Any, refuse: _Refuser) -> None:
-    """Refuses initialisations that changed the base, or of which that is not known."""
-    if isinstance(init, bool) or init is None or init in PLAIN_INITS:
-        return
-    refuse(
-        "init_lora_weights",
-        init,
-        "belongs to an initialisation that changes the base model's weights too",
-        "save it as a plain LoRA, with save_pretrained(..., "
-        "path_initial_model_for_weight_conversion=...)",
+    ids = fields.get(
+        "alora_invocation_tokens", None, _all(_is_integer, list), "a list of token ids"
     )
-
-
-def _invocation(fields: dict[str, Any], path: Path, refuse: _Refuser) -> tuple[int, ...] | None:
-    ids = fields.get("alora_invocation_tokens")
-    if ids is None:
-        return None
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        raise _wrong(path, "alora_invocation_tokens", ids, "a list of token ids")
-    if not ids:
-        refuse(
+    if ids == []:
+        fields.refuse(
             "alora_invocation_tokens",
-            ids,
             "is empty, so nothing could ever switch the adapter on",
             "give the ids it was trained with, or null if it is a plain LoRA",
         )
-    return tuple(ids)
+    return PeftConfig(
+        path=path,
+        rank=fields.get("r", 8, _is_rank, "a positive integer"),
+        alpha=float(alpha),
+        rank_pattern=PatternTable(ranks, f"{path}: rank_pattern"),
+        alpha_pattern=PatternTable(alphas, f"{path}: alpha_pattern"),
+        rslora=fields.get("use_rslora", False, _is_a(bool), "true or false"),
+        invocation=None if ids is None else tuple(ids),
+        invocation_text=fields.get("invocation_string", None, _is_a(str), "a string") or None,
+        base_model=fields.text("base_model_name_or_path"),
+        peft_version=fields.text("peft_version"),
+        ties_weights=bool(fields.values.get("ensure_weight_tying")),
+        parameters=tuple(
+            fields.get("target_parameters", (), _all(_is_a(str), list), "a list of parameter names")
+        ),
+    )
 
 
-def _parameters(fields: dict[str, Any], path: Path) -> tuple[str, ...]:
-    names = fields.get("target_parameters") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _wrong(path, "target_parameters", names, "a list of parameter names")
-    return tuple(names)
+class _Fields:
+    """What the file says, and one form for every complaint about it."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values = read_json(path)
 
-def _pattern(
-    fields: dict[str, Any], name: str, path: Path, check: Callable[[Any], bool], expected: str
-) -> dict[str, Any]:
-    value = fields.get(name) or {}
-    if not isinstance(value, dict) or not all(check(v) for v in value.values()):
-        raise _wrong(path, name, value, f"module names with {expected}")
-    return value
+    def get(self, name: str, default: Any, check: Check, expected: str) -> Any:
+        """A field's value, `default` if it is null or left out. Raises FileFormatError."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not check(value):
+            raise FileFormatError(f"{self.path}: {name} is {_show(value)}, expected {expected}")
+        return value
 
+    def text(self, name: str) -> str | None:
+        """A field of which nothing depends: None if it is no text."""
+        value = self.values.get(name)
+        return value if isinstance(value, str) and value else None
 
-def _typed(
-    fields: dict[str, Any],
-    name: str,
-    default: Any,
-    check: Callable[[Any], bool],
-    expected: str,
-    path: Path,
-) -> Any:
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not check(value):
-        raise _wrong(path, name, value, expected)
-    return value
+    def refuse(self, name: str, reason: str, way_out: str) -> NoReturn:
+        raise UnsupportedAdapterError(
+            f"{self.path}: {name} = {_show(self.values.get(name))} {reason}; {way_out}"
+        )
 
-
-def _wrong(path: Path, name: str, value: Any, expected: str) -> FileFormatError:
-    return FileFormatError(f"{path}: {name} is {_show(value)}, expected {expected}")
+    def check_known(self) -> None:
+        """Refuses what is no LoRA of a language model, and the fields that are not honoured."""
+        if self.values.get("peft_type") != "LORA":
+            self.refuse("peft_type", "is not a LoRA", 'only "LORA" can be converted')
+        if self.values.get("task_type") not in (None, "CAUSAL_LM"):
+            reason = "trains more than a language model computes"
+            self.refuse("task_type", reason, 'only "CAUSAL_LM" can be converted')
+        for name, value in self.values.items():
+            if not value or (name, value) == ("bias", "none"):
+                continue
+            if name in REFUSED:
+                self.refuse(name, *REFUSED[name])
+            if name not in HONOURED and name not in HARMLESS:
+                self.refuse(
+                    name,
+                    "is unknown to this converter, so it may change what the adapter computes",
+                    f"if you know that it does not, remove it from {FILE_NAME}",
+                )
+        init = self.values.get("init_lora_weights")
+        if not isinstance(init, bool) and init is not None and init not in PLAIN_INITS:
+            self.refuse(
+                "init_lora_weights",
+                "belongs to an initialisation that changes the base model's weights too",
+                "save it as a plain LoRA, with save_pretrained(..., "
+                "path_initial_model_for_weight_conversion=...)",
+            )
 
 
 def _show(value: Any) -> str:
@@ -217,12 +184,22 @@ def _show(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _is_a(kind: type) -> Check:
+    return lambda value: isinstance(value, kind)
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
+def _all(check: Check, kind: type = dict) -> Check:
+    """Whether a value is a list, or an object, of what passes the check."""
+
+    def checks(value: Any) -> bool:
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(map(check, items))
+
+    return checks
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
 
 
 def _is_number(value: Any) -> bool:

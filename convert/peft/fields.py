@@ -4,45 +4,37 @@ tuners/lora/config.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a field cannot be converted, what to do instead, and the values that mean it is unset."""
+class Refusal(NamedTuple):
+    """Why a field that is set cannot be converted, and what to do instead."""
 
     reason: str
     way_out: str
-    unset: tuple[Any, ...] = (None, False, "", 0)
 
 
 REMOVE: Final = "leave those modules out of target_modules"
 _TRAIN: Final = "only a plain LoRA converts exactly: merge it into the base, or train without it"
-_EMPTY: Final[tuple[Any, ...]] = (None, False, "", 0, {}, [])
+_MERGE: Final = "merge them into the base, or train without"
 
+# by field; null, false, 0, "" and what is empty do not set it, and "none" is no bias
 REFUSED: Final[dict[str, Refusal]] = {
     "use_dora": Refusal("is DoRA, whose magnitudes an adapter GGUF cannot hold", _TRAIN),
     "lora_bias": Refusal("adds biases, which an adapter GGUF cannot hold", _TRAIN),
-    "bias": Refusal("trained the base's biases too", _TRAIN, unset=(None, False, "", 0, "none")),
-    "modules_to_save": Refusal(
-        "replaces whole modules of the base", "merge them into the base, or train without", _EMPTY
-    ),
-    "trainable_token_indices": Refusal(
-        "changes rows of the base's embeddings",
-        "merge them into the base, or train without",
-        _EMPTY,
-    ),
+    "bias": Refusal("trained the base's biases too", _TRAIN),
+    "modules_to_save": Refusal("replaces whole modules of the base", _MERGE),
+    "trainable_token_indices": Refusal("changes rows of the base's embeddings", _MERGE),
     "layer_replication": Refusal(
-        "builds a model with repeated layers, which is not the base", _TRAIN, _EMPTY
+        "builds a model with repeated layers, which is not the base", _TRAIN
     ),
     "use_qalora": Refusal("is QA-LoRA, whose pooled inputs a GGUF cannot express", _TRAIN),
-    "megatron_config": Refusal("belongs to Megatron's parallel layers", _TRAIN, _EMPTY),
-    "use_bdlora": Refusal("is BD-LoRA, with block-diagonal factors", _TRAIN, _EMPTY),
-    "arrow_config": Refusal("is Arrow, which routes between adapters", _TRAIN, _EMPTY),
-    "kasa_config": Refusal("is KaSA, which changes the base's weights", _TRAIN, _EMPTY),
-    "monteclora_config": Refusal("is MonteCLoRA, which samples its weights", _TRAIN, _EMPTY),
-    "cross_stream": Refusal("adds a residual stream that the base does not have", _TRAIN, _EMPTY),
+    "megatron_config": Refusal("belongs to Megatron's parallel layers", _TRAIN),
+    "use_bdlora": Refusal("is BD-LoRA, with block-diagonal factors", _TRAIN),
+    "arrow_config": Refusal("is Arrow, which routes between adapters", _TRAIN),
+    "kasa_config": Refusal("is KaSA, which changes the base's weights", _TRAIN),
+    "monteclora_config": Refusal("is MonteCLoRA, which samples its weights", _TRAIN),
+    "cross_stream": Refusal("adds a residual stream that the base does not have", _TRAIN),
 }
 
 # initialisations that leave the base's weights as they are

@@ -57,7 +57,7 @@ def find_invocation(
             warnings.append(
                 f"{FILE_NAME} has the older invocation_string {config.invocation_text!r}, with "
                 "which the adapter is on from the string's second token; so the invocation is "
-                f"{_shown(base.text_of(ids), ids)}"
+                f"{_shown(base.tokenizer.text_of(ids), ids)}"
             )
     elif ids_given is None:
         return Invocation((), None)
@@ -67,7 +67,7 @@ def find_invocation(
             f"{FILE_NAME} names no invocation; converted as an aLoRA because one was given"
         )
     _check_range(ids, base)
-    text = given if isinstance(given, str) else base.text_of(ids)
+    text = given if isinstance(given, str) else base.tokenizer.text_of(ids)
     warnings += _check_ends(ids, text, base)
     return Invocation(ids, text, tuple(warnings))
 
@@ -86,7 +86,7 @@ def _ids(given: str | Sequence[int] | None, base: BaseModel) -> tuple[int, ...] 
             given.encode()
         except UnicodeEncodeError:
             raise InputError(f"the invocation {given!r} is not valid text (UTF-8)") from None
-        tokens = tuple(base.tokenize(given))
+        tokens = tuple(base.tokenizer.tokenize(given))
         if not tokens:
             raise InputError(f"{base.label}: has no tokens for the invocation {given!r}")
         return tokens
@@ -107,10 +107,10 @@ def _check_string(config: PeftConfig, ids: tuple[int, ...], base: BaseModel) -> 
     format, for one more token before them. PEFT itself goes by the ids.
     """
     text = config.invocation_text
-    if text is None or base.text_of(ids) == text:
+    if text is None or base.tokenizer.text_of(ids) == text:
         return
     try:
-        tokens = tuple(base.tokenize(text))
+        tokens = tuple(base.tokenizer.tokenize(text))
     except AloraError:
         return  # nothing to compare with
     if ids not in (tokens, tokens[1:]):
@@ -130,7 +130,7 @@ def _from_string(
     so at its invocation's first token; so the string's first token is none of the invocation's.
     """
     try:
-        tokens = tuple(base.tokenize(text))
+        tokens = tuple(base.tokenizer.tokenize(text))
     except AloraError as error:
         if given is not None:
             return given
@@ -166,7 +166,7 @@ def _check_ends(ids: tuple[int, ...], text: str | None, base: BaseModel) -> list
     """A warning if the invocation begins or ends in ordinary text, which merges with what is beside
     it: "<certainty>" after a space begins with another token than at the start of a line.
     """
-    ordinary = base.ordinary(ids)
+    ordinary = base.tokenizer.ordinary(ids)
     if ordinary is None or not (ordinary[0] or ordinary[-1]):
         return []
     ways = []

@@ -33,23 +33,10 @@ _MAX_NAME: Final = 1000  # letters; the others are numpy's limits, with room for
 _MAX_DIMS: Final = 32
 _MAX_SIZE: Final = 2**59
 _DTYPE_BYTES: Final = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "C64": 8,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
 }
 
 
@@ -64,16 +51,18 @@ class StoredTensor:
     nbytes: int
 
 
-class InputFile:
-    """An open file and its size in bytes.
+class SafetensorsFile:
+    """A safetensors file's table of contents; values are read when asked for.
 
-    It is read, not mapped: pages of a map count as resident memory, and a mapped file that shrinks
-    meanwhile kills the process where a read returns less. Raises FileFormatError if it is missing,
-    is not an ordinary file, or cannot be read.
+    The file stays open until close(), or to the end of a `with` block. It is read, not mapped:
+    pages of a map count as resident memory, and a mapped file that shrinks meanwhile kills the
+    process where a read returns less. Raises FileFormatError, with the cause and the way out, for
+    anything that is not sound.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tensors: dict[str, StoredTensor] = {}
         self._lock = threading.Lock()  # between seek and read: Windows cannot read at a place
         try:
             mode = path.stat().st_mode
@@ -84,6 +73,19 @@ class InputFile:
             self.size = self._file.seek(0, 2)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise self._cannot_read(error) from error
+        try:
+            length = self._header_length(self.read_at(0, 64))
+            self._data_start = 8 + length
+            self._parse(self.read_at(8, length))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes it; nothing can be read any more. May be called again."""
@@ -126,31 +128,6 @@ class InputFile:
 
     def _cannot_read(self, error: OSError | ValueError) -> FileFormatError:
         return self.fail(f"cannot be read: {reason(error)}")
-
-
-class SafetensorsFile(InputFile):
-    """A safetensors file's table of contents; values are read when asked for.
-
-    The file stays open until close(), or to the end of a `with` block. Raises FileFormatError,
-    with the cause and the way out, for anything that is not sound.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.tensors: dict[str, StoredTensor] = {}
-        try:
-            length = self._header_length(self.read_at(0, 64))
-            self._data_start = 8 + length
-            self._parse(self.read_at(8, length))
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read(self, name: str) -> NDArray[np.floating]:
         """A tensor's values, without loss, in torch's order: F32, F16 and BF16 as float32, F64 as

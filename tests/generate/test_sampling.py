@@ -17,9 +17,9 @@ from tests.support.files import Files
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"temperature": -0.1}, "temperature must be in"),
+        ({"temperature": -0.1}, "temperature must be a finite number of at least 0, got -0"),
         ({"temperature": math.nan}, "temperature must be a finite number"),
-        ({"top_p": 1.1}, r"top_p must be in \[0, 1\], got 1.1"),
+        ({"top_p": 1.1}, r"top_p must be a finite number in \[0, 1\], got 1.1"),
         ({"min_p": "0"}, "min_p must be a finite number"),
         ({"repeat_penalty": 0.0}, "repeat_penalty must be above 0"),
         ({"top_k": -2}, "top_k must be an integer of at least -1"),

@@ -165,7 +165,7 @@ def test_an_interrupt_after_the_entry_appeared_leaves_it(
     with store.adding("sure") as addition:
         (addition.folder / "sure.gguf").write_bytes(b"weights")
         addition.files()
-        monkeypatch.setattr("alora_gguf.store.store.sync_folder", interrupt)  # the last step of all
+        monkeypatch.setattr("alora_gguf.files.sync_folder", interrupt)  # the last step of all
         with pytest.raises(KeyboardInterrupt):
             addition.commit(about())
     monkeypatch.undo()

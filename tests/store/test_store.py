@@ -10,7 +10,7 @@ import pytest
 
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.store.entry import is_file_name, key_of, name_from, read_entry
-from alora_gguf.store.store import Store, is_path
+from alora_gguf.store.store import Store
 from tests.support.stored import about, add, files_of
 
 
@@ -93,10 +93,10 @@ def test_what_resolves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, "sure")
     add(store, "granite", b"base", kind="base")
     for text in ("a/b", "./sure", "sure.gguf", "SURE.GGUF", "/x/y"):
-        assert is_path(text)
+        assert Store.is_path(text)
         assert store.resolve(text, "adapter") == Path(text)
     assert store.resolve(Path("sure")) == Path("sure")
-    assert not is_path("sure")
+    assert not Store.is_path("sure")
     with pytest.raises(InputError) as caught:
         store.resolve("granite", "adapter")
     assert str(caught.value) == "'granite' is a base, expected an adapter; its adapters are sure"

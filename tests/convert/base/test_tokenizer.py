@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alora_gguf.convert.base.families import FAMILIES
 from alora_gguf.convert.base.hf_tokenizer import HFTokenizer
-from alora_gguf.convert.base.tokenizer import ordinary, text_of, tokenize_gguf
+from alora_gguf.convert.base.tokenizer import GGUFTokenizer
 
 from alora_gguf.errors import ConvertError, FileFormatError
 from alora_gguf.gguf.header import GGUFHeader, read_header
@@ -38,6 +38,18 @@ TEXTS = [
 ]
 BPE_TEXTS = ["<|start_of_role|>the<|end_of_role|>", "<tool> <tool>", "<|end_of_role|>\n", " "]
 SPM_TEXTS = ["<|user|>", "<|user|>the<|assistant|> a", "<s>a</s>", "the <|user|> the"]
+
+
+def tokenize_gguf(header: GGUFHeader, text: str) -> list[int]:
+    return GGUFTokenizer(header).tokenize(text)
+
+
+def text_of(header: GGUFHeader, tokens: list[int]) -> str | None:
+    return GGUFTokenizer(header).text_of(tokens)
+
+
+def ordinary(header: GGUFHeader, tokens: list[int]) -> list[bool] | None:
+    return GGUFTokenizer(header).ordinary(tokens)
 
 
 def written(folder: Path, vocabulary: Vocabulary | None, **changes: Any) -> GGUFHeader:
@@ -118,11 +130,11 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "base.gguf", vocabulary)
     program = (
         "import resource, sys\n"
-        "from alora_gguf.convert.base.tokenizer import tokenize_gguf\n"
+        "from alora_gguf.convert.base.tokenizer import GGUFTokenizer\n"
         "from alora_gguf.gguf.header import read_header\n"
         "header, peaks = read_header(sys.argv[1]), []\n"
         "for _ in range(45):\n"
-        "    tokenize_gguf(header, 'the')\n"
+        "    GGUFTokenizer(header).tokenize('the')\n"
         "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         "print(peaks[-1] - peaks[4])\n"
     )
@@ -192,13 +204,13 @@ def test_says_how_to_do_without_the_library(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "base.gguf", byte_level())
     program = (
         "import sys\n"
-        "from alora_gguf.convert.base.tokenizer import text_of, tokenize_gguf\n"
+        "from alora_gguf.convert.base.tokenizer import GGUFTokenizer\n"
         "from alora_gguf.errors import ConvertError\n"
         "from alora_gguf.gguf.header import read_header\n"
         "header = read_header(sys.argv[1])\n"
-        "print(text_of(header, [104]), 'llama_cpp' in sys.modules)\n"
+        "print(GGUFTokenizer(header).text_of([104]), 'llama_cpp' in sys.modules)\n"
         "try:\n"
-        "    tokenize_gguf(header, 'the')\n"
+        "    GGUFTokenizer(header).tokenize('the')\n"
         "except ConvertError as error:\n"
         "    print(error)\n"
     )
@@ -303,7 +315,7 @@ def test_byte_level_json_is_the_ggufs(text: str, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     header = written(tmp_path, byte_level())
     tokenizer = hf_tokenizer(tmp_path, byte_level())
-    tokens = tokenizer.encode(text)
+    tokens = tokenizer.tokenize(text)
     assert tokens == tokenize_gguf(header, text)
     assert tokenizer.text_of(tokens) == text
     assert tokenizer.ordinary(tokens) == ordinary(header, tokens)
@@ -315,10 +327,10 @@ def test_sentence_piece_json_comes_back(text: str, parts: dict[str, Any], tmp_pa
     """Metaspace puts no space before one, so that two texts can read as the same tokens."""
     pytest.importorskip("tokenizers")
     tokenizer = hf_tokenizer(tmp_path, sentence_piece(), **parts)
-    tokens = tokenizer.encode(text)
+    tokens = tokenizer.tokenize(text)
     found = tokenizer.text_of(tokens)
     assert found is not None
-    assert tokenizer.encode(found) == tokens
+    assert tokenizer.tokenize(found) == tokens
     assert found == text or (parts == {"pre_tokenizer": METASPACE} and " " in text)
     header = written(tmp_path, sentence_piece())
     assert text_of(header, tokens) == found
@@ -351,7 +363,7 @@ def test_special_tokens_are_not_added_and_texts_not_cut(tmp_path: Path) -> None:
     }
     cut = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
     tokenizer = hf_tokenizer(tmp_path, bpe, post_processor=template, truncation=cut)
-    assert tokenizer.encode("the a") == [bpe.id_of("the"), bpe.id_of("Ġa")]
+    assert tokenizer.tokenize("the a") == [bpe.id_of("the"), bpe.id_of("Ġa")]
 
 
 def test_a_unigram_vocabulary_is_a_list(tmp_path: Path) -> None:
@@ -382,7 +394,7 @@ def test_without_a_usable_json_no_text_is_known(content: str, tmp_path: Path) ->
     tokenizer = HFTokenizer(tmp_path)
     assert tokenizer.text_of([0]) is None
     with pytest.raises(FileFormatError, match=r"tokenizer\.json: (is a Git|cannot be used: )"):
-        tokenizer.encode("the")
+        tokenizer.tokenize("the")
 
 
 def test_without_a_json(tmp_path: Path) -> None:
@@ -390,7 +402,7 @@ def test_without_a_json(tmp_path: Path) -> None:
     assert (tokenizer.text_of([0]), tokenizer.ordinary([0]), tokenizer.n_listed) == (None,) * 3
     message = r"tokenizer\.json: there is no such file, so text cannot be tokenized; fetch it, give"
     with pytest.raises(ConvertError, match=message):
-        tokenizer.encode("the")
+        tokenizer.tokenize("the")
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,5 +410,5 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
     message = r"`pip install tokenizers`, give the base as a GGUF, or pass the ids with --invoc"
     with pytest.raises(ConvertError, match=message):
-        tokenizer.encode("the")
+        tokenizer.tokenize("the")
     assert tokenizer.text_of([104]) is not None

@@ -276,9 +276,9 @@ def test_ends_that_can_merge(
 
 def test_the_ends_that_are_warned_of_do_merge(base: BaseModel) -> None:
     """After other text "the" is another token, so that its own does not occur."""
-    assert base.tokenize("the") == [THE]
-    assert THE not in base.tokenize("in the")
-    assert THE in base.tokenize("in\nthe")
+    assert base.tokenizer.tokenize("the") == [THE]
+    assert THE not in base.tokenizer.tokenize("in the")
+    assert THE in base.tokenizer.tokenize("in\nthe")
 
 
 # A whole conversion ------------------------------------------------------------------------------

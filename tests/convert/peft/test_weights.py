@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alora_gguf.convert.peft.weights import InputFile, SafetensorsFile
+from alora_gguf.convert.peft.weights import SafetensorsFile
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 
@@ -200,8 +200,8 @@ def test_what_is_no_ordinary_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="opens a directory")
 def test_a_disk_that_fails_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes(b"x" * 100)
-    file = InputFile(path)
+    path.write_bytes(build({"a": entry()}))
+    file = SafetensorsFile(path)
     folder = os.open(tmp_path, os.O_RDONLY)
     os.dup2(folder, file._file.fileno())  # from here on, reading fails as on a broken disk
     os.close(folder)
