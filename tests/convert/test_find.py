@@ -118,7 +118,7 @@ def test_everything_else(
 )
 def test_something_else_under_a_ggufs_name(start: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(start)
-    with pytest.raises(FileFormatError, match=f"is not a GGUF file but {message}"):
+    with pytest.raises(FileFormatError, match=f"is not a GGUF file: {message}"):
         open_base(tmp_path / "model.gguf")
 
 

@@ -333,12 +333,12 @@ BASES: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
     ),
     "no GGUFs": ({"b.txt": ""}, "/m.gguf", InputError, "o/r has no file .*; it has no GGUF files"),
     "empty": ({"m.gguf": b""}, "/m.gguf", FileFormatError, "hf://o/r/m.gguf: the file is empty"),
-    "pointer": ({"m.gguf": LFS}, "/m.gguf", FileFormatError, "is not a GGUF file but a Git LFS"),
+    "pointer": ({"m.gguf": LFS}, "/m.gguf", FileFormatError, "is not a GGUF file: a Git LFS"),
     "zip": (
         {"m.gguf": Padded(b"PK\x03\x04", 1 << 30)},
         "/m.gguf",
         FileFormatError,
-        "is not a GGUF file but a zip archive",
+        "is not a GGUF file: a zip archive",
     ),
     "zeros": (
         {"m.gguf": Padded(b"GGUF\x03\0\0\0" + b"\xff" * 16, 1 << 40)},
