@@ -163,13 +163,8 @@ class Llama(Reader):
             return chat.complete(self, options, extra)
         return chat.ask(self, options, Stock.create_chat_completion, extra)
 
-    def embed(
-        self,
-        input: str | list[str],  # noqa: A002 (stock's name)
-        normalize: bool = False,
-        truncate: bool = True,
-        return_count: bool = False,
-    ) -> Any:
+    @extends(Stock.embed)
+    def embed(self, options: dict[str, Any]) -> Any:
         """A vector [n_embd] for a text, or one per text of a list; where the model pools nothing
         (pooling_type() is 0), one per token in each place. With `return_count` also the tokens.
 
@@ -178,12 +173,12 @@ class Llama(Reader):
         """
         with self._lock:
             self._runtime.check_open()
-            if not len(input):
-                return ([], 0) if return_count else []
+            if not len(options["input"]):
+                return ([], 0) if options["return_count"] else []
             if self._embedder is None:
                 self._embedder = Embedder(self)
             seen: Any = self._embedder
-            return Stock.embed(seen, input, normalize, truncate, return_count)
+            return Stock.embed(seen, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: what is unpickled opens the model again."""
