@@ -314,8 +314,8 @@ def test_a_directory_and_a_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "io.yaml").mkdir()
     for path, message in [
-        (tmp_path / "none", "there is no such file; check the path"),
-        (tmp_path, "is a directory, a pipe or a device"),
+        (tmp_path / "none", "there is no such file, expected a contract's file; check the path"),
+        (tmp_path, "is a directory, expected a contract's file"),
         (tmp_path / "io.yaml", "has no io.yaml; give an adapter's own directory"),
         (tmp_path / "a\0b", "cannot be read: "),
     ]:
