@@ -27,8 +27,6 @@ def make_a(pair: Pair, read: Read) -> Array:
     if pair.flip_a:
         columns: Array = read(pair.pieces[0].a.name).T
         return columns
-    if _is_plain(pair):
-        return read(pair.pieces[0].a.name)
     parts = [(experts, ranks, _columns(piece, read)) for piece, experts, ranks in _spots(pair)]
     out = _zeros(pair, (pair.rank, pair.n_in), [values for *_, values in parts])
     for experts, ranks, values in parts:
@@ -41,8 +39,6 @@ def make_b(pair: Pair, read: Read, factors: list[float]) -> Array:
 
     float64 where anything was multiplied, so that rounding happens once, later.
     """
-    if _is_plain(pair):
-        return _shaped(_rows(pair.pieces[0], read, factors[0]), pair)
     parts = [
         (experts, ranks, piece.first, _rows(piece, read, factor))
         for (piece, experts, ranks), factor in zip(_spots(pair), factors, strict=True)
@@ -64,13 +60,6 @@ def _shaped(out: Array, pair: Pair) -> Array:
         return out
     matrix: Array = out[0]
     return matrix
-
-
-def _is_plain(pair: Pair) -> bool:
-    """Whether the one piece is the pair: nothing to put together."""
-    piece = pair.pieces[0]
-    whole = piece.rows[1] - piece.rows[0] == pair.n_out
-    return len(pair.pieces) == 1 and not pair.n_experts and whole
 
 
 def _columns(piece: Piece, read: Read) -> Array:

@@ -17,11 +17,7 @@ _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT6
 
 
 class GGUFBase(BaseModel):
-    """A base by its header.
-
-    Raises FileFormatError for a header that is not sound, ConvertError for a file that is not a
-    whole model, and UnsupportedAdapterError for a family that is not in FAMILIES.
-    """
+    """A base by its header."""
 
     def __init__(self, header: GGUFHeader) -> None:
         self.header = header

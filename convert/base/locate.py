@@ -67,11 +67,7 @@ class Locator:
         return _plain_path(module) == _HEAD
 
     def readings(self, module: str) -> list[Reading]:
-        """What a module can mean; the shapes of its factors decide which, if there are several.
-
-        Raises AdapterMismatchError if the base has none of it, UnsupportedAdapterError for a module
-        that the family's table does not know.
-        """
+        """What a module can mean; the shapes of its factors decide which, if there are several."""
         if self.is_embedding(module):
             return [Reading(module, (self._whole("token_embd.weight", module),))]
         if self.is_head(module):

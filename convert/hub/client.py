@@ -100,10 +100,7 @@ class Repository:
         return sorted({name.partition("/")[0] for name in inside})
 
     def fetch(self, name: str) -> Path:
-        """The local copy of one of the files, downloaded if it is not in the cache.
-
-        Raises HubError if that fails, and what Snapshot.require() does.
-        """
+        """The local copy of one of the files, downloaded if it is not in the cache."""
         if self._api is not None:
             ref, cache = self.reference, self._cache
             with self._explained(name):

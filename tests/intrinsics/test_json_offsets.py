@@ -110,7 +110,7 @@ WRONG = [
     ("9" * 5000, "at character 0: 99999999999999999999 is too large a number"),
     ('"a" "b"', "at character 4: Extra data, found '\"b\"'"),
     ("yes", "at character 0: Expecting value, found 'yes'"),
-    ("[" * 5000, "more than 100 arrays and objects in each other"),
+    ("[" * 5000 + "]" * 5000, "more than 100 arrays and objects in each other"),
     ("[" * 101 + "]" * 101, "more than 100 arrays and objects in each other"),
 ]
 

@@ -321,7 +321,7 @@ BASES: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
         adapter_files("a"),
         "/a",
         InputError,
-        "hf://o/r/a: is an adapter, not a base; expected a model's repository or the name of a",
+        "hf://o/r/a: is an adapter, not a base; expected a model's directory or repository, or",
     ),
     "neither": ({"a.txt": ""}, "", InputError, r"has no config.json; .* It holds a.txt"),
     "nothing": ({"a.txt": ""}, "/b", InputError, r"has no config.json; .* It holds nothing"),
