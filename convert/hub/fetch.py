@@ -140,7 +140,7 @@ def _fetch_header(repo: Repository) -> GGUFHeader:
         if len(data) < stop:
             known = describe_foreign(data[:64])
             if known and not known.startswith("a GGUF"):
-                raise FileFormatError(f"{ref.text}: is not a GGUF file but {known}")
+                raise FileFormatError(f"{ref.text}: is not a GGUF file: {known}")
             raise HubError(f"{ref.text}: did not arrive whole; try again")
         try:
             return read_header(data, name=ref.text, size=size)
