@@ -77,9 +77,9 @@ def run(arguments: list[str]) -> int:
     3 a bug of ours, with a log file.
     """
     try:
-        group.main(arguments, prog_name="alora-gguf", standalone_mode=False)
-    except click.exceptions.Exit as request:  # --help, --version
-        return request.exit_code
+        status: int | None = group.main(
+            arguments, prog_name="alora-gguf", standalone_mode=False
+        )  # of click.exceptions.Exit
     except click.ClickException as error:  # wrong usage; click has the wording
         error.show()
         return error.exit_code
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
             err=True,
         )
         return EXIT_BUG
-    return 0
+    return status or 0
 
 
 def _write_log(arguments: list[str]) -> Path:

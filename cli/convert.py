@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,24 +65,20 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
 @click.option(
     "--technology", type=click.Choice(["alora", "lora"]), help="Which kind, if SOURCE has both."
 )
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--force", "overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Check and report everything; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     *,
     source: str,
     base: str,
-    out: Path | None,
-    outtype: str,
-    name: str | None,
     invocation: str | None,
     invocation_tokens: list[int] | None,
     intrinsic: str | None,
     model: str | None,
     technology: str | None,
-    force: bool,
-    dry_run: bool,
     as_json: bool,
+    **converted: Any,
 ) -> None:
     """Convert the LoRA or aLoRA in SOURCE to a GGUF, exactly or not at all.
 
@@ -104,14 +100,10 @@ def command(
         report = convert_adapter(
             source,
             base,
-            out,
             pick=Pick(intrinsic, model, technology),
-            outtype=outtype,
-            name=name,
             invocation=invocation if invocation is not None else invocation_tokens,
-            overwrite=force,
-            dry_run=dry_run,
             progress=progress,
+            **converted,
         )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))

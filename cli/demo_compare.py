@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from .measure import HOW, median_of, timed
+from .bench.result import HOW
 
 if TYPE_CHECKING:
     from alora_gguf import Chat, IntrinsicCall, Timings
@@ -30,8 +31,7 @@ class Side:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        timings = {name: asdict(timings) for name, timings in self.timings.items()}
-        return {"seconds": self.seconds, "evaluated": self.evaluated, "timings": timings}
+        return {**asdict(self), "evaluated": self.evaluated}
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,13 @@ def compare(chat: Chat, calls: Sequence[IntrinsicCall]) -> Comparison:
         )
     session.invoke(next(iter(plain.values())))  # the first batch of a shape builds its graph
 
-    def at_once() -> dict[str, Timings]:
-        return {result.name: result.timings for result in chat.invoke_many(calls)}
-
-    def one_by_one() -> dict[str, Timings]:
-        return {name: session.invoke(question).timings for name, question in plain.items()}
-
     alora, lora = [], []
     for _ in range(_RUNS):
-        alora.append(Side(*timed(at_once)))
-        lora.append(Side(*timed(one_by_one)))
-    n = len(chat.tokens)
-    by = attrgetter("seconds")
-    return Comparison(n, _RUNS, median_of(alora, by), median_of(lora, by))
+        started = time.perf_counter()
+        timings = {result.name: result.timings for result in chat.invoke_many(calls)}
+        between = time.perf_counter()
+        alora.append(Side(between - started, timings))
+        timings = {name: session.invoke(question).timings for name, question in plain.items()}
+        lora.append(Side(time.perf_counter() - between, timings))
+    middle = (sorted(sides, key=attrgetter("seconds"))[_RUNS // 2] for sides in (alora, lora))
+    return Comparison(len(chat.tokens), _RUNS, *middle)

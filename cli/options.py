@@ -53,23 +53,73 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
     return 0
 
 
-def named_path(text: str) -> tuple[str, str] | None:
-    """The name and the path that NAME=PATH says, or a path alone, or a name in the store; None if
-    there is nothing before or behind the sign.
+def named_path(text: str) -> tuple[str, str]:
+    """The name and the path that NAME=PATH says, or a path alone, or a name in the store. Raises
+    InputError.
     """
-    from alora_gguf import Store
+    from alora_gguf import InputError, Store
 
     name, equals, path = text.partition("=")
     if equals and Store.is_path(name):  # a path with a sign in it
         name, equals = text, ""
     if not name or (equals and not path):
-        return None
+        raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
     return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
+def read_bytes(path: Path, limit: int = -1) -> bytes:
+    """A file's bytes, or its first ones. Raises InputError."""
+    from alora_gguf import InputError
+
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+model: Final = click.option(
+    "-m",
+    "--model",
+    "base",
+    metavar="BASE",
+    shell_complete=store_names("base"),
+    help="A base's GGUF, or its name in the store. Without one: the demo model and its adapters.",
+)
+adapters: Final = click.option(
+    "-a",
+    "--adapter",
+    "adapters",
+    metavar="NAME=PATH",
+    multiple=True,
+    shell_complete=store_names("adapter"),
+    help="An adapter; also a path alone, or a name in the store. Repeatable.",
+)
+template: Final = click.option(
+    "--chat-template",
+    "template",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Jinja to write conversations with, in place of the base's own.",
+)
+max_tokens: Final = click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
+)
+temperature: Final = click.option(
+    "--temperature", type=click.FloatRange(min=0), help="0 for the likeliest reply."
+)
+seed: Final = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="For replies that repeat."
+)
+verbose: Final = click.option("--verbose", is_flag=True, help="Show llama.cpp's own log.")
 threads: Final = click.option(
-    "--threads", type=click.IntRange(1, 512), help="Threads to compute with."
+    "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
 )
 gpu_layers: Final = click.option(
-    "--gpu-layers", type=int, default=0, callback=_on_gpu, help="Layers on the GPU, -1 for all."
+    "--gpu-layers",
+    "n_gpu_layers",
+    type=int,
+    default=0,
+    callback=_on_gpu,
+    help="Layers on the GPU, -1 for all.",
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,7 @@ def command(
 
     reference = _reference(repository)
     hush_hub()
-    place = _Place(ag.Store(), name, force)
+    store = ag.Store()
     if reference.path.lower().endswith(".gguf") and pattern is None:
         pattern = reference.path
     if pattern is not None:
@@ -97,12 +96,14 @@ def command(
                     f"{option} is for an adapter that has to be converted, and --file takes a "
                     "GGUF as it is; leave one of them out"
                 )
+        remote = RemoteModel(reference, pattern)
         with Progress("Checking") as progress:
-            pulled = _pull_gguf(RemoteModel(reference, pattern), place, progress)
+            name = store.name_from(remote.stem) if name is None else name
+            pulled = _pull_gguf(remote, store, name, replace=force, progress=progress)
     else:
         if base is None:
-            raise click.UsageError(_no_base(place.store))
-        on = _base(base, place.store)
+            raise click.UsageError(_no_base(store))
+        on = _base(base, store)
         pick = Pick(intrinsic, model, technology)
         found = find_source(reference.text, pick)
         with Progress("Converting") as progress:
@@ -113,13 +114,16 @@ def command(
                 invocation=invocation,
                 progress=progress,
             )
-            pulled = _pull_adapter(found, *on, place, convert)
+            name = store.name_from(found.name) if name is None else name
+            with store.adding(name, replace=force) as addition:
+                pulled = _pull_adapter(found, *on, addition, convert)
+    path = store.path(pulled.entry)
     if as_json:
-        more = {"path": str(pulled.path), "changed": pulled.changed}
+        more = {"path": str(path), "changed": pulled.changed}
         found_json = {**pulled.entry.to_dict(), **more, "warnings": list(pulled.warnings)}
         click.echo(json.dumps(found_json, indent=2))
     else:
-        _print(pulled)
+        _print(pulled, path)
 
 
 def _reference(text: str) -> HubReference:
@@ -147,30 +151,8 @@ class _Pulled:
     """What is stored; `changed` is false if the store had the very same files already."""
 
     entry: ag.StoreEntry
-    path: Path
     changed: bool
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where what is pulled is to go: under `name`, by default one that is made from its own."""
-
-    store: ag.Store
-    name: str | None
-    replace: bool
-
-    def name_for(self, own: str) -> str:
-        return self.store.name_from(own) if self.name is None else self.name
-
-    def adding(self, name: str) -> AbstractContextManager[ag.StoreAddition]:
-        return self.store.adding(name, replace=self.replace)
-
-    def commit(
-        self, addition: ag.StoreAddition, about: ag.Description, warnings: tuple[str, ...]
-    ) -> _Pulled:
-        entry = addition.commit(about)
-        return _Pulled(entry, self.store.path(entry), addition.changed, warnings)
 
 
 # Adapters ---------------------------------------------------------------------------------------
@@ -192,50 +174,49 @@ def _pull_adapter(
     found: Source,
     base: str | Path,
     base_name: str,
-    place: _Place,
+    addition: ag.StoreAddition,
     convert: Callable[..., ConversionReport],
 ) -> _Pulled:
-    """Converts an adapter for a base and stores it. Raises what `convert` and Store do."""
-    name = place.name_for(found.name)
-    with place.adding(name) as addition:
-        out = addition.folder / f"{name}.gguf"
-        try:
-            report = convert(found.directory, base, out)
-        except ConvertError as error:
-            if isinstance(error.__cause__, OSError) and str(error).startswith(str(out)):
-                raise place.store.refusal(error.__cause__) from error
-            raise
-        about = ag.Description.of(
-            out,
-            repository=found.repo,
-            commit=found.revision,
-            sources=[found.path or ""],
-            base=base_name,
-        )
-        return place.commit(addition, about, report.warnings)
+    """Converts an adapter for a base into the store. Raises what `convert` and Store do."""
+    out = addition.folder / f"{addition.name}.gguf"
+    try:
+        report = convert(found.directory, base, out)
+    except ConvertError as error:
+        if isinstance(error.__cause__, OSError) and str(error).startswith(str(out)):
+            raise ag.Store().refusal(error.__cause__) from error
+        raise
+    about = ag.Description.of(
+        out,
+        repository=found.repo,
+        commit=found.revision,
+        sources=[found.path or ""],
+        base=base_name,
+    )
+    return _Pulled(addition.commit(about), addition.changed, report.warnings)
 
 
 # GGUFs as they are ------------------------------------------------------------------------------
 
 
-def _pull_gguf(model: RemoteModel, place: _Place, progress: Progress) -> _Pulled:
+def _pull_gguf(
+    model: RemoteModel, store: ag.Store, name: str, *, replace: bool, progress: Progress
+) -> _Pulled:
     """Fetches a base, or an adapter that is a GGUF already, and stores it as it is.
 
     Raises InputError and FileFormatError for files that are no base and no adapter or did not
     arrive as they were, and what Store does.
     """
-    name = place.name_for(model.stem)
     expected = [model.sha256(file) for file in model.names]
     known = [each for each in expected if each is not None]
-    told = len(known) == len(expected) and not place.replace
-    if told and (old := place.store.find_same(name, known)) is not None:  # nothing is fetched
-        return _Pulled(old, place.store.path(old), changed=False)
+    told = len(known) == len(expected) and not replace
+    if told and (old := store.find_same(name, known)) is not None:  # nothing is fetched
+        return _Pulled(old, changed=False)
     paths = model.fetch()
     summary = _check(model, paths[0])
     about = ag.Description.of(
         paths[0], repository=model.reference.repo, commit=model.commit, sources=model.names
     )
-    with place.adding(name) as addition:
+    with store.adding(name, replace=replace) as addition:
         for i, path in enumerate(paths, 1):
             part = f"-{i:05}-of-{len(paths):05}" if len(paths) > 1 else ""
             addition.put(path, f"{name}{part}.gguf")
@@ -246,7 +227,7 @@ def _pull_gguf(model: RemoteModel, place: _Place, progress: Progress) -> _Pulled
                     f"{model.reference.text}: '{own}' arrived with the SHA-256 {file.sha256}, but "
                     f"the hub says {sha256}; remove {path.resolve()} and pull again"
                 )
-        return place.commit(addition, about, summary.problems)
+        return _Pulled(addition.commit(about), addition.changed, summary.problems)
 
 
 def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary:
@@ -270,14 +251,14 @@ def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary
 # What is said of it -----------------------------------------------------------------------------
 
 
-def _print(pulled: _Pulled) -> None:
+def _print(pulled: _Pulled, path: Path) -> None:
     from .list import kind_of
 
     entry, about = pulled.entry, pulled.entry.about
     state = "" if pulled.changed else " (it was there already)"
     click.echo(f"{entry.name}: {kind_of(entry)}, {size_text(entry.nbytes)}{state}")
     rows = {"from": about.origin, "commit": about.commit or "", "base": about.base or ""}
-    for label, text in {**rows, "file": str(pulled.path)}.items():
+    for label, text in {**rows, "file": str(path)}.items():
         if text or label != "base":
             click.echo(f"  {label:<6}  {printable(text)}")
     for warning in pulled.warnings:

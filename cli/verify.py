@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -51,10 +51,8 @@ def command(
     adapter: str,
     peft: Path | None,
     hf_base: Path | None,
-    threads: int | None,
-    gpu_layers: int,
-    seed: int,
     as_json: bool,
+    **measured: Any,
 ) -> None:
     """Measure what an adapter does to a base, and whether that is right.
 
@@ -75,15 +73,7 @@ def command(
     store = Store()
     paths = store.resolve(base, "base"), store.resolve(adapter, "adapter")
     with Progress("Loading") as progress:
-        found = verify(
-            *paths,
-            n_threads=threads,
-            n_gpu_layers=gpu_layers,
-            seed=seed,
-            peft=peft,
-            hf_base=hf_base,
-            progress=progress.fraction,
-        )
+        found = verify(*paths, peft=peft, hf_base=hf_base, progress=progress.fraction, **measured)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:

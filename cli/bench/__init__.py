@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from alora_gguf.cli import options
@@ -81,21 +81,18 @@ def _lengths(
     "'alora-gguf[plot]'.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all samples as JSON.")
-@click.option("--verbose", is_flag=True, help="Show llama.cpp's log.")
+@options.verbose
 def command(
     *,
     base: str | None,
     adapters: tuple[str, ...],
     contexts: tuple[int, ...] | None,
-    threads: int | None,
-    gpu_layers: int,
     rounds: int | None,
     seconds: int | None,
     quick: bool,
-    seed: int,
     plot: Path | None,
     as_json: bool,
-    verbose: bool,
+    **computing: Any,
 ) -> None:
     """Measure what adapters cost on this machine.
 
@@ -116,17 +113,8 @@ def command(
     choice = choose(*_files(base, adapters), contexts, usual=few[2])
     with contextlib.ExitStack() as stack:
         with Progress("Loading") as loading:
-            subjects = opened(
-                choice,
-                threads=threads,
-                gpu_layers=gpu_layers,
-                seed=seed,
-                verbose=verbose,
-                progress=loading.fraction,
-            )
-            measuring = Measuring(
-                stack.enter_context(subjects), rounds=rounds or few[0], seconds=seconds or few[1]
-            )
+            subjects = stack.enter_context(opened(choice, progress=loading.fraction, **computing))
+        measuring = Measuring(subjects, rounds=rounds or few[0], seconds=seconds or few[1])
         result = measuring.run(stack.enter_context(Progress("Measuring")))
     if as_json:
         click.echo(json.dumps(result, indent=2, allow_nan=False))

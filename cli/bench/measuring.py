@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from alora_gguf.cli.measure import timed
-
 from alora_gguf import CancelledError, CancelToken, InputError, Invocation, __version__
 
 from .result import SIDES, Result, add_ratios, at_context
@@ -158,12 +156,14 @@ class Measuring:
         with self._model.session() as session:
             read = session.sync(self._subjects.tokens[:n], cancel=self._cancel)
             context["read"].append(read.total)
-            asking, _ = timed(lambda: self._ask_in_turns(session, context, _ASKS))
+            asked = self._passed()
+            self._ask_in_turns(session, context, _ASKS)
             before = context["lora"]["total"][-1]  # in this round or the last
-            self._took[n] = before + read.total, asking
+            self._took[n] = before + read.total, self._passed() - asked
             if self._is_for_details(n):
-                self._at = n
-                self._details, _ = timed(lambda: self._measure_details(session, n))
+                self._at, begun = n, self._passed()
+                self._measure_details(session, n)
+                self._details = self._passed() - begun
 
     def _ask_in_turns(self, session: Session, context: Result, n: int) -> None:
         for _ in range(n):
@@ -208,7 +208,9 @@ class Measuring:
 
     def _time_together(self, session: Session, slots: Sequence[str]) -> float:
         invocations = [self._invocation(slot, ANSWER) for slot in slots]
-        return timed(lambda: session.invoke_many(invocations, cancel=self._cancel))[0]
+        started = time.perf_counter()
+        session.invoke_many(invocations, cancel=self._cancel)
+        return time.perf_counter() - started
 
     def _decode(self, ask: Callable[[str | None], Timings], adapter: str) -> None:
         """In turns, so that what disturbs one side for a while is seen, or disturbs both."""

@@ -13,9 +13,12 @@ from typing import Any, Final
 
 import click
 from alora_gguf.cli.chart import Line, write_picture
-from alora_gguf.cli.measure import HOW, ratio
 from alora_gguf.cli.render import plural, size_text, wrapped
 
+HOW: Final = (
+    "the aLoRA's own weights, on from the first token, which makes a plain LoRA of them; what a "
+    "LoRA costs depends on its shape, not on its weights' values"
+)
 Result = dict[str, Any]
 _Table = tuple[str, str, list[Sequence[str]]]  # a title, the columns' widths, rows
 
@@ -44,17 +47,23 @@ def add_ratios(result: Result) -> Result:
     result["plain_lora"] = HOW if _has_alora(result) else None
     for row in result["contexts"]:
         row["ratios"] = {
-            what: {f"{a}_to_{b}": ratio(_samples(row, a, what), _samples(row, b, what))
+            what: {f"{a}_to_{b}": _ratio(_samples(row, a, what), _samples(row, b, what))
                    for a, b in _PAIRS}
             for what in ("first_token", "total")
         }  # fmt: skip
     for row in result["together"]:
-        row["one_by_one_to_at_once"] = ratio(row["one_by_one"], row["at_once"])
+        row["one_by_one_to_at_once"] = _ratio(row["one_by_one"], row["at_once"])
     if decoding := result["decoding"]:
-        decoding["base_to_adapter"] = ratio(decoding["base"], decoding["adapter"])
+        decoding["base_to_adapter"] = _ratio(decoding["base"], decoding["adapter"])
     if memory := result["memory"]:
         memory["apart_to_forks"] = memory["cells_apart"] / memory["cells"]
     return result
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """Of the medians; None where a side has no samples, or there is nothing to divide by."""
+    divisor = median(below) if below else 0.0
+    return median(above) / divisor if above and divisor else None
 
 
 def _samples(row: Result, way: str, what: str) -> list[float]:

@@ -113,8 +113,8 @@ def choose(
 def opened(
     choice: Choice,
     *,
-    threads: int | None,
-    gpu_layers: int,
+    n_threads: int | None,
+    n_gpu_layers: int,
     seed: int,
     verbose: bool,
     progress: Callable[[float], None],
@@ -128,14 +128,14 @@ def opened(
     options = ContextOptions(
         n_ctx=longest + max(n * own, WARM + own),
         n_seq_max=max(N_FORKS, n) + 2,
-        n_threads=threads,
+        n_threads=n_threads,
         max_adapters=n + 1,
         n_pooled=0,
     )
     with Model(
         choice.base["path"],
         options=options,
-        n_gpu_layers=gpu_layers,
+        n_gpu_layers=n_gpu_layers,
         verbose=verbose,
         progress=progress,
     ) as model:
@@ -151,7 +151,7 @@ def opened(
         yield Subjects(
             choice=choice,
             model=model,
-            method={"threads": model.n_threads, "gpu_layers": gpu_layers, "seed": seed},
+            method={"threads": model.n_threads, "gpu_layers": n_gpu_layers, "seed": seed},
             tokens=tokens[:longest],
             slots=slots,
             plain=plain,

@@ -1,5 +1,209 @@
 """`alora-gguf chat`: a conversation in the terminal, judged by adapters while it stays cached."""
 
-from .command import command
+from __future__ import annotations
 
-__all__ = ["command"]
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+from alora_gguf.cli import options
+from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, whole
+
+if TYPE_CHECKING:
+    from .lines import Lines
+    from .opening import Given
+    from .talk import Talk
+    from .view import Record, View
+
+_SHOWN: Final = 3  # documents, when a chat begins
+_PATH: Final = click.Path(path_type=Path)
+
+
+@click.command("chat")
+@options.model
+@options.adapters
+@click.option("--system", metavar="TEXT", help="The system message.")
+@click.option(
+    "--doc", "docs", metavar="FILE", multiple=True, type=_PATH, help="A text to talk about. "
+    "Repeatable.",
+)  # fmt: skip
+@click.option("--watch", metavar="NAMES", help="Intrinsics to ask at every turn, as by /watch.")
+@click.option(
+    "-p",
+    "--prompt",
+    metavar="TEXT",
+    help="Say this, print the reply and leave; - for all of the input.",
+)
+@click.option("--restore", metavar="FILE", type=_PATH, help="Go on with a saved conversation.")
+@click.option(
+    "--transcript",
+    metavar="FILE",
+    type=_PATH,
+    help="Append every turn to this file, as JSON lines.",
+)
+@options.template
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
+@options.temperature
+@options.seed
+@options.max_tokens
+@click.option("--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
+@options.threads
+@options.gpu_layers
+@options.verbose
+def command(**given: Any) -> None:
+    """Chat, with adapters that judge the conversation while it stays in the cache.
+
+    Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
+    the input is a message, and only replies and what is asked for go to the output.
+    """
+    from alora_gguf.errors import InputError
+
+    from .opening import Given
+
+    if sys.stdout is None:
+        raise InputError("there is no output to print to; give one, such as a file or /dev/null")
+    with stdout_may_close():
+        went_well = _run(Given(**given))
+    if not went_well:
+        raise click.exceptions.Exit(1)  # what went wrong was said when it did
+
+
+def _run(given: Given) -> bool:
+    """Leads the chat to its end; says whether nothing went wrong."""
+    from .loop import Loop
+    from .opening import opened
+
+    if given.restore is not None and (
+        given.system is not None or given.docs or given.template is not None
+    ):
+        raise click.UsageError("--restore brings its own system message, documents and template")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
+            stream.reconfigure(errors="replace")
+    typed = given.prompt is None and not given.as_json
+    typed = typed and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    with contextlib.ExitStack() as stack:
+        records = _records(given, stack)
+        talk = stack.enter_context(opened(given))
+        view = _view(given, records, typed)
+        view.began(talk.model)
+        loop = Loop(talk, view, _lines(given, talk, typed))
+        if given.watch:
+            loop.commands.watch(given.watch)
+        if given.prompt is not None:
+            piped = sys.stdin.read() if sys.stdin is not None and given.prompt == "-" else ""
+            loop.say(whole(piped if given.prompt == "-" else given.prompt))
+            return not view.failed
+        if typed:
+            _greet(given, talk, view)
+        loop.run()
+    return typed or not view.failed
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
+    from .view import Record, Transcript, write_now
+
+    found = [Record("the output", write_now)] if given.as_json else []
+    if (path := given.transcript) is not None:
+        found.append(Record(str(path), stack.enter_context(Transcript(path)).write_text))
+    return found
+
+
+def _view(given: Given, records: Sequence[Record], typed: bool) -> View:
+    from .view import Piped, View
+
+    if given.as_json:
+        return View(records)
+    if not typed:
+        return Piped(records)
+    from rich.console import Console
+
+    from .screen import Screen
+
+    plain = True if colour() is False else None
+    return Screen(records, Console(highlight=False, emoji=False, no_color=plain))
+
+
+def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
+    from .lines import Keyboard, Pipe, Plain, history_file, is_dumb
+
+    if not typed:
+        return Pipe(sys.stdin or ())
+    if is_dumb():
+        return Plain()
+    from alora_gguf import Store
+
+    return Keyboard(
+        words=lambda command: _words(talk, command),
+        below=lambda width: _below(given, talk, width),
+        history=history_file(Store().home),
+        colour=colour() is not False,
+    )
+
+
+def _below(given: Given, talk: Talk, width: int) -> str:
+    """Where one is, in one line."""
+    used = f"{talk.chat.session.cached} of {talk.model.n_ctx} tokens"
+    watched = [*map(str, talk.watched)]
+    line = ""
+    for names in (" ".join(watched), str(len(watched))):
+        watching = [f"watching {names}"] if watched else []
+        line = printable(f" {' · '.join((_title(given, talk), used, *watching, '/help'))}")
+        if len(line) <= width:
+            break
+    return line
+
+
+def _title(given: Given, talk: Talk) -> str:
+    return "demo model" if given.is_demo else Path(talk.model.path).stem
+
+
+def _words(talk: Talk, command: str) -> dict[str, str]:
+    """What can stand behind a command, and what it is; behind none, the commands."""
+    from .arguments import SETTINGS, shown_setting
+    from .commands import COMMANDS
+
+    adapters = dict.fromkeys(talk.model.adapters, "adapter")
+    words = {
+        "": {**{name: each.help for name, each in COMMANDS.items()}, **adapters},
+        "watch": {**adapters, "off": "ask nothing"},
+        "unload": adapters,
+        "set": {name: shown_setting(talk.options, name) for name in SETTINGS},
+        "doc": {"off": "drop all documents"},
+        "system": {"off": "drop the system message"},
+    }
+    return words.get(command, {})
+
+
+def _greet(given: Given, talk: Talk, view: View) -> None:
+    """What there is, and what to try."""
+    from .asking import in_words
+
+    names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
+    view.note(f"{printable(_title(given, talk))} with {names}")
+    if talk.watched:
+        view.note(in_words(talk.watched))
+    if given.restore is not None:
+        view.note(f"{plural(len(talk.chat.messages), 'message')}, restored; nothing was read again")
+    documents = talk.chat.documents
+    if documents:
+        view.note("It talks about these documents:")
+    for i, document in enumerate(documents[:_SHOWN], 1):
+        view.note(f"  {i}  {document.title or document.text}")
+    if len(documents) > _SHOWN:
+        view.note(f"     and {len(documents) - _SHOWN} more; /doc shows them")
+    if given.is_demo and given.restore is None:
+        view.note(
+            "It is small, and was trained to talk about such documents. Try:\n"
+            "  When does the Bomel library open?\n"
+            "  /all\n"
+            "  /watch jailbreak! answerability uncertainty hallucination"
+        )
+    view.note("/help shows the commands, Ctrl-D leaves.")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.cli.options import named_path
+from alora_gguf.cli.options import named_path, read_bytes
 from alora_gguf.cli.render import size_text
 
 from alora_gguf import Document, GenerateOptions, InputError, Model, Store
@@ -31,10 +31,7 @@ def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
     """NAME=PATH, a path (named after its file), or a name in the store. A name can be typed behind
     a slash and is none of the `commands`. Raises InputError.
     """
-    named = named_path(text)
-    if named is None:
-        raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
-    name, path = named
+    name, path = named_path(text)
     if _NOT_IN_NAMES.search(name) or not name.isprintable():
         raise InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
     if name in commands:
@@ -57,11 +54,7 @@ def _checked_path(text: str) -> str:
 
 def read_text(path: Path) -> str:
     """A file's text. Raises InputError for what is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_DOCUMENT_LIMIT + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    data = read_bytes(path, _DOCUMENT_LIMIT + 1)
     if len(data) > _DOCUMENT_LIMIT:
         raise InputError(f"{path}: is longer than {size_text(_DOCUMENT_LIMIT)}; give a part of it")
     try:
@@ -87,8 +80,12 @@ def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str
         return {}
     if len(wanted) == 1 and not rest.startswith(f"{wanted[0]}="):
         return {wanted[0]: rest}
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise InputError(f"'{rest}': {error}") from None
     arguments = {}
-    for part in _words(rest):
+    for part in words:
         key, equals, value = part.partition("=")
         if not equals:
             known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
@@ -152,10 +149,3 @@ def turn_count(text: str) -> int:
     if n < 1:
         raise InputError(f"expected a number of turns, found '{text}'")
     return n
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"'{text}': {error}") from None

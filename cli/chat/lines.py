@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
@@ -41,7 +41,7 @@ class Lines:
 class Pipe(Lines):
     """Lines of a file; a text between triple quotes is one."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: Iterable[str]) -> None:
         self._lines = (
             (line if i else line.removeprefix("\ufeff")).rstrip("\r\n")
             for i, line in enumerate(file)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from alora_gguf.cli.options import read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -47,8 +50,8 @@ class Given:
     seed: int | None
     max_tokens: int | None
     n_ctx: int | None
-    threads: int | None
-    gpu_layers: int
+    n_threads: int | None
+    n_gpu_layers: int
     verbose: bool
 
     @property
@@ -57,74 +60,72 @@ class Given:
         return self.base is None
 
 
-class Opening:
-    """What the command line names, found and read."""
-
-    def __init__(self, given: Given) -> None:
-        """Raises InputError and what Store.resolve() does, before anything takes long."""
-        self._given = given
-        self._documents = _documents(given)
-        self._template = None if given.template is None else read_text(given.template)
-        if given.restore is not None:
-            _check_readable(given.restore)
-        self._base, self._adapters = _paths(given)
-
-    def model(self) -> Model:
-        """The model with its adapters. Raises what Model() does."""
-        given = self._given
-        with Progress("Loading") as progress:
-            return Model(
-                self._base,
-                adapters=self._adapters,
-                n_ctx=given.n_ctx,
-                # the demo model is so small that a second thread costs more than it brings
-                n_threads=1 if given.is_demo and given.threads is None else given.threads,
-                n_gpu_layers=given.gpu_layers,
-                verbose=given.verbose,
-                progress=progress.fraction,
-            )
-
-    def talk(self, model: Model) -> Talk:
-        """The conversation, with nothing read yet unless it was saved. Raises what Model.chat() and
-        Model.restore() do.
-        """
-        given = self._given
+@contextlib.contextmanager
+def opened(given: Given) -> Iterator[Talk]:
+    """The conversation that the command line names, with nothing read yet unless it was saved.
+    Files are looked at before anything takes long. Raises InputError and what Store.resolve(),
+    Model(), Model.chat() and Model.restore() do.
+    """
+    documents = _documents(given)
+    template = None if given.template is None else read_text(given.template)
+    if given.restore is not None:
+        read_bytes(given.restore, 1)
+    base, adapters = _paths(given)
+    with Progress("Loading") as progress:
+        model = Model(
+            base,
+            adapters=adapters,
+            n_ctx=given.n_ctx,
+            # the demo model is so small that a second thread costs more than it brings
+            n_threads=1 if given.is_demo and given.n_threads is None else given.n_threads,
+            n_gpu_layers=given.n_gpu_layers,
+            verbose=given.verbose,
+            progress=progress.fraction,
+        )
+    with model:
         if given.restore is None:
-            return Talk(model, self._chat(model), self._options())
-        try:
-            chat = model.restore(given.restore)
-        except CacheFullError as error:
-            raise InputError(
-                f"--restore {given.restore}: does not fit a KV cache of {model.n_ctx} cells; start "
-                f"with --ctx {2 * model.n_ctx}"
-            ) from error
-        return Talk(model, chat, self._options(), reused=chat.session.cached)
+            chat = _begun(model, given.system, documents, template)
+        else:
+            chat = _restored(model, given.restore)
+        talk = Talk(model, chat, _options(given), reused=chat.session.cached)
+        with contextlib.closing(talk):
+            yield talk
 
-    def _chat(self, model: Model) -> Chat:
-        given = self._given
-        system = None if given.system is None else whole(given.system)
-        try:
-            chat = model.chat(system=system, documents=self._documents, template=self._template)
-        except ModelError as error:
-            if self._template is not None or BaseFile.read(self._base).chat_template is not None:
-                raise
-            raise ModelError(
-                f"{self._base}: has no chat template, so it does not say how a conversation is "
-                "written; give one with --chat-template FILE, or use a base that was tuned to chat"
-            ) from error
-        chat.check("?")
-        return chat
 
-    def _options(self) -> GenerateOptions:
-        given = self._given
-        sampling = Sampling(temperature=0.0 if given.is_demo else 0.8, seed=given.seed)
-        if given.temperature is not None:
-            sampling = replace(sampling, temperature=given.temperature)
-        if given.max_tokens is not None:
-            return GenerateOptions(sampling=sampling, max_tokens=given.max_tokens)
-        if given.is_demo:
-            return GenerateOptions(sampling=sampling, max_tokens=_DEMO_TOKENS)
-        return GenerateOptions(sampling=sampling)
+def _restored(model: Model, path: Path) -> Chat:
+    try:
+        return model.restore(path)
+    except CacheFullError as error:
+        raise InputError(
+            f"--restore {path}: does not fit a KV cache of {model.n_ctx} cells; start with --ctx "
+            f"{2 * model.n_ctx}"
+        ) from error
+
+
+def _begun(
+    model: Model, system: str | None, documents: list[Document], template: str | None
+) -> Chat:
+    system = None if system is None else whole(system)
+    try:
+        chat = model.chat(system=system, documents=documents, template=template)
+    except ModelError as error:
+        if template is not None or BaseFile.read(model.path).chat_template is not None:
+            raise
+        raise ModelError(
+            f"{model.path}: has no chat template, so it does not say how a conversation is "
+            "written; give one with --chat-template FILE, or use a base that was tuned to chat"
+        ) from error
+    chat.check("?")
+    return chat
+
+
+def _options(given: Given) -> GenerateOptions:
+    temperature, usual = given.temperature, GenerateOptions()
+    if temperature is None:
+        temperature = 0.0 if given.is_demo else 0.8
+    max_tokens = given.max_tokens or (_DEMO_TOKENS if given.is_demo else usual.max_tokens)
+    sampling = Sampling(temperature=temperature, seed=given.seed)
+    return GenerateOptions(sampling=sampling, max_tokens=max_tokens)
 
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
@@ -146,11 +147,3 @@ def _documents(given: Given) -> list[Document]:
 
         return [Document(text) for text in DOCUMENTS]
     return [read_document(path, i) for i, path in enumerate(given.docs, 1)]
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"--restore {path}: cannot be read: {error.strerror or error}") from error

@@ -13,9 +13,7 @@ from alora_gguf.cli.render import shortened, visible
 from rich.console import Console
 from rich.text import Text
 
-from alora_gguf import IntrinsicResult
-
-from .view import View, ending, evidence, in_full, problem
+from .view import View, ending, evidence, in_full, problems, values_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,9 +102,8 @@ class Screen(View):
     def answers(self, verdicts: Sequence[Verdict]) -> None:
         """Badges, and below them each value in full."""
         self._badges(verdicts)
-        for verdict in verdicts:
-            if isinstance(verdict, IntrinsicResult) and verdict.error is None:
-                self._line(in_full(verdict), "dim", indent=2, hang=_HANG)
+        for result in values_of(verdicts):
+            self._line(in_full(result), "dim", indent=2, hang=_HANG)
         self._print()
         super().answers(verdicts)
 
@@ -197,9 +194,8 @@ class Screen(View):
             self.console.print(_markdown(visible(text)), width=self.width)
 
     def _badges(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            if (wrong := problem(verdict)) is not None:
-                self._line(wrong, "yellow", indent=2)
+        for wrong in problems(verdicts):
+            self._line(wrong, "yellow", indent=2)
         if parts := [
             (visible(each.text), _STYLES[each.good]) for each in self._badges_of(verdicts)
         ]:

@@ -180,12 +180,10 @@ class View:
             record.event(kind, **fields)
 
     def _badges_of(self, verdicts: Sequence[Verdict]) -> list[Badge]:
-        """Those of all verdicts that have a value."""
         return [
             badge
-            for verdict in verdicts
-            if isinstance(verdict, IntrinsicResult) and verdict.error is None
-            for badge in badges_of(verdict.name, verdict.value, self.good_of(verdict.name))
+            for each in values_of(verdicts)
+            for badge in badges_of(each.name, each.value, self.good_of(each.name))
         ]
 
 
@@ -212,9 +210,8 @@ class Piped(View):
         self._end_line()
         if told := ending(turn):
             click.echo(told, err=True)
-        for verdict in turn.verdicts:
-            if (wrong := problem(verdict)) is not None:
-                click.echo(wrong, err=True)
+        for wrong in problems(turn.verdicts):
+            click.echo(wrong, err=True)
         if badges := [visible(each.text) for each in self._badges_of(turn.verdicts)]:
             click.echo(" · ".join([*badges, evidence(turn.verdicts)]), err=True)
         super().turn(turn)
@@ -227,13 +224,9 @@ class Piped(View):
 
     def answers(self, verdicts: Sequence[Verdict]) -> None:
         """A JSON value on a line of its own; of several, an object of them."""
-        values = {}
-        for verdict in verdicts:
-            if (wrong := problem(verdict)) is not None:
-                click.echo(f"Error: {wrong}", err=True)
-            elif isinstance(verdict, IntrinsicResult):
-                values[verdict.name] = verdict.value
-        if values:
+        for wrong in problems(verdicts):
+            click.echo(f"Error: {wrong}", err=True)
+        if values := {each.name: each.value for each in values_of(verdicts)}:
             shown = values if len(verdicts) > 1 else next(iter(values.values()))
             self._write(json.dumps(shown, ensure_ascii=False) + "\n")
         super().answers(verdicts)
@@ -291,15 +284,19 @@ def ending(turn: Turn) -> str:
     }.get(turn.finish_reason, "(stopped; what was said stays)")
 
 
-def problem(verdict: Verdict) -> str | None:
-    """Why there is no value, if there is none."""
-    if isinstance(verdict, Failed):
-        full = isinstance(verdict.error, CacheFullError)
-        why = f"the KV cache has no room to ask it; {MORE_ROOM}" if full else str(verdict.error)
-        return visible(f"{verdict.name}: {why}")
-    if verdict.error is not None:
-        return visible(f"{verdict.name}: not understood: {verdict.error}")
-    return None
+def problems(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Why some have no value."""
+    for verdict in verdicts:
+        if isinstance(verdict, Failed) and isinstance(verdict.error, CacheFullError):
+            yield f"{visible(verdict.name)}: the KV cache has no room to ask it; {MORE_ROOM}"
+        elif verdict.error is not None:
+            understood = "" if isinstance(verdict, Failed) else "not understood: "
+            yield visible(f"{verdict.name}: {understood}{verdict.error}")
+
+
+def values_of(verdicts: Sequence[Verdict]) -> list[IntrinsicResult]:
+    """Those that have one."""
+    return [v for v in verdicts if isinstance(v, IntrinsicResult) and v.error is None]
 
 
 def in_full(verdict: IntrinsicResult) -> str:

@@ -1,5 +1,224 @@
 """`alora-gguf run`: intrinsics asked about conversations, for scripts; JSON in, JSON out."""
 
-from .command import command
+from __future__ import annotations
 
-__all__ = ["command"]
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import click
+from alora_gguf.cli import options
+from alora_gguf.cli.options import read_bytes
+from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import printable, stdout_may_close
+
+from alora_gguf.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from alora_gguf import GenerateOptions, Tokenizer
+
+    from .conversations import Entry
+    from .plan import Plan
+    from .work import Answer, Settings
+
+_LINES: Final = (".jsonl", ".ndjson")
+_REPLY_TOKENS: Final = 512
+
+
+@click.command("run")
+@click.argument("conversations", default="-")
+@options.model
+@options.adapters
+@click.option(
+    "--contract",
+    "contracts",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="The io.yaml of an adapter that has none, or another one than it has.",
+)
+@click.option(
+    "--intrinsic", "intrinsics", metavar="NAME", multiple=True, help="What to ask; may be repeated."
+)
+@click.option("--reply", is_flag=True, help="Write the assistant's reply, then ask.")
+@options.max_tokens
+@options.temperature
+@options.seed
+@click.option(
+    "--reply-adapter", metavar="NAME", help="The adapter that writes the reply; needs --reply."
+)
+@click.option("--value", "values_only", is_flag=True, help="Print nothing but values.")
+@click.option("--jsonl", is_flag=True, help="Read each line as a conversation.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Append lines to FILE as they are known; leave out what is there already.",
+)
+@options.template
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    help="Conversations at a time; by default 8, or fewer where several intrinsics are asked.",
+)
+@options.threads
+@options.gpu_layers
+@click.option(
+    "--n-ctx",
+    "--ctx",
+    type=click.IntRange(min=1),
+    help="Cells of the cache, which conversations that are worked on at a time share; by default "
+    "as many as they need, for each at most what the model was trained for.",
+)
+@options.verbose
+def command(
+    *,
+    conversations: str,
+    base: str | None,
+    adapters: tuple[str, ...],
+    contracts: tuple[str, ...],
+    intrinsics: tuple[str, ...],
+    reply: bool,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    reply_adapter: str | None,
+    values_only: bool,
+    jsonl: bool,
+    output: Path | None,
+    template: Path | None,
+    **computing: Any,
+) -> None:
+    """Ask intrinsics about conversations; print the answers as JSON.
+
+    CONVERSATIONS is a file, or - for stdin: one JSON object with messages and perhaps documents,
+    arguments and id, or an array of messages; or JSON lines, each such a conversation. What
+    conversations begin with in common is read once. Adapters that are asked for and not given by
+    --adapter are the store's, or with the demo model its own. A reply is the likeliest one, of up
+    to 512 tokens, unless options say otherwise.
+
+    The exit status is 1 if any could not be asked, or was not answered as its contract says.
+    """
+    _check(intrinsics, reply, output if values_only else None)
+    sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
+    written = _reply_options(reply, {**sampling, "--reply-adapter": reply_adapter})
+
+    from .conversations import read_input
+    from .plan import Plan
+    from .work import Settings
+
+    jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
+    plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
+    if base is None and computing["n_threads"] is None:
+        computing["n_threads"] = 1  # the demo model is so small that a second costs more
+    settings = Settings(**computing)
+    data, name = _read(conversations)
+    as_lines = jsonl or conversations.lower().endswith(_LINES)
+    entries, as_lines = read_input(data, name, intrinsics, lines=as_lines)
+    with stdout_may_close(), plan.tokenizer() as tokenizer:
+        if as_lines or output is not None:
+            _many(plan, tokenizer, entries, settings, output, values_only=values_only)
+        else:
+            _one(plan, tokenizer, entries[0], settings, values_only=values_only)
+
+
+def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -> None:
+    if not intrinsics and not reply:
+        raise click.UsageError("give --intrinsic NAME, what to ask; or --reply")
+    twice = next((name for i, name in enumerate(intrinsics) if name in intrinsics[:i]), None)
+    if twice is not None:
+        raise click.UsageError(f"--intrinsic {twice} is given twice")
+    if with_values is not None:
+        raise click.UsageError(
+            "--value leaves out what a later run knows its lines by; leave it or --output out"
+        )
+
+
+def _reply_options(reply: bool, given: dict[str, Any]) -> GenerateOptions | None:
+    if not reply:
+        for option, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
+        return None
+    from alora_gguf import GenerateOptions, Sampling
+
+    return GenerateOptions(
+        max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
+        sampling=Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
+        adapter=given["--reply-adapter"],
+    )
+
+
+def _read(source: str) -> tuple[bytes, str]:
+    """What the input holds, and what it is called."""
+    if source != "-":
+        return read_bytes(Path(source)), source
+    if sys.stdin is None:
+        raise InputError("there is no stdin to read a conversation from; name a file")
+    if sys.stdin.isatty():
+        click.echo("Type a conversation as JSON; Ctrl-D ends it.", err=True)
+    return sys.stdin.buffer.read(), "stdin"
+
+
+def _stdout() -> BinaryIO:
+    if sys.stdout is None:
+        raise InputError("there is no stdout to print to; give --output FILE")
+    return sys.stdout.buffer
+
+
+def _one(
+    plan: Plan, tokenizer: Tokenizer, entry: Entry, settings: Settings, *, values_only: bool
+) -> None:
+    from .work import answer_all
+
+    answers: list[Answer] = []
+
+    def deliver(_: Entry, answer: Answer | None, problem: str) -> None:
+        if answer is None:
+            raise InputError(f"{entry.where}: {problem}")
+        answers.append(answer)
+
+    answer_all(plan, tokenizer, [entry], settings, deliver)
+    (found,) = answers
+    problems = "; ".join(found.problems())
+    if not values_only:
+        _print(json.dumps({**entry.echo, **found.to_dict()}, indent=2, allow_nan=False))
+    elif not problems or len(plan.contracts) > 1:
+        _print(json.dumps(found.value(), allow_nan=False))
+    if problems:
+        raise OutputError(f"{entry.where}: {problems}")
+
+
+def _print(text: str) -> None:
+    stdout = _stdout()
+    stdout.write(f"{text}\n".encode())
+    stdout.flush()
+
+
+def _many(
+    plan: Plan,
+    tokenizer: Tokenizer,
+    entries: Sequence[Entry],
+    settings: Settings,
+    path: Path | None,
+    *,
+    values_only: bool,
+) -> None:
+    from .output import AppendedFile, InOrder, Lines
+    from .work import answer_all
+
+    setting = plan.setting(tokenizer)
+    output = InOrder(_stdout()) if path is None else AppendedFile(path)
+    with contextlib.closing(output), Progress("Asking") as progress:
+        lines = Lines(entries, setting, output, values_only=values_only, progress=progress)
+        if skipped := len(entries) - len(lines.todo):
+            there = printable(str(path))
+            click.echo(f"{skipped} of {len(entries)} are in {there} already", err=True)
+        answer_all(plan, tokenizer, lines.todo, settings, lines.deliver)
+    if lines.failed:
+        raise OutputError(
+            f"{lines.failed} of {len(entries)} conversations failed; their lines say why"
+        )

@@ -25,10 +25,6 @@ class Conversation:
     documents: tuple[Document, ...] = ()
     arguments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def arguments_of(self, intrinsic: str) -> Mapping[str, str]:
-        """Those for one of the intrinsics."""
-        return self.arguments.get(intrinsic, {})
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -48,16 +44,11 @@ class Entry:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """All entries in order; `lines` if each has a line of its own."""
-
-    entries: tuple[Entry, ...]
-    lines: bool
-
-
-def read_input(data: bytes, name: str, intrinsics: Sequence[str], *, lines: bool) -> Input:
-    """The conversations in `data`, read from `name`, to be judged by `intrinsics`.
+def read_input(
+    data: bytes, name: str, intrinsics: Sequence[str], *, lines: bool
+) -> tuple[list[Entry], bool]:
+    """The conversations in `data`, read from `name`, to be judged by `intrinsics`; and whether each
+    has a line of its own.
 
     It is read as one JSON value unless `lines` says otherwise or it looks like JSON lines. Raises
     InputError if it is to hold one conversation and does not.
@@ -68,13 +59,13 @@ def read_input(data: bytes, name: str, intrinsics: Sequence[str], *, lines: bool
             raise InputError(f"{name}: is empty, expected a conversation as JSON")
         one = _entry(1, name, data, intrinsics)
         if one.conversation is not None or not _is_lines(data):
-            return Input((one,), lines=False)
-    found = (
+            return [one], False
+    found = [
         _entry(number, f"{name}:{number}", line, intrinsics)
         for number, line in enumerate(data.split(b"\n"), 1)
         if line.strip()
-    )
-    return Input(tuple(found), lines=True)
+    ]
+    return found, True
 
 
 def _is_lines(data: bytes) -> bool:

@@ -4,7 +4,6 @@ by when a later run wants to know whether it was asked before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, 
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
 from alora_gguf.intrinsics import Contract, load_contract
 
-from .conversations import Conversation, Entry
+from .conversations import Conversation
 
-_FORMAT = 2  # of what Asked hashes: 1 had the contracts' reprs, which change with our releases
+_FORMAT = 2  # of Plan.setting(): 1 had the contracts' reprs, which change with our releases
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,7 @@ class Plan:
         Raises click.UsageError, InputError, StoreError, ContractError, AdapterFormatError.
         """
         given = dict[str, str]()
-        for text in adapters:
-            named = named_path(text)
-            if named is None:
-                raise click.UsageError(
-                    f"-a {text}: expected NAME=PATH, a path, or a name in the store"
-                )
-            name, path = named
+        for name, path in map(named_path, adapters):
             if name in given:
                 raise click.UsageError(f"-a: two adapters are named '{name}'; write NAME=PATH")
             given[name] = path
@@ -89,7 +82,9 @@ class Plan:
 
     def calls(self, conversation: Conversation) -> list[IntrinsicCall]:
         """What intrinsics are asked of a conversation."""
-        return [IntrinsicCall(name, conversation.arguments_of(name)) for name in self.contracts]
+        return [
+            IntrinsicCall(name, conversation.arguments.get(name, {})) for name in self.contracts
+        ]
 
     @property
     def reader(self) -> str | None:
@@ -97,32 +92,31 @@ class Plan:
         writer = None if self.reply is None else self.reply.adapter
         return None if writer is None or self.files[writer].invocation else writer
 
+    def tokenizer(self) -> Tokenizer:
+        """What says how many tokens a conversation has. Raises ModelError."""
+        return Tokenizer(
+            self.base, template=self.template, adapters=self.files, contracts=self.contracts
+        )
 
-class Asked:
-    """Tells what was asked of a conversation from all else that might be: by its text, the base,
-    the adapters' weights, the contracts' files and the reply's options; not by threads or sizes.
-    """
-
-    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
-        """Reads parts of the base. Raises ModelError."""
-        reply = None if plan.reply is None else asdict(plan.reply)
+    def setting(self, tokenizer: Tokenizer) -> str:
+        """What is asked, told from all else that might be: by the base, the adapters' weights, the
+        contracts' files and the reply's options; not by threads or sizes. Reads parts of the base.
+        Raises ModelError.
+        """
+        reply = None if self.reply is None else asdict(self.reply)
         if reply is not None and reply["adapter"] is not None:
-            reply["adapter"] = plan.files[reply["adapter"]].identity
+            reply["adapter"] = self.files[reply["adapter"]].identity
         setting = {
             "format": _FORMAT,
             "base": tokenizer.fingerprint(),
             "intrinsics": [
-                [name, plan.files[name].identity, contract.digest]
-                for name, contract in plan.contracts.items()
+                [name, self.files[name].identity, contract.digest]
+                for name, contract in self.contracts.items()
             ],
             "reply": reply,
-            "template": plan.template,
+            "template": self.template,
         }
-        self._setting = json.dumps(setting, sort_keys=True)
-
-    def of(self, entry: Entry) -> str:
-        """The hash of what is asked of `entry`."""
-        return hashlib.sha256(f"{self._setting}\n{entry.digest}".encode()).hexdigest()[:32]
+        return json.dumps(setting, sort_keys=True)
 
 
 def _of_demo(name: str) -> Path:

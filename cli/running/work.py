@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
@@ -154,7 +154,7 @@ def answer_all(
         _Work(model, plan, order).run(jobs, deliver)
 
 
-def shortened(problem: str) -> str:
+def _shortened(problem: str) -> str:
     """A message without the end of what it quotes at too great a length."""
     return problem if len(problem) <= _LONGEST else f"{problem[: _LONGEST - 1]}…"
 
@@ -178,7 +178,7 @@ def _sized(
                     yield Task(entry, said, size)
                     continue
                 problem = _too_long(size, limit, given=settings.n_ctx is not None)
-        deliver(entry, None, shortened(problem))
+        deliver(entry, None, _shortened(problem))
 
 
 def _too_long(size: ChatSize, limit: int, *, given: bool) -> str:
@@ -267,7 +267,6 @@ class _Work:
     def __init__(self, model: Model, plan: Plan, order: Order) -> None:
         self._model, self._plan, self._order = model, plan, order
         self._cancel = CancelToken()
-        self._results = SimpleQueue[tuple[Task, Answer | None, str] | BaseException]()
         self._turn, self._room = threading.Lock(), threading.Condition()
         self._left = iter(range(len(order.tasks)))
         self._at_work = list[int]()  # places
@@ -277,21 +276,17 @@ class _Work:
         """Works on all, up to `jobs` at a time; `deliver` is called on this thread. Raises what it
         raises, and ends what is under way then.
         """
-        left = len(self._order.tasks)
+        done = SimpleQueue[Future[tuple[Task, Answer | None, str]]]()
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
+        left = len(self._order.tasks)
         try:
             for _ in range(left):
-                pool.submit(self._next)
+                pool.submit(self._next).add_done_callback(done.put)
             while left:
-                try:
-                    found = self._results.get(timeout=_GLANCE)
-                except Empty:
-                    continue
-                if isinstance(found, BaseException):
-                    raise found
-                left -= 1
-                task, answer, problem = found
-                deliver(task.entry, answer, shortened(problem))
+                with suppress(Empty):
+                    task, answer, problem = done.get(timeout=_GLANCE).result()
+                    deliver(task.entry, answer, problem)
+                    left -= 1
         finally:
             self._cancel.cancel()
             with self._room:
@@ -301,8 +296,10 @@ class _Work:
 
     # On each thread ------------------------------------------------------------------------------
 
-    def _next(self) -> None:
-        """One conversation; once more, alone, if it did not fit beside others."""
+    def _next(self) -> tuple[Task, Answer | None, str]:
+        """One conversation, and why it has no answer; once more, alone, if it did not fit beside
+        others.
+        """
         place, spent = -1, list[Timings]()
         try:
             try:
@@ -314,13 +311,11 @@ class _Work:
                 with self._turn:
                     self._release(0)
                     answer = self._answer(place, spent)
-            self._results.put((self._order.tasks[place], answer, ""))
         except CancelledError:
-            return
+            raise
         except AloraError as error:
-            self._results.put((self._order.tasks[place], None, str(error)))
-        except BaseException as error:  # the main thread raises it
-            self._results.put(error)
+            return self._order.tasks[place], None, _shortened(str(error))
+        return self._order.tasks[place], answer, ""
 
     def _answer(self, place: int, spent: list[Timings], turn: ExitStack | None = None) -> Answer:
         """Asks what the plan says. `turn` is over when the conversation is read; without one, this

@@ -197,7 +197,7 @@ def test_the_text_is_drawn_by_its_seed(files: Files) -> None:
 
     def drawn(seed: int) -> subjects.Subjects:
         with subjects.opened(
-            choice, threads=1, gpu_layers=0, seed=seed, verbose=False, progress=lambda _: None
+            choice, n_threads=1, n_gpu_layers=0, seed=seed, verbose=False, progress=lambda _: None
         ) as opened:
             return opened
 

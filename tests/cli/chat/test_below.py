@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from alora_gguf.cli.chat import _below
 from alora_gguf.cli.chat.asking import Watched
-from alora_gguf.cli.chat.command import _below
 from alora_gguf.cli.chat.talk import Talk
 
 from .test_talk import QUESTION, say

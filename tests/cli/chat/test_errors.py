@@ -51,8 +51,8 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--doc", tmp_path / "empty"], f"{tmp_path}/empty: is empty"),
         (["--doc", tmp_path / "binary"], f"{tmp_path}/binary: is not UTF-8 text (byte 4); "),
         (["--doc", tmp_path / "latin1.txt"], f"{tmp_path}/latin1.txt: is not UTF-8 text (byte 3"),
-        (["--restore", tmp_path / "no"], f"--restore {tmp_path}/no: cannot be read: No such file"),
-        (["--restore", tmp_path], f"--restore {tmp_path}: cannot be read: Is a directory"),
+        (["--restore", tmp_path / "no"], f"{tmp_path}/no: cannot be read: No such file"),
+        (["--restore", tmp_path], f"{tmp_path}: cannot be read: Is a directory"),
         (["--restore", tmp_path / "binary"], f"{tmp_path}/binary: is not a saved session, "),
         (["--watch", "nope"], "'nope': expected NAME, NAME@question, NAME@answer or a guard such "),
         (["--watch", "jailbreak,jailbreak!"], "'jailbreak!': 'jailbreak' is asked about the "),
@@ -161,7 +161,7 @@ def test_files_that_may_not_be_read(chatting: Chatting, tmp_path: Path) -> None:
     path.chmod(0)
     said = f"{path}: cannot be read: Permission denied"
     assert chatting("--doc", path).err == f"Error: {said}\n"
-    assert chatting("--restore", path).err == f"Error: --restore {said}\n"
+    assert chatting("--restore", path).err == f"Error: {said}\n"
     assert chatting(lines=f"/doc {path}\n").err == f"Error: {said}\n"
 
 
