@@ -231,7 +231,7 @@ class _Planner:
                 f"{self.config.path.name} (r, rank_pattern) says {rank}{per_expert}; use the "
                 "configuration that was saved with these weights"
             )
-        scale = self.config.scale_of(name)
+        scale = self.config.scale_of(name, rank)
         out: list[tuple[str, Piece]] = []
         row = 0
         for place in reading.places:

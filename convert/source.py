@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import (
-    AloraError,
-    InputError,
-    MissingFileError,
-    UnsupportedAdapterError,
-)
+from alora_gguf.errors import AloraError, InputError, MissingFileError, UnsupportedAdapterError
 from alora_gguf.files import read_small
 
 from .library import Pick, adapter_paths, check_wanted, choose, layout_of, listing
@@ -80,7 +75,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
     config = snapshot.require(prefix + FILE_NAME)
-    weights = pick_weights(snapshot.names(path), str(directory))
+    check_weights(snapshot.names(path), str(directory))
     # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     names = f"{path}/{'/'.join(full.split('/')[-3:])}"
@@ -97,7 +92,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     return Source(
         directory=directory,
         config=config,
-        weights=snapshot.require(prefix + weights),
+        weights=snapshot.require(prefix + WEIGHTS),
         io_yaml=io_yaml,
         licence=_licence(snapshot, path),
         name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
@@ -120,10 +115,10 @@ def readmes(path: str) -> list[str]:
     return [f"{path}/{README}", README] if path else [README]
 
 
-def pick_weights(names: Collection[str], where: str) -> str:
-    """Which of a directory's files holds the weights."""
+def check_weights(names: Collection[str], where: str) -> None:
+    """Refuses a directory without weights, or with a pickle or several files in their place."""
     if WEIGHTS in names:
-        return WEIGHTS
+        return
     if PICKLE in names:
         raise UnsupportedAdapterError(
             f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded; "

@@ -72,10 +72,7 @@ class Repository:
         repo = self.reference.repo
         with self._explained():
             info = api.model_info(
-                repo,
-                revision=self.reference.revision,
-                files_metadata=True,
-                timeout=self._timeout,
+                repo, revision=self.reference.revision, files_metadata=True, timeout=self._timeout
             )
             commit, siblings = info.sha, info.siblings
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):

@@ -17,12 +17,13 @@ from alora_gguf.convert.peft.config import FILE_NAME
 from alora_gguf.convert.source import (
     CONFIG,
     MAX_TEXT,
+    WEIGHTS,
     Source,
     check_base,
+    check_weights,
     contracts,
     describe,
     no_adapter,
-    pick_weights,
     readmes,
 )
 
@@ -56,7 +57,7 @@ def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     repo = Repository(ref)
     path = _choose(repo, wanted)
     where = f"{ref.text}: {path or 'its root'}"
-    weights = pick_weights(repo.names(path), where)
+    check_weights(repo.names(path), where)
     prefix = f"{path}/" if path else ""
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
@@ -66,7 +67,7 @@ def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     for name in readmes(path):
         if (repo.files.get(name) or MAX_TEXT + 1) <= MAX_TEXT:
             repo.fetch(name)
-    repo.fetch(prefix + weights)
+    repo.fetch(prefix + WEIGHTS)
     return describe(repo.snapshot, path, wanted)
 
 
