@@ -138,10 +138,10 @@ class _Play:
     def _note(self, turn: Turn, reply: ag.Reply, verdicts: dict[str, Reading]) -> None:
         said = {
             name: {
-                "text": reading.text,
+                "text": reading.result.text,
                 "value": reading.value,
                 "words": reading.words,
-                "timings": asdict(reading.timings),
+                "timings": asdict(reading.result.timings),
             }
             for name, reading in verdicts.items()
         }

@@ -12,6 +12,8 @@ import click
 from alora_gguf.cli import options
 from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, whole
 
+import alora_gguf as ag
+
 if TYPE_CHECKING:
     from .lines import Lines
     from .opening import Given
@@ -59,12 +61,10 @@ def command(**given: Any) -> None:
     Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
     the input is a message, and only replies and what is asked for go to the output.
     """
-    from alora_gguf.errors import InputError
-
     from .opening import Given
 
     if sys.stdout is None:
-        raise InputError("there is no output to print to; give one, such as a file or /dev/null")
+        raise ag.InputError("there is no output to print to; give one, such as a file or /dev/null")
     with stdout_may_close():
         went_well = _run(Given(**given))
     if not went_well:
@@ -138,12 +138,10 @@ def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
         return Pipe(sys.stdin or ())
     if is_dumb():
         return Plain()
-    from alora_gguf import Store
-
     return Keyboard(
         words=lambda command: _words(talk, command),
         below=lambda width: _below(given, talk, width),
-        history=history_file(Store().home),
+        history=history_file(ag.Store().home),
         colour=colour() is not False,
     )
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import click
 from alora_gguf.cli.render import printable
 
-from alora_gguf import InputError
+import alora_gguf as ag
 
 from .conversations import Entry
 from .work import Answer
@@ -83,7 +83,7 @@ class AppendedFile:
         try:
             if regular:
                 if not _claim(self._file.fileno()):
-                    raise InputError(f"{path}: another run is writing it; wait, or name another")
+                    raise ag.InputError(f"{path}: another run is writing it; wait, or name another")
                 self._take_up()
         except BaseException:
             self.close()
@@ -142,14 +142,14 @@ class AppendedFile:
             self.answered.setdefault(asked, {})[number] = well
         return True
 
-    def _foreign(self, number: int) -> InputError:
-        return InputError(
+    def _foreign(self, number: int) -> ag.InputError:
+        return ag.InputError(
             f"{self.path}:{number}: is not a line that an earlier run has written; name another "
             "file for the output"
         )
 
-    def _refusal(self, error: OSError) -> InputError:
-        return InputError(
+    def _refusal(self, error: OSError) -> ag.InputError:
+        return ag.InputError(
             f"{self.path}: cannot be written: {error.strerror or error}; name another file for the "
             "output"
         )
