@@ -84,10 +84,6 @@ def check_picture(path: Path) -> None:
 
     if path.suffix.lower() not in _FORMATS:
         raise ag.InputError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}")
-    if path.exists() and not path.is_file():
-        raise ag.InputError(
-            f"{path}: is a directory or a device, expected a file name for the chart"
-        )
     check_target(path, what="chart")
     if importlib.util.find_spec("matplotlib") is None:
         raise ag.InputError(
