@@ -35,7 +35,7 @@ class Measuring:
         self._contexts = {n: at_context(n) for n in subjects.choice.contexts}
         self._together: list[Result] = [
             {"n_tokens": 0, "n_adapters": n, "at_once": [], "one_by_one": []}
-            for n in _counts(len(subjects.slots))
+            for n in sorted({1, 2, 4, 8, len(subjects.slots)} if subjects.slots else ())
         ]
         self._decoding: Result = {"n_tokens": WARM, "adapter": [], "base": []}
         self._memory: Result | None = None
@@ -316,9 +316,3 @@ def _add(row: Result, way: str, timings: ag.Timings) -> None:
 def _asked(row: Result) -> list[Result]:
     """The sides that were asked about a context."""
     return [row[way] for way in SIDES if row[way]]
-
-
-def _counts(n: int) -> list[int]:
-    """How many to ask at once: powers of two, and all."""
-    powers = [1 << i for i in range(n.bit_length()) if 1 << i < n]
-    return [*powers, n] if n else []

@@ -75,6 +75,7 @@ def _run(given: Given) -> bool:
     """Leads the chat to its end; says whether nothing went wrong."""
     from .loop import Loop
     from .opening import opened
+    from .view import Record, Transcript, write_now
 
     if given.restore is not None and (
         given.system is not None or given.docs or given.template is not None
@@ -84,9 +85,12 @@ def _run(given: Given) -> bool:
         if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
             stream.reconfigure(errors="replace")
     typed = given.prompt is None and not given.as_json
-    typed = typed and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    typed = typed and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
-        records = _records(given, stack)
+        records = [Record("the output", write_now)] if given.as_json else []
+        if (path := given.transcript) is not None:
+            transcript = stack.enter_context(Transcript(path))
+            records.append(Record(str(path), transcript.write_text))
         talk = stack.enter_context(opened(given))
         view = _view(given, records, typed)
         view.began(talk.model)
@@ -101,19 +105,6 @@ def _run(given: Given) -> bool:
             _greet(given, talk, view)
         loop.run()
     return typed or not view.failed
-
-
-def _is_terminal(stream: IO[str] | None) -> bool:
-    return stream is not None and stream.isatty()
-
-
-def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
-    from .view import Record, Transcript, write_now
-
-    found = [Record("the output", write_now)] if given.as_json else []
-    if (path := given.transcript) is not None:
-        found.append(Record(str(path), stack.enter_context(Transcript(path)).write_text))
-    return found
 
 
 def _view(given: Given, records: Sequence[Record], typed: bool) -> View:

@@ -142,14 +142,3 @@ def shown_setting(options: ag.GenerateOptions, name: str) -> str:
     if value is None:
         return "a new one each time"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def turn_count(text: str) -> int:
-    """A number of turns, 1 if it is not given. Raises InputError."""
-    try:
-        n = int(text) if text else 1
-    except ValueError:
-        n = 0
-    if n < 1:
-        raise ag.InputError(f"expected a number of turns, found '{text}'")
-    return n

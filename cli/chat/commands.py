@@ -21,7 +21,6 @@ from .arguments import (
     read_document,
     shown_setting,
     split_adapter,
-    turn_count,
     wanted_arguments,
 )
 from .asking import in_words, parse_all
@@ -29,8 +28,6 @@ from .talk import Talk, intrinsics_of
 from .view import View
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .lines import Lines
 
 _Run = TypeVar("_Run", bound="Callable[..., str | None]")
@@ -194,7 +191,9 @@ class Commands:
 
     @_command("/rewind [N]", "take back the last turn, or the last N")
     def _rewind(self, rest: str) -> None:
-        n = turn_count(rest)
+        n = int(rest or 1) if (rest or "1").isdecimal() else 0
+        if n < 1:
+            raise ag.InputError(f"expected a number of turns, found '{rest}'")
         self._talk.rewind(n)
         left = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
@@ -289,7 +288,11 @@ class Commands:
     @_command("/save FILE", "save the conversation, with all that was read of it")
     def _save(self, rest: str) -> None:
         path = file_path(rest)
-        _check_replaceable(path)
+        with contextlib.suppress(OSError):  # saving will say what is wrong, if anything is
+            if not ag.is_saved_session(path):
+                raise ag.InputError(
+                    f"{path}: exists and is not a saved conversation; choose another name"
+                )
         with self._view.waiting("saving"):
             self._talk.chat.save(path)
         said = plural(len(self._talk.chat.messages), "message")
@@ -333,13 +336,3 @@ def _intrinsics(model: ag.Model) -> dict[str, ag.Contract]:
         if without
         else "no adapters are loaded; /load NAME=PATH loads one"
     )
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises InputError for a file that is there and is not a saved conversation."""
-    try:
-        saved = ag.is_saved_session(path)
-    except OSError:  # saving will say what is wrong, if anything is
-        return
-    if not saved:
-        raise ag.InputError(f"{path}: exists and is not a saved conversation; choose another name")

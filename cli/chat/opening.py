@@ -76,20 +76,16 @@ def opened(given: Given) -> Iterator[Talk]:
         if given.restore is None:
             chat = _begun(model, given.system, documents, template)
         else:
-            chat = _restored(model, given.restore)
+            try:
+                chat = model.restore(given.restore)
+            except ag.CacheFullError as error:
+                raise ag.InputError(
+                    f"--restore {given.restore}: does not fit a KV cache of {model.n_ctx} cells; "
+                    f"start with --ctx {2 * model.n_ctx}"
+                ) from error
         talk = Talk(model, chat, _options(given), reused=chat.session.cached)
         with contextlib.closing(talk):
             yield talk
-
-
-def _restored(model: ag.Model, path: Path) -> ag.Chat:
-    try:
-        return model.restore(path)
-    except ag.CacheFullError as error:
-        raise ag.InputError(
-            f"--restore {path}: does not fit a KV cache of {model.n_ctx} cells; start with --ctx "
-            f"{2 * model.n_ctx}"
-        ) from error
 
 
 def _begun(

@@ -150,27 +150,23 @@ def settings(options: ag.GenerateOptions) -> RenderableType:
 def costs(turns: Sequence[Turn], width: int) -> RenderableType:
     """What turns cost; a line for each where a table has no room."""
     heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "verdicts")
-    rows = [_cost(i, turn) for i, turn in enumerate(turns, 1)]
+    rows = []
+    for i, turn in enumerate(turns, 1):
+        timings = turn.timings
+        first, rate = timings.first_token, timings.tokens_per_second
+        rows.append((
+            *map(str, (i, timings.reused, timings.evaluated)),
+            "-" if first is None else duration(first),
+            str(timings.generated),
+            "-" if rate is None else f"{rate:.0f}",
+            str(len(turn.verdicts)),
+        ))  # fmt: skip
     if not rows:
         return "no turn yet"
     if width < _NARROW:
         pairs = (zip(heads, row, strict=True) for row in rows)
         return "\n".join(", ".join(f"{head} {cell}" for head, cell in row) for row in pairs)
     return _table(heads, rows, justify="right")
-
-
-def _cost(i: int, turn: Turn) -> tuple[str, ...]:
-    timings = turn.timings
-    first, rate = timings.first_token, timings.tokens_per_second
-    return (
-        str(i),
-        str(timings.reused),
-        str(timings.evaluated),
-        "-" if first is None else duration(first),
-        str(timings.generated),
-        "-" if rate is None else f"{rate:.0f}",
-        str(len(turn.verdicts)),
-    )
 
 
 def commands(known: Mapping[str, str], model: ag.Model) -> RenderableType:

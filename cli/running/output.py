@@ -174,7 +174,8 @@ class Lines:
         """`setting` is what is asked of every entry, as Plan.setting() says it."""
         self._output, self._progress, self._values_only = output, progress, values_only
         self._file = output if isinstance(output, AppendedFile) else None
-        self._asked = {entry.line: _hash(f"{setting}\n{entry.digest}") for entry in entries}
+        asked = ((entry.line, f"{setting}\n{entry.digest}") for entry in entries)
+        self._asked = {n: hashlib.sha256(text.encode()).hexdigest()[:32] for n, text in asked}
         self._numbers = {entry.line: number for number, entry in enumerate(entries)}
         self.failed = 0
         self._over = 0
@@ -214,10 +215,6 @@ class Lines:
                     known[entry.line] = well
         self.failed += sum(not well for well in known.values())
         return [entry for entry in entries if entry.line not in known]
-
-
-def _hash(asked: str) -> str:
-    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _claim(number: int) -> bool:
