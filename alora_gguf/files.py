@@ -143,18 +143,8 @@ def read_small(
     MissingFileError if it is not there, `error` if it is not an ordinary file, larger, or something
     else saved under its name, such as a Git LFS pointer.
     """
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for its other end
-        data = b""
-        if regular:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: there is no such file; check the path", path) from None
-    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
-        raise error(f"{path}: cannot be read: {reason(cause)}") from cause
-    if not regular:
-        raise error(f"{path}: is a directory, a pipe or a device, expected a {what}")
+    with open_file(path, f"a {what}", error) as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise error(f"{path}: has more than {limit} bytes, too many for a {path.name}; {way_out}")
     known = describe_foreign(data[:64])

@@ -20,10 +20,30 @@ class Message:
 
     @classmethod
     def of(cls, value: object, what: str = "the message") -> Message:
-        """`value` if it is a Message, or what OpenAI's mapping with role and content says. Raises
-        InputError for anything else, which it calls `what`.
+        """`value` if it is a Message, or what OpenAI's mapping with role and content says; content
+        given as parts is joined if all are text. Raises InputError, which calls it `what`.
         """
-        return as_message(value, what)
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(
+                f"{what} is {value!r}, expected a Message or a mapping with role, content"
+            )
+        role, content = value.get("role"), value.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+            content = "".join(_text_part(part, what) for part in content)
+        if not isinstance(role, str) or not role:
+            raise InputError(f"{what}: its role is {role!r}, expected a word such as 'user'")
+        if not isinstance(content, str):
+            raise InputError(f"{what}: its content is {content!r}, expected text")
+        return cls(role, content)
+
+
+def _text_part(part: object, what: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise InputError(f"{what}: its content has a part that is not text: {part!r}")
+    return text
 
 
 @checked
@@ -40,7 +60,25 @@ class Document:
         """`value` if it is a Document, a text, or what a mapping with text and perhaps title and
         doc_id says. Raises InputError for anything else, which it calls `what`.
         """
-        return as_document(value, what)
+        if isinstance(value, Document):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, Mapping):
+            raise InputError(
+                f"{what} is {value!r}, expected a Document, a text or a mapping with text"
+            )
+        unknown = sorted(set(value) - {"text", "title", "doc_id"}, key=str)
+        if unknown:
+            raise InputError(f"{what}: has {unknown[0]!r}; known are text, title and doc_id")
+        text, title, doc_id = value.get("text"), value.get("title"), value.get("doc_id")
+        if not isinstance(text, str):
+            raise InputError(f"{what}: its text is {text!r}, expected a string")
+        if title is not None and not isinstance(title, str):
+            raise InputError(f"{what}: its title is {title!r}, expected a string")
+        if doc_id is not None and not isinstance(doc_id, (str, int)):
+            raise InputError(f"{what}: its doc_id is {doc_id!r}, expected a string")
+        return cls(text, title, None if doc_id is None else str(doc_id))
 
     def fields(self) -> dict[str, str]:
         """As chat templates get it: what is known of text, title and doc_id."""
@@ -57,7 +95,7 @@ Texts: TypeAlias = Iterable[Document | str | Mapping[str, object]]
 def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
     """`messages` as Messages. Raises InputError, naming the one that is none."""
     return tuple(
-        Message("user", value) if isinstance(value, str) else as_message(value, f"messages[{i}]")
+        Message("user", value) if isinstance(value, str) else Message.of(value, f"messages[{i}]")
         for i, value in enumerate(messages)
     )
 
@@ -66,54 +104,4 @@ def as_documents(documents: Texts) -> tuple[Document, ...]:
     """`documents` as Documents. Raises InputError, naming the one that is none."""
     if isinstance(documents, (str, Mapping, Document)):
         raise InputError(f"documents must be a list, got {documents!r}")
-    return tuple(as_document(value, f"documents[{i}]") for i, value in enumerate(documents))
-
-
-def as_message(value: object, what: str) -> Message:
-    """`value` as a Message; mappings are OpenAI's {"role": ..., "content": ...}.
-
-    Content given as parts is joined if all parts are text. Raises InputError, naming `what`.
-    """
-    if isinstance(value, Message):
-        return value
-    if not isinstance(value, Mapping):
-        raise InputError(f"{what} is {value!r}, expected a Message or a mapping with role, content")
-    role, content = value.get("role"), value.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
-        content = "".join(_text_part(part, what) for part in content)
-    if not isinstance(role, str) or not role:
-        raise InputError(f"{what}: its role is {role!r}, expected a word such as 'user'")
-    if not isinstance(content, str):
-        raise InputError(f"{what}: its content is {content!r}, expected text")
-    return Message(role, content)
-
-
-def _text_part(part: object, what: str) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-    if not isinstance(text, str):
-        raise InputError(f"{what}: its content has a part that is not text: {part!r}")
-    return text
-
-
-def as_document(value: object, what: str) -> Document:
-    """`value` as a Document; a mapping has text and perhaps title and doc_id.
-
-    Raises InputError, naming `what`.
-    """
-    if isinstance(value, Document):
-        return value
-    if isinstance(value, str):
-        return Document(value)
-    if not isinstance(value, Mapping):
-        raise InputError(f"{what} is {value!r}, expected a Document, a text or a mapping with text")
-    unknown = sorted(set(value) - {"text", "title", "doc_id"})
-    if unknown:
-        raise InputError(f"{what}: has {unknown[0]!r}; known are text, title and doc_id")
-    text, title, doc_id = value.get("text"), value.get("title"), value.get("doc_id")
-    if not isinstance(text, str):
-        raise InputError(f"{what}: its text is {text!r}, expected a string")
-    if title is not None and not isinstance(title, str):
-        raise InputError(f"{what}: its title is {title!r}, expected a string")
-    if doc_id is not None and not isinstance(doc_id, (str, int)):
-        raise InputError(f"{what}: its doc_id is {doc_id!r}, expected a string")
-    return Document(text, title, None if doc_id is None else str(doc_id))
+    return tuple(Document.of(value, f"documents[{i}]") for i, value in enumerate(documents))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
-from typing import Final
 
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import reason
@@ -13,15 +12,13 @@ from alora_gguf.gguf.base import parts_of
 from alora_gguf.gguf.header import GGUFHeader, read_header
 
 from .base.gguf import GGUFBase
+from .base.hf import HFBase
 from .base.model import BaseModel
 from .hub.reference import FORM, is_reference, parse_reference
 from .library import Pick, listing
 from .peft.config import FILE_NAME
-from .snapshot import open_directory
-from .source import WEIGHTS, Source, find_in
-
-_CONFIG: Final = "config.json"
-_SHOWN: Final = 6  # of the files in a message
+from .snapshot import Snapshot, open_directory
+from .source import WEIGHTS, Source, check_base, find_in
 
 
 def find_source(source: str | Path, pick: Pick = Pick()) -> Source:  # noqa: B008 - frozen
@@ -45,20 +42,27 @@ def find_source(source: str | Path, pick: Pick = Pick()) -> Source:  # noqa: B00
     return find_in(snapshot, inside, pick, str(directory))
 
 
+def _mode(path: Path) -> int | None:
+    """What there is, as stat() says; None for nothing. Raises FileFormatError."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise FileFormatError(f"{path}: cannot be read: {reason(error)}") from error
+
+
 def _check_directory(directory: Path) -> Path:
     """The directory to look in, or an error that says what was given instead of one."""
     text = str(directory)
     if re.match(r"https?:/+(huggingface\.co|hf\.co)/", text):
         raise InputError(f"{text}: is a web address, expected {FORM}")
-    try:
-        mode = directory.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    mode = _mode(directory)
+    if mode is None:
         raise MissingFileError(
             f"{directory}: there is no such directory; give a PEFT adapter's directory, or {FORM}",
             directory,
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise FileFormatError(f"{directory}: cannot be read: {reason(error)}") from error
+        )
     if not stat.S_ISDIR(mode):
         known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
         raise InputError(
@@ -91,35 +95,27 @@ def open_base(base: str | Path) -> BaseModel:
 
     base  a GGUF, of which only the header is read; a directory with config.json; or
           "hf://owner/repo[@revision][/path]", where the path may be that of a GGUF
-
-    Raises InputError where there is no base, FileFormatError for files that are not sound,
-    ConvertError for what is not a whole model, HubError for a hub that fails, and
-    UnsupportedAdapterError for families that are not supported.
     """
     if is_reference(base):
         from .hub.fetch import fetch_base
 
         fetched = fetch_base(parse_reference(base))
-        if isinstance(fetched, GGUFHeader):
-            return GGUFBase(fetched)
-        return _open_directory(fetched, str(base))
+        return GGUFBase(fetched) if isinstance(fetched, GGUFHeader) else HFBase(fetched, str(base))
     path = Path(base)
-    try:
-        is_directory, exists = path.is_dir(), path.exists()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if is_directory:
-        return _open_directory(path, str(path))
-    if not exists:
+    mode = _mode(path)
+    if mode is None:
         raise MissingFileError(
             f"{path}: there is no such file or directory; expected the base model: a GGUF, a "
             "directory with config.json, or hf://owner/repo",
             path,
         )
+    if stat.S_ISDIR(mode):
+        check_base(str(path), Snapshot(path, path).names(""))
+        return HFBase(path)
     if path.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth"):
         raise InputError(
             f"{path}: is one of a model's files, expected the base as a GGUF, or the directory "
-            f"that holds its {_CONFIG}"
+            "that holds its config.json"
         )
     return GGUFBase(_read_parts(path))
 
@@ -133,27 +129,3 @@ def _read_parts(path: Path) -> GGUFHeader:
             if (part := path.with_name(name)).exists():
                 header.tensors.update(read_header(part).tensors)
     return header
-
-
-def _open_directory(directory: Path, label: str) -> BaseModel:
-    if (directory / _CONFIG).is_file():
-        from .base.hf import HFBase
-
-        return HFBase(directory, label)
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as error:
-        raise FileFormatError(f"{label}: cannot be read: {error.strerror or error}") from error
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if ggufs:
-        shown = ", ".join(ggufs[:_SHOWN]) + ", ..." * (len(ggufs) > _SHOWN)
-        raise InputError(f"{label}: is a directory, expected one GGUF; name one in it: {shown}")
-    if FILE_NAME in names:
-        raise InputError(
-            f"{label}: is a PEFT adapter ({FILE_NAME}), expected the base model that it was "
-            "trained on"
-        )
-    raise InputError(
-        f"{label}: holds neither a {_CONFIG} nor a GGUF, expected the base model the adapter was "
-        "trained on; give its GGUF or its model directory"
-    )

@@ -96,11 +96,7 @@ def adapter_paths(files: Iterable[str]) -> list[str]:
 
 
 def choose(paths: Sequence[str], wanted: Pick, where: str) -> str:
-    """The one of `paths` that is wanted; the only one there is, whatever is wanted.
-
-    Raises InputError, with the candidates and the options that would tell them apart, if there is
-    not exactly one. `paths` must not be empty; `where` stands for the library in messages.
-    """
+    """The one of `paths` that is wanted; the only one there is, whatever is wanted."""
     if len(paths) == 1:
         return paths[0]
     left = [path for path in paths if not _unmet(wanted, path)]

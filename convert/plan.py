@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,7 +14,7 @@ from alora_gguf.errors import (
 )
 
 from .base.locate import Locator, Reading
-from .base.model import BaseModel, Shape
+from .base.model import BaseModel, Place, Shape
 from .peft.config import PeftConfig
 from .peft.weights import SafetensorsFile, StoredTensor
 
@@ -96,9 +95,6 @@ def make_plan(
     in the order of their names with layers counted as numbers, and remarks.
 
     `activated` says that the adapter is an aLoRA, whoever says so.
-
-    Raises UnsupportedAdapterError for tensors that cannot be converted, AdapterMismatchError where
-    the base has no such tensor or another shape, FileFormatError for half a pair.
     """
     planner = _Planner(config, weights, base, activated=activated)
     return planner.pairs(), planner.warnings
@@ -114,8 +110,8 @@ class _Planner:
         self.base = base
         self.locator = Locator(base, str(weights.path))
         self.warnings: list[str | None] = []
-        # target -> expert -> (first row, the one after the last, module) of what changes it
-        self.taken: dict[str, dict[int | None, list[tuple[int, int, str]]]] = {}
+        # a tensor and the first of some of its rows -> expert -> the module that changes them
+        self.taken: dict[tuple[str, int], dict[int | None, str]] = {}
 
     def pairs(self) -> list[Pair]:
         halves = self.collect()
@@ -137,7 +133,6 @@ class _Planner:
             reading, swapped = self.reading(module, a, b)
             shapes |= {place.tensor: place.shape for place in reading.places}
             for target, piece in self.pieces(module, a, b, reading, swapped=swapped):
-                self.take_rows(target, piece)
                 pieces.setdefault(target, []).append(piece)
         embedding = "token_embd.weight"
         return [
@@ -236,7 +231,7 @@ class _Planner:
                 f"{self.config.path.name} (r, rank_pattern) says {rank}{per_expert}; use the "
                 "configuration that was saved with these weights"
             )
-        scale = self.config.scale_of(name)
+        scale = self.config.scale_of(name, rank)
         out: list[tuple[str, Piece]] = []
         row = 0
         for place in reading.places:
@@ -245,6 +240,7 @@ class _Planner:
                     f"{self.base.label}: '{place.tensor}' has {place.rows} rows, which "
                     f"{place.heads} heads cannot share; convert the model again"
                 )
+            self.take(module, place, reading.expert)
             end = row + place.rows
             rows = (row, end) if not self.locator.is_embedding(module) else (0, b.shape[0])
             piece = Piece(
@@ -254,24 +250,19 @@ class _Planner:
             row = end
         return out
 
-    def take_rows(self, target: str, piece: Piece) -> None:
+    def take(self, module: str, place: Place, expert: int | None) -> None:
         """Refuses rows that another module changes already: two spellings of one module would both
         be added, which is nothing PEFT would compute.
         """
-        end = piece.first + piece.rows[1] - piece.rows[0]
-        experts = self.taken.setdefault(target, {})
-        rivals = (
-            experts.values()
-            if piece.expert is None
-            else [experts.get(piece.expert, []), experts.get(None, [])]
-        )
-        for first, last, module in itertools.chain.from_iterable(rivals):
-            if piece.first < last and first < end and module != piece.module:
+        owners = self.taken.setdefault((place.tensor, place.first), {})
+        rivals = owners.values() if expert is None else (owners.get(expert), owners.get(None))
+        for rival in rivals:
+            if rival not in (None, module):
                 raise FileFormatError(
-                    f"{self.weights.path}: '{module}' and '{piece.module}' both change "
-                    f"'{target}'; keep the one that the model has"
+                    f"{self.weights.path}: '{rival}' and '{module}' both change "
+                    f"'{place.tensor}'; keep the one that the model has"
                 )
-        experts.setdefault(piece.expert, []).append((piece.first, end, piece.module))
+        owners[expert] = module
 
     def check_embedding(self, module: str) -> None:
         if self.base.tied or self.config.ties_weights:

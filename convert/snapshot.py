@@ -40,10 +40,7 @@ class Snapshot:
     revision: str | None = None
 
     def file(self, name: str) -> Path | None:
-        """The file of that name, with "/", if it is there.
-
-        Raises ConvertError if it leads out of the tree, FileFormatError if it is not a file.
-        """
+        """The file of that name, with "/", if it is there."""
         path = self.root.joinpath(*name.split("/"))
         if not os.path.lexists(path):
             return None
@@ -113,47 +110,33 @@ def open_directory(directory: Path) -> tuple[Snapshot, str]:
 def find_configs(snapshot: Snapshot, under: str) -> tuple[list[str], list[str]]:
     """The paths of all adapter_config.json below a directory of the tree, and what was not looked
     into: directories that cannot be read, and links to directories, which may lead anywhere.
-
-    Raises InputError if there are more files than any library has, FileFormatError if the directory
-    itself cannot be read.
     """
-    found: list[str] = []
-    skipped: list[str] = []
+    top = snapshot.root.joinpath(*under.split("/"))
+    found: list[Path] = []
+    skipped: list[Path] = []
+
+    def skip(error: OSError) -> None:
+        if Path(error.filename) == top:
+            raise _cannot_read(top, error) from error
+        skipped.append(Path(error.filename))
+
     count = 0
-    stack = [(under, 0)]
-    while stack:
-        path, depth = stack.pop()
-        directory = snapshot.root.joinpath(*path.split("/"))
-        try:
-            with os.scandir(directory) as scan:
-                entries = list(scan)
-        except OSError as error:
-            if path == under:
-                raise _cannot_read(directory, error) from error
-            skipped.append(path)
-            continue
-        count += len(entries)
+    for folder, folders, files in os.walk(top, onerror=skip):
+        here = Path(folder)
+        count += len(folders) + len(files)
         if count > _MAX_ENTRIES:
             raise InputError(
                 f"{snapshot.root}: holds more than {_MAX_ENTRIES} files and directories; give the "
                 "adapter's own directory"
             )
-        for entry in entries:
-            name = f"{path}/{entry.name}" if path else entry.name
-            if entry.name == FILE_NAME:
-                found.append(name)
-            elif entry.is_symlink():
-                skipped += [name] if _is_directory(entry) else []
-            elif entry.is_dir() and not entry.name.startswith(".") and depth < _MAX_DEPTH:
-                stack.append((name, depth + 1))
-    return found, sorted(skipped)
-
-
-def _is_directory(link: os.DirEntry[str]) -> bool:
-    try:
-        return link.is_dir()
-    except OSError:  # a circle
-        return False
+        if FILE_NAME in (*folders, *files):
+            found.append(here / FILE_NAME)
+        skipped += [here / name for name in folders if (here / name).is_symlink()]
+        if len(here.relative_to(top).parts) == _MAX_DEPTH:
+            folders.clear()
+        folders[:] = [name for name in folders if name != FILE_NAME and not name.startswith(".")]
+    names = [[path.relative_to(snapshot.root).as_posix() for path in ps] for ps in (found, skipped)]
+    return names[0], sorted(names[1])
 
 
 def _cannot_read(path: Path, error: OSError | RuntimeError) -> FileFormatError:

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import (
-    AloraError,
-    InputError,
-    MissingFileError,
-    UnsupportedAdapterError,
-)
+from alora_gguf.errors import AloraError, InputError, MissingFileError, UnsupportedAdapterError
 from alora_gguf.files import read_small
 
 from .library import Pick, adapter_paths, check_wanted, choose, layout_of, listing
@@ -27,6 +22,7 @@ from .snapshot import Snapshot, find_configs
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLE: Final = "adapter_model.bin"
 IO_YAML: Final = "io.yaml"
+CONFIG: Final = "config.json"  # of a base
 README: Final = "README.md"
 MAX_TEXT: Final = 1 << 20  # bytes of an io.yaml, and of a README that are looked at
 _MAX_LICENCE: Final = 200
@@ -63,13 +59,7 @@ class Source:
 
 
 def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source:
-    """The one adapter at or below the directory `inside` of a tree; `where` names that directory.
-
-    Raises InputError if there is no adapter, or not exactly one that is asked for;
-    UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
-    that are missing or other files than their names say; ConvertError for links that leave the
-    directory.
-    """
+    """The one adapter at or below the directory `inside` of a tree, which `where` names."""
     own = f"{inside}/{FILE_NAME}" if inside else FILE_NAME
     if snapshot.file(own) is not None:
         return describe(snapshot, inside, wanted)
@@ -81,14 +71,11 @@ def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source
 
 
 def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
-    """The adapter at `path` of a tree, whose adapter_config.json is known to be there.
-
-    Raises what find_in() does.
-    """
+    """The adapter at `path` of a tree, whose adapter_config.json is known to be there."""
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
     config = snapshot.require(prefix + FILE_NAME)
-    weights = pick_weights(snapshot.names(path), str(directory))
+    check_weights(snapshot.names(path), str(directory))
     # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     names = f"{path}/{'/'.join(full.split('/')[-3:])}"
@@ -105,7 +92,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     return Source(
         directory=directory,
         config=config,
-        weights=snapshot.require(prefix + weights),
+        weights=snapshot.require(prefix + WEIGHTS),
         io_yaml=io_yaml,
         licence=_licence(snapshot, path),
         name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
@@ -128,14 +115,10 @@ def readmes(path: str) -> list[str]:
     return [f"{path}/{README}", README] if path else [README]
 
 
-def pick_weights(names: Collection[str], where: str) -> str:
-    """Which of a directory's files holds the weights.
-
-    Raises UnsupportedAdapterError for a pickle and for weights in several files, MissingFileError
-    if there are none.
-    """
+def check_weights(names: Collection[str], where: str) -> None:
+    """Refuses a directory without weights, or with a pickle or several files in their place."""
     if WEIGHTS in names:
-        return WEIGHTS
+        return
     if PICKLE in names:
         raise UnsupportedAdapterError(
             f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded; "
@@ -167,9 +150,9 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
             f"{where}/{FILE_NAME}",
         )
     models = [n for n in sorted(names) if re.fullmatch(r"(pytorch_)?model.*\.(safetensors|bin)", n)]
-    if "config.json" in names or models:
+    if CONFIG in names or models:
         return InputError(
-            f"{where}: holds a whole model ({listing(models or ['config.json'])}), not an "
+            f"{where}: holds a whole model ({listing(models or [CONFIG])}), not an "
             f"adapter; one that was merged cannot be taken out again. Give the directory with "
             f"{FILE_NAME}, as PEFT's save_pretrained() writes it before merging"
         )
@@ -184,6 +167,25 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
     return InputError(
         f"{where}: holds no PEFT adapter: there is no {FILE_NAME} in it or below it{unread}; "
         "give the directory that PEFT's save_pretrained() wrote"
+    )
+
+
+def check_base(where: str, names: Collection[str], prefix: str = "") -> None:
+    """Raises InputError, with what to write instead, where a model's directory has no config.json.
+
+    It holds `names`, each of which is written with the prefix.
+    """
+    if CONFIG in names:
+        return
+    ggufs = [prefix + name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        raise InputError(
+            f"{where}: holds GGUF files and no {CONFIG}; name one of them: {listing(ggufs)}"
+        )
+    what = "is an adapter, not a base" if FILE_NAME in names else f"has no {CONFIG}"
+    raise InputError(
+        f"{where}: {what}; expected a model's directory or repository, or the name of a GGUF in "
+        f"it. It holds {listing(names) or 'nothing'}"
     )
 
 

@@ -20,6 +20,7 @@ from .plan import Pair, Piece
 
 Array = NDArray[np.floating[Any]]
 Read = Callable[[str], Array]
+_Part = tuple[tuple[slice, ...], Array]  # values, and where they belong
 
 
 def make_a(pair: Pair, read: Read) -> Array:
@@ -27,13 +28,10 @@ def make_a(pair: Pair, read: Read) -> Array:
     if pair.flip_a:
         columns: Array = read(pair.pieces[0].a.name).T
         return columns
-    if _is_plain(pair):
-        return read(pair.pieces[0].a.name)
-    parts = [(experts, ranks, _columns(piece, read)) for piece, experts, ranks in _spots(pair)]
-    out = _zeros(pair, (pair.rank, pair.n_in), [values for *_, values in parts])
-    for experts, ranks, values in parts:
-        out[experts, ranks] = values
-    return _shaped(out, pair)
+    parts: list[_Part] = [
+        ((experts, ranks), _columns(piece, read)) for piece, experts, ranks in _spots(pair)
+    ]
+    return _put_together(pair, (pair.rank, pair.n_in), parts)
 
 
 def make_b(pair: Pair, read: Read, factors: list[float]) -> Array:
@@ -41,36 +39,22 @@ def make_b(pair: Pair, read: Read, factors: list[float]) -> Array:
 
     float64 where anything was multiplied, so that rounding happens once, later.
     """
-    if _is_plain(pair):
-        return _shaped(_rows(pair.pieces[0], read, factors[0]), pair)
-    parts = [
-        (experts, ranks, piece.first, _rows(piece, read, factor))
-        for (piece, experts, ranks), factor in zip(_spots(pair), factors, strict=True)
-    ]
-    out = _zeros(pair, (pair.n_out, pair.rank), [values for *_, values in parts])
-    for experts, ranks, first, values in parts:
-        out[experts, first : first + values.shape[1], ranks] = values
-    return _shaped(out, pair)
+    parts: list[_Part] = []
+    for (piece, experts, ranks), factor in zip(_spots(pair), factors, strict=True):
+        values = _rows(piece, read, factor)
+        rows = slice(piece.first, piece.first + values.shape[1])
+        parts.append(((experts, rows, ranks), values))
+    return _put_together(pair, (pair.n_out, pair.rank), parts)
 
 
-def _zeros(pair: Pair, shape: tuple[int, int], parts: list[Array]) -> Array:
-    """[experts or 1, *shape], in the widest of the parts' types."""
-    return np.zeros((max(pair.n_experts, 1), *shape), np.result_type(*(p.dtype for p in parts)))
-
-
-def _shaped(out: Array, pair: Pair) -> Array:
-    """Without the first dimension where the target has no experts."""
-    if pair.n_experts:
-        return out
+def _put_together(pair: Pair, shape: tuple[int, int], parts: list[_Part]) -> Array:
+    """[experts, *shape], or `shape` without experts, in the widest of the parts' types."""
+    dtype = np.result_type(*(values.dtype for _, values in parts))
+    out: Array = np.zeros((max(pair.n_experts, 1), *shape), dtype)
+    for spot, values in parts:
+        out[spot] = values
     matrix: Array = out[0]
-    return matrix
-
-
-def _is_plain(pair: Pair) -> bool:
-    """Whether the one piece is the pair: nothing to put together."""
-    piece = pair.pieces[0]
-    whole = piece.rows[1] - piece.rows[0] == pair.n_out
-    return len(pair.pieces) == 1 and not pair.n_experts and whole
+    return out if pair.n_experts else matrix
 
 
 def _columns(piece: Piece, read: Read) -> Array:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alora_gguf._kinds import checked
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
 from alora_gguf.generate.generation import Generation
-from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_message, as_said
+from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import (
     CancelToken,
     GenerateOptions,
@@ -521,4 +521,4 @@ class Chat:
 
 
 def _one(message: Said) -> Message:
-    return Message("user", message) if isinstance(message, str) else as_message(message, "message")
+    return Message("user", message) if isinstance(message, str) else Message.of(message, "message")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from alora_gguf.engine.provenance import Spans
 from alora_gguf.engine.sequence import TokenSequence
@@ -70,14 +71,11 @@ class Generation(Iterator[str]):
     @property
     def timings(self) -> Timings:
         """Of the prompt's reading and the sampling, up to now or to the end."""
-        total = self._total
-        return Timings(
-            reused=self._prefill.reused,
-            evaluated=self._prefill.evaluated,
+        return replace(
+            self._prefill,
             generated=self._reply.n_sampled,
             first_token=self._reply.first_token,
-            total=time.perf_counter() - self._started if total is None else total,
-            reuse_note=self._prefill.reuse_note,
+            total=self._total or time.perf_counter() - self._started,
         )
 
     def __str__(self) -> str:

@@ -225,24 +225,25 @@ def _read(file: Path) -> tuple[GGUFHeader, BasePart]:
 
 
 def _require_model(header: GGUFHeader, file: Path) -> None:
+    key, problem = "general.architecture", ""
     kind = header.metadata.get("general.type", "model")
     if kind == "adapter":
-        raise ModelError(
-            f"{file}: is an adapter (general.type = adapter), not a base model; open the base "
-            "model's file and pass this one as an adapter"
+        problem = (
+            "is an adapter (general.type = adapter), not a base model; open the base model's file "
+            "and pass this one as an adapter"
         )
-    if kind != "model":
-        raise ModelError(f"{file}: general.type is {kind!r}, expected 'model'")
-    if "general.architecture" not in header.metadata:
-        raise ModelError(f"{file}: the metadata key 'general.architecture' is missing")
-    try:
-        arch = header.architecture
-    except FileFormatError as error:
-        raise ModelError(f"base model {error}") from error
-    if arch == "clip":
-        raise ModelError(f"{file}: is a vision projector (mmproj), not a base model")
-    if not header.tensors:
-        raise ModelError(f"{file}: holds a vocabulary but no weights; download the whole model")
+    elif kind != "model":
+        problem = f"general.type is {kind!r}, expected 'model'"
+    elif key not in header.metadata:
+        problem = f"the metadata key '{key}' is missing"
+    elif header.types[key] is not ValueType.STRING:
+        problem = f"the metadata key '{key}' is {header.type_of(key)}, expected a string"
+    elif header.architecture == "clip":
+        problem = "is a vision projector (mmproj), not a base model"
+    elif not header.tensors:
+        problem = "holds a vocabulary but no weights; download the whole model"
+    if problem:
+        raise ModelError(f"{file}: {problem}")
 
 
 def _other_parts(header: GGUFHeader, file: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from alora_gguf.errors import FileFormatError, InputError
 from alora_gguf.files import describe_foreign, open_file
@@ -112,7 +112,7 @@ class GGUFHeader:
 
         Raises FileFormatError if missing or not an array.
         """
-        ref, stored = self._array(key), self.array_bytes(key)
+        stored, ref = self.array_bytes(key), cast(ArrayRef, self.metadata[key])
         if ref.type is not ValueType.STRING:  # without numpy, which takes longer to import
             return struct.unpack(f"<{ref.count}{VALUE_FORMATS[ref.type]}", stored)
         out: list[str] = []
@@ -134,7 +134,7 @@ class GGUFHeader:
         """An array's elements as they are stored: numbers little-endian, a string as its length
         (u64) and its bytes. Raises FileFormatError if missing or not an array.
         """
-        ref = self._array(key)
+        ref = cast(ArrayRef, self.value(key, ValueType.ARRAY))
         return self._data[ref.offset : ref.offset + ref.nbytes]
 
     def tensor_data(self, name: str) -> memoryview:
@@ -152,12 +152,6 @@ class GGUFHeader:
             )
         return self._data[info.offset : info.offset + info.nbytes]
 
-    def _array(self, key: str) -> ArrayRef:
-        ref = self.value(key, ValueType.ARRAY)
-        if not isinstance(ref, ArrayRef):  # value() has checked it; this is for the type checker
-            raise FileFormatError(f"{self.name}: the metadata key '{key}' is not an array")
-        return ref
-
     # Reading, front to back ----------------------------------------------------------------------
 
     def _read_version(self, cursor: Cursor) -> int:
@@ -165,13 +159,8 @@ class GGUFHeader:
         if not self.size:
             raise cursor.fail("the file is empty; download or write it again")
         if not start.startswith(b"GGUF") and not b"GGUF".startswith(start):
-            known = describe_foreign(start) or ""
-            if not known:
-                found = f"it starts with {start[:4]!r}, expected b'GGUF'"
-                raise cursor.fail(f"is not a GGUF file: {found}; check the path")
-            # some of these say what to do, after a colon
-            way_out = "" if ":" in known else "; check the path"
-            raise cursor.fail(f"is not a GGUF file but {known}{way_out}")
+            wrong = f"it starts with {start[:4]!r}, expected b'GGUF'; check the path"
+            raise cursor.fail(f"is not a GGUF file: {describe_foreign(start) or wrong}")
         cursor.need(4)
         version = cursor.u32()
         if version & 0xFFFF == 0 and version:

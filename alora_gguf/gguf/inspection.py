@@ -182,7 +182,13 @@ def inspect_gguf(path: str | os.PathLike[str]) -> AdapterSummary | BaseSummary:
     """
     path = Path(path)
     facts = _Facts(path, read_header(path))
-    return _adapter(facts) if facts.is_adapter() else _base(facts)
+    # it says so, or looks like one that fails to
+    is_adapter = (
+        facts.declared == "adapter"
+        or "adapter.type" in facts.header.metadata
+        or any(name.endswith((".lora_a", ".lora_b")) for name in facts.header.tensors)
+    )
+    return _adapter(facts) if is_adapter else _base(facts)
 
 
 class _Facts:
@@ -195,14 +201,6 @@ class _Facts:
         self.declared = self.text("general.type")
         self.architecture = self.text("general.architecture")
         self.name = self.text("general.name")
-
-    def is_adapter(self) -> bool:
-        """Whether it says so, or looks like one that fails to."""
-        return (
-            self.declared == "adapter"
-            or "adapter.type" in self.header.metadata
-            or any(name.endswith((".lora_a", ".lora_b")) for name in self.header.tensors)
-        )
 
     def text(self, key: str) -> str | None:
         value = self.header.metadata.get(key)

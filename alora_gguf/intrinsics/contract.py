@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import ContractError, InputError, MissingFileError
@@ -291,28 +291,23 @@ def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
     return [Message("user", f"You have access to the following documents:\n\n{shown}")]
 
 
-def _check_arguments(contract: Contract, arguments: Mapping[str, str]) -> None:
+def _check_arguments(contract: Contract, arguments: Mapping[str, Any]) -> None:
     wanted = [name for name in contract.instruction_fields if name != "last_message"]
-    given = ", ".join(sorted(map(str, arguments))) or "none"
     missing = [name for name in wanted if name not in arguments]
+    unknown = sorted(str(name) for name in arguments if name not in wanted)
+    other = [name for name, value in arguments.items() if not isinstance(value, str)]
     if missing:
-        raise InputError(
-            f"{contract.source}: the instruction needs the argument {', '.join(missing)}; given: "
-            f"{given}"
-        )
-    unknown = sorted(set(arguments) - set(wanted))
-    if unknown:
+        given = ", ".join(sorted(map(str, arguments))) or "none"
+        problem = f"the instruction needs the argument {', '.join(missing)}; given: {given}"
+    elif unknown:
         known = ", ".join(wanted) or "none"
-        raise InputError(
-            f"{contract.source}: unknown argument {', '.join(unknown)}; the instruction takes "
-            f"{known}"
-        )
-    for name, value in arguments.items():
-        if not isinstance(value, str):
-            raise InputError(
-                f"{contract.source}: the argument {name} is {type(value).__name__}, expected a "
-                "string"
-            )
+        problem = f"unknown argument {', '.join(unknown)}; the instruction takes {known}"
+    elif other:
+        kind = type(arguments[other[0]]).__name__
+        problem = f"the argument {other[0]} is {kind}, expected a string"
+    else:
+        return
+    raise InputError(f"{contract.source}: {problem}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from alora_gguf._kinds import Within
+
 from .reply import JsonValue, Path, PathPattern, Places, is_cut_off, scan
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
 from .yaml_file import Item, Scalar
@@ -51,19 +53,9 @@ def _of(wanted: str, fits: Callable[[Any], bool], fix: str = "correct it") -> Re
     return read
 
 
-def _number(wanted: str, fits: Callable[[Any], bool]) -> Reader:
-    def read(item: Item) -> Any:
-        if not is_number(item.value):
-            raise item.error(wanted, "write it as a number, without quotes")
-        return _of(wanted, lambda value: math.isfinite(value) and fits(value))(item)
-
-    return read
-
-
-def _integer(low: int, high: int | None = None) -> Reader:
-    wanted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    top = 2**31 - 1 if high is None else high
-    return _of(wanted, lambda v: isinstance(v, int) and is_number(v) and low <= v <= top)
+def _within(kind: type, low: float | None = None, high: float | None = None) -> Reader:
+    fits, wanted = Within(low, high).test(kind)
+    return _of(wanted, fits, "correct it; a number has no quotes")
 
 
 def _text(item: Item) -> str:
@@ -142,11 +134,13 @@ def _parameters(item: Item) -> dict[str, JsonValue]:
     return found
 
 
+_POSITIVE: Final = _of("a number above 0", lambda v: is_number(v) and 0 < v < math.inf)
+_PENALTY: Final = _within(float, -2, 2)
 _SAMPLING: Final[Mapping[str, Reader]] = {
-    "top_k": _integer(-1),
-    "min_p": _number("a number from 0 to 1", lambda v: 0 <= v <= 1),
-    "repetition_penalty": _number("a number above 0", lambda v: v > 0),
-    "seed": _integer(0, 2**32 - 1),
+    "top_k": _within(int, -1),
+    "min_p": _within(float, 0, 1),
+    "repetition_penalty": _POSITIVE,
+    "seed": _within(int, 0, 2**32 - 1),
     "stop": _stop,
 }
 EXTRA: Final[Mapping[str, Reader]] = {
@@ -156,19 +150,18 @@ EXTRA: Final[Mapping[str, Reader]] = {
     "skip_special_tokens": _FLAG,
     "spaces_between_special_tokens": _FLAG,
 }
-_PENALTY: Final = _number("a number from -2 to 2", lambda v: -2 <= v <= 2)
 PARAMETERS: Final[Mapping[str, Reader]] = {
-    "temperature": _number("a number of at least 0", lambda v: v >= 0),
-    "top_p": _number("a number from 0 to 1, but not 0", lambda v: 0 < v <= 1),
+    "temperature": _within(float, 0),
+    "top_p": _of("a number above 0, at most 1", lambda v: is_number(v) and 0 < v <= 1),
     **_SAMPLING,
-    "max_completion_tokens": _integer(1),
-    "max_tokens": _integer(1),
+    "max_completion_tokens": _within(int, 1),
+    "max_tokens": _within(int, 1),
     "frequency_penalty": _PENALTY,
     "presence_penalty": _PENALTY,
     "n": _only(1),
     "stream": _only(False),
     "logprobs": _FLAG,
-    "top_logprobs": _integer(0, 20),
+    "top_logprobs": _within(int, 0, 20),
     "extra_body": lambda item: read_fields(item, EXTRA),
 }
 
@@ -279,8 +272,10 @@ _KEYWORDS: Final[Mapping[str, Reader]] = {
             "a text", lambda value: isinstance(value, str)
         ),
         "uniqueItems deprecated readOnly writeOnly": _FLAG,
-        "minimum maximum exclusiveMinimum exclusiveMaximum": _number("a number", lambda _: True),
-        "multipleOf": _number("a number above 0", lambda value: value > 0),
+        "minimum maximum exclusiveMinimum exclusiveMaximum": _of(
+            "a number", lambda value: is_number(value) and math.isfinite(value)
+        ),
+        "multipleOf": _POSITIVE,
         "minItems maxItems minLength maxLength minProperties maxProperties minContains "
         "maxContains": _of(
             "an integer of at least 0", lambda value: type(value) is int and value >= 0

@@ -67,12 +67,12 @@ def _places(text: str) -> Places:
     places: Places = {}
     opened: list[tuple[Path, int]] = []  # the arrays and objects around, and where they begin
     here: Path = ()
+    repeated = False
     for piece in _PIECE.finditer(text):
         word, begin = piece[0], piece.start()
         if piece[2]:
             here = (*opened[-1][0], json.loads(piece[1]))
-            if here in places:  # a key for the second time
-                places = {path: at for path, at in places.items() if path[: len(here)] != here}
+            repeated = repeated or here in places
             continue
         if word in ("[", "{"):
             opened.append((here, begin))
@@ -85,6 +85,12 @@ def _places(text: str) -> Places:
         places[here] = begin, piece.end()
         if here and isinstance(here[-1], int):
             here = (*here[:-1], here[-1] + 1)
+    if repeated:  # what was in the first value of a key began before the second one
+        places = {
+            path: at
+            for path, at in places.items()
+            if all(places[path[:i]][0] <= at[0] for i in range(len(path)))
+        }
     return places
 
 

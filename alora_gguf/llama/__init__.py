@@ -10,6 +10,6 @@ from alora_gguf.engine import native as _native
 _native.load()
 
 from .llama import Llama  # noqa: E402 (llama_cpp must find our library, see above)
-from .state import LlamaState  # noqa: E402
+from .stock import LlamaState  # noqa: E402
 
 __all__ = ["Llama", "LlamaState"]

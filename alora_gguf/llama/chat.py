@@ -26,7 +26,7 @@ from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.generate.invoke import run_invocations
 from alora_gguf.generate.plan import Parent
-from alora_gguf.messages import Message, as_document, as_message
+from alora_gguf.messages import Document, Message
 from alora_gguf.options import IntrinsicCall
 
 from .reader import BASE, Reader
@@ -104,7 +104,7 @@ def _variables(
         template.check_arguments(variables, "chat_template_kwargs")
     if extra.documents is not None:
         variables["documents"] = [
-            as_document(value, f"documents[{i}]").fields()
+            Document.of(value, f"documents[{i}]").fields()
             for i, value in enumerate(extra.documents)
         ]
         if template is not None and not template.uses("documents"):
@@ -338,8 +338,8 @@ def _dialogue(llama: Reader, messages: Sequence[Any], extra: Extra) -> Dialogue:
     return Dialogue(
         template,
         vocab,
-        tuple(as_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
-        tuple(as_document(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
+        tuple(Message.of(m, f"messages[{i}]") for i, m in enumerate(messages)),
+        tuple(Document.of(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
         extra.template,
         Transcript(vocab.detokenize(read, special=True), read) if read else Transcript(),
     )

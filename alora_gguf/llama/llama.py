@@ -6,6 +6,7 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -35,9 +36,9 @@ class Llama(Reader):
         repo_id: str,
         filename: str | None,
         additional_files: Sequence[str] | None = None,
-        local_dir: str | os.PathLike[str] | None = None,
+        local_dir: str | Path | None = None,
         local_dir_use_symlinks: bool | Literal["auto"] = "auto",  # noqa: ARG003 (see below)
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> Llama:
         """Opens a model of the Hugging Face Hub: `filename`, a name or a glob pattern that means
@@ -54,12 +55,7 @@ class Llama(Reader):
         known = [file.rfilename for file in api.model_info(repo_id).siblings or ()]
         names = [_match(repo_id, each, known) for each in (filename, *(additional_files or ()))]
         path, *_ = [
-            api.hf_hub_download(
-                repo_id=repo_id,
-                filename=name,
-                local_dir=None if local_dir is None else os.fspath(local_dir),
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-            )
+            api.hf_hub_download(repo_id, name, local_dir=local_dir, cache_dir=cache_dir)
             for name in names
         ]
         return cls(str(path), **kwargs)
@@ -163,13 +159,8 @@ class Llama(Reader):
             return chat.complete(self, options, extra)
         return chat.ask(self, options, Stock.create_chat_completion, extra)
 
-    def embed(
-        self,
-        input: str | list[str],  # noqa: A002 (stock's name)
-        normalize: bool = False,
-        truncate: bool = True,
-        return_count: bool = False,
-    ) -> Any:
+    @extends(Stock.embed)
+    def embed(self, options: dict[str, Any]) -> Any:
         """A vector [n_embd] for a text, or one per text of a list; where the model pools nothing
         (pooling_type() is 0), one per token in each place. With `return_count` also the tokens.
 
@@ -178,12 +169,12 @@ class Llama(Reader):
         """
         with self._lock:
             self._runtime.check_open()
-            if not len(input):
-                return ([], 0) if return_count else []
+            if not len(options["input"]):
+                return ([], 0) if options["return_count"] else []
             if self._embedder is None:
                 self._embedder = Embedder(self)
             seen: Any = self._embedder
-            return Stock.embed(seen, input, normalize, truncate, return_count)
+            return Stock.embed(seen, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: what is unpickled opens the model again."""

@@ -36,8 +36,7 @@ from alora_gguf.saved.snapshot import fill, snapshot
 
 from .request import Request
 from .settings import PROMPT_ROWS, check_sampling, checked, context_options, extends
-from .state import LlamaState, settings_of_cells
-from .stock import Embedder, Model, Nothing, Sampler
+from .stock import Embedder, LlamaState, Model, Nothing, Sampler, settings_of_cells
 
 _By = tuple[str | None, float, int | None]
 """An adapter's name, its scale, and the position that it computes from."""

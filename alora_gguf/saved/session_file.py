@@ -21,7 +21,7 @@ from alora_gguf.engine.provenance import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
 from alora_gguf.gguf.base import BaseFingerprint
 
-from .container import Sections, canonical, read_sections, write_sections
+from .container import Parts, canonical, read_parts, write_parts
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 NOT_OURS: Final = "it was not written by this version of alora-gguf; read the conversation again"
@@ -86,15 +86,14 @@ def write_saved(path: str | os.PathLike[str], saved: SavedSession) -> None:
         "notes": dict(saved.notes),
         "spans": [[start, by.identity, by.scale] for start, by in saved.spans],
     }
-    sections = Sections(header, tokens, saved.logits, saved.state)
+    parts = {"tokens": tokens, "logits": saved.logits, "state": saved.state}
     # what cannot be read back is not written; JSON makes lists of tuples and strings of keys
-    back = Sections(json.loads(canonical(header)), tokens, saved.logits, saved.state)
-    if _Header(file, back).session() != saved:
+    if _Header(file, json.loads(canonical(header)), parts).session() != saved:
         raise InputError(
             "notes cannot be saved: they would not come back as they are; use dicts with string "
             "keys, lists, strings, numbers, booleans and None"
         )
-    write_sections(file, sections)
+    write_parts(file, header, parts)
 
 
 def read_saved(path: str | os.PathLike[str]) -> SavedSession:
@@ -102,7 +101,7 @@ def read_saved(path: str | os.PathLike[str]) -> SavedSession:
     value of the header. Raises SavedSessionError.
     """
     file = Path(path)
-    return _Header(file, read_sections(file)).session()
+    return _Header(file, *read_parts(file)).session()
 
 
 # What a stranger may have written ----------------------------------------------------------------
@@ -147,22 +146,21 @@ _CACHE: Final[Mapping[str, _Kind]] = {
 
 
 class _Header:
-    """Makes a SavedSession of a file's sections; every value is checked."""
+    """Makes a SavedSession of what a file holds; every value is checked."""
 
-    def __init__(self, path: Path, sections: Sections) -> None:
-        self.path = path
-        self.sections = sections
+    def __init__(self, path: Path, header: dict[str, Any], parts: Parts) -> None:
+        self.path, self.header, self.parts = path, header, parts
 
     def fail(self, problem: str) -> SavedSessionError:
         return SavedSessionError(f"{self.path}: {problem}; {NOT_OURS}")
 
     def session(self) -> SavedSession:
-        tokens = np.frombuffer(self.sections.tokens, "<i4")
+        tokens = np.frombuffer(self.parts["tokens"], "<i4")
         if tokens.size and tokens.min() < 0:
             raise self.fail(f"token {tokens.min()} is not a token id")
         kinds = {"adapters": _LIST, "base": _OBJECT, "cache": _OBJECT, "notes": _OBJECT}
         kinds |= {"n_cached": _number(0, tokens.size), "spans": _LIST}
-        header = self.record(self.sections.header, "header", kinds)
+        header = self.record(self.header, "header", kinds)
         spans = self.spans(header["spans"], header["n_cached"])
         adapters = tuple(
             SavedAdapter(**self.record(item, f"adapters[{i}]", _ADAPTER))
@@ -174,12 +172,12 @@ class _Header:
         saved = SavedSession(
             tokens=tuple(tokens.tolist()),
             spans=spans,
-            state=self.sections.state,
+            state=self.parts["state"],
             n_cached=header["n_cached"],
             base=BaseFingerprint(**self.record(header["base"], "base", _BASE)),
             adapters=adapters,
             cache=CacheLayout(**self.record(header["cache"], "cache", _CACHE)),
-            logits=self.sections.logits,
+            logits=self.parts["logits"],
             notes=header["notes"],
             origin=str(self.path),
         )

@@ -36,9 +36,10 @@ if sys.platform == "win32":
                 msvcrt.locking(number, msvcrt.LK_LOCK, 1)
                 return
 
-    def own(_folder: Path) -> int | None:
+    @contextlib.contextmanager
+    def owned(_folder: Path) -> Iterator[None]:
         """Nothing to do: directories cannot be locked."""
-        return None
+        yield
 
     def is_abandoned(folder: Path) -> bool:
         """Whether a directory was left by a process that has ended, as far as its age tells."""
@@ -51,12 +52,16 @@ else:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(number, fcntl.LOCK_EX)
 
-    def own(folder: Path) -> int | None:
-        """Says that this process fills a directory, until it ends or closes the descriptor."""
+    @contextlib.contextmanager
+    def owned(folder: Path) -> Iterator[None]:
+        """Says that this process fills a directory, to the end of the block or of the process."""
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # without locks, nobody can think it abandoned either
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return number
+        try:
+            with contextlib.suppress(OSError):  # without locks, nobody thinks it abandoned either
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(number)
 
     def is_abandoned(folder: Path) -> bool:
         """Whether a directory was left by a process that has ended."""
@@ -68,9 +73,3 @@ else:
         finally:
             os.close(number)
         return True
-
-
-def release(number: int | None) -> None:
-    """Ends what own() began."""
-    if number is not None:
-        os.close(number)

@@ -37,7 +37,7 @@ from .entry import (
     read_entry,
     write_json,
 )
-from .locks import is_abandoned, locked, own, release
+from .locks import is_abandoned, locked, owned
 
 HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
 _SHOWN: Final = 12  # of the names in a message
@@ -84,10 +84,10 @@ class Store:
         Raises InputError for what is not a name, FileFormatError if the entry is damaged.
         """
         with self._explained("read"):
-            try:
-                return read_entry(self._entry_file(key_of(name)))
-            except FileNotFoundError:
-                return None
+            found = _try_to_read(self._entry_file(key_of(name)))
+        if isinstance(found, FileFormatError):
+            raise found
+        return found
 
     def get(self, name: str, kind: Kind | None = None) -> StoreEntry:
         """The entry of that name. Raises InputError, with what there is, if there is none or it is
@@ -165,20 +165,18 @@ class Store:
         with self._explained("written"):
             for folder in (self._entries, self._files):
                 folder.mkdir(parents=True, exist_ok=True)
+            owner = contextlib.ExitStack()
             with locked(self.home / "lock"):
                 self._remove_abandoned()
                 folder = self._files / f"{key}.{os.urandom(4).hex()}"
                 folder.mkdir()
-                owner = own(folder)
-        addition = StoreAddition(self, name, folder, replace=replace)
-        try:
-            yield addition
-        finally:
+                owner.enter_context(owned(folder))
+        with owner:
             try:
+                yield StoreAddition(self, name, folder, replace=replace)
+            finally:
                 if not self._has(key, folder):
                     shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                release(owner)
 
     def remove(self, name: str) -> StoreEntry | None:
         """Removes an entry and its files, also a damaged one (None).
@@ -186,17 +184,15 @@ class Store:
         Raises InputError, with what there is, if there is none; StoreError if it cannot be removed.
         """
         path = self._entry_file(key_of(name))
-        if not path.exists():
+        if not path.exists():  # nor is the lock created
             raise self._unknown(name, None)
         with self._explained("written"), locked(self.home / "lock"):
-            try:
-                entry = read_entry(path)
-            except FileFormatError:
-                entry = None
-            except FileNotFoundError:  # somebody was quicker
-                raise self._unknown(name, None) from None
+            found = _try_to_read(path)
+            if found is None:  # somebody was quicker
+                raise self._unknown(name, None)
             path.unlink()
             sync_folder(self._entries)
+            entry = found if isinstance(found, StoreEntry) else None
             if entry is not None:
                 self._remove_folder(entry.folder)
             self._remove_abandoned()
@@ -206,8 +202,9 @@ class Store:
         """Whether the files in a folder are an entry's: asked of the disk, since Ctrl-C may come
         between the entry and our knowing of it.
         """
-        with contextlib.suppress(FileFormatError, OSError):
-            return read_entry(self._entry_file(key)).folder == folder.name
+        with contextlib.suppress(OSError):
+            entry = _try_to_read(self._entry_file(key))
+            return isinstance(entry, StoreEntry) and entry.folder == folder.name
         return False
 
     def _is_whole(self, entry: StoreEntry) -> bool:
@@ -345,14 +342,13 @@ class StoreAddition:
         FileFormatError if its entry is damaged, StoreError if the store cannot be written.
         """
         store, path = self._store, self._store._entry_file(key_of(self.name))
-        files = self.files()
-        entry = StoreEntry(self.name, about, self.folder.name, files, _now())
+        files, now = self.files(), datetime.now(timezone.utc)
+        entry = StoreEntry(self.name, about, self.folder.name, files, f"{now:%Y-%m-%dT%H:%M:%SZ}")
         with store._explained("written"), locked(store.home / "lock"):
-            try:
-                old = read_entry(path)
-            except (FileNotFoundError, FileFormatError) as error:
-                if isinstance(error, FileFormatError) and not self.replace:
-                    raise
+            old = _try_to_read(path)
+            if isinstance(old, FileFormatError):
+                if not self.replace:
+                    raise old
                 old = None
             if old is not None and store._is_whole(old):
                 if _digests(old.files) == _digests(files):
@@ -406,10 +402,6 @@ def _again(entry: StoreEntry) -> str:
 
 def _a(kind: Kind) -> str:
     return "an adapter" if kind == "adapter" else "a base"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:

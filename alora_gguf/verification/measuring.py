@@ -228,9 +228,10 @@ def _compare(base: str | None, adapter: str | None) -> Vocabularies:
 def _logits_change(base: Reading, adapted: Reading, text: Text, model: Model) -> LogitsChange:
     n_before = text.n_rows - text.n_adapted
     ours, theirs = adapted.logits[n_before:], base.logits[n_before:]
+    # to the last bit, NaN and the sign of 0 included
     equal = all(
-        _same_bits(a[:n_before], b[:n_before])
-        for a, b in ((base.logits, adapted.logits), *_layers(base, adapted))
+        base.named[name][:n_before].tobytes() == values[:n_before].tobytes()
+        for name, values in adapted.named.items()
     )
     tops = int(theirs[-1].argmax()), int(ours[-1].argmax())
     known = model._runtime.vocab.has_text
@@ -248,14 +249,10 @@ def _logits_change(base: Reading, adapted: Reading, text: Text, model: Model) ->
     )
 
 
-def _layers(base: Reading, adapted: Reading) -> Iterator[tuple[Logits, Logits]]:
-    return ((base.layers[i], adapted.layers[i]) for i in base.layers)
-
-
 def _layer_changes(base: Reading, adapted: Reading, n_adapted: int) -> Iterator[LayerChange]:
     """Of the last rows."""
-    for layer, pair in zip(base.layers, _layers(base, adapted), strict=True):
-        b, a = (hidden[-n_adapted:].astype(np.float64) for hidden in pair)
+    for layer in base.layers:
+        a, b = (each.layers[layer][-n_adapted:].astype(np.float64) for each in (adapted, base))
         with np.errstate(invalid="ignore", over="ignore"):  # not finite: the result is NaN then
             norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
             ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
@@ -271,20 +268,11 @@ def _divergence(p: Logits, q: Logits) -> float:
         return float(np.sum(np.exp(log_p) * (log_p - log_q)))
 
 
-def _same_bits(a: Logits, b: Logits) -> bool:
-    """Whether two arrays are the same to the last bit, NaN and the sign of 0 included."""
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
 def _first_not_finite(reading: Reading) -> str | None:
-    """Where a value is NaN or infinite first, such as "layer 3"; None if nowhere."""
-    for layer, hidden in reading.layers.items():
-        if not np.isfinite(hidden).all():
-            return f"layer {layer}"
-    return None if np.isfinite(reading.logits).all() else "the logits"
+    """Where a value is NaN or infinite first, such as "layer 3"."""
+    return next((name for name, x in reading.named.items() if not np.isfinite(x).all()), None)
 
 
 def _differ(plain: Reading, adapted: Reading) -> bool:
     """Whether any value does; adding a 0 may make a -0 a 0, which does not count."""
-    pairs = ((plain.logits, adapted.logits), *_layers(plain, adapted))
-    return not all(np.array_equal(a, b) for a, b in pairs)
+    return any(not np.array_equal(x, adapted.named[name]) for name, x in plain.named.items())

@@ -47,6 +47,12 @@ class Reading:
     logits: Logits
     layers: Mapping[int, Hidden]
 
+    @property
+    def named(self) -> dict[str, Hidden]:
+        """All of it, in the order in which it is computed."""
+        layers = {f"layer {i}": hidden for i, hidden in self.layers.items()}
+        return {**layers, "the logits": self.logits}
+
 
 def read_twice(
     runtime: Runtime, adapter: Path, tokens: Sequence[int], n_rows: int

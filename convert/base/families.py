@@ -5,7 +5,7 @@ One more family is one more entry of FAMILIES and one more parity test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -119,9 +119,7 @@ _FAMILIES: Final = (
     ),
     Family("qwen2", ("qwen2", "qwen2.5"), {**_ATTENTION, **_MLP}),
     Family(
-        "qwen2moe",
-        ("qwen2moe",),
-        {**_ATTENTION, **_EXPERTS, **_SINGLE_EXPERTS, **_SHARED_EXPERT},
+        "qwen2moe", ("qwen2moe",), {**_ATTENTION, **_EXPERTS, **_SINGLE_EXPERTS, **_SHARED_EXPERT}
     ),
     Family("qwen3", ("qwen3",), {**_ATTENTION, **_MLP}),
     Family("qwen3moe", ("qwen3moe",), {**_ATTENTION, **_EXPERTS, **_SINGLE_EXPERTS}),
@@ -165,9 +163,4 @@ FUSED: Final[Mapping[str, tuple[str, ...]]] = {
 
 def supported_names() -> str:
     """The families' common names, for messages and documentation."""
-    return ", ".join(_names())
-
-
-def _names() -> Iterator[str]:
-    for family in FAMILIES.values():
-        yield from family.names
+    return ", ".join(name for family in _FAMILIES for name in family.names)

@@ -17,11 +17,7 @@ _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT6
 
 
 class GGUFBase(BaseModel):
-    """A base by its header.
-
-    Raises FileFormatError for a header that is not sound, ConvertError for a file that is not a
-    whole model, and UnsupportedAdapterError for a family that is not in FAMILIES.
-    """
+    """A base by its header."""
 
     def __init__(self, header: GGUFHeader) -> None:
         self.header = header
@@ -106,13 +102,12 @@ class GGUFBase(BaseModel):
     def attention_rows(self, layer: int) -> tuple[int, int, int]:
         """The rows of a block's query, key and value projections."""
         queries, keys = self.n_heads(layer, keys=False), self.n_heads(layer, keys=True)
-        width = self._head_width(layer, "key_length")
-        return queries * width, keys * width, keys * self._head_width(layer, "value_length")
-
-    def _head_width(self, layer: int, name: str) -> int:
-        if f"{self.architecture}.attention.{name}" in self.header.metadata:
-            return self._integer(f"attention.{name}")
-        return self.header.tensors["token_embd.weight"].shape[0] // self.n_heads(layer, keys=False)
+        width = self.header.tensors["token_embd.weight"].shape[0] // queries
+        k, v = (
+            self._integer(name) if f"{self.architecture}.{name}" in self.header.metadata else width
+            for name in ("attention.key_length", "attention.value_length")
+        )
+        return queries * k, keys * k, keys * v
 
     def _integer(self, name: str) -> int:
         value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)

@@ -61,11 +61,7 @@ class Kind:
 
 
 class HFConfig:
-    """The fields of a config.json, and the kind of model it says it is.
-
-    Raises FileFormatError, naming the field, for what is missing or makes no sense, and
-    UnsupportedAdapterError for a model_type that is not in the table.
-    """
+    """The fields of a config.json, and the kind of model it says it is."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

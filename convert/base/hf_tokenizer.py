@@ -29,11 +29,7 @@ class HFTokenizer(Tokenizer):
         self.path = directory / _NAME
 
     def tokenize(self, text: str) -> list[int]:
-        """As Tokenizer, by the library `tokenizers`.
-
-        Raises ConvertError, with the ways out, without the file or the library, and FileFormatError
-        for a file that is damaged.
-        """
+        """As Tokenizer, by the library `tokenizers`."""
         if not self.path.is_file():
             raise ConvertError(
                 f"{self.path}: there is no such file, so text cannot be tokenized; fetch it, "

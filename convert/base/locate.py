@@ -67,15 +67,10 @@ class Locator:
         return _plain_path(module) == _HEAD
 
     def readings(self, module: str) -> list[Reading]:
-        """What a module can mean; the shapes of its factors decide which, if there are several.
-
-        Raises AdapterMismatchError if the base has none of it, UnsupportedAdapterError for a module
-        that the family's table does not know.
-        """
-        if self.is_embedding(module):
-            return [Reading(module, (self._whole("token_embd.weight", module),))]
-        if self.is_head(module):
-            return [Reading(module, (self._whole("output.weight", module),))]
+        """What a module can mean; the shapes of its factors decide which, if there are several."""
+        if self.is_embedding(module) or self.is_head(module):
+            tensor = "output.weight" if self.is_head(module) else "token_embd.weight"
+            return [Reading(module, (self._whole(tensor, module),))]
         block = _BLOCK.fullmatch(_plain_path(module))
         if block is None:
             raise self._unknown(module)
@@ -96,12 +91,18 @@ class Locator:
             if (places := self._places(layer, tensors)) is not None
         ]
         if not found:
+            weights = [f"blk.{layer}.{tensor}" for _, tensors in candidates for tensor in tensors]
+            missing = next(w for w in weights if self.base.place(layer, w) is None)
             raise AdapterMismatchError(
-                f"{self.base.label}: has no tensor '{self._first_missing(layer, candidates)}', "
-                f"which the adapter's '{module}' changes; was the adapter trained on another base?"
+                f"{self.base.label}: has no tensor '{missing}.weight', which the adapter's "
+                f"'{module}' changes; was the adapter trained on another base?"
             )
-        for reading in found:
-            self._check_expert(module, reading)
+        for place in (reading.places[0] for reading in found):
+            if index is not None and index >= place.n_experts:
+                raise AdapterMismatchError(
+                    f"{self.base.label}: '{place.tensor}' holds {place.n_experts} experts, but the "
+                    f"adapter changes '{module}'; was the adapter trained on another base?"
+                )
         return found
 
     def _candidates(self, module: str, inner: str) -> list[tuple[str, Tensors]]:
@@ -124,19 +125,6 @@ class Locator:
         places = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
         found = tuple(place for place in places if place is not None)
         return found if len(found) == len(places) else None
-
-    def _first_missing(self, layer: int, candidates: list[tuple[str, Tensors]]) -> str:
-        """A tensor that the module would change, if the base had it."""
-        weights = [f"blk.{layer}.{tensor}" for _, tensors in candidates for tensor in tensors]
-        return next(f"{w}.weight" for w in weights if self.base.place(layer, w) is None)
-
-    def _check_expert(self, module: str, reading: Reading) -> None:
-        n_experts = reading.places[0].n_experts
-        if reading.expert is not None and not reading.expert < n_experts:
-            raise AdapterMismatchError(
-                f"{self.base.label}: '{reading.places[0].tensor}' holds {n_experts} experts, but "
-                f"the adapter changes '{module}'; was the adapter trained on another base?"
-            )
 
     def _whole(self, tensor: str, module: str) -> Place:
         shape = self.base.shape(tensor)

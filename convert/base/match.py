@@ -6,8 +6,7 @@ Names only make a warning: shapes and vocabularies, which are checked elsewhere,
 from __future__ import annotations
 
 import re
-from collections.abc import Set
-from typing import Any, Final
+from typing import Final
 
 from .model import BaseModel
 
@@ -18,7 +17,6 @@ _FAMILY: Final = re.compile(
     r"|\bmistral(?![a-z]))(?:-?(\d{1,2}(?:[.-]\d{1,2})*))?(?=$|[^a-z\d.])"
 )
 _RELEASE: Final = re.compile(r"(?<![a-z\d.])v(\d+(?:\.\d+)*)(?![a-z\d.])")
-_UNITS: Final = {"b": 1e9, "m": 1e6}
 _SIZE: Final = re.compile(r"(?<![a-z\d.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,4})?)([bm])(?![a-z\d])")
 _SIZE_WORDS: Final = frozenset({"nano", "micro", "tiny", "mini", "small", "medium", "large", "xl"})
 _STAGES: Final = dict.fromkeys(("base", "pt"), "base") | dict.fromkeys(
@@ -31,8 +29,8 @@ _FILE_ENDS: Final = re.compile(r"(\.gguf|\.safetensors|\.bin)$", re.IGNORECASE)
 _HUB_CACHE: Final = re.compile(r"models--[^/]+?--([^/]+)")
 
 # What a name says: of each kind what it says of it, perhaps nothing. A kind that begins with "of "
-# is the version of that family; sizes are pairs such as (1, 8e9), all others are words.
-_Facts = dict[str, Set[Any]]
+# is the version of that family.
+_Facts = dict[str, set[str]]
 _OPEN: Final = frozenset({"skill"})  # a name without one says that it has none
 
 
@@ -45,12 +43,14 @@ def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
     """
     name = model_name(trained_on or "")
     wanted = _facts(name)
-    if not _tells(wanted) or (not wanted["family"] and _is_path(trained_on or "")):
-        return None  # a directory's name may say anything
+    tells = wanted["size"] and not _is_path(trained_on or "")  # whose name may say anything
+    if not (wanted["family"] or tells):
+        return None
     problems = []
     for own in map(model_name, base.names):
         facts = _facts(own)
-        problem = _contradiction(wanted, facts) if _tells(facts) else None
+        known = facts["family"] or facts["size"]
+        problem = _contradiction(wanted, facts) if known else None
         if problem is not None:
             problems.append(f"is called {_quoted(own)} ({problem})")
         elif all(facts.get(kind) or kind in _OPEN for kind, said in wanted.items() if said):
@@ -89,22 +89,16 @@ def _facts(name: str) -> _Facts:
         f"of {family}": {v for f, v in families if f == family and v}
         for family in sorted({family for family, _ in families})
     }
-    sizes = _SIZE.findall(text)
     words = set(re.findall("[a-z]+", text))
     return {
         "family": {family for family, _ in families},
         **versions,
         "release": {_plain(m[1]) for m in _RELEASE.finditer(text)},
-        "size": {(int(count or 1), float(n) * _UNITS[unit]) for count, n, unit in sizes},
+        "size": {_size(*found) for found in _SIZE.findall(text)},
         "size word": words & _SIZE_WORDS,
         "stage": {_STAGES[word] for word in words & _STAGES.keys()},
         "skill": words & _SKILLS,
     }
-
-
-def _tells(facts: _Facts) -> bool:
-    """Whether a name can be that of a model at all."""
-    return bool(facts["family"] or facts["size"])
 
 
 def _plain(version: str) -> str:
@@ -115,8 +109,8 @@ def _plain(version: str) -> str:
 def _contradiction(a: _Facts, b: _Facts) -> str | None:
     """In what two names contradict each other, for people; None if in nothing."""
     for kind, mine in a.items():
-        its = b.get(kind, frozenset())
-        if kind in _OPEN or not mine or not its or _agree(mine, its):
+        its = b.get(kind, set())
+        if kind in _OPEN or not mine or not its or _agree(kind, mine, its):
             continue
         family = kind.removeprefix("of ") + " " if kind.startswith("of ") else ""
         v = "v" * (kind == "release")
@@ -126,22 +120,23 @@ def _contradiction(a: _Facts, b: _Facts) -> str | None:
     return None
 
 
-def _agree(mine: Set[Any], its: Set[Any]) -> bool:
+def _agree(kind: str, mine: set[str], its: set[str]) -> bool:
     """Whether they have one in common; of sizes also where one is the other, rounded."""
-    sizes = [(x, y) for x in mine for y in its if isinstance(x, tuple) and isinstance(y, tuple)]
-    return bool(mine & its) or any(
-        a == b and (_rounded(m) == n or m == _rounded(n)) for (a, m), (b, n) in sizes
-    )
+    if kind == "size" and (mine & set(map(_rounded, its)) or its & set(map(_rounded, mine))):
+        return True
+    return bool(mine & its)
 
 
-def _rounded(number: float) -> float:
-    return round(number / 1e9) * 1e9
+def _size(count: str, number: str, unit: str) -> str:
+    """A size in one spelling: "8x7b", "500m" for "0.5b"."""
+    millions = float(number) * (1000 if unit == "b" else 1)
+    shown = f"{millions / 1000:g}b" if millions >= 1000 else f"{millions:g}m"
+    return f"{count}x{shown}" if count not in ("", "1") else shown
 
 
-def _list(facts: Set[Any]) -> str:
-    return ", ".join(_label(*f) if isinstance(f, tuple) else f for f in sorted(facts))
+def _rounded(size: str) -> str:
+    return re.sub(r"[\d.]+(?=b$)", lambda number: f"{float(number[0]):.0f}", size)
 
 
-def _label(count: int, number: float) -> str:
-    unit = "b" if number >= 1e9 else "m"
-    return f"{count}x" * (count > 1) + f"{number / _UNITS[unit]:g}{unit}"
+def _list(facts: set[str]) -> str:
+    return ", ".join(sorted(facts))

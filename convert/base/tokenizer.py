@@ -131,10 +131,7 @@ class GGUFTokenizer(Tokenizer):
             self._count = tokens.count
 
     def tokenize(self, text: str) -> list[int]:
-        """As Tokenizer; llama.cpp reads the vocabulary from a temporary file.
-
-        Raises ConvertError if there is no vocabulary that llama.cpp could use.
-        """
+        """As Tokenizer; llama.cpp reads the vocabulary from a temporary file."""
         self._check_usable(text)
         import tempfile
 

@@ -72,10 +72,7 @@ class Repository:
         repo = self.reference.repo
         with self._explained():
             info = api.model_info(
-                repo,
-                revision=self.reference.revision,
-                files_metadata=True,
-                timeout=self._timeout,
+                repo, revision=self.reference.revision, files_metadata=True, timeout=self._timeout
             )
             commit, siblings = info.sha, info.siblings
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -100,10 +97,7 @@ class Repository:
         return sorted({name.partition("/")[0] for name in inside})
 
     def fetch(self, name: str) -> Path:
-        """The local copy of one of the files, downloaded if it is not in the cache.
-
-        Raises HubError if that fails, and what Snapshot.require() does.
-        """
+        """The local copy of one of the files, downloaded if it is not in the cache."""
         if self._api is not None:
             ref, cache = self.reference, self._cache
             with self._explained(name):

@@ -15,12 +15,15 @@ from typing import Final
 from alora_gguf.convert.library import Pick, adapter_paths, check_wanted, choose, listing
 from alora_gguf.convert.peft.config import FILE_NAME
 from alora_gguf.convert.source import (
+    CONFIG,
     MAX_TEXT,
+    WEIGHTS,
     Source,
+    check_base,
+    check_weights,
     contracts,
     describe,
     no_adapter,
-    pick_weights,
     readmes,
 )
 
@@ -33,7 +36,6 @@ from alora_gguf.gguf.parser import PartialHeaderError
 from .client import Repository
 from .reference import HubReference
 
-_CONFIG: Final = "config.json"
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,13 +53,11 @@ _MAX_HEADER: Final = 256 << 20
 def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     """Fetches one adapter of a repository into huggingface_hub's cache: its configuration, weights,
     io.yaml and the READMEs that may name its licence.
-
-    Raises what find_source() does, and HubError for a hub that fails.
     """
     repo = Repository(ref)
     path = _choose(repo, wanted)
     where = f"{ref.text}: {path or 'its root'}"
-    weights = pick_weights(repo.names(path), where)
+    check_weights(repo.names(path), where)
     prefix = f"{path}/" if path else ""
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
@@ -67,7 +67,7 @@ def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
     for name in readmes(path):
         if (repo.files.get(name) or MAX_TEXT + 1) <= MAX_TEXT:
             repo.fetch(name)
-    repo.fetch(prefix + weights)
+    repo.fetch(prefix + WEIGHTS)
     return describe(repo.snapshot, path, wanted)
 
 
@@ -77,17 +77,14 @@ def fetch_base(ref: HubReference) -> GGUFHeader | Path:
     hf://owner/repo[@revision][/file.gguf] gives the file's header, of which the data of the tensors
     is missing; any other reference, a local directory with config.json and what there is of
     tokenizer files.
-
-    Raises InputError for a repository or directory without either, FileFormatError for a file that
-    is not a sound GGUF, HubError for a hub that fails.
     """
     repo = Repository(ref)
     if ref.path.endswith(".gguf"):
         return _fetch_header(repo)
     names = repo.names(ref.path)
-    _check_base(ref, names)
     prefix = f"{ref.path}/" if ref.path else ""
-    config = _fetch_small(repo, prefix + _CONFIG, _MAX_CONFIG)
+    check_base(ref.text, names, ref.to(prefix))
+    config = _fetch_small(repo, prefix + CONFIG, _MAX_CONFIG)
     for name in _TOKENIZER:
         if name in names:
             repo.fetch(prefix + name)
@@ -122,23 +119,6 @@ def _fetch_small(repo: Repository, name: str, limit: int) -> Path:
     return repo.fetch(name)
 
 
-def _check_base(ref: HubReference, names: list[str]) -> None:
-    """Raises InputError, with what to write instead, where there is no config.json."""
-    if _CONFIG in names:
-        return
-    start = f"{ref.path}/" if ref.path else ""
-    ggufs = [ref.to(start + name) for name in names if name.endswith(".gguf")]
-    if ggufs:
-        raise InputError(
-            f"{ref.text}: holds GGUF files and no {_CONFIG}; name one of them: {listing(ggufs)}"
-        )
-    what = "is an adapter, not a base" if FILE_NAME in names else f"has no {_CONFIG}"
-    raise InputError(
-        f"{ref.text}: {what}; expected a model's repository or the name of a GGUF in it. It holds "
-        f"{listing(names) or 'nothing'}"
-    )
-
-
 def _fetch_header(repo: Repository) -> GGUFHeader:
     """The header of a remote GGUF from as much of its beginning as it takes."""
     ref = repo.reference
@@ -160,7 +140,7 @@ def _fetch_header(repo: Repository) -> GGUFHeader:
         if len(data) < stop:
             known = describe_foreign(data[:64])
             if known and not known.startswith("a GGUF"):
-                raise FileFormatError(f"{ref.text}: is not a GGUF file but {known}")
+                raise FileFormatError(f"{ref.text}: is not a GGUF file: {known}")
             raise HubError(f"{ref.text}: did not arrive whole; try again")
         try:
             return read_header(data, name=ref.text, size=size)
@@ -210,8 +190,6 @@ class RemoteModel:
 def choose_model(names: Iterable[str], pattern: str, where: str) -> list[str]:
     """The files of the one model among `names` that a name or a glob pattern means. Case does not
     count in a pattern; `*` stands for directories too.
-
-    Raises InputError, with what there is, unless it is exactly one whose parts are all there.
     """
     there = set(names)
     models = models_in(there)

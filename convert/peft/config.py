@@ -70,10 +70,9 @@ class PeftConfig:
         """The rank that the configuration gives a module, such as "model.layers.0.mlp.up_proj"."""
         return self.rank_pattern.find(module, self.rank)
 
-    def scale_of(self, module: str) -> float:
+    def scale_of(self, module: str, rank: int) -> float:
         """What PEFT multiplies a module's B·A with."""
         alpha = self.alpha_pattern.find(module, self.alpha)
-        rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 

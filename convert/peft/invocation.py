@@ -35,10 +35,6 @@ def find_invocation(
 
     Text is tokenized only where ids are missing or have to be compared with it, for that takes as
     long as a whole conversion.
-
-    Raises InputError if `given` makes no sense or contradicts the configuration, FileFormatError
-    for a configuration that contradicts itself, AdapterMismatchError for ids outside the base's
-    vocabulary, and what the base raises if it cannot tokenize.
     """
     ids_given = _ids(given, base)
     warnings = []
@@ -90,16 +86,10 @@ def _ids(given: str | Sequence[int] | None, base: BaseModel) -> tuple[int, ...] 
         if not tokens:
             raise InputError(f"{base.label}: has no tokens for the invocation {given!r}")
         return tokens
-    ids = []
     for item in given:
-        try:
-            number = operator.index(item)
-        except TypeError:
-            number = -1
-        if isinstance(item, bool) or number < 0:
+        if isinstance(item, bool) or not hasattr(item, "__index__") or item < 0:
             raise InputError(f"the invocation tokens hold {item!r}, expected token ids from 0 on")
-        ids.append(number)
-    return tuple(ids)
+    return tuple(map(operator.index, given))
 
 
 def _check_string(config: PeftConfig, ids: tuple[int, ...], base: BaseModel) -> None:

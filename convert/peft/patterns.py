@@ -26,11 +26,7 @@ Matcher = Callable[[str], bool]
 
 
 class PatternTable(Generic[T]):
-    """Values for the modules that patterns match, from the field that messages call `where`.
-
-    Raises FileFormatError for what is not a regular expression, UnsupportedAdapterError for one
-    that takes too long.
-    """
+    """Values for the modules that patterns match, from the field that messages call `where`."""
 
     def __init__(self, values: Mapping[str, T], where: str) -> None:
         self.values = dict(values)
@@ -47,8 +43,6 @@ class PatternTable(Generic[T]):
     def find(self, module: str, default: T) -> T:
         """The value of the first pattern that matches the end of a module's name, as PEFT's own
         get_pattern_key finds it: at the start of the name or after a dot.
-
-        Raises UnsupportedAdapterError if that takes too long.
         """
         for matches, value in self._matchers:
             if matches(module):

@@ -7,10 +7,10 @@ back, without gaps or overlaps, and end where the file ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import reprlib
-import stat
 import struct
 import threading
 from collections import Counter
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
-from alora_gguf.files import describe_foreign, reason
+from alora_gguf.files import describe_foreign, open_file, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,15 +64,10 @@ class SafetensorsFile:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
         self._lock = threading.Lock()  # between seek and read: Windows cannot read at a place
-        try:
-            mode = path.stat().st_mode
-            if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
-                kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-                raise self.fail(f"is {kind}, expected a file of weights")
-            self._file = path.open("rb", buffering=0)
-            self.size = self._file.seek(0, 2)
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise self._cannot_read(error) from error
+        self._open = contextlib.ExitStack()
+        file = self._open.enter_context(open_file(path, "a file of weights"))
+        self._file = file.raw  # type: ignore[attr-defined]  # a buffer would hide what changes
+        self.size = file.seek(0, 2)
         try:
             length = self._header_length(self.read_at(0, 64))
             self._data_start = 8 + length
@@ -89,13 +84,10 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Closes it; nothing can be read any more. May be called again."""
-        self._file.close()
+        self._open.close()
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on, fewer at the end of the file.
-
-        Raises FileFormatError if they cannot be read.
-        """
+        """`count` bytes from `offset` on, fewer at the end of the file."""
         parts = []
         while count > 0:
             try:
@@ -126,7 +118,7 @@ class SafetensorsFile:
         """The error that says so of this file."""
         return FileFormatError(f"{self.path}: {problem}")
 
-    def _cannot_read(self, error: OSError | ValueError) -> FileFormatError:
+    def _cannot_read(self, error: OSError) -> FileFormatError:
         return self.fail(f"cannot be read: {reason(error)}")
 
     def read(self, name: str) -> NDArray[np.floating]:

@@ -178,7 +178,7 @@ def test_an_adapter_that_is_a_gguf_already(pulling: Pulling, tmp_path: Path) -> 
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "no GGUF": (b"PK\x03\x04" + bytes(99), "is not a GGUF file but a zip archive"),
+    "no GGUF": (b"PK\x03\x04" + bytes(99), "is not a GGUF file: a zip archive"),
     "cut short": (gguf_bytes({"general.architecture": "llama"}, {"a": ("F32", (64,))})[:-1],
                   "truncated"),
     "a projector": (

@@ -212,7 +212,8 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
         f"{tiny.alora}: holds no contract"
     )
     assert error(*tiny.options[:4], "--contract", f"sure={none.with_suffix('.yaml')}", *asked) == (
-        f"{tmp_path / 'none.yaml'}: there is no such file; check the path"
+        f"{tmp_path / 'none.yaml'}: there is no such file, expected a contract's file; check "
+        "the path"
     )
     other = ("-m", demo.base_path(), *tiny.options[2:])
     assert "was made for the architecture 'llama'" in error(

@@ -229,9 +229,7 @@ def test_something_else_under_the_configurations_name(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"adapter_config.json: there is no such file"):
         read_config(config)
     config.mkdir()
-    with pytest.raises(
-        FileFormatError, match="is a directory, a pipe or a device, expected a file"
-    ):
+    with pytest.raises(FileFormatError, match="is a directory, expected a file; check the path"):
         read_config(config)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alora_gguf.intrinsics import Contract
-from alora_gguf.messages import Document, Message, as_document, as_message
+from alora_gguf.messages import Document, Message
 from alora_gguf.options import TokenLogprob, TopLogprob
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -35,11 +35,11 @@ class Case:
 
     @property
     def messages(self) -> list[Message]:
-        return [as_message(message, "message") for message in self.raw["messages"]]
+        return [Message.of(message, "message") for message in self.raw["messages"]]
 
     @property
     def documents(self) -> list[Document]:
-        return [as_document(document, "document") for document in self.raw["documents"]]
+        return [Document.of(document, "document") for document in self.raw["documents"]]
 
     @property
     def tokens(self) -> list[TokenLogprob] | None:

@@ -141,14 +141,14 @@ MISTAKES = [
     (HEAD + "sentence_boundaries:\n  documents: ''\n", "give the letters before the number"),
     (HEAD + "parameters: [1]\n", "expected a mapping from parameters to values, or null, found"),
     (HEAD + "parameters:\n  temperatur: 0\n", ":5: field parameters.temperatur: expected one of"),
-    (HEAD + "parameters:\n  temperature: '0'\n", ":5: field parameters.temperature: expected a "),
-    (HEAD + "parameters: {temperature: -1}\n", "expected a number of at least 0, found -1"),
-    (HEAD + "parameters: {temperature: .nan}\n", "expected a number of at least 0, found nan"),
-    (HEAD + "parameters: {top_p: 0}\n", "expected a number from 0 to 1, but not 0, found 0"),
-    (HEAD + "parameters: {min_p: 2}\n", "expected a number from 0 to 1, found 2"),
+    (HEAD + "parameters:\n  temperature: '0'\n", ":5: field parameters.temperature: expected a f"),
+    (HEAD + "parameters: {temperature: -1}\n", "expected a finite number of at least 0, found -1"),
+    (HEAD + "parameters: {temperature: .nan}\n", "a finite number of at least 0, found nan"),
+    (HEAD + "parameters: {top_p: 0}\n", "expected a number above 0, at most 1, found 0"),
+    (HEAD + "parameters: {min_p: 2}\n", "expected a finite number in [0, 1], found 2"),
     (HEAD + "parameters: {max_tokens: 0}\n", "expected an integer of at least 1, found 0"),
     (HEAD + "parameters: {max_tokens: true}\n", "expected an integer of at least 1, found true"),
-    (HEAD + "parameters: {seed: 4294967296}\n", "expected an integer from 0 to 4294967295, found"),
+    (HEAD + "parameters: {seed: 4294967296}\n", "expected an integer in [0, 4294967295], found"),
     (HEAD + "parameters: {n: 2}\n", "field parameters.n: expected 1, found 2; an intrinsic has"),
     (HEAD + "parameters: {stream: 0}\n", "field parameters.stream: expected false, found 0"),
     (HEAD + "parameters: {stop: ['']}\n", "field parameters.stop[0]: expected a text, found ''"),
@@ -314,8 +314,8 @@ def test_a_directory_and_a_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "io.yaml").mkdir()
     for path, message in [
-        (tmp_path / "none", "there is no such file; check the path"),
-        (tmp_path, "is a directory, a pipe or a device"),
+        (tmp_path / "none", "there is no such file, expected a contract's file; check the path"),
+        (tmp_path, "is a directory, expected a contract's file"),
         (tmp_path / "io.yaml", "has no io.yaml; give an adapter's own directory"),
         (tmp_path / "a\0b", "cannot be read: "),
     ]:

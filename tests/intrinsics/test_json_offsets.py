@@ -87,6 +87,8 @@ def test_of_keys_that_occur_twice_the_last_counts() -> None:
     assert value == {"a": 2, "c": 0}
     assert list(value) == ["a", "c"]
     assert places == {(): (0, 31), ("a",): (29, 30), ("c",): (21, 22)}
+    _, places = parse('{"a": {"b": {"c": 1}}, "a": {"b": [2]}}', "x")
+    assert set(places) == {(), ("a",), ("a", "b"), ("a", "b", 0)}
 
 
 CUT = "ends in the middle of its JSON, after"
@@ -110,7 +112,7 @@ WRONG = [
     ("9" * 5000, "at character 0: 99999999999999999999 is too large a number"),
     ('"a" "b"', "at character 4: Extra data, found '\"b\"'"),
     ("yes", "at character 0: Expecting value, found 'yes'"),
-    ("[" * 5000, "more than 100 arrays and objects in each other"),
+    ("[" * 5000 + "]" * 5000, "more than 100 arrays and objects in each other"),
     ("[" * 101 + "]" * 101, "more than 100 arrays and objects in each other"),
 ]
 

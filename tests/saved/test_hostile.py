@@ -211,16 +211,16 @@ def test_a_bogus_length_of_the_head_allocates_nothing(path: Path, n: int) -> Non
 
 def forge(path: Path, change: Callable[[dict[str, Any]], object] | str) -> None:
     """Replaces the header; lengths and checksum are made to fit."""
-    sections = container.read_sections(path)
+    header, parts = container.read_parts(path)
     if isinstance(change, str):
         session = change
     else:
-        header = json.loads(json.dumps(dict(sections.header)))
         change(header)
         session = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    lengths, checksum = list(map(len, sections.parts)), container._checksum(session, sections.parts)
-    head = container._head(FORMAT, session, lengths, checksum)
-    path.write_bytes(head + b"".join(sections.parts))
+    tensors = list(parts.values())
+    checksum = container._checksum(session, tensors)
+    head = container._head(FORMAT, session, list(map(len, tensors)), checksum)
+    path.write_bytes(head + b"".join(tensors))
 
 
 def put(*where: Any, value: Any) -> Callable[[dict[str, Any]], object]:

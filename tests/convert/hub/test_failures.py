@@ -358,7 +358,7 @@ def test_pages_instead_of_files(server: HubServer, hub: Hub, small_gguf: Padded)
         return handler.server.storage
 
     server.trouble = page
-    assert "is not a GGUF file but an HTML page" in str(failure(hub, "hf://o/r/m.gguf"))
+    assert "is not a GGUF file: an HTML page" in str(failure(hub, "hf://o/r/m.gguf"))
 
 
 def test_other_bytes_than_those_asked_for(server: HubServer, hub: Hub, small_gguf: Padded) -> None:

@@ -321,7 +321,7 @@ BASES: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
         adapter_files("a"),
         "/a",
         InputError,
-        "hf://o/r/a: is an adapter, not a base; expected a model's repository or the name of a",
+        "hf://o/r/a: is an adapter, not a base; expected a model's directory or repository, or",
     ),
     "neither": ({"a.txt": ""}, "", InputError, r"has no config.json; .* It holds a.txt"),
     "nothing": ({"a.txt": ""}, "/b", InputError, r"has no config.json; .* It holds nothing"),
@@ -333,12 +333,12 @@ BASES: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
     ),
     "no GGUFs": ({"b.txt": ""}, "/m.gguf", InputError, "o/r has no file .*; it has no GGUF files"),
     "empty": ({"m.gguf": b""}, "/m.gguf", FileFormatError, "hf://o/r/m.gguf: the file is empty"),
-    "pointer": ({"m.gguf": LFS}, "/m.gguf", FileFormatError, "is not a GGUF file but a Git LFS"),
+    "pointer": ({"m.gguf": LFS}, "/m.gguf", FileFormatError, "is not a GGUF file: a Git LFS"),
     "zip": (
         {"m.gguf": Padded(b"PK\x03\x04", 1 << 30)},
         "/m.gguf",
         FileFormatError,
-        "is not a GGUF file but a zip archive",
+        "is not a GGUF file: a zip archive",
     ),
     "zeros": (
         {"m.gguf": Padded(b"GGUF\x03\0\0\0" + b"\xff" * 16, 1 << 40)},

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from alora_gguf.convert.peft.weights import SafetensorsFile
 
-from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
+from alora_gguf.errors import FileFormatError, MissingFileError, UnsupportedAdapterError
 
 
 def build(header: Any, data: bytes = b"\0" * 16, length: int | None = None) -> bytes:
@@ -230,7 +230,7 @@ def test_it_is_closed_at_the_end_and_after_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="cannot be read: No such file"):
+    with pytest.raises(MissingFileError, match="no such file, expected a file of weights; check"):
         SafetensorsFile(tmp_path / "none")
 
 
