@@ -18,10 +18,9 @@ from llama_cpp import Llama as Stock
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
-from alora_gguf.engine.provenance import CachedTokens, Spans, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary, spans_for
 from alora_gguf.errors import (
     CacheFullError,
     ClosedError,
