@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
@@ -53,36 +53,36 @@ class Pair:
     @property
     def fits(self) -> bool:
         """Whether A and B can be multiplied."""
-        a, b = self.a, self.b
-        return _is_matrix(a) and _is_matrix(b) and a.shape[2:] == b.shape[2:] and self._ranks_agree
-
-    @property
-    def _ranks_agree(self) -> bool:
-        return self.rank == self.b.shape[0]
+        return not any(self._mismatches())
 
     def problems(self) -> Iterator[Problem]:
         """What no base could take."""
-        target, a, b = self.target, self.a, self.b
-        for info in (a, b):
+        for info in (self.a, self.b):
             if info.type_name not in _TYPES:
                 found = f"'{info.name}' is {info.type_name}"
                 yield Problem(f"{found}, expected one of {', '.join(_TYPES)}")
-            if not _is_matrix(info):
-                yield Problem(
-                    f"'{info.name}' has the shape {list(info.shape)}, expected 2 dimensions, or 3 "
-                    "with experts, and none of them 0"
-                )
-        if not _is_matrix(a) or not _is_matrix(b):
-            return
-        shapes = f"A {list(a.shape)}", f"B {list(b.shape)}"
-        if not self._ranks_agree:
-            ranks = f"has rank {self.rank}", f"has rank {b.shape[0]}"
-            yield Problem(f"'{target}': {shapes[0]} {ranks[0]}, but {shapes[1]} {ranks[1]}")
-        if a.shape[2:] != b.shape[2:]:
-            yield Problem(f"'{target}': {shapes[0]} and {shapes[1]} differ in their experts")
-        if self.rank > _MAX_RANK:
+        yield from self._mismatches()
+        if self.fits and self.rank > _MAX_RANK:
             limit = f"at most {_MAX_RANK} is supported"
-            yield Problem(f"'{target}' has rank {self.rank}, {limit}", "train one of a lower rank")
+            yield Problem(
+                f"'{self.target}' has rank {self.rank}, {limit}", "train one of a lower rank"
+            )
+
+    def _mismatches(self) -> Iterator[Problem]:
+        a, b = self.a, self.b
+        odd = [info for info in (a, b) if len(info.shape) not in (2, 3) or not min(info.shape)]
+        for info in odd:
+            yield Problem(
+                f"'{info.name}' has the shape {list(info.shape)}, expected 2 dimensions, or 3 with "
+                "experts, and none of them 0"
+            )
+        if odd:
+            return
+        first, second = f"'{self.target}': A {list(a.shape)}", f"B {list(b.shape)}"
+        if self.rank != b.shape[0]:
+            yield Problem(f"{first} has rank {self.rank}, but {second} has rank {b.shape[0]}")
+        if a.shape[2:] != b.shape[2:]:
+            yield Problem(f"{first} and {second} differ in their experts")
 
 
 @checked
@@ -131,8 +131,7 @@ class AdapterFile:
         for pair in pairs:
             _check_finite(header, pair.a)
             _check_finite(header, pair.b)
-        alpha = header.metadata.get(ALPHA, 0.0)
-        alpha = alpha if isinstance(alpha, float) else 0.0  # it is: this is for the type checker
+        alpha = cast(float, header.metadata.get(ALPHA, 0.0))
         return cls(
             path=file,
             name=_text(header, "general.name") or file.stem,
@@ -338,7 +337,3 @@ def _text(header: GGUFHeader, key: str) -> str | None:
 
 def _is_embedding(target: str) -> bool:
     return target.endswith("token_embd.weight")
-
-
-def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.shape) in (2, 3) and min(info.shape) > 0

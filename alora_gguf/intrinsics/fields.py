@@ -99,7 +99,9 @@ def fields_of(template: str) -> tuple[str, ...]:
 
 def fill(template: str, values: Mapping[str, str]) -> str:
     """A template with its fields filled in."""
-    return _BRACES.sub(lambda m: values[m["name"]] if m["name"] else m[0][0], template)
+    return _BRACES.sub(
+        lambda m: values[m["name"]] if m["name"] else m["wrong"] or m[0][0], template
+    )
 
 
 def _only(value: JsonValue) -> Reader:

@@ -69,11 +69,12 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     handler: Any = llama.chat_handler or llama._chat_handlers.get(name)
     handler = handler or llama_chat_format.get_chat_completion_handler(name)
     answer: Any = handler(llama=caller, **options, **variables)
-    if not options["logprobs"]:
-        return answer
-    if isinstance(answer, dict):
-        return caller.with_bytes(answer)
-    return map(caller.with_bytes, answer)
+    return _each(caller.with_bytes, answer) if options["logprobs"] else answer
+
+
+def _each(change: Callable[[Any], Any], answer: Any) -> Any:
+    """What `change` makes of an answer, or of each chunk of a stream."""
+    return change(answer) if isinstance(answer, dict) else map(change, answer)
 
 
 def _file_template(llama: Reader) -> ChatTemplate | None:
@@ -188,11 +189,7 @@ class _Caller:
                 prompt = self._with_invocation(prompt, adapter)
             keywords |= {"adapter": adapter, "adapter_scale": self.extra.scale}
         answer = self.llama.create_completion(prompt=prompt, **keywords)
-        if keywords.get("logprobs") is None:
-            return answer
-        if isinstance(answer, dict):
-            return self._note(answer)
-        return map(self._note, answer)
+        return answer if keywords.get("logprobs") is None else _each(self._note, answer)
 
     # Log-probabilities: stock's chats have no bytes
 
@@ -251,8 +248,13 @@ def ask(llama: Reader, options: dict[str, Any], method: Callable[..., Any], extr
     cells as the base reads them; its text is the contract's value as JSON. `options` are stock's
     `method`'s.
     """
-    defaults = inspect.signature(method).parameters
-    given = {name: x for name, x in options.items() if x != defaults[name].default}
+    parameters = inspect.signature(method).parameters
+    required = inspect.Parameter.empty
+    given = {
+        name: value
+        for name, value in options.items()
+        if parameters[name].default is required or value != parameters[name].default
+    }
     for name, value in {**given, "adapter": extra.adapter}.items():
         if name not in _WITH_INTRINSIC and value is not None and value != []:
             raise InputError(

@@ -6,7 +6,6 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -36,9 +35,9 @@ class Llama(Reader):
         repo_id: str,
         filename: str | None,
         additional_files: Sequence[str] | None = None,
-        local_dir: str | Path | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
         local_dir_use_symlinks: bool | Literal["auto"] = "auto",  # noqa: ARG003 (see below)
-        cache_dir: str | Path | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Llama:
         """Opens a model of the Hugging Face Hub: `filename`, a name or a glob pattern that means
@@ -55,7 +54,12 @@ class Llama(Reader):
         known = [file.rfilename for file in api.model_info(repo_id).siblings or ()]
         names = [_match(repo_id, each, known) for each in (filename, *(additional_files or ()))]
         path, *_ = [
-            api.hf_hub_download(repo_id, name, local_dir=local_dir, cache_dir=cache_dir)
+            api.hf_hub_download(
+                repo_id,
+                name,
+                local_dir=None if local_dir is None else os.fspath(local_dir),
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            )
             for name in names
         ]
         return cls(str(path), **kwargs)

@@ -86,6 +86,11 @@ def test_arguments_are_text_not_templates() -> None:
     assert said(template, a="{b.__class__}", b="%s{")[-1][1] == "{b.__class__}%s{{b.__class__}"
 
 
+def test_braces_of_a_contract_that_was_not_read_stay() -> None:
+    made = Contract(source="x", instruction="{0} {{a}} {a} {")
+    assert said(made, a="b")[-1][1] == "{0} {a} b {"
+
+
 @pytest.mark.parametrize(
     ("instruction", "arguments", "message"),
     [
