@@ -42,7 +42,7 @@ _HOMES = {
     "convert": "ConversionReport convert_adapter",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
-    "engine.provenance": "Provenance",
+    "engine.tokens": "Provenance",
     "generate.generation": "Generation",
     "generate.invoke": "Verdict",
     "gguf.adapter": "AdapterFile",
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
-    from .engine.provenance import Provenance as Provenance
+    from .engine.tokens import Provenance as Provenance
     from .errors import *  # noqa: F403 (each of them)
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict

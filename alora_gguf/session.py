@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ._kinds import checked
-from .engine.provenance import BASE, ActiveAdapter, Spans, spans_for
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
+from .engine.tokens import BASE, ActiveAdapter, Spans, spans_for
 from .errors import InputError
 from .generate.generation import Generation
 from .generate.invoke import Verdict, run_invocations

@@ -50,7 +50,7 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 
 def constraint(bench: Bench) -> list[Result]:
     """Seconds per token of a reply, of one more schema, and of a vocabulary's first one."""
-    from alora_gguf.engine.vocab import Vocabulary
+    from alora_gguf.engine.tokens import Vocabulary
     from alora_gguf.generate.constraint import Constraint
 
     llama = bench.weights.library.llama

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from alora_gguf.errors import InputError
+import alora_gguf as ag
 
 from .render import printable
 
@@ -83,12 +83,10 @@ def check_picture(path: Path) -> None:
     from alora_gguf.files import check_target
 
     if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is a directory or a device, expected a file name for the chart")
+        raise ag.InputError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}")
     check_target(path, what="chart")
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
+        raise ag.InputError(
             "--plot needs matplotlib, which is not installed: pip install 'alora-gguf[plot]'"
         )
 

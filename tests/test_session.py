@@ -18,8 +18,8 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans
 from alora_gguf.engine.scheduler import Scheduler
+from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, Spans
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files
 from tests.support.gguf_bytes import tensor_array

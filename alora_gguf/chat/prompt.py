@@ -11,8 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.engine.provenance import find_last
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.messages import Document, Message
 

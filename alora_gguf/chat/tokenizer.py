@@ -12,7 +12,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.engine.loading import BareVocabulary
-from alora_gguf.engine.provenance import find_last
+from alora_gguf.engine.tokens import find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .provenance import Provenance, Spans
 from .runtime import Runtime
+from .tokens import Provenance, Spans
 
 Kind = Literal["session", "closed", "call"]
 _WHY: Final[dict[Kind, str]] = {

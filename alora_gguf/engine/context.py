@@ -30,9 +30,8 @@ from alora_gguf.options import CancelToken, Progress, check_number
 from .cells import AdmissionQueue
 from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
-from .provenance import ActiveAdapter
 from .scheduler import Scheduler
-from .vocab import Vocabulary
+from .tokens import ActiveAdapter, Vocabulary
 
 
 class Engine:

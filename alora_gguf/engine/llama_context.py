@@ -26,7 +26,7 @@ from alora_gguf.options import CancelToken, ContextOptions
 from . import native as _native
 from .cells import CellAllocator
 from .loading import Tuning, load_weights, memory_of, open_context
-from .vocab import Vocabulary
+from .tokens import Vocabulary
 
 _GIVE_WAY: Final = 0.02  # seconds
 _STEP: Final = 50e-6

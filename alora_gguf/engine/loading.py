@@ -26,7 +26,7 @@ from alora_gguf.options import (
 from . import native as _native
 from .library import LLAMA_CPP_PYTHON
 from .native import Native
-from .vocab import Vocabulary
+from .tokens import Vocabulary
 
 Memory = Literal["attention", "recurrent", "hybrid"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from .llama_context import LlamaContext
-from .provenance import CachedTokens, Spans
+from .tokens import CachedTokens, Spans
 
 MIN_GAIN: Final = 16
 """Tokens: fewer are prefilled as fast as their cells are found and shared."""

@@ -12,7 +12,7 @@ from .llama_context import LlamaContext
 from .loading import CacheLayout
 from .prefix_cache import PrefixCache
 from .sequence import TokenSequence
-from .vocab import Vocabulary
+from .tokens import Vocabulary
 
 
 class Runtime:

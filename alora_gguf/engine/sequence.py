@@ -13,7 +13,7 @@ from alora_gguf.options import CancelToken, Progress, Timings
 from .context import Engine
 from .llama_context import Logits, Run
 from .prefix_cache import MIN_GAIN, OpenSequence, usable
-from .provenance import BASE, ActiveAdapter, CachedTokens, Spans, spans_for
+from .tokens import BASE, ActiveAdapter, CachedTokens, Spans, spans_for
 
 
 class TokenSequence:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 
 _Bools = NDArray[np.bool_]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from alora_gguf.engine.provenance import Spans
 from alora_gguf.engine.sequence import TokenSequence
+from alora_gguf.engine.tokens import Spans
 from alora_gguf.errors import CancelledError
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 

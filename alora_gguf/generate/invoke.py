@@ -210,21 +210,12 @@ class Runner:
 
     def _fork_alone(self, plan: InvocationPlan) -> int:
         """A fork for a plan that may be too long: it may still end before its last token."""
-        engine = self.engine
-        rest = len(plan.prompt) - plan.reuse
-        if not engine.cells.free_sequences:
-            raise CacheFullError(
-                f"{title(plan)}: all {engine.cells.n_seqs} sequences are in use, none is left to "
-                "fork; close a session, or open the model with a larger n_seq_max"
-            )
         try:
-            return self._fork(plan, rest)
-        except CacheFullError:
+            return self._fork(plan, len(plan.prompt) - plan.reuse)
+        except CacheFullError as error:
             raise CacheFullError(
-                f"{title(plan)}: the KV cache is full: {rest} cells needed, {engine.cells.free()} "
-                f"of {engine.cells.n_cells} free; the conversation is as it was; close another "
-                "session or open the model with a larger n_ctx"
-            ) from None
+                f"{title(plan)}: {error}; the conversation is as it was"
+            ) from error
 
     # Reading -------------------------------------------------------------------------------------
 

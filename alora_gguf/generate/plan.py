@@ -18,16 +18,16 @@ import numpy as np
 
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
-from alora_gguf.engine.provenance import (
+from alora_gguf.engine.tokens import (
     BASE,
     ActiveAdapter,
     CachedTokens,
     Spans,
+    Vocabulary,
     find_last,
     not_found,
     spans_for,
 )
-from alora_gguf.engine.vocab import Vocabulary
 from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation, check_stops
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import Logits
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError
 from alora_gguf.options import Sampling, TokenLogprob, TopLogprob, check_int
 

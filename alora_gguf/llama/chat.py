@@ -21,7 +21,7 @@ from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
 from alora_gguf.engine.llama_context import Logits
-from alora_gguf.engine.provenance import find_last
+from alora_gguf.engine.tokens import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.generate.invoke import run_invocations

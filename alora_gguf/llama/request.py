@@ -11,7 +11,7 @@ from llama_cpp import Llama as Stock
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf.engine.llama_context import Logits
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.generate.sampling import token_logprob
 from alora_gguf.options import TokenLogprob
 

@@ -14,9 +14,8 @@ from llama_cpp.llama_grammar import LlamaGrammar
 
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import Logits
-from alora_gguf.engine.provenance import CachedTokens, Spans
 from alora_gguf.engine.runtime import Runtime
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary
 from alora_gguf.errors import AloraError, InputError, SavedSessionError
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
 from alora_gguf.saved.session_file import SavedSession

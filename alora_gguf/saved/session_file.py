@@ -17,7 +17,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from alora_gguf.engine.loading import CacheLayout, Memory
-from alora_gguf.engine.provenance import BASE, Provenance, Spans
+from alora_gguf.engine.tokens import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
 from alora_gguf.gguf.base import BaseFingerprint
 
@@ -42,7 +42,7 @@ class SavedSession:
     """A conversation and the cells of its first `n_cached` tokens.
 
     tokens    token ids of the whole conversation
-    spans     who computed the cached tokens (provenance.py)
+    spans     who computed the cached tokens (engine/tokens.py)
     state     their cells as Engine.state() gave them, b"" if n_cached is 0
     n_cached  tokens that have cells
     base      the base that computed them

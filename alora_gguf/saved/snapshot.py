@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from alora_gguf.engine.loading import CacheLayout
-from alora_gguf.engine.provenance import BASE, spans_for
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
+from alora_gguf.engine.tokens import BASE, spans_for
 from alora_gguf.errors import CacheFullError, DecodeError, InputError, SavedSessionError
 
 from .session_file import NOT_OURS, SavedAdapter, SavedSession, read_saved

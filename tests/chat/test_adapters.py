@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.provenance import BASE, Provenance
+from alora_gguf.engine.tokens import BASE, Provenance
 from alora_gguf.intrinsics import Contract
 from tests.support import inside, tiny_base
 from tests.support.chats import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import alora_gguf as ag
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.intrinsics import Contract, rewrite
 from alora_gguf.messages import Document, Message
 from tests.support import inside, tiny_base

@@ -11,7 +11,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.engine.cells import AdmissionQueue, CellAllocator
 from alora_gguf.engine.prefix_cache import PrefixCache
-from alora_gguf.engine.provenance import BASE, CachedTokens
+from alora_gguf.engine.tokens import BASE, CachedTokens
 from tests.support.bare_context import BareContext
 from tests.support.files import FOREVER
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alora_gguf.engine.provenance import find_last, nearest_miss
+from alora_gguf.engine.tokens import find_last, nearest_miss
 
 
 @pytest.mark.parametrize(

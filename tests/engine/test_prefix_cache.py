@@ -8,7 +8,7 @@ import pytest
 
 from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.prefix_cache import MIN_GAIN, PrefixCache
-from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, Spans, spans_for
+from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, Spans, spans_for
 from tests.support.bare_context import BareContext
 
 TEXT = list(range(100, 140))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import alora_gguf as ag
 from alora_gguf.demo import base_path
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher
 from tests.support import inside, tiny_base, vocabularies

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alora_gguf.engine import native as _native
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.gguf.base import vocabulary_only
 from alora_gguf.gguf.header import read_header

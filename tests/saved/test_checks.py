@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.provenance import Provenance
+from alora_gguf.engine.tokens import Provenance
 from alora_gguf.saved.session_file import SavedSession, read_saved, write_saved
 from tests.support import inside, tiny_base
 from tests.support.files import EXACT, Files

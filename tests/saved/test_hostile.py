@@ -18,7 +18,7 @@ import safetensors
 
 import alora_gguf as ag
 from alora_gguf import files
-from alora_gguf.engine.provenance import BASE, Provenance
+from alora_gguf.engine.tokens import BASE, Provenance
 from alora_gguf.saved import container
 from alora_gguf.saved.container import FORMAT
 from alora_gguf.saved.session_file import SavedAdapter, SavedSession, read_saved, write_saved

@@ -12,7 +12,7 @@ from alora_gguf.engine.context import Engine
 from alora_gguf.engine.prefix_cache import PrefixCache
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
-from alora_gguf.engine.vocab import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary
 
 
 def runtime(model: ag.Model) -> Runtime:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alora_gguf.engine.provenance import BASE, CachedTokens, Provenance, spans_for
+from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, spans_for
 
 A, B = Provenance("a", 1.0), Provenance("b", 1.0)
 
