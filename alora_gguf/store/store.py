@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -24,7 +25,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
-from alora_gguf.files import sync_folder, write_whole
+from alora_gguf.files import abandoned, locked, owned, sync_folder, write_whole
 
 from .entry import (
     Description,
@@ -35,9 +36,7 @@ from .entry import (
     key_of,
     name_from,
     read_entry,
-    write_json,
 )
-from .locks import is_abandoned, locked, owned
 
 HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
 _SHOWN: Final = 12  # of the names in a message
@@ -229,8 +228,8 @@ class Store:
                 unknown.add(path.stem)
         for folder in self._files.iterdir():
             if folder.name not in kept and folder.name.rpartition(".")[0] not in unknown:
-                with contextlib.suppress(OSError):
-                    if is_abandoned(folder):
+                with contextlib.suppress(OSError), abandoned(folder) as free:
+                    if free:
                         shutil.rmtree(folder)
         for part in self._entries.glob("*.part"):  # nobody else writes one while we have the lock
             part.unlink()
@@ -356,7 +355,7 @@ class StoreAddition:
                 if not self.replace:
                     raise _taken(old)
             with write_whole(path, error=StoreError) as file:
-                file.write(write_json(entry))
+                file.write((json.dumps(entry.to_dict(), indent=2) + "\n").encode())
             self.changed = True
             if old is not None:
                 store._remove_folder(old.folder)

@@ -32,13 +32,10 @@ _ATTENTION_TYPES: Final = ("attention", "full_attention")
 class HFBase(BaseModel):
     """A base by the config.json of its directory, and the tokenizer.json beside it.
 
-    `label` stands for it in messages, its path by default. Raises what HFConfig does.
-
     n_vocab is vocab_size, the rows of the embedding: what upstream pads for Mamba hybrids is the
     list of tokens alone, and llama.cpp loads a GGUF only if the two agree. Of a gemma3 without a
-    tokenizer.model, upstream drops the rows beyond the tokenizer's tokens.
-
-    tied is tie_word_embeddings; that a checkpoint holds an lm_head in spite of it is not known.
+    tokenizer.model, upstream drops the rows beyond the tokenizer's tokens. That a checkpoint holds
+    an lm_head in spite of tie_word_embeddings is not known.
     """
 
     def __init__(self, directory: str | Path, label: str | None = None) -> None:
