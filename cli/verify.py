@@ -66,14 +66,13 @@ def command(
 
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
-    from alora_gguf.verification import verify
-
     if hf_base is not None and peft is None:
         raise click.UsageError("--hf-base is only used with --peft; give both")
     store = ag.Store()
     paths = store.resolve(base, "base"), store.resolve(adapter, "adapter")
     with Progress("Loading") as progress:
-        found = verify(*paths, peft=peft, hf_base=hf_base, progress=progress.fraction, **measured)
+        how = {"peft": peft, "hf_base": hf_base, **measured}
+        found = ag.verify(*paths, progress=progress.fraction, **how)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
