@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -231,7 +232,7 @@ def _create_part(real: Path, mode: int) -> tuple[int, Path]:
             number = os.open(part, flags, mode)
         except FileExistsError:
             continue
-        _own(number)
+        own(number)
         if part.exists():
             return number, part
         os.close(number)  # taken for abandoned between creation and lock
@@ -245,33 +246,9 @@ def _remove_abandoned(real: Path) -> None:
             middle = entry.name[len(stem) + 1 : -len(".part")]
             named_so = entry.name == f"{stem}.{middle}.part" and len(middle) == 8
             if named_so and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    _remove_unless_owned(Path(entry.path))
-
-
-if sys.platform == "win32":
-
-    def _own(number: int) -> None:
-        """Nothing to do: the system refuses to delete a file that is open."""
-
-    def _remove_unless_owned(part: Path) -> None:
-        part.unlink()
-
-else:
-    import fcntl
-
-    def _own(number: int) -> None:
-        """Locks an open part; the lock ends with its process, however that ends."""
-        with contextlib.suppress(OSError):  # without locks, nobody can think it abandoned either
-            fcntl.flock(number, fcntl.LOCK_EX)
-
-    def _remove_unless_owned(part: Path) -> None:
-        number = os.open(part, os.O_RDWR)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
-        finally:
-            os.close(number)
+                with contextlib.suppress(OSError), abandoned(Path(entry.path)) as free:
+                    if free:
+                        Path(entry.path).unlink()
 
 
 def _keep_mode(file: BinaryIO, real: Path) -> None:
@@ -293,3 +270,73 @@ def _move(part: Path, real: Path, path: Path, *, overwrite: bool, what: str) -> 
             check_target(path, overwrite=False, what=what)
             part.replace(real)
     sync_folder(real.parent)
+
+
+# Locks between processes that end with their process, however that ends.
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def own(number: int) -> None:
+        """Nothing to do: the system refuses to delete a file that is open."""
+
+    def _wait_for(number: int) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # after ten seconds it gives up
+                msvcrt.locking(number, msvcrt.LK_LOCK, 1)
+                return
+
+    @contextlib.contextmanager
+    def owned(_folder: Path) -> Iterator[None]:
+        """Nothing to do: directories cannot be locked."""
+        yield
+
+    @contextlib.contextmanager
+    def abandoned(path: Path) -> Iterator[bool]:
+        """Whether nobody fills a file or directory any more, as far as a directory's age tells."""
+        yield path.is_file() or time.time() - path.stat().st_mtime > 24 * 3600
+
+else:
+    import fcntl
+
+    def own(number: int) -> None:
+        """Says that this process fills an open file or directory, until it closes it or ends."""
+        with contextlib.suppress(OSError):  # without locks, nobody can think it abandoned either
+            fcntl.flock(number, fcntl.LOCK_EX)
+
+    _wait_for = own
+
+    @contextlib.contextmanager
+    def owned(folder: Path) -> Iterator[None]:
+        """Says that this process fills a directory, to the end of the block or of the process."""
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            own(number)
+            yield
+        finally:
+            os.close(number)
+
+    @contextlib.contextmanager
+    def abandoned(path: Path) -> Iterator[bool]:
+        """Whether nobody fills a file or directory any more; nobody can to the end of the block."""
+        flags = os.O_RDWR if path.is_file() else os.O_RDONLY
+        number = os.open(path, flags | os.O_NOFOLLOW)
+        free = False
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+            yield free
+        finally:
+            os.close(number)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits for the lock of that name, a file that is created; OSError if it cannot be."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait_for(number)
+        yield
+    finally:
+        os.close(number)

@@ -77,9 +77,8 @@ def run(arguments: list[str]) -> int:
     3 a bug of ours, with a log file.
     """
     try:
-        status: int | None = group.main(
-            arguments, prog_name="alora-gguf", standalone_mode=False
-        )  # of click.exceptions.Exit
+        # click returns the status of its Exit, as after --help
+        status: int | None = group.main(arguments, prog_name="alora-gguf", standalone_mode=False)
     except click.ClickException as error:  # wrong usage; click has the wording
         error.show()
         return error.exit_code

@@ -89,7 +89,8 @@ class _Play:
         timings = self._chat.read()
         self._screen.documents(len(self._chat.tokens), timings)
         for turn in TURNS[:-1]:
-            self._ask_user(turn)
+            self._screen.question(turn)
+            self._chat.add(turn.question)
             verdicts = self._ask(turn.before)
             self._screen.badges(verdicts.values())
             reply = self._answer(turn)
@@ -99,7 +100,8 @@ class _Play:
         # the last time all verdicts in one batch: those on the question are about what was said
         # before the answer
         turn = TURNS[-1]
-        self._ask_user(turn)
+        self._screen.question(turn)
+        self._chat.add(turn.question)
         n = len(self._chat.messages)
         reply = self._answer(turn)
         calls = [
@@ -109,10 +111,6 @@ class _Play:
         self._screen.verdicts(verdicts)
         self._note(turn, reply, verdicts)
         return calls
-
-    def _ask_user(self, turn: Turn) -> None:
-        self._screen.question(turn)
-        self._chat.add(turn.question)
 
     def _answer(self, turn: Turn) -> ag.Reply:
         """The base's likeliest answer, as it comes."""
@@ -138,10 +136,10 @@ class _Play:
     def _note(self, turn: Turn, reply: ag.Reply, verdicts: dict[str, Reading]) -> None:
         said = {
             name: {
-                "text": reading.text,
+                "text": reading.result.text,
                 "value": reading.value,
                 "words": reading.words,
-                "timings": asdict(reading.timings),
+                "timings": asdict(reading.result.timings),
             }
             for name, reading in verdicts.items()
         }

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import alora_gguf as ag
 
 from .bench.result import HOW
-
-if TYPE_CHECKING:
-    from alora_gguf import Chat, IntrinsicCall, Timings
 
 _RUNS: Final = 5  # of which the median is reported
 _SUFFIX: Final = " as a plain LoRA"
@@ -22,7 +21,7 @@ class Side:
     """One way of asking: `seconds` for all verdicts, and each one's timings by intrinsic."""
 
     seconds: float
-    timings: dict[str, Timings]
+    timings: dict[str, ag.Timings]
 
     @property
     def evaluated(self) -> int:
@@ -61,14 +60,13 @@ class Comparison:
         }
 
 
-def compare(chat: Chat, calls: Sequence[IntrinsicCall]) -> Comparison:
+def compare(chat: ag.Chat, calls: Sequence[ag.IntrinsicCall]) -> Comparison:
     """Asks `calls` both ways, in turn, several times.
 
     A plain LoRA changes every token, so nothing that the base has computed serves it. It is asked
     with the same prompt and schema, and its answers are cut to the length of the aLoRA's, so that
     neither side gains by saying less.
     """
-    from alora_gguf import Invocation
     from alora_gguf.demo import adapter_path
 
     model, session = chat.model, chat.session
@@ -77,7 +75,7 @@ def compare(chat: Chat, calls: Sequence[IntrinsicCall]) -> Comparison:
         name = f"{result.name}{_SUFFIX}"
         model.load_adapter(name, adapter_path(result.name), from_start=True)
         invocation = model.adapter(result.name).invocation
-        plain[result.name] = Invocation(
+        plain[result.name] = ag.Invocation(
             name,
             prompt=(*chat.tokens[: result.timings.reused], *invocation),
             max_tokens=result.timings.generated,

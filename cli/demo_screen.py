@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.text import Text
 
+import alora_gguf as ag
 from alora_gguf.demo import DOCUMENTS, N_SHOWN
 
 from .flow import Flow, side_by_side
 from .render import colour, duration, plural, printable, wrapped
-from .verdicts import is_good, number_in
+from .verdicts import SURE, Badge, badges_of, number_in
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alora_gguf import IntrinsicResult, Model, Timings
     from alora_gguf.demo import Turn
 
     from .demo_compare import Comparison
@@ -28,22 +28,15 @@ _WIDTH: Final = 80
 _LABEL: Final = 13  # of a line of the conversation: "  assistant  "
 _NAME: Final = 17  # of a line of a table: "  answerability  "
 _STYLES: Final = {True: "green", False: "yellow", None: "cyan"}
-_SURE: Final = 0.5
 
-# intrinsic -> the badge and the sentence for a high number, and for a low one
-_WORDS: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
-    "answerability": (
-        ("answerable", "the documents answer the question"),
-        ("not in the documents", "the documents do not answer it"),
-    ),
+# intrinsic -> the sentence for a high number, and for a low one
+_WORDS: Final = {
+    "answerability": ("the documents answer the question", "the documents do not answer it"),
     "hallucination": (
-        ("supported by the documents", "the documents support the answer"),
-        ("not supported", "the documents do not support the answer"),
+        "the documents support the answer",
+        "the documents do not support the answer",
     ),
-    "jailbreak": (
-        ("jailbreak attempt", "the user tries to break the rules"),
-        ("harmless", "the user keeps to the rules"),
-    ),
+    "jailbreak": ("the user tries to break the rules", "the user keeps to the rules"),
 }
 
 
@@ -51,41 +44,35 @@ _WORDS: Final[dict[str, tuple[tuple[str, str], tuple[str, str]]]] = {
 class Reading:
     """What a verdict says.
 
-    value    what a program would go on with: whether the question is answerable, the answer
-             faithful, the user on a jailbreak; the certainty, 0 to 1; the question on its own. None
-             if the answer cannot be understood
-    badge    in a word or two
-    words    in a sentence
-    good     False for what an application should act on, None where nothing is good or bad
-    text     the adapter's answer as it is
-    timings  what that took
+    result  the adapter's answer as it is
+    value   what a program would go on with: whether the question is answerable, the answer
+            faithful, the user on a jailbreak; the certainty, 0 to 1; the question on its own. None
+            if the answer cannot be understood
+    badges  in a word or two
+    words   in a sentence
     """
 
+    result: ag.IntrinsicResult
     value: bool | float | str | None
-    badge: str
+    badges: list[Badge]
     words: str
-    good: bool | None
-    text: str
-    timings: Timings
 
     @classmethod
-    def of(cls, model: Model, result: IntrinsicResult) -> Reading:
+    def of(cls, model: ag.Model, result: ag.IntrinsicResult) -> Reading:
         """Reads the result of one of the demo's intrinsics."""
-        name, rest = result.name, (result.text, result.timings)
         if result.error is not None:
-            return cls(None, "not understood", "this answer cannot be understood", False, *rest)
-        number = number_in(result.value)
+            badges = [Badge("not understood", good=False)]
+            return cls(result, None, badges, "this answer cannot be understood")
+        name, number = result.name, number_in(result.value)
+        badges = badges_of(name, result.value, model.contract(name).good)
         if number is None:
             question = result.value["rewritten_question"]
-            words = "on its own the question reads"
-            return cls(question, f'means "{question}"', words, None, *rest)
-        good = is_good(result.value, model.contract(name).good)
+            return cls(result, question, badges, "on its own the question reads")
         if name not in _WORDS:
             words = f"the answer is right with {number:.0%} certainty"
-            return cls(number, f"{number:.0%} certain", words, good, *rest)
-        high = number >= _SURE
-        badge, words = _WORDS[name][not high]
-        return cls(high, badge, words, good, *rest)
+            return cls(result, number, badges, words)
+        high = number >= SURE
+        return cls(result, high, badges, _WORDS[name][not high])
 
 
 class Screen:
@@ -108,7 +95,7 @@ class Screen:
             "machine. Under each turn: what adapters say of it, and how long they took."
         )
 
-    def documents(self, n_tokens: int, timings: Timings) -> None:
+    def documents(self, n_tokens: int, timings: ag.Timings) -> None:
         """The documents that the conversation is about."""
         self._line()
         self._line("The documents", "bold")
@@ -144,8 +131,9 @@ class Screen:
         """Verdicts in a word or two, and the time until the last was complete."""
         shown = list(readings)
         if shown:
-            took = duration(max(reading.timings.total for reading in shown))
-            parts = [(printable(reading.badge), _STYLES[reading.good]) for reading in shown]
+            took = duration(max(reading.result.timings.total for reading in shown))
+            badges = [badge for reading in shown for badge in reading.badges]
+            parts = [(printable(badge.text), _STYLES[badge.good]) for badge in badges]
             for i, line in enumerate(side_by_side(parts, _WIDTH - _LABEL)):
                 self._line(f"{'' if i else took:>{_LABEL - 2}}  ", "dim", end="")
                 self._console.print(line, soft_wrap=True)
@@ -156,9 +144,9 @@ class Screen:
         """All five: in a sentence, with the adapter's answer as it is."""
         self._line()
         for name, reading in readings.items():
-            raw = printable(reading.text)
+            raw = printable(reading.result.text)
             self._line(f"  {name:{_NAME - 2}}", end="")
-            self._line(reading.words, _STYLES[reading.good], end="")
+            self._line(reading.words, _STYLES[reading.badges[0].good], end="")
             gap = max(2, 60 - _NAME - len(reading.words))
             if _NAME + len(reading.words) + gap + len(raw) <= _WIDTH:
                 self._line(f"{'':{gap}}{raw}", "dim")
@@ -218,5 +206,5 @@ class Screen:
             self._line(line, style)
 
 
-def _costs(timings: Timings) -> str:
+def _costs(timings: ag.Timings) -> str:
     return f"{timings.reused:>7}{timings.evaluated:>6}{duration(timings.first_token or 0.0):>13}"

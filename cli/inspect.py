@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+import alora_gguf as ag
+
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    from alora_gguf import AdapterSummary, BaseSummary
-
-    Summary = AdapterSummary | BaseSummary
+    Summary = ag.AdapterSummary | ag.BaseSummary
 
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it
@@ -51,9 +51,7 @@ def command(path: Path, as_json: bool) -> None:
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
-    from alora_gguf import inspect_gguf
-
-    summary = inspect_gguf(path)
+    summary = ag.inspect_gguf(path)
     if as_json:
         text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)
         click.echo(text.replace("\x7f", "\\u007f"))  # all else is escaped already
@@ -63,15 +61,13 @@ def command(path: Path, as_json: bool) -> None:
 
 def table(summary: Summary) -> str:
     """The summary as text of at most 80 columns, apart from the path."""
-    from alora_gguf import AdapterSummary
-
     kind = _KINDS.get(summary.kind, printable(f"file of the kind '{summary.kind}'"))
     lines = [
         f"  {label:<{_LABEL}}{_cut(text, _WIDTH - _LABEL - 2)}"
         for label, text in _rows(summary)
         if text is not None
     ]
-    if isinstance(summary, AdapterSummary):
+    if isinstance(summary, ag.AdapterSummary):
         lines += _targets(summary)
     lines += _metadata(summary)
     lines += _problems(summary.problems)
@@ -86,11 +82,9 @@ def _cut(text: str, width: int) -> str:
 
 def _rows(summary: Summary) -> Iterator[tuple[str, str | None]]:
     """What the file says of itself; None is left out."""
-    from alora_gguf import AdapterSummary
-
     yield "name", summary.name
     yield "architecture", summary.architecture
-    if isinstance(summary, AdapterSummary):
+    if isinstance(summary, ag.AdapterSummary):
         yield from _adapter_rows(summary)
     else:
         yield from _base_rows(summary)
@@ -101,7 +95,7 @@ def _rows(summary: Summary) -> Iterator[tuple[str, str | None]]:
         yield "", f"{total.type:<7} {held}"
 
 
-def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str | None]]:
+def _adapter_rows(summary: ag.AdapterSummary) -> Iterator[tuple[str, str | None]]:
     alpha, text = summary.alpha, summary.invocation_text
     yield "invocation", None if text is None else f"'{text}'"
     if summary.invocation:
@@ -120,7 +114,7 @@ def _adapter_rows(summary: AdapterSummary) -> Iterator[tuple[str, str | None]]:
         yield "scale", scale
 
 
-def _base_rows(summary: BaseSummary) -> Iterator[tuple[str, str | None]]:
+def _base_rows(summary: ag.BaseSummary) -> Iterator[tuple[str, str | None]]:
     yield "size label", summary.size_label
     if (split := summary.split) is not None:
         held = plural(summary.n_tensors, "tensor")
@@ -173,7 +167,7 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(runs) or "-"
 
 
-def _targets(summary: AdapterSummary) -> list[str]:
+def _targets(summary: ag.AdapterSummary) -> list[str]:
     """The table of targets; layers that do not fit behind their row follow below it."""
     targets = summary.targets
     if not targets:
@@ -216,9 +210,7 @@ def _metadata(summary: Summary) -> list[str]:
 
 
 def _value(value: object) -> str:
-    from alora_gguf import ArraySummary
-
-    if isinstance(value, ArraySummary):
+    if isinstance(value, ag.ArraySummary):
         return f"{value.count} values of type {value.array_of}"
     if isinstance(value, tuple):
         return ", ".join(map(_value, value[:_WIDTH]))

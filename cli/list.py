@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
-from .render import aligned, printable, printable_lines, size_text
+import alora_gguf as ag
 
-if TYPE_CHECKING:
-    from alora_gguf import Store, StoreEntry
+from .render import aligned, printable, printable_lines, size_text
 
 _KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
 _HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")
@@ -25,9 +24,7 @@ def command(*, as_json: bool) -> None:
     They are named by `alora-gguf pull`, in ALORA_GGUF_HOME or the system's directory for a user's
     data. BASE is the model that an adapter was converted for; FROM is the repository and commit.
     """
-    from alora_gguf import Store
-
-    store = Store()
+    store = ag.Store()
     contents = store.contents()
     paths: dict[str, str | None] = {}
     problems = [str(problem) for problem in contents.problems]
@@ -47,22 +44,20 @@ def command(*, as_json: bool) -> None:
         click.echo(f"warning: {printable_lines(problem)}", err=True)
 
 
-def _path(store: Store, entry: StoreEntry) -> tuple[str | None, str | None]:
+def _path(store: ag.Store, entry: ag.StoreEntry) -> tuple[str | None, str | None]:
     """The file to open, or what is wrong with it."""
-    from alora_gguf.errors import FileFormatError
-
     try:
         return str(store.path(entry)), None
-    except FileFormatError as error:
+    except ag.FileFormatError as error:
         return None, str(error)
 
 
-def kind_of(entry: StoreEntry) -> str:
+def kind_of(entry: ag.StoreEntry) -> str:
     """What an entry is: aLoRA, LoRA or base."""
     return _KINDS.get(entry.about.technology or "", entry.about.kind)
 
 
-def table(entries: Sequence[StoreEntry]) -> list[str]:
+def table(entries: Sequence[ag.StoreEntry]) -> list[str]:
     """A line for each entry below a head."""
     rows = [_HEAD]
     for entry in entries:

@@ -9,6 +9,8 @@ from typing import Final, Literal
 import click
 from click.shell_completion import CompletionItem
 
+import alora_gguf as ag
+
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -18,13 +20,10 @@ def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
     """
 
     def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
-        from alora_gguf import Store
-        from alora_gguf.errors import AloraError
-
         files = [CompletionItem(begun, type="file")] if kind is not None else []
         try:
-            entries = Store().contents().entries
-        except AloraError:
+            entries = ag.Store().contents().entries
+        except ag.AloraError:
             return files
         return files + [
             CompletionItem(entry.name, help=entry.about.repository)
@@ -41,9 +40,7 @@ def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
     """
     if not layers:
         return 0
-    from alora_gguf import Model
-
-    if Model.can_offload():
+    if ag.Model.can_offload():
         return layers
     click.echo(
         "Note: this build computes on the CPU only, so --gpu-layers changes nothing; README.md "
@@ -57,25 +54,21 @@ def named_path(text: str) -> tuple[str, str]:
     """The name and the path that NAME=PATH says, or a path alone, or a name in the store. Raises
     InputError.
     """
-    from alora_gguf import InputError, Store
-
     name, equals, path = text.partition("=")
-    if equals and Store.is_path(name):  # a path with a sign in it
+    if equals and ag.Store.is_path(name):  # a path with a sign in it
         name, equals = text, ""
     if not name or (equals and not path):
-        raise InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
+        raise ag.InputError(f"'{text}': expected NAME=PATH, a path, or a name in the store")
     return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
     """A file's bytes, or its first ones. Raises InputError."""
-    from alora_gguf import InputError
-
     try:
         with path.open("rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ag.InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 model: Final = click.option(

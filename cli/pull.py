@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 import alora_gguf as ag
-from alora_gguf.errors import ConvertError, FileFormatError, InputError
 
 from .progress import Progress, hush_hub
 from .render import printable, size_text
@@ -130,7 +129,7 @@ def _reference(text: str) -> HubReference:
     from alora_gguf.convert import is_reference, parse_reference
 
     if "://" in text and not is_reference(text):
-        raise InputError(
+        raise ag.InputError(
             f"{text}: is a web address, expected a repository of the hub: OWNER/REPO"
             "[@REVISION][/PATH]"
         )
@@ -181,7 +180,7 @@ def _pull_adapter(
     out = addition.folder / f"{addition.name}.gguf"
     try:
         report = convert(found.directory, base, out)
-    except ConvertError as error:
+    except ag.ConvertError as error:
         if isinstance(error.__cause__, OSError) and str(error).startswith(str(out)):
             raise ag.Store().refusal(error.__cause__) from error
         raise
@@ -223,7 +222,7 @@ def _pull_gguf(
         files = addition.files(progress)
         for own, path, file, sha256 in zip(model.names, paths, files, expected, strict=True):
             if sha256 not in (None, file.sha256):
-                raise FileFormatError(
+                raise ag.FileFormatError(
                     f"{model.reference.text}: '{own}' arrived with the SHA-256 {file.sha256}, but "
                     f"the hub says {sha256}; remove {path.resolve()} and pull again"
                 )
@@ -237,12 +236,12 @@ def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary
     summary = ag.inspect_gguf(path)
     where = f"{model.reference.text}: '{model.names[0]}'"
     if summary.kind not in ("alora", "lora", "model"):
-        raise InputError(
+        raise ag.InputError(
             f"{where}: is a GGUF of the kind '{summary.kind}', expected a base model or an "
             "adapter; choose another --file"
         )
     if summary.problems and summary.kind != "model":
-        raise FileFormatError(
+        raise ag.FileFormatError(
             f"{where}: is a malformed adapter: {summary.problems[0]}; choose another --file"
         )
     return summary

@@ -14,6 +14,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import alora_gguf as ag
+
 _NARROWEST: Final = 40
 _WIDEST: Final = 100  # longer lines are hard to read
 _USUAL: Final = 80  # of what is not a terminal
@@ -140,12 +142,10 @@ def aligned(
 @contextlib.contextmanager
 def stdout_may_close() -> Iterator[None]:
     """Says once, in a sentence, that nobody reads the output any more."""
-    from alora_gguf import InputError
-
     try:
         yield
     except BrokenPipeError:
         # what is buffered goes nowhere, or Python would complain of it at exit
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError("nobody reads the output any more") from None
+        raise ag.InputError("nobody reads the output any more") from None

@@ -6,6 +6,8 @@ import json
 
 import click
 
+import alora_gguf as ag
+
 from . import options
 from .render import size_text
 
@@ -18,9 +20,7 @@ def command(*, name: str, as_json: bool) -> None:
 
     What huggingface_hub has in its cache stays there; `hf cache` manages that.
     """
-    from alora_gguf import Store
-
-    entry = Store().remove(name)
+    entry = ag.Store().remove(name)
     if as_json:
         click.echo(json.dumps(None if entry is None else entry.to_dict(), indent=2))
     else:

@@ -13,7 +13,7 @@ from .render import plural
 Good = Literal["high", "low"]
 
 _LONGEST: Final = 60  # of a text within a badge
-_SURE: Final = 0.5
+SURE: Final = 0.5
 
 # field -> what a high number means, and a low one
 _WORDS: Final[dict[str, tuple[str, str]]] = {
@@ -52,7 +52,7 @@ def is_good(value: Any, good: Good | None) -> bool | None:
     number = number_in(value)
     if good is None or number is None or number != number:  # NaN
         return None
-    return (number >= _SURE) == (good == "high")
+    return (number >= SURE) == (good == "high")
 
 
 def badges_of(name: str, value: Any, good: Good | None = None) -> list[Badge]:
@@ -82,7 +82,7 @@ def _badge(field: str, value: Any, good: bool | None) -> Badge:
     if isinstance(value, float) and 0 <= value <= 1:
         if field not in _WORDS:
             return Badge(f"{label} {value:.0%}", good)
-        words, low = _WORDS[field], value < _SURE
+        words, low = _WORDS[field], value < SURE
         return Badge(f"{words[low]} {max(value, 1 - value):.0%}", good)
     if isinstance(value, (int, float)):
         return Badge(f"{label} {value:g}", good)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+import alora_gguf as ag
+
 from . import options
 from .chart import bars
 from .progress import Progress
@@ -64,23 +66,20 @@ def command(
 
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
-    from alora_gguf import Store
-    from alora_gguf.errors import AdapterError
-    from alora_gguf.verification import verify
-
     if hf_base is not None and peft is None:
         raise click.UsageError("--hf-base is only used with --peft; give both")
-    store = Store()
+    store = ag.Store()
     paths = store.resolve(base, "base"), store.resolve(adapter, "adapter")
     with Progress("Loading") as progress:
-        found = verify(*paths, peft=peft, hf_base=hf_base, progress=progress.fraction, **measured)
+        how = {"peft": peft, "hf_base": hf_base, **measured}
+        found = ag.verify(*paths, progress=progress.fraction, **how)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         for line in report(found, columns()):
             click.echo(line, color=colour())
     if not found.passed:
-        raise AdapterError(f"{adapter}: fails on {base}; the report says why")
+        raise ag.AdapterError(f"{adapter}: fails on {base}; the report says why")
 
 
 def report(found: Verification, width: int) -> Iterator[str]:
@@ -184,8 +183,8 @@ def _changes(found: Verification, width: int) -> Iterator[str]:
         yield from wrapped(text, width, "  ")
         heading, rows = bars(found.layers, width)
         yield from ("", heading)
-        for row in rows:
-            yield (row.label + click.style(row.bar, fg="cyan")) if row.bar else row.label.rstrip()
+        for label, bar in rows:
+            yield (label + click.style(bar, fg="cyan")) if bar else label.rstrip()
     yield ""
 
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -112,7 +111,7 @@ def convert_adapter(
         _check_out(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
     config = read_config(found.config)
-    with closing(SafetensorsFile(found.weights)) as weights, ThreadPoolExecutor(_THREADS) as pool:
+    with SafetensorsFile(found.weights) as weights, ThreadPoolExecutor(_THREADS) as pool:
         sha256 = pool.submit(weights.sha256)
         from .job import Job  # imports numpy, which takes as long as hashing does
 
@@ -132,6 +131,7 @@ def convert_adapter(
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
     remarks += [another, *trigger.warnings, *job.warnings]
+    kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(
         out=target,
         written=not dry_run,
@@ -140,7 +140,7 @@ def convert_adapter(
         architecture=model.architecture,
         invocation=trigger.tokens,
         invocation_text=trigger.text,
-        targets=dict(sorted(Counter(_short(pair.target) for pair in pairs).items())),
+        targets=dict(sorted(Counter(kinds).items())),
         ranks=tuple(sorted({pair.rank for pair in pairs})),
         alpha=job.alpha,
         folded=job.folded,
@@ -165,8 +165,3 @@ def _check_not_an_input(out: Path, inputs: Sequence[str | Path]) -> None:
             continue
         if same:
             raise InputError(f"{out}: is one of the files to convert from; choose another name")
-
-
-def _short(target: str) -> str:
-    """A target without its layer: "blk.3.attn_q" is an "attn_q"."""
-    return re.sub(r"^blk\.\d+\.", "", target).removesuffix(".weight")

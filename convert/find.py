@@ -28,10 +28,7 @@ def find_source(source: str | Path, pick: Pick = Pick()) -> Source:  # noqa: B00
             "hf://owner/repo[@revision][/path]"
     pick    which one, if there are several
 
-    Raises InputError if there is no adapter, or not exactly one that is asked for;
-    UnsupportedAdapterError for a pickle or weights in several files; FileFormatError for files
-    that are missing or other files than their names say; ConvertError for links that leave the
-    directory, and HubError for a hub that fails.
+    Raises what convert_adapter() does of an adapter's files.
     """
     if is_reference(source):
         from .hub.fetch import fetch_adapter

@@ -11,22 +11,11 @@ from typing import Final
 
 from alora_gguf.errors import AdapterError, InputError, ModelError
 
-from .script import DOCUMENTS, N_SHOWN, OF_THE_ANSWER, OF_THE_QUESTION, TURNS, Turn
-
-__all__ = [
-    "DOCUMENTS",
-    "INTRINSICS",
-    "N_SHOWN",
-    "OF_THE_ANSWER",
-    "OF_THE_QUESTION",
-    "TURNS",
-    "Turn",
-    "adapter_path",
-    "adapter_paths",
-    "base_path",
-    "invocation_of",
-    "io_yaml_path",
-]
+from .script import DOCUMENTS as DOCUMENTS  # what `alora-gguf demo` and `chat` play with
+from .script import N_SHOWN as N_SHOWN
+from .script import OF_THE_ANSWER as OF_THE_ANSWER
+from .script import TURNS as TURNS
+from .script import Turn as Turn
 
 __all__ = [
     "INTRINSICS",
@@ -37,13 +26,7 @@ __all__ = [
     "io_yaml_path",
 ]
 
-INTRINSICS: Final = (
-    "answerability",
-    "uncertainty",
-    "query_rewrite",
-    "hallucination",
-    "jailbreak",
-)
+INTRINSICS: Final = ("answerability", "uncertainty", "query_rewrite", "hallucination", "jailbreak")
 """The names of the demo model's intrinsics."""
 
 _FOLDER: Final = Path(__file__).parent

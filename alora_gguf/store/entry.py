@@ -148,11 +148,6 @@ def name_from(text: str) -> str:
     return f"x-{name}"[:100] if _DEVICES.fullmatch(name.lower()) else name or "unnamed"
 
 
-def write_json(entry: StoreEntry) -> bytes:
-    """The bytes of an entry's file."""
-    return (json.dumps(entry.to_dict(), indent=2) + "\n").encode()
-
-
 def read_entry(path: Path) -> StoreEntry:
     """The entry in a file.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -24,7 +25,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
-from alora_gguf.files import sync_folder, write_whole
+from alora_gguf.files import abandoned, locked, owned, sync_folder, write_whole
 
 from .entry import (
     Description,
@@ -35,9 +36,7 @@ from .entry import (
     key_of,
     name_from,
     read_entry,
-    write_json,
 )
-from .locks import is_abandoned, locked, owned
 
 HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
 _SHOWN: Final = 12  # of the names in a message
@@ -194,7 +193,7 @@ class Store:
             sync_folder(self._entries)
             entry = found if isinstance(found, StoreEntry) else None
             if entry is not None:
-                self._remove_folder(entry.folder)
+                shutil.rmtree(self._files / entry.folder, ignore_errors=True)  # or later
             self._remove_abandoned()
         return entry
 
@@ -214,10 +213,6 @@ class Store:
             return False
         return True
 
-    def _remove_folder(self, name: str) -> None:
-        """Removes files that no entry names any more; what cannot go now goes later."""
-        shutil.rmtree(self._files / name, ignore_errors=True)
-
     def _remove_abandoned(self) -> None:
         """Removes what those who were killed left. The lock must be held."""
         kept, unknown = set(), set()
@@ -229,8 +224,8 @@ class Store:
                 unknown.add(path.stem)
         for folder in self._files.iterdir():
             if folder.name not in kept and folder.name.rpartition(".")[0] not in unknown:
-                with contextlib.suppress(OSError):
-                    if is_abandoned(folder):
+                with contextlib.suppress(OSError), abandoned(folder) as free:
+                    if free:
                         shutil.rmtree(folder)
         for part in self._entries.glob("*.part"):  # nobody else writes one while we have the lock
             part.unlink()
@@ -356,10 +351,10 @@ class StoreAddition:
                 if not self.replace:
                     raise _taken(old)
             with write_whole(path, error=StoreError) as file:
-                file.write(write_json(entry))
+                file.write((json.dumps(entry.to_dict(), indent=2) + "\n").encode())
             self.changed = True
             if old is not None:
-                store._remove_folder(old.folder)
+                shutil.rmtree(store._files / old.folder, ignore_errors=True)  # or later
         return entry
 
 

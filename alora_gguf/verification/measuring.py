@@ -179,7 +179,7 @@ def _base_facts(base: BaseFile) -> BaseFacts:
         path=base.path,
         name=name if isinstance(name, str) else None,
         architecture=base.architecture,
-        nbytes=sum(part.stat().st_size for part in base.parts),
+        nbytes=sum(part.size for part in base.files),
         vocabulary_sha256=vocabulary_sha256(header),
         **_weights(base.tensors.values()),
     )

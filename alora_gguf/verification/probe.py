@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +109,7 @@ def _read(
                 (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
     finally:
         engine.drop(seq)
-    if logits is None:
-        raise DecodeError(f"{engine.path}: llama.cpp gave no logits")
-    return Reading(logits, dict(sorted(layers.items())))
+    return Reading(cast(Logits, logits), dict(sorted(layers.items())))
 
 
 class _Tap:

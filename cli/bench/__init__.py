@@ -13,6 +13,9 @@ from alora_gguf.cli.chart import check_picture
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import colour, columns, printable
 
+import alora_gguf as ag
+from alora_gguf.demo import adapter_paths, base_path
+
 # rounds, seconds, contexts
 _USUAL: Final = (5, 60, (128, 512, 2048, 8192))
 _QUICK: Final = (2, 10, (128, 512))
@@ -132,14 +135,10 @@ def command(
 def _files(base: str | None, adapters: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """The base and the adapters: those that were named, or the demo's."""
     if base is None:
-        from alora_gguf.demo import adapter_paths, base_path
-
         return base_path(), list(adapter_paths().values())
     if not adapters:
         raise click.UsageError(
             "give at least one adapter after the base; or neither, for the demo model"
         )
-    from alora_gguf import Store
-
-    store = Store()
+    store = ag.Store()
     return store.resolve(base, "base"), [store.resolve(each, "adapter") for each in adapters]

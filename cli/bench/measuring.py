@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from alora_gguf import CancelledError, CancelToken, InputError, Invocation, __version__
+import alora_gguf as ag
 
 from .result import SIDES, Result, add_ratios, at_context
 from .subjects import ANSWER, LONG_ANSWER, N_FORKS, WARM, Subjects
-
-if TYPE_CHECKING:
-    from alora_gguf import Session, Timings
 
 _ASKS: Final = 3  # in one round of those that take little
 _ANSWERS: Final = 2  # likewise, of those whose speed is measured
@@ -38,7 +35,7 @@ class Measuring:
         self._contexts = {n: at_context(n) for n in subjects.choice.contexts}
         self._together: list[Result] = [
             {"n_tokens": 0, "n_adapters": n, "at_once": [], "one_by_one": []}
-            for n in _counts(len(subjects.slots))
+            for n in sorted({1, 2, 4, 8, len(subjects.slots)} if subjects.slots else ())
         ]
         self._decoding: Result = {"n_tokens": WARM, "adapter": [], "base": []}
         self._memory: Result | None = None
@@ -47,7 +44,7 @@ class Measuring:
         self._left_out: list[int] = []
         self._at: int | None = None  # the context of the rows that need one
         self._details = 0.0  # seconds that these rows took last
-        self._cancel = CancelToken()
+        self._cancel = ag.CancelToken()
         self._failure: BaseException | None = None
         self._started = time.perf_counter()
 
@@ -83,7 +80,7 @@ class Measuring:
             raise KeyboardInterrupt
         least = self._estimate(min(self._contexts))
         takes = f", a round of the shortest context takes about {least:.0f} s" if least else ""
-        raise InputError(
+        raise ag.InputError(
             f"--time {self._seconds}: nothing could be measured in that time{takes}; give more "
             "--time, or shorter --contexts"
         )
@@ -100,7 +97,7 @@ class Measuring:
                     elif turn == 0:
                         self._left_out = [m for m in self._contexts if m >= n]
                         break
-        except CancelledError:
+        except ag.CancelledError:
             pass
         except BaseException as error:
             self._failure = error
@@ -143,10 +140,10 @@ class Measuring:
         """The plain LoRA, which reads everything, in an empty cache."""
         _add(context, "lora", self._ask_anew(self._subjects.plain, context["n_tokens"], ANSWER))
 
-    def _ask_anew(self, adapter: str | None, n: int, max_tokens: int) -> Timings:
+    def _ask_anew(self, adapter: str | None, n: int, max_tokens: int) -> ag.Timings:
         prompt = (*self._subjects.tokens[:n], *self._subjects.question)
         sampling = self._subjects.sampling
-        invocation = Invocation(adapter, prompt=prompt, max_tokens=max_tokens, sampling=sampling)
+        invocation = ag.Invocation(adapter, prompt=prompt, max_tokens=max_tokens, sampling=sampling)
         with self._model.session() as session:
             return session.invoke(invocation, cancel=self._cancel).timings
 
@@ -165,18 +162,18 @@ class Measuring:
                 self._measure_details(session, n)
                 self._details = self._passed() - begun
 
-    def _ask_in_turns(self, session: Session, context: Result, n: int) -> None:
+    def _ask_in_turns(self, session: ag.Session, context: Result, n: int) -> None:
         for _ in range(n):
             for slot in list(self._subjects.slots)[:1]:
                 _add(context, "alora", self._ask(session, slot, ANSWER))
             _add(context, "base", self._ask(session, None, ANSWER))
 
-    def _invocation(self, slot: str | None, max_tokens: int) -> Invocation:
+    def _invocation(self, slot: str | None, max_tokens: int) -> ag.Invocation:
         subjects = self._subjects
         question = subjects.question if slot is None else subjects.slots[slot]
-        return Invocation(slot, question, max_tokens=max_tokens, sampling=subjects.sampling)
+        return ag.Invocation(slot, question, max_tokens=max_tokens, sampling=subjects.sampling)
 
-    def _ask(self, session: Session, slot: str | None, max_tokens: int) -> Timings:
+    def _ask(self, session: ag.Session, slot: str | None, max_tokens: int) -> ag.Timings:
         return session.invoke(self._invocation(slot, max_tokens), cancel=self._cancel).timings
 
     # Rows that need one context ------------------------------------------------------------------
@@ -190,7 +187,7 @@ class Measuring:
         longer = [m for m in self._contexts if n < m <= _USUAL]
         return not longer or not self._fits(longer[0])
 
-    def _measure_details(self, session: Session, n: int) -> None:
+    def _measure_details(self, session: ag.Session, n: int) -> None:
         slots = list(self._subjects.slots)
         if not slots:
             self._decode(lambda name: self._ask_anew(name, WARM, LONG_ANSWER), self._subjects.plain)
@@ -206,20 +203,20 @@ class Measuring:
         if self._memory is None and self._model.rewinds:
             self._memory = self._measure_memory(session, n)
 
-    def _time_together(self, session: Session, slots: Sequence[str]) -> float:
+    def _time_together(self, session: ag.Session, slots: Sequence[str]) -> float:
         invocations = [self._invocation(slot, ANSWER) for slot in slots]
         started = time.perf_counter()
         session.invoke_many(invocations, cancel=self._cancel)
         return time.perf_counter() - started
 
-    def _decode(self, ask: Callable[[str | None], Timings], adapter: str) -> None:
+    def _decode(self, ask: Callable[[str | None], ag.Timings], adapter: str) -> None:
         """In turns, so that what disturbs one side for a while is seen, or disturbs both."""
         for name, side in _ANSWERS * ((adapter, "adapter"), (None, "base")):
             speed = ask(name).tokens_per_second
             if speed is not None:
                 self._decoding[side].append(speed)
 
-    def _measure_memory(self, session: Session, n: int) -> Result:
+    def _measure_memory(self, session: ag.Session, n: int) -> Result:
         """Cells of forks with a question and an answer each, all at the same time; and what as many
         contexts of their own would take.
         """
@@ -235,7 +232,7 @@ class Measuring:
         counts = {"n_tokens": n, "n_forks": N_FORKS, "cells": used, "cells_apart": apart}
         return {**counts, "cell_nbytes": self._cell_nbytes}
 
-    def _weigh(self, session: Session) -> None:
+    def _weigh(self, session: ag.Session) -> None:
         """What a cell takes, by the difference that more cells make."""
         whole, n = len(session.state()), len(session.tokens)
         with self._model.session() as half:
@@ -249,7 +246,7 @@ class Measuring:
         choice = self._subjects.choice
         method = {"rounds": self._n_rounds, "seconds": self._seconds, "answer_tokens": ANSWER}
         return add_ratios({
-            "version": __version__,
+            "version": ag.__version__,
             "base": choice.base,
             "adapters": choice.adapters,
             "method": {**self._subjects.method, **method, "asked": choice.asked["name"]},
@@ -308,7 +305,7 @@ class Measuring:
         return notes
 
 
-def _add(row: Result, way: str, timings: Timings) -> None:
+def _add(row: Result, way: str, timings: ag.Timings) -> None:
     """Notes one question that was asked about a context."""
     side = row[way] = row[way] or {"first_token": [], "total": []}
     side |= {"reused": timings.reused, "evaluated": timings.evaluated}
@@ -319,9 +316,3 @@ def _add(row: Result, way: str, timings: Timings) -> None:
 def _asked(row: Result) -> list[Result]:
     """The sides that were asked about a context."""
     return [row[way] for way in SIDES if row[way]]
-
-
-def _counts(n: int) -> list[int]:
-    """How many to ask at once: powers of two, and all."""
-    powers = [1 << i for i in range(n.bit_length()) if 1 << i < n]
-    return [*powers, n] if n else []

@@ -14,16 +14,7 @@ from typing import Any, Final
 
 from alora_gguf.cli.render import plural
 
-from alora_gguf import (
-    AdapterFile,
-    BaseFile,
-    BaseSummary,
-    ContextOptions,
-    Model,
-    Sampling,
-    inspect_gguf,
-)
-from alora_gguf.errors import InputError, ModelError
+import alora_gguf as ag
 from alora_gguf.verification import random_text
 
 Facts = dict[str, Any]
@@ -72,13 +63,13 @@ class Subjects:
     """
 
     choice: Choice
-    model: Model
+    model: ag.Model
     method: dict[str, int]
     tokens: tuple[int, ...]
     slots: dict[str, tuple[int, ...]]
     plain: str
     question: tuple[int, ...]
-    sampling: Sampling
+    sampling: ag.Sampling
 
 
 def choose(
@@ -89,11 +80,11 @@ def choose(
 
     Raises ModelError, AdapterError, InputError.
     """
-    found = BaseFile.read(base)
+    found = ag.BaseFile.read(base)
     facts = _base_facts(found)
     given: list[Facts] = []
     for path in adapters:
-        file = AdapterFile.read(path)
+        file = ag.AdapterFile.read(path)
         file.check_base(found, found.n_vocab or 2**31)
         name, n = file.name, 1
         while name in [each["name"] for each in given]:
@@ -125,14 +116,14 @@ def opened(
     aloras, asked = choice.aloras, choice.asked
     n = max(N_FORKS, len(aloras)) if aloras else 0  # the most to ask at once
     longest, own = max(WARM, *choice.contexts), choice.question + LONG_ANSWER + 1
-    options = ContextOptions(
+    options = ag.ContextOptions(
         n_ctx=longest + max(n * own, WARM + own),
         n_seq_max=max(N_FORKS, n) + 2,
         n_threads=n_threads,
         max_adapters=n + 1,
         n_pooled=0,
     )
-    with Model(
+    with ag.Model(
         choice.base["path"],
         options=options,
         n_gpu_layers=n_gpu_layers,
@@ -156,7 +147,7 @@ def opened(
             slots=slots,
             plain=plain,
             question=next(iter(slots.values()), tokens[longest:]),
-            sampling=Sampling(
+            sampling=ag.Sampling(
                 temperature=0.0, logit_bias=dict.fromkeys(model.end_tokens, -math.inf) or None
             ),
         )
@@ -165,9 +156,9 @@ def opened(
 # Files ------------------------------------------------------------------------------------------
 
 
-def _base_facts(base: BaseFile) -> Facts:
-    summary = inspect_gguf(base.path)
-    trained = summary.context_length if isinstance(summary, BaseSummary) else None
+def _base_facts(base: ag.BaseFile) -> Facts:
+    summary = ag.inspect_gguf(base.path)
+    trained = summary.context_length if isinstance(summary, ag.BaseSummary) else None
     return {
         "path": str(base.path),
         "name": summary.name or base.path.stem,
@@ -210,13 +201,13 @@ def _lengths(
     room = question + LONG_ANSWER + 1
     longest = _LONGEST if trained is None else trained - room
     if longest < 1:
-        raise ModelError(
+        raise ag.ModelError(
             f"{path}: was trained for texts of {trained} tokens, which leaves no room for a "
             f"question of {question} and an answer of {LONG_ANSWER}"
         )
     if wanted is not None:
         if max(wanted) > longest:
-            raise InputError(
+            raise ag.InputError(
                 f"--contexts {max(wanted)}: {path} was trained for texts of {trained} tokens, and "
                 f"question and answer take {room}; at most {longest} are left"
             )

@@ -6,11 +6,13 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
 from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, whole
+
+import alora_gguf as ag
 
 if TYPE_CHECKING:
     from .lines import Lines
@@ -59,12 +61,10 @@ def command(**given: Any) -> None:
     Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
     the input is a message, and only replies and what is asked for go to the output.
     """
-    from alora_gguf.errors import InputError
-
     from .opening import Given
 
     if sys.stdout is None:
-        raise InputError("there is no output to print to; give one, such as a file or /dev/null")
+        raise ag.InputError("there is no output to print to; give one, such as a file or /dev/null")
     with stdout_may_close():
         went_well = _run(Given(**given))
     if not went_well:
@@ -75,6 +75,7 @@ def _run(given: Given) -> bool:
     """Leads the chat to its end; says whether nothing went wrong."""
     from .loop import Loop
     from .opening import opened
+    from .view import Record, Transcript, write_now
 
     if given.restore is not None and (
         given.system is not None or given.docs or given.template is not None
@@ -84,9 +85,12 @@ def _run(given: Given) -> bool:
         if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
             stream.reconfigure(errors="replace")
     typed = given.prompt is None and not given.as_json
-    typed = typed and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    typed = typed and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
-        records = _records(given, stack)
+        records = [Record("the output", write_now)] if given.as_json else []
+        if (path := given.transcript) is not None:
+            transcript = stack.enter_context(Transcript(path))
+            records.append(Record(str(path), transcript.write_text))
         talk = stack.enter_context(opened(given))
         view = _view(given, records, typed)
         view.began(talk.model)
@@ -101,19 +105,6 @@ def _run(given: Given) -> bool:
             _greet(given, talk, view)
         loop.run()
     return typed or not view.failed
-
-
-def _is_terminal(stream: IO[str] | None) -> bool:
-    return stream is not None and stream.isatty()
-
-
-def _records(given: Given, stack: contextlib.ExitStack) -> list[Record]:
-    from .view import Record, Transcript, write_now
-
-    found = [Record("the output", write_now)] if given.as_json else []
-    if (path := given.transcript) is not None:
-        found.append(Record(str(path), stack.enter_context(Transcript(path)).write_text))
-    return found
 
 
 def _view(given: Given, records: Sequence[Record], typed: bool) -> View:
@@ -138,12 +129,10 @@ def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
         return Pipe(sys.stdin or ())
     if is_dumb():
         return Plain()
-    from alora_gguf import Store
-
     return Keyboard(
         words=lambda command: _words(talk, command),
         below=lambda width: _below(given, talk, width),
-        history=history_file(Store().home),
+        history=history_file(ag.Store().home),
         colour=colour() is not False,
     )
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from alora_gguf.cli.options import named_path, read_bytes
 from alora_gguf.cli.render import size_text
 
-from alora_gguf import Document, GenerateOptions, InputError, Model, Store
+import alora_gguf as ag
 
 _DOCUMENT_LIMIT: Final = 4 << 20
 SAMPLING: Final = (
@@ -33,10 +33,10 @@ def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
     """
     name, path = named_path(text)
     if _NOT_IN_NAMES.search(name) or not name.isprintable():
-        raise InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
+        raise ag.InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
     if name in commands:
-        raise InputError(f"'{name}': is a command's name; give it another one: NAME={path}")
-    return name, Store().resolve(_checked_path(path), "adapter")
+        raise ag.InputError(f"'{name}': is a command's name; give it another one: NAME={path}")
+    return name, ag.Store().resolve(_checked_path(path), "adapter")
 
 
 def file_path(text: str) -> Path:
@@ -48,7 +48,7 @@ def file_path(text: str) -> Path:
 
 def _checked_path(text: str) -> str:
     if "\0" in text:
-        raise InputError("a path cannot have a character 0")
+        raise ag.InputError("a path cannot have a character 0")
     return os.path.expanduser(text)  # noqa: PTH111 - leaves what it cannot
 
 
@@ -56,22 +56,26 @@ def read_text(path: Path) -> str:
     """A file's text. Raises InputError for what is none."""
     data = read_bytes(path, _DOCUMENT_LIMIT + 1)
     if len(data) > _DOCUMENT_LIMIT:
-        raise InputError(f"{path}: is longer than {size_text(_DOCUMENT_LIMIT)}; give a part of it")
+        raise ag.InputError(
+            f"{path}: is longer than {size_text(_DOCUMENT_LIMIT)}; give a part of it"
+        )
     try:
         text = data.decode("utf-8-sig")
         at = text.find("\0")
     except UnicodeDecodeError as error:
         at = error.start
     if at >= 0:
-        raise InputError(f"{path}: is not UTF-8 text (byte {at}); convert it to plain text first")
+        raise ag.InputError(
+            f"{path}: is not UTF-8 text (byte {at}); convert it to plain text first"
+        )
     if not text.strip():
-        raise InputError(f"{path}: is empty")
+        raise ag.InputError(f"{path}: is empty")
     return text
 
 
-def read_document(path: Path, number: int) -> Document:
+def read_document(path: Path, number: int) -> ag.Document:
     """A text file as a document. Raises InputError for what is none."""
-    return Document(read_text(path).strip(), title=path.name, doc_id=str(number))
+    return ag.Document(read_text(path).strip(), title=path.name, doc_id=str(number))
 
 
 def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str]:
@@ -83,30 +87,30 @@ def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str
     try:
         words = shlex.split(rest)
     except ValueError as error:
-        raise InputError(f"'{rest}': {error}") from None
+        raise ag.InputError(f"'{rest}': {error}") from None
     arguments = {}
     for part in words:
         key, equals, value = part.partition("=")
         if not equals:
             known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
-            raise InputError(f"/{name}: '{part}' is not an argument; it takes {known}")
+            raise ag.InputError(f"/{name}: '{part}' is not an argument; it takes {known}")
         arguments[key] = value
     return arguments
 
 
-def wanted_arguments(model: Model, name: str) -> list[str]:
+def wanted_arguments(model: ag.Model, name: str) -> list[str]:
     """The arguments that an intrinsic cannot be asked without."""
     return [each for each in model.contract(name).instruction_fields if each != "last_message"]
 
 
 def changed_options(
-    model: Model, options: GenerateOptions, name: str, text: str
-) -> GenerateOptions:
+    model: ag.Model, options: ag.GenerateOptions, name: str, text: str
+) -> ag.GenerateOptions:
     """The options with one setting changed. Raises InputError, UnknownAdapterError."""
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"there is no setting '{name}'{hint}; there are {', '.join(SETTINGS)}")
+        raise ag.InputError(f"there is no setting '{name}'{hint}; there are {', '.join(SETTINGS)}")
     if name == "adapter":
         adapter = None if text in _NONE else text
         if adapter is not None:
@@ -119,16 +123,16 @@ def changed_options(
         value = int(text) if name in _INTEGERS else float(text)
     except ValueError:
         kind = "an integer" if name in _INTEGERS else "a number"
-        raise InputError(f"/set {name}: expected {kind}, found '{text}'") from None
+        raise ag.InputError(f"/set {name}: expected {kind}, found '{text}'") from None
     if name == "max_tokens":
         if value < 1:
-            raise InputError(f"/set max_tokens: expected at least 1, found {value}")
+            raise ag.InputError(f"/set max_tokens: expected at least 1, found {value}")
         return replace(options, max_tokens=int(value))
     changed: dict[str, Any] = {name: value}
     return replace(options, sampling=replace(sampling, **changed))
 
 
-def shown_setting(options: GenerateOptions, name: str) -> str:
+def shown_setting(options: ag.GenerateOptions, name: str) -> str:
     """A setting's value, for people."""
     if name == "adapter":
         return options.adapter or "none: the base replies"
@@ -138,14 +142,3 @@ def shown_setting(options: GenerateOptions, name: str) -> str:
     if value is None:
         return "a new one each time"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def turn_count(text: str) -> int:
-    """A number of turns, 1 if it is not given. Raises InputError."""
-    try:
-        n = int(text) if text else 1
-    except ValueError:
-        n = 0
-    if n < 1:
-        raise InputError(f"expected a number of turns, found '{text}'")
-    return n

@@ -14,17 +14,7 @@ from typing import Any, Final, Literal
 
 from alora_gguf.cli.verdicts import Good, is_good, number_in
 
-from alora_gguf import (
-    AloraError,
-    CancelledError,
-    CancelToken,
-    Chat,
-    InputError,
-    IntrinsicCall,
-    IntrinsicResult,
-    Timings,
-)
-from alora_gguf.intrinsics import Contract
+import alora_gguf as ag
 
 Place = Literal["question", "answer"]
 Sign = Literal["", "!", "<", ">"]
@@ -78,13 +68,13 @@ def in_words(watched: Sequence[Watched]) -> str:
     return f"watching {parts or 'nothing'}"
 
 
-def parse_all(texts: Sequence[str], known: Mapping[str, Contract]) -> list[Watched]:
+def parse_all(texts: Sequence[str], known: Mapping[str, ag.Contract]) -> list[Watched]:
     """parse_watched() of each. Raises InputError, also for one that is there twice."""
     found: list[Watched] = []
     for text in texts:
         watched = parse_watched(text, known)
         if any((each.name, each.place) == (watched.name, watched.place) for each in found):
-            raise InputError(
+            raise ag.InputError(
                 f"'{text}': '{watched.name}' is asked about the {watched.place} already; name it "
                 "once"
             )
@@ -92,13 +82,13 @@ def parse_all(texts: Sequence[str], known: Mapping[str, Contract]) -> list[Watch
     return found
 
 
-def parse_watched(text: str, known: Mapping[str, Contract]) -> Watched:
+def parse_watched(text: str, known: Mapping[str, ag.Contract]) -> Watched:
     """NAME, NAME@question, NAME@answer, or a guard: NAME! where a good verdict is needed, NAME<0.5
     or NAME>0.5 for a number. Raises InputError.
     """
     match = _FORM.fullmatch(text)
     if match is None or match["name"] not in known:
-        raise InputError(
+        raise ag.InputError(
             f"'{text}': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
             f"NAME<0.5, with NAME one of the intrinsics that are loaded: {', '.join(known)}"
         )
@@ -107,14 +97,14 @@ def parse_watched(text: str, known: Mapping[str, Contract]) -> Watched:
     if not (match["sign"] or match["good"]):
         return Watched(name, "question" if place == "question" else "answer")
     if place == "answer":
-        raise InputError(
+        raise ag.InputError(
             f"'{text}': a guard is asked about the question, before the reply is shown, and this "
             f"one judges the answer; ask it afterwards: {name}@answer"
         )
     if match["sign"]:
         return Watched(name, "question", "<" if match["sign"] == "<" else ">", _bound(text, match))
     if contract.good is None:
-        raise InputError(
+        raise ag.InputError(
             f"'{text}': its contract does not say which verdicts are good; write {name}<0.5 if low "
             f"numbers are, {name}>0.5 if high ones are, or add to the response_format of its "
             'io.yaml "x-alora": {"judges": "question", "good": "low"} (or "high")'
@@ -128,7 +118,7 @@ def _bound(text: str, match: re.Match[str]) -> float:
     except ValueError:
         bound = math.nan
     if not math.isfinite(bound):
-        raise InputError(
+        raise ag.InputError(
             f"'{text}': expected a number behind {match['sign']}, found '{match['bound']}'"
         )
     return bound
@@ -139,11 +129,11 @@ class Failed:
     """An intrinsic that could not be asked, and why."""
 
     name: str
-    error: AloraError
+    error: ag.AloraError
 
 
-Verdict = IntrinsicResult | Failed
-Beside = tuple[Watched, Future[IntrinsicResult]]
+Verdict = ag.IntrinsicResult | Failed
+Beside = tuple[Watched, Future[ag.IntrinsicResult]]
 """An intrinsic that is asked beside a reply, and what it will say."""
 
 
@@ -160,13 +150,13 @@ class Turn:
     user: str
     reply: str
     finish_reason: str
-    timings: Timings
+    timings: ag.Timings
     verdicts: tuple[Verdict, ...] = ()
     withheld: Verdict | None = None
 
 
 def ask_each(
-    chat: Chat, calls: Sequence[IntrinsicCall], cancel: CancelToken | None
+    chat: ag.Chat, calls: Sequence[ag.IntrinsicCall], cancel: ag.CancelToken | None
 ) -> list[Verdict]:
     """Asks all in one batch; one that cannot be asked does not keep the others from it. Raises
     CancelledError.
@@ -174,26 +164,26 @@ def ask_each(
     if len(calls) > 1:
         try:
             return list(chat.invoke_many(calls, cancel=cancel))
-        except CancelledError:
+        except ag.CancelledError:
             raise
-        except AloraError:
+        except ag.AloraError:
             pass  # one of them is at fault: each alone
     return [answered(each.name, partial(chat.invoke, each, cancel=cancel)) for each in calls]
 
 
-def answered(name: str, ask: Callable[[], IntrinsicResult]) -> Verdict:
+def answered(name: str, ask: Callable[[], ag.IntrinsicResult]) -> Verdict:
     """What `ask` returns, or that it failed. Raises CancelledError."""
     try:
         return ask()
-    except CancelledError:
+    except ag.CancelledError:
         raise
-    except AloraError as error:
+    except ag.AloraError as error:
         return Failed(name, error)
 
 
 def unasked(watched: Sequence[Watched]) -> list[Verdict]:
     """What there is of those that were stopped before they answered."""
-    return [Failed(each.name, CancelledError("stopped before it answered")) for each in watched]
+    return [Failed(each.name, ag.CancelledError("stopped before it answered")) for each in watched]
 
 
 def withheld_by(guards: Sequence[Beside]) -> Verdict | None:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from alora_gguf.cli.render import duration, plural, size_text, whole
 
-from alora_gguf import CancelToken, Document, InputError, Message, Model, is_saved_session
-from alora_gguf.errors import ContractError
-from alora_gguf.intrinsics import Contract
+import alora_gguf as ag
 
 from . import tables
 from .arguments import (
@@ -23,7 +21,6 @@ from .arguments import (
     read_document,
     shown_setting,
     split_adapter,
-    turn_count,
     wanted_arguments,
 )
 from .asking import in_words, parse_all
@@ -31,8 +28,6 @@ from .talk import Talk, intrinsics_of
 from .view import View
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .lines import Lines
 
 _Run = TypeVar("_Run", bound="Callable[..., str | None]")
@@ -66,10 +61,10 @@ class Commands:
 
     def __init__(self, talk: Talk, view: View, lines: Lines) -> None:
         self._talk, self._view, self._lines = talk, view, lines
-        self._cancel = CancelToken()
+        self._cancel = ag.CancelToken()
         self._told: set[str] = set()  # intrinsics whose contracts were said to say too little
 
-    def run(self, line: str, cancel: CancelToken) -> str | None:
+    def run(self, line: str, cancel: ag.CancelToken) -> str | None:
         """Runs a line such as "/rewind 2"; returns what is to be said instead of the last message,
         if anything. Raises EOFError to leave, InputError for a command that does not exist or other
         arguments than it takes, and what the command raises.
@@ -79,9 +74,9 @@ class Commands:
         if (command := COMMANDS.get(name)) is not None:
             _, _, takes = command.usage.partition(" ")
             if rest and not takes:
-                raise InputError(f"/{name} takes no arguments, found '{rest}'")
+                raise ag.InputError(f"/{name} takes no arguments, found '{rest}'")
             if takes and not rest and not takes.startswith("["):
-                raise InputError(f"/{name} needs an argument: {command.usage}")
+                raise ag.InputError(f"/{name} needs an argument: {command.usage}")
             return command.run(self, rest)
         adapters = self._talk.model.adapters
         if name in adapters:
@@ -89,7 +84,7 @@ class Commands:
             return None
         near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
         hint = f"; did you mean /{near[0]}?" if near else ""
-        raise InputError(
+        raise ag.InputError(
             f"there is no command /{name}{hint}; /help shows them, and a text that begins with two "
             "slashes is said with one"
         )
@@ -130,7 +125,7 @@ class Commands:
         model = self._talk.model
         names = [name for name in intrinsics_of(model) if not wanted_arguments(model, name)]
         if not names:
-            raise InputError(
+            raise ag.InputError(
                 "no adapter here can be asked without arguments; load one that has a contract: "
                 "/load NAME=PATH"
             )
@@ -153,7 +148,7 @@ class Commands:
         watched = parse_all(names.replace(",", " ").split(), _intrinsics(model))
         for each in watched:
             if wanted := wanted_arguments(model, each.name):
-                raise InputError(
+                raise ag.InputError(
                     f"'{each.name}' needs {' and '.join(wanted)}, so it cannot be asked at every "
                     f"turn; ask it with /{each.name}"
                 )
@@ -175,7 +170,7 @@ class Commands:
     def _invoke(self, name: str, rest: str) -> None:
         try:
             wanted = wanted_arguments(self._talk.model, name)
-        except ContractError:
+        except ag.ContractError:
             self._reply_of(name)
         else:
             self._ask([name], call_arguments(name, rest, wanted))
@@ -196,7 +191,9 @@ class Commands:
 
     @_command("/rewind [N]", "take back the last turn, or the last N")
     def _rewind(self, rest: str) -> None:
-        n = turn_count(rest)
+        n = int(rest or 1) if (rest or "1").isdecimal() else 0
+        if n < 1:
+            raise ag.InputError(f"expected a number of turns, found '{rest}'")
         self._talk.rewind(n)
         left = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
@@ -207,7 +204,7 @@ class Commands:
         if rest:
             return rest
         if not self._lines.can_edit:
-            raise InputError("/edit needs the new text here: /edit TEXT")
+            raise ag.InputError("/edit needs the new text here: /edit TEXT")
         text = ""
         with contextlib.suppress(KeyboardInterrupt, EOFError):
             text = whole(self._lines.read(before))
@@ -231,7 +228,7 @@ class Commands:
     @_command("/system [TEXT | off]", "show or set the system message")
     def _system(self, rest: str) -> None:
         if rest:
-            instructions = [] if rest == "off" else [Message("system", rest)]
+            instructions = [] if rest == "off" else [ag.Message("system", rest)]
             said = self._talk.chat.messages[self._talk.chat.system is not None :]
             self._change(messages=[*instructions, *said])
         system = self._talk.chat.system
@@ -257,8 +254,8 @@ class Commands:
     def _change(
         self,
         *,
-        messages: Sequence[Message] | None = None,
-        documents: Sequence[Document] | None = None,
+        messages: Sequence[ag.Message] | None = None,
+        documents: Sequence[ag.Document] | None = None,
     ) -> None:
         with self._view.waiting("re-reading the conversation"):
             timings = self._talk.change(
@@ -291,7 +288,11 @@ class Commands:
     @_command("/save FILE", "save the conversation, with all that was read of it")
     def _save(self, rest: str) -> None:
         path = file_path(rest)
-        _check_replaceable(path)
+        with contextlib.suppress(OSError):  # saving will say what is wrong, if anything is
+            if not ag.is_saved_session(path):
+                raise ag.InputError(
+                    f"{path}: exists and is not a saved conversation; choose another name"
+                )
         with self._view.waiting("saving"):
             self._talk.chat.save(path)
         said = plural(len(self._talk.chat.messages), "message")
@@ -325,23 +326,13 @@ class Commands:
 COMMANDS["exit"] = COMMANDS["bye"] = COMMANDS["quit"]
 
 
-def _intrinsics(model: Model) -> dict[str, Contract]:
+def _intrinsics(model: ag.Model) -> dict[str, ag.Contract]:
     """Those that are loaded. Raises InputError if there are none."""
     if known := intrinsics_of(model):
         return known
     without = ", ".join(model.adapters)
-    raise InputError(
+    raise ag.InputError(
         f"none of the adapters has a contract ({without}), which says how it is asked"
         if without
         else "no adapters are loaded; /load NAME=PATH loads one"
     )
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises InputError for a file that is there and is not a saved conversation."""
-    try:
-        saved = is_saved_session(path)
-    except OSError:  # saving will say what is wrong, if anything is
-        return
-    if not saved:
-        raise InputError(f"{path}: exists and is not a saved conversation; choose another name")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from alora_gguf.cli.render import whole
 
-from alora_gguf import AloraError, CacheFullError, CancelledError, CancelToken
+import alora_gguf as ag
 
 from .commands import Commands
 from .view import FROM_THE_START, MORE_ROOM
@@ -28,7 +28,7 @@ class Loop:
         self._talk, self._view, self._lines = talk, view, lines
         view.good_of = talk.good_of
         self.commands = Commands(talk, view, lines)
-        self._cancel: CancelToken | None = None  # of what is going on
+        self._cancel: ag.CancelToken | None = None  # of what is going on
         self._forced = False
 
     def run(self) -> None:
@@ -91,16 +91,16 @@ class Loop:
             self._view.turn(self._talk.say(text, self._view, cancel, instead=instead))
 
     @contextlib.contextmanager
-    def _doing(self) -> Iterator[CancelToken]:
+    def _doing(self) -> Iterator[ag.CancelToken]:
         """Something that can be stopped, and can go wrong."""
-        self._cancel = CancelToken()
+        self._cancel = ag.CancelToken()
         try:
             yield self._cancel
-        except CancelledError:
+        except ag.CancelledError:
             self._view.stopped()
         except BrokenPipeError:  # nobody is there to be told
             raise
-        except (AloraError, OSError) as error:
+        except (ag.AloraError, OSError) as error:
             self._view.error(in_words(error, self._talk))
         finally:
             self._cancel = None
@@ -108,7 +108,7 @@ class Loop:
 
 def in_words(error: Exception, talk: Talk) -> str:
     """What went wrong, and what to do about it here."""
-    if not isinstance(error, CacheFullError):
+    if not isinstance(error, ag.CacheFullError):
         return str(error)
     report = talk.model.cache_report()
     needs = re.search(r"(\d+) cells needed", str(error))

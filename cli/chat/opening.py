@@ -12,18 +12,8 @@ from alora_gguf.cli.options import read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
-from alora_gguf import (
-    BaseFile,
-    CacheFullError,
-    Chat,
-    Document,
-    GenerateOptions,
-    InputError,
-    Model,
-    ModelError,
-    Sampling,
-    Store,
-)
+import alora_gguf as ag
+from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
@@ -72,7 +62,7 @@ def opened(given: Given) -> Iterator[Talk]:
         read_bytes(given.restore, 1)
     base, adapters = _paths(given)
     with Progress("Loading") as progress:
-        model = Model(
+        model = ag.Model(
             base,
             adapters=adapters,
             n_ctx=given.n_ctx,
@@ -86,32 +76,28 @@ def opened(given: Given) -> Iterator[Talk]:
         if given.restore is None:
             chat = _begun(model, given.system, documents, template)
         else:
-            chat = _restored(model, given.restore)
+            try:
+                chat = model.restore(given.restore)
+            except ag.CacheFullError as error:
+                raise ag.InputError(
+                    f"--restore {given.restore}: does not fit a KV cache of {model.n_ctx} cells; "
+                    f"start with --ctx {2 * model.n_ctx}"
+                ) from error
         talk = Talk(model, chat, _options(given), reused=chat.session.cached)
         with contextlib.closing(talk):
             yield talk
 
 
-def _restored(model: Model, path: Path) -> Chat:
-    try:
-        return model.restore(path)
-    except CacheFullError as error:
-        raise InputError(
-            f"--restore {path}: does not fit a KV cache of {model.n_ctx} cells; start with --ctx "
-            f"{2 * model.n_ctx}"
-        ) from error
-
-
 def _begun(
-    model: Model, system: str | None, documents: list[Document], template: str | None
-) -> Chat:
+    model: ag.Model, system: str | None, documents: list[ag.Document], template: str | None
+) -> ag.Chat:
     system = None if system is None else whole(system)
     try:
         chat = model.chat(system=system, documents=documents, template=template)
-    except ModelError as error:
-        if template is not None or BaseFile.read(model.path).chat_template is not None:
+    except ag.ModelError as error:
+        if template is not None or ag.BaseFile.read(model.path).chat_template is not None:
             raise
-        raise ModelError(
+        raise ag.ModelError(
             f"{model.path}: has no chat template, so it does not say how a conversation is "
             "written; give one with --chat-template FILE, or use a base that was tuned to chat"
         ) from error
@@ -119,31 +105,27 @@ def _begun(
     return chat
 
 
-def _options(given: Given) -> GenerateOptions:
-    temperature, usual = given.temperature, GenerateOptions()
+def _options(given: Given) -> ag.GenerateOptions:
+    temperature, usual = given.temperature, ag.GenerateOptions()
     if temperature is None:
         temperature = 0.0 if given.is_demo else 0.8
     max_tokens = given.max_tokens or (_DEMO_TOKENS if given.is_demo else usual.max_tokens)
-    sampling = Sampling(temperature=temperature, seed=given.seed)
-    return GenerateOptions(sampling=sampling, max_tokens=max_tokens)
+    sampling = ag.Sampling(temperature=temperature, seed=given.seed)
+    return ag.GenerateOptions(sampling=sampling, max_tokens=max_tokens)
 
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
-    from alora_gguf.demo import adapter_paths, base_path
-
-    base = base_path() if given.base is None else Store().resolve(given.base, "base")
+    base = base_path() if given.base is None else ag.Store().resolve(given.base, "base")
     adapters = dict(adapter_paths()) if given.is_demo else {}
     for text in given.adapters:
         name, path = split_adapter(text, [*COMMANDS])
         if name in adapters:
-            raise InputError(f"--adapter: two adapters are named '{name}'; write NAME=PATH")
+            raise ag.InputError(f"--adapter: two adapters are named '{name}'; write NAME=PATH")
         adapters[name] = path
     return base, adapters
 
 
-def _documents(given: Given) -> list[Document]:
+def _documents(given: Given) -> list[ag.Document]:
     if given.is_demo and not given.docs and given.restore is None:
-        from alora_gguf.demo import DOCUMENTS
-
-        return [Document(text) for text in DOCUMENTS]
+        return [ag.Document(text) for text in DOCUMENTS]
     return [read_document(path, i) for i, path in enumerate(given.docs, 1)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf.cli.render import duration, printable, shortened, visible
 
-from alora_gguf import CacheReport, CacheSpan, Chat, Document, GenerateOptions, Model
+import alora_gguf as ag
 
 from .arguments import SETTINGS, shown_setting, wanted_arguments
 from .asking import Turn
@@ -26,7 +26,7 @@ _BASE: Final = "cyan"
 _NARROWEST, _WIDEST = 8, 96
 
 
-def cache_map(chat: Chat, report: CacheReport, reused: int, width: int) -> Text:
+def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) -> Text:
     """The cache as a row of at most `width` columns, and a line per holder below it. The first
     `reused` cells of the chat were there before it was last read.
     """
@@ -35,7 +35,8 @@ def cache_map(chat: Chat, report: CacheReport, reused: int, width: int) -> Text:
     spans = _own_spans(chat)
     own = spans[-1].end if spans else 0
     reused, others = min(reused, own), max(0, report.used - own)
-    cells = _cells(spans, reused, others, report)
+    colours = _colours(spans)
+    cells = _cells(spans, colours, reused, others, report)
     room = max(_NARROWEST, min(width - 2, _WIDEST))
     per = max(1, -(-report.n_cells // room))
     text = Text("  ")
@@ -44,30 +45,6 @@ def cache_map(chat: Chat, report: CacheReport, reused: int, width: int) -> Text:
         text.append(sign, style=style)
     unit = f"{per} cells" if per > 1 else "1 cell"
     text.append(f"\n  one character is {unit} of {report.n_cells}\n\n", style="dim")
-    _legend(text, spans, reused, others, report)
-    return text
-
-
-def _cells(
-    spans: tuple[CacheSpan, ...], reused: int, others: int, report: CacheReport
-) -> list[tuple[int, str, str]]:
-    """Each cell's sign and style, the chat's own first, then others'; of several behind one
-    character that with the highest rank is shown, which comes first.
-    """
-    colours = _colours(spans)
-    cells = [
-        (3 if span.adapter is None else 4, _REUSED if i < reused else _READ, colours[span.adapter])
-        for span in spans
-        for i in range(span.begin, span.end)
-    ]
-    cells += [(2, _OTHER, "dim")] * others + [(1, _PROMISED, "dim")] * report.promised
-    return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
-
-
-def _legend(
-    text: Text, spans: tuple[CacheSpan, ...], reused: int, others: int, report: CacheReport
-) -> None:
-    colours = _colours(spans)
     text.append("  this conversation\n", style="bold")
     if not spans:
         text.append("    nothing is read yet\n")
@@ -87,14 +64,34 @@ def _legend(
         text.append(f"    {_OTHER} {others} of what was taken back or is over; ")
         text.append("they go when room is needed\n")
     text.append(f"  {report.free} cells free")
+    return text
 
 
-def _own_spans(chat: Chat) -> tuple[CacheSpan, ...]:
+def _cells(
+    spans: tuple[ag.CacheSpan, ...],
+    colours: Mapping[str | None, str],
+    reused: int,
+    others: int,
+    report: ag.CacheReport,
+) -> list[tuple[int, str, str]]:
+    """Each cell's sign and style, the chat's own first, then others'; of several behind one
+    character that with the highest rank is shown, which comes first.
+    """
+    cells = [
+        (3 if span.adapter is None else 4, _REUSED if i < reused else _READ, colours[span.adapter])
+        for span in spans
+        for i in range(span.begin, span.end)
+    ]
+    cells += [(2, _OTHER, "dim")] * others + [(1, _PROMISED, "dim")] * report.promised
+    return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
+
+
+def _own_spans(chat: ag.Chat) -> tuple[ag.CacheSpan, ...]:
     n, found = chat.session.cached, chat.session.provenance
     names = {file.identity: name for name, file in chat.model.adapters.items()}
     ends = [*(begin for begin, _ in found[1:]), n]
     return tuple(
-        CacheSpan(
+        ag.CacheSpan(
             begin,
             end,
             None if by.identity is None else names.get(by.identity, by.identity[:12]),
@@ -105,7 +102,7 @@ def _own_spans(chat: Chat) -> tuple[CacheSpan, ...]:
     )
 
 
-def _colours(spans: tuple[CacheSpan, ...]) -> dict[str | None, str]:
+def _colours(spans: tuple[ag.CacheSpan, ...]) -> dict[str | None, str]:
     adapters = dict.fromkeys(span.adapter for span in spans if span.adapter is not None)
     colours: dict[str | None, str] = {None: _BASE}
     colours.update({name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(adapters)})
@@ -117,7 +114,7 @@ _BESIDE: Final = len("  aLoRA  rank  contract  ")  # names and where they begin
 _LEAST: Final = 16
 
 
-def adapters(model: Model, width: int) -> RenderableType:
+def adapters(model: ag.Model, width: int) -> RenderableType:
     """The loaded ones, a line for each where there is room."""
     if not model.adapters:
         return "no adapters; /load NAME=PATH loads one"
@@ -134,14 +131,14 @@ def adapters(model: Model, width: int) -> RenderableType:
     return _table(("adapter", "kind", "rank", "contract", "begins at"), rows)
 
 
-def documents(given: Sequence[Document]) -> RenderableType:
+def documents(given: Sequence[ag.Document]) -> RenderableType:
     """With their numbers; of one that has a title, that."""
     n = len(str(len(given)))
     rows = [(f"  {i:>{n}}", each.title or each.text) for i, each in enumerate(given, 1)]
     return _table(("", ""), rows)
 
 
-def settings(options: GenerateOptions) -> RenderableType:
+def settings(options: ag.GenerateOptions) -> RenderableType:
     """How replies are made."""
     rows = [(name, shown_setting(options, name)) for name in SETTINGS]
     return _table(("setting", "value"), rows)
@@ -150,7 +147,17 @@ def settings(options: GenerateOptions) -> RenderableType:
 def costs(turns: Sequence[Turn], width: int) -> RenderableType:
     """What turns cost; a line for each where a table has no room."""
     heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "verdicts")
-    rows = [_cost(i, turn) for i, turn in enumerate(turns, 1)]
+    rows = []
+    for i, turn in enumerate(turns, 1):
+        timings = turn.timings
+        first, rate = timings.first_token, timings.tokens_per_second
+        rows.append((
+            *map(str, (i, timings.reused, timings.evaluated)),
+            "-" if first is None else duration(first),
+            str(timings.generated),
+            "-" if rate is None else f"{rate:.0f}",
+            str(len(turn.verdicts)),
+        ))  # fmt: skip
     if not rows:
         return "no turn yet"
     if width < _NARROW:
@@ -159,21 +166,7 @@ def costs(turns: Sequence[Turn], width: int) -> RenderableType:
     return _table(heads, rows, justify="right")
 
 
-def _cost(i: int, turn: Turn) -> tuple[str, ...]:
-    timings = turn.timings
-    first, rate = timings.first_token, timings.tokens_per_second
-    return (
-        str(i),
-        str(timings.reused),
-        str(timings.evaluated),
-        "-" if first is None else duration(first),
-        str(timings.generated),
-        "-" if rate is None else f"{rate:.0f}",
-        str(len(turn.verdicts)),
-    )
-
-
-def commands(known: Mapping[str, str], model: Model) -> RenderableType:
+def commands(known: Mapping[str, str], model: ag.Model) -> RenderableType:
     """What can be typed behind a slash: `known` usages with their help, then the adapters."""
     rows, asked = [*known.items()], intrinsics_of(model)
     for name in model.adapters:

@@ -11,23 +11,7 @@ from typing import TYPE_CHECKING
 from alora_gguf.cli.render import plural
 from alora_gguf.cli.verdicts import Good
 
-from alora_gguf import (
-    CacheFullError,
-    CancelledError,
-    CancelToken,
-    Chat,
-    Document,
-    GenerateOptions,
-    InputError,
-    IntrinsicCall,
-    IntrinsicResult,
-    Message,
-    Model,
-    Reply,
-    Timings,
-)
-from alora_gguf.errors import AloraError, ContractError
-from alora_gguf.intrinsics import Contract
+import alora_gguf as ag
 
 from .asking import Beside, Turn, Verdict, Watched, answered, ask_each, unasked, withheld_by
 
@@ -43,16 +27,16 @@ class Talk:
     reused  how many of the chat's tokens were in the cache before it was last read
     """
 
-    model: Model
-    chat: Chat
-    options: GenerateOptions = field(default_factory=GenerateOptions)
+    model: ag.Model
+    chat: ag.Chat
+    options: ag.GenerateOptions = field(default_factory=ag.GenerateOptions)
     watched: list[Watched] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     reused: int = 0
 
     # Turns ---------------------------------------------------------------------------------------
 
-    def say(self, text: str, view: View, cancel: CancelToken, *, instead: bool = False) -> Turn:
+    def say(self, text: str, view: View, cancel: ag.CancelToken, *, instead: bool = False) -> Turn:
         """A whole turn, perhaps `instead` of the last one. Intrinsics that judge the question are
         asked while the reply begins, in the same batches; where one of them is a guard, nothing is
         shown before all guards are passed.
@@ -60,7 +44,7 @@ class Talk:
         Raises what Chat.say() does; CancelledError only if there is nothing of a reply yet.
         """
         if not text.strip():
-            raise InputError("there is nothing to say in an empty message")
+            raise ag.InputError("there is nothing to say in an empty message")
         if instead:
             self._check_turns(1)
         with self._draft(instead=instead) as draft:
@@ -76,7 +60,7 @@ class Talk:
         return turn
 
     @contextlib.contextmanager
-    def _draft(self, *, instead: bool) -> Iterator[Chat]:
+    def _draft(self, *, instead: bool) -> Iterator[ag.Chat]:
         """A fork of the conversation, which is closed unless it becomes the conversation. One
         `instead` of the last turn may have the room of all cells that it does not share: else both
         would have to fit into the cache. What gave way is read again where it was for nothing.
@@ -91,10 +75,10 @@ class Talk:
             if self.chat is not draft:
                 draft.close()
                 if instead:
-                    with contextlib.suppress(AloraError):  # the next call will say so
+                    with contextlib.suppress(ag.AloraError):  # the next call will say so
                         self.chat.read()
 
-    def _reply(self, draft: Chat, text: str, view: View, cancel: CancelToken) -> Turn:
+    def _reply(self, draft: ag.Chat, text: str, view: View, cancel: ag.CancelToken) -> Turn:
         asked = [each for each in self.watched if each.place == "question"]
         guards = ", ".join(each.name for each in asked if each.is_guard)
         with view.waiting(f"waiting for {guards or 'the reply'}"):
@@ -128,15 +112,17 @@ class Talk:
         with view.waiting(_asking([each for each, _ in asked if not each.is_guard])):
             yield from (_known(*each) for each in asked)
 
-    def _judged(self, turn: Turn, view: View, cancel: CancelToken) -> Turn:
+    def _judged(self, turn: Turn, view: View, cancel: ag.CancelToken) -> Turn:
         """The turn with what intrinsics say of the answer."""
         asked = [each for each in self.watched if each.place == "answer"]
         if not asked or turn.finish_reason not in ("stop", "length"):
             return turn
         try:
             with view.waiting(_asking(asked)):
-                verdicts = ask_each(self.chat, [IntrinsicCall(each.name) for each in asked], cancel)
-        except CancelledError:  # the turn is there, and stays
+                verdicts = ask_each(
+                    self.chat, [ag.IntrinsicCall(each.name) for each in asked], cancel
+                )
+        except ag.CancelledError:  # the turn is there, and stays
             verdicts = unasked(asked)
         return replace(turn, verdicts=(*turn.verdicts, *verdicts))
 
@@ -154,9 +140,11 @@ class Talk:
     def _check_turns(self, turns: int) -> int:
         there = sum(message.role == "user" for message in self.chat.messages)
         if not there:
-            raise InputError("nothing was said yet")
+            raise ag.InputError("nothing was said yet")
         if turns > there:
-            raise InputError(f"there {'is' if there == 1 else 'are'} {plural(there, 'turn')} only")
+            raise ag.InputError(
+                f"there {'is' if there == 1 else 'are'} {plural(there, 'turn')} only"
+            )
         return turns
 
     # The ground it stands on ---------------------------------------------------------------------
@@ -164,11 +152,11 @@ class Talk:
     def change(
         self,
         on_reading: Callable[[int, int], None],
-        cancel: CancelToken | None,
+        cancel: ag.CancelToken | None,
         *,
-        messages: Sequence[Message] | None = None,
-        documents: Sequence[Document] | None = None,
-    ) -> Timings:
+        messages: Sequence[ag.Message] | None = None,
+        documents: Sequence[ag.Document] | None = None,
+    ) -> ag.Timings:
         """Changes documents or the system message. What was said is re-read, which is what the
         timings are of; where nothing was, it is only made sure that the template takes them.
         Raises what Chat.replace() does.
@@ -177,13 +165,13 @@ class Talk:
         try:
             timings = self.chat.replace(messages, documents, cancel=cancel, progress=on_reading)
         except BaseException:
-            with contextlib.suppress(AloraError):  # the next call will say so
+            with contextlib.suppress(ag.AloraError):  # the next call will say so
                 self.chat.read()
             raise
         self.reused = timings.reused
         return timings
 
-    def replace_chat(self, chat: Chat) -> None:
+    def replace_chat(self, chat: ag.Chat) -> None:
         """Goes on with another conversation, which was not read but restored."""
         self._go_on_with(chat, chat.session.cached)
         self.turns.clear()
@@ -192,7 +180,7 @@ class Talk:
         """Ends the conversation."""
         self.chat.close()
 
-    def _go_on_with(self, chat: Chat, reused: int) -> None:
+    def _go_on_with(self, chat: ag.Chat, reused: int) -> None:
         self.chat.close()
         self.chat, self.reused = chat, reused
 
@@ -202,7 +190,7 @@ class Talk:
         self,
         names: Iterable[str],
         arguments: Mapping[str, str] | None = None,
-        cancel: CancelToken | None = None,
+        cancel: ag.CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks intrinsics about the last question or answer, whichever they judge, in one batch;
         one that cannot be asked does not keep the others from it. Raises CancelledError, InputError
@@ -215,7 +203,7 @@ class Talk:
             name for name, each in intrinsics_of(self.model).items() if each.judges == "question"
         }
         calls = [
-            IntrinsicCall(name, arguments or {}, upto=question if name in of_question else None)
+            ag.IntrinsicCall(name, arguments or {}, upto=question if name in of_question else None)
             for name in names
         ]
         return ask_each(self.chat, calls, cancel)
@@ -226,11 +214,11 @@ class Talk:
         return None if contract is None else contract.good
 
 
-def intrinsics_of(model: Model) -> dict[str, Contract]:
+def intrinsics_of(model: ag.Model) -> dict[str, ag.Contract]:
     """The loaded adapters that have a contract."""
     found = {}
     for name in model.adapters:
-        with contextlib.suppress(ContractError):
+        with contextlib.suppress(ag.ContractError):
             found[name] = model.contract(name)
     return found
 
@@ -239,21 +227,21 @@ def _asking(watched: Sequence[Watched]) -> str:
     return f"asking {', '.join(each.name for each in watched)}"
 
 
-def _pieces(reply: Reply) -> Iterator[str]:
+def _pieces(reply: ag.Reply) -> Iterator[str]:
     """The reply as it comes, to where the cache is full. Raises CancelledError if it was cancelled
     before there was anything of it.
     """
     try:
         yield from reply
-    except CacheFullError:
+    except ag.CacheFullError:
         if not reply.text:
             raise
     if reply.finish_reason == "cancelled" and not reply.text:
-        raise CancelledError("the reply was cancelled before it began")
+        raise ag.CancelledError("the reply was cancelled before it began")
 
 
 def _show(
-    reply: Reply, guards: Sequence[Beside], on_piece: Callable[[str], None]
+    reply: ag.Reply, guards: Sequence[Beside], on_piece: Callable[[str], None]
 ) -> Verdict | None:
     """Shows the reply from when all guards let it pass; returns what the one says that does not."""
     held: list[str] = []
@@ -271,9 +259,9 @@ def _show(
     return withheld
 
 
-def _known(watched: Watched, future: Future[IntrinsicResult]) -> Verdict:
+def _known(watched: Watched, future: Future[ag.IntrinsicResult]) -> Verdict:
     """What an intrinsic said, or that it was stopped."""
     try:
         return answered(watched.name, future.result)
-    except CancelledError:
+    except ag.CancelledError:
         return unasked([watched])[0]

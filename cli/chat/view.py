@@ -20,14 +20,12 @@ import click
 from alora_gguf.cli.render import duration, visible
 from alora_gguf.cli.verdicts import Badge, Good, badges_of
 
-from alora_gguf import CacheFullError, InputError, IntrinsicResult, Timings
+import alora_gguf as ag
 
 from .asking import Failed, Turn, Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from alora_gguf import Model
 
 
 class Record:
@@ -48,7 +46,7 @@ class Record:
             raise
         except OSError as error:
             self._broken = True
-            raise InputError(
+            raise ag.InputError(
                 f"{self._name}: cannot be written: {error.strerror or error}; nothing more is "
                 "written to it"
             ) from error
@@ -62,7 +60,7 @@ class Transcript(io.FileIO):
         try:
             super().__init__(path, "ab", opener=partial(os.open, mode=0o600))
         except OSError as error:
-            raise InputError(
+            raise ag.InputError(
                 f"--transcript {path}: cannot be written: {error.strerror}; name a file in a "
                 "directory where you may write"
             ) from error
@@ -104,7 +102,7 @@ class View:
         self.failed = False
         self.good_of: Callable[[str], Good | None] = lambda _: None  # as intrinsics' contracts say
 
-    def began(self, model: Model) -> None:
+    def began(self, model: ag.Model) -> None:
         """What is chatted with, since when."""
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         adapters, base = [*model.adapters], Path(model.path).name
@@ -201,13 +199,15 @@ class Piped(View):
             self._open = True
             self._write(text)
 
-    def reply_over(self, _reply: str) -> None:
-        """A line break."""
-        self._end_line()
+    def reply_over(self, _: str) -> None:
+        """A line break, if there is a reply."""
+        if self._open:
+            self._write("\n")
+        self._open = False
 
     def turn(self, turn: Turn) -> None:
         """A line break, and the verdicts in short."""
-        self._end_line()
+        self.reply_over("")
         if told := ending(turn):
             click.echo(told, err=True)
         for wrong in problems(turn.verdicts):
@@ -218,7 +218,7 @@ class Piped(View):
 
     def stopped(self) -> None:
         """A line break."""
-        self._end_line()
+        self.reply_over("")
         click.echo("(stopped)", err=True)
         super().stopped()
 
@@ -249,13 +249,8 @@ class Piped(View):
 
     def error(self, text: str) -> None:
         """On a line of its own."""
-        self._end_line()
+        self.reply_over("")
         super().error(text)
-
-    def _end_line(self) -> None:
-        if self._open:
-            self._write("\n")
-        self._open = False
 
     def _write(self, text: str) -> None:
         try:
@@ -263,7 +258,9 @@ class Piped(View):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise InputError(f"the output cannot be written: {error.strerror or error}") from error
+            raise ag.InputError(
+                f"the output cannot be written: {error.strerror or error}"
+            ) from error
 
 
 def _fail(verdicts: Sequence[Verdict]) -> bool:
@@ -287,19 +284,19 @@ def ending(turn: Turn) -> str:
 def problems(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Why some have no value."""
     for verdict in verdicts:
-        if isinstance(verdict, Failed) and isinstance(verdict.error, CacheFullError):
+        if isinstance(verdict, Failed) and isinstance(verdict.error, ag.CacheFullError):
             yield f"{visible(verdict.name)}: the KV cache has no room to ask it; {MORE_ROOM}"
         elif verdict.error is not None:
             understood = "" if isinstance(verdict, Failed) else "not understood: "
             yield visible(f"{verdict.name}: {understood}{verdict.error}")
 
 
-def values_of(verdicts: Sequence[Verdict]) -> list[IntrinsicResult]:
+def values_of(verdicts: Sequence[Verdict]) -> list[ag.IntrinsicResult]:
     """Those that have one."""
-    return [v for v in verdicts if isinstance(v, IntrinsicResult) and v.error is None]
+    return [v for v in verdicts if isinstance(v, ag.IntrinsicResult) and v.error is None]
 
 
-def in_full(verdict: IntrinsicResult) -> str:
+def in_full(verdict: ag.IntrinsicResult) -> str:
     """Its name and value, with numbers as exact as anyone reads them."""
     shown = json.dumps(_rounded(verdict.value), ensure_ascii=False)
     return visible(f"{verdict.name}: {shown}")
@@ -315,7 +312,7 @@ def _rounded(value: Any) -> Any:
 
 def evidence(verdicts: Sequence[Verdict]) -> str:
     """What verdicts that were asked together cost."""
-    timings: list[Timings] = [v.timings for v in verdicts if isinstance(v, IntrinsicResult)]
+    timings: list[ag.Timings] = [v.timings for v in verdicts if isinstance(v, ag.IntrinsicResult)]
     seconds = max(each.total for each in timings)
     reused = max(each.reused for each in timings)
     read = sum(each.evaluated for each in timings)

@@ -15,11 +15,9 @@ from alora_gguf.cli.options import read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import printable, stdout_may_close
 
-from alora_gguf.errors import InputError, OutputError
+import alora_gguf as ag
 
 if TYPE_CHECKING:
-    from alora_gguf import GenerateOptions, Tokenizer
-
     from .conversations import Entry
     from .plan import Plan
     from .work import Answer, Settings
@@ -137,17 +135,15 @@ def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -
         )
 
 
-def _reply_options(reply: bool, given: dict[str, Any]) -> GenerateOptions | None:
+def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | None:
     if not reply:
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    from alora_gguf import GenerateOptions, Sampling
-
-    return GenerateOptions(
+    return ag.GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
-        sampling=Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
+        sampling=ag.Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
         adapter=given["--reply-adapter"],
     )
 
@@ -157,7 +153,7 @@ def _read(source: str) -> tuple[bytes, str]:
     if source != "-":
         return read_bytes(Path(source)), source
     if sys.stdin is None:
-        raise InputError("there is no stdin to read a conversation from; name a file")
+        raise ag.InputError("there is no stdin to read a conversation from; name a file")
     if sys.stdin.isatty():
         click.echo("Type a conversation as JSON; Ctrl-D ends it.", err=True)
     return sys.stdin.buffer.read(), "stdin"
@@ -165,12 +161,12 @@ def _read(source: str) -> tuple[bytes, str]:
 
 def _stdout() -> BinaryIO:
     if sys.stdout is None:
-        raise InputError("there is no stdout to print to; give --output FILE")
+        raise ag.InputError("there is no stdout to print to; give --output FILE")
     return sys.stdout.buffer
 
 
 def _one(
-    plan: Plan, tokenizer: Tokenizer, entry: Entry, settings: Settings, *, values_only: bool
+    plan: Plan, tokenizer: ag.Tokenizer, entry: Entry, settings: Settings, *, values_only: bool
 ) -> None:
     from .work import answer_all
 
@@ -178,7 +174,7 @@ def _one(
 
     def deliver(_: Entry, answer: Answer | None, problem: str) -> None:
         if answer is None:
-            raise InputError(f"{entry.where}: {problem}")
+            raise ag.InputError(f"{entry.where}: {problem}")
         answers.append(answer)
 
     answer_all(plan, tokenizer, [entry], settings, deliver)
@@ -189,7 +185,7 @@ def _one(
     elif not problems or len(plan.contracts) > 1:
         _print(json.dumps(found.value(), allow_nan=False))
     if problems:
-        raise OutputError(f"{entry.where}: {problems}")
+        raise ag.OutputError(f"{entry.where}: {problems}")
 
 
 def _print(text: str) -> None:
@@ -200,7 +196,7 @@ def _print(text: str) -> None:
 
 def _many(
     plan: Plan,
-    tokenizer: Tokenizer,
+    tokenizer: ag.Tokenizer,
     entries: Sequence[Entry],
     settings: Settings,
     path: Path | None,
@@ -219,6 +215,6 @@ def _many(
             click.echo(f"{skipped} of {len(entries)} are in {there} already", err=True)
         answer_all(plan, tokenizer, lines.todo, settings, lines.deliver)
     if lines.failed:
-        raise OutputError(
+        raise ag.OutputError(
             f"{lines.failed} of {len(entries)} conversations failed; their lines say why"
         )

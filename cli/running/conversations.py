@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from alora_gguf import Document, InputError, Message
+import alora_gguf as ag
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 
@@ -21,8 +21,8 @@ class Conversation:
     with, by the intrinsics' names.
     """
 
-    messages: tuple[Message, ...]
-    documents: tuple[Document, ...] = ()
+    messages: tuple[ag.Message, ...]
+    documents: tuple[ag.Document, ...] = ()
     arguments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ def read_input(
     data = data.removeprefix(b"\xef\xbb\xbf")
     if not lines:
         if not data.strip():
-            raise InputError(f"{name}: is empty, expected a conversation as JSON")
+            raise ag.InputError(f"{name}: is empty, expected a conversation as JSON")
         one = _entry(1, name, data, intrinsics)
         if one.conversation is not None or not _is_lines(data):
             return [one], False
@@ -91,7 +91,7 @@ def _entry(number: int, where: str, data: bytes, intrinsics: Sequence[str]) -> E
         if isinstance(value, dict) and "id" in value:
             echo = {"id": value["id"]}
         conversation = _conversation(value, intrinsics)
-    except InputError as error:
+    except ag.InputError as error:
         return Entry(number, where, digest, echo, problem=str(error))
     said = {**asdict(conversation), **echo}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -103,24 +103,21 @@ def _parse(data: bytes) -> Any:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 (at byte {error.start})") from None
+        raise ag.InputError(f"is not UTF-8 (at byte {error.start})") from None
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON: {_place(error)}") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        where = f"{line}column {error.colno}"
+        raise ag.InputError(f"is not JSON: {error.msg} ({where})") from None
     except UnicodeEncodeError:
-        raise InputError("holds half of a surrogate pair, which is not text") from None
+        raise ag.InputError("holds half of a surrogate pair, which is not text") from None
     except RecursionError:
-        raise InputError("is nested too deeply") from None
+        raise ag.InputError("is nested too deeply") from None
     except ValueError as error:  # of ours, or numbers that cannot be held
-        raise InputError(f"is no JSON that can be used: {error}") from None
+        raise ag.InputError(f"is no JSON that can be used: {error}") from None
     return value
-
-
-def _place(error: json.JSONDecodeError) -> str:
-    line = f"line {error.lineno}, " if error.lineno > 1 else ""
-    return f"{error.msg} ({line}column {error.colno})"
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -140,23 +137,23 @@ def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
-        raise InputError(
+        raise ag.InputError(
             f"is {_kind(value)}, expected an object with messages, or an array of messages"
         )
     unknown = sorted(set(value) - set(_FIELDS))
     if unknown:
-        raise InputError(
+        raise ag.InputError(
             f"has the field {unknown[0]!r}; known are {', '.join(_FIELDS)}, and what shall come "
             "back with the answer goes into id"
         )
     messages, documents = value.get("messages"), value.get("documents") or ()
     if not isinstance(messages, list) or not messages:
-        raise InputError("messages: expected an array with at least one message")
+        raise ag.InputError("messages: expected an array with at least one message")
     if not isinstance(documents, (list, tuple)):
-        raise InputError(f"documents: is {_kind(documents)}, expected an array")
+        raise ag.InputError(f"documents: is {_kind(documents)}, expected an array")
     return Conversation(
-        tuple(Message.of(each, f"messages[{i}]") for i, each in enumerate(messages)),
-        tuple(Document.of(each, f"documents[{i}]") for i, each in enumerate(documents)),
+        tuple(ag.Message.of(each, f"messages[{i}]") for i, each in enumerate(messages)),
+        tuple(ag.Document.of(each, f"documents[{i}]") for i, each in enumerate(documents)),
         _arguments(value.get("arguments"), intrinsics),
     )
 
@@ -166,10 +163,10 @@ def _arguments(value: Any, intrinsics: Sequence[str]) -> dict[str, dict[str, str
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError(f"arguments: is {_kind(value)}, expected an object")
+        raise ag.InputError(f"arguments: is {_kind(value)}, expected an object")
     if not value or not all(isinstance(inner, dict) for inner in value.values()):
         if value and len(intrinsics) != 1:
-            raise InputError(
+            raise ag.InputError(
                 'arguments: write {"NAME": {...}} to say for which of the intrinsics they are'
             )
         value = {intrinsics[0]: value} if value else {}
@@ -177,7 +174,7 @@ def _arguments(value: Any, intrinsics: Sequence[str]) -> dict[str, dict[str, str
     for name in found:
         if name not in intrinsics:
             asked = ", ".join(intrinsics) or "none"
-            raise InputError(f"arguments: are for {name!r}, which is not asked; asked: {asked}")
+            raise ag.InputError(f"arguments: are for {name!r}, which is not asked; asked: {asked}")
     return found
 
 

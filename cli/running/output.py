@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import click
 from alora_gguf.cli.render import printable
 
-from alora_gguf import InputError
+import alora_gguf as ag
 
 from .conversations import Entry
 from .work import Answer
@@ -83,7 +83,7 @@ class AppendedFile:
         try:
             if regular:
                 if not _claim(self._file.fileno()):
-                    raise InputError(f"{path}: another run is writing it; wait, or name another")
+                    raise ag.InputError(f"{path}: another run is writing it; wait, or name another")
                 self._take_up()
         except BaseException:
             self.close()
@@ -142,14 +142,14 @@ class AppendedFile:
             self.answered.setdefault(asked, {})[number] = well
         return True
 
-    def _foreign(self, number: int) -> InputError:
-        return InputError(
+    def _foreign(self, number: int) -> ag.InputError:
+        return ag.InputError(
             f"{self.path}:{number}: is not a line that an earlier run has written; name another "
             "file for the output"
         )
 
-    def _refusal(self, error: OSError) -> InputError:
-        return InputError(
+    def _refusal(self, error: OSError) -> ag.InputError:
+        return ag.InputError(
             f"{self.path}: cannot be written: {error.strerror or error}; name another file for the "
             "output"
         )
@@ -174,7 +174,8 @@ class Lines:
         """`setting` is what is asked of every entry, as Plan.setting() says it."""
         self._output, self._progress, self._values_only = output, progress, values_only
         self._file = output if isinstance(output, AppendedFile) else None
-        self._asked = {entry.line: _hash(f"{setting}\n{entry.digest}") for entry in entries}
+        asked = ((entry.line, f"{setting}\n{entry.digest}") for entry in entries)
+        self._asked = {n: hashlib.sha256(text.encode()).hexdigest()[:32] for n, text in asked}
         self._numbers = {entry.line: number for number, entry in enumerate(entries)}
         self.failed = 0
         self._over = 0
@@ -214,10 +215,6 @@ class Lines:
                     known[entry.line] = well
         self.failed += sum(not well for well in known.values())
         return [entry for entry in entries if entry.line not in known]
-
-
-def _hash(asked: str) -> str:
-    return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def _claim(number: int) -> bool:

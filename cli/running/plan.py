@@ -12,9 +12,8 @@ from pathlib import Path
 import click
 from alora_gguf.cli.options import named_path
 
-from alora_gguf import AdapterFile, GenerateOptions, InputError, IntrinsicCall, Store, Tokenizer
+import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
-from alora_gguf.intrinsics import Contract, load_contract
 
 from .conversations import Conversation
 
@@ -35,9 +34,9 @@ class Plan:
 
     base: Path
     adapters: Mapping[str, Path]
-    files: Mapping[str, AdapterFile]
-    contracts: Mapping[str, Contract]
-    reply: GenerateOptions | None
+    files: Mapping[str, ag.AdapterFile]
+    contracts: Mapping[str, ag.Contract]
+    reply: ag.GenerateOptions | None
     template: str | None
 
     @classmethod
@@ -47,7 +46,7 @@ class Plan:
         adapters: Sequence[str],
         contracts: Sequence[str],
         intrinsics: Sequence[str],
-        reply: GenerateOptions | None,
+        reply: ag.GenerateOptions | None,
         template: str | None = None,
     ) -> Plan:
         """Finds and reads adapters and contracts. `base` is a path or a name of the store,
@@ -68,7 +67,7 @@ class Plan:
         unused = sorted(set(beside) - set(names) - set(given))
         if unused:
             raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
-        store = Store()
+        store = ag.Store()
         paths = {
             name: _of_demo(name)
             if base is None and name not in given
@@ -76,14 +75,14 @@ class Plan:
             for name in names
         }
         model = base_path() if base is None else store.resolve(base, "base")
-        files = {name: AdapterFile.read(path).without_data() for name, path in paths.items()}
-        found = {name: load_contract(beside.get(name, files[name])) for name in intrinsics}
+        files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
+        found = {name: ag.load_contract(beside.get(name, files[name])) for name in intrinsics}
         return cls(model, paths, files, found, reply, template)
 
-    def calls(self, conversation: Conversation) -> list[IntrinsicCall]:
+    def calls(self, conversation: Conversation) -> list[ag.IntrinsicCall]:
         """What intrinsics are asked of a conversation."""
         return [
-            IntrinsicCall(name, conversation.arguments.get(name, {})) for name in self.contracts
+            ag.IntrinsicCall(name, conversation.arguments.get(name, {})) for name in self.contracts
         ]
 
     @property
@@ -92,13 +91,13 @@ class Plan:
         writer = None if self.reply is None else self.reply.adapter
         return None if writer is None or self.files[writer].invocation else writer
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> ag.Tokenizer:
         """What says how many tokens a conversation has. Raises ModelError."""
-        return Tokenizer(
+        return ag.Tokenizer(
             self.base, template=self.template, adapters=self.files, contracts=self.contracts
         )
 
-    def setting(self, tokenizer: Tokenizer) -> str:
+    def setting(self, tokenizer: ag.Tokenizer) -> str:
         """What is asked, told from all else that might be: by the base, the adapters' weights, the
         contracts' files and the reply's options; not by threads or sizes. Reads parts of the base.
         Raises ModelError.
@@ -121,7 +120,7 @@ class Plan:
 
 def _of_demo(name: str) -> Path:
     if name not in INTRINSICS:
-        raise InputError(
+        raise ag.InputError(
             f"the demo model has no adapter '{name}', only {', '.join(INTRINSICS)}; for another "
             "base give -m, and its adapters with -a"
         )

@@ -18,19 +18,7 @@ from typing import Any, Final
 
 from alora_gguf.cli.progress import Progress
 
-from alora_gguf import (
-    AloraError,
-    CacheFullError,
-    CancelledError,
-    CancelToken,
-    ChatSize,
-    ContextOptions,
-    IntrinsicResult,
-    Model,
-    Session,
-    Timings,
-    Tokenizer,
-)
+import alora_gguf as ag
 
 from .conversations import Conversation, Entry
 from .plan import Plan
@@ -65,7 +53,7 @@ class Task:
 
     entry: Entry
     conversation: Conversation
-    size: ChatSize
+    size: ag.ChatSize
 
 
 @dataclass(frozen=True)
@@ -77,9 +65,9 @@ class Answer:
     results  of the intrinsics, in order
     """
 
-    read: Timings | None
+    read: ag.Timings | None
     reply: dict[str, Any] | None
-    results: tuple[IntrinsicResult, ...]
+    results: tuple[ag.IntrinsicResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -106,7 +94,7 @@ class Answer:
         return [f"{each.name}: {each.error}" for each in self.results if each.error is not None]
 
 
-def _result(result: IntrinsicResult) -> dict[str, Any]:
+def _result(result: ag.IntrinsicResult) -> dict[str, Any]:
     first = {"error": str(result.error)} if result.error else {"value": result.value}
     return {
         **first,
@@ -121,7 +109,11 @@ Deliver = Callable[[Entry, Answer | None, str], None]
 
 
 def answer_all(
-    plan: Plan, tokenizer: Tokenizer, entries: Iterable[Entry], settings: Settings, deliver: Deliver
+    plan: Plan,
+    tokenizer: ag.Tokenizer,
+    entries: Iterable[Entry],
+    settings: Settings,
+    deliver: Deliver,
 ) -> None:
     """Answers all entries; `deliver` is called once for each, in any order, on this thread. Raises
     ModelError and AdapterError where nothing can be asked, and what `deliver` raises.
@@ -132,7 +124,7 @@ def answer_all(
     order = Order(tasks)
     asked = len(plan.contracts)
     jobs = min(settings.jobs or max(2, -(-_ROWS // max(1, asked))), len(tasks))
-    options = ContextOptions(
+    options = ag.ContextOptions(
         n_ctx=settings.n_ctx or order.cells(jobs),
         n_threads=settings.n_threads,
         n_seq_max=min(_SEQUENCES, jobs * (1 + max(1, asked)) + _HELD),
@@ -140,7 +132,7 @@ def answer_all(
         max_adapters=max(1, len(plan.adapters)),
     )
     with Progress("Loading") as progress:
-        model = Model(
+        model = ag.Model(
             plan.base,
             adapters=plan.adapters,
             options=options,
@@ -160,7 +152,11 @@ def _shortened(problem: str) -> str:
 
 
 def _sized(
-    plan: Plan, tokenizer: Tokenizer, entries: Iterable[Entry], settings: Settings, deliver: Deliver
+    plan: Plan,
+    tokenizer: ag.Tokenizer,
+    entries: Iterable[Entry],
+    settings: Settings,
+    deliver: Deliver,
 ) -> Iterator[Task]:
     """The tasks; what cannot be asked is delivered."""
     limit = settings.n_ctx or tokenizer.n_ctx_train
@@ -171,7 +167,7 @@ def _sized(
                 size = tokenizer.size(
                     said.messages, said.documents, calls=plan.calls(said), reply=plan.reply
                 )
-            except AloraError as error:
+            except ag.AloraError as error:
                 problem = str(error)
             else:
                 if limit is None or size.least <= limit:
@@ -181,7 +177,7 @@ def _sized(
         deliver(entry, None, _shortened(problem))
 
 
-def _too_long(size: ChatSize, limit: int, *, given: bool) -> str:
+def _too_long(size: ag.ChatSize, limit: int, *, given: bool) -> str:
     whose = "as --n-ctx says" if given else "for which the model was trained"
     return (
         f"is too long: its {len(size.tokens)} tokens and what is asked need {size.least} cells, "
@@ -264,13 +260,13 @@ class _Work:
     it, so that none begins before what it shares is there; `_room` guards the numbers.
     """
 
-    def __init__(self, model: Model, plan: Plan, order: Order) -> None:
+    def __init__(self, model: ag.Model, plan: Plan, order: Order) -> None:
         self._model, self._plan, self._order = model, plan, order
-        self._cancel = CancelToken()
+        self._cancel = ag.CancelToken()
         self._turn, self._room = threading.Lock(), threading.Condition()
         self._left = iter(range(len(order.tasks)))
         self._at_work = list[int]()  # places
-        self._held = list[tuple[int, Session]]()  # beginnings, each goes on from the one before
+        self._held = list[tuple[int, ag.Session]]()  # beginnings, each goes on from the one before
 
     def run(self, jobs: int, deliver: Deliver) -> None:
         """Works on all, up to `jobs` at a time; `deliver` is called on this thread. Raises what it
@@ -300,24 +296,24 @@ class _Work:
         """One conversation, and why it has no answer; once more, alone, if it did not fit beside
         others.
         """
-        place, spent = -1, list[Timings]()
+        place, spent = -1, list[ag.Timings]()
         try:
             try:
                 with ExitStack() as turn:
                     turn.enter_context(self._turn)
                     place = next(self._left)
                     answer = self._answer(place, spent, turn)
-            except CacheFullError:
+            except ag.CacheFullError:
                 with self._turn:
                     self._release(0)
                     answer = self._answer(place, spent)
-        except CancelledError:
+        except ag.CancelledError:
             raise
-        except AloraError as error:
+        except ag.AloraError as error:
             return self._order.tasks[place], None, _shortened(str(error))
         return self._order.tasks[place], answer, ""
 
-    def _answer(self, place: int, spent: list[Timings], turn: ExitStack | None = None) -> Answer:
+    def _answer(self, place: int, spent: list[ag.Timings], turn: ExitStack | None = None) -> Answer:
         """Asks what the plan says. `turn` is over when the conversation is read; without one, this
         thread keeps it, and nothing else is worked on. `spent` is what reading took so far. Raises
         what Chat does.
@@ -371,14 +367,14 @@ class _Work:
                 self._at_work.remove(place)
                 self._room.notify_all()
 
-    def _hold_beginnings(self, place: int, spent: list[Timings]) -> None:
+    def _hold_beginnings(self, place: int, spent: list[ag.Timings]) -> None:
         """Reads what this conversation is the first to begin with, and lets go of what it does not
         begin with: nor do those after it.
         """
         self._release(self._order.shared[place])
         tokens = self._order.tasks[place].size.tokens
-        session: Session | None = None
-        with suppress(CacheFullError):  # each reads it for itself then, or fails for itself
+        session: ag.Session | None = None
+        with suppress(ag.CacheFullError):  # each reads it for itself then, or fails for itself
             for end in self._order.beginnings[place][: _HELD - len(self._held)]:
                 session = self._model.session()
                 read = session.sync(tokens[:end], adapter=self._plan.reader, cancel=self._cancel)
@@ -394,7 +390,7 @@ class _Work:
             self._held.pop()[1].close()
 
 
-def _in_all(spent: Sequence[Timings]) -> Timings:
+def _in_all(spent: Sequence[ag.Timings]) -> ag.Timings:
     """Several readings as one: what an earlier one read is what the last one reused."""
     *before, last = spent
     read, seconds = sum(each.evaluated for each in before), sum(each.total for each in before)

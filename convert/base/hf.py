@@ -32,13 +32,10 @@ _ATTENTION_TYPES: Final = ("attention", "full_attention")
 class HFBase(BaseModel):
     """A base by the config.json of its directory, and the tokenizer.json beside it.
 
-    `label` stands for it in messages, its path by default. Raises what HFConfig does.
-
     n_vocab is vocab_size, the rows of the embedding: what upstream pads for Mamba hybrids is the
     list of tokens alone, and llama.cpp loads a GGUF only if the two agree. Of a gemma3 without a
-    tokenizer.model, upstream drops the rows beyond the tokenizer's tokens.
-
-    tied is tie_word_embeddings; that a checkpoint holds an lm_head in spite of it is not known.
+    tokenizer.model, upstream drops the rows beyond the tokenizer's tokens. That a checkpoint holds
+    an lm_head in spite of tie_word_embeddings is not known.
     """
 
     def __init__(self, directory: str | Path, label: str | None = None) -> None:
@@ -70,8 +67,10 @@ class HFBase(BaseModel):
         found = _WEIGHT.fullmatch(tensor)
         if found is None or int(found[1]) >= self.n_layers:
             return None
-        dims = self._block(int(found[1])).get(found[2], ("none",))
-        return tuple(self._dims[name] for name in dims) if self._dims.keys() >= {*dims} else None
+        dims = self._block(int(found[1])).get(found[2])
+        if dims is None or not self._dims.keys() >= set(dims):  # a granitemoe shares no expert
+            return None
+        return tuple(self._dims[name] for name in dims)
 
     def n_heads(self, layer: int, *, keys: bool) -> int:  # noqa: ARG002
         """The number of query heads of a block, or of its key (and value) heads."""

@@ -95,7 +95,7 @@ class SafetensorsFile:
                     self._file.seek(offset)
                     part = self._file.read(count)  # one system call, which may give less
             except OSError as error:
-                raise self._cannot_read(error) from error
+                raise self.fail(f"cannot be read: {reason(error)}") from error
             if not part:
                 break
             parts.append(part)
@@ -117,9 +117,6 @@ class SafetensorsFile:
     def fail(self, problem: str) -> FileFormatError:
         """The error that says so of this file."""
         return FileFormatError(f"{self.path}: {problem}")
-
-    def _cannot_read(self, error: OSError) -> FileFormatError:
-        return self.fail(f"cannot be read: {reason(error)}")
 
     def read(self, name: str) -> NDArray[np.floating]:
         """A tensor's values, without loss, in torch's order: F32, F16 and BF16 as float32, F64 as

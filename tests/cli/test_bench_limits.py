@@ -205,7 +205,7 @@ def bad_files(files: Files, folder: Path) -> dict[str, tuple[tuple[Path | str, .
 def test_bad_files_are_one_sentence_before_anything_is_loaded(
     case: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subjects, "Model", None)
+    monkeypatch.setattr("alora_gguf.Model", None)
     monkeypatch.setenv("ALORA_GGUF_HOME", str(tmp_path / "store"))
     arguments, said = bad_files(files, tmp_path)[case]
     assert said in failure(*arguments)

@@ -267,7 +267,10 @@ def test_charts_of_other_kinds(name: str, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("out.gif", "{path}: expected a name that ends in .png, .svg, .pdf"),
-        ("folder.png", "{path}: is a directory or a device, expected a file name for the chart"),
+        (
+            "folder.png",
+            "{path}: is a directory, expected a file name for the chart; name a file in it",
+        ),
         ("none/out.png", "{path}: its directory does not exist; create it first"),
     ],
 )

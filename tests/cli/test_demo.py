@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from alora_gguf.cli.demo_compare import Comparison, Side
 from alora_gguf.cli.demo_screen import Reading, Screen
+from alora_gguf.cli.verdicts import Badge
 
 from alora_gguf import Chat, IntrinsicResult, Model, OutputError, Session, Timings, cli, demo
 from alora_gguf.demo import DOCUMENTS, TURNS, Turn
@@ -302,8 +303,8 @@ def test_badges_flow(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     }
     Screen().badges([read(model, name, value) for name, value in values.items()])
     assert capsys.readouterr().out == (
-        "      12 ms  harmless · not in the documents\n"
-        '             means "When was the library founded?"\n'
+        "      12 ms  harmless 99% · not answerable 98%\n"
+        '             rewritten question "When was the library founded?"\n'
     )
     Screen().badges([])
     assert capsys.readouterr().out == ""
@@ -321,25 +322,26 @@ def test_changed_cells_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("name", "given", "value", "badge", "good"),
     [
-        ("answerability", {"answer": "Red.", "answerable": 0.97}, True, "answerable", True),
-        ("answerability", {"answer": "", "answerable": 0.2}, False, "not in the documents", False),
-        ("uncertainty", {"answer": "Red.", "certainty": 0.95}, 0.95, "95% certain", True),
-        ("uncertainty", {"answer": "Red.", "certainty": 0.05}, 0.05, "5% certain", False),
-        ("query_rewrite", {"rewritten_question": "Who?"}, "Who?", 'means "Who?"', None),
-        ("hallucination", {"faithful": 0.99}, True, "supported by the documents", True),
-        ("hallucination", {"faithful": 0.01}, False, "not supported", False),
-        ("jailbreak", {"jailbreak": 0.9}, True, "jailbreak attempt", False),
-        ("jailbreak", {"jailbreak": 0.1}, False, "harmless", True),
+        ("answerability", {"answer": "Red.", "answerable": 0.97}, True, "answerable 97%", True),
+        ("answerability", {"answer": "", "answerable": 0.2}, False, "not answerable 80%", False),
+        ("uncertainty", {"answer": "Red.", "certainty": 0.95}, 0.95, "certainty 95%", True),
+        ("uncertainty", {"answer": "Red.", "certainty": 0.05}, 0.05, "certainty 5%", False),
+        ("query_rewrite", {"rewritten_question": "Who?"}, "Who?", 'rewritten question "Who?"',
+         None),
+        ("hallucination", {"faithful": 0.99}, True, "faithful 99%", True),
+        ("hallucination", {"faithful": 0.01}, False, "not faithful 99%", False),
+        ("jailbreak", {"jailbreak": 0.9}, True, "jailbreak attempt 90%", False),
+        ("jailbreak", {"jailbreak": 0.1}, False, "harmless 90%", True),
     ],
 )  # fmt: skip
 def test_verdicts_in_words(
     model: Model, name: str, given: object, value: object, badge: str, good: bool | None
 ) -> None:
     reading = read(model, name, given)
-    assert (reading.value, reading.badge, reading.good) == (value, badge, good)
+    assert (reading.value, reading.badges) == (value, [Badge(badge, good)])
 
 
 @pytest.mark.parametrize("name", demo.INTRINSICS)
 def test_what_is_not_understood_is_not_taken_for_a_verdict(model: Model, name: str) -> None:
     reading = read(model, name, None, error="the reply is not JSON")
-    assert (reading.value, reading.badge, reading.good) == (None, "not understood", False)
+    assert (reading.value, reading.badges) == (None, [Badge("not understood", False)])

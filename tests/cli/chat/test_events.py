@@ -101,7 +101,7 @@ def test_a_transcript_that_cannot_be_written_is_known_before_the_model_is_loaded
     def load(*_: object, **__: object) -> None:
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr("alora_gguf.cli.chat.opening.Model", load)
+    monkeypatch.setattr("alora_gguf.Model", load)
     path = tmp_path / "no" / "talk.jsonl"
     assert cli.run(["chat", "-p", "hi", "--transcript", str(path)]) == 1
     assert capsys.readouterr().err == (
