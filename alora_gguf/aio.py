@@ -76,7 +76,9 @@ def _result(work: Callable[[], _T]) -> _T:
         ) from error
 
 
-async def _iterate(step: Callable[[], str | None], token: CancelToken) -> AsyncGenerator[str, None]:
+async def _iterate(
+    step: Callable[[], str | None], token: CancelToken | None
+) -> AsyncGenerator[str, None]:
     """Pieces of a reply as `step` returns them, until None; a reply that is left before goes on
     when it is iterated over again.
     """

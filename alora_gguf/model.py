@@ -72,7 +72,7 @@ class Model:
             base.path, options, verbose=verbose, tuning=_tuning, cancel=cancel, progress=progress
         )
         self._runtime = runtime = Runtime(base, context)
-        self._contracts = Contracts(runtime.bank)
+        self._contracts = Contracts(runtime.bank.find)
         self._template: ChatTemplate | None = None
         try:
             runtime.bank.load(adapters or {})

@@ -7,17 +7,17 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._kinds import checked
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
-from .engine.tokens import BASE, ActiveAdapter, Spans, spans_for
+from .engine.tokens import BASE, Spans, spans_for
 from .errors import InputError
 from .generate.generation import Generation
 from .generate.invoke import Verdict, run_invocations
 from .generate.plan import Parent
-from .generate.sampling import Sampler
+from .generate.sampling import SampledReply
 from .options import (
     CancelToken,
     GenerateOptions,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from .model import Model
     from .options import GenerateFields
+
+_G = TypeVar("_G", bound=Generation)
 
 
 @checked
@@ -113,11 +115,9 @@ class Session:
         (a plain LoRA: all tokens). Without one, all are the base's: cells that an adapter computed
         earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
         """
-        started = time.perf_counter()
-        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
-            self._begin()
-            tokens = self._sequence.tokens + self._encode(text)
-            return self._read(tokens, use, started, cancel, progress)
+        return self._read(
+            lambda: self._sequence.tokens + self._encode(text), adapter, scale, cancel, progress
+        )
 
     def sync(
         self,
@@ -129,11 +129,8 @@ class Session:
         progress: Progress | None = None,
     ) -> Timings:
         """Makes the conversation exactly `tokens`, reading only what the cache does not hold."""
-        started = time.perf_counter()
-        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
-            self._begin()
-            ids = self._engine.vocab.check(tokens, "tokens")
-            return self._read(ids, use, started, cancel, progress)
+        check = self._engine.vocab.check
+        return self._read(lambda: check(tokens, "tokens"), adapter, scale, cancel, progress)
 
     def rewind(self, n: int) -> None:
         """Forgets all but the first `n` tokens."""
@@ -166,8 +163,18 @@ class Session:
         is. Raises InvocationNotFoundError, UnknownAdapterError, SchemaError, and InputError for
         wrong options or if there is nothing to reply to.
         """
-        started = time.perf_counter()
         how = reply_options(options, changes, "Session.generate()")
+        return self._generate(Generation, how, prompt, cancel, progress)
+
+    def _generate(
+        self,
+        kind: type[_G],
+        how: GenerateOptions,
+        prompt: Sequence[int] | None,
+        cancel: CancelToken | None,
+        progress: Progress | None,
+    ) -> _G:
+        started = time.perf_counter()
         with self._sequence.lock, self._runtime.bank.using(how.adapter, how.scale) as use:
             self._begin()
             sequence, vocab = self._sequence, self._engine.vocab
@@ -175,20 +182,12 @@ class Session:
             tokens = before if prompt is None else vocab.check(prompt, "prompt")
             if not tokens:
                 raise InputError("the conversation is empty; append something to it first")
-            sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
+            reply = SampledReply(how, vocab, started)
             first = use.first_position(tokens, vocab)
             read = sequence.prefill(tokens, use, logits=True, cancel=cancel, progress=progress)
             try:
-                generation = Generation(
-                    sequence,
-                    sampler,
-                    stops=tuple(how.stop),
-                    max_tokens=how.max_tokens,
-                    spans=spans_for(first, use.provenance),
-                    prefill=read,
-                    started=started,
-                    cancel=cancel,
-                )
+                spans = spans_for(first, use.provenance)
+                generation = kind(sequence, reply, spans, read, cancel)
                 self._generation = weakref.ref(generation)
                 sequence.activate(use, first)
             except BaseException:
@@ -304,7 +303,7 @@ class Session:
             return
         generation, self._generation = self._generation(), None
         if generation is not None:
-            generation.close()
+            Generation.close(generation)  # a chat's Reply would take the chat's lock first
         self._sequence.deactivate()  # its own end may have found a lock taken
 
     def _encode(self, text: str | Sequence[int]) -> list[int]:
@@ -317,14 +316,17 @@ class Session:
 
     def _read(
         self,
-        tokens: list[int],
-        use: ActiveAdapter,
-        started: float,
+        tokens: Callable[[], list[int]],
+        adapter: str | None,
+        scale: float,
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Timings:
-        read = self._sequence.prefill(tokens, use, cancel=cancel, progress=progress)
-        return replace(read, total=time.perf_counter() - started)
+        started = time.perf_counter()
+        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
+            self._begin()
+            read = self._sequence.prefill(tokens(), use, cancel=cancel, progress=progress)
+            return replace(read, total=time.perf_counter() - started)
 
     def release(self, n: int) -> None:
         """Lets others have the room of all cells but the first `n`, should they need it; the

@@ -33,13 +33,6 @@ _METADATA: Final[dict[str, dict[str, str | None]]] = {
 }
 
 
-class Bar(NamedTuple):
-    """A row of the chart: what is before the bar, and the bar."""
-
-    label: str
-    bar: str
-
-
 class Line(NamedTuple):
     """Seconds by tokens; marker and dash tell lines apart without colours too."""
 
@@ -52,8 +45,8 @@ class Line(NamedTuple):
 # Bars -------------------------------------------------------------------------------------------
 
 
-def bars(layers: Sequence[LayerChange], width: int) -> tuple[str, list[Bar]]:
-    """A heading and rows of at most `width` columns.
+def bars(layers: Sequence[LayerChange], width: int) -> tuple[str, list[tuple[str, str]]]:
+    """A heading, and rows of at most `width` columns: what is before a bar, and the bar.
 
     Of many layers as many neighbours share a row as leave 24 rows, which then has their means. The
     largest change fills the width; what is too small for a character is a dot.
@@ -71,7 +64,7 @@ def bars(layers: Sequence[LayerChange], width: int) -> tuple[str, list[Bar]]:
         short = f"{change:7.4f}" if change < 10 else f"{change:7.3g}"  # 0.0123, 12.3, 1.2e+05
         marks = round(room * change / largest) if largest and math.isfinite(change) else 0
         dot = "." if change and math.isfinite(change) else ""
-        rows.append(Bar(f"  {label:>{names}}  {short}  {cosine:7.4f}  ", "#" * marks or dot))
+        rows.append((f"  {label:>{names}}  {short}  {cosine:7.4f}  ", "#" * marks or dot))
     return f"  {'layer':>{names}}  {'change':>7}  {'cosine':>7}", rows
 
 

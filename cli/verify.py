@@ -183,8 +183,8 @@ def _changes(found: Verification, width: int) -> Iterator[str]:
         yield from wrapped(text, width, "  ")
         heading, rows = bars(found.layers, width)
         yield from ("", heading)
-        for row in rows:
-            yield (row.label + click.style(row.bar, fg="cyan")) if row.bar else row.label.rstrip()
+        for label, bar in rows:
+            yield (label + click.style(bar, fg="cyan")) if bar else label.rstrip()
     yield ""
 
 

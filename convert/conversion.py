@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -112,7 +111,7 @@ def convert_adapter(
         _check_out(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
     config = read_config(found.config)
-    with closing(SafetensorsFile(found.weights)) as weights, ThreadPoolExecutor(_THREADS) as pool:
+    with SafetensorsFile(found.weights) as weights, ThreadPoolExecutor(_THREADS) as pool:
         sha256 = pool.submit(weights.sha256)
         from .job import Job  # imports numpy, which takes as long as hashing does
 

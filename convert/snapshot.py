@@ -135,8 +135,11 @@ def find_configs(snapshot: Snapshot, under: str) -> tuple[list[str], list[str]]:
         if len(here.relative_to(top).parts) == _MAX_DEPTH:
             folders.clear()
         folders[:] = [name for name in folders if name != FILE_NAME and not name.startswith(".")]
-    names = [[path.relative_to(snapshot.root).as_posix() for path in ps] for ps in (found, skipped)]
-    return names[0], sorted(names[1])
+
+    def name(path: Path) -> str:
+        return path.relative_to(snapshot.root).as_posix()
+
+    return list(map(name, found)), sorted(map(name, skipped))
 
 
 def _cannot_read(path: Path, error: OSError | RuntimeError) -> FileFormatError:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from alora_gguf.engine.context import Bank
 from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.gguf.adapter import AdapterFile
@@ -32,15 +31,20 @@ from .prompt import Dialogue
 
 
 class Contracts:
-    """By the names of loaded adapters; for any thread."""
+    """By the names of adapters; for any thread. `adapter` finds one, or raises UnknownAdapterError,
+    naming those that there are.
+    """
 
-    def __init__(self, bank: Bank) -> None:
-        self._bank = bank
-        self._known: dict[str, tuple[str | None, Contract]] = {}  # of whose weights: None: any
-
-    def adapter(self, name: str) -> AdapterFile:
-        """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
-        return self._bank.find(name)
+    def __init__(
+        self,
+        adapter: Callable[[str], AdapterFile],
+        given: Mapping[str, Contract] | None = None,
+    ) -> None:
+        """`given` are contracts other than those in the adapters' files."""
+        self.adapter = adapter
+        # of whose weights: None: any
+        self._known: dict[str, tuple[str | None, Contract]]
+        self._known = {name: (None, contract) for name, contract in (given or {}).items()}
 
     def of(self, name: str) -> Contract:
         """What set() gave, or else what is in the adapter's file. Raises UnknownAdapterError,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from alora_gguf._kinds import checked
+from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
 from alora_gguf.generate.generation import Generation
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
@@ -203,10 +204,7 @@ class Chat:
                 self._transcript = self._dialogue(kept).written(prompt=False)
             except InputError:  # a template may not write an empty conversation
                 self._transcript = Transcript()
-            left = self._transcript.tokens
-            mine = self._session.tokens
-            n = min(len(left), len(mine))
-            self._session.rewind(next((i for i in range(n) if left[i] != mine[i]), n))
+            self._session.rewind(common(self._transcript.tokens, tuple(self._session.tokens)))
             self._said = (kept, None)
             return list(taken)
 
@@ -308,12 +306,14 @@ class Chat:
         """
         with self._lock:
             self._check_open()
+            written = self._written()
             notes = ChatNotes(
                 self._so_far(),
                 self._documents,
                 self._arguments,
                 self._template.source,
-                self._written(),
+                written.text,
+                written.tokens,
                 self._reader,
             )
             self._session.save(path, notes=notes.to_notes())
@@ -330,7 +330,7 @@ class Chat:
         """What save() wrote, on its restored session."""
         kept = ChatNotes.of(notes, origin)
         try:
-            _ = session._runtime.vocab.check(kept.transcript.tokens, "tokens")
+            _ = session._runtime.vocab.check(kept.tokens, "tokens")
             chat = cls(
                 session,
                 contracts,
@@ -341,7 +341,7 @@ class Chat:
             )
         except (ValueError, ModelError) as error:
             raise damaged(origin, error) from error
-        chat._transcript, chat._reader = kept.transcript, kept.reader
+        chat._transcript, chat._reader = Transcript(kept.text, kept.tokens), kept.reader
         return chat
 
     def close(self) -> None:
@@ -482,12 +482,11 @@ class Chat:
                 dialogue = self._dialogue(messages)
                 beside = Alongside(self._contracts, self._session, dialogue, calls, asked)
             try:
-                generation = self._generate(messages, how, cancel, progress)
+                reply = self._generate(messages, how, cancel, progress)
             finally:
                 if beside is not None:
                     beside.go_on()
-            results = () if beside is None else beside.results
-            reply = Reply(generation, cancel, self._lock, self._take, results, read)
+            reply._join(self._lock, self._take, () if beside is None else beside.results, read)
             self._said = (messages, reply)
             if not stream:
                 reply.read()
@@ -495,7 +494,7 @@ class Chat:
             asked.cancel()
             self._said, self._transcript, self._reader = before
             if reply is not None:
-                reply._generation.close()
+                Generation.close(reply)
             self._session._go_back(tokens)
             raise
         return reply
@@ -506,18 +505,16 @@ class Chat:
         how: GenerateOptions,
         cancel: CancelToken,
         progress: Progress | None,
-    ) -> Generation:
+    ) -> Reply:
         """Starts what the session generates as a reply to the messages."""
         file = None if how.adapter is None else self._contracts.adapter(how.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
-        generation = self._session.generate(
-            how, prompt=prompt.tokens, cancel=cancel, progress=progress
-        )
+        reply = self._session._generate(Reply, how, prompt.tokens, cancel, progress)
         # a plain LoRA reads all of it; what an aLoRA wrote is the base's to read
         plain_lora = file is not None and not file.invocation
         self._reader = (how.adapter, how.scale) if plain_lora else (None, 1.0)
         self._transcript, self._held = prompt, None
-        return generation
+        return reply
 
 
 def _one(message: Said) -> Message:

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.engine.tokens import Vocabulary, find_last
+from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.messages import Document, Message
 
@@ -91,18 +91,6 @@ class ChatTemplate:
         for known, text in tuple(self._latest):
             if known == key:
                 return text
-        text = self._render(messages, documents, arguments, prompt)
-        if "strftime_now" not in self.source:
-            self._latest.append((key, text))
-        return text
-
-    def _render(
-        self,
-        messages: Sequence[Message],
-        documents: Sequence[Document],
-        arguments: Mapping[str, object],
-        prompt: bool,
-    ) -> str:
         given = dict(arguments)
         if documents:
             if not self.uses("documents"):
@@ -120,8 +108,10 @@ class ChatTemplate:
                 f"{self.name}: the chat template refused the conversation: "
                 f"{str(error) or type(error).__name__}"
             ) from error
-        text: str = rendered.prompt
-        return text
+        written: str = rendered.prompt
+        if "strftime_now" not in self.source:
+            self._latest.append((key, written))
+        return written
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +149,6 @@ class Transcript:
         return Transcript(text, _tokens(text, vocab))
 
 
-def common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many items, or characters, two sequences have in common at the beginning."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def _begins_anew(before: str, token: int, vocab: Vocabulary) -> bool:
     """Whether no token can reach from the text `before` into that of `token`: the tokenizer looks
     for control tokens first, and takes the longest.
@@ -206,17 +184,7 @@ class Dialogue:
 
     def written(self, *, prompt: bool) -> Transcript:
         """All of it; with `prompt` it ends with what begins the assistant's turn."""
-        return self._write(self.messages, self.documents, self.arguments, prompt=prompt)
-
-    def _write(
-        self,
-        messages: Sequence[Message],
-        documents: Sequence[Document],
-        arguments: Mapping[str, object],
-        *,
-        prompt: bool,
-    ) -> Transcript:
-        text = self.template.render(messages, documents, arguments, prompt=prompt)
+        text = self.template.render(self.messages, self.documents, self.arguments, prompt=prompt)
         return self.transcript.become(text, self.vocab)
 
     def reply_prompt(self, invocation: tuple[int, ...]) -> Transcript:
@@ -226,8 +194,7 @@ class Dialogue:
         whole = self.written(prompt=True)
         if not invocation:
             return whole
-        before = self._before_last(self.messages, self.documents, self.arguments)
-        if _occurs_after(whole, invocation, before):
+        if _occurs_after(whole, invocation, self._before_last()):
             return whole
         return _followed_by(self.written(prompt=False), invocation, self.vocab)
 
@@ -253,42 +220,38 @@ class Dialogue:
         Raises InvocationNotFoundError where the template does not write it.
         """
         self.template.check_ours(arguments, "the contract's chat_template_kwargs")
-        arguments = {**self.arguments, **arguments}
-        messages, documents = request.messages, request.documents
-        whole = self._write(messages, documents, arguments, prompt=opened)
+        messages = request.messages
+        asked = replace(
+            self,
+            messages=messages,
+            documents=request.documents,
+            arguments={**self.arguments, **arguments},
+        )
+        whole = asked.written(prompt=opened)
         if not invocation:
             return whole.tokens
-        if instructed:
-            before = self._before_last(messages, documents, arguments)
-        else:
-            before = self._write(messages, documents, arguments, prompt=False)
+        before = asked._before_last() if instructed else asked.written(prompt=False)
         if _occurs_after(whole, invocation, before):
             return whole.tokens
         if self.vocab.is_special(invocation[0]):
-            bare = self._write(messages, documents, arguments, prompt=False)
-            return _followed_by(bare, invocation, self.vocab).tokens
+            return _followed_by(asked.written(prompt=False), invocation, self.vocab).tokens
         words = self.vocab.detokenize(invocation, special=True).strip()
         said = messages[-1].content if instructed else ""
         if words not in said:
             conversation = messages[:-1] if instructed else messages
             asks = Message("user", f"{words} {said}".strip())
-            whole = self._write((*conversation, asks), documents, arguments, prompt=opened)
+            whole = replace(asked, messages=(*conversation, asks)).written(prompt=opened)
         if _occurs_after(whole, invocation, before):
             return whole.tokens
         return self._spliced(whole, words, invocation, before)
 
-    def _before_last(
-        self,
-        messages: Sequence[Message],
-        documents: Sequence[Document],
-        arguments: Mapping[str, object],
-    ) -> Transcript:
+    def _before_last(self) -> Transcript:
         """The same conversation with another last message: what the two have in common is not of
         that message. Without one, a template might refuse it, or write what is before otherwise.
         """
-        last = messages[-1]
+        *others, last = self.messages
         other = replace(last, content="-" if last.content.startswith(".") else ".")
-        return self._write((*messages[:-1], other), documents, arguments, prompt=True)
+        return replace(self, messages=(*others, other)).written(prompt=True)
 
     def _spliced(
         self, whole: Transcript, words: str, invocation: tuple[int, ...], before: Transcript

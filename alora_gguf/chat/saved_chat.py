@@ -9,8 +9,6 @@ from typing import Any, Final
 from alora_gguf.errors import SavedSessionError
 from alora_gguf.messages import Document, Message, as_documents, as_said
 
-from .prompt import Transcript
-
 _KEY: Final = "alora_gguf.chat"
 
 
@@ -18,31 +16,23 @@ _KEY: Final = "alora_gguf.chat"
 class ChatNotes:
     """A chat as its notes have it.
 
-    template    the Jinja text that writes it, and `arguments` further variables of that
-    transcript  what the session's tokens stand for
-    reader      the adapter that reads it (None: the base) and its scale
+    template  the Jinja text that writes it, and `arguments` further variables of that
+    text      what the session's `tokens` stand for
+    reader    the adapter that reads it (None: the base) and its scale
     """
 
     messages: tuple[Message, ...]
     documents: tuple[Document, ...]
     arguments: Mapping[str, object]
     template: str
-    transcript: Transcript
+    text: str
+    tokens: tuple[int, ...]
     reader: tuple[str | None, float]
 
     def to_notes(self) -> dict[str, Any]:
         """For Session.save()."""
-        return {
-            _KEY: {
-                "messages": [asdict(message) for message in self.messages],
-                "documents": [asdict(document) for document in self.documents],
-                "arguments": dict(self.arguments),
-                "template": self.template,
-                "text": self.transcript.text,
-                "tokens": list(self.transcript.tokens),
-                "reader": list(self.reader),
-            }
-        }
+        kept = asdict(self)
+        return {_KEY: {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}}
 
     @classmethod
     def of(cls, notes: Mapping[str, Any], origin: str) -> ChatNotes:
@@ -64,7 +54,8 @@ class ChatNotes:
                 as_documents(kept["documents"]),
                 dict(kept["arguments"]),
                 kept["template"],
-                Transcript(str(kept["text"]), tuple(map(int, kept["tokens"]))),
+                str(kept["text"]),
+                tuple(map(int, kept["tokens"])),
                 (None if adapter is None else str(adapter), float(scale)),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.engine.loading import BareVocabulary
-from alora_gguf.engine.tokens import find_last
+from alora_gguf.engine.tokens import common, find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
@@ -74,7 +74,8 @@ class Tokenizer:
             )
         name = str(path) if template in (None, own) else "template"  # as Model names it
         self._template = ChatTemplate(template or own or "", self._bare.vocab, name)
-        self._contracts = _Files(adapters or {}, contracts or {})
+        self._files = dict(adapters or {})
+        self._contracts = Contracts(self._find, contracts)
 
     def fingerprint(self) -> str:
         """What the base is known by in saved sessions: a hash of parts of its file. Raises
@@ -99,7 +100,7 @@ class Tokenizer:
         dialogue = self._dialogue(said, pages)
         tokens, held, ahead, writer = dialogue.transcript.tokens, 0, 0, None
         if reply is not None:
-            writer = None if reply.adapter is None else self._contracts.adapter(reply.adapter)
+            writer = None if reply.adapter is None else self._find(reply.adapter)
             ahead = reply.max_tokens + _SLACK
             prompt = dialogue.reply_prompt(() if writer is None else writer.invocation)
             held = len(prompt.tokens) + ahead
@@ -121,11 +122,16 @@ class Tokenizer:
 
     def _shared(self, name: str, dialogue: Dialogue, prompt: Sequence[int]) -> int:
         """How many of the conversation's cells serve an intrinsic's prompt."""
-        read, invocation = dialogue.transcript.tokens, self._contracts.adapter(name).invocation
+        read, invocation = dialogue.transcript.tokens, self._find(name).invocation
         first = find_last(prompt, invocation) if invocation else 0
-        n = min(len(read), len(prompt), len(prompt) if first is None else first)
-        shared = next((i for i in range(n) if read[i] != prompt[i]), n)
+        shared = common(read, tuple(prompt[:first]))
         return shared if self._bare.rewinds or shared == len(read) else 0
+
+    def _find(self, name: str) -> AdapterFile:
+        if name not in self._files:
+            known = ", ".join(self._files) or "none"
+            raise UnknownAdapterError(f"no adapter named '{name}' was given; there are: {known}")
+        return self._files[name]
 
     def close(self) -> None:
         """Frees the vocabulary; idempotent."""
@@ -136,24 +142,6 @@ class Tokenizer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Files(Contracts):
-    """The contracts of adapters that are not loaded."""
-
-    def __init__(self, files: Mapping[str, AdapterFile], contracts: Mapping[str, Contract]) -> None:
-        self._files, self._given = files, contracts
-
-    def adapter(self, name: str) -> AdapterFile:
-        file = self._files.get(name)
-        if file is None:
-            known = ", ".join(self._files) or "none"
-            raise UnknownAdapterError(f"no adapter named '{name}' was given; there are: {known}")
-        return file
-
-    def of(self, name: str) -> Contract:
-        given = self._given.get(name)
-        return Contract.of_adapter(self.adapter(name)) if given is None else given
 
 
 def _context_length(base: BaseFile) -> int | None:

@@ -28,9 +28,8 @@ from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import CancelToken, Progress, check_number
 
-from .cells import AdmissionQueue
 from .llama_context import LlamaContext, Logits, Run
-from .prefix_cache import PrefixCache
+from .prefix_cache import AdmissionQueue, PrefixCache
 from .scheduler import Scheduler
 from .tokens import ActiveAdapter, Vocabulary
 

@@ -106,14 +106,6 @@ class Tuning:
     model: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
 
-    def model_params(self, llama: Any) -> Any:
-        """llama_model_params: llama.cpp's defaults with these fields."""
-        return _with_fields(llama.llama_model_default_params(), self.model)
-
-    def context_params(self, llama: Any) -> Any:
-        """llama_context_params: llama.cpp's defaults with these fields."""
-        return _with_fields(llama.llama_context_default_params(), self.context)
-
 
 def _with_fields(params: Any, fields: Mapping[str, Any]) -> Any:
     for name, value in fields.items():
@@ -145,7 +137,7 @@ def load_weights(
             failed.append(error)
         return not failed and not (cancel is not None and cancel.cancelled)
 
-    params = tuning.model_params(llama)
+    params = _with_fields(llama.llama_model_default_params(), tuning.model)
     params.n_gpu_layers = n_gpu_layers
     callback = llama.llama_progress_callback(on_progress)
     if cancel is not None or progress is not None:
@@ -167,7 +159,7 @@ def open_context(
 ) -> int:
     """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
     llama = native.llama
-    params = tuning.context_params(llama)
+    params = _with_fields(llama.llama_context_default_params(), tuning.context)
     trained = llama.llama_model_n_ctx_train(model)
     params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
     params.n_batch = min(options.n_batch, params.n_ctx)

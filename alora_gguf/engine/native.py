@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from alora_gguf import errors
 
-from .library import LLAMA_CPP_PYTHON
+from .library import LLAMA_CPP_PYTHON, library_dir
 
 API_VERSION: Final = 3
 
@@ -235,18 +235,9 @@ def load() -> Native:
     """Loads the library at the first call. Raises LibraryError, with what to do about it."""
     with _loading:
         if not _loaded:
-            _loaded.append(_load(_library_dir()))
+            override = os.environ.get("ALORA_LIB_DIR")
+            _loaded.append(_load(Path(override) if override else library_dir()))
         return _loaded[0]
-
-
-def _library_dir() -> Path:
-    """Where libllama lies: ALORA_LIB_DIR if it is set, else where the installation put it."""
-    override = os.environ.get("ALORA_LIB_DIR")
-    if override:
-        return Path(override)
-    from .library import library_dir
-
-    return library_dir()
 
 
 def _load(folder: Path) -> Native:
@@ -257,7 +248,10 @@ def _load(folder: Path) -> Native:
         package = importlib.import_module("llama_cpp")
         llama = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from None
+        raise errors.LibraryError(
+            f"{error.name} is not installed: pip install llama-cpp-python=={LLAMA_CPP_PYTHON} "
+            '--config-settings="cmake.define.LLAMA_BUILD=OFF"'
+        ) from None
     except (FileNotFoundError, RuntimeError, OSError, AttributeError) as error:
         raise errors.LibraryError(
             f"{folder}: the native library cannot be loaded: {error}; install alora-gguf again, or "
@@ -275,10 +269,3 @@ def _load(folder: Path) -> Native:
             f"structs the native library has: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}"
         )
     return Native(llama, path)
-
-
-def _not_installed(error: ModuleNotFoundError) -> errors.LibraryError:
-    return errors.LibraryError(
-        f"{error.name} is not installed: pip install llama-cpp-python=={LLAMA_CPP_PYTHON} "
-        '--config-settings="cmake.define.LLAMA_BUILD=OFF"'
-    )

@@ -61,5 +61,4 @@ class Runtime:
 
     def close(self) -> None:
         """Frees everything; idempotent."""
-        with self.engine.lock:
-            self.engine.close()
+        self.engine.close()

@@ -20,8 +20,8 @@ from typing import Final
 from alora_gguf.errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
 from alora_gguf.options import CancelToken, Progress
 
-from .cells import AdmissionQueue
 from .llama_context import Batch, LlamaContext, Logits, Request, Run
+from .prefix_cache import AdmissionQueue
 
 _LONGEST_WAIT: Final = 0.02  # seconds; sampling from a large vocabulary takes some milliseconds
 _PATIENCE: Final = 0.5  # seconds that calls wait for one another at most

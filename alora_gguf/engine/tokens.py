@@ -268,22 +268,26 @@ class CachedTokens:
         """How many leading cells may stand in for `tokens` computed as `spans` say: the longest
         common prefix of (token, adapter identity, scale).
         """
-        n = min(len(self._tokens), len(tokens))
-        same = n
-        if self._tokens[:n] != list(tokens[:n]):
-            same = next(i for i in range(n) if self._tokens[i] != tokens[i])
-        return min(same, self._same_kinds(spans, same))
-
-    def _same_kinds(self, spans: Spans, end: int) -> int:
-        """The first position below `end` at which `spans` differ from ours, or `end`."""
-        edges = sorted({*self._starts, *(start for start, _ in spans)})
+        same = common(self._tokens, list(tokens))
         starts = [start for start, _ in spans]
-        for edge in edges:
-            if edge >= end:
+        for edge in sorted({*self._starts, *starts}):
+            if edge >= same:
                 break
             if spans[bisect_right(starts, edge) - 1][1] != self.at(edge):
                 return edge
-        return end
+        return same
+
+
+def common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items, or characters, two sequences of one type have in common at the beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def find_last(tokens: Sequence[int], invocation: Sequence[int]) -> int | None:

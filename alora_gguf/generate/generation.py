@@ -11,7 +11,7 @@ from alora_gguf.engine.tokens import Spans
 from alora_gguf.errors import CancelledError
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
-from .sampling import SampledReply, Sampler
+from .sampling import SampledReply
 
 
 class Generation(Iterator[str]):
@@ -27,24 +27,14 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         sequence: TokenSequence,
-        sampler: Sampler,
-        *,
-        stops: tuple[str, ...],
-        max_tokens: int,
+        reply: SampledReply,
         spans: Spans,
         prefill: Timings,
-        started: float,
-        cancel: CancelToken | None = None,
+        cancel: CancelToken | None,
     ) -> None:
-        self._sequence = sequence
-        self._reply = SampledReply(
-            sampler, sequence.engine.vocab, stops=stops, max_tokens=max_tokens, started=started
-        )
-        self._spans = spans
-        self._prefill = prefill
-        self._started = started
-        self._cancel = cancel
-        self._start = len(self._sequence.tokens)
+        self._sequence, self._reply = sequence, reply
+        self._spans, self._prefill, self._cancel = spans, prefill, cancel
+        self._start = len(sequence.tokens)
         self._total: float | None = None
         self._tokens: list[int] | None = None
         self.finish_reason: FinishReason | None = None
@@ -75,14 +65,14 @@ class Generation(Iterator[str]):
             self._prefill,
             generated=self._reply.n_sampled,
             first_token=self._reply.first_token,
-            total=self._total or time.perf_counter() - self._started,
+            total=self._total or time.perf_counter() - self._reply.started,
         )
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
-        return f"<Generation {self.finish_reason or 'running'}: {self.text!r}>"
+        return f"<{type(self).__name__} {self.finish_reason or 'running'}: {self.text!r}>"
 
     def read(self) -> str:
         """Runs to the end and returns the whole text."""
@@ -129,7 +119,7 @@ class Generation(Iterator[str]):
         """Ends the reply; the adapter is no longer in use."""
         if self.finish_reason is None:
             self._tokens = self._sequence.tokens[self._start :]
-            self._total = time.perf_counter() - self._started
+            self._total = time.perf_counter() - self._reply.started
             self.finish_reason = reason
             self._sequence.deactivate()
             self._sequence.engine.scheduler.leave()

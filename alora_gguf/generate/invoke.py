@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.runtime import Runtime
+from alora_gguf.engine.tokens import common
 from alora_gguf.errors import CacheFullError
 from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
 
@@ -249,7 +250,7 @@ class Runner:
         runs = []
         for fork in forks:
             tokens, held = fork.tokens, fork.held
-            same = next((i for i, t in enumerate(held) if tokens[i : i + 1] != [t]), len(held))
+            same = common(held, tuple(tokens))
             if same < len(held):  # the draft was wrong there
                 self.engine.truncate(fork.seq, len(fork.plan.prompt) + same)
             runs.append(Run(fork.seq, tokens[same:]))
@@ -293,22 +294,14 @@ class Runner:
         decoded, as nobody asks for the logits after them.
         """
         rest = fork.plan.draft.rest(fork.said)
-        if rest is None or not _is_text(rest):
+        if rest is None:
             return ""
-        vocab = self.engine.vocab
-        tokens = vocab.tokenize(rest.decode(), add_special=False, parse_special=False)
+        vocab, text = self.engine.vocab, rest.decode(errors="ignore")
+        tokens = vocab.tokenize(text, add_special=False, parse_special=False)
         if b"".join(vocab.piece(token) for token in tokens) != rest:
-            return ""
+            return ""  # the last token ended within a character, say
         reply = fork.plan.reply
         reply.sampler.note_certain(tokens)
         reply.ended = "stop"
         fork.tokens += tokens
         return "".join(reply.stream.push(vocab.piece(token)) for token in tokens)
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:  # the token ended within a character
-        return False
-    return True

@@ -29,9 +29,9 @@ from alora_gguf.engine.tokens import (
     spans_for,
 )
 from alora_gguf.errors import CacheFullError, InputError
-from alora_gguf.options import CancelToken, Invocation, check_stops
+from alora_gguf.options import CancelToken, Invocation
 
-from .sampling import SampledReply, Sampler
+from .sampling import SampledReply
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
@@ -247,13 +247,8 @@ def plan_invocation(
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
-    stops = check_stops(invocation.stop)
-    draft = NO_DRAFT
-    if schema is not None and not stops and engine.rewinds:
-        draft = draft_reply(schema, vocab)
+    drafts = schema is not None and not invocation.stop and engine.rewinds
     first = active.first_position(prompt, vocab)
-    sampler = Sampler(invocation.sampling, vocab, schema=schema, top_logprobs=invocation.logprobs)
-    max_tokens = invocation.max_tokens
     return InvocationPlan(
         index=index,
         invocation=invocation,
@@ -261,9 +256,9 @@ def plan_invocation(
         prompt=prompt,
         spans=spans_for(first, active.provenance),
         first=first,
-        reply=SampledReply(sampler, vocab, stops=stops, max_tokens=max_tokens, started=started),
+        reply=SampledReply(invocation, vocab, started),
         parent=parent,
-        draft=draft,
+        draft=draft_reply(schema, vocab) if schema is not None and drafts else NO_DRAFT,
     )
 
 

@@ -20,7 +20,7 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError
-from alora_gguf.options import Sampling, TokenLogprob, TopLogprob, check_int
+from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
 
 from .constraint import Constraint
 
@@ -120,12 +120,10 @@ class Chain:
             self._pointer, self._n_vocab, -1, False,
         )  # fmt: skip
         self._llama.llama_sampler_apply(self._chain, ctypes.byref(array))
-        if not 0 <= array.selected < array.size:
+        at = array.selected
+        if not (0 <= at < array.size and math.isfinite(array.data[at].logit)):
             raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
-        chosen = array.data[array.selected]
-        if not math.isfinite(chosen.logit):
-            raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
-        token = int(chosen.id)
+        token = int(array.data[at].id)
         self._llama.llama_sampler_accept(self._chain, token)
         return token
 
@@ -274,17 +272,10 @@ class SampledReply:
     from `started`, at which there was one.
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        vocab: Vocabulary,
-        *,
-        stops: tuple[str, ...],
-        max_tokens: int,
-        started: float,
-    ) -> None:
-        self.sampler, self.stream = sampler, TextStream(stops)
-        self._vocab, self._max_tokens, self._started = vocab, max_tokens, started
+    def __init__(self, how: GenerateOptions, vocab: Vocabulary, started: float) -> None:
+        self.sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
+        self.stream = TextStream(tuple(how.stop))
+        self.started, self._vocab, self._max_tokens = started, vocab, how.max_tokens
         self.n_sampled = 0
         self.first_token: float | None = None
         self.ended: Literal["stop", "length"] | None = None
@@ -293,7 +284,7 @@ class SampledReply:
         """The next token, or None if the model ends its reply."""
         token = self.sampler.sample(logits)
         if self.first_token is None:
-            self.first_token = time.perf_counter() - self._started
+            self.first_token = time.perf_counter() - self.started
         if not self._vocab.is_end(token):
             return token
         self.n_sampled += 1

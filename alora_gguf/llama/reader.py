@@ -106,7 +106,7 @@ class Reader(Stock):
         context = LlamaContext(base.path, options, verbose=self.verbose, adopt=adopt)
         self._runtime = runtime = Runtime(base, context)
         self._model._vocabulary = runtime.vocab  # type: ignore[attr-defined]
-        self._contracts = Contracts(runtime.bank)
+        self._contracts = Contracts(runtime.bank.find)
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
         self._others = runtime.sequence()
         self._sequence = runtime.sequence()

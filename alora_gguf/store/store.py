@@ -193,7 +193,7 @@ class Store:
             sync_folder(self._entries)
             entry = found if isinstance(found, StoreEntry) else None
             if entry is not None:
-                self._remove_folder(entry.folder)
+                shutil.rmtree(self._files / entry.folder, ignore_errors=True)  # or later
             self._remove_abandoned()
         return entry
 
@@ -212,10 +212,6 @@ class Store:
         except FileFormatError:
             return False
         return True
-
-    def _remove_folder(self, name: str) -> None:
-        """Removes files that no entry names any more; what cannot go now goes later."""
-        shutil.rmtree(self._files / name, ignore_errors=True)
 
     def _remove_abandoned(self) -> None:
         """Removes what those who were killed left. The lock must be held."""
@@ -358,7 +354,7 @@ class StoreAddition:
                 file.write((json.dumps(entry.to_dict(), indent=2) + "\n").encode())
             self.changed = True
             if old is not None:
-                store._remove_folder(old.folder)
+                shutil.rmtree(store._files / old.folder, ignore_errors=True)  # or later
         return entry
 
 

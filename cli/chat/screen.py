@@ -81,12 +81,22 @@ class Screen(View):
         self._write(self._flow.add(visible(text)))
 
     def reply_over(self, reply: str) -> None:
-        """Its Markdown is rendered, if it has any."""
-        self._end_reply(reply)
+        """The end of the reply's line. Its Markdown takes the place of what was shown, at once,
+        where all of that is still on the screen and as it was written.
+        """
+        self._clear_bar()
+        flow, self._flow = self._flow, None
+        if flow is None:
+            return
+        self._write(flow.end())
+        as_written = flow.lines < self.console.height and self._flow_width == self.width
+        if self._can_go_back and as_written and _MARKDOWN.search(reply):
+            self._write(f"\x1b[{flow.lines}A\x1b[J")
+            self.console.print(_markdown(visible(reply)), width=self.width)
 
     def turn(self, turn: Turn) -> None:
         """Ends the reply, and shows the verdicts."""
-        self._end_reply(turn.reply)
+        self.reply_over(turn.reply)
         if told := ending(turn):
             self._line(told, "bold red" if turn.withheld else "dim")
         self._badges(turn.verdicts)
@@ -95,7 +105,7 @@ class Screen(View):
 
     def stopped(self) -> None:
         """Nothing was said."""
-        self._end_reply("")
+        self.reply_over("")
         self._line("(stopped)", "dim")
         super().stopped()
 
@@ -123,7 +133,7 @@ class Screen(View):
 
     def error(self, text: str) -> None:
         """Where it is seen."""
-        self._end_reply("")
+        self.reply_over("")
         self._line(f"Error: {visible(text)}", "red")
         self._note_error(text)
 
@@ -178,20 +188,6 @@ class Screen(View):
         with self._bar:
             if self._timer is threading.current_thread():  # and nothing came in between
                 self._show_bar(f"{self._waiting_for} …")
-
-    def _end_reply(self, text: str) -> None:
-        """The end of the reply's line. Its Markdown takes the place of what was shown, at once,
-        where all of that is still on the screen and as it was written.
-        """
-        self._clear_bar()
-        flow, self._flow = self._flow, None
-        if flow is None:
-            return
-        self._write(flow.end())
-        as_written = flow.lines < self.console.height and self._flow_width == self.width
-        if self._can_go_back and as_written and _MARKDOWN.search(text):
-            self._write(f"\x1b[{flow.lines}A\x1b[J")
-            self.console.print(_markdown(visible(text)), width=self.width)
 
     def _badges(self, verdicts: Sequence[Verdict]) -> None:
         for wrong in problems(verdicts):

@@ -35,7 +35,8 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
     spans = _own_spans(chat)
     own = spans[-1].end if spans else 0
     reused, others = min(reused, own), max(0, report.used - own)
-    cells = _cells(spans, reused, others, report)
+    colours = _colours(spans)
+    cells = _cells(spans, colours, reused, others, report)
     room = max(_NARROWEST, min(width - 2, _WIDEST))
     per = max(1, -(-report.n_cells // room))
     text = Text("  ")
@@ -44,30 +45,6 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
         text.append(sign, style=style)
     unit = f"{per} cells" if per > 1 else "1 cell"
     text.append(f"\n  one character is {unit} of {report.n_cells}\n\n", style="dim")
-    _legend(text, spans, reused, others, report)
-    return text
-
-
-def _cells(
-    spans: tuple[ag.CacheSpan, ...], reused: int, others: int, report: ag.CacheReport
-) -> list[tuple[int, str, str]]:
-    """Each cell's sign and style, the chat's own first, then others'; of several behind one
-    character that with the highest rank is shown, which comes first.
-    """
-    colours = _colours(spans)
-    cells = [
-        (3 if span.adapter is None else 4, _REUSED if i < reused else _READ, colours[span.adapter])
-        for span in spans
-        for i in range(span.begin, span.end)
-    ]
-    cells += [(2, _OTHER, "dim")] * others + [(1, _PROMISED, "dim")] * report.promised
-    return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
-
-
-def _legend(
-    text: Text, spans: tuple[ag.CacheSpan, ...], reused: int, others: int, report: ag.CacheReport
-) -> None:
-    colours = _colours(spans)
     text.append("  this conversation\n", style="bold")
     if not spans:
         text.append("    nothing is read yet\n")
@@ -87,6 +64,26 @@ def _legend(
         text.append(f"    {_OTHER} {others} of what was taken back or is over; ")
         text.append("they go when room is needed\n")
     text.append(f"  {report.free} cells free")
+    return text
+
+
+def _cells(
+    spans: tuple[ag.CacheSpan, ...],
+    colours: Mapping[str | None, str],
+    reused: int,
+    others: int,
+    report: ag.CacheReport,
+) -> list[tuple[int, str, str]]:
+    """Each cell's sign and style, the chat's own first, then others'; of several behind one
+    character that with the highest rank is shown, which comes first.
+    """
+    cells = [
+        (3 if span.adapter is None else 4, _REUSED if i < reused else _READ, colours[span.adapter])
+        for span in spans
+        for i in range(span.begin, span.end)
+    ]
+    cells += [(2, _OTHER, "dim")] * others + [(1, _PROMISED, "dim")] * report.promised
+    return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
 
 
 def _own_spans(chat: ag.Chat) -> tuple[ag.CacheSpan, ...]:

@@ -199,13 +199,15 @@ class Piped(View):
             self._open = True
             self._write(text)
 
-    def reply_over(self, _reply: str) -> None:
-        """A line break."""
-        self._end_line()
+    def reply_over(self, _: str) -> None:
+        """A line break, if there is a reply."""
+        if self._open:
+            self._write("\n")
+        self._open = False
 
     def turn(self, turn: Turn) -> None:
         """A line break, and the verdicts in short."""
-        self._end_line()
+        self.reply_over("")
         if told := ending(turn):
             click.echo(told, err=True)
         for wrong in problems(turn.verdicts):
@@ -216,7 +218,7 @@ class Piped(View):
 
     def stopped(self) -> None:
         """A line break."""
-        self._end_line()
+        self.reply_over("")
         click.echo("(stopped)", err=True)
         super().stopped()
 
@@ -247,13 +249,8 @@ class Piped(View):
 
     def error(self, text: str) -> None:
         """On a line of its own."""
-        self._end_line()
+        self.reply_over("")
         super().error(text)
-
-    def _end_line(self) -> None:
-        if self._open:
-            self._write("\n")
-        self._open = False
 
     def _write(self, text: str) -> None:
         try:

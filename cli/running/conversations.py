@@ -108,7 +108,9 @@ def _parse(data: bytes) -> Any:
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
-        raise ag.InputError(f"is not JSON: {_place(error)}") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        where = f"{line}column {error.colno}"
+        raise ag.InputError(f"is not JSON: {error.msg} ({where})") from None
     except UnicodeEncodeError:
         raise ag.InputError("holds half of a surrogate pair, which is not text") from None
     except RecursionError:
@@ -116,11 +118,6 @@ def _parse(data: bytes) -> Any:
     except ValueError as error:  # of ours, or numbers that cannot be held
         raise ag.InputError(f"is no JSON that can be used: {error}") from None
     return value
-
-
-def _place(error: json.JSONDecodeError) -> str:
-    line = f"line {error.lineno}, " if error.lineno > 1 else ""
-    return f"{error.msg} ({line}column {error.colno})"
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

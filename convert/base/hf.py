@@ -67,8 +67,10 @@ class HFBase(BaseModel):
         found = _WEIGHT.fullmatch(tensor)
         if found is None or int(found[1]) >= self.n_layers:
             return None
-        dims = self._block(int(found[1])).get(found[2], ("none",))
-        return tuple(self._dims[name] for name in dims) if self._dims.keys() >= {*dims} else None
+        dims = self._block(int(found[1])).get(found[2])
+        if dims is None or not self._dims.keys() >= set(dims):  # a granitemoe shares no expert
+            return None
+        return tuple(self._dims[name] for name in dims)
 
     def n_heads(self, layer: int, *, keys: bool) -> int:  # noqa: ARG002
         """The number of query heads of a block, or of its key (and value) heads."""

@@ -53,14 +53,9 @@ class Locator:
         self.base = base
         self.source = source
 
-    @property
-    def embedding(self) -> str:
-        """The module of the token embedding."""
-        return self.base.family.embedding
-
     def is_embedding(self, module: str) -> bool:
         """Whether a module is the token embedding, wherever a multimodal model keeps it."""
-        return _plain_path(module) == _plain_path(self.embedding)
+        return _plain_path(module) == _plain_path(self.base.family.embedding)
 
     def is_head(self, module: str) -> bool:
         """Whether a module is the output projection."""

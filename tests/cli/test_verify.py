@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chart import Bar, bars
+from alora_gguf.cli.chart import bars
 from alora_gguf.cli.render import size_text
 
 from alora_gguf import cli, demo
@@ -154,10 +154,10 @@ def test_bars_are_as_long_as_changes_are_large() -> None:
     heading, rows = bars(changes(0, 0.001, 0.5, 1), 47)
     assert heading == "  layer   change   cosine"
     assert rows == [
-        Bar("      0   0.0000   1.0000  ", ""),
-        Bar("      1   0.0010   0.9999  ", "."),
-        Bar("      2   0.5000   0.9500  ", "#" * 10),
-        Bar("      3   1.0000   0.9000  ", "#" * 20),
+        ("      0   0.0000   1.0000  ", ""),
+        ("      1   0.0010   0.9999  ", "."),
+        ("      2   0.5000   0.9500  ", "#" * 10),
+        ("      3   1.0000   0.9000  ", "#" * 20),
     ]
 
 
@@ -165,15 +165,15 @@ def test_bars_are_as_long_as_changes_are_large() -> None:
 def test_many_layers_share_rows(n: int) -> None:
     _, rows = bars(changes(*[1.0] * n), 80)
     assert len(rows) <= 24
-    assert all(len(row.label + row.bar) <= 80 for row in rows)
-    assert rows[-1].label.split()[0].split("-")[-1] == str(n - 1)
+    assert all(len(row[0] + row[1]) <= 80 for row in rows)
+    assert rows[-1][0].split()[0].split("-")[-1] == str(n - 1)
 
 
 def test_a_row_of_several_layers_has_their_means() -> None:
     _, rows = bars(changes(*[1.0, 3.0] * 15), 80)
     assert len(rows) == 15
-    assert rows[0].label == "    0-1   2.0000   0.8000  "
-    assert rows[-1].label.split()[0] == "28-29"
+    assert rows[0][0] == "    0-1   2.0000   0.8000  "
+    assert rows[-1][0].split()[0] == "28-29"
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_a_row_of_several_layers_has_their_means() -> None:
 )
 def test_odd_numbers_have_room(value: float, shown: str) -> None:
     _, rows = bars(changes(value, 0.5), 80)
-    assert f"  {shown}  " in rows[0].label
+    assert f"  {shown}  " in rows[0][0]
 
 
 def test_no_layer_is_finite() -> None:
     _, rows = bars(changes(float("nan"), float("inf")), 80)
-    assert [row.bar for row in rows] == ["", ""]
+    assert [row[1] for row in rows] == ["", ""]
 
 
 # JSON ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alora_gguf import InputError
 from alora_gguf.generate.sampling import SampledReply, TextStream
-from alora_gguf.options import check_stops
+from alora_gguf.options import GREEDY, GenerateOptions, check_stops
 
 
 def test_characters_come_whole() -> None:
@@ -89,6 +89,8 @@ def test_any_split_into_tokens_gives_the_text_before_the_stop(
 class Words:
     """A vocabulary of letters; token 0 ends a reply."""
 
+    n_tokens = 27
+
     def piece(self, token: int) -> bytes:
         return bytes([96 + token])
 
@@ -107,9 +109,9 @@ class Scripted:
 
 def sampled(tokens: list[int], *, stops: tuple[str, ...] = (), n: int = 99) -> SampledReply:
     """A reply that chose these tokens, or the first of them that ended it."""
-    reply = SampledReply(
-        cast("Any", Scripted()), cast("Any", Words()), stops=stops, max_tokens=n, started=0.0
-    )
+    how = GenerateOptions(max_tokens=n, stop=stops, sampling=GREEDY)
+    reply = SampledReply(how, cast("Any", Words()), 0.0)
+    reply.sampler = cast("Any", Scripted())
     for each in tokens:
         token = reply.choose(cast("Any", each))
         if token is not None:
