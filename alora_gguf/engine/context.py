@@ -13,8 +13,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Final
 
 from alora_gguf.errors import (
     AdapterInUseError,
@@ -31,6 +32,8 @@ from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
 from .scheduler import AdmissionQueue, Scheduler
 from .tokens import ActiveAdapter, Vocabulary
+
+_BASE: Final = nullcontext(ActiveAdapter(None, None, 0, 1.0))
 
 
 class Engine:
@@ -305,15 +308,15 @@ class Bank(Mapping[str, AdapterFile]):
                 engine.native.adapter_remove(engine.ctx, slot, what)
                 del self._loaded[name]
 
-    @contextmanager
-    def using(self, name: str | None, scale: float) -> Iterator[ActiveAdapter]:
+    def using(self, name: str | None, scale: float) -> AbstractContextManager[ActiveAdapter]:
         """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
         UnknownAdapterError, InputError.
         """
         check_number(scale, "scale")
-        if name is None:
-            yield ActiveAdapter(None, None, 0, 1.0)
-            return
+        return _BASE if name is None else self._using(name, scale)
+
+    @contextmanager
+    def _using(self, name: str, scale: float) -> Iterator[ActiveAdapter]:
         with self._engine.condition:
             file, slot = self._find(name)
             self._in_use[slot] += 1

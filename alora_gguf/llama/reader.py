@@ -353,8 +353,8 @@ class Reader(Stock):
             if request.scores_prompt and not request.prompt_scored:
                 request.score_prompt(0, self.scores[: self.n_tokens])
             self._chosen = sampler
-            row = self._row(None)
-            return self.sample(idx=self.n_tokens - 1, **options), row
+            token = self.sample(idx=self.n_tokens - 1, **options)
+            return token, self._sequence.last_logits()
         finally:
             self._chosen, self._request, self._by = None, before, BASE
 
