@@ -2,8 +2,8 @@
 loaded for them.
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
-fails leaves no cells behind. Calls of several threads share batches, and when cells or
-sequences run short they wait for what others are about to give back (scheduler.py).
+fails leaves no cells behind. Calls of several threads share batches, and when cells or sequences
+run short they wait for what others are about to give back (scheduler.py).
 """
 
 from __future__ import annotations

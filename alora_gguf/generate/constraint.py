@@ -197,14 +197,19 @@ def _canonical(schema: Mapping[str, Any] | str) -> str:
     return text
 
 
+def grammar_of(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """A schema as llguidance's grammar. By itself llguidance forces the tokens that it would choose
+    for text that can only go on in one way; here masks are exact, and the model spells.
+    """
+    constrained = json.dumps({**schema, "x-guidance": options})
+    return f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
+
+
 def _compile(text: str, tokens: _Tokens) -> Constraint:
     from llguidance import LLMatcher
 
-    # By itself llguidance forces the tokens that it would choose for text that can only go on in
-    # one way; the mask is to be exact instead, so that it is the model that spells.
     schema = json.loads(text)
-    constrained = json.dumps({**schema, "x-guidance": _OPTIONS})
-    grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
+    grammar = grammar_of(schema, _OPTIONS)
     prototype = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=tokens.limits)
     if prototype.is_error():
         raise SchemaError(f"the JSON Schema cannot be used: {_reason(text, prototype, tokens)}")

@@ -31,6 +31,7 @@ from alora_gguf.engine.tokens import (
 from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation
 
+from .constraint import grammar_of
 from .sampling import SampledReply
 
 _MAX_PATHS: Final = 8
@@ -180,9 +181,7 @@ def _answers(found: Sequence[bytes]) -> tuple[str, ...] | None:
 def _matcher(schema: str) -> Any:
     from llguidance import LLMatcher, LLParserLimits
 
-    constrained = json.dumps({**json.loads(schema), "x-guidance": _SPELLING})
-    # without this, text that is forced must be whole tokens
-    grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
+    grammar = grammar_of(json.loads(schema), _SPELLING)
     limits = LLParserLimits(verbose_errors=False)
     return LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
 

@@ -211,6 +211,15 @@ def test_who_looks_sees_each_message_once(files: Files, monkeypatch: pytest.Monk
         assert messages[:-1] == final[: n - 1] if n else True
 
 
+def test_the_session_below_ends_a_reply_without_the_lock_of_the_chat(files: Files) -> None:
+    with opened(files) as model, model.chat(template=PLAIN) as chat:
+        reply = chat.say("tell", brief(80), stream=True)
+        next(reply)
+        with ThreadPoolExecutor(1) as pool, chat._lock:  # whoever holds it may wait for the session
+            pool.submit(chat.session.rewind, 0).result(timeout=10)
+        assert reply.finish_reason == "closed"
+
+
 def test_a_call_that_waits_for_its_turn_gets_it(files: Files) -> None:
     """Two whole turns at a time: one after the other, in either order."""
     with opened(files) as model, model.chat(template=PLAIN) as chat:
