@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -74,16 +74,6 @@ def _result(work: Callable[[], _T]) -> _T:
             "the call raised StopIteration, which cannot be awaited; use `async for`, or give "
             "next() a default"
         ) from error
-
-
-async def _iterate(
-    step: Callable[[], str | None], token: CancelToken | None
-) -> AsyncGenerator[str, None]:
-    """Pieces of a reply as `step` returns them, until None; a reply that is left before goes on
-    when it is iterated over again.
-    """
-    while (piece := await _in_thread(step, token)) is not None:
-        yield piece
 
 
 @cache

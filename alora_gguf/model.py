@@ -15,7 +15,7 @@ from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import LlamaContext
 from .engine.loading import Tuning
-from .engine.native import supports_gpu
+from .engine.native import load
 from .engine.runtime import Runtime
 from .errors import ModelError
 from .gguf.adapter import AdapterFile
@@ -121,7 +121,7 @@ class Model:
     @staticmethod
     def can_offload() -> bool:
         """Whether this build of the library can compute on a GPU. Raises LibraryError."""
-        return supports_gpu()
+        return bool(load().llama.llama_supports_gpu_offload())
 
     # Adapters ------------------------------------------------------------------------------------
 

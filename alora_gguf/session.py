@@ -62,7 +62,7 @@ class Session:
         self._model = model
         self._runtime = runtime
         self._engine = runtime.engine
-        self._sequence = sequence or runtime.sequence()
+        self._sequence = sequence or TokenSequence(runtime.engine)
         self._generation: weakref.ref[Generation] | None = None
         runtime.prefix_cache.register(self._sequence)
 
@@ -115,9 +115,12 @@ class Session:
         (a plain LoRA: all tokens). Without one, all are the base's: cells that an adapter computed
         earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
         """
-        return self._read(
-            lambda: self._sequence.tokens + self._encode(text), adapter, scale, cancel, progress
-        )
+
+        def tokens() -> list[int]:
+            before = self._sequence.tokens
+            return before + self._engine.vocab.encode(text, "tokens", begins=not before)
+
+        return self._read(tokens, adapter, scale, cancel, progress)
 
     def sync(
         self,
@@ -143,7 +146,8 @@ class Session:
         """A second conversation that goes on from here; the cells up to here are shared."""
         with self._sequence.lock:
             self._begin(writes=False)
-            return Session(self._model, self._runtime, sequence=self._sequence.fork())
+            other = TokenSequence(self._engine, self._sequence)
+            return Session(self._model, self._runtime, sequence=other)
 
     def generate(
         self,
@@ -305,14 +309,6 @@ class Session:
         if generation is not None:
             Generation.close(generation)  # a chat's Reply would take the chat's lock first
         self._sequence.deactivate()  # its own end may have found a lock taken
-
-    def _encode(self, text: str | Sequence[int]) -> list[int]:
-        vocab = self._engine.vocab
-        if not isinstance(text, str):
-            return vocab.check(text, "tokens")
-        if not self._sequence.tokens:
-            return vocab.tokenize_start(text) if text else []
-        return vocab.tokenize(text, add_special=False, parse_special=True)
 
     def _read(
         self,

@@ -325,6 +325,19 @@ class Question:
         )
 
 
+_NO_EFFECT: Final = {
+    "temperature": 0.0,
+    "top_k": -1,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "seed": None,
+}
+
+
 def sampling_of(
     contract: Contract, limit: int, otherwise: Mapping[str, float] | None = None
 ) -> Sampling:
@@ -332,25 +345,8 @@ def sampling_of(
     count; `otherwise` are those, by Sampling's names, where it does not say. What neither says has
     no effect.
     """
-    otherwise = otherwise or {}
-
-    def number(name: str, neutral: float, ours: str | None = None) -> float:
-        found = contract.parameter(name)
-        if isinstance(found, (int, float)):
-            return float(found)
-        return otherwise.get(ours or name, neutral)
-
-    seed = contract.parameter("seed")
-    seed = otherwise.get("seed") if seed is None else seed
-    return Sampling(
-        temperature=number("temperature", 0.0),
-        top_k=int(number("top_k", -1)),
-        top_p=number("top_p", 1.0),
-        min_p=number("min_p", 0.0),
-        typical_p=otherwise.get("typical_p", 1.0),
-        repeat_penalty=number("repetition_penalty", 1.0, "repeat_penalty"),
-        frequency_penalty=number("frequency_penalty", 0.0),
-        presence_penalty=number("presence_penalty", 0.0),
-        repeat_last_n=limit,
-        seed=seed if isinstance(seed, int) else None,
-    )
+    values: dict[str, Any] = {**_NO_EFFECT, **(otherwise or {})}
+    for name in _NO_EFFECT:
+        said = contract.parameter("repetition_penalty" if name == "repeat_penalty" else name)
+        values[name] = values[name] if said is None else said
+    return Sampling(**values, repeat_last_n=limit)

@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf._kinds import checked
 from alora_gguf.engine.tokens import common
-from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError
+from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
 from alora_gguf.generate.generation import Generation
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import (
@@ -27,13 +28,14 @@ from alora_gguf.session import Session
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
 from .prompt import ChatTemplate, Dialogue, Transcript
 from .reply import Reply
-from .saved_chat import ChatNotes, damaged
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from alora_gguf.model import Model
     from alora_gguf.options import CallFields, GenerateFields
+
+_NOTES: Final = "alora_gguf.chat"  # where a saved session's notes have the chat
 
 
 @checked
@@ -307,16 +309,16 @@ class Chat:
         with self._lock:
             self._check_open()
             written = self._written()
-            notes = ChatNotes(
-                self._so_far(),
-                self._documents,
-                self._arguments,
-                self._template.source,
-                written.text,
-                written.tokens,
-                self._reader,
-            )
-            self._session.save(path, notes=notes.to_notes())
+            notes = {
+                "messages": [asdict(message) for message in self._so_far()],
+                "documents": [asdict(document) for document in self._documents],
+                "arguments": self._arguments,
+                "template": self._template.source,
+                "text": written.text,
+                "tokens": list(written.tokens),
+                "reader": list(self._reader),
+            }
+            self._session.save(path, notes={_NOTES: notes})
 
     @classmethod
     def _restored(
@@ -327,21 +329,33 @@ class Chat:
         notes: Mapping[str, Any],
         origin: str,
     ) -> Chat:
-        """What save() wrote, on its restored session."""
-        kept = ChatNotes.of(notes, origin)
+        """What save() wrote, on its restored session. Raises SavedSessionError."""
+        kept = notes.get(_NOTES)
+        if not isinstance(kept, Mapping):
+            raise SavedSessionError(
+                f"{origin}: holds a session without a chat's messages; open it with "
+                "Model.restore_session()"
+            )
         try:
-            _ = session._runtime.vocab.check(kept.tokens, "tokens")
+            adapter, scale = kept["reader"]
+            tokens = session._runtime.vocab.check(kept["tokens"], "tokens")
+            if not isinstance(kept["template"], str):
+                raise TypeError("the template is not text")
             chat = cls(
                 session,
                 contracts,
-                template(kept.template),
-                messages=kept.messages,
-                documents=kept.documents,
-                arguments=kept.arguments,
+                template(kept["template"]),
+                messages=kept["messages"],
+                documents=kept["documents"],
+                arguments=kept["arguments"],
             )
-        except (ValueError, ModelError) as error:
-            raise damaged(origin, error) from error
-        chat._transcript, chat._reader = Transcript(kept.text, kept.tokens), kept.reader
+            chat._transcript = Transcript(str(kept["text"]), tuple(tokens))
+            chat._reader = (None if adapter is None else str(adapter), float(scale))
+        except (KeyError, TypeError, ValueError, ModelError) as error:
+            raise SavedSessionError(
+                f"{origin}: the chat that it holds is damaged ({error!r}); restore its session "
+                "with Model.restore_session()"
+            ) from error
         return chat
 
     def close(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 
-from alora_gguf.aio import _iterate
+from alora_gguf.aio import _in_thread
 from alora_gguf.generate.generation import Generation
 from alora_gguf.options import Timings
 
@@ -68,11 +69,9 @@ class Reply(Generation):
                 if self.finish_reason is not None:
                     self._on_end(self)
 
-    def __aiter__(self) -> AsyncIterator[str]:
-        def step() -> str | None:
-            return next(self, None)
-
-        return _iterate(step, self._cancel)
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        while (piece := await _in_thread(partial(next, self, None), self._cancel)) is not None:
+            yield piece
 
     def close(self) -> None:
         """Ends it where it is; what was said stays in the chat. Idempotent."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .runtime import Runtime
-from .tokens import Provenance, Spans
+from .tokens import Spans
 
 Kind = Literal["session", "closed", "call"]
 _WHY: Final[dict[Kind, str]] = {
@@ -123,11 +123,8 @@ def report(runtime: Runtime) -> CacheReport:
 def _spans(spans: Spans, n: int, names: Mapping[str, str]) -> tuple[CacheSpan, ...]:
     ends = [*(begin for begin, _ in spans[1:]), n]
     return tuple(
-        CacheSpan(begin, end, _name(by, names), by.scale)
+        CacheSpan(begin, end, who and names.get(who, who[:12]), by.scale)
         for (begin, by), end in zip(spans, ends, strict=True)
+        for who in [by.identity]
         if begin < end
     )
-
-
-def _name(by: Provenance, names: Mapping[str, str]) -> str | None:
-    return None if by.identity is None else names.get(by.identity, by.identity[:12])

@@ -29,7 +29,7 @@ class CellAllocator:
         self._ranges: dict[int, list[Range]] = {}
         self._lengths: dict[int, int] = {}
         self._promises: dict[int, int] = {}
-        self._holders: dict[int, int] = {}  # sequences that are given back soon, and by whom
+        self.holders: dict[int, int] = {}  # sequences that are given back soon: by which thread
         self.version = 0  # changes when something was given back
         self._next = 0
         self._used: int | None = 0  # None: to be counted again
@@ -47,7 +47,7 @@ class CellAllocator:
         """Frees a sequence; one that does not exist is ignored."""
         self._lengths.pop(seq, None)
         self._promises.pop(seq, None)
-        self._holders.pop(seq, None)
+        self.holders.pop(seq, None)
         if self._ranges.pop(seq, None) is not None:
             self._used = None
             self.version += 1
@@ -87,7 +87,7 @@ class CellAllocator:
         """
         self.version += 1
         if n < self._lengths[seq]:
-            if seq in self._holders:
+            if seq in self.holders:
                 self._promises[seq] += self._lengths[seq] - n
             self._ranges[seq] = _head(self._ranges[seq], n)
             self._lengths[seq] = n
@@ -122,17 +122,12 @@ class CellAllocator:
         """Keeps `n` more cells for `seq`: until settle(), or until release() if it has a holder."""
         self._promises[seq] = self._promises.get(seq, 0) + n
         if holder is not None:
-            self._holders[seq] = holder
+            self.holders[seq] = holder
 
     def settle(self, seq: int) -> None:
         """Ends a promise that has no holder."""
-        if seq not in self._holders:
+        if seq not in self.holders:
             self._promises.pop(seq, None)
-
-    @property
-    def holders(self) -> dict[int, int]:
-        """Sequences that are given back soon: by which thread."""
-        return self._holders
 
     def beyond_promise(self, seq: int, n: int) -> int:
         """How many of `n` more cells for `seq` are not promised to it."""

@@ -2,8 +2,8 @@
 loaded for them.
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
-fails leaves no cells behind. Calls of several threads share batches (scheduler.py); when cells or
-sequences run short they wait for what others are about to give back (cells.py).
+fails leaves no cells behind. Calls of several threads share batches, and when cells or
+sequences run short they wait for what others are about to give back (scheduler.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import CancelToken, Progress, check_number
 
 from .llama_context import LlamaContext, Logits, Run
-from .prefix_cache import AdmissionQueue, PrefixCache
-from .scheduler import Scheduler
+from .prefix_cache import PrefixCache
+from .scheduler import AdmissionQueue, Scheduler
 from .tokens import ActiveAdapter, Vocabulary
 
 _BASE: Final = nullcontext(ActiveAdapter(None, None, 0, 1.0))
@@ -51,6 +51,7 @@ class Engine:
         self.lock, self.condition, self.cells = context.lock, context.condition, context.cells
         self.memory_kind, self.rewinds = context.memory_kind, context.rewinds
         self.window, self.n_batch = context.window, context.n_batch
+        self.drop, self.abandon, self.collect = context.drop, context.abandon, context.collect
         self.prefix_cache = PrefixCache(context, context.options.n_pooled)
         self.admission = AdmissionQueue(context, self.prefix_cache)
         self.scheduler = Scheduler(context, self.admission)
@@ -144,18 +145,6 @@ class Engine:
                 if n < self.cells.length(seq):
                     self.context.remove_from(seq, n)
                 return self.cells.length(seq)
-
-    def drop(self, seq: int) -> None:
-        """Gives a sequence back: its activations, its cells, its id."""
-        self.context.drop(seq)
-
-    def abandon(self, seq: int) -> None:
-        """Marks a sequence for dropping at the next call, at any moment on any thread."""
-        self.context.abandon(seq)
-
-    def collect(self) -> bool:
-        """Gives back what was abandoned; says if there was anything."""
-        return self.context.collect()
 
     def activate(self, seq: int, first: int, slot: int, scale: float) -> None:
         """From position `first` on, tokens of `seq` use `slot` at `scale`."""

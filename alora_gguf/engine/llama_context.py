@@ -1,7 +1,7 @@
 """A llama_context: its cells, the locks that guard both, and the llama_batch that carries pieces of
 what waits to llama_decode.
 
-Who may use it when is decided above (prefix_cache.py, scheduler.py).
+Who may use it when is decided above (scheduler.py).
 """
 
 from __future__ import annotations

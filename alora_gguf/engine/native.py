@@ -226,11 +226,6 @@ _loaded: list[Native] = []  # the library, never an engine: a process can load o
 _loading = threading.Lock()
 
 
-def supports_gpu() -> bool:
-    """Whether the library can compute on a GPU. Raises LibraryError."""
-    return bool(load().llama.llama_supports_gpu_offload())
-
-
 def load() -> Native:
     """Loads the library at the first call. Raises LibraryError, with what to do about it."""
     with _loading:

@@ -11,7 +11,6 @@ from .context import Bank, Engine
 from .llama_context import LlamaContext
 from .loading import CacheLayout
 from .prefix_cache import PrefixCache
-from .sequence import TokenSequence
 from .tokens import Vocabulary
 
 
@@ -46,10 +45,6 @@ class Runtime:
         since it was opened.
         """
         return BaseFingerprint.of(self.base)
-
-    def sequence(self) -> TokenSequence:
-        """A new, empty sequence. Raises CacheFullError if all are in use."""
-        return TokenSequence(self.engine)
 
     def names(self) -> Mapping[str, str]:
         """The loaded adapters' names, by the hash of their weights."""

@@ -244,10 +244,6 @@ class TokenSequence:
 
     # For others ----------------------------------------------------------------------------------
 
-    def fork(self) -> TokenSequence:
-        """Another one that goes on from here and shares the cells."""
-        return TokenSequence(self.engine, self)
-
     @contextmanager
     def borrow(self) -> Iterator[bool]:
         """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""

@@ -80,12 +80,14 @@ class Vocabulary:
                 raise InputError(f"{self._name}: llama.cpp could not tokenize the text")
             size = -n
 
-    def tokenize_start(self, text: str) -> list[int]:
-        """Token ids of a conversation's beginning: with the beginning-of-sequence token where the
-        model wants one and `text` does not bring it.
+    def encode(self, text: str | Sequence[int], what: str, *, begins: bool) -> list[int]:
+        """Token ids of text, or checked ones, in a conversation. Text that `begins` one gets the
+        beginning-of-sequence token where the model wants one and it does not bring it.
         """
+        if not isinstance(text, str):
+            return self.check(text, what)
         tokens = self.tokenize(text, add_special=False, parse_special=True)
-        bos = self.bos_to_add()
+        bos = self.bos_to_add() if begins and text else None
         return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
 
     def bos_to_add(self) -> int | None:
@@ -116,19 +118,10 @@ class Vocabulary:
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; those of control tokens only with `special`."""
         key = (token, special)
-        if key not in self._pieces:
-            self._pieces[key] = self._piece(token, special) if self.has_text else b""
-        return self._pieces[key]
-
-    def _piece(self, token: int, special: bool) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
+        if key not in self._pieces and self.has_text:
             with self.opened() as llama:
-                n = llama.llama_token_to_piece(self.handle, token, buffer, size, 0, special)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
+                self._pieces[key] = token_bytes(llama, self.handle, token, special=special)
+        return self._pieces.get(key, b"")
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> str:
         """The text of `tokens`. Raises ModelError if the model has no vocabulary."""
@@ -168,6 +161,17 @@ class Vocabulary:
             return ", ".join(map(str, tokens))
         pieces = (self.piece(t, special=True).decode("utf-8", "replace") for t in tokens)
         return ", ".join(f'{t} "{p}"' for t, p in zip(tokens, pieces, strict=True))
+
+
+def token_bytes(llama: Any, vocab: int, token: int, *, special: bool) -> bytes:
+    """What a llama_vocab has for a token; for control tokens only with `special`."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = llama.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n
 
 
 # Who computes what --------------------------------------------------------------------------------
@@ -305,13 +309,9 @@ def nearest_miss(tokens: Sequence[int], invocation: Sequence[int]) -> tuple[int,
     """
     best_at, best = 0, 0
     for at, token in enumerate(tokens):
-        if token != invocation[0]:
-            continue
-        n = 0
-        while n < len(invocation) and at + n < len(tokens) and tokens[at + n] == invocation[n]:
-            n += 1
-        if n >= best:
-            best_at, best = at, n
+        if token == invocation[0]:
+            n = common(tuple(tokens[at : at + len(invocation)]), tuple(invocation))
+            best_at, best = (at, n) if n >= best else (best_at, best)
     return best_at, best
 
 

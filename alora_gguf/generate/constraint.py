@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.engine.tokens import Vocabulary
+from alora_gguf.engine.tokens import Vocabulary, token_bytes
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 
 _Bools = NDArray[np.bool_]
@@ -22,6 +21,7 @@ _Bools = NDArray[np.bool_]
 MAX_SCHEMA: Final = 256 * 1024
 """The longest schema that is compiled, in characters of compact JSON."""
 
+_compiling: Final = threading.Lock()  # a vocabulary is read once, though several threads want it
 _MAX_KEPT: Final = 32  # compiled schemas per vocabulary: some 100 KiB each
 _BANNED: Final = np.float32(-np.inf)
 _SPECIAL: Final = b"\xff"  # llguidance's mark of a token that no text contains
@@ -64,8 +64,14 @@ class Constraint:
         ModelError if the model has no vocabulary.
         """
         text = _canonical(schema)
-        compiler: _Compiler = vocab.kept.setdefault("constraints", _Compiler())  # atomic
-        return compiler.compile(text, vocab)
+        with _compiling:
+            if "constraints" not in vocab.kept:
+                tokens = _read_tokens(vocab)
+                vocab.kept["constraints"] = lru_cache(_MAX_KEPT)(
+                    lambda text: _compile(text, tokens)
+                )
+            compiled: Constraint = vocab.kept["constraints"](text)
+            return compiled
 
     def start(self) -> Matcher:
         """The state of a reply that has not begun."""
@@ -171,21 +177,6 @@ class _Tokens:
     end_ids: NDArray[np.intp]
 
 
-class _Compiler:
-    """The compiled schemas of one vocabulary, which is read when the first one is."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._compile: Callable[[str], Constraint] | None = None
-
-    def compile(self, text: str, vocab: Vocabulary) -> Constraint:
-        with self._lock:
-            if self._compile is None:
-                tokens = _read_tokens(vocab)
-                self._compile = lru_cache(_MAX_KEPT)(lambda text: _compile(text, tokens))
-            return self._compile(text)
-
-
 def _canonical(schema: Mapping[str, Any] | str) -> str:
     """Compact JSON, with keys in their order: it is the order of the properties."""
     try:
@@ -286,22 +277,12 @@ def _piece(llama: Any, vocab: Vocabulary, token: int) -> bytes:
     """The bytes that a token adds to a reply's text; a mark where it adds none (control, unknown
     and unused tokens), or is user-defined as a tag (`<tool_call>`): such tokens are not JSON.
     """
-    piece = _text(llama, vocab, token)
+    piece = token_bytes(llama, vocab.handle, token, special=False)
     if piece.startswith(b"<") and piece.endswith(b">"):
         attributes = llama.llama_vocab_get_attr(vocab.handle, token)
         if attributes & llama.LLAMA_TOKEN_ATTR_USER_DEFINED:
             piece = b""
     return piece or _SPECIAL + b"[%d]" % token
-
-
-def _text(llama: Any, vocab: Vocabulary, token: int) -> bytes:
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        n = llama.llama_token_to_piece(vocab.handle, token, buffer, size, 0, False)
-        if n >= 0:
-            return buffer.raw[:n]
-        size = -n
 
 
 def never_ends(schema: Mapping[str, Any]) -> bool:

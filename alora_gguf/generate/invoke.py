@@ -184,19 +184,16 @@ class Runner:
                 seq = self._fork_alone(plan)
             fork = RunningInvocation(plan, seq)
             forks.append(fork)
-            if not plan.drafts or self._is_too_long(plan):
-                continue
-            fork.held = plan.draft.paths[0]
-            for path in plan.draft.paths[1:]:
+            held, *others = plan.draft.paths
+            if len(held) >= plan.invocation.max_tokens:
+                continue  # it would not fit into what was promised
+            fork.held = held
+            for path in others:
                 try:
                     branch = self._fork(plan, len(plan.prompt) - plan.reuse + len(path))
                 except CacheFullError:
                     break  # these logits come later, if they are needed
                 fork.branches[branch] = path
-
-    def _is_too_long(self, plan: InvocationPlan) -> bool:
-        """Whether a draft would not fit into what was promised."""
-        return len(plan.draft.paths[0]) >= plan.invocation.max_tokens
 
     def _fork(self, plan: InvocationPlan, promise: int) -> int:
         engine = self.engine
@@ -222,20 +219,17 @@ class Runner:
 
     def _prefill(self, forks: Sequence[RunningInvocation]) -> None:
         """Reads every fork's suffix and drafts; the logits after them are its rows then."""
-        work: list[tuple[RunningInvocation, int, Path]] = []
-        for fork in forks:
-            work.append((fork, fork.seq, fork.held))
-            work += [(fork, seq, path) for seq, path in fork.branches.items()]
         runs, owners = [], []
-        for fork, seq, path in work:
+        for fork in forks:
             plan = fork.plan
             rest = plan.prompt[plan.reuse :]
             if not rest and plan.parent.logits is not None:
                 fork.rows[()] = plan.parent.logits  # it stands where its parent does
-            tokens = [*rest, *path]
-            if tokens:
-                runs.append(Run(seq, tokens, outputs=min(len(tokens), len(path) + 1)))
-                owners.append((fork, path))
+            for seq, path in ((fork.seq, fork.held), *fork.branches.items()):
+                tokens = [*rest, *path]
+                if tokens:
+                    runs.append(Run(seq, tokens, outputs=min(len(tokens), len(path) + 1)))
+                    owners.append((fork, path))
         for (fork, path), rows in zip(owners, self._decode(forks, runs), strict=True):
             if rows is not None:
                 for back, row in enumerate(rows[::-1]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -79,8 +79,7 @@ def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary) -> Draft:
     texts, opening = fixed(schema)
     if texts is None:
         return Draft(paths=(_tokens(opening, vocab)[:_MAX_TOKENS],))
-    leaves = [_tokens(text, vocab) for text in texts]
-    paths = _outermost(_partings(leaves))
+    paths = _partings([_tokens(text, vocab) for text in texts])
     return Draft(
         paths=tuple(path[:_MAX_TOKENS] for path in paths[:_MAX_PATHS]) or ((),),
         answers=tuple(text.encode() for text in texts),
@@ -96,22 +95,20 @@ def _tokens(text: str, vocab: Vocabulary) -> Path:
     return tuple(tokens) if said == text.encode() else ()
 
 
-def _partings(leaves: Sequence[Path]) -> set[Path]:
-    """The nodes of the leaves' trie with more than one branch."""
+def _partings(leaves: Sequence[Path]) -> list[Path]:
+    """The beginnings after which the leaves part and that do not begin another one, the longest
+    first.
+    """
     branches: dict[Path, set[int]] = {}
     for leaf in leaves:
         for at, token in enumerate(leaf):
             branches.setdefault(leaf[:at], set()).add(token)
-    return {node for node, tokens in branches.items() if len(tokens) > 1}
-
-
-def _outermost(nodes: Iterable[Path]) -> list[Path]:
-    """The nodes that do not begin another one, the longest first."""
-    ordered = sorted(nodes, key=len, reverse=True)
+    nodes = [node for node, tokens in branches.items() if len(tokens) > 1]
+    nodes.sort(key=len, reverse=True)
     return [
         node
-        for i, node in enumerate(ordered)
-        if not any(longer[: len(node)] == node for longer in ordered[:i])
+        for i, node in enumerate(nodes)
+        if not any(longer[: len(node)] == node for longer in nodes[:i])
     ]
 
 
@@ -230,11 +227,6 @@ class InvocationPlan:
         """Cells of its own at most; the last token is sampled but never decoded."""
         return len(self.prompt) - self.reuse + self.invocation.max_tokens - 1
 
-    @property
-    def drafts(self) -> bool:
-        """Whether there are tokens to decode ahead of the model's choice."""
-        return self.draft.paths != ((),)
-
 
 def plan_invocation(
     engine: Engine,
@@ -271,14 +263,7 @@ def _prompt(
         if suffix is not None:
             raise InputError("an invocation has a suffix or a prompt, not both")
         return _with_invocation(active, vocab.check(invocation.prompt, "prompt"), 0, invocation)
-    if isinstance(suffix, str):
-        ids = (
-            vocab.tokenize(suffix, add_special=False, parse_special=True)
-            if parent.tokens
-            else vocab.tokenize_start(suffix)
-        )
-    else:
-        ids = vocab.check(suffix or (), "suffix")
+    ids = vocab.encode(suffix or (), "suffix", begins=not parent.tokens)
     prompt = _with_invocation(active, [*parent.tokens, *ids], len(parent.tokens), invocation)
     if active.file is not None and len(prompt) > len(parent.tokens) + len(ids):
         wanted = active.file.invocation

@@ -108,8 +108,8 @@ class Reader(Stock):
         self._model._vocabulary = runtime.vocab  # type: ignore[attr-defined]
         self._contracts = Contracts(runtime.bank.find)
         # sequence 0 is left to those who decode on `ctx` themselves, as guidance does
-        self._others = runtime.sequence()
-        self._sequence = runtime.sequence()
+        self._others = TokenSequence(runtime.engine)
+        self._sequence = TokenSequence(runtime.engine)
         self._memory_end = runtime.engine.llama.llama_memory_seq_pos_max
         # stock's are as long as was asked for, which llama.cpp may round up
         self.input_ids = np.zeros(self._n_ctx, np.intc)

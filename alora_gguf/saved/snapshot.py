@@ -58,7 +58,7 @@ def restore(runtime: Runtime, path: str | os.PathLike[str]) -> tuple[TokenSequen
     """
     saved = read_saved(path)
     check(runtime, saved)
-    sequence = runtime.sequence()
+    sequence = TokenSequence(runtime.engine)
     try:
         fill(sequence, saved)
     except BaseException:

@@ -10,7 +10,8 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.engine.cells import CellAllocator
-from alora_gguf.engine.prefix_cache import AdmissionQueue, PrefixCache
+from alora_gguf.engine.prefix_cache import PrefixCache
+from alora_gguf.engine.scheduler import AdmissionQueue
 from alora_gguf.engine.tokens import BASE, CachedTokens
 from tests.support.bare_context import BareContext
 from tests.support.files import FOREVER
