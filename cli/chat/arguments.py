@@ -129,7 +129,10 @@ def changed_options(
             raise ag.InputError(f"/set max_tokens: expected at least 1, found {value}")
         return replace(options, max_tokens=int(value))
     changed: dict[str, Any] = {name: value}
-    return replace(options, sampling=replace(sampling, **changed))
+    try:
+        return replace(options, sampling=replace(sampling, **changed))
+    except ag.InputError as error:
+        raise ag.InputError(str(error).removeprefix("Sampling(): ")) from None
 
 
 def shown_setting(options: ag.GenerateOptions, name: str) -> str:
