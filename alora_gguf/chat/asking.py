@@ -286,6 +286,8 @@ class Question:
     def result(self, verdict: Verdict, prepared: float) -> IntrinsicResult:
         """What the contract makes of a verdict, which took `prepared` seconds more."""
         value, used, error = None, tuple[TokenLogprob, ...](), None
+        timings = verdict.timings
+        first, note = timings.first_token, timings.reuse_note
         try:
             outcome = transform(
                 self.contract,
@@ -307,21 +309,14 @@ class Question:
             text=verdict.text,
             logprobs=used,
             finish_reason=verdict.finish_reason,
-            timings=self._timings(verdict.timings, prepared),
+            timings=replace(
+                timings,
+                first_token=None if first is None else first + prepared,
+                total=timings.total + prepared,
+                reuse_note=f"{note}: {self.change}" if note and self.change else note,
+            ),
             error=error,
             _value=value,
-        )
-
-    def _timings(self, timings: Timings, prepared: float) -> Timings:
-        note = timings.reuse_note
-        if note and self.change:
-            note += f": {self.change}"
-        first = timings.first_token
-        return replace(
-            timings,
-            first_token=None if first is None else first + prepared,
-            total=timings.total + prepared,
-            reuse_note=note,
         )
 
 

@@ -146,5 +146,4 @@ class Tokenizer:
 
 def _context_length(base: BaseFile) -> int | None:
     found = read_header(Path(base.path)).metadata.get(f"{base.architecture}.context_length")
-    whole = isinstance(found, int) and not isinstance(found, bool) and found > 0
-    return found if whole and isinstance(found, int) else None
+    return found if type(found) is int and found > 0 else None

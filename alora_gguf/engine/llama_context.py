@@ -305,7 +305,7 @@ class Request:
             end = min(len(run.tokens), begin + n)
             if end > begin:
                 n -= end - begin
-                yield Piece(self, index, begin, end)
+                yield Piece(self, index, run, begin, end)
 
 
 @dataclass(slots=True)
@@ -314,14 +314,10 @@ class Piece:
 
     request: Request
     index: int
+    run: Run
     begin: int
     end: int
     length: int = 0
-
-    @property
-    def run(self) -> Run:
-        """The run it is of."""
-        return self.request.runs[self.index]
 
 
 class Batch:

@@ -52,13 +52,6 @@ class TokenSequence:
         """Whether it or its model was closed."""
         return not self._finalizer.alive or self.engine.closed
 
-    @property
-    def ready(self) -> bool:
-        """Whether the cells hold the tokens, no more and no less, and the last one's logits are
-        there.
-        """
-        return len(self.cached) == len(self.tokens) and self.logits is not None
-
     def begin(self) -> None:
         """To be called before anything else is: raises ClosedError if there is nothing to work on,
         and makes allocator and `cached` agree.

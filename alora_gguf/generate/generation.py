@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import Spans
@@ -12,6 +13,9 @@ from alora_gguf.errors import CancelledError
 from alora_gguf.options import CancelToken, FinishReason, Timings, TokenLogprob
 
 from .sampling import SampledReply
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Generation(Iterator[str]):
@@ -80,9 +84,6 @@ class Generation(Iterator[str]):
             pass
         return self.text
 
-    def __iter__(self) -> Generation:
-        return self
-
     def __next__(self) -> str:
         with self._sequence.lock:
             while self.finish_reason is None:
@@ -130,7 +131,7 @@ class Generation(Iterator[str]):
             with self._sequence.lock:
                 self._finish("closed")
 
-    def __enter__(self) -> Generation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -36,7 +36,7 @@ def snapshot(runtime: Runtime, sequence: TokenSequence, notes: Mapping[str, Any]
     spans = record.spans if n else spans_for(None, BASE)
     names = runtime.names()
     identities = dict.fromkeys(by.identity for _, by in spans if by.identity is not None)
-    logits = sequence.logits if n and sequence.ready else None
+    logits = sequence.logits if 0 < n == len(sequence.tokens) else None
     return SavedSession(
         tokens=tuple(sequence.tokens),
         spans=spans,
