@@ -25,8 +25,8 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = "alora_gguf"
 Graph = dict[str, set[str]]
 
-# figure -> the most it may be; lines are those of what the package can do today: what can do more may
-# raise that limit by what it takes, in the same change
+# figure -> the most it may be; lines are those of what the package can do today, and what is added
+# to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
     "rooms in alora_gguf/": 20,
