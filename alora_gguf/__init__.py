@@ -26,12 +26,13 @@ llama_cpp nor numpy. It says where the library is, so that llama_cpp can be impo
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from . import errors as _errors
 from .engine import library as _library
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # typing itself would take half of what importing this takes
 
 # modules with the public names that they define; the docstring groups these
 _HOMES = {

@@ -34,7 +34,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar
+
+TYPE_CHECKING = False  # whoever imports the package imports this
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class AloraError(Exception):

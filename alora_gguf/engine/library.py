@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False  # whoever imports the package imports this
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Final
 
 LLAMA_CPP_PYTHON: Final = "0.3.36"
 """The release of llama-cpp-python whose structs the native library has."""
