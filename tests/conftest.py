@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Iterator
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.engine.scheduler import BatchWindow
 from tests.support.files import FOREVER, Files, write_files
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as shells start what runs in the background; programs that tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
