@@ -31,7 +31,6 @@ from . import errors as _errors
 from .engine import library as _library
 
 __version__ = "0.1.0"
-
 TYPE_CHECKING = False  # typing itself would take half of what importing this takes
 
 # modules with the public names that they define; the docstring groups these

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 
 from alora_gguf.errors import ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
@@ -34,7 +35,7 @@ class TokenSequence:
         """
         self.engine = engine
         self._cache = engine.prefix_cache
-        self.lock = threading.RLock()
+        self.lock, self._borrowing = threading.RLock(), threading.Lock()
         if source is None:
             self.seq = engine.allocate()
             self.cached, self.tokens = CachedTokens(), list[int]()
@@ -170,23 +171,20 @@ class TokenSequence:
         """
         if len(tokens) < keep + MIN_GAIN:
             return 0
-        engine, cache = self.engine, self._cache
-        enough = keep + MIN_GAIN
+        engine, cache, enough = self.engine, self._cache, keep + MIN_GAIN
         but_last = tokens[:-1]  # which is decoded for its logits
         with cache.longest(but_last, spans) as (entry, most):
-            best: OpenSequence | None = None
-            least = max(enough, most)
-            for other in cache.open_sequences():
-                if other is self:
-                    continue
+            found = list[tuple[int, OpenSequence]]()
+            for other in cache.open_sequences():  # this one has too few
                 with other.borrow() as there:
                     n = usable(engine.context, other.cached, but_last, spans) if there else 0
-                    if n >= least:
-                        best, least = other, n + 1
-            if best is not None:
-                with best.borrow() as there:
-                    n = usable(engine.context, best.cached, but_last, spans) if there else 0
-                    return self._share(best.seq, best.cached, n) if n >= enough else 0
+                    if n >= max(enough, most):
+                        found.append((n, other))
+            for _, other in sorted(found, key=itemgetter(0), reverse=True):
+                with other.borrow() as there:  # if another thread is using it by now, the next best
+                    n = usable(engine.context, other.cached, but_last, spans) if there else 0
+                    if n >= enough and self._share(other.seq, other.cached, n):
+                        return n
             if entry is None or most < enough:
                 return 0
             cache.used(entry)
@@ -240,13 +238,14 @@ class TokenSequence:
     @contextmanager
     def borrow(self) -> Iterator[bool]:
         """Keeps it as it is meanwhile; false if it is closed or another thread is using it."""
-        if not self.lock.acquire(blocking=False):
-            yield False
-            return
-        try:
-            yield not self.closed
-        finally:
-            self.lock.release()
+        with self._borrowing:  # whoever else borrows it is done in a moment
+            if not self.lock.acquire(blocking=False):
+                yield False
+                return
+            try:
+                yield not self.closed
+            finally:
+                self.lock.release()
 
     def deactivate_unless_busy(self) -> None:
         """For a generation that garbage collection ends, perhaps amid something else: blocks on

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -247,17 +247,13 @@ class Order:
 
 def _common(one: Task, other: Task) -> int:
     """With how many tokens both begin."""
-    a, b = one.size.tokens, other.size.tokens
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
+    pairs = zip(one.size.tokens, other.size.tokens, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class _Work:
     """What the threads share. `_turn` is held by the one that takes the next conversation and reads
-    it, so that none begins before what it shares is there; `_room` guards the numbers.
+    what others begin with, too, so that it is there for them; `_room` guards the numbers.
     """
 
     def __init__(self, model: ag.Model, plan: Plan, order: Order) -> None:
@@ -266,6 +262,7 @@ class _Work:
         self._turn, self._room = threading.Lock(), threading.Condition()
         self._left = iter(range(len(order.tasks)))
         self._at_work = list[int]()  # places
+        self._reading = 0  # conversations that go on from what is held
         self._held = list[tuple[int, ag.Session]]()  # beginnings, each goes on from the one before
 
     def run(self, jobs: int, deliver: Deliver) -> None:
@@ -328,9 +325,17 @@ class _Work:
         ):
             if turn is not None:
                 self._hold_beginnings(place, spent)
-            spent.append(chat.session.sync(task.size.tokens, adapter=plan.reader, cancel=cancel))
+            with self._room:
+                self._reading += 1
             if turn is not None:
                 turn.close()
+            try:
+                tokens = task.size.tokens
+                spent.append(chat.session.sync(tokens, adapter=plan.reader, cancel=cancel))
+            finally:
+                with self._room:
+                    self._reading -= 1
+                    self._room.notify_all()
             if plan.reply is not None:
                 reply = chat.reply(plan.reply, cancel=cancel)
                 cancel.check()  # a cancelled reply ends where it is
@@ -385,7 +390,10 @@ class _Work:
             session.close()
 
     def _release(self, end: int) -> None:
-        """Lets go of the beginnings that are longer than `end` tokens."""
+        """Lets go of the beginnings longer than `end` tokens, once nobody goes on from them."""
+        if self._held and self._held[-1][0] > end:
+            with self._room:
+                self._room.wait_for(lambda: not self._reading)
         while self._held and self._held[-1][0] > end:
             self._held.pop()[1].close()
 

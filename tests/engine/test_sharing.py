@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,34 @@ def test_a_new_conversation_shares_an_open_ones_cells(files: Files) -> None:
         first.close()
         second.sync([*LONG[:100], 3, 4, 5, 6])
         assert close_to(inside.last_logits(second), logits_of(files, [*LONG[:100], 3, 4, 5, 6]))
+
+
+def test_who_is_in_use_by_now_is_passed_over(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with files.model() as model:
+        longest, other, new = model.session(), model.session(), model.session()
+        longest.sync(LONG)
+        other.sync(LONG[:100])
+        borrowed = inside.sequence(longest).borrow
+        answers = iter([borrowed(), contextlib.nullcontext(False)])
+        monkeypatch.setattr(inside.sequence(longest), "borrow", lambda: next(answers))
+        assert new.sync([*LONG, 3, 4]).reused == 100
+
+
+def test_a_borrower_waits_for_another_one(files: Files) -> None:
+    with files.model() as model:
+        sequence, found = inside.sequence(model.session()), list[bool]()
+
+        def borrow() -> None:
+            with sequence.borrow() as there:
+                found.append(there)
+
+        for _ in range(20):
+            thread = threading.Thread(target=borrow)
+            with sequence.borrow():
+                thread.start()
+                time.sleep(0)
+            thread.join()
+        assert found == 20 * [True]
 
 
 def test_adapted_cells_are_shared_by_provenance_alone(files: Files) -> None:
