@@ -37,7 +37,7 @@ class Within(NamedTuple):
     low: float | None = None
     high: float | None = None
 
-    @functools.cache  # noqa: B019 (the ranges of annotations are few)
+    @functools.lru_cache(256)  # noqa: B019 (a range keeps nothing else alive)
     def test(self, kind: type) -> tuple[_Test, str]:
         """What tells whether a value is an int or float in the range, and that in words."""
         words = "an integer" if kind is int else "a finite number"

@@ -31,7 +31,7 @@ _PLAIN = "from alora_gguf.__main__ import main; main()"
 _APART = f"""
 from unittest import mock
 with (
-    mock.patch("alora_gguf.cli.running.work._common", lambda *_: 0),
+    mock.patch("alora_gguf.ChatSize.shared", lambda *_: 0),
     mock.patch("alora_gguf.engine.sequence.TokenSequence._share_with_others", lambda *_: 0),
 ):
     {_PLAIN}

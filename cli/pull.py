@@ -202,8 +202,8 @@ def _pull_gguf(
 ) -> _Pulled:
     """Fetches a base, or an adapter that is a GGUF already, and stores it as it is.
 
-    Raises InputError and FileFormatError for files that are no base and no adapter or did not
-    arrive as they were, and what Store does.
+    Raises InputError and FileFormatError for files that are neither a base nor an adapter, or did
+    not arrive as they were, and what Store does.
     """
     expected = [model.sha256(file) for file in model.names]
     known = [each for each in expected if each is not None]
@@ -230,8 +230,8 @@ def _pull_gguf(
 
 
 def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary:
-    """What a fetched file, or the first part of a split one, is. Raises InputError if it is no base
-    and no adapter, FileFormatError for a malformed one.
+    """What a fetched file, or the first part of a split one, is. Raises InputError if it is neither
+    a base nor an adapter, FileFormatError for a malformed one.
     """
     summary = ag.inspect_gguf(path)
     where = f"{model.reference.text}: '{model.names[0]}'"

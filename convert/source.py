@@ -86,7 +86,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
         read_small(io_yaml, MAX_TEXT)
     layout = layout_of(full)
     if io_yaml is None and layout_of(path) is None:
-        layout = None  # somebody's own directories, which are no library's
+        layout = None  # somebody's own directories, not a library's
     own_name = full.rpartition("/")[2] or (snapshot.repo or "").rpartition("/")[2] or "adapter"
     name = layout.intrinsic if layout else own_name
     return Source(

@@ -194,6 +194,6 @@ def test_import_loads_next_to_nothing() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     loaded = run.stdout.split()
-    assert not {"numpy", "llama_cpp", "gguf", "ctypes"} & set(loaded)
+    assert not {"numpy", "llama_cpp", "gguf", "ctypes", "typing"} & set(loaded)
     assert len([name for name in loaded if name.startswith("alora_gguf")]) <= 4
     assert len(loaded) <= 60

@@ -41,6 +41,10 @@ class ChatSize:
     least: int
     most: int
 
+    def shared(self, other: ChatSize) -> int:
+        """How many tokens both conversations begin with."""
+        return common(self.tokens, other.tokens)
+
 
 @checked
 class Tokenizer:

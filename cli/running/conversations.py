@@ -116,7 +116,7 @@ def _parse(data: bytes) -> Any:
     except RecursionError:
         raise ag.InputError("is nested too deeply") from None
     except ValueError as error:  # of ours, or numbers that cannot be held
-        raise ag.InputError(f"is no JSON that can be used: {error}") from None
+        raise ag.InputError(f"is not JSON that can be used: {error}") from None
     return value
 
 

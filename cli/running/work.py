@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, pairwise
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -203,11 +203,11 @@ class Order:
         by_tokens = sorted(range(len(tasks)), key=lambda i: tasks[i].size.tokens)
         groups = list[list[int]]()
         for i in by_tokens:
-            if not groups or _common(tasks[groups[-1][-1]], tasks[i]) < _MIN_SHARED:
+            if not groups or tasks[groups[-1][-1]].size.shared(tasks[i].size) < _MIN_SHARED:
                 groups.append([])
             groups[-1].append(i)
         self.tasks = [tasks[i] for group in sorted(groups, key=min) for i in group]
-        self.shared = [0, *map(_common, self.tasks, self.tasks[1:])]
+        self.shared = [0, *(a.size.shared(b.size) for a, b in pairwise(self.tasks))]
         self.beginnings, read = list[list[int]](), list[int]()
         for place, shared in enumerate(self.shared):
             read = [end for end in read if end <= shared]  # what this one goes on from
@@ -243,12 +243,6 @@ class Order:
         wanted = max(end - begin + shared for begin, end, shared in windows)
         longest = max(task.size.least for task in self.tasks)
         return _rounded(max(longest, min(wanted, _CELLS)))
-
-
-def _common(one: Task, other: Task) -> int:
-    """With how many tokens both begin."""
-    pairs = zip(one.size.tokens, other.size.tokens, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class _Work:

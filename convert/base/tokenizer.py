@@ -66,8 +66,8 @@ class Tokenizer(ABC):
     def text_of(self, tokens: Sequence[int]) -> str | None:
         """The text that reads as these tokens in a conversation of their own.
 
-        None if the vocabulary is of a kind that is not known here, the bytes are no UTF-8, or an id
-        is none of its. Whether llama.cpp would split the text in the same way is not tried: that
+        None if the vocabulary is of a kind that is not known here, the bytes are not UTF-8, or an
+        id is not in it. Whether llama.cpp would split the text in the same way is not tried: that
         takes as long as a whole conversion.
         """
         found = self.find(tokens)

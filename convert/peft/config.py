@@ -137,7 +137,7 @@ class _Fields:
         return value
 
     def text(self, name: str) -> str | None:
-        """A field of which nothing depends: None if it is no text."""
+        """A field on which nothing depends; None if it is not text."""
         value = self.values.get(name)
         return value if isinstance(value, str) and value else None
 
@@ -147,7 +147,7 @@ class _Fields:
         )
 
     def check_known(self) -> None:
-        """Refuses what is no LoRA of a language model, and the fields that are not honoured."""
+        """Refuses what is not a language model's LoRA, and fields that are not honoured."""
         if self.values.get("peft_type") != "LORA":
             self.refuse("peft_type", "is not a LoRA", 'only "LORA" can be converted')
         if self.values.get("task_type") not in (None, "CAUSAL_LM"):

@@ -16,7 +16,7 @@ from alora_gguf.errors import FileFormatError
 
 VOCABULARY: Final = 2560
 CONTEXT: Final = 2048
-# elsewhere PyTorch emulates its products, fifteen times slower than float32's
+# elsewhere PyTorch emulates its products, which are then much slower than float32's
 _FAST_BFLOAT16: Final = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # The first number of every embedding: what looks at places only can rely on it.
 _CONSTANT: Final = 0.12

@@ -132,8 +132,8 @@ INPUTS = {
     f"is a number, {WHAT}": b"3",
     f"is null, {WHAT}": b"null",
     f"is a text, {WHAT}": b'"Hello!"',
-    "is no JSON that can be used: NaN is not a JSON number": b"[NaN]",
-    "is no JSON that can be used: the field 'id' occurs twice": b'{"id": 1, "id": 2}',
+    "is not JSON that can be used: NaN is not a JSON number": b"[NaN]",
+    "is not JSON that can be used: the field 'id' occurs twice": b'{"id": 1, "id": 2}',
     "is nested too deeply": b"[" * 100_000 + b"]" * 100_000,
     "holds half of a surrogate pair, which is not text": (
         b'[{"role": "user", "content": "\\ud800"}]'

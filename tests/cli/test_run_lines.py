@@ -7,13 +7,16 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alora_gguf.cli.running.output import AppendedFile
 
+import alora_gguf as ag
 from alora_gguf import ContextOptions, Model, demo
 from tests.support.running import (
     CONTEXTS,
@@ -94,6 +97,23 @@ def _assert_read_once(lines: list[dict[str, Any]]) -> None:
         assert len(whole) == 1
         others = [read for read in reads if read is not whole[0]]
         assert all(read["evaluated"] < 20 < 60 < read["reused"] for read in others)
+
+
+def test_only_what_is_shared_is_read_in_turn(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two conversations read what is theirs at the same time: each waits for the other there."""
+    sync, together = ag.Session.sync, threading.Barrier(2)
+    lengths = list[int]()
+
+    def slowly(session: ag.Session, tokens: Sequence[int], **how: Any) -> ag.Timings:
+        lengths.append(len(tokens))
+        if len(tokens) > lengths[0]:  # which was what both begin with
+            together.wait(timeout=60)
+        return sync(session, tokens, **how)
+
+    monkeypatch.setattr(ag.Session, "sync", slowly)
+    outcome = run(*JAILBREAK, "--jobs", "2", given=thirty()[:10:5])
+    assert (outcome.status, len(outcome.lines)) == (0, 2)
+    assert sum(length > lengths[0] for length in lengths) >= 2
 
 
 @pytest.mark.slow

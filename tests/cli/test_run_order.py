@@ -6,7 +6,7 @@ import random
 from typing import cast
 
 from alora_gguf.cli.running.conversations import Conversation, Entry
-from alora_gguf.cli.running.work import _MIN_SHARED, Order, Task, _common
+from alora_gguf.cli.running.work import _MIN_SHARED, Order, Task
 
 from alora_gguf.chat.tokenizer import ChatSize
 
@@ -40,7 +40,7 @@ def test_what_any_two_share_was_read_before_the_second_of_them() -> None:
             assert ends == sorted(set(ends))
             read += [each.size.tokens[:end] for end in ends]
             for other in order.tasks[:place]:
-                shared = min(_common(other, each), len(other.size.tokens) - 1)
+                shared = min(other.size.shared(each.size), len(other.size.tokens) - 1)
                 held = max((len(r) for r in read if each.size.tokens[: len(r)] == r), default=0)
                 assert shared < held + _MIN_SHARED
 

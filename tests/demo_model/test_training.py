@@ -119,6 +119,22 @@ def test_training_lowers_the_loss_and_saves_the_model(
     assert trained < untrained - 0.2
 
 
+def test_nothing_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the CPU has no bfloat16, neither a forward pass nor Muon computes with it."""
+    weight = torch.nn.Parameter(torch.eye(4))
+    seen = []
+    for fast in (True, False):
+        monkeypatch.setattr(base_model, "_FAST_BFLOAT16", fast)
+        with base_model.half_products():
+            seen.append((weight @ weight).dtype)
+        gradient = torch.ones(4, 4)
+        with base_model.full_products():
+            copy = gradient.bfloat16()
+        seen.append(copy.dtype)
+        assert copy is not gradient  # Muon changes it in place
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_an_interrupted_training_goes_on(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
