@@ -29,6 +29,9 @@ FLASH_ATTENTION: Final[dict[str, int]] = {"auto": -1, "off": 0, "on": 1}
 Count = Annotated[int, Within(1)]
 Share = Annotated[float, Within(0, 1)]
 Finite = Annotated[float, Within()]
+# as far as scales serve anybody; from about 8,000 on good adapters overflow half floats
+MAX_SCALE: Final = 1000.0
+Scale = Annotated[float, Within(-MAX_SCALE, MAX_SCALE)]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -41,9 +44,11 @@ def check_int(value: object, name: str, low: int, high: int | None = None) -> in
     return cast(int, value)
 
 
-def check_number(value: object, name: str, low: float | None = None) -> float:
-    """`value`, which must be a finite number of at least `low`."""
-    check_kind(value, name, *Within(low).test(float))
+def check_number(
+    value: object, name: str, low: float | None = None, high: float | None = None
+) -> float:
+    """`value`, which must be a finite number in [low, high]."""
+    check_kind(value, name, *Within(low, high).test(float))
     return float(cast(float, value))
 
 
@@ -236,7 +241,7 @@ class GenerateOptions:
     schema: Mapping[str, Any] | None = None
     logprobs: Annotated[int, Within(0, 1000)] | None = None
     adapter: str | None = None
-    scale: Finite = 1.0
+    scale: Scale = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", check_stops(self.stop))
@@ -291,7 +296,7 @@ class IntrinsicCall:
     max_tokens: Count | None = None
     sampling: Sampling | None = None
     stop: str | Sequence[str] | None = None
-    scale: Finite = 1.0
+    scale: Scale = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", FrozenDict(self.arguments))

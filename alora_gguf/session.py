@@ -260,8 +260,7 @@ class Session:
         Model.restore_session(); `notes` (what JSON can hold) go with it. An existing file is
         replaced at the very end, or stays as it is.
 
-        Raises SavedSessionError if it cannot be written, InputError for the notes or for a model
-        whose window of attention has been exceeded: llama.cpp saves too little of it.
+        Raises SavedSessionError if it cannot be written, InputError for the notes.
         """
         with self._sequence.lock:
             self._begin(writes=False)

@@ -26,7 +26,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import CancelToken, Progress, check_number
+from alora_gguf.options import MAX_SCALE, CancelToken, Progress, check_number
 
 from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
@@ -189,9 +189,18 @@ class Engine:
                         f"{len(state)} bytes read, the last position is {last}, expected {n - 1}"
                         f"{self.native.log.tail()}"
                     )
+                first = self.llama.llama_memory_seq_pos_min(self.context.memory, seq)
+                if self.rewinds and first != 0:
+                    raise DecodeError(
+                        f"{self.path}: the saved cells of its sliding window begin at position "
+                        f"{first}, expected 0"
+                    )
+                if self.native.not_finite(self.ctx, [(seq, 0, n)]):
+                    raise DecodeError(f"{self.path}: a saved cell holds what is not finite")
             except BaseException:
                 with self.condition:
                     self.context.remove_from(seq, 0)
+                self.native.clear_free_cells(self.ctx)
                 raise
 
     # Decoding ------------------------------------------------------------------------------------
@@ -312,7 +321,7 @@ class Bank(Mapping[str, AdapterFile]):
         """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
         UnknownAdapterError, InputError.
         """
-        check_number(scale, "scale")
+        check_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
         return _BASE if name is None else self._using(name, scale)
 
     @contextmanager

@@ -132,6 +132,7 @@ class LlamaContext:
         free = _free if adopt is None else _leave
         self._finalizer = weakref.finalize(self, free, llama, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
+        native.keep_cells(ctx)
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._abandoned: deque[int] = deque()
@@ -324,15 +325,15 @@ class Batch:
     """A llama_batch over arrays that are made once, for up to `size` tokens and `n_outputs` rows of
     logits.
 
-    `pieces` is what it holds; `wanted` has, for each row of logits, the token's index in the batch
-    and where the row goes.
+    `pieces` is what it holds; `wanted` has, for each row of logits, the token's index in the batch,
+    whose it is, and where the row goes.
     """
 
     def __init__(self, llama: Any, size: int, n_outputs: int | None = None) -> None:
         self._size, self._n_outputs = size, n_outputs or size
         self.n = 0
         self.pieces: list[Piece] = []
-        self.wanted: list[tuple[int, Logits]] = []
+        self.wanted: list[tuple[int, Request, Logits]] = []
         self.tokens = np.zeros(size, np.int32)
         self.positions = np.zeros(size, np.int32)
         self.logits = np.zeros(size, np.int8)
@@ -413,5 +414,6 @@ class Batch:
             if out is not None:
                 index = at + k - piece.begin
                 self.logits[index] = 1
-                self.wanted.append((index, out if out.ndim == 1 else out[k - run.first_output]))
+                row = out if out.ndim == 1 else out[k - run.first_output]
+                self.wanted.append((index, piece.request, row))
         return len(self.wanted) < self._n_outputs

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from alora_gguf import errors
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
-API_VERSION: Final = 3
+API_VERSION: Final = 4
 
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
     -1: errors.InputError,
@@ -159,6 +160,7 @@ class Native:
                 f"{API_VERSION}; install alora-gguf again so that both parts are of one version"
             )
         ctx, i32 = ctypes.c_void_p, ctypes.c_int32
+        i32s, bools = ctypes.POINTER(i32), ctypes.POINTER(ctypes.c_bool)
         prototypes: dict[str, tuple[list[Any], Any]] = {
             "alora_last_error": ([], ctypes.c_char_p),
             "alora_bank_reserve": ([ctx, i32, i32], i32),
@@ -167,6 +169,9 @@ class Native:
             "alora_activate": ([ctx, i32, i32, i32, ctypes.c_float], i32),
             "alora_deactivate": ([ctx, i32], i32),
             "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
+            "alora_finite_cells": ([ctx, i32, i32s, i32s, i32s, bools], i32),
+            "alora_clear_free_cells": ([ctx], i32),
+            "alora_keep_cells": ([ctx], i32),
             "alora_interrupt": ([ctx, ctypes.c_bool], i32),
             "alora_stats_get": ([ctx, ctypes.POINTER(_StatsStruct)], i32),
         }
@@ -210,6 +215,28 @@ class Native:
         scale = ctypes.c_float()
         slot = self._lib.alora_slot_at(ctx, seq, pos, ctypes.byref(scale))
         return self._check(slot, "slot"), scale.value
+
+    def not_finite(self, ctx: int, ranges: Sequence[tuple[int, int, int]]) -> list[int]:
+        """alora_finite_cells(): which of the ranges, each (sequence, begin, end), have cells that
+        hold what is not finite.
+        """
+        n = len(ranges)
+        array, finite = ctypes.c_int32 * n, (ctypes.c_bool * n)()
+        seqs, begins, ends = zip(*ranges, strict=True)
+        status = self._lib.alora_finite_cells(
+            ctx, n, array(*seqs), array(*begins), array(*ends), finite
+        )
+        if not self._check(status, "cells"):
+            return []
+        return [i for i in range(n) if not finite[i]]
+
+    def clear_free_cells(self, ctx: int) -> None:
+        """alora_clear_free_cells(): cells that no sequence has are zero afterwards."""
+        self._check(self._lib.alora_clear_free_cells(ctx), "cells")
+
+    def keep_cells(self, ctx: int) -> None:
+        """alora_keep_cells(): no sequence loses cells outside its sliding window."""
+        self._check(self._lib.alora_keep_cells(ctx), "cells")
 
     def interrupt(self, ctx: int, on: bool) -> None:
         """Whether a llama_decode() that runs now, or is called while it is on, stops soon."""

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
+import numpy as np
+
 from alora_gguf.errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
 from alora_gguf.options import CancelToken, Progress
 
@@ -384,13 +386,13 @@ class Scheduler:
                     threads = {request.thread for request in requests}
                     self._window.served(threads, time.monotonic() - started)
                     if status:
-                        self._failed(batch, status)
+                        self._failed(batch, requests, self._failure(status, batch))
                     else:
                         self._deliver(batch)
             except BaseException:  # an interrupt: the others' tokens are tried again
                 with self._condition:
                     self._current = []
-                    self._take_back(batch)
+                    self._take_back(batch, requests)
                 raise
         context.lock.give_way()
 
@@ -403,31 +405,56 @@ class Scheduler:
 
     def _deliver(self, batch: Batch) -> None:
         ctx, logits_of = self._context.ctx, self._context.llama.llama_get_logits_ith
-        for index, row in batch.wanted:
+        for index, _, row in batch.wanted:
             source = logits_of(ctx, index)
             if not source:
                 raise DecodeError(f"{self._context.path}: llama.cpp gave no logits for a token")
             ctypes.memmove(row.ctypes.data, source, row.nbytes)
+        overflown = self._overflown(batch)
+        if overflown:
+            self._failed(batch, overflown, self._overflow())
         for piece in batch.pieces:
             request = piece.request
-            request.read[piece.index] = piece.end
-            if not request.done and request.n_read == request.total:
-                self._finish(request)
+            if request not in overflown:
+                request.read[piece.index] = piece.end
+                if not request.done and request.n_read == request.total:
+                    self._finish(request)
 
-    def _failed(self, batch: Batch, status: int) -> None:
+    def _overflown(self, batch: Batch) -> list[Request]:
+        """Whose tokens left cells that are not finite; and whose logits are not, if there are any
+        such cells: another's may have reached them in the same batch.
+        """
+        ranges = [(p.run.seq, p.length, p.length + p.end - p.begin) for p in batch.pieces]
+        places = self._context.native.not_finite(self._context.ctx, ranges)
+        if not places:
+            return []
+        found = {id(batch.pieces[i].request) for i in places}
+        found |= {id(r) for _, r, row in batch.wanted if not np.isfinite(row).all()}
+        return [request for request in batch.requests if id(request) in found]
+
+    def _failed(self, batch: Batch, requests: list[Request], error: DecodeError) -> None:
         """Finds out whose fault it was: several requests are tried again one by one, one fails."""
-        self._take_back(batch)
-        requests = [request for request in batch.requests if not request.done]
+        several = sum(not request.done for request in batch.requests) > 1
+        self._take_back(batch, requests)
         for request in requests:
+            if request.done:
+                continue
             if request.cancelled:
                 self._fail(request, CancelledError("the call was cancelled"))
-            elif len(requests) > 1:
+            elif several:
                 request.alone = True
             else:
-                self._fail(request, self._failure(status, request.total))
+                self._fail(request, error)
 
-    def _failure(self, status: int, total: int) -> DecodeError:
-        context = self._context
+    def _overflow(self) -> DecodeError:
+        return DecodeError(
+            f"{self._context.path}: the model computed keys, values or states that are not finite; "
+            "they were taken out of the cache again. Use the adapter at a smaller scale, or cells "
+            "of type_k and type_v 'bf16'"
+        )
+
+    def _failure(self, status: int, batch: Batch) -> DecodeError:
+        context, total = self._context, sum(request.total for request in batch.requests)
         if status == 1:
             return CacheFullError(
                 f"{context.path}: the KV cache is full: no cells for {total} more tokens (of "
@@ -441,17 +468,20 @@ class Scheduler:
             f"{': ' + detail if detail else ''}{context.native.log.tail()}"
         )
 
-    def _take_back(self, batch: Batch) -> None:
-        """Removes a batch's tokens from the cache and puts its requests back to before it."""
+    def _take_back(self, batch: Batch, requests: list[Request]) -> None:
+        """Removes a batch's tokens from the cache and puts these requests back to before it."""
         for piece in reversed(batch.pieces):
             request = piece.request
-            if request.done:
+            if request.done or request not in requests:
                 continue
             left = self._context.remove_from(piece.run.seq, piece.length)
             request.read[piece.index] = piece.begin
             if left < piece.length:
                 reason = "this model's memory cannot rewind, and the batch was interrupted"
                 self._fail(request, DecodeError(f"{self._context.path}: {reason}"))
+        if not self._context.closed:
+            # what is not finite in them would reach whoever has them next
+            self._context.native.clear_free_cells(self._context.ctx)
 
     # Requests; the caller holds both locks -------------------------------------------------------
 

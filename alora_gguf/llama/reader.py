@@ -361,21 +361,12 @@ class Reader(Stock):
     # State ---------------------------------------------------------------------------------------
 
     def save_state(self) -> LlamaState:
-        """What was read, with its cells and who computed them.
-
-        Raises InputError for a model whose window of attention has been exceeded: llama.cpp saves
-        too little of it; what a completion leaves in a cache is empty then.
-        """
+        """What was read, with its cells and who computed them."""
         with self._lock:
             self._runtime.check_open()
             if len(self._sequence.cached) != self.n_tokens:
                 self._eval([], self._by_of_cells())
-            try:
-                saved = snapshot(self._runtime, self._sequence, {})
-            except InputError:
-                if self._request is None:
-                    raise
-                saved = snapshot(self._runtime, self._others, {})
+            saved = snapshot(self._runtime, self._sequence, {})
             n_rows = len(saved.tokens) if self._logits_all else 0
             scores = self.scores[:n_rows].copy()
             return LlamaState(saved, self._seed, self._settings(), scores)

@@ -15,22 +15,15 @@ from alora_gguf.engine.loading import CacheLayout
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import BASE, spans_for
-from alora_gguf.errors import CacheFullError, DecodeError, InputError, SavedSessionError
+from alora_gguf.errors import CacheFullError, DecodeError, SavedSessionError
 
 from .session_file import NOT_OURS, SavedAdapter, SavedSession, read_saved
 
 
 def snapshot(runtime: Runtime, sequence: TokenSequence, notes: Mapping[str, Any]) -> SavedSession:
-    """All of a sequence, whose lock the caller holds. Raises InputError for a model whose window of
-    attention has been exceeded: llama.cpp saves too little of it.
-    """
+    """All of a sequence, whose lock the caller holds."""
     engine, record = runtime.engine, sequence.cached
-    window, cached = engine.window, len(record)
-    if 0 < window < cached:
-        raise InputError(
-            f"{engine.path}: attends to a window of {window} tokens, and the "
-            f"conversation has {cached}: only shorter ones can be saved"
-        )
+    cached = len(record)
     # a memory that cannot rewind may hold more than the conversation
     n = cached if cached <= len(sequence.tokens) else 0
     spans = record.spans if n else spans_for(None, BASE)

@@ -18,7 +18,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 3
+#define ALORA_API_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -88,6 +88,28 @@ LLAMA_API int32_t alora_deactivate(struct llama_context * ctx, llama_seq_id seq)
 // The slot that a token of `seq` at `pos` uses, and its scale (may be NULL; 1 for slot 0).
 LLAMA_API alora_slot alora_slot_at(
         const struct llama_context * ctx, llama_seq_id seq, llama_pos pos, float * scale);
+
+// Attention multiplies cells that a token must not see by zero, and a recurrent state is cleared the
+// same way; what is not finite stays so, and one sequence's would reach all others. So whoever lets
+// several sequences share a context asks after each llama_decode() whether what it wrote is finite,
+// removes what is not, and calls alora_clear_free_cells().
+//
+// finite[i]: whether the keys and values of seqs[i] at positions [begins[i], ends[i]), and its
+// recurrent state, are. With flash attention an F32 cell beyond what F16 holds counts as not finite,
+// as upstream reads it as F16. On a device, which has to copy them to the host, only looked at while
+// the bank has an adapter. Returns how many are not.
+LLAMA_API int32_t alora_finite_cells(
+        struct llama_context * ctx, int32_t n, const llama_seq_id * seqs, const llama_pos * begins,
+        const llama_pos * ends, bool * finite);
+
+// Sets the cells and states that no sequence has to zero: after a llama_decode() that failed, or
+// wrote what is not finite.
+LLAMA_API int32_t alora_clear_free_cells(struct llama_context * ctx);
+
+// From now on no cell is taken from a sequence because it lies outside its sliding window: upstream
+// does so even with swa_full, and what a sequence is to be rewound to, or forked at, would be gone.
+// Caches with fewer cells than the context (without swa_full) go on as before.
+LLAMA_API int32_t alora_keep_cells(struct llama_context * ctx);
 
 // While it is on, llama_decode() stops soon and returns 2, as upstream's abort callback has it (on
 // the CPU: between two nodes of the graph; elsewhere, where the backend can). The first call on a

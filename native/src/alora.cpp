@@ -3,10 +3,12 @@
 
 #include "alora-attention.h"
 #include "alora-bank.h"
+#include "alora-cells.h"
 #include "alora-error.h"
 #include "alora-file.h"
 #include "llama-context.h"
 
+#include <algorithm>
 #include <cmath>
 
 static thread_local std::string last_error;
@@ -25,6 +27,11 @@ struct alora_access {
         // a unified cache has every sequence, though a batch takes those below n_seq_max alone
         return ctx->cparams.kv_unified ? LLAMA_MAX_SEQ : ctx->cparams.n_seq_max;
     }
+
+    static uint32_t n_ctx_seq(const llama_context * ctx) { return ctx->cparams.n_ctx_seq; }
+
+    // F32 cells: upstream's flash attention converts them
+    static bool reads_as_f16(const llama_context * ctx) { return ctx->cparams.flash_attn; }
 
     static bool has_encoder(const llama_context * ctx) {
         return llama_model_has_encoder(&ctx->model);
@@ -208,6 +215,45 @@ alora_slot alora_slot_at(
             *scale = choice.scale;
         }
         return choice.slot;
+    });
+}
+
+int32_t alora_finite_cells(
+        llama_context * ctx, int32_t n, const llama_seq_id * seqs, const llama_pos * begins,
+        const llama_pos * ends, bool * finite) {
+    return guarded([&] {
+        check_context(ctx);
+        if (n < 0 || (n > 0 && (!seqs || !begins || !ends || !finite))) {
+            throw bad_argument("n is negative, or an array is null");
+        }
+        std::vector<alora_cell_range> ranges;
+        for (int32_t i = 0; i < n; ++i) {
+            check_seq(ctx, seqs[i]);
+            ranges.push_back({ seqs[i], begins[i], ends[i] });
+        }
+        ctx->synchronize();
+        const std::vector<bool> found = alora_cells::finite(
+                llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx),
+                alora_access::bank(ctx).adapters() > 0);
+        std::copy(found.begin(), found.end(), finite);
+        return (int32_t) std::count(found.begin(), found.end(), false);
+    });
+}
+
+int32_t alora_clear_free_cells(llama_context * ctx) {
+    return guarded([&] {
+        check_context(ctx);
+        ctx->synchronize();
+        alora_cells::clear_free(llama_get_memory(ctx));
+        return (int32_t) ALORA_OK;
+    });
+}
+
+int32_t alora_keep_cells(llama_context * ctx) {
+    return guarded([&] {
+        check_context(ctx);
+        alora_cells::keep(llama_get_memory(ctx), alora_access::n_ctx_seq(ctx));
+        return (int32_t) ALORA_OK;
     });
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from tests.support import inside, tiny_base
-from tests.support.files import EXACT, Files
+from tests.support import inside
+from tests.support.files import EXACT, Files, write_hybrid_files, write_window_files
 
 GREEDY = ag.Sampling(temperature=0.0)
 SCALES = (1.0, 1.0, 0.5, 2.0)
@@ -80,16 +80,21 @@ class Walk:
     def ask(self, session: ag.Session) -> None:
         uses = [self.use() for _ in range(self.rng.randint(1, 4))]
         suffix = self.tokens(5)
-        state = session.state()
+        state = self.state(session)
         verdicts = session.invoke_many(
             [ag.Invocation(u["adapter"], suffix, scale=u["scale"], max_tokens=3) for u in uses]  # type: ignore[arg-type]
         )
-        assert session.state() == state
+        assert self.state(session) == state
         for use, verdict in zip(uses, verdicts, strict=True):
             prompt = [*session.tokens, *suffix]
-            if use["adapter"] in ("sure", "other") and prompt[-9:] != list(self.files.invocation):
+            n = len(self.files.invocation)
+            if use["adapter"] in ("sure", "other") and prompt[-n:] != list(self.files.invocation):
                 prompt += self.files.invocation
             assert list(verdict.tokens) == self.generated(prompt, 3, use)
+
+    def state(self, session: ag.Session) -> bytes:
+        """Its cells; nothing where a question may make it read the conversation again."""
+        return session.state() if inside.engine(self.model).rewinds else b""
 
     def rewind(self, session: ag.Session) -> None:
         session.rewind(self.rng.randint(0, len(session.tokens)))
@@ -110,8 +115,12 @@ class Walk:
             assert {by.identity for _, by in session.provenance} - loaded - {None}
             return
         assert restored.tokens == session.tokens
-        assert restored.provenance == session.provenance
-        if inside.sequence(session).logits is not None:
+        if inside.engine(self.model).rewinds:  # else it may hold more, which is not saved
+            assert restored.provenance == session.provenance
+            assert (inside.sequence(session).logits is None) == (
+                inside.sequence(restored).logits is None
+            )
+        if inside.sequence(restored).logits is not None:
             assert np.array_equal(inside.last_logits(restored), inside.last_logits(session))
         self.sessions[self.sessions.index(session)] = restored
         session.close()
@@ -137,7 +146,7 @@ class Walk:
         """The same name, other weights."""
         self.versions += 1
         name = self.rng.choice(["sure", "lora"])
-        path = tiny_base.write_adapter(
+        path = self.files.write_adapter(
             self.folder / f"{name}{self.versions}.gguf",
             seed=100 + self.versions % 3,  # some come back
             invocation=self.files.invocation if name == "sure" else None,
@@ -156,7 +165,23 @@ class Walk:
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_random_walks_poison_nothing(files: Files, tmp_path: Path, seed: int) -> None:
-    walk = Walk(files, tmp_path, seed)
+    walked(Walk(files, tmp_path, seed))
+
+
+@pytest.mark.parametrize("window", [8, 30])
+@pytest.mark.parametrize("seed", [21, 22, 61])
+def test_sessions_keep_what_lies_outside_their_windows(
+    tmp_path: Path, window: int, seed: int
+) -> None:
+    walked(Walk(write_window_files(tmp_path, window), tmp_path, seed))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_walks_where_the_memory_cannot_rewind(tmp_path: Path, seed: int) -> None:
+    walked(Walk(write_hybrid_files(tmp_path), tmp_path, seed))
+
+
+def walked(walk: Walk) -> None:
     with walk.model, walk.clean:
         for _ in range(150):
             walk.step()

@@ -245,10 +245,16 @@ def test_who_decodes_on_the_context_itself_does_no_harm(llm: Llama) -> None:
     assert llm(prompt, **GREEDY)["choices"] == first["choices"]
 
 
-def test_a_window_that_was_exceeded_cannot_be_saved(paths: dict[str, Path]) -> None:
-    with Llama(paths["swa"], n_ctx=256, verbose=False, n_threads=1) as llm:
-        llm.eval(list(range(3, 9)))
-        assert llm.save_state().n_tokens == 6
-        llm.eval(list(range(3, 40)))
-        with pytest.raises(ag.InputError, match="attends to a window of 8 tokens"):
-            llm.save_state()
+def test_what_lies_outside_a_window_is_saved(paths: dict[str, Path]) -> None:
+    tokens = list(range(3, 40))
+    with Llama(paths["swa"], n_ctx=256, verbose=False, n_threads=1, logits_all=True) as llm:
+        llm.eval(tokens)
+        expected = llm.scores[11].copy()
+        state = llm.save_state()
+        assert state.n_tokens == 37
+        llm.reset()
+        llm.eval([5, 5, 5])
+        llm.load_state(state)
+        llm.n_tokens = 11
+        llm.eval(tokens[11:12])
+        assert np.allclose(llm.scores[11], expected, atol=0.05)

@@ -180,7 +180,6 @@ def test_sliding_window(tmp_path: Path) -> None:
         assert np.array_equal(next_logits(again), logits)
 
 
-@pytest.mark.xfail(reason="llama.cpp saves a window's last cells only; the engine must know")
 def test_a_restored_sliding_window_can_be_rewound(tmp_path: Path) -> None:
     base = write_swa(tmp_path / "swa.gguf")
     with ag.Model(base, n_ctx=512, n_threads=1) as model:

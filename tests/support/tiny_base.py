@@ -211,6 +211,8 @@ def write_adapter(
     dtype: Any = np.float32,
     strength: float = 1.0,
     keys: Mapping[str, Any] | None = None,
+    architecture: str = "llama",
+    layers: Sequence[int] = range(N_LAYER),
 ) -> Path:
     """A random adapter: an aLoRA, or a plain LoRA if `invocation` is None or empty. `keys` is
     further metadata.
@@ -222,14 +224,14 @@ def write_adapter(
     if invocation_text is not None:
         entries["alora.invocation_text"] = invocation_text
     tensors = {}
-    for i in range(N_LAYER):
+    for i in layers:
         for name in targets:
             n_in, n_out = TARGETS[name]
             a = _random(rng, rank, n_in) / np.float32(n_in**0.5)
             b = strength * _random(rng, n_out, rank) / np.float32(rank**0.5)
             tensors[f"blk.{i}.{name}.weight.lora_a"] = a.astype(dtype)
             tensors[f"blk.{i}.{name}.weight.lora_b"] = b.astype(dtype)
-    return make_gguf(path, entries, tensors)
+    return make_gguf(path, entries, tensors, architecture=architecture)
 
 
 def vocabulary_keys(template: str | None = None) -> dict[str, Any]:
