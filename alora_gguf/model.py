@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.prompt import ChatTemplate
 
+from ._interrupts import uninterrupted
 from ._kinds import checked
 from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+@uninterrupted
 @checked
 class Model:
     """A loaded base model. Opens, serves sessions, is closed; also a context manager.

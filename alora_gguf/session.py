@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._interrupts import uninterrupted
 from ._kinds import checked
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _G = TypeVar("_G", bound=Generation)
 
 
+@uninterrupted
 @checked
 class Session:
     """A conversation on a Model; made by Model.session().

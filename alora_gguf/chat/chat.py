@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from alora_gguf._interrupts import uninterrupted
 from alora_gguf._kinds import checked
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _NOTES: Final = "alora_gguf.chat"  # where a saved session's notes have the chat
 
 
+@uninterrupted
 @checked
 class Chat:
     """A conversation in messages, written by the model's own chat template; made by Model.chat().

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
+from alora_gguf._interrupts import uninterrupted
 from alora_gguf.errors import (
     AdapterInUseError,
     AdapterMismatchError,
@@ -36,6 +37,7 @@ from .tokens import ActiveAdapter, Vocabulary
 _BASE: Final = nullcontext(ActiveAdapter(None, None, 0, 1.0))
 
 
+@uninterrupted
 class Engine:
     """A loaded base model and one context on it.
 
@@ -244,6 +246,7 @@ def _check_vocabulary(file: AdapterFile, base: BaseFile, vocab: Vocabulary) -> N
         )
 
 
+@uninterrupted
 class Bank(Mapping[str, AdapterFile]):
     """The loaded adapters by name; for any thread."""
 

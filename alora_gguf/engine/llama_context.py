@@ -7,6 +7,7 @@ Who may use it when is decided above (scheduler.py).
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import time
 import weakref
@@ -63,6 +64,11 @@ class FairLock:
     def release(self) -> None:
         """Gives it back."""
         self._lock.release()
+
+    def after_fork(self) -> None:
+        """Makes it free again in a child process: its holder may not be there."""
+        self._lock._at_fork_reinit()  # type: ignore[attr-defined]
+        self._waiting.clear()
 
     def give_way(self) -> None:
         """For who has just released it: returns when those who were waiting have had it, or some
@@ -133,6 +139,8 @@ class LlamaContext:
         self._finalizer = weakref.finalize(self, free, llama, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
         native.keep_cells(ctx)
+        self._forked = False
+        _CONTEXTS.add(self)
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._abandoned: deque[int] = deque()
@@ -163,8 +171,20 @@ class LlamaContext:
     def ctx(self) -> int:
         """The llama_context. Raises ClosedError when it is gone."""
         if self.closed:
+            if self._forked:
+                raise ClosedError(
+                    f"{self.path}: the model was opened before this process was forked, and its "
+                    "threads stayed in the parent; open it in the child, or start the child with "
+                    'multiprocessing\'s "spawn"'
+                )
             raise ClosedError(f"{self.path}: the model was closed")
         return self._ctx
+
+    def _after_fork(self) -> None:
+        """In the child, where the threads that compute are missing, and those that held a lock."""
+        self._forked = self._finalizer.detach() is not None or self._forked
+        self.lock.after_fork()
+        self.condition._at_fork_reinit()  # type: ignore[attr-defined]
 
     def logged(self) -> AbstractContextManager[None]:
         """Keeps what llama.cpp logs on this thread meanwhile for errors, and shows it if the model
@@ -218,6 +238,18 @@ class LlamaContext:
                 self._abandoned.popleft()
             self.condition.notify_all()
         return True
+
+
+_CONTEXTS: Final = weakref.WeakSet[LlamaContext]()
+
+
+def _after_fork() -> None:
+    for context in list(_CONTEXTS):
+        context._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _free(llama: Any, ctx: int, model: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alora_gguf._interrupts import allowed, check_interrupts, pending
 from alora_gguf.errors import CancelledError, ModelError
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import (
@@ -132,21 +133,23 @@ def load_weights(
         """llama.cpp's callback, on this thread; returning false ends the loading."""
         try:
             if progress is not None:
-                progress(fraction)
+                with allowed:
+                    progress(fraction)
         except BaseException as error:
             failed.append(error)
-        return not failed and not (cancel is not None and cancel.cancelled)
+        return not (failed or pending() or (cancel is not None and cancel.cancelled))
 
     params = _with_fields(llama.llama_model_default_params(), tuning.model)
     params.n_gpu_layers = n_gpu_layers
     callback = llama.llama_progress_callback(on_progress)
-    if cancel is not None or progress is not None:
-        params.progress_callback = callback
+    params.progress_callback = callback
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     if failed:
         if model:
             llama.llama_model_free(model)
         raise failed.pop()  # or this frame and the error would refer to one another
+    if not model:
+        check_interrupts()
     if not model and cancel is not None and cancel.cancelled:
         raise CancelledError(f"{path}: loading was cancelled")
     if not model:

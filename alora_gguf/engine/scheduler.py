@@ -20,12 +20,15 @@ from typing import Final
 
 import numpy as np
 
+from alora_gguf._interrupts import allowed, check_interrupts, pending
 from alora_gguf.errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
 from alora_gguf.options import CancelToken, Progress
 
 from .llama_context import Batch, LlamaContext, Logits, Request, Run
 from .prefix_cache import PrefixCache
 
+# seconds after which who waits looks again, were it not woken; for signals that arrived meanwhile
+_GLANCE: Final = 0.1
 _LONGEST_WAIT: Final = 0.02  # seconds; sampling from a large vocabulary takes some milliseconds
 _PATIENCE: Final = 0.5  # seconds that calls wait for one another at most
 
@@ -167,7 +170,8 @@ class AdmissionQueue:
             while seen == self._cells.version and ahead == self._line.index(place):
                 if self._context.closed or (cancel is not None and cancel.cancelled):
                     return
-                self._condition.wait()
+                self._condition.wait(_GLANCE)
+                check_interrupts()
         finally:
             if cancel is not None:
                 cancel._unwatch(self._wake)
@@ -320,14 +324,15 @@ class Scheduler:
         """Computes or waits until the request is done."""
         reported = 0
         while True:
+            check_interrupts()
             lead = False
             try:
                 with self._condition:
-                    while not request.done and request.n_read == reported:
-                        seconds = None if self._leading else self._seconds_to_wait()
+                    while not request.done and request.n_read == reported and not pending():
+                        seconds = _GLANCE if self._leading else self._seconds_to_wait()
                         if seconds == 0:
                             break
-                        self._condition.wait(seconds)
+                        self._condition.wait(min(seconds, _GLANCE))
                     if not request.done and not self._leading:
                         lead = True
                         self._leading = True
@@ -335,13 +340,14 @@ class Scheduler:
                     self._compute()
             finally:
                 if lead:
+                    self._leading = False  # before anything that could be interrupted
                     with self._condition:
-                        self._leading = False
                         self._condition.notify_all()
             if request.error is None and request.n_read > reported:
                 reported = request.n_read
                 if progress is not None:
-                    progress(reported, request.total)
+                    with allowed:
+                        progress(reported, request.total)
             if request.done:
                 return
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
+from typing import Final
 
+from alora_gguf._interrupts import uninterrupted
 from alora_gguf.errors import ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
@@ -17,6 +20,7 @@ from .prefix_cache import MIN_GAIN, OpenSequence, usable
 from .tokens import BASE, ActiveAdapter, CachedTokens, Spans, spans_for
 
 
+@uninterrupted
 class TokenSequence:
     """What a session knows of its tokens.
 
@@ -35,6 +39,7 @@ class TokenSequence:
         """
         self.engine = engine
         self._cache = engine.prefix_cache
+        _SEQUENCES.add(self)
         self.lock, self._borrowing = threading.RLock(), threading.Lock()
         if source is None:
             self.seq = engine.allocate()
@@ -268,3 +273,17 @@ class TokenSequence:
         if self.logits is None:
             raise InputError("the conversation has changed during a generation")
         return self.logits
+
+
+_SEQUENCES: Final = weakref.WeakSet[TokenSequence]()
+
+
+def _after_fork() -> None:
+    """In a child process, where those who held a lock are missing."""
+    for sequence in list(_SEQUENCES):
+        for lock in (sequence.lock, sequence._borrowing):
+            lock._at_fork_reinit()  # type: ignore[union-attr]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from alora_gguf._interrupts import uninterrupted
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import Spans
 from alora_gguf.errors import CancelledError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@uninterrupted
 class Generation(Iterator[str]):
     """Iterates over pieces of the reply's text, in whole characters; made by Session.generate().
 

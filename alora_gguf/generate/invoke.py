@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from alora_gguf._interrupts import allowed
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.runtime import Runtime
@@ -67,7 +68,8 @@ def run_invocations(
         index = fork.plan.index
         verdicts[index] = verdict = _verdict(fork)
         if on_verdict is not None:
-            on_verdict(index, verdict)
+            with allowed:
+                on_verdict(index, verdict)
 
     with ExitStack() as kept_loaded:
         adapters = [
@@ -281,7 +283,8 @@ class Runner:
         if reply.ended is not None:
             piece += reply.stream.finish()
         if piece and self.on_text is not None:
-            self.on_text(fork.plan.index, piece)
+            with allowed:
+                self.on_text(fork.plan.index, piece)
 
     def _certain_rest(self, fork: RunningInvocation) -> str:
         """Where only one answer is left, the rest of it, and the reply ends: its tokens need not be

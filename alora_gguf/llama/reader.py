@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import numpy as np
 from llama_cpp import Llama as Stock
 
+from alora_gguf._interrupts import uninterrupted
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
@@ -41,6 +42,7 @@ _By = tuple[str | None, float, int | None]
 BASE: Final[_By] = (None, 1.0, None)
 
 
+@uninterrupted
 class Reader(Stock):
     """Everything of Llama that touches the cells."""
 
