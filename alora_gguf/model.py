@@ -53,6 +53,7 @@ class Model:
         *,
         adapters: Mapping[str, PathLike] | None = None,
         options: ContextOptions | None = None,
+        special_tokens_in_text: bool = False,
         verbose: bool = False,
         progress: Callable[[float], None] | None = None,
         cancel: CancelToken | None = None,
@@ -62,7 +63,9 @@ class Model:
         """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
 
         Fields of ContextOptions can be given as keywords, such as `n_ctx=4096`; they win over
-        `options`. `verbose` shows llama.cpp's log. `progress` is called with the loaded fraction of
+        `options`. With `special_tokens_in_text` control tokens that messages and documents of a
+        chat quote are control tokens, for text that is trusted; without, they are what they look
+        like. `verbose` shows llama.cpp's log. `progress` is called with the loaded fraction of
         the weights, 0 to 1.
 
         Raises LibraryError, MissingFileError, ModelError, InputError, CancelledError, and
@@ -76,6 +79,7 @@ class Model:
         self._runtime = runtime = Runtime(base, context)
         self._contracts = Contracts(runtime.bank.find)
         self._template: ChatTemplate | None = None
+        self._special_tokens_in_text = special_tokens_in_text
         try:
             runtime.bank.load(adapters or {})
         except BaseException:
@@ -298,6 +302,10 @@ class Model:
             )
         if source is None or source == own:
             if self._template is None:
-                self._template = ChatTemplate(own or "", self._runtime.vocab, self.path)
+                self._template = self._read_template(own or "", self.path)
             return self._template
-        return ChatTemplate(source, self._runtime.vocab, "template")
+        return self._read_template(source, "template")
+
+    def _read_template(self, source: str, name: str) -> ChatTemplate:
+        special = self._special_tokens_in_text
+        return ChatTemplate(source, self._runtime.vocab, name, special_tokens_in_text=special)

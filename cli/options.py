@@ -95,6 +95,12 @@ template: Final = click.option(
     type=click.Path(path_type=Path),
     help="Jinja to write conversations with, in place of the base's own.",
 )
+special_tokens: Final = click.option(
+    "--special-tokens-in-text",
+    "special_tokens_in_text",
+    is_flag=True,
+    help="Read control tokens that messages and documents quote as such: for text you trust.",
+)
 max_tokens: Final = click.option(
     "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
 )

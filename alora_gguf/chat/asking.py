@@ -14,6 +14,7 @@ from alora_gguf.errors import AloraError, InputError, OutputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.intrinsics import Contract, Request, load_contract, rewrite, transform
+from alora_gguf.messages import Document, Message
 from alora_gguf.options import (
     CancelToken,
     FinishReason,
@@ -28,6 +29,7 @@ from alora_gguf.options import (
 from alora_gguf.session import Session
 
 from .prompt import Dialogue
+from .quoting import Quoting
 
 
 class Contracts:
@@ -236,12 +238,21 @@ class Question:
             dialogue = replace(dialogue, messages=dialogue.messages[: call.upto])
         request = rewrite(contract, dialogue.messages, dialogue.documents, call.arguments)
         invocation = contracts.adapter(call.name).invocation
+
+        def signed(quoting: Quoting) -> tuple[tuple[Message, ...], tuple[Document, ...]]:
+            messages = tuple(map(quoting.message, dialogue.messages))
+            documents = tuple(map(quoting.document, dialogue.documents))
+            quote = quoting.splitting(invocation, dialogue.vocab).text
+            asked = rewrite(contract, messages, documents, call.arguments, quote=quote)
+            return asked.messages, asked.documents
+
         prompt = dialogue.question(
             request,
             contract.chat_template_kwargs,
             invocation=invocation,
             instructed=contract.instruction is not None,
             opened=contract.parameter("add_generation_prompt") is not False,
+            signed=signed,
         )
         question = cls._of(contract, request, call, prompt)
         held = dialogue.transcript.tokens

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf._interrupts import uninterrupted
 from alora_gguf._kinds import checked
+from alora_gguf.engine.special import spelled
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
 from alora_gguf.generate.generation import Generation
@@ -318,6 +319,7 @@ class Chat:
                 "template": self._template.source,
                 "text": written.text,
                 "tokens": list(written.tokens),
+                "marks": [list(mark) for mark in written.marks],
                 "reader": list(self._reader),
             }
             self._session.save(path, notes={_NOTES: notes})
@@ -351,7 +353,9 @@ class Chat:
                 documents=kept["documents"],
                 arguments=kept["arguments"],
             )
-            chat._transcript = Transcript(str(kept["text"]), tuple(tokens))
+            # older files have none: what quotes control tokens is read anew
+            marks = tuple((int(index), bool(always)) for index, always in kept.get("marks", ()))
+            chat._transcript = Transcript(str(kept["text"]), tuple(tokens), marks)
             chat._reader = (None if adapter is None else str(adapter), float(scale))
         except (KeyError, TypeError, ValueError, ModelError) as error:
             raise SavedSessionError(
@@ -431,9 +435,10 @@ class Chat:
         live = self._said[1]
         if live is None or not live.tokens:
             return self._transcript
-        text = self._vocab.detokenize(live.tokens, special=True)
-        before = self._transcript
-        return Transcript(before.text + text, (*before.tokens, *live.tokens))
+        text, marks = spelled(live.tokens, self._vocab, self._template.markers)
+        before, at = self._transcript, len(self._transcript.text)
+        marks = (*before.marks, *((at + index, always) for index, always in marks))
+        return Transcript(before.text + text, (*before.tokens, *live.tokens), marks)
 
     def _dialogue(self, messages: tuple[Message, ...] | None = None) -> Dialogue:
         return Dialogue(

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from alora_gguf.engine.special import Markers, Marks, SpecialTokens
 from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.messages import Document, Message
+
+from .quoting import Quoting, differ_at, since, until
 
 if TYPE_CHECKING:
     from alora_gguf.intrinsics import Request
@@ -36,15 +40,20 @@ _Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object]]
 class ChatTemplate:
     """A Jinja chat template, rendered in llama-cpp-python's sandbox; for any thread."""
 
-    def __init__(self, source: str, vocab: Vocabulary, name: str) -> None:
-        """`source` is the template, `name` stands for it in messages. Raises ModelError for one
-        that cannot be parsed.
+    def __init__(
+        self, source: str, vocab: Vocabulary, name: str, *, special_tokens_in_text: bool = False
+    ) -> None:
+        """`source` is the template, `name` stands for it in messages; with
+        `special_tokens_in_text` control tokens in what is said are control tokens. Raises
+        ModelError for one that cannot be parsed.
         """
         # after the native library, which it would look for elsewhere
         from jinja2 import TemplateError
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         self.source, self.name = source, name
+        self.special_tokens_in_text = special_tokens_in_text
+        self._vocab = vocab
         self._latest: deque[tuple[_Key, str]] = deque(maxlen=4)
         bos, eos = vocab.special_text("bos"), vocab.special_text("eos")
         try:
@@ -56,6 +65,11 @@ class ChatTemplate:
             raise ModelError(
                 f"{name}: the chat template cannot be parsed: {error}; pass another as template="
             ) from error
+
+    @cached_property
+    def markers(self) -> Markers:
+        """The texts that conversations are built of."""
+        return SpecialTokens.of(self._vocab).markers(self.source)
 
     def check_arguments(self, arguments: Mapping[str, object], what: str) -> None:
         """Raises InputError for arguments that the template has no use for, or gets from us."""
@@ -122,23 +136,26 @@ class Transcript:
 
     text: str = ""
     tokens: tuple[int, ...] = ()
+    marks: Marks = ()  # where the text only quotes control tokens
 
-    def become(self, text: str, vocab: Vocabulary) -> Transcript:
+    def become(self, text: str, vocab: Vocabulary, marks: Marks = ()) -> Transcript:
         """The transcript of `text`. Our tokens stay as they are up to a seam that no token can
         reach over: the last control token (of theirs or of `text`) before the two differ, or the
         end of `text`. What follows there is tokenized again.
 
         Like transformers' apply_chat_template(), it adds no token that the template does not write.
         """
-        if text == self.text:
+        changed = differ_at(self.marks, marks)
+        if text == self.text and changed is None:
             return self
         same = common(self.text, text)
+        same = same if changed is None else min(same, changed)
         n, end = len(self.tokens), len(self.text)  # so many tokens spell so many characters
         while n:
             if end <= same:
-                rest = _tokens(text[end:], vocab)
-                if not rest or _begins_anew(text[:end], rest[0], vocab):
-                    return Transcript(text, (*self.tokens[:n], *rest))
+                rest = _tokens(text[end:], vocab, since(marks, end))
+                if not rest or _begins_anew(text[:end], rest[0], vocab, marks):
+                    return Transcript(text, (*self.tokens[:n], *rest), marks)
             last, n = n, n - 1
             while n and not vocab.is_special(self.tokens[n]):
                 n -= 1
@@ -146,21 +163,27 @@ class Transcript:
             if not self.text.endswith(part, 0, end):
                 break  # the tokens do not spell the text
             end -= len(part)
-        return Transcript(text, _tokens(text, vocab))
+        return Transcript(text, _tokens(text, vocab, marks), marks)
 
 
-def _begins_anew(before: str, token: int, vocab: Vocabulary) -> bool:
+def _begins_anew(before: str, token: int, vocab: Vocabulary, marks: Marks) -> bool:
     """Whether no token can reach from the text `before` into that of `token`: the tokenizer looks
     for control tokens first, and takes the longest.
     """
     if not vocab.is_special(token):
         return False
     seam = before[-_LONG:] + vocab.detokenize([token], special=True)
-    return _tokens(seam, vocab)[-1] == token
+    marks = since(until(marks, len(before)), max(0, len(before) - _LONG))
+    return _tokens(seam, vocab, marks)[-1] == token
 
 
-def _tokens(text: str, vocab: Vocabulary) -> tuple[int, ...]:
+def _tokens(text: str, vocab: Vocabulary, marks: Marks) -> tuple[int, ...]:
+    if marks:
+        return SpecialTokens.of(vocab).tokenize(text, marks)
     return tuple(vocab.tokenize(text, add_special=False, parse_special=True)) if text else ()
+
+
+_Talk = tuple[tuple[Message, ...], tuple[Document, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +196,8 @@ class Dialogue:
     documents   what it is about
     arguments   further variables of the template
     transcript  what a session holds of it
+    signed      messages and documents with the control tokens marked that are only quoted in
+                them; None: any that are in them
     """
 
     template: ChatTemplate
@@ -181,11 +206,34 @@ class Dialogue:
     documents: tuple[Document, ...] = ()
     arguments: Mapping[str, object] = field(default_factory=dict)
     transcript: Transcript = field(default_factory=Transcript)
+    signed: Callable[[Quoting], _Talk] | None = None
 
     def written(self, *, prompt: bool) -> Transcript:
         """All of it; with `prompt` it ends with what begins the assistant's turn."""
         text = self.template.render(self.messages, self.documents, self.arguments, prompt=prompt)
-        return self.transcript.become(text, self.vocab)
+        return self.transcript.become(text, self.vocab, self._marks(text, prompt=prompt))
+
+    def _marks(self, text: str, *, prompt: bool) -> Marks:
+        """Where `text`, all of it, only quotes control tokens."""
+        if self.template.special_tokens_in_text:
+            return ()
+        quoting = Quoting.of((text, *_texts(self.messages, self.documents)), self.template.markers)
+        messages, documents = self._signed(quoting)
+        if (messages, documents) == (self.messages, self.documents):
+            return ()
+
+        def render(quoting: Quoting) -> str:
+            said = self._signed(quoting)
+            return self.template.render(*said, self.arguments, prompt=prompt)
+
+        return quoting.places(text, render, _texts(messages, documents))
+
+    def _signed(self, quoting: Quoting) -> _Talk:
+        if self.signed is not None:
+            return self.signed(quoting)
+        return tuple(map(quoting.message, self.messages)), tuple(
+            map(quoting.document, self.documents)
+        )
 
     def reply_prompt(self, invocation: tuple[int, ...]) -> Transcript:
         """What a reply follows, by the base (no `invocation`) or an adapter: its invocation takes
@@ -194,8 +242,13 @@ class Dialogue:
         whole = self.written(prompt=True)
         if not invocation:
             return whole
-        if _occurs_after(whole, invocation, self._before_last()):
-            return whole
+        asked = self
+        if not self.template.special_tokens_in_text:
+            splits = lambda q: self._signed(q.splitting(invocation, self.vocab))  # noqa: E731
+            asked = replace(self, signed=splits)
+        unquoted = asked.written(prompt=True)
+        if _occurs_after(unquoted, invocation, asked._before_last()):
+            return unquoted
         return _followed_by(self.written(prompt=False), invocation, self.vocab)
 
     def question(
@@ -206,8 +259,10 @@ class Dialogue:
         invocation: tuple[int, ...],
         instructed: bool,
         opened: bool = True,
+        signed: Callable[[Quoting], _Talk] | None = None,
     ) -> tuple[int, ...]:
-        """The prompt of a contract's `request` to an adapter; what begins the assistant's turn is
+        """The prompt of a contract's `request` to an adapter, made of marked texts with `signed`;
+        what begins the assistant's turn is
         part of it if that is `opened`.
 
         Its invocation is looked for in what follows the conversation: the instruction (if it was
@@ -226,6 +281,7 @@ class Dialogue:
             messages=messages,
             documents=request.documents,
             arguments={**self.arguments, **arguments},
+            signed=signed,
         )
         whole = asked.written(prompt=opened)
         if not invocation:
@@ -236,14 +292,33 @@ class Dialogue:
         if self.vocab.is_special(invocation[0]):
             return _followed_by(asked.written(prompt=False), invocation, self.vocab).tokens
         words = self.vocab.detokenize(invocation, special=True).strip()
-        said = messages[-1].content if instructed else ""
-        if words not in said:
-            conversation = messages[:-1] if instructed else messages
-            asks = Message("user", f"{words} {said}".strip())
-            whole = replace(asked, messages=(*conversation, asks)).written(prompt=opened)
+        if not instructed or words not in asked._unquoted():
+            asked = asked._asking(words, instructed=instructed)
+            whole = asked.written(prompt=opened)
         if _occurs_after(whole, invocation, before):
             return whole.tokens
         return self._spliced(whole, words, invocation, before)
+
+    def _unquoted(self) -> str:
+        """What the last message says, and does not only quote."""
+        if self.template.special_tokens_in_text:
+            return self.messages[-1].content
+        texts = _texts(self.messages, self.documents)
+        return self._signed(Quoting.of(texts, self.template.markers))[0][-1].content
+
+    def _asking(self, words: str, *, instructed: bool) -> Dialogue:
+        """The same with `words` before the last message, or as the last."""
+
+        def asks(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+            said = messages[-1].content if instructed else ""
+            conversation = messages[:-1] if instructed else messages
+            return (*conversation, Message("user", f"{words} {said}".strip()))
+
+        def signed(quoting: Quoting) -> _Talk:
+            messages, documents = self._signed(quoting)
+            return asks(messages), documents
+
+        return replace(self, messages=asks(self.messages), signed=signed)
 
     def _before_last(self) -> Transcript:
         """The same conversation with another last message: what the two have in common is not of
@@ -251,7 +326,12 @@ class Dialogue:
         """
         *others, last = self.messages
         other = replace(last, content="-" if last.content.startswith(".") else ".")
-        return replace(self, messages=(*others, other)).written(prompt=True)
+
+        def signed(quoting: Quoting) -> _Talk:
+            messages, documents = self._signed(quoting)
+            return (*messages[:-1], other), documents
+
+        return replace(self, messages=(*others, other), signed=signed).written(prompt=True)
 
     def _spliced(
         self, whole: Transcript, words: str, invocation: tuple[int, ...], before: Transcript
@@ -259,15 +339,18 @@ class Dialogue:
         """The tokens of `whole` with the invocation's own where it says `words` last: with their
         neighbours they make other tokens.
         """
-        text = whole.text
-        at = text.rfind(words, max(0, common(before.text, text) - len(words)))
+        text, quoted = whole.text, {index for index, always in whole.marks if always}
+        begin, at = max(0, common(before.text, text) - len(words)), len(text)
+        while (at := text.rfind(words, begin, at)) >= 0 and quoted & {*range(at, at + len(words))}:
+            at += len(words) - 1
         if at < 0:
             raise InvocationNotFoundError(
                 f"{self.template.name}: the chat template does not write the adapter's invocation "
                 f"{words!r} as it was given; ask with Session.invoke() and a prompt of your own"
             )
-        head = self.transcript.become(text[:at], self.vocab).tokens
-        rest = self.vocab.tokenize(text[at + len(words) :], add_special=False, parse_special=True)
+        after = at + len(words)
+        head = self.transcript.become(text[:at], self.vocab, until(whole.marks, at)).tokens
+        rest = _tokens(text[after:], self.vocab, since(whole.marks, after))
         return (*head, *invocation, *rest)
 
 
@@ -275,7 +358,13 @@ def _followed_by(
     transcript: Transcript, invocation: tuple[int, ...], vocab: Vocabulary
 ) -> Transcript:
     text = transcript.text + vocab.detokenize(invocation, special=True)
-    return Transcript(text, (*transcript.tokens, *invocation))
+    return Transcript(text, (*transcript.tokens, *invocation), transcript.marks)
+
+
+def _texts(messages: Sequence[Message], documents: Sequence[Document]) -> list[str]:
+    """All that is said."""
+    said = [text for message in messages for text in (message.role, message.content)]
+    return said + [text for document in documents for text in document.fields().values()]
 
 
 def _occurs_after(whole: Transcript, invocation: tuple[int, ...], before: Transcript) -> bool:

@@ -60,9 +60,11 @@ class Tokenizer:
         template: str | None = None,
         adapters: Mapping[str, AdapterFile] | None = None,
         contracts: Mapping[str, Contract] | None = None,
+        special_tokens_in_text: bool = False,
     ) -> None:
         """`template` is Jinja text to use instead of the base's own; `adapters`, read but not
-        loaded, are those that size() can be asked about, `contracts` others than theirs.
+        loaded, are those that size() can be asked about, `contracts` others than theirs;
+        `special_tokens_in_text` is as for Model.
 
         Raises ModelError if the file is not a base, or there is no template that can be parsed.
         """
@@ -77,7 +79,12 @@ class Tokenizer:
                 "give one, or use a base that was tuned to chat"
             )
         name = str(path) if template in (None, own) else "template"  # as Model names it
-        self._template = ChatTemplate(template or own or "", self._bare.vocab, name)
+        self._template = ChatTemplate(
+            template or own or "",
+            self._bare.vocab,
+            name,
+            special_tokens_in_text=special_tokens_in_text,
+        )
         self._files = dict(adapters or {})
         self._contracts = Contracts(self._find, contracts)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -230,11 +230,13 @@ def rewrite(
     messages: Sequence[Message],
     documents: Sequence[Document] = (),
     arguments: Mapping[str, str] | None = None,
+    *,
+    quote: Callable[[str], str] | None = None,
 ) -> Request:
     """The request for a conversation: sentences numbered, documents placed, instruction appended.
 
     `arguments` fill in the instruction's fields; `last_message` fills in itself, with the text of
-    the last message before the instruction.
+    the last message before the instruction; `quote` says how text stands in it.
 
     Raises InputError if an argument is missing or unknown, if there is no message where one is
     needed, and if sentences must be numbered but nltk is not installed.
@@ -262,6 +264,8 @@ def rewrite(
             values["last_message"] = messages[-1].content
         elif "last_message" in contract.instruction_fields:
             raise _no_message(contract, "the instruction quotes the last message")
+        if quote is not None:
+            values = {name: quote(value) for name, value in values.items()}
         messages.append(Message("user", fill(contract.instruction, values)))
     return Request(
         messages=tuple(messages),

@@ -17,10 +17,13 @@ import jinja2
 import numpy as np
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
+from alora_gguf.chat.quoting import Quoting, leaves
 from alora_gguf.engine.llama_context import Logits
+from alora_gguf.engine.special import Marks, SpecialTokens, spelled
 from alora_gguf.engine.tokens import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
@@ -64,10 +67,11 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     if options["logprobs"] and options["top_logprobs"] is None:
         options["top_logprobs"] = 0  # in OpenAI's API: the chosen tokens' only
     variables = _variables(extra, template, options)
-    caller = _Caller(llama, options, extra, template, _constraint(llama, options), variables)
     name = llama.chat_format or ""
     handler: Any = llama.chat_handler or llama._chat_handlers.get(name)
     handler = handler or llama_chat_format.get_chat_completion_handler(name)
+    constraint = _constraint(llama, options)
+    caller = _Caller(llama, options, extra, template, constraint, variables, handler)
     answer: Any = handler(llama=caller, **options, **variables)
     return _each(caller.with_bytes, answer) if options["logprobs"] else answer
 
@@ -89,7 +93,10 @@ def _file_template(llama: Reader) -> ChatTemplate | None:
 def _template(llama: Reader, source: str) -> ChatTemplate:
     kept: dict[str, ChatTemplate] = llama._runtime.vocab.kept.setdefault("templates", {})
     if source not in kept:
-        kept[source] = ChatTemplate(source, llama._runtime.vocab, llama.model_path)
+        special = llama._special_tokens_in_text
+        kept[source] = ChatTemplate(
+            source, llama._runtime.vocab, llama.model_path, special_tokens_in_text=special
+        )
     return kept[source]
 
 
@@ -173,6 +180,7 @@ class _Caller:
     template: ChatTemplate | None
     constraint: Constraint | None
     variables: Mapping[str, Any]
+    handler: Any
     content: deque[Any] = field(default_factory=deque)
 
     def __getattr__(self, name: str) -> Any:
@@ -184,12 +192,62 @@ class _Caller:
             before = keywords.get("logits_processor") or ()
             keywords["logits_processor"] = [*before, _Mask(self.constraint)]
         adapter = self.extra.adapter
+        if isinstance(prompt, str) and (marks := self._marks(prompt, self._written)):
+            prompt = self._ids(prompt, marks, add_bos=self.llama._model.add_bos_token())
         if adapter is not None:
             if not isinstance(prompt, str):
                 prompt = self._with_invocation(prompt, adapter)
             keywords |= {"adapter": adapter, "adapter_scale": self.extra.scale}
         answer = self.llama.create_completion(prompt=prompt, **keywords)
         return answer if keywords.get("logprobs") is None else _each(self._note, answer)
+
+    # Control tokens that are only quoted
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Llama.tokenize() of the conversation as a template wrote it."""
+        marks = self._marks(text.decode("utf-8", "ignore"), self._written) if special else ()
+        if marks:
+            return self._ids(text.decode(), marks, add_bos=add_bos)
+        return self.llama.tokenize(text, add_bos, special)
+
+    def _ids(self, text: str, marks: Marks, *, add_bos: bool) -> list[int]:
+        bos = [self.llama.token_bos()] if add_bos and self.llama._model.add_bos_token() else []
+        return [*bos, *SpecialTokens.of(self.llama._runtime.vocab).tokenize(text, marks)]
+
+    def _marks(
+        self, text: str, write: Callable[[Any, Any], str], words: Sequence[int] = ()
+    ) -> Marks:
+        """Where the conversation's text only quotes control tokens, or an invocation's words.
+        `write` writes it, of messages and a template's variables.
+        """
+        llama, vocab = self.llama, self.llama._runtime.vocab
+        if llama._special_tokens_in_text or type(llama.tokenizer_) is not LlamaTokenizer:
+            return ()
+        source = "" if self.template is None else self.template.source
+        said = self.options["messages"], self.variables.get("documents", ())
+        quoting = Quoting.of((text, *leaves(said)), SpecialTokens.of(vocab).markers(source))
+        quoting = quoting.splitting(words, vocab)
+        signed = list(leaves(quoting.json(said)))
+        if signed == list(leaves(said)):
+            return ()
+
+        def render(quoting: Quoting) -> str:
+            messages, documents = quoting.json(said)
+            variables = {**self.variables, "documents": documents}
+            return write(messages, variables if documents else self.variables)
+
+        return quoting.places(text, render, signed)
+
+    def _written(self, messages: list[Any], variables: Mapping[str, Any]) -> str:
+        """What the handler wants completed."""
+        options = {**self.options, "messages": messages}
+        try:
+            self.handler(llama=_Asked(self.llama), **options, **variables)
+        except _Completes as asked:
+            return asked.text
+        except (ValueError, jinja2.TemplateError) as error:
+            raise InputError(str(error)) from error
+        return ""
 
     # Log-probabilities: stock's chats have no bytes
 
@@ -217,10 +275,20 @@ class _Caller:
         if file is None or not file.invocation or self.template is None:
             return prompt  # what is missing, create_completion says
         messages = self.options["messages"]
-        at = find_last(prompt, file.invocation)
-        if at is not None and at + len(file.invocation) > self._last_turn(prompt, messages):
+        if not self._in_last_turn(prompt, messages, file.invocation):
+            return [*self._render(messages), *file.invocation]
+        if find_last(self._render(messages), file.invocation) is None:
+            return prompt  # what begins the assistant's turn has it
+        prompt = self._render(messages, prompt=True, words=file.invocation)
+        if self._in_last_turn(prompt, messages, file.invocation):
             return prompt
         return [*self._render(messages), *file.invocation]
+
+    def _in_last_turn(
+        self, prompt: list[int], messages: list[Any], invocation: Sequence[int]
+    ) -> bool:
+        at = find_last(prompt, invocation)
+        return at is not None and at + len(invocation) > self._last_turn(prompt, messages)
 
     def _last_turn(self, prompt: list[int], messages: list[Any]) -> int:
         """Where the last message begins in the prompt, as far as can be told."""
@@ -231,13 +299,50 @@ class _Caller:
         n = min(len(before), len(prompt))
         return next((i for i in range(n) if before[i] != prompt[i]), n)
 
-    def _render(self, messages: list[Any]) -> list[int]:
-        """The messages in tokens, without the assistant's marker."""
+    def _render(
+        self, messages: list[Any], *, prompt: bool = False, words: Sequence[int] = ()
+    ) -> list[int]:
+        """The messages in tokens, with the assistant's marker if they are a `prompt`."""
         names = ("functions", "function_call", "tools", "tool_choice")
         of_stock = {name: self.options[name] for name in names}
-        write: Callable[..., Any] = self.template._formatters[False]  # type: ignore[union-attr]
-        text = write(messages=messages, **of_stock, **self.variables).prompt
-        return self.llama.tokenize(text.encode(), add_bos=False, special=True)
+        formatter: Any = self.template._formatters[prompt]  # type: ignore[union-attr]
+
+        def write(messages: list[Any], variables: Mapping[str, Any]) -> str:
+            text: str = formatter(messages=messages, **of_stock, **variables).prompt
+            return text
+
+        text = write(messages, self.variables)
+        n = len(messages)
+        marks = self._marks(text, lambda said, given: write(said[:n], given), words)
+        return self._ids(text, marks, add_bos=False)
+
+
+class _Completes(Exception):  # noqa: N818 (no error: it ends a handler)
+    """A handler asks for the completion of a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
+@dataclass
+class _Asked:
+    """The Llama of a handler that is only to say what it wants completed."""
+
+    llama: Reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.llama, name)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Llama.tokenize(), which a prompt with control tokens is not given to."""
+        if special:
+            raise _Completes(text.decode("utf-8", "ignore"))
+        return self.llama.tokenize(text, add_bos, special)
+
+    def create_completion(self, prompt: Any, **_: Any) -> Any:
+        """Llama.create_completion(), of which nothing is made."""
+        raise _Completes(prompt if isinstance(prompt, str) else "")
 
 
 # Intrinsics --------------------------------------------------------------------------------------
@@ -337,11 +442,12 @@ def _dialogue(llama: Reader, messages: Sequence[Any], extra: Extra) -> Dialogue:
     template = template or _template(llama, str(own))
     template.check_arguments(extra.template, "chat_template_kwargs")
     vocab, read = llama._runtime.vocab, tuple(llama._input_ids.tolist())
+    text, marks = spelled(read, vocab, template.markers)
     return Dialogue(
         template,
         vocab,
         tuple(Message.of(m, f"messages[{i}]") for i, m in enumerate(messages)),
         tuple(Document.of(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
         extra.template,
-        Transcript(vocab.detokenize(read, special=True), read) if read else Transcript(),
+        Transcript(text, read, marks),
     )

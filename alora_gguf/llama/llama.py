@@ -184,7 +184,8 @@ class Llama(Reader):
         """The constructor's arguments: what is unpickled opens the model again."""
         adapters = {name: file.path for name, file in self.adapters.items()}
         settings: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**settings, "adapters": adapters}
+        special = self._special_tokens_in_text
+        return {**settings, "adapters": adapters, "special_tokens_in_text": special}
 
     def __enter__(self) -> Llama:
         return self

@@ -55,15 +55,18 @@ class Reader(Stock):
         model_path: str | os.PathLike[str],
         *,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+        special_tokens_in_text: bool = False,
         **settings: Any,
     ) -> None:
         """Loads the model at `model_path`, and `adapters`, names mapped to files. `settings` are
-        those of llama_cpp.Llama.
+        those of llama_cpp.Llama. Control tokens that a chat's messages quote are what they look
+        like; with `special_tokens_in_text` they are control tokens, as in llama_cpp.
 
         Raises InputError for those that are not supported, ModelError, and AdapterError for the
         adapters.
         """
         self._lock = threading.RLock()
+        self._special_tokens_in_text = special_tokens_in_text
         self._request: Request | None = None  # of the completion that is being made
         self._by = BASE  # who computes what is read
         self._chosen: Sampler | None = None  # generate()'s, while it samples

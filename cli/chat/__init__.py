@@ -47,6 +47,7 @@ _PATH: Final = click.Path(path_type=Path)
     help="Append every turn to this file, as JSON lines.",
 )
 @options.template
+@options.special_tokens
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
 @options.temperature
 @options.seed

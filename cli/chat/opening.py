@@ -35,6 +35,7 @@ class Given:
     restore: Path | None
     transcript: Path | None
     template: Path | None
+    special_tokens_in_text: bool
     as_json: bool
     temperature: float | None
     seed: int | None
@@ -69,6 +70,7 @@ def opened(given: Given) -> Iterator[Talk]:
             # the demo model is so small that a second thread costs more than it brings
             n_threads=1 if given.is_demo and given.n_threads is None else given.n_threads,
             n_gpu_layers=given.n_gpu_layers,
+            special_tokens_in_text=given.special_tokens_in_text,
             verbose=given.verbose,
             progress=progress.fraction,
         )

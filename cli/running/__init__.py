@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -57,6 +58,7 @@ _REPLY_TOKENS: Final = 512
     help="Append lines to FILE as they are known; leave out what is there already.",
 )
 @options.template
+@options.special_tokens
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
@@ -88,6 +90,7 @@ def command(
     jsonl: bool,
     output: Path | None,
     template: Path | None,
+    special_tokens_in_text: bool,
     **computing: Any,
 ) -> None:
     """Ask intrinsics about conversations; print the answers as JSON.
@@ -110,6 +113,7 @@ def command(
 
     jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
     plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
+    plan = replace(plan, special_tokens_in_text=special_tokens_in_text)
     if base is None and computing["n_threads"] is None:
         computing["n_threads"] = 1  # the demo model is so small that a second costs more
     settings = Settings(**computing)

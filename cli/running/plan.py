@@ -30,6 +30,7 @@ class Plan:
     contracts  of the intrinsics, in the order they were given
     reply      how the conversation is replied to before they are asked; None: it is not
     template   Jinja text that writes conversations; None: the base's own
+    special_tokens_in_text  whether control tokens that conversations quote are such
     """
 
     base: Path
@@ -38,6 +39,7 @@ class Plan:
     contracts: Mapping[str, ag.Contract]
     reply: ag.GenerateOptions | None
     template: str | None
+    special_tokens_in_text: bool = False
 
     @classmethod
     def make(
@@ -94,7 +96,11 @@ class Plan:
     def tokenizer(self) -> ag.Tokenizer:
         """What says how many tokens a conversation has. Raises ModelError."""
         return ag.Tokenizer(
-            self.base, template=self.template, adapters=self.files, contracts=self.contracts
+            self.base,
+            template=self.template,
+            adapters=self.files,
+            contracts=self.contracts,
+            special_tokens_in_text=self.special_tokens_in_text,
         )
 
     def setting(self, tokenizer: ag.Tokenizer) -> str:
@@ -114,6 +120,7 @@ class Plan:
             ],
             "reply": reply,
             "template": self.template,
+            "special_tokens_in_text": self.special_tokens_in_text,
         }
         return json.dumps(setting, sort_keys=True)
 

@@ -137,6 +137,7 @@ def answer_all(
             adapters=plan.adapters,
             options=options,
             n_gpu_layers=settings.n_gpu_layers,
+            special_tokens_in_text=plan.special_tokens_in_text,
             verbose=settings.verbose,
             progress=progress.fraction,
         )

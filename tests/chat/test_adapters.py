@@ -142,8 +142,12 @@ def test_a_missing_invocation_takes_the_markers_place(plain: World, name: str) -
     assert chat.session.provenance == ((0, BASE),)
 
 
-def test_one_in_the_users_last_message_stays_there(plain: World, files: Files) -> None:
-    chat, model = plain.chat(), plain.model
+def test_one_in_the_users_last_message_stays_there(
+    plain: World, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plain.model
+    monkeypatch.setattr(model, "_special_tokens_in_text", True)
+    chat = plain.chat()
     plain.reply(chat, "sure of it: <certainty>")  # an earlier one
     n = len(chat.tokens)
     reply = plain.reply(chat, "is that so <certainty>?", adapter="sure")
@@ -153,6 +157,14 @@ def test_one_in_the_users_last_message_stays_there(plain: World, files: Files) -
     assert chat.session.provenance == ((0, BASE), (at, by(model, "sure")))
     assert tuple(chat.tokens[at : at + len(files.invocation)]) == files.invocation
     assert chat.tokens[-len(reply.tokens) - 1] == A  # and the marker is where it always is
+
+
+def test_one_that_the_user_quotes_does_not_count(plain: World, files: Files) -> None:
+    chat = plain.chat()
+    reply = plain.reply(chat, "is that so <certainty>?", adapter="sure")
+    at = len(chat.tokens) - len(reply.tokens) - len(files.invocation)
+    assert tuple(chat.tokens[at:][: len(files.invocation)]) == files.invocation
+    assert chat.session.provenance == ((0, BASE), (at, by(plain.model, "sure")))
 
 
 def test_one_in_an_earlier_message_does_not_count(plain: World, files: Files) -> None:

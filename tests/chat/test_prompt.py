@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ag.Model]:
 class Asker:
     """Prompts by a template; they are compared with texts."""
 
-    def __init__(self, model: ag.Model, template: str = PLAIN) -> None:
+    def __init__(self, model: ag.Model, template: str = PLAIN, *, trusting: bool = False) -> None:
         self.vocab = inside.vocab(model)
-        self.template = ChatTemplate(template, self.vocab, "template")
+        self.template = ChatTemplate(
+            template, self.vocab, "template", special_tokens_in_text=trusting
+        )
 
     def ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.vocab.tokenize(text, add_special=False, parse_special=True))
@@ -257,22 +260,25 @@ def test_a_contract_may_leave_the_assistants_marker_out(asker: Asker) -> None:
 # Replies ----------------------------------------------------------------------------------------
 
 
-def test_what_a_reply_follows(asker: Asker) -> None:
+def test_what_a_reply_follows(model: ag.Model, asker: Asker) -> None:
     dialogue, word = asker.dialogue(), asker.ids("<certainty>")
     assert dialogue.reply_prompt(()).tokens == asker.ids(TOLD + "<|assistant|>")
     assert dialogue.reply_prompt((ASSISTANT,)).tokens == asker.ids(TOLD + "<|assistant|>")
     assert dialogue.reply_prompt(word).tokens == (*asker.ids(TOLD), *word)
     role = dialogue.reply_prompt((BOS, *b"j"))
     assert role == Transcript(TOLD + "<|bos|>j", (*asker.ids(TOLD), BOS, *b"j"))
-    said = asker.dialogue((*TALK, Message("assistant", "x"), Message("user", "is <certainty> it")))
-    assert said.reply_prompt(word).text.endswith("<|user|>is <certainty> it<|end|><|assistant|>")
+    talk = (*TALK, Message("assistant", "x"), Message("user", "is <certainty> it"))
+    end = "<|user|>is <certainty> it<|end|>"
+    assert asker.dialogue(talk).reply_prompt(word).text.endswith(f"{end}<certainty>")
+    trusted = replace(asker.dialogue(talk), template=Asker(model, trusting=True).template)
+    assert trusted.reply_prompt(word).text.endswith(f"{end}<|assistant|>")
 
 
 @pytest.mark.parametrize("template", [PLAIN, STRICT, TRIMS])
 def test_a_reply_does_not_follow_an_earlier_messages_invocation(
     model: ag.Model, template: str
 ) -> None:
-    asker = Asker(model, template)
+    asker = Asker(model, template, trusting=True)
     word = asker.ids("<certainty>")
     talk = (Message("user", "<certainty>"), Message("assistant", "<certainty>"))
     for messages in (talk, (*talk, Message("user", "so"))):
@@ -283,6 +289,9 @@ def test_a_reply_does_not_follow_an_earlier_messages_invocation(
             assert prompt.tokens[-len(word) - 1 :] == (END, *word)
     only = asker.dialogue((Message("user", "<certainty>"),)).reply_prompt(word)
     assert only.tokens == asker.ids("<|user|><certainty><|end|><|assistant|>")
+    for messages in (talk, (*talk, Message("user", "so <certainty>"))):  # nor any that is quoted
+        prompt = Asker(model, template).dialogue(messages).reply_prompt(word)
+        assert prompt.tokens[-len(word) - 1 :] == (END, *word)
 
 
 # Transcripts ------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def test_in_a_chat_the_invocation_takes_the_markers_place(chatty: Llama, name: s
 
 def test_an_invocation_in_the_last_turn_counts_and_one_before_does_not(chatty: Llama) -> None:
     marker = demo.invocation_of("uncertainty")
+    chatty._special_tokens_in_text = True
     plain = chatty.create_chat_completion(MESSAGES, adapter="uncertainty", max_tokens=1)
     typed = [{"role": "user", "content": f"{QUESTION} {marker}"}]
     there = chatty.create_chat_completion(typed, adapter="uncertainty", max_tokens=1)
@@ -178,6 +179,15 @@ def test_an_invocation_in_the_last_turn_counts_and_one_before_does_not(chatty: L
     text = "".join(turn(m["role"], m["content"]) for m in earlier) + marker
     assert late["usage"]["prompt_tokens"] == len(chatty.tokenize(text.encode(), special=True))
     assert plain["usage"]["prompt_tokens"] < late["usage"]["prompt_tokens"]
+
+
+def test_an_invocation_that_is_only_quoted_does_not_count(chatty: Llama) -> None:
+    marker = demo.invocation_of("uncertainty")
+    typed = [{"role": "user", "content": f"{QUESTION} {marker}"}]
+    chatty.create_chat_completion(typed, adapter="uncertainty", max_tokens=1)
+    own = chatty.tokenize(marker.encode(), add_bos=False, special=True)
+    read = chatty._input_ids.tolist()
+    assert sum(read[i : i + len(own)] == own for i in range(len(read))) == 1
 
 
 def test_a_named_format_cannot_lose_its_marker(files: Files) -> None:
