@@ -5,11 +5,13 @@
 #   make demo    the main job, once                                make test    linters and all tests
 #   make bench   the benchmarks                                    make check   linters and the fast tests
 #   make docs    docs/ and its site, build/site                    make house   the package's plan in figures
+#   make test-backends   the tests of results on other backends, without their hardware
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
-# Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS.
+# Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS, BACKENDS
+# (of test-backends, for instance vulkan).
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,7 +48,7 @@ cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o 
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
-	test-native test-stock test-python test-peers bench docs format clean
+	test-native test-stock test-python test-backends test-peers bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -164,6 +166,16 @@ test-python: setup-checks
 	@$(PYTEST) --ignore=tests/convert
 	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(PYTEST) tests/native tests/parity
 	@ALORA_CPU_ATTENTION=ours $(PYTEST) tests/native tests/parity
+
+# Each backend is one library more beside those installed (tests/backends). CI compares fewer families
+# with PEFT: what differs between backends is the graph and where it is computed, not the conversion.
+BACKENDS ?= rpc blas
+test-backends: test-stock
+	@set -e; for backend in $(BACKENDS); do \
+	    $(BIN)/python -m tests.backends $$backend; \
+	    ALORA_TEST_BACKEND=$$backend $(PYTEST) tests/native \
+	        $(if $(CI),tests/parity/test_logits.py,tests/parity); \
+	done
 
 test-peers: setup-checks
 	@$(BIN)/python -m tests.peers

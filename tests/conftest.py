@@ -8,12 +8,20 @@ from collections.abc import Collection, Iterator
 import pytest
 
 import alora_gguf as ag
+from alora_gguf.engine.library import library_dir
 from alora_gguf.engine.scheduler import BatchWindow
+from tests.backends import attach
 from tests.support.files import FOREVER, Files, write_files
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # as shells start what runs in the background; programs that tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def backend() -> None:
+    """The backend that ALORA_TEST_BACKEND names, before the first model is loaded."""
+    attach(library_dir())
 
 
 @pytest.fixture(scope="session")

@@ -277,7 +277,7 @@ static bool divide(alora_attention::node & node, const ggml_tensor * k, const gg
 }
 
 ggml_tensor * alora_attention::build(
-        ggml_context * ctx, ggml_tensor * stock, alora_workspace & space, int n_threads,
+        const alora_host & host, ggml_tensor * stock, alora_workspace & space, int n_threads,
         bool choose, const alora_segments * only) {
     ggml_tensor * k = cells_of(stock->src[K]);
     ggml_tensor * v = cells_of(stock->src[V]);
@@ -304,28 +304,25 @@ ggml_tensor * alora_attention::build(
         return stock;
     }
 
-    ggml_tensor * sources[] = { stock->src[Q], k, v, mask, stock->src[SINKS] };
-    ggml_tensor * result;
+    const alora_host::function       attend  = { compute, &node, "alora_attention" };
+    const std::vector<ggml_tensor *> sources = { stock->src[Q], k, v, mask, stock->src[SINKS] };
     if (only) {
-        stock->src[MASK] = without(ctx, *only, mask);
-        result = ggml_custom_inplace(ctx, stock, sources, 5, compute, GGML_N_TASKS_MAX, &node);
-    } else {
-        result = ggml_custom_4d(
-                ctx, GGML_TYPE_F32, stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3], sources,
-                5, compute, GGML_N_TASKS_MAX, &node);
+        stock->src[MASK] = without(host, *only, mask);
+        host.take(stock);
+        return host.in_place(attend, stock, sources);
     }
-    ggml_set_name(result, "alora_attention");
-    return result;
+    return host.node(
+            attend, GGML_TYPE_F32, { stock->ne[0], stock->ne[1], stock->ne[2], stock->ne[3] },
+            sources);
 }
 
 ggml_tensor * alora_attention::without(
-        ggml_context * ctx, const alora_segments & segments, ggml_tensor * mask) {
+        const alora_host & host, const alora_segments & segments, ggml_tensor * mask) {
     ggml_tensor *& made = masks[mask];
     if (!made) {
-        made = ggml_custom_4d(
-                ctx, mask->type, mask->ne[0], mask->ne[1], mask->ne[2], mask->ne[3], &mask, 1,
-                compute_without, GGML_N_TASKS_MAX, const_cast<alora_segments *>(&segments));
-        ggml_set_name(made, "alora_mask");
+        made = host.node(
+                { compute_without, const_cast<alora_segments *>(&segments), "alora_mask" },
+                mask->type, { mask->ne[0], mask->ne[1], mask->ne[2], mask->ne[3] }, { mask });
     }
     return made;
 }

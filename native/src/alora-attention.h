@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+class alora_host;
 class alora_workspace;
 struct alora_segments;
 
@@ -25,7 +26,7 @@ class alora_attention {
     // are not faster. `n_threads`: most that will compute it. `only`: the tokens to compute, of one
     // stream, where `stock` is to compute the others; null: all.
     ggml_tensor * build(
-            ggml_context * ctx, ggml_tensor * stock, alora_workspace & space, int n_threads,
+            const alora_host & host, ggml_tensor * stock, alora_workspace & space, int n_threads,
             bool choose, const alora_segments * only);
 
     static bool is_node(const ggml_tensor & t);
@@ -56,7 +57,8 @@ class alora_attention {
 
   private:
     // `mask` for everybody but `segments`.
-    ggml_tensor * without(ggml_context * ctx, const alora_segments & segments, ggml_tensor * mask);
+    ggml_tensor * without(
+            const alora_host & host, const alora_segments & segments, ggml_tensor * mask);
 
     std::list<node> nodes;
 

@@ -1,5 +1,6 @@
 #include "alora-fused.h"
 
+#include "alora-host.h"
 #include "alora-kernels.h"
 #include "alora-target.h"
 #include "ggml-backend.h"
@@ -170,9 +171,9 @@ alora_fused::product_rows alora_fused::route(
     if (!of.routed) {
         route_node & node = routes.emplace_back(tokens);
         of = { &node.sorted, ggml_nelements(ids),
-            ggml_custom_4d(
-                    graph.ctx0, GGML_TYPE_I32, 1, 1, 1, 1, &ids, 1, compute_route, 1, &node) };
-        ggml_set_name(of.routed, "alora_routes");
+            alora_host(graph).node(
+                    { compute_route, &node, "alora_routes", 1 }, GGML_TYPE_I32, { 1, 1, 1, 1 },
+                    { ids }) };
     }
     return of;
 }
@@ -221,10 +222,8 @@ const alora_fused::part & alora_fused::shrink(
     if (rows.routed) {
         sources.push_back(rows.routed);
     }
-    ggml_tensor * y = ggml_custom_4d(
-            ctx, GGML_TYPE_F32, n, rows.n, 1, 1, sources.data(), (int) sources.size(),
-            compute_shrink, GGML_N_TASKS_MAX, &node);
-    ggml_set_name(y, "alora_shrink");
+    ggml_tensor * y = alora_host(graph).node(
+            { compute_shrink, &node, "alora_shrink" }, GGML_TYPE_F32, { n, rows.n, 1, 1 }, sources);
     for (part & p : node.parts) {
         p.y = y;
     }
@@ -234,17 +233,13 @@ const alora_fused::part & alora_fused::shrink(
 ggml_tensor * alora_fused::expand(
         const llm_graph_context & graph, const product_rows & rows, const part & what,
         ggml_tensor * res) {
-    void *         node      = &expands.emplace_back(*rows.segments, what);
-    ggml_context * ctx       = graph.ctx0;
-    ggml_tensor *  sources[] = { res, what.y, what.target->b };
-    // elsewhere than on the CPU the base's result may lie where the CPU cannot write
-    ggml_tensor * sum =
-            ggml_backend_sched_get_n_backends(graph.sched) == 1
-                    ? ggml_custom_inplace(
-                              ctx, res, sources + 1, 2, compute_expand, GGML_N_TASKS_MAX, node)
-                    : ggml_custom_4d(
-                              ctx, GGML_TYPE_F32, res->ne[0], res->ne[1], res->ne[2], res->ne[3],
-                              sources, 3, compute_expand, GGML_N_TASKS_MAX, node);
-    ggml_set_name(sum, "alora_expand");
-    return sum;
+    const alora_host           host(graph);
+    const alora_host::function add = { compute_expand, &expands.emplace_back(*rows.segments, what),
+        "alora_expand" };
+    ggml_tensor *              b   = what.target->b;
+    return host.may_write(res)
+                   ? host.in_place(add, res, { what.y, b })
+                   : host.node(
+                             add, GGML_TYPE_F32, { res->ne[0], res->ne[1], res->ne[2], res->ne[3] },
+                             { res, what.y, b });
 }

@@ -2,6 +2,7 @@
 
 #include "alora-bank.h"
 #include "alora-graph-state.h"
+#include "alora-host.h"
 #include "llama-cparams.h"
 
 #include <algorithm>
@@ -88,7 +89,7 @@ ggml_tensor * alora_attn(const llm_graph_context & graph, ggml_tensor * stock) {
                                            : nullptr;
     const int n_threads          = std::max(graph.cparams.n_threads, graph.cparams.n_threads_batch);
     return state.attention.build(
-            graph.ctx0, stock, graph.cparams.alora.bank->workspace, n_threads,
+            alora_host(graph), stock, graph.cparams.alora.bank->workspace, n_threads,
             plan != alora_attention_plan::ours, only);
 }
 

@@ -2,6 +2,7 @@
 
 #include "alora-bank.h"
 #include "alora-error.h"
+#include "alora-host.h"
 #include "ggml-backend.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
@@ -168,7 +169,7 @@ alora_attention_plan alora_attention_of(const llm_graph_context & graph) {
     if (ref.plan.pure) {
         return alora_attention_plan::faster;
     }
-    const bool apart = graph.n_tokens <= at_most(graph, MIXED_ATTENTION) &&
-                       ggml_backend_sched_get_n_backends(graph.sched) == 1;
+    const bool apart =
+            graph.n_tokens <= at_most(graph, MIXED_ATTENTION) && alora_host(graph).alone();
     return apart ? alora_attention_plan::adapted : alora_attention_plan::stock;
 }

@@ -9,10 +9,13 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from alora_gguf.engine.native import Native, Stats, load
 from alora_gguf.gguf.header import read_header
+from tests.backends import NAME as BACKEND
+from tests.backends import ON_DEVICE
 from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import N_VOCAB, TinyModel
 
@@ -21,17 +24,26 @@ Token = tuple[int, int, tuple[int, ...]]  # id, position, sequences
 
 F32 = 0  # ggml_type
 FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = 0, 1
+N_GPU_LAYERS = 99 if ON_DEVICE else 0
+
+# for tests of what only some backends do
+on_the_cpu = pytest.mark.skipif(
+    ON_DEVICE, reason="products are fused, and base and adapted tokens attended apart, by the CPU"
+)
+own_threads = pytest.mark.skipif(
+    BACKEND == "blas", reason="OpenBLAS divides a product by its threads, and so rounds otherwise"
+)
 
 
 class Base:
     """A loaded base model."""
 
-    def __init__(self, path: Path, stock: Any = None) -> None:
+    def __init__(self, path: Path, stock: Any = None, *, n_gpu_layers: int = N_GPU_LAYERS) -> None:
         """Loads `path` with our library, or with the one that `stock`, llama_cpp's module, has."""
         self._native: Native | None = None if stock else load()
         self.llama: Any = stock or self._native.llama
         params = self.llama.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = n_gpu_layers
         self.handle = self.llama.llama_model_load_from_file(str(path).encode(), params)
         assert self.handle
 
@@ -47,12 +59,14 @@ class Base:
         n_seq_max: int = 8,
         n_threads: int = 1,
         flash_cells: int | None = None,
+        cells_on_device: bool = True,
     ) -> Context:
         """One thread unless told otherwise: the models are too small to share.
 
-        `flash_cells`: flash attention, with cells of this ggml_type.
+        `flash_cells`: flash attention, with cells of this ggml_type. `cells_on_device`: a layer's
+        cells lie where its weights do, else in the host's memory.
         """
-        return Context(self, n_batch, n_seq_max, n_threads, flash_cells)
+        return Context(self, n_batch, n_seq_max, n_threads, flash_cells, cells_on_device)
 
     def close(self) -> None:
         self.llama.llama_model_free(self.handle)
@@ -68,6 +82,7 @@ class Context:
         n_seq_max: int,
         n_threads: int,
         flash_cells: int | None = None,
+        cells_on_device: bool = True,
     ) -> None:
         self.base, self.llama = base, base.llama
         params = self.llama.llama_context_default_params()
@@ -76,6 +91,7 @@ class Context:
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = F32 if flash_cells is None else flash_cells
         params.flash_attn_type = FLASH_ATTENTION_OFF if flash_cells is None else FLASH_ATTENTION_ON
+        params.offload_kqv = cells_on_device
         self.handle = self.llama.llama_init_from_model(base.handle, params)
         assert self.handle
 

@@ -6,6 +6,7 @@ the tests, and nothing in it that this uses needs the adapter bank.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.backends import attach
 from tests.native.harness import Base, Logits, sequence
 
 TOKENS = [int(t) for t in np.random.default_rng(11).integers(3, 300, 40)]
@@ -35,6 +37,7 @@ def main(out: str, *models: str) -> None:
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)
     llama.llama_backend_init()
+    attach(Path(os.environ["LLAMA_CPP_LIB_PATH"]))
     results = {}
     for path in models:
         base = Base(Path(path), llama)

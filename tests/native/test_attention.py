@@ -12,7 +12,18 @@ import pytest
 
 from tests.support.tiny_models import FAMILIES, tiny_model
 
-from .harness import F32, Base, Context, Logits, Token, difference, sequence, write_adapter
+from .harness import (
+    F32,
+    Base,
+    Context,
+    Logits,
+    Token,
+    difference,
+    on_the_cpu,
+    own_threads,
+    sequence,
+    write_adapter,
+)
 
 F16, Q8_0, BF16 = 1, 8, 30  # ggml_type
 TOLERANCE = 5e-3  # of the largest logit
@@ -27,11 +38,12 @@ def prepared(
 ) -> Iterator[tuple[Context, list[int]]]:
     """A context that computes attention in one way, with PREFIX in sequence 0 and in its forks.
 
-    Without a type for `cells`: no flash attention, which is exact.
+    Without a type for `cells`: no flash attention, which is exact. Cells lie in the host's memory,
+    also where layers are on a device: only there are ours.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALORA_CPU_ATTENTION", how)
-        ctx = base.context(n_threads=n_threads, flash_cells=cells)
+        ctx = base.context(n_threads=n_threads, flash_cells=cells, cells_on_device=False)
     try:
         slots = [ctx.add(adapter) for adapter in adapters]
         ctx.decode(sequence(PREFIX))
@@ -105,6 +117,7 @@ def test_closer_to_exact_than_upstreams(cells: int, base: Base, adapters: list[P
     assert cells != F32 or farthest["ours"] < 1e-5
 
 
+@own_threads
 def test_results_do_not_depend_on_threads(base: Base, adapters: list[Path]) -> None:
     first = None
     for n_threads in (1, 2, 3):
@@ -123,6 +136,7 @@ def test_the_base_keeps_upstreams(base: Base, adapters: list[Path]) -> None:
     assert np.array_equal(*results)
 
 
+@on_the_cpu
 @pytest.mark.parametrize("cells", [F32, F16])
 def test_base_and_adapted_tokens_in_one_batch(cells: int, base: Base, adapters: list[Path]) -> None:
     """Those of the base are upstream's bit for bit, the others ours, wherever they lie."""
@@ -163,6 +177,7 @@ def test_one_graph_whichever_tokens_are_adapted(base: Base, adapters: list[Path]
     assert np.array_equal(results[1][1][0], results[0][1][0])
 
 
+@on_the_cpu
 def test_long_mixed_batches_keep_upstreams(base: Base, adapters: list[Path]) -> None:
     """A second mask might not fit into the memory that is reserved."""
     with prepared(base, "auto", adapters) as (ctx, _):

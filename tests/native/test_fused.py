@@ -13,7 +13,17 @@ import pytest
 from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 
-from .harness import Base, Context, Logits, Token, difference, sequence, write_adapter
+from .harness import (
+    Base,
+    Context,
+    Logits,
+    Token,
+    difference,
+    on_the_cpu,
+    own_threads,
+    sequence,
+    write_adapter,
+)
 
 TOLERANCE = 1e-5  # measured: at most 2e-6
 CAPPED = {"gemma3": 2e-4}  # its logits are capped, which ends in larger differences
@@ -96,6 +106,7 @@ def _alone(ctx: Context, slots: list[int], run: Run) -> Logits:
     return run(ctx, slots)
 
 
+@on_the_cpu
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_half_precision_is_closer_to_f32_than_ggmls(dtype: str, tmp_path: Path) -> None:
     """ggml rounds activations to the adapter's type, fused products take them as they are."""
@@ -127,6 +138,7 @@ def _widen(source: Path, target: Path, dtype: gguf.GGMLQuantizationType) -> None
     make_gguf(target, adapter_keys(), tensors)
 
 
+@own_threads
 @pytest.mark.parametrize("family", ["llama", "granitemoe"])
 def test_results_do_not_depend_on_threads(family: str, tmp_path: Path) -> None:
     adapters = adapters_of(tiny_model(family), tmp_path)
@@ -158,6 +170,7 @@ def test_base_rows_are_untouched(family: str, tmp_path: Path) -> None:
     base.close()
 
 
+@on_the_cpu
 @pytest.mark.parametrize("family", ["llama", "granitemoe"])
 def test_fewer_nodes_and_no_more_memory(family: str, tmp_path: Path) -> None:
     adapters = adapters_of(tiny_model(family), tmp_path)
@@ -174,6 +187,7 @@ def test_fewer_nodes_and_no_more_memory(family: str, tmp_path: Path) -> None:
     base.close()
 
 
+@on_the_cpu
 @pytest.mark.parametrize("family", ["llama", "granitemoe"])
 def test_one_graph_for_every_slot(family: str, tmp_path: Path) -> None:
     """Another slot or scale, or a base token beside it, builds no graph."""

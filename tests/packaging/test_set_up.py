@@ -13,7 +13,7 @@ import alora_gguf
 from alora_gguf.engine.library import library_dir
 from alora_gguf.engine.native import API_VERSION
 from alora_gguf.errors import LibraryError
-from tests.stock import build_tool
+from tests.support.building import build_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

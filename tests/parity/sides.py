@@ -17,6 +17,7 @@ from alora_gguf.convert import convert_adapter
 import alora_gguf as ag
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
+from tests.backends import ON_DEVICE
 from tests.support import inside
 from tests.support.peft_oracle import (
     TinyAdapter,
@@ -30,7 +31,13 @@ GREEDY = ag.Sampling(temperature=0.0)
 # the tiny models with tied embeddings repeat themselves; this way every token of a reply counts
 EACH_ONCE = ag.Sampling(temperature=0.0, presence_penalty=1000.0)
 EXACT = ag.ContextOptions(
-    n_ctx=1024, n_outputs=512, n_threads=1, type_k="f32", type_v="f32", flash_attn="off"
+    n_ctx=1024,
+    n_outputs=512,
+    n_threads=1,
+    n_gpu_layers=-1 if ON_DEVICE else 0,
+    type_k="f32",
+    type_v="f32",
+    flash_attn="off",
 )
 
 ALORA, OTHER, LORA = "alora", "other", "lora"

@@ -9,14 +9,12 @@ from __future__ import annotations
 import filecmp
 import functools
 import hashlib
-import importlib
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from alora_gguf.engine.library import library_dir
+from tests.support.building import cmake_build
 from tests.support.upstream import upstream_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,37 +47,10 @@ def stock_library_dir() -> Path:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return folder
 
-    cmake, ninja = build_tool("cmake"), build_tool("ninja")
-    if cmake is None:
-        raise RuntimeError("CMake was not found: pip install -r requirements-build.txt")
-    configure = [cmake, "-S", Path(__file__).parent, "-B", BUILD, f"-DPRISTINE={pristine}"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release"]
-    if ninja is not None:
-        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    _run(configure)
-    _run([cmake, "--build", BUILD, "--target", "llama", "--parallel", str(os.cpu_count() or 1)])
+    cmake_build(Path(__file__).parent, BUILD, "llama", PRISTINE=pristine)
     stamp.write_text(digest, encoding="utf-8")
     return folder
 
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-def build_tool(name: str) -> str | None:
-    """A build tool: from its PyPI package when installed, else from PATH."""
-    try:
-        folder = importlib.import_module(name)
-    except ImportError:
-        return shutil.which(name)
-    constant = {"cmake": "CMAKE_BIN_DIR", "ninja": "BIN_DIR"}[name]
-    return shutil.which(name, path=str(getattr(folder, constant)))
-
-
-def _run(command: list[str | Path]) -> str:
-    """Standard output of a command; its whole output in the error when it fails."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        words = " ".join(str(word) for word in command)
-        raise RuntimeError(f"{words}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
