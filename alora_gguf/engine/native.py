@@ -46,6 +46,7 @@ class Stats:
     n_adapters: int
     rank: int
     n_attention: int
+    n_skipped: int
 
 
 class _StatsStruct(ctypes.Structure):

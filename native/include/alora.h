@@ -47,6 +47,8 @@ struct alora_stats {
     int32_t n_adapters;     // slots in use, slot 0 not counted
     int32_t rank;           // largest rank that fits without growing, 0 while there is no target
     int32_t n_attention;    // nodes of that graph that are attention of ours, not upstream's
+    int32_t n_skipped;      // products of adapters, in all graphs built so far, that were left out
+                            // because their rows were not tokens: always 0, or this is at fault
 };
 
 // ALORA_API_VERSION of the library that is loaded.

@@ -16,11 +16,8 @@ static constexpr uint32_t NODES_PER_USE = 12;
 // zeros behind a product's rows, and the view of the rows that count
 static constexpr uint32_t NODES_PER_PADDING = 2;
 
-// slots to begin with, the base's and four adapters', twice as many adapters whenever they are full;
-// and the ranks' granularity: other backends' mul_mat_id wants rows of B to be a multiple of 32
-static constexpr int32_t FIRST_SLOTS      = 5;
-static constexpr int64_t RANK_STEP_HOST   = 8;
-static constexpr int64_t RANK_STEP_DEVICE = 32;
+// slots to begin with, the base's and four adapters', twice as many adapters whenever they are full
+static constexpr int32_t FIRST_SLOTS = 5;
 
 static alora_error mismatch(const std::string & what) {
     return alora_error(ALORA_ERR_MISMATCH, what);
@@ -48,6 +45,7 @@ const alora_target * alora_bank::find(alora_op op, const char * weight) const {
 void alora_bank::note_reserve() {
     n_reserves++;
     inputs.clear();
+    last_product = nullptr;
 }
 
 std::vector<const alora_target *> alora_bank::sharing_input(const alora_target & target) const {
@@ -61,8 +59,15 @@ std::vector<const alora_target *> alora_bank::sharing_input(const alora_target &
 }
 
 void alora_bank::note_use(
-        alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token) {
+        alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token,
+        const ggml_tensor * product) {
+    // by now the architecture has said what it asks of the product before this one
+    if (last_product) {
+        last_use->precision = alora_precision::of(*last_product);
+    }
     alora_use & use = uses[{ op, weight }];
+    last_product    = product;
+    last_use        = &use;
     if (use.graph != n_reserves) {
         use.graph      = n_reserves;
         use.n_in_graph = 0;
@@ -176,12 +181,12 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
 
     check_shapes(name, target, pair);
 
-    const int64_t step = target.on_host() ? RANK_STEP_HOST : RANK_STEP_DEVICE;
-    target.rank        = GGML_PAD(std::max(pair.b.info->ne[0], min_rank), step);
-    target.type_a      = alora_type_stored(pair.a.info->type);
-    target.type_b      = alora_type_stored(pair.b.info->type);
-    target.input       = use->input;
-    target.fused       = may_fuse && target.op != alora_op::embd && target.on_cpu();
+    target.type_a    = alora_type_stored(pair.a.info->type);
+    target.type_b    = alora_type_stored(pair.b.info->type);
+    target.rank      = GGML_PAD(std::max(pair.b.info->ne[0], min_rank), target.rank_step());
+    target.input     = use->input;
+    target.precision = use->precision;
+    target.fused     = may_fuse && target.op != alora_op::embd && target.on_cpu();
     return target;
 }
 
@@ -201,14 +206,36 @@ alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_s
         }
     }
     for (auto & [key, target] : targets) {
-        const int64_t step = target.on_host() ? RANK_STEP_HOST : RANK_STEP_DEVICE;
-        target.rank        = std::max(target.rank, (int64_t) GGML_PAD(min_rank, step));
+        target.rank = std::max(target.rank, (int64_t) GGML_PAD(min_rank, target.rank_step()));
         target.slot_rank.resize(n_slots_new, 0);
     }
     return targets;
 }
 
+// Slots that leave no product with more matrices than its device can choose from.
+int32_t alora_bank::most_slots(const target_map & more) const {
+    int64_t most = INT32_MAX;
+    for (const target_map * targets : { &by_key, &more }) {
+        for (const auto & [key, target] : *targets) {
+            most = std::min(most, target.most_matrices() / target.n_expert());
+        }
+    }
+    return (int32_t) most;
+}
+
 void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & into) const {
+    for (const auto & [key, target] : targets) {
+        if (target.n_expert() * n_slots_new > target.most_matrices()) {
+            throw mismatch(
+                    "'" + key.second + "' has " + std::to_string(target.n_expert()) +
+                    " experts, and a device multiplies with at most " +
+                    std::to_string(target.most_matrices()) +
+                    " matrices at once: there is room for " +
+                    std::to_string(target.most_matrices() / target.n_expert() - 1) +
+                    " adapters, not for " + std::to_string(n_slots_new - 1) +
+                    "; remove one, or keep the layers on the CPU");
+        }
+    }
     std::map<ggml_backend_buffer_type_t, ggml_context *> by_buft;
     for (auto & [key, target] : targets) {
         ggml_context *& ctx = by_buft[target.buffer_type()];
@@ -342,8 +369,13 @@ alora_bank::change alora_bank::add(const alora_file & file) {
                alora_type_common(want.type_b, have->second.type_b) == have->second.type_b;
     }
     if (!fits) {
+        // no more than the devices take, though room for more may have been made before it was
+        // known for which targets; but never fewer than there are
+        const int32_t in_use =
+                (int32_t) (used.rend() - std::find(used.rbegin(), used.rend(), true));
+        const int32_t wished = slot < n_slots ? n_slots : std::max(FIRST_SLOTS, 2 * n_slots - 1);
         const int32_t n_slots_new =
-                slot < n_slots ? n_slots : std::max(FIRST_SLOTS, 2 * n_slots - 1);
+                std::max(std::min(wished, most_slots(wanted)), std::max(in_use, slot + 1));
         target_map targets = merged(wanted, n_slots_new);
         storage    new_memory;
         allocate(targets, n_slots_new, new_memory);

@@ -24,6 +24,8 @@ struct alora_use {
     int32_t n_max        = 0;     // most times any graph does
     bool    row_is_token = true;  // every row it multiplies belongs to one token of the batch
     int32_t input        = -1;    // weights with the same number multiply the same input
+
+    alora_precision precision;  // that the base's own graph asks for
 };
 
 class alora_bank {
@@ -36,7 +38,10 @@ class alora_bank {
 
     const alora_target * find(alora_op op, const char * weight) const;
     void                 note_reserve();
-    void note_use(alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token);
+    // `product`: the base's, as the graph goes on with it; null where an adapter adds to it.
+    void note_use(
+            alora_op op, const char * weight, const ggml_tensor * x, bool row_is_token,
+            const ggml_tensor * product);
 
     // The targets that were multiplied with the same input as `target` when a graph was reserved.
     std::vector<const alora_target *> sharing_input(const alora_target & target) const;
@@ -79,6 +84,7 @@ class alora_bank {
     uint64_t generation = 0;  // changes whenever a graph built before would read the wrong thing
     int64_t  n_reserves = 0;
     int64_t  n_graphs   = 0;
+    int32_t  n_skipped  = 0;
 
   private:
     struct storage {
@@ -88,6 +94,7 @@ class alora_bank {
     using target_map = std::map<key, alora_target>;
 
     alora_target match(const std::string & name, const alora_pair & pair) const;
+    int32_t      most_slots(const target_map & more) const;
     void         check_shapes(
             const std::string & name, const alora_target & target, const alora_pair & pair) const;
 
@@ -103,6 +110,9 @@ class alora_bank {
     int32_t                  n_inputs = 0;
 
     std::map<const ggml_tensor *, int32_t> inputs;  // of the graph that is being reserved
+
+    const ggml_tensor * last_product = nullptr;  // of that graph, and its use
+    alora_use *         last_use     = nullptr;
 
     target_map        by_key;
     storage           memory;

@@ -17,18 +17,28 @@ static bool in_plan(const alora_plan & plan, const alora_target & target) {
 // The target to change, or null if this graph leaves the weight as it is. Notes the use on the way.
 static const alora_target * target_for(
         const llm_graph_context & graph, alora_op op, const ggml_tensor * w, const ggml_tensor * x,
-        bool row_is_token) {
-    const alora_ref & ref = graph.cparams.alora;
+        bool row_is_token, const ggml_tensor * product) {
+    const alora_ref &    ref = graph.cparams.alora;
+    const alora_target * target =
+            ref.plan.kind == shape::stock ? nullptr : ref.bank->find(op, w->name);
+    if (target && !in_plan(ref.plan, *target)) {
+        target = nullptr;
+    }
     if (ref.plan.reserve) {
-        ref.bank->note_use(op, w->name, x, row_is_token);
+        ref.bank->note_use(op, w->name, x, row_is_token, target ? nullptr : product);
     } else if (op == alora_op::embd) {
         ref.bank->n_graphs++;
     }
-    if (ref.plan.kind == shape::stock || !row_is_token) {
+    if (target && !row_is_token) {
+        ref.bank->n_skipped++;
         return nullptr;
     }
-    const alora_target * target = ref.bank->find(op, w->name);
-    return target && in_plan(ref.plan, *target) ? target : nullptr;
+    return target;
+}
+
+// Asks it of the base's own product, which padding may have put a view on.
+static void keep_precision(const alora_target & target, ggml_tensor * res) {
+    target.precision.ask_of(res->view_src ? res->view_src : res);
 }
 
 // `target` first, then the other fused targets that this graph will probably multiply with the same
@@ -97,10 +107,11 @@ ggml_tensor * alora_mm(
         const llm_graph_context & graph, ggml_tensor * w, ggml_tensor * cur, ggml_tensor * res) {
     const int64_t        n_rows = ggml_nrows(cur);
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
-    const alora_target * target = target_for(graph, alora_op::mm, w, cur, known);
+    const alora_target * target = target_for(graph, alora_op::mm, w, cur, known, res);
     if (!target) {
         return res;
     }
+    keep_precision(*target, res);
 
     ggml_context *      ctx   = graph.ctx0;
     const alora_plan &  plan  = graph.cparams.alora.plan;
@@ -118,6 +129,7 @@ ggml_tensor * alora_mm(
         const int64_t rank = view_rank(*target, plan.slot);
         ax                 = ggml_mul_mat(
                 ctx, slot_view(ctx, target->a, plan.slot, 1, target->cols_a(), rank), cur);
+        target->precision.ask_of(ax);
         if (plan.scaled) {
             ggml_tensor * scales = state.scales(ctx, rows);
             ax                   = ggml_mul(
@@ -131,6 +143,7 @@ ggml_tensor * alora_mm(
         ggml_tensor * x = ggml_is_contiguous(cur) ? ggml_reshape_3d(ctx, cur, cur->ne[0], 1, n_rows)
                                                   : ggml_cont_3d(ctx, cur, cur->ne[0], 1, n_rows);
         ax              = ggml_mul_mat_id(ctx, target->a, x, state.slots(ctx, rows));
+        target->precision.ask_of(ax);
         if (plan.scaled) {
             ax = ggml_mul(ctx, ax, state.scales(ctx, rows));
         }
@@ -146,10 +159,11 @@ ggml_tensor * alora_mm_id(
         ggml_tensor * res) {
     const int64_t        n_rows = ids->ne[1];
     const bool           known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
-    const alora_target * target = target_for(graph, alora_op::mm_id, w, cur, known);
+    const alora_target * target = target_for(graph, alora_op::mm_id, w, cur, known, res);
     if (!target) {
         return res;
     }
+    keep_precision(*target, res);
 
     ggml_context *      ctx   = graph.ctx0;
     const alora_plan &  plan  = graph.cparams.alora.plan;
@@ -175,6 +189,7 @@ ggml_tensor * alora_mm_id(
     }
 
     ggml_tensor * ax = ggml_mul_mat_id(ctx, a, cur, ids);
+    target->precision.ask_of(ax);
     if (plan.scaled) {
         ax = ggml_mul(ctx, ax, state.scales(ctx, rows));
     }
@@ -184,7 +199,7 @@ ggml_tensor * alora_mm_id(
 ggml_tensor * alora_embd(
         const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens,
         ggml_tensor * res) {
-    const alora_target * target = target_for(graph, alora_op::embd, tok_embd, tokens, true);
+    const alora_target * target = target_for(graph, alora_op::embd, tok_embd, tokens, true, res);
     if (!target) {
         return res;
     }

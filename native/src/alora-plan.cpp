@@ -54,9 +54,10 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     plan.generation = bank.generation;
     plan.pure       = !has_base;
     if (plan.kind == shape::single) {
-        plan.scaled = has_scale || has_base;
-        // fused products take any slot and scale: one graph serves every slot that changes as much
-        if (bank.fused_throughout(plan.slot)) {
+        plan.scaled = has_scale;
+        // fused products take any slot and scale: one graph serves every slot that changes as much;
+        // and a base's A·x is not to be multiplied by 0 afterwards, as it may have overflowed
+        if (has_base || bank.fused_throughout(plan.slot)) {
             plan.kind = shape::mixed;
         }
     } else {

@@ -4,9 +4,52 @@
 #include "alora-pack.h"
 
 #include <cstring>
+#include <string>
 
 // what ggml's matrix product of several tokens on the CPU takes at a time
 static constexpr int64_t BATCH_STEP = 32;
+
+// What ranks are padded to. On devices, rows of B: CUDA's mul_mat_id has no kernel but one that waits
+// for the host in every product unless they fill 128 bytes.
+static constexpr int64_t RANK_STEP_HOST    = 8;
+static constexpr int64_t RANK_BYTES_DEVICE = 128;
+
+// Matrices of one mul_mat_id: Metal starts a thread for each, of which a group has no more, and ends
+// the process otherwise; what is behind RPC, nobody knows.
+static constexpr int64_t MOST_MATRICES = 1024;
+
+alora_precision alora_precision::of(const ggml_tensor & product) {
+    alora_precision found;
+    if (product.op == GGML_OP_MUL_MAT || product.op == GGML_OP_MUL_MAT_ID) {
+        found.acc  = (ggml_prec) product.op_params[0];
+        found.src1 = (ggml_prec) product.op_params[3];
+    }
+    return found;
+}
+
+void alora_precision::ask_of(ggml_tensor * product) const {
+    if (acc != GGML_PREC_DEFAULT) {
+        ggml_prec_set_acc(product, acc);
+    }
+    if (src1 != GGML_PREC_DEFAULT) {
+        ggml_prec_set_src(product, src1, 1);
+    }
+}
+
+int64_t alora_target::rank_step() const {
+    return on_host() ? RANK_STEP_HOST : RANK_BYTES_DEVICE / (int64_t) ggml_type_size(type_b);
+}
+
+int64_t alora_target::most_matrices() const {
+    if (on_host()) {
+        return INT64_MAX;
+    }
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buffer_type());
+    const std::string name = dev ? ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)) : "";
+    const bool        any =
+            name == "CUDA" || name == "ROCm" || name == "Vulkan";  // their kernels were read
+    return any ? INT64_MAX : MOST_MATRICES;
+}
 
 size_t alora_target::bytes_a() const {
     return ggml_row_size(type_a, cols_a()) * rows_a() * n_expert();

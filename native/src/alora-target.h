@@ -17,12 +17,24 @@ enum class alora_op {
     embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
 };
 
+// What a graph asks of a product beyond ggml's default, by ggml_prec_set_*(): those functions do not
+// find the product when an adapter's part has been added to it.
+struct alora_precision {
+    ggml_prec acc  = GGML_PREC_DEFAULT;  // of the sums
+    ggml_prec src1 = GGML_PREC_DEFAULT;  // of what the weight is multiplied with
+
+    // What a product has, nothing if it is none, and the same for another one.
+    static alora_precision of(const ggml_tensor & product);
+    void                   ask_of(ggml_tensor * product) const;
+};
+
 // One base weight that at least one adapter changes. Matrices of one slot lie together, so a slot
 // is a view and (slot, expert) is the index slot*n_expert + expert.
 struct alora_target {
     alora_op            op;
     const ggml_tensor * weight;
-    int32_t             input  = -1;     // targets with the same number mostly share their input
+    int32_t             input = -1;      // targets with the same number mostly share their input
+    alora_precision     precision;       // of the base's product, and so of the adapter's
     bool                fused  = false;  // multiplied by alora-fused, for which B lies in tiles
     int64_t             rank   = 0;      // room; shorter adapters are padded with zeros
     ggml_type           type_a = GGML_TYPE_COUNT;
@@ -43,6 +55,12 @@ struct alora_target {
     // Values in a row of B for rank r: as many as the kernel of its products takes at a time. The
     // rows are stored for the dot product of single tokens; `mul_mat` of a batch needs less.
     int64_t width(int64_t r, bool batch = false) const;
+
+    // What ranks are padded to a multiple of.
+    int64_t rank_step() const;
+
+    // Matrices that a product may choose from by id on the weight's device.
+    int64_t most_matrices() const;
 
     // Tiles of a fused B. Each slot's are packed for its own rank, so that they are read in one go.
     int64_t n_tiles() const { return (rows_b() + ALORA_TILE - 1) / ALORA_TILE; }

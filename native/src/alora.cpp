@@ -292,6 +292,7 @@ int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
         stats->n_adapters       = bank.adapters();
         stats->rank             = (int32_t) bank.largest_rank();
         stats->n_attention      = alora_access::n_attention(ctx);
+        stats->n_skipped        = bank.n_skipped;
         return (int32_t) ALORA_OK;
     });
 }

@@ -100,6 +100,8 @@ class Context:
         return self.base.native
 
     def close(self) -> None:
+        if self.base._native:
+            assert self.stats().n_skipped == 0
         self.llama.llama_free(self.handle)
 
     def clear(self) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from alora_gguf.errors import AdapterInUseError, AdapterMismatchError, InputError
+from alora_gguf.gguf.header import read_header
+from tests.backends import ON_DEVICE
 from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 
@@ -391,6 +393,71 @@ def test_arguments(llama: TinyModel, ctx: Context, tmp_path: Path) -> None:
     assert lib.alora_adapter_add(None, b"x", 1) == -1
     assert lib.alora_adapter_add(ctx.handle, None, 0) == -1
     assert lib.alora_stats_get(ctx.handle, None) == -1
+
+
+def test_more_matrices_than_a_device_chooses_from(tmp_path: Path) -> None:
+    """Metal aborts beyond 1024 of them; the CPU has no such limit."""
+    model = tiny_model("granitemoe")
+    path = write_adapter(tmp_path / "a.gguf", model, rank=8, only="exps")
+    base = Base(model.gguf)
+    ctx = base.context()
+    n_expert = int(read_header(model.gguf).metadata["granitemoe.expert_count"])
+    room = 1024 // n_expert - 1
+    ctx.native.bank_reserve(ctx.handle, 1000, 8)  # before it is known what for
+    slot = ctx.add(path)
+    assert ctx.stats().n_slots == (room + 1 if ON_DEVICE else 1001)
+    ctx.activate(0, 0, slot)
+    before = ctx.decode(sequence(TOKENS))
+    if ON_DEVICE:
+        with pytest.raises(AdapterMismatchError, match=f"there is room for {room} adapters"):
+            ctx.native.bank_reserve(ctx.handle, room + 1, 8)
+    ctx.clear()
+    assert np.array_equal(ctx.decode(sequence(TOKENS)), before)
+    ctx.close()
+    base.close()
+
+
+def test_what_overflows_for_the_base_alone(llama: TinyModel, tmp_path: Path) -> None:
+    """A·x of a token that the adapter leaves alone may be infinite: nothing of it is added."""
+    first, then = 5, 6  # a token of the base, and one of the adapter
+    x = _first_inputs(llama, [first, then])
+    one, other = next(
+        (i, j)
+        for i, j in np.ndindex(x.shape[1], x.shape[1])
+        if abs(x[1, j] * x[0, i] - x[1, i] * x[0, j]) > 4 * abs(x[1, i] * x[1, j]) > 0.04
+    )
+    a = np.zeros((8, x.shape[1]), np.float32)  # at right angles to the adapted token
+    size = 3e38 / 2 / abs(x[1, one] * x[1, other])
+    a[:, one], a[:, other] = size * x[1, other], -size * x[1, one]
+    with np.errstate(over="ignore"):
+        assert np.isinf(a @ x[0]).all()
+        assert np.isfinite(a @ x[1]).all()
+    tensors = {
+        "blk.0.attn_q.weight.lora_a": a,
+        "blk.0.attn_q.weight.lora_b": np.full((x.shape[1], 8), 1e-38, np.float32),
+    }
+    path = make_gguf(tmp_path / "a.gguf", adapter_keys(8.0), tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALORA_CPU_PATH", "standard")
+        base = Base(llama.gguf)
+        ctx = base.context()
+    slot = ctx.add(path)
+    batch = [(first, 0, (0,)), (then, 0, (1,))]
+    idle = ctx.decode(batch)
+    ctx.clear()
+    ctx.activate(1, 0, slot)
+    logits = ctx.decode(batch)
+    assert difference(logits[:1], idle[:1]) < TOLERANCE  # which NaN is not
+    ctx.close()
+    base.close()
+
+
+def _first_inputs(model: TinyModel, tokens: list[int]) -> Logits:
+    """What the first layer multiplies with for these tokens."""
+    tensors = {t.name: t.data for t in gguf.GGUFReader(str(model.gguf)).tensors}
+    x = np.asarray(tensors["token_embd.weight"], np.float32)[tokens]
+    x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6)
+    return np.asarray(x * tensors["blk.0.attn_norm.weight"], np.float32)
 
 
 def test_reading_back(llama: TinyModel, ctx: Context, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def sides(
     both = Sides.open(family, targets, tmp_path_factory.mktemp(family))
     with both.model:
         yield both
+        both.check_nothing_skipped()
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,4 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     both = Sides.open("llama", "all-linear", tmp_path_factory.mktemp("llama"))
     with both.model:
         yield both
+        both.check_nothing_skipped()

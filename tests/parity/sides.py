@@ -113,6 +113,10 @@ class Sides:
         """Whether a conversation can be forked in its middle."""
         return inside.engine(self.model).rewinds
 
+    def check_nothing_skipped(self) -> None:
+        """Every product of an adapter was one."""
+        assert self.model.stats().n_skipped == 0
+
     def invocation(self, name: str) -> list[int]:
         return list(self.adapters[name].invocation or ())
 
