@@ -73,6 +73,11 @@ class Model:
         """
         options = context_options(options, changes, "Model()")
         base = BaseFile.read(path)
+        if not base.causal:
+            raise ModelError(
+                f"{base.path}: its attention is not causal ({base.architecture}): what is cached "
+                "of a text would change with what follows it; use a causal model"
+            )
         context = LlamaContext(
             base.path, options, verbose=verbose, tuning=_tuning, cancel=cancel, progress=progress
         )

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 from alora_gguf.errors import ClosedError, InputError, InvocationNotFoundError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 
+_SPM: Final = 1  # LLAMA_VOCAB_TYPE_SPM
 _NONE: Final = 0  # LLAMA_VOCAB_TYPE_NONE
 _SPECIAL: Final = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL, _USER_DEFINED
 
@@ -38,6 +39,7 @@ class Vocabulary:
         self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: dict[int, bool] = {}
+        self._spellable: _SpelledOut | None = None
         self._special: dict[int, bool] = {}
         self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
         self._lock = threading.Lock()  # nobody is in C when the model is freed
@@ -63,9 +65,23 @@ class Vocabulary:
                 "be used with it; pass token ids"
             )
 
+    def _need_bytes(self, text: str) -> None:
+        """Raises InputError for a text that llama.cpp would end the process over: a SentencePiece
+        vocabulary that has no token for a character, nor for its bytes.
+        """
+        if self._spellable is None:
+            self._spellable = _SpelledOut(self._llama, self.handle, self.n_tokens)
+        found = self._spellable.first_without_tokens(text)
+        if found is not None:
+            raise InputError(
+                f"{self._name}: its vocabulary has no token for {found!r}, nor for its bytes, so "
+                "this text cannot be used with it; leave the character out"
+            )
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. Raises ModelError if the model has no vocabulary."""
         self._need_text()
+        self._need_bytes(text)
         data = text.encode("utf-8")
         size = len(data) + 8  # no more tokens than bytes, and a few special ones
         while True:
@@ -161,6 +177,33 @@ class Vocabulary:
             return ", ".join(map(str, tokens))
         pieces = (self.piece(t, special=True).decode("utf-8", "replace") for t in tokens)
         return ", ".join(f'{t} "{p}"' for t, p in zip(tokens, pieces, strict=True))
+
+
+class _SpelledOut:
+    """Which characters a vocabulary has tokens for; all of them unless it is SentencePiece's and
+    lacks a byte.
+    """
+
+    def __init__(self, llama: Any, vocab: int, n_tokens: int) -> None:
+        self._missing = set(range(256)) if llama.llama_vocab_type(vocab) == _SPM else set[int]()
+        self._characters = set[str]()
+        for token in range(n_tokens):
+            if not self._missing:  # a sound one has its bytes first
+                break
+            text = llama.llama_vocab_get_text(vocab, token)
+            if len(text) == 6 and text[:3] == b"<0x" and text[5:] == b">":
+                self._missing -= {b for b in range(256) if text == b"<0x%02X>" % b}
+            elif len(text) <= 4:
+                self._missing -= set(text) if len(text) == 1 else set()
+                self._characters |= {text.decode("utf-8", "replace")}
+
+    def first_without_tokens(self, text: str) -> str | None:
+        """The first character that can be written neither as a token nor byte by byte."""
+        if not self._missing or not text:
+            return None
+        written = "\u2581" + text.replace(" ", "\u2581")  # a space may be put before it
+        unknown = (each for each in written if each not in self._characters)
+        return next((c for c in unknown if self._missing.intersection(c.encode())), None)
 
 
 def token_bytes(llama: Any, vocab: int, token: int, *, special: bool) -> bytes:

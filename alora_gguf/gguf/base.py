@@ -10,15 +10,16 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
+from .soundness import check_base, check_vocabulary, is_causal
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -135,8 +136,6 @@ def _samples(info: TensorInfo) -> list[tuple[int, int]]:
     return [(info.offset + begin, _BLOCK) for begin in (0, last // 2, last)]
 
 
-# Types that llama.cpp's kernels cannot multiply with; a weight of one aborts at the first decode.
-_UNUSABLE: Final = {"F64", "I64"}
 _TOKENS: Final = "tokenizer.ggml.tokens"
 # of a model in several files: llama.cpp would look for the others
 _PARTS: Final = ("split.no", "split.count", "split.tensors.count")
@@ -166,7 +165,8 @@ class BaseFile:
 
     `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
     does not say. `chat_template` is the Jinja text of its default one, None if it has none. `files`
-    are all its files in order, `path` is that of the first.
+    are all its files in order, `path` is that of the first. `causal`: whether tokens see only those
+    before them.
     """
 
     path: Path
@@ -175,6 +175,7 @@ class BaseFile:
     n_vocab: int | None
     chat_template: str | None
     files: tuple[BasePart, ...]
+    causal: bool = True
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -182,21 +183,19 @@ class BaseFile:
         return tuple(each.path for each in self.files)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> BaseFile:
-        """Reads and checks the header. Raises ModelError if it is missing, no sound GGUF file, or
-        one that cannot serve as a base.
+    def read(
+        cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
+    ) -> BaseFile:
+        """Reads and checks the header, with llama.cpp's kv_overrides in its values' places. Raises
+        ModelError if it is missing, no sound GGUF file, or one that cannot serve as a base.
         """
         file = Path(path)
         header, first = _read(file)
         _require_model(header, file)
         files = [first, *(_read(part)[1] for part in _other_parts(header, file))]
         tensors = {info.name: info for part in files for info in part.tensors}
-        for info in tensors.values():
-            if info.type_name in _UNUSABLE:
-                raise ModelError(
-                    f"{file}: tensor '{info.name}' is {info.type_name}, which llama.cpp cannot "
-                    "compute with; convert the model again with F32, F16 or quantized weights"
-                )
+        check_base(header, tensors, overrides)
+        check_vocabulary(header)
         template = header.metadata.get("tokenizer.chat_template")
         return cls(
             file,
@@ -205,6 +204,7 @@ class BaseFile:
             _vocabulary_size(header),
             template if isinstance(template, str) and template else None,
             tuple(files),
+            is_causal(header),
         )
 
 

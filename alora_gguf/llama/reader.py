@@ -80,7 +80,7 @@ class Reader(Stock):
         with log.capture(verbose=bool(settings["verbose"])):
             try:
                 known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
-                base = BaseFile.read(path) if known else None
+                base = BaseFile.read(path, settings["kv_overrides"]) if known else None
                 super().__init__(path, **settings)
             except ValueError as error:
                 if str(error).startswith("Model path does not exist"):
