@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
@@ -98,7 +99,7 @@ class ContextOptions:
     """
 
     n_gpu_layers: Annotated[int, Within()] = 0
-    n_ctx: Count | None = None
+    n_ctx: Annotated[int, Within(1, 2**28)] | None = None  # llama.cpp's are u32, rounded up
     n_batch: Annotated[int, Within(1, 2**20)] = 512
     n_ubatch: Annotated[int, Within(1, 2**20)] = 512
     n_seq_max: Annotated[int, Within(1, 256)] = 17
@@ -169,6 +170,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.repeat_penalty == 0:
             raise InputError("repeat_penalty must be above 0; 1 switches it off")
+        if self.grammar is not None:
+            check_grammar(self.grammar)
         if self.logit_bias is not None:
             for token, bias in self.logit_bias.items():
                 check_int(token, "logit_bias: a token", 0)
@@ -191,6 +194,33 @@ class Sampling:
         return self.repeat_last_n > 0 and (
             self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
         )
+
+
+MAX_GRAMMAR: Final = 2**20  # bytes: llama.cpp parses a grammar in one go, uninterrupted
+MAX_GRAMMAR_DEPTH: Final = 200  # parentheses: it recurses into each, and a thread's stack is small
+MAX_GRAMMAR_RULES: Final = 10_000  # it follows rules' first symbols recursively
+_GRAMMAR_TEXT: Final = re.compile(
+    r"""\\.|"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|\#[^\n]*|([()])|(::=)""", re.DOTALL
+)
+
+
+def check_grammar(text: str) -> None:
+    """Raises InputError for GBNF that is empty, or too much for llama.cpp's recursive parser."""
+    if not text.strip():
+        raise InputError("the grammar is empty, expected a rule named root; None follows none")
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_GRAMMAR:
+        raise InputError(f"the grammar has {size} bytes, expected at most {MAX_GRAMMAR}")
+    depth = deepest = rules = 0
+    for found in _GRAMMAR_TEXT.finditer(text):  # not what is in strings, classes and comments
+        depth += {"(": 1, ")": -1}.get(found[1], 0)
+        deepest, rules = max(deepest, depth), rules + (found[2] is not None)
+    if deepest > MAX_GRAMMAR_DEPTH:
+        raise InputError(
+            f"the grammar's parentheses are {deepest} deep, expected at most {MAX_GRAMMAR_DEPTH}"
+        )
+    if rules > MAX_GRAMMAR_RULES:
+        raise InputError(f"the grammar has {rules} rules, expected at most {MAX_GRAMMAR_RULES}")
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -299,9 +299,9 @@ class Bank(Mapping[str, AdapterFile]):
                     self.unload(name)
                 raise
 
-    def _check_name(self, name: str) -> None:
-        if not name:
-            raise InputError("an adapter's name must not be empty")
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise InputError(f"an adapter's name must be text that is not empty, got {name!r}")
         if name in self._loaded:
             raise AdapterInUseError(
                 f"an adapter named '{name}' is loaded already "

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from alora_gguf._interrupts import allowed, check_interrupts, pending
 from alora_gguf.errors import CancelledError, ModelError
@@ -29,6 +29,8 @@ from .library import LLAMA_CPP_PYTHON
 from .native import Native
 from .tokens import Vocabulary
 
+_WHOLE_CELLS: Final = ("f32", "f16", "bf16")
+_CELL_BLOCK: Final = 32  # values in a block of every quantised type of cells
 Memory = Literal["attention", "recurrent", "hybrid"]
 
 
@@ -75,7 +77,7 @@ class CacheLayout:
         swa_full: bool = True,
     ) -> CacheLayout:
         """That of a context with `n_ctx` cells; `window` is llama_model_n_swa()."""
-        quantized = {options.type_k, options.type_v} - {"f32", "f16", "bf16"}
+        quantized = {options.type_k, options.type_v} - set(_WHOLE_CELLS)
         return cls(
             llama_cpp=LLAMA_CPP_PYTHON,
             memory=memory,
@@ -155,6 +157,25 @@ def load_weights(
     if not model:
         raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
     return int(model)
+
+
+def check_cache(base: BaseFile, options: ContextOptions) -> None:
+    """Raises ModelError for cells that llama.cpp cannot keep: with flash attention off it checks
+    nothing, and aborts or computes NaN where blocks do not fill a head.
+    """
+    types = {"type_k": options.type_k, "type_v": options.type_v}
+    for (name, kind), sizes in zip(types.items(), base.head_sizes, strict=True):
+        odd = min((size for size in sizes if size % _CELL_BLOCK), default=0)
+        if kind not in _WHOLE_CELLS and odd:
+            raise ModelError(
+                f"{base.path}: {name}={kind!r} stores blocks of {_CELL_BLOCK} values, which do not "
+                f"divide the {odd} of a head; use one of {', '.join(_WHOLE_CELLS)}"
+            )
+    if options.type_v not in _WHOLE_CELLS and options.flash_attn == "off":
+        raise ModelError(
+            f"{base.path}: type_v={options.type_v!r} needs flash attention; leave flash_attn out, "
+            f"or use one of {', '.join(_WHOLE_CELLS)}"
+        )
 
 
 def open_context(

@@ -19,7 +19,7 @@ from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
-from .soundness import check_base, check_vocabulary, is_causal
+from .soundness import check_base, check_vocabulary, head_sizes, is_causal
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -166,7 +166,7 @@ class BaseFile:
     `tensors` maps a weight's name to its shape (ggml order) and type; `n_vocab` is None if the file
     does not say. `chat_template` is the Jinja text of its default one, None if it has none. `files`
     are all its files in order, `path` is that of the first. `causal`: whether tokens see only those
-    before them.
+    before them. `head_sizes` are those of a head's keys and of its values, in any layer.
     """
 
     path: Path
@@ -176,6 +176,7 @@ class BaseFile:
     chat_template: str | None
     files: tuple[BasePart, ...]
     causal: bool = True
+    head_sizes: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -205,6 +206,7 @@ class BaseFile:
             template if isinstance(template, str) and template else None,
             tuple(files),
             is_causal(header),
+            head_sizes(header),
         )
 
 

@@ -40,6 +40,10 @@ from .parser import (
 )
 
 _MAX_DIMS: Final = 4
+# The least entries have 13 and 24 bytes, and become objects of 30 times that. Files in use have
+# some 60 metadata entries; 512 layers of 100 weights, each with both halves of an adapter, fit.
+MAX_ENTRIES: Final = 10_000
+MAX_TENSORS: Final = 102_400
 _INT64_MAX: Final = 2**63 - 1
 
 
@@ -68,6 +72,12 @@ class GGUFHeader:
                 f"claims {n_tensors} tensors and {n_kv} metadata entries, more than its "
                 f"{size} bytes can hold; it is truncated or damaged; download it again"
             )
+        for n, most, kind in (
+            (n_kv, MAX_ENTRIES, "metadata entries"),
+            (n_tensors, MAX_TENSORS, "tensors"),
+        ):
+            if n > most:
+                raise cursor.fail(f"has {n} {kind}, expected at most {most}; it is not a model")
         for i in range(n_kv):
             cursor.what = f"metadata entry {i + 1} of {n_kv}"
             self._read_entry(cursor)

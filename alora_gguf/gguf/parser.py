@@ -126,6 +126,8 @@ def nbytes_of(shape: tuple[int, ...], kind: int) -> int:
 
 MAX_TENSOR_NAME: Final = 63  # GGML_MAX_NAME less its terminating zero
 DAMAGED: Final = "the file is damaged; download it again"
+MAX_TEXT: Final = 64 << 20  # bytes of a metadata string; a tokenizer.json has some 20 MB
+MAX_STRINGS: Final = 4_000_000  # of an array; the largest vocabularies have 262,144
 _STRETCH: Final = 1 << 20  # bytes looked at in one go
 _STEPS: Final = 4096  # strings passed one by one after a stretch that numpy could not end
 
@@ -198,6 +200,10 @@ class Cursor:
         if kind is ValueType.STRING:
             n = self.u64()
             start = self.need(n)
+            if n > MAX_TEXT:
+                raise self.fail(
+                    f"metadata key '{key}' holds {n} bytes of text, expected at most {MAX_TEXT}"
+                )
             return kind, str(self.data[start : start + n], "utf-8", "replace")
         if kind is not ValueType.ARRAY:
             code = "<" + VALUE_FORMATS[kind]
@@ -208,6 +214,10 @@ class Cursor:
             raise self.fail(f"metadata key '{key}' is an array of arrays, which GGUF forbids")
         if item is ValueType.STRING:
             self.need(count * 8)  # the lengths alone, before any of them is read
+            if count > MAX_STRINGS:
+                raise self.fail(
+                    f"metadata key '{key}' has {count} strings, expected at most {MAX_STRINGS}"
+                )
             self.pos = start
             self.need(skip_strings(self.data, start, count) - start)
         else:

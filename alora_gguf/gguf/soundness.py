@@ -110,6 +110,21 @@ def check_base(
             )
 
 
+def head_sizes(header: GGUFHeader) -> tuple[frozenset[int], frozenset[int]]:
+    """The sizes that a head's keys and values have in some layer; empty ones without attention."""
+    base = _Base(header, {}, {})
+    n_head = next(iter(base.layers("attention.head_count")), 0)
+    keys, values = set[int](), set[int]()
+    if n_head:
+        key = value = base.number("embedding_length") // n_head
+        for window in ("", "_swa"):
+            key = base.number(f"attention.key_length{window}", key)
+            value = base.number(f"attention.value_length{window}", value)
+            keys.add(key)
+            values.add(value)
+    return frozenset(keys), frozenset(values)
+
+
 def is_causal(header: GGUFHeader) -> bool:
     """Whether a token sees only those before it, without which cells cannot be shared."""
     architecture = header.architecture

@@ -167,7 +167,10 @@ def _add_bias(llama: Reader, options: dict[str, Any]) -> None:
     bias, options["logit_bias"] = options["logit_bias"], None
     if not bias:
         return
-    biases = {int(token): float(value) for token, value in bias.items()}
+    try:
+        biases = {int(token): float(value) for token, value in bias.items()}
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InputError(f"logit_bias maps tokens to numbers: {error}") from None
     for token, value in biases.items():
         if not 0 <= token < llama.n_vocab() or math.isnan(value):
             raise InputError(

@@ -19,6 +19,7 @@ from alora_gguf._interrupts import uninterrupted
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
+from alora_gguf.engine.loading import check_cache
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary, spans_for
@@ -81,6 +82,8 @@ class Reader(Stock):
             try:
                 known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
                 base = BaseFile.read(path, settings["kv_overrides"]) if known else None
+                if base is not None:
+                    check_cache(base, options)
                 super().__init__(path, **settings)
             except ValueError as error:
                 if str(error).startswith("Model path does not exist"):

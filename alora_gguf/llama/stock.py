@@ -18,6 +18,7 @@ from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary
 from alora_gguf.errors import AloraError, InputError, SavedSessionError
 from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
+from alora_gguf.options import check_grammar
 from alora_gguf.saved.session_file import SavedSession
 from alora_gguf.saved.snapshot import check
 
@@ -87,6 +88,7 @@ class Sampler:
             if not isinstance(grammar, LlamaGrammar):
                 raise InputError(f"grammar must be a LlamaGrammar, got {type(grammar).__name__}")
             llama = _native.load().llama  # stock would add a grammar that is not valid as null
+            check_grammar(grammar._grammar)
             llama.llama_sampler_free(grammar_sampler(llama, grammar._grammar, vocab))
         plain = last_n == 0 or (
             options["repeat_penalty"] == 1

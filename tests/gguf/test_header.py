@@ -400,3 +400,23 @@ def test_a_damaged_length_does_not_put_the_file_into_the_message() -> None:
     assert str(caught.value).startswith("f.gguf: metadata key 'kkk")
     assert str(caught.value).endswith("kkk' has the unknown type 99")
     assert len(str(caught.value)) < 700
+
+
+def test_counts_are_bounded_before_anything_is_built() -> None:
+    entry = struct.pack("<Q", 4), struct.pack("<IB", 0, 1)
+    n = 10_001
+    keys = b"".join(entry[0] + b"%04x" % i + entry[1] for i in range(n))
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, n) + keys
+    with pytest.raises(FileFormatError, match=f"has {n} metadata entries, expected at"):
+        read_header(data)
+    data = b"GGUF" + struct.pack("<IQQ", 3, 102_401, 0) + bytes(24 * 102_401)
+    with pytest.raises(FileFormatError, match="has 102401 tensors, expected at most 102400"):
+        read_header(data)
+    text = struct.pack("<Q", 1) + b"a" + struct.pack("<IQ", 8, (64 << 20) + 1)
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text + bytes((64 << 20) + 1)
+    with pytest.raises(FileFormatError, match="holds 67108865 bytes of text, expected at most"):
+        read_header(data)
+    strings = struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 4_000_001)
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + strings + bytes(8 * 4_000_001)
+    with pytest.raises(FileFormatError, match="has 4000001 strings, expected at most 4000000"):
+        read_header(data)

@@ -1,0 +1,71 @@
+"""Every pair of cell types with every flash attention opens and computes, or is refused by us:
+tried in one process a head size, so that an abort is an exit status.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.base_mutants import Parts, V
+from tests.support.tiny_base import write_base
+
+_CHILD = """
+import itertools, sys
+import alora_gguf as ag
+
+for k, v, flash in itertools.product(*(each.split(",") for each in sys.argv[2:])):
+    options = ag.ContextOptions(n_ctx=64, n_threads=1, type_k=k, type_v=v, flash_attn=flash)
+    try:
+        with ag.Model(sys.argv[1], options=options) as model, model.session() as session:
+            session.append([5, 6, 7, 8, 9])
+            "".join(session.generate(max_tokens=2, temperature=0))  # refuses what is not finite
+            print(k, v, flash, "works", flush=True)
+    except ag.ModelError as error:
+        print(k, v, flash, "refused" if "type_" in str(error) else error, flush=True)
+"""
+_KEYS, _VALUES = ("f16", "bf16", "q8_0", "q4_0", "iq4_nl"), ("f32", "f16", "q8_0")
+_FLASH = ("auto", "on", "off")
+
+
+def _with_heads(path: Path, size: int) -> Path:
+    """A tiny base whose two heads for keys, and for values, have `size` elements."""
+    parts = Parts.read(write_base(path))
+    for name in ("key_length", "value_length"):
+        parts.keys[f"llama.attention.{name}"] = V.UINT32, size
+    parts.keys["llama.rope.dimension_count"] = V.UINT32, size
+    for name, (kind, old, data) in parts.tensors.items():
+        shape = old
+        if ".attn_output." in name:
+            shape = size * 4, shape[1]
+        elif ".attn_" in name and len(shape) == 2:
+            shape = shape[0], shape[1] // 16 * size
+        n = 4
+        for each in shape:
+            n *= each
+        parts.tensors[name] = kind, shape, (data * (n // len(data) + 1))[:n]
+    path.write_bytes(parts.encode())
+    return path
+
+
+@pytest.mark.parametrize("size", [40, 48, 64])
+def test_cells_of_every_type(size: int, tmp_path: Path) -> None:
+    path = _with_heads(tmp_path / "base.gguf", size)
+    lists = [",".join(each) for each in (_KEYS, _VALUES, _FLASH)]
+    run = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(path), *lists],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-1000:]
+    found = dict(line.rsplit(" ", 1) for line in run.stdout.splitlines())
+    for k, v, flash in itertools.product(_KEYS, _VALUES, _FLASH):
+        blocks = "q8_0" in (k, v) or k in ("q4_0", "iq4_nl")
+        refused = (blocks and size % 32) or (v == "q8_0" and flash == "off")
+        assert found[f"{k} {v} {flash}"] == ("refused" if refused else "works"), (k, v, flash)
