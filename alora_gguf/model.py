@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -83,6 +84,9 @@ class Model:
             base.path, options, verbose=verbose, tuning=_tuning, cancel=cancel, progress=progress
         )
         self._runtime = runtime = Runtime(base, context)
+        for n_cells, how in base.departures:
+            if self.n_ctx > n_cells:
+                logging.getLogger("alora_gguf").warning("%s: %s", base.path, how)
         self._contracts = Contracts(runtime.bank.find)
         self._template: ChatTemplate | None = None
         self._special_tokens_in_text = special_tokens_in_text

@@ -130,7 +130,7 @@ def convert_adapter(
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
-    remarks += [another, *trigger.warnings, *job.warnings]
+    remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(
         out=target,

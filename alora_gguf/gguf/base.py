@@ -19,7 +19,7 @@ from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
-from .soundness import check_base, check_vocabulary, head_sizes, is_causal
+from .soundness import check_base, check_vocabulary, departures, head_sizes, is_causal
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -167,6 +167,7 @@ class BaseFile:
     does not say. `chat_template` is the Jinja text of its default one, None if it has none. `files`
     are all its files in order, `path` is that of the first. `causal`: whether tokens see only those
     before them. `head_sizes` are those of a head's keys and of its values, in any layer.
+    `departures` say from how many cells on llama.cpp computes otherwise than transformers, and how.
     """
 
     path: Path
@@ -176,6 +177,7 @@ class BaseFile:
     chat_template: str | None
     files: tuple[BasePart, ...]
     causal: bool = True
+    departures: tuple[tuple[int, str], ...] = ()
     head_sizes: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     @property
@@ -206,6 +208,7 @@ class BaseFile:
             template if isinstance(template, str) and template else None,
             tuple(files),
             is_causal(header),
+            departures(header),
             head_sizes(header),
         )
 

@@ -48,6 +48,8 @@ _ALIKE: Final = SAME_HEADS - _names(
 )
 # Those that assert of recurrent layers 2 * n_embd == d_inner
 _TWICE: Final = frozenset({"granitehybrid", "jamba"})
+# Those whose recurrent layers add a bias to their convolution
+_BIASED: Final = _names("falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe")
 # Graphs that are not causal, whatever the header says
 NOT_CAUSAL: Final = _names("dream gemma-embedding llada llada-moe rnd1")
 # Kernels that multiply with these there are none; a weight of one aborts at the first decode, or
@@ -130,6 +132,31 @@ def is_causal(header: GGUFHeader) -> bool:
     architecture = header.architecture
     causal = header.metadata.get(f"{architecture}.attention.causal")
     return architecture not in NOT_CAUSAL and causal is not False
+
+
+def departures(header: GGUFHeader) -> tuple[tuple[int, str], ...]:
+    """Where llama.cpp computes another base than transformers: from how many cells on, and how."""
+    base, found = _Base(header, {}, {}), list[tuple[int, str]]()
+    window = base.number("attention.sliding_window")
+    if base.architecture == "phi3" and window:
+        found.append(
+            (
+                window,
+                f"llama.cpp ignores this phi3's sliding window of {window} tokens: past it, the "
+                "base differs from the one that the adapter was trained on",
+            )
+        )
+    original = base.number("rope.scaling.original_context_length")
+    if original and any("rope_factors_long" in name for name in header.tensors):
+        found.append(
+            (
+                original,
+                "llama.cpp chooses LongRoPE's factors by n_ctx, transformers by the prompt: with "
+                f"n_ctx above {original}, shorter prompts are computed otherwise than in training; "
+                f"n_ctx={original} agrees, where that is enough",
+            )
+        )
+    return tuple(found)
 
 
 def _count_layers(base: _Base) -> Iterator[str]:
@@ -227,6 +254,25 @@ def _find_attention(base: _Base) -> Iterator[str]:
             yield f"there is neither '{one}' nor '{other}'"
 
 
+def _complete(base: _Base) -> Iterator[str]:
+    """What graphs use without looking whether it is there."""
+    a = base.architecture
+    for name in base.tensors if a in _BIASED else ():
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith(".ssm_conv1d.weight") and bias not in base.tensors:
+            yield f"there is no '{bias}'"
+    pattern, key = base.value("attention.sliding_window_pattern"), "sliding_window_pattern"
+    listed = isinstance(pattern, ArrayRef) and base.number("attention.sliding_window")
+    if listed and not any(base.header.array(f"{a}.attention.{key}")[: base.number("block_count")]):
+        yield f"{a}.attention.{key} names no layer, expected those with a sliding window"
+    n_head = next(iter(base.layers("attention.head_count")), 0)
+    if a == "jamba" and n_head:
+        size = base.number("embedding_length") // n_head
+        for key in ("key_length", "value_length"):
+            if base.number(f"attention.{key}", size) != size:
+                yield f"{a}.attention.{key} is not the {size} of embedding_length for each head"
+
+
 _RULES: Final[tuple[Callable[[_Base], Iterator[str]], ...]] = (
     _count_layers,
     _count_experts,
@@ -235,6 +281,7 @@ _RULES: Final[tuple[Callable[[_Base], Iterator[str]], ...]] = (
     _scale,
     _type_tensors,
     _find_attention,
+    _complete,
 )
 
 

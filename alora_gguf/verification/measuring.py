@@ -117,7 +117,7 @@ def verify(
     return replace(
         found,
         failures=tuple(failures(found, *wrong)),
-        warnings=tuple(warnings(found)),
+        warnings=(*(how for _, how in base_file.departures), *warnings(found)),
     )
 
 

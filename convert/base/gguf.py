@@ -8,6 +8,7 @@ from alora_gguf.errors import ConvertError, FileFormatError, UnsupportedAdapterE
 from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import GGUFHeader
 from alora_gguf.gguf.parser import ArrayRef, ValueType
+from alora_gguf.gguf.soundness import departures
 
 from .families import FAMILIES, supported_names
 from .model import BaseModel, Shape
@@ -43,6 +44,7 @@ class GGUFBase(BaseModel):
         stated = [value for value in values if isinstance(value, str) and value]
         self.names = tuple(stated or [header.name])
         self.tokenizer = GGUFTokenizer(header)
+        self.departures = departures(header)
 
     def _check_kind(self) -> None:
         header = self.header

@@ -47,6 +47,7 @@ class BaseModel(ABC):
     n_layers  transformer blocks
     n_vocab   token ids: the rows of the embedding
     tokenizer its vocabulary
+    departures where llama.cpp is known to compute otherwise than transformers
     """
 
     label: str
@@ -55,6 +56,7 @@ class BaseModel(ABC):
     n_layers: int
     n_vocab: int
     tokenizer: Tokenizer
+    departures: tuple[tuple[int, str], ...] = ()
 
     @property
     def architecture(self) -> str:

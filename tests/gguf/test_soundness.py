@@ -15,9 +15,12 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.gguf import soundness
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import nbytes_of
 from tests.support import base_fuzz, base_mutants, tiny_base
 from tests.support.base_mutants import Parts, V
+from tests.support.gguf_bytes import gguf_bytes
 from tests.support.upstream import upstream_tree
 
 _N_MUTANTS = 400
@@ -102,6 +105,33 @@ def test_norms_are_f32(tmp_path: Path) -> None:
     )
     with pytest.raises(ag.ModelError, match=r"'blk.0.attn_norm.weight' is F16, expected F32"):
         ag.Model(path)
+
+
+def test_where_llama_cpp_computes_otherwise_than_transformers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = Parts.read(tiny_base.write_base(tmp_path / "base.gguf"))
+    parts.keys["llama.rope.scaling.original_context_length"] = V.UINT32, 256
+    parts.keys["llama.rope.scaling.type"] = V.STRING, "longrope"
+    for kind in ("long", "short"):
+        ones = np.ones(8, np.float32).tobytes()
+        parts.tensors[f"rope_factors_{kind}.weight"] = 0, (8,), ones
+    path = tmp_path / "long.gguf"
+    path.write_bytes(parts.encode())
+    assert [n for n, _ in BaseFile.read(path).departures] == [256]
+    with ag.Model(path, n_ctx=256):
+        assert not caplog.records
+    with ag.Model(path, n_ctx=512):
+        assert "chooses LongRoPE's factors by n_ctx" in caplog.text
+    header = read_header(
+        gguf_bytes(
+            {"general.architecture": "phi3", "phi3.attention.sliding_window": 2047},
+            {"x": ("F32", (32,))},
+        )
+    )
+    ((n, how),) = soundness.departures(header)
+    assert n == 2047
+    assert "ignores this phi3's sliding window of 2047 tokens" in how
 
 
 def test_a_layer_without_attention(tmp_path: Path) -> None:
