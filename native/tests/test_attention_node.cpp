@@ -1,6 +1,7 @@
 // Our attention node against upstream's, as part of a graph: parameters, ALiBi's slopes, caps, sinks,
 // masks and splits mean the same to both; and what makes us leave upstream's node where it is.
 #include "alora-attention.h"
+#include "alora-host.h"
 #include "alora-segments.h"
 #include "alora-workspace.h"
 #include "backend.h"
