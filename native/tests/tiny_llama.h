@@ -1,4 +1,4 @@
-// A random Llama of two layers in a file, loaded, and adapters for it: what tests of the library as a
+// A random Llama or GLM4 of two layers in a file, loaded, and adapters for it: what tests of the library as a
 // whole need.
 #pragma once
 
@@ -23,7 +23,7 @@ struct tiny_llama {
     };
 
     // All that an adapter may change.
-    static std::vector<weight> weights() {
+    static std::vector<weight> weights(bool glm4 = false) {
         std::vector<weight> all;
         for (int64_t i = 0; i < N_LAYER; ++i) {
             const std::string blk = "blk." + std::to_string(i) + ".";
@@ -31,17 +31,21 @@ struct tiny_llama {
             all.push_back({ blk + "attn_k.weight", N_EMBD, N_HEAD_KV * D_HEAD });
             all.push_back({ blk + "attn_v.weight", N_EMBD, N_HEAD_KV * D_HEAD });
             all.push_back({ blk + "attn_output.weight", N_EMBD, N_EMBD });
-            all.push_back({ blk + "ffn_gate.weight", N_EMBD, N_FF });
-            all.push_back({ blk + "ffn_up.weight", N_EMBD, N_FF });
+            if (!glm4) {
+                all.push_back({ blk + "ffn_gate.weight", N_EMBD, N_FF });
+            }
+            all.push_back({ blk + "ffn_up.weight", N_EMBD, glm4 ? 2 * N_FF : N_FF });
             all.push_back({ blk + "ffn_down.weight", N_FF, N_EMBD });
         }
         all.push_back({ "output.weight", N_EMBD, N_VOCAB });
         return all;
     }
 
-    tiny_llama() : path(std::filesystem::temp_directory_path() / unique("alora-tiny-llama")) {
-        gguf_file file;
-        file.text("general.architecture", "llama");
+    explicit tiny_llama(bool glm4 = false) :
+        path(std::filesystem::temp_directory_path() / unique("alora-tiny-llama")) {
+        gguf_file         file;
+        const std::string arch = glm4 ? "glm4" : "llama";
+        file.text("general.architecture", arch.c_str());
         file.text("tokenizer.ggml.model", "no_vocab");
         for (const auto & [key, value] : std::vector<std::pair<const char *, int64_t>>{
                      { "vocab_size", N_VOCAB }, { "context_length", 512 },
@@ -49,10 +53,10 @@ struct tiny_llama {
                      { "feed_forward_length", N_FF }, { "attention.head_count", N_HEAD },
                      { "attention.head_count_kv", N_HEAD_KV },
                      { "rope.dimension_count", D_HEAD } }) {
-            file.number((std::string("llama.") + key).c_str(), (uint32_t) value);
+            file.number((arch + "." + key).c_str(), (uint32_t) value);
         }
-        file.real("llama.attention.layer_norm_rms_epsilon", 1e-5f);
-        for (const weight & w : weights()) {
+        file.real((arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
+        for (const weight & w : weights(glm4)) {
             file.tensor(w.name, w.n_in, w.n_out, 0.5f);
         }
         file.tensor("token_embd.weight", N_EMBD, N_VOCAB, 1.0f);
@@ -60,6 +64,11 @@ struct tiny_llama {
         for (int64_t i = 0; i < N_LAYER; ++i) {
             file.tensor("blk." + std::to_string(i) + ".attn_norm.weight", N_EMBD, 0, 1.0f);
             file.tensor("blk." + std::to_string(i) + ".ffn_norm.weight", N_EMBD, 0, 1.0f);
+            for (const char * norm : { ".post_attention_norm.weight", ".post_ffw_norm.weight" }) {
+                if (glm4) {
+                    file.tensor("blk." + std::to_string(i) + norm, N_EMBD, 0, 1.0f);
+                }
+            }
         }
         file.write(path);
 
@@ -76,17 +85,17 @@ struct tiny_llama {
     }
 
     // The bytes of an adapter of rank 4 for every weight, or for the embedding alone.
-    static std::string adapter(uint32_t seed, bool embedding = false) {
+    static std::string adapter(uint32_t seed, bool embedding = false, bool glm4 = false) {
         gguf_file file(seed);
         file.text("general.type", "adapter");
-        file.text("general.architecture", "llama");
+        file.text("general.architecture", glm4 ? "glm4" : "llama");
         file.text("adapter.type", "lora");
         file.real("adapter.lora.alpha", 4.0f);
         if (embedding) {  // its A is looked up by row
             file.tensor("token_embd.weight.lora_a", 4, N_VOCAB, 0.3f);
             file.tensor("token_embd.weight.lora_b", 4, N_EMBD, 0.3f);
         }
-        for (const weight & w : embedding ? std::vector<weight>() : weights()) {
+        for (const weight & w : embedding ? std::vector<weight>() : weights(glm4)) {
             file.tensor(w.name + ".lora_a", w.n_in, 4, 0.3f);
             file.tensor(w.name + ".lora_b", 4, w.n_out, 0.3f);
         }
