@@ -55,9 +55,29 @@ class Within(NamedTuple):
 def check_kind(value: object, name: str, test: _Test, words: str) -> None:
     """Raises InputError for a value that does not pass."""
     if not test(value):
+        if isinstance(value, str):
+            check_text(value, name)
         shown = repr(value)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         raise InputError(f"{name} must be {words}, got {shown}")
+
+
+def check_text(text: str, name: str) -> bytes:
+    """Text in UTF-8. Raises InputError for half of a surrogate pair, as JSON may hold."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} has half of a surrogate pair, {text[error.start]!r} at character "
+            f"{error.start}, which no file or model can hold; replace it, by U+FFFD say"
+        ) from None
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and (value.isascii() or value.encode() is not None)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_names(given: Iterable[str], known: Mapping[str, str], what: str) -> None:
@@ -180,6 +200,8 @@ def _alternative(kind: Any) -> tuple[_Test, str]:
         return (lambda _: True), words
     if base in (int, float):
         return _is_number(base), words
+    if base is str:
+        return _is_text, words
     if base is Callable:
         return callable, words
     if base in (Sequence, Iterable):  # arrays too; a mapping or a string is one by accident

@@ -145,3 +145,24 @@ def test_messages_name_the_call_the_place_and_what_there_is(model: ag.Model) -> 
         with pytest.raises(ag.InputError) as caught:
             function(**given)
         assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda _m, s: ag.Message("user", f"a{s}"), "content"),
+        (lambda _m, s: ag.Document("x", f"a{s}"), "title"),
+        (lambda _m, s: ag.Sampling(grammar=f"a{s}"), "grammar"),
+        (lambda m, s: m.tokenize(f"a{s}"), "text"),
+        (lambda m, s: m.session().append(f"a{s}"), "append"),
+        (lambda m, s: m.chat(system=f"a{s}"), "system"),
+        (lambda m, s: m.chat(template="x").say(f"a{s}"), "text"),
+        (lambda m, s: m.chat(template="x", documents=[f"a{s}"]), "text"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_by_name(files: Files, call: Any, name: str) -> None:
+    with (
+        files.model() as model,
+        pytest.raises(ag.InputError, match=rf"{name}.* has half of a surrogate pair.*character 1"),
+    ):
+        call(model, "\ud800")

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from alora_gguf._kinds import check_text
 from alora_gguf.errors import ClosedError, InputError, InvocationNotFoundError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 
@@ -42,21 +43,29 @@ class Vocabulary:
         self._spellable: _SpelledOut | None = None
         self._special: dict[int, bool] = {}
         self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
-        self._lock = threading.Lock()  # nobody is in C when the model is freed
+        # nobody is in C when the model is freed; a long text on one thread stops no other
+        self._readers, self._left = 0, threading.Condition()
         self._closed = False
 
     def close(self) -> None:
         """To be called before the model is freed."""
-        with self._lock:
+        with self._left:
             self._closed = True
+            self._left.wait_for(lambda: not self._readers)
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
         """llama.h, to ask about `handle`: the model is not freed meanwhile."""
-        with self._lock:
+        with self._left:
             if self._closed:
                 raise ClosedError(f"{self._name}: the model was closed")
+            self._readers += 1
+        try:
             yield self._llama
+        finally:
+            with self._left:
+                self._readers -= 1
+                self._left.notify_all()
 
     def _need_text(self) -> None:
         if not self.has_text:
@@ -81,8 +90,8 @@ class Vocabulary:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. Raises ModelError if the model has no vocabulary."""
         self._need_text()
+        data = check_text(text, f"{self._name}: the text")
         self._need_bytes(text)
-        data = text.encode("utf-8")
         size = len(data) + 8  # no more tokens than bytes, and a few special ones
         while True:
             buffer = (ctypes.c_int32 * size)()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alora_gguf.chat.tokenizer import Tokenizer
 from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, spans_for
+from alora_gguf.errors import ClosedError
+from tests.support import tiny_base
 
 A, B = Provenance("a", 1.0), Provenance("b", 1.0)
 
@@ -78,3 +83,20 @@ def test_it_equals_a_record_per_token(data: st.DataObject) -> None:
     while same < min(len(naive), len(target)) and naive[same] == target[same]:
         same += 1
     assert cached.common_prefix(want, spans_for(first, who)) == same
+
+
+def test_a_long_text_stops_no_other_thread(tmp_path: Path) -> None:
+    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="x") as opened:
+        vocab = opened._bare.vocab
+        with vocab.opened():  # as one that is in C for long
+            done = threading.Thread(target=vocab.encode, args=("the", "x"), kwargs={"begins": True})
+            done.start()
+            done.join(20)
+            assert not done.is_alive()
+            closing = threading.Thread(target=vocab.close)
+            closing.start()
+            closing.join(0.05)
+            assert closing.is_alive()  # the model is not freed meanwhile
+        closing.join(20)
+        with pytest.raises(ClosedError):
+            vocab.bos_to_add()
