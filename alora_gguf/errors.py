@@ -23,7 +23,8 @@ AloraError                       error              the root; a program that cat
 ├── ConvertError                 convert            a PEFT adapter cannot be converted
 │   └── UnsupportedAdapterError  unsupported        it uses something that would not convert exactly
 └── DecodeError                  decode             a batch could not be computed
-    └── CacheFullError           cache_full         the KV cache has no room for it
+    ├── CacheFullError           cache_full         the KV cache has no room for it
+    └── NotFiniteError           not_finite         it gave NaN or infinite values
 
 Some are Python's own kinds too: InputError is a ValueError, MissingFileError a FileNotFoundError,
 UnknownAdapterError a KeyError. A message names the file, the field or tensor, what was expected,
@@ -153,3 +154,7 @@ class DecodeError(AloraError, code="decode"):
 
 class CacheFullError(DecodeError, code="cache_full"):
     """The KV cache has no room for the tokens of a batch."""
+
+
+class NotFiniteError(DecodeError, code="not_finite"):
+    """The model computed NaN or infinite values; none of them are kept."""

@@ -23,6 +23,7 @@ from alora_gguf.errors import (
     AdapterMismatchError,
     DecodeError,
     InputError,
+    NotFiniteError,
     UnknownAdapterError,
 )
 from alora_gguf.gguf.adapter import AdapterFile
@@ -198,7 +199,7 @@ class Engine:
                         f"{first}, expected 0"
                     )
                 if self.native.not_finite(self.ctx, [(seq, 0, n)]):
-                    raise DecodeError(f"{self.path}: a saved cell holds what is not finite")
+                    raise NotFiniteError(f"{self.path}: a saved cell holds what is not finite")
             except BaseException:
                 with self.condition:
                     self.context.remove_from(seq, 0)

@@ -21,7 +21,14 @@ from typing import Final
 import numpy as np
 
 from alora_gguf._interrupts import allowed, check_interrupts, pending
-from alora_gguf.errors import AloraError, CacheFullError, CancelledError, ClosedError, DecodeError
+from alora_gguf.errors import (
+    AloraError,
+    CacheFullError,
+    CancelledError,
+    ClosedError,
+    DecodeError,
+    NotFiniteError,
+)
 from alora_gguf.options import CancelToken, Progress
 
 from .llama_context import Batch, LlamaContext, Logits, Request, Run
@@ -452,8 +459,8 @@ class Scheduler:
             else:
                 self._fail(request, error)
 
-    def _overflow(self) -> DecodeError:
-        return DecodeError(
+    def _overflow(self) -> NotFiniteError:
+        return NotFiniteError(
             f"{self._context.path}: the model computed keys, values or states that are not finite; "
             "they were taken out of the cache again. Use the adapter at a smaller scale, or cells "
             "of type_k and type_v 'bf16'"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.tokens import Vocabulary
-from alora_gguf.errors import DecodeError, InputError
+from alora_gguf.errors import DecodeError, InputError, NotFiniteError
 from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
 
 from .constraint import Constraint
@@ -129,10 +129,10 @@ class Chain:
 
 
 def likeliest(logits: Logits) -> int:
-    """The likeliest token of a row of logits. Raises DecodeError for a row that is not finite."""
+    """The likeliest token of a row of logits. Raises NotFiniteError."""
     best = int(np.argmax(logits))  # NaN counts as the largest
     if not math.isfinite(logits[best]):
-        raise DecodeError(
+        raise NotFiniteError(
             "the model computed logits that are not finite; its weights or an adapter's scale "
             "are unusable"
         )

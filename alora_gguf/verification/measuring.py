@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from alora_gguf._kinds import checked
 from alora_gguf.engine.llama_context import Logits
-from alora_gguf.errors import InputError, ModelError
+from alora_gguf.errors import InputError, ModelError, NotFiniteError
 from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
@@ -151,20 +152,27 @@ def _check_cells(model: Model, text: Text) -> CellsCheck:
     with model.session() as conversation:
         conversation.sync(text.tokens[:n_text])
         before = conversation.state()
-        with conversation.fork() as fork:
-            timings = fork.append(text.tokens[n_text:], adapter=_NAME)
+        reused = n_text
+        with conversation.fork() as fork, suppress(NotFiniteError):  # which is said elsewhere
+            reused = fork.append(text.tokens[n_text:], adapter=_NAME).reused
         untouched = conversation.state() == before
     equal = None
     if text.first:
         base = _cells(model, text.tokens, text.first, None)
-        equal = None if base is None else base == _cells(model, text.tokens, text.first, _NAME)
-    return CellsCheck(n_text, timings.reused, untouched, equal)
+        adapted = _cells(model, text.tokens, text.first, _NAME)
+        equal = None if None in (base, adapted) else base == adapted
+    return CellsCheck(n_text, reused, untouched, equal)
 
 
 def _cells(model: Model, tokens: tuple[int, ...], n: int, adapter: str | None) -> bytes | None:
-    """The first `n` cells of a text that was read in one batch; None if they cannot be cut out."""
+    """The first `n` cells of a text that was read in one batch; None if they cannot be cut out, or
+    nothing is kept of it.
+    """
     with model.session() as session:
-        session.sync(tokens, adapter=adapter)
+        try:
+            session.sync(tokens, adapter=adapter)
+        except NotFiniteError:
+            return None
         session.rewind(n)
         return session.state() if session.cached == n else None
 

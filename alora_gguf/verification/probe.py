@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.engine.runtime import Runtime
-from alora_gguf.errors import DecodeError, ModelError
+from alora_gguf.errors import DecodeError, ModelError, NotFiniteError
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
 
@@ -106,7 +106,10 @@ def _read(
             if n_head:
                 engine.decode([Run(seq, tokens[:n_head], "none")])
             with tap.watching(n_rows) as layers:
-                (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
+                try:
+                    (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
+                except NotFiniteError:
+                    logits = np.full((n_rows, runtime.vocab.n_tokens), np.nan, np.float32)
     finally:
         engine.drop(seq)
     return Reading(cast(Logits, logits), dict(sorted(layers.items())))

@@ -21,9 +21,7 @@ from alora_gguf import (
     AdapterMismatchError,
     AloraError,
     CacheFullError,
-    ContextOptions,
     ContractError,
-    DecodeError,
     Document,
     InputError,
     Invocation,
@@ -32,6 +30,7 @@ from alora_gguf import (
     Message,
     Model,
     ModelError,
+    NotFiniteError,
     SavedSessionError,
     UnknownAdapterError,
     UnsupportedAdapterError,
@@ -107,7 +106,11 @@ def cut_short(files: Files, folder: Path) -> None:
 
 
 def no_such_cache(files: Files, folder: Path) -> None:
-    files.model(options=ContextOptions(type_v="q8_0", flash_attn="off"))
+    from llama_cpp import llama_cpp
+
+    with pytest.MonkeyPatch.context() as patch:  # as where memory ends
+        patch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
+        files.model()
 
 
 def dora(files: Files, folder: Path) -> None:
@@ -214,7 +217,7 @@ RAISED: dict[str, tuple[type[AloraError], Raise]] = {
     "holds no contract": (ContractError, no_contract),
     "does not occur in these": (InvocationNotFoundError, no_invocation),
     "numbers sentences, which nltk splits": (InputError, no_sentences),
-    "the model computed logits that are not finite": (DecodeError, not_finite),
+    "that are not finite": (NotFiniteError, not_finite),
     "has no chat template": (ModelError, no_template),
     "the KV cache is full": (CacheFullError, no_cells),
     "sequences are in use": (CacheFullError, no_sequences),
