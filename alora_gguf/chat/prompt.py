@@ -34,6 +34,9 @@ OURS: Final = frozenset(
 _LONG: Final = 64
 """Characters before a seam that are looked at: more than a control token has."""
 
+_WORDS: Final = 1000
+"""Characters of a template's own message that are shown: a screen, not a scrollback of them."""
+
 _Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object]]
 
 
@@ -61,9 +64,11 @@ class ChatTemplate:
                 prompt: Jinja2ChatFormatter(source, eos, bos, add_generation_prompt=prompt)
                 for prompt in (True, False)
             }
-        except TemplateError as error:
+        # what is nested too deeply is for Jinja's parser or for Python's
+        except (TemplateError, RecursionError, SyntaxError, MemoryError, ValueError) as error:
             raise ModelError(
-                f"{name}: the chat template cannot be parsed: {error}; pass another as template="
+                f"{name}: the chat template cannot be parsed: {_shown(error)}; pass another as "
+                "template="
             ) from error
 
     @cached_property
@@ -119,13 +124,19 @@ class ChatTemplate:
             )
         except Exception as error:  # a template may do, and fail at, anything
             raise InputError(
-                f"{self.name}: the chat template refused the conversation: "
-                f"{str(error) or type(error).__name__}"
+                f"{self.name}: the chat template refused the conversation: {_shown(error)}"
             ) from error
         written: str = rendered.prompt
         if "strftime_now" not in self.source:
             self._latest.append((key, written))
         return written
+
+
+def _shown(error: BaseException) -> str:
+    """A template's own words, which steer no terminal."""
+    text = str(error) or type(error).__name__
+    text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text[: _WORDS + 1])
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
 
 
 @dataclass(frozen=True, slots=True)

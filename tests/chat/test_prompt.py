@@ -400,3 +400,13 @@ def test_it_writes_no_token_that_the_template_does_not(asker: Asker) -> None:
 
 def test_a_grammars_words_are_what_the_tests_say() -> None:
     assert says('a"b').grammar == 'root ::= "a\\"b" '
+
+
+def test_a_template_that_is_too_deep_or_speaks_in_escape_codes(model: ag.Model) -> None:
+    with pytest.raises(ag.ModelError, match="cannot be parsed"):
+        Asker(model, "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}")
+    shouts = Asker(model, "{{ raise_exception('\\x1b[2J' + 'a' * 5000) }}")
+    with pytest.raises(ag.InputError) as caught:
+        shouts.dialogue().written(prompt=True)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1100
