@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ._kinds import checked
+from ._calls import checked
 from .errors import InputError
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.prompt import ChatTemplate
 
-from ._interrupts import uninterrupted
-from ._kinds import checked
+from ._calls import checked, uninterrupted
 from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import LlamaContext

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypedDict, TypeVar, cast
 
-from ._kinds import Within, check_kind, check_names, checked
+from ._calls import Within, check_kind, check_names, checked
 from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]

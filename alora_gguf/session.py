@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._interrupts import uninterrupted
-from ._kinds import checked
+from ._calls import checked, uninterrupted
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
 from .engine.tokens import BASE, Spans, spans_for

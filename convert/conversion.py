@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.errors import ConvertError, InputError
 from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import measure_gguf, write_gguf

@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf._interrupts import uninterrupted
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked, uninterrupted
 from alora_gguf.engine.special import spelled
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.engine.loading import BareVocabulary
 from alora_gguf.engine.tokens import common, find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError

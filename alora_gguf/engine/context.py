@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
-from alora_gguf._interrupts import uninterrupted
+from alora_gguf._calls import uninterrupted
 from alora_gguf.errors import (
     AdapterInUseError,
     AdapterMismatchError,

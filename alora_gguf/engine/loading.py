@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf._interrupts import allowed, check_interrupts, pending
+from alora_gguf._calls import allowed, check_interrupts, pending
 from alora_gguf.errors import CancelledError, ModelError
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import (

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from alora_gguf._interrupts import allowed, check_interrupts, pending
+from alora_gguf._calls import allowed, check_interrupts, pending
 from alora_gguf.errors import (
     AloraError,
     CacheFullError,

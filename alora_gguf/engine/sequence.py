@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Final
 
-from alora_gguf._interrupts import uninterrupted
+from alora_gguf._calls import uninterrupted
 from alora_gguf.errors import ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from alora_gguf._kinds import check_text
+from alora_gguf._calls import check_text
 from alora_gguf.errors import ClosedError, InputError, InvocationNotFoundError, ModelError
 from alora_gguf.gguf.adapter import AdapterFile
 
@@ -270,7 +270,7 @@ class CachedTokens:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._starts: list[int] = [0]
-        self._kinds: list[Provenance] = [BASE]
+        self._calls: list[Provenance] = [BASE]
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -283,11 +283,11 @@ class CachedTokens:
     @property
     def spans(self) -> Spans:
         """The provenance of all tokens, run-length coded."""
-        return tuple(zip(self._starts, self._kinds, strict=True))
+        return tuple(zip(self._starts, self._calls, strict=True))
 
     def at(self, position: int) -> Provenance:
         """The provenance of the token at `position` (0-based)."""
-        return self._kinds[bisect_right(self._starts, position) - 1]
+        return self._calls[bisect_right(self._starts, position) - 1]
 
     def extend(self, tokens: Sequence[int], spans: Spans) -> None:
         """Appends tokens; `spans` count from the start of the sequence, as everywhere here."""
@@ -299,24 +299,24 @@ class CachedTokens:
             if start >= min(end, new):
                 continue
             if start == 0:
-                self._starts, self._kinds = [0], [kind]
-            elif self._kinds[-1] != kind:
+                self._starts, self._calls = [0], [kind]
+            elif self._calls[-1] != kind:
                 self._starts.append(start)
-                self._kinds.append(kind)
+                self._calls.append(kind)
 
     def truncate(self, n: int) -> None:
         """Keeps the first `n` tokens."""
         del self._tokens[n:]
         keep = max(1, bisect_right(self._starts, n - 1))
-        del self._starts[keep:], self._kinds[keep:]
+        del self._starts[keep:], self._calls[keep:]
         if n <= 0:
-            self._starts, self._kinds = [0], [BASE]
+            self._starts, self._calls = [0], [BASE]
 
     def copy(self, n: int) -> CachedTokens:
         """The first `n` tokens, for a fork."""
         other = CachedTokens()
         other._tokens = self._tokens[:n]
-        other._starts, other._kinds = self._starts.copy(), self._kinds.copy()
+        other._starts, other._calls = self._starts.copy(), self._calls.copy()
         other.truncate(n)
         return other
 

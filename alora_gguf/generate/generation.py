@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alora_gguf._interrupts import uninterrupted
+from alora_gguf._calls import uninterrupted
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import Spans
 from alora_gguf.errors import CancelledError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 from alora_gguf.files import open_file
 

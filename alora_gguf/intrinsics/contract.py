@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.errors import ContractError, InputError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from alora_gguf._kinds import Within
+from alora_gguf._calls import Within
 
 from .reply import JsonValue, Path, PathPattern, Places, is_cut_off, scan
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES

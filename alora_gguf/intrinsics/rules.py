@@ -211,7 +211,7 @@ class MergeSpans(Rule):
     end_field: str
     text_field: str | None = None
 
-    def _kinds(self) -> list[tuple[str, str, tuple[type, ...]]]:
+    def _calls(self) -> list[tuple[str, str, tuple[type, ...]]]:
         """The fields of a span, each with what it must be."""
         single: tuple[type, ...] = (type(None), bool, int, float, str)
         kinds = [(name, "a single value", single) for name in self.group_fields]
@@ -219,7 +219,7 @@ class MergeSpans(Rule):
         return kinds if self.text_field is None else [*kinds, (self.text_field, "a text", (str,))]
 
     def _check(self, said: Mapping[str, Item], places: Collection[str]) -> None:  # noqa: ARG002
-        names = [name for name, _, _ in self._kinds()]
+        names = [name for name, _, _ in self._calls()]
         for name in names:
             if names.count(name) > 1:
                 found = f"{name!r} in two"
@@ -250,7 +250,7 @@ class MergeSpans(Rule):
 
     def _check_span(self, span: Record, here: Path, reply: Reply) -> None:
         fix = "project to the fields that are named, and put decode_sentences before it"
-        kinds = self._kinds()
+        kinds = self._calls()
         unknown = sorted(set(span) - {name for name, _, _ in kinds})
         if unknown:
             problem = f"{show_path(here)} has the field {unknown[0]!r}, which has no part in it"

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import numpy as np
 from llama_cpp import Llama as Stock
 
-from alora_gguf._interrupts import uninterrupted
+from alora_gguf._calls import uninterrupted
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run

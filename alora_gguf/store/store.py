@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
 from alora_gguf.files import abandoned, locked, owned, sync_folder, write_whole
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from alora_gguf._kinds import checked
+from alora_gguf._calls import checked
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError, ModelError, NotFiniteError
 from alora_gguf.generate.sampling import log_total

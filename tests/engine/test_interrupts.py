@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alora_gguf import _interrupts
+from alora_gguf import _calls
 from tests.support import inside
 from tests.support.files import Files
 
@@ -154,14 +154,14 @@ def test_handlers_stay_the_programs(files: Files) -> None:
     try:
         signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
         mine = signal.getsignal(signal.SIGINT)
-        with _interrupts.deferred:
-            with _interrupts.deferred:
+        with _calls.deferred:
+            with _calls.deferred:
                 signal.raise_signal(signal.SIGINT)
             assert seen == []
-            assert _interrupts.pending()
+            assert _calls.pending()
         assert seen == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is mine
-        with _interrupts.deferred:
+        with _calls.deferred:
             signal.signal(signal.SIGINT, before)  # as a library may amid a call
         assert signal.getsignal(signal.SIGINT) is before
     finally:
@@ -169,9 +169,9 @@ def test_handlers_stay_the_programs(files: Files) -> None:
 
 
 def test_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_interrupts, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_calls, "_PATIENCE", 0.05)
 
-    @_interrupts.uninterrupted
+    @_calls.uninterrupted
     def hangs() -> None:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0.1)
