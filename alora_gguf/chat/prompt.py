@@ -41,7 +41,7 @@ _Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object]]
 
 
 class ChatTemplate:
-    """A Jinja chat template, rendered in llama-cpp-python's sandbox; for any thread."""
+    """A Jinja chat template, rendered in a sandbox and under limits; for any thread."""
 
     def __init__(
         self, source: str, vocab: Vocabulary, name: str, *, special_tokens_in_text: bool = False
@@ -52,7 +52,8 @@ class ChatTemplate:
         """
         # after the native library, which it would look for elsewhere
         from jinja2 import TemplateError
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        from .limits import Formatter
 
         self.source, self.name = source, name
         self.special_tokens_in_text = special_tokens_in_text
@@ -61,7 +62,7 @@ class ChatTemplate:
         bos, eos = vocab.special_text("bos"), vocab.special_text("eos")
         try:
             self._formatters: dict[bool, Any] = {
-                prompt: Jinja2ChatFormatter(source, eos, bos, add_generation_prompt=prompt)
+                prompt: Formatter(source, eos, bos, add_generation_prompt=prompt)
                 for prompt in (True, False)
             }
         # what is nested too deeply is for Jinja's parser or for Python's

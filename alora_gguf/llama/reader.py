@@ -17,6 +17,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf._calls import uninterrupted
 from alora_gguf.chat.asking import Contracts
+from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import check_cache
@@ -84,7 +85,8 @@ class Reader(Stock):
                 base = BaseFile.read(path, settings["kv_overrides"]) if known else None
                 if base is not None:
                     check_cache(base, options)
-                super().__init__(path, **settings)
+                with bounded_templates():
+                    super().__init__(path, **settings)
             except ValueError as error:
                 if str(error).startswith("Model path does not exist"):
                     raise InputError(str(error)) from None
