@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
-from urllib.parse import unquote
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,27 @@ from numpy.typing import NDArray
 from alora_gguf.engine.tokens import Vocabulary, token_bytes
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 
+from .endless import n_nodes, never_ends
+
 _Bools = NDArray[np.bool_]
 
 MAX_SCHEMA: Final = 256 * 1024
 """The longest schema that is compiled, in characters of compact JSON."""
 
+MAX_NODES: Final = 10_000
+"""The most objects and arrays of a schema: no chain of references through them is longer."""
+
+_STACK: Final = (
+    128 << 20
+)  # bytes, of which only those in use are taken: 13 KiB for each node, where
+# llguidance, which recurses along references, takes 2 to 6; a thread's own stack may have 512 KiB
+
+_T = TypeVar("_T")
+_starting: Final = threading.Lock()  # the size of new threads' stacks is one for the process
 _compiling: Final = threading.Lock()  # a vocabulary is read once, though several threads want it
 _MAX_KEPT: Final = 32  # compiled schemas per vocabulary: some 100 KiB each
 _BANNED: Final = np.float32(-np.inf)
+_MAX_PIECE: Final = 512  # bytes of a token that replies may use: llguidance panics at longer ones
 _SPECIAL: Final = b"\xff"  # llguidance's mark of a token that no text contains
 
 # What json.dumps writes, with and without an indent, and what comes near: one or two spaces, or one
@@ -205,12 +218,44 @@ def grammar_of(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     return f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
 
 
-def _compile(text: str, tokens: _Tokens) -> Constraint:
+def compile_grammar(grammar: str, tokenizer: Any, limits: Any) -> Any:
+    """Llguidance's matcher of a grammar, which may have failed; no depth that a schema can have
+    exhausts the stack.
+    """
     from llguidance import LLMatcher
 
+    return _deep(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=limits))
+
+
+def _deep(work: Callable[[], _T]) -> _T:
+    """What `work`, a call of llguidance, returns on a thread with a deep stack."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="schema")
+    with _starting:
+        before = threading.stack_size(_STACK)
+        try:
+            future = pool.submit(work)
+        except RuntimeError as error:
+            size = f"a thread with {_STACK >> 20} MiB of address space"
+            raise SchemaError(f"the JSON Schema needs {size} to be compiled: {error}") from None
+        finally:
+            threading.stack_size(before)
+            pool.shutdown(wait=False)
+    try:
+        return future.result()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # no Exception, and has no public name
+            raise
+        reason = _one_line(str(error))
+        raise SchemaError(f"the JSON Schema cannot be compiled for this model: {reason}") from None
+
+
+def _compile(text: str, tokens: _Tokens) -> Constraint:
     schema = json.loads(text)
-    grammar = grammar_of(schema, _OPTIONS)
-    prototype = LLMatcher(tokens.tokenizer, grammar, log_level=0, limits=tokens.limits)
+    if (n := n_nodes(schema)) > MAX_NODES:
+        raise SchemaError(
+            f"the JSON Schema has {n} objects and arrays, expected at most {MAX_NODES}"
+        )
+    prototype = compile_grammar(grammar_of(schema, _OPTIONS), tokens.tokenizer, tokens.limits)
     if prototype.is_error():
         raise SchemaError(f"the JSON Schema cannot be used: {_reason(text, prototype, tokens)}")
     if never_ends(schema):
@@ -229,7 +274,7 @@ def _reason(text: str, failed: Any, tokens: _Tokens) -> str:
         alone = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
     except ValueError as error:  # JSON to Python and not to Rust: lone surrogates, deep nesting
         return _one_line(str(error))
-    matcher = LLMatcher(tokens.tokenizer, alone, log_level=0, limits=tokens.limits)
+    matcher = compile_grammar(alone, tokens.tokenizer, tokens.limits)
     return _one_line((matcher if matcher.is_error() else failed).get_error())
 
 
@@ -272,7 +317,8 @@ def _read_tokens(vocab: Vocabulary) -> _Tokens:
             "so a reply cannot be constrained by a JSON Schema"
         )
     wrapper: Any = _Pieces(pieces, ends[0])
-    tokenizer = LLTokenizer(wrapper, eos_token=ends, slices=LLTokenizer.json_slices())
+    slices = LLTokenizer.json_slices()
+    tokenizer = _deep(lambda: LLTokenizer(wrapper, eos_token=ends, slices=slices))
     wrapper.tokens.clear()  # it keeps the wrapper, and has read them
     limits = LLParserLimits(verbose_errors=False)
     return _Tokens(tokenizer, limits, vocab.n_tokens, frozenset(ends), np.array(ends, np.intp))
@@ -280,67 +326,12 @@ def _read_tokens(vocab: Vocabulary) -> _Tokens:
 
 def _piece(llama: Any, vocab: Vocabulary, token: int) -> bytes:
     """The bytes that a token adds to a reply's text; a mark where it adds none (control, unknown
-    and unused tokens), or is user-defined as a tag (`<tool_call>`): such tokens are not JSON.
+    and unused tokens) or too many, or is user-defined as a tag (`<tool_call>`): such tokens are
+    not JSON.
     """
     piece = token_bytes(llama, vocab.handle, token, special=False)
     if piece.startswith(b"<") and piece.endswith(b">"):
         attributes = llama.llama_vocab_get_attr(vocab.handle, token)
         if attributes & llama.LLAMA_TOKEN_ATTR_USER_DEFINED:
             piece = b""
-    return piece or _SPECIAL + b"[%d]" % token
-
-
-def never_ends(schema: Mapping[str, Any]) -> bool:
-    """Whether every matching value would have to contain itself: no finite one exists."""
-    pending = {ref: _resolve(schema, ref) for ref in _references(schema)}
-    ending = {ref for ref, node in pending.items() if node is None}  # not ours to judge
-    while now := {r for r in pending.keys() - ending if _can_end(pending[r], ending)}:
-        ending |= now
-    return not _can_end(schema, ending)
-
-
-def _references(node: Any) -> set[str]:
-    """Every $ref anywhere in a schema."""
-    parts: Iterable[Any] = node if isinstance(node, list) else ()
-    own = set()
-    if isinstance(node, Mapping):
-        parts = node.values()
-        own = {ref for ref in [node.get("$ref")] if isinstance(ref, str)}
-    return own.union(*map(_references, parts))
-
-
-def _resolve(root: Mapping[str, Any], ref: str) -> Any:
-    """What a reference within the schema names; None for any other, or one that names nothing."""
-    if ref != "#" and not ref.startswith("#/"):
-        return None
-    node: Any = root
-    for part in ref.split("/")[1:]:
-        key = unquote(part).replace("~1", "/").replace("~0", "~")
-        try:
-            node = node[int(key) if isinstance(node, list) else key]
-        except (LookupError, TypeError, ValueError):
-            return None
-    return node
-
-
-def _can_end(node: Any, ending: set[str]) -> bool:
-    """Whether a finite value can match, if the references in `ending` are those that can end."""
-    if not isinstance(node, Mapping):
-        return node is not False
-    if "$ref" in node and node["$ref"] not in ending:
-        return False
-    for key, quantifier in (("allOf", all), ("anyOf", any), ("oneOf", any)):
-        parts = node.get(key)
-        if isinstance(parts, list) and not quantifier(_can_end(part, ending) for part in parts):
-            return False
-    # what a value must hold; a number or the like may match, as far as another node goes
-    needed: list[Any] = []
-    if node.get("type") in ("array", ["array"]) and isinstance(node.get("minItems"), int):
-        first = node.get("prefixItems")
-        needed = [*(first if isinstance(first, list) else ()), node.get("items")]
-        needed = needed[: node["minItems"]]
-    elif node.get("type") in ("object", ["object"]) and isinstance(node.get("required"), list):
-        properties = node.get("properties")
-        if isinstance(properties, Mapping):
-            needed = [properties.get(name) for name in node["required"] if isinstance(name, str)]
-    return all(_can_end(part, ending) for part in needed)
+    return piece if 0 < len(piece) <= _MAX_PIECE else _SPECIAL + b"[%d]" % token

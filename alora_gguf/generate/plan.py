@@ -31,7 +31,7 @@ from alora_gguf.engine.tokens import (
 from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Invocation
 
-from .constraint import grammar_of
+from .constraint import compile_grammar, grammar_of
 from .sampling import SampledReply
 
 _MAX_PATHS: Final = 8
@@ -179,11 +179,11 @@ def _answers(found: Sequence[bytes]) -> tuple[str, ...] | None:
 
 
 def _matcher(schema: str) -> Any:
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLParserLimits
 
     grammar = grammar_of(json.loads(schema), _SPELLING)
     limits = LLParserLimits(verbose_errors=False)
-    return LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
+    return compile_grammar(grammar, _tokenizer(), limits)
 
 
 @functools.cache

@@ -266,7 +266,7 @@ def rewrite(
             raise _no_message(contract, "the instruction quotes the last message")
         if quote is not None:
             values = {name: quote(value) for name, value in values.items()}
-        messages.append(Message("user", fill(contract.instruction, values)))
+        messages.append(Message("user", fill(contract.instruction, values, contract.source)))
     return Request(
         messages=tuple(messages),
         documents=tuple(documents),
@@ -356,6 +356,7 @@ def transform(
     reply = Reply(source, value, places, tokens, request.sentences)
     for rule in contract.transformations:
         value = rule.apply(value, reply)
+        reply.check(value, rule.name)
     return Outcome(value, tuple(reply.used))
 
 

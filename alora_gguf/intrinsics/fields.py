@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from alora_gguf._calls import Within
+from alora_gguf.errors import InputError
 
 from .reply import JsonValue, Path, PathPattern, Places, is_cut_off, scan
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
@@ -26,6 +27,8 @@ Pairs: TypeAlias = tuple[tuple[str, str], ...]
 # of a Sentence, by its own names, in the order of the new fields
 OUTPUTS: Final = ("begin", "end", "text", "document_id", "message_index")
 _NAMES: Final = "a list of fields' names, each once"
+MAX_INSTRUCTION: Final = 1 << 20  # characters, once filled in: a field may stand there many times
+_MAX_PREFIX: Final = 32  # characters, written before each sentence
 # of a template: a brace that is written twice, a field, or what is neither
 _BRACES: Final = re.compile(
     r"\{\{|\}\}|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<wrong>\{(?:[^{}]|\{[^{}]*\})*\}?|\})"
@@ -70,7 +73,11 @@ def _sentences(item: Item) -> dict[str, str]:
     wanted = f'a mapping from {", ".join(PLACES)} to prefixes, such as {{last_message: "r"}}'
     fix = 'give the letters before the number, such as "c" for <c0>'
     entries = item.entries(wanted, "write `~` if no sentences are numbered")
-    return {key.choice(PLACES): value.text(fix) for key, value in entries.items()}
+    for value in entries.values():
+        if len(value.text(fix)) > _MAX_PREFIX:
+            found = f"{len(value.text())}"
+            raise value.error(f"at most {_MAX_PREFIX} characters", fix, found=found)
+    return {key.choice(PLACES): value.text() for key, value in entries.items()}
 
 
 def _instruction(item: Item) -> str:
@@ -97,8 +104,17 @@ def fields_of(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """A template with its fields filled in."""
+def fill(template: str, values: Mapping[str, str], source: str) -> str:
+    """A template with its fields filled in. Raises InputError if that is too long; `source` stands
+    for the contract in the message.
+    """
+    names = (match["name"] for match in _BRACES.finditer(template))
+    n = len(template) + sum(len(values[name]) for name in names if name)
+    if n > MAX_INSTRUCTION:
+        raise InputError(
+            f"{source}: the instruction has {n} characters once its fields are filled in, expected "
+            f"at most {MAX_INSTRUCTION}; shorten the messages or arguments that it repeats"
+        )
     return _BRACES.sub(
         lambda m: values[m["name"]] if m["name"] else m["wrong"] or m[0][0], template
     )

@@ -26,7 +26,9 @@ PathPattern: TypeAlias = tuple[str | int | None, ...]
 Places: TypeAlias = dict[Path, tuple[int, int]]
 """Where the values of a JSON text stand in it: text[begin:end] is the JSON of the one at a path."""
 
-MAX_DEPTH: Final = 100  # nested arrays and objects
+MAX_DEPTH: Final = 100  # nested arrays and objects, of a reply and of an answer
+MAX_MADE: Final = 200_000  # fields and items of an answer, and those that all rules make
+MAX_CHARACTERS: Final = 4 << 20  # of the strings of an answer: rules repeat sentences and fields
 # of a valid JSON text: a string, with the colon behind a key; a bracket; or another value
 _PIECE: Final = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[][{}]|[^][{}",:\s]+')
 # what the parser stops at where a text is cut off within a word, a number or an escape
@@ -171,12 +173,12 @@ def show_value(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reply:
     """What a rule may look at besides the value that other rules have changed.
 
     `source` stands for it in messages. `tokens` are those of the text, None if nothing weighs them;
-    `used` collects those that were weighed.
+    `used` collects those that were weighed, `made` counts the fields and items of new values.
     """
 
     source: str
@@ -185,6 +187,37 @@ class Reply:
     tokens: Sequence[TokenLogprob] | None
     sentences: Mapping[str, tuple[Sentence, ...]]
     used: list[TokenLogprob] = field(default_factory=list)
+    made: int = 0
+
+    def make(self, n: int, rule: str) -> None:
+        """Counts what a rule is about to make. Raises OutputError if it is too much."""
+        self.made += n
+        if self.made > MAX_MADE:
+            raise self._too_large(rule, f"more than {MAX_MADE} fields and items")
+
+    def check(self, value: JsonValue, rule: str) -> None:
+        """Raises OutputError if what a rule has made is too deep or says too much."""
+        values, characters, depth, level = 0, 0, 0, [value]
+        while level:
+            characters += sum(len(part) for part in level if isinstance(part, str))
+            parts = [part for part in level if isinstance(part, (dict, list))]
+            characters += sum(sum(map(len, part)) for part in parts if isinstance(part, dict))
+            values += sum(map(len, parts))  # a part may stand in many places
+            depth += bool(parts)
+            if values > MAX_MADE:
+                raise self._too_large(rule, f"more than {MAX_MADE} fields and items")
+            if characters > MAX_CHARACTERS:
+                raise self._too_large(rule, f"more than {MAX_CHARACTERS} characters")
+            if depth > MAX_DEPTH:
+                raise self._too_large(rule, f"more than {MAX_DEPTH} arrays and objects in a row")
+            level = [
+                inner
+                for part in parts
+                for inner in (part.values() if isinstance(part, dict) else part)
+            ]
+
+    def _too_large(self, rule: str, found: str) -> OutputError:
+        return OutputError(f"{self.source}: rule {rule}: makes {found} of it; simplify the rules")
 
     def token_at(self, offset: int) -> tuple[TokenLogprob, int]:
         """The token that the character at `offset` is of, and the offset of its beginning.

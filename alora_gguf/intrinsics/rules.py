@@ -22,6 +22,8 @@ from .yaml_file import Item, Scalar
 TOP_LOGPROBS: Final = 10  # alternatives that are looked at, the chosen token among them
 _FIX: Final = "the contract's response_format must say so, and no earlier rule may change it"
 
+MAX_RULES: Final = 100  # of a contract; those that are known have at most six
+
 Record: TypeAlias = dict[str, JsonValue]
 
 
@@ -85,6 +87,7 @@ class Nest(Rule):
     field_name: str
 
     def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:  # noqa: ARG002
+        reply.make(1, self.name)
         return {self.field_name: found}
 
 
@@ -98,9 +101,11 @@ class Project(Rule):
     retained_fields: Pairs
 
     def _change(self, found: JsonValue, here: Path, reply: Reply) -> JsonValue:
+        reply.make(len(self.retained_fields), self.name)
         if isinstance(found, dict):
             return {new: found.get(old) for old, new in self.retained_fields}
         records = self._records(found, here, reply, "an object or ")
+        reply.make(len(self.retained_fields) * len(records), self.name)
         return [{new: record.get(old) for old, new in self.retained_fields} for record in records]
 
 
@@ -117,6 +122,7 @@ class Explode(Rule):
             items = self._field_of(record, self.target_field, (*here, i), reply)
             if not isinstance(items, list):
                 raise self._unlike(reply, (*here, i, self.target_field), items, "an array")
+            reply.make(len(items) * len(record), self.name)
             out += [{**record, self.target_field: item} for item in items]  # in the same order
         return out
 
@@ -193,6 +199,7 @@ class DecodeSentences(Rule):
                     "a response_format with integers keeps replies to numbers; the model must know "
                     "the numbers from the conversation",
                 )  # fmt: skip
+            reply.make(len(self.output_names), self.name)
             out |= {name: getattr(known[number], what) for what, name in self.output_names}
         return out
 
@@ -364,6 +371,9 @@ def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
     if item.is_null or item.value == ():
         return ()
     elements = item.elements("a list of rules, or null", "begin each rule with `- type:`")
+    if len(elements) > MAX_RULES:
+        fix = "a contract needs far fewer"
+        raise item.error(f"at most {MAX_RULES} rules", fix, found=str(len(elements)))
     return tuple(_read_rule(element, places) for element in elements)
 
 

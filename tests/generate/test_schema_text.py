@@ -15,7 +15,8 @@ import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import SchemaError
-from alora_gguf.generate.constraint import Constraint, Matcher, never_ends
+from alora_gguf.generate.constraint import Constraint, Matcher
+from alora_gguf.generate.endless import never_ends
 from alora_gguf.generate.plan import fixed
 from tests.support import inside
 

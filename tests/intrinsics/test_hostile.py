@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alora_gguf.errors import ContractError
-from alora_gguf.intrinsics import Contract
+from alora_gguf import Message
+from alora_gguf.errors import ContractError, InputError, OutputError
+from alora_gguf.intrinsics import Contract, rewrite, transform
+from alora_gguf.intrinsics.fields import MAX_INSTRUCTION
+from alora_gguf.intrinsics.reply import MAX_CHARACTERS, MAX_DEPTH, MAX_MADE
 from alora_gguf.intrinsics.yaml_file import MAX_BYTES
 
 from .corpus_cases import CORPUS
@@ -98,3 +103,83 @@ def test_a_damaged_contract_is_refused_or_read(data: st.DataObject) -> None:
     other = data.draw(st.text(alphabet="{}[]:,-|>&*!%@`'\"~#? \n\tab01.é\x00", max_size=5))
     with contextlib.suppress(ContractError):
         Contract.parse(text[:begin] + other + text[end:])
+
+
+def transformed(rules: list[str], text: str, more: str = "") -> object:
+    listed = "".join(f"  - {rule}\n" for rule in rules)
+    contract = Contract.parse(f"model: ~\nresponse_format: ~\ntransformations:\n{listed}{more}")
+    messages = [Message("user", f"{'One. ' * 5}{'x' * 9000}")]
+    return transform(contract, text, None, rewrite(contract, messages)).value
+
+
+LIST = json.dumps(list(range(20)))
+NAMES = ", ".join(f"f{i}" for i in range(900))
+WIDE = json.dumps({f"f{i}": 1 for i in range(1000)})
+EXPLODE = "{type: explode, input_path: [], target_field: %s}"
+GROWING: list[tuple[str, list[str], str, str, str]] = [
+    ("explode", [EXPLODE % name for name in "abcdef"],
+     "[{{{}}}]".format(",".join(f'"{name}": {LIST}' for name in "abcdef")), "",
+     f"rule explode: makes more than {MAX_MADE} fields and items"),
+    ("explode_shared", [EXPLODE % "a"], f'[{{"a": {json.dumps([1] * 900)}, "b": {WIDE}}}]', "",
+     f"rule explode: makes more than {MAX_MADE} fields and items"),
+    ("explode_text", [EXPLODE % "a"],
+     json.dumps([{"a": [1] * 900, "b": "x" * 9000}]), "",
+     f"rule explode: makes more than {MAX_CHARACTERS} characters"),
+    ("explode_names", [EXPLODE % "a"],
+     json.dumps([{"a": [1] * 900, "x" * 9000: 1}]), "",
+     f"rule explode: makes more than {MAX_CHARACTERS} characters"),
+    ("project", [f"{{type: project, input_path: [~], retained_fields: [{NAMES}]}}"],
+     json.dumps([{}] * 900), "",
+     f"rule project: makes more than {MAX_MADE} fields and items"),
+    ("project_list", [f"{{type: project, input_path: [], retained_fields: [{NAMES}]}}"],
+     json.dumps([{}] * 900), "",
+     f"rule project: makes more than {MAX_MADE} fields and items"),
+    ("nest", ["{type: nest, input_path: [], field_name: n}"] * 100, "[1]", "",
+     f"rule nest: makes more than {MAX_DEPTH} arrays and objects in a row"),
+    ("decode", ["{type: decode_sentences, input_path: [~, a], source: last_message, "
+                "output_names: {text: t}}"], json.dumps([{"a": 5}] * 900),
+     "sentence_boundaries: {last_message: r}\n",
+     f"rule decode_sentences: makes more than {MAX_CHARACTERS} characters"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "more", "message"), [g[1:] for g in GROWING], ids=[g[0] for g in GROWING]
+)
+def test_rules_that_multiply(rules: list[str], text: str, more: str, message: str) -> None:
+    started = time.process_time()
+    with pytest.raises(OutputError, match=re.escape(message)):
+        transformed(rules, text, more)
+    assert time.process_time() - started < 3
+
+
+def test_rules_within_the_limits() -> None:
+    nest = "{type: nest, input_path: [], field_name: n}"
+    deep = transformed([nest] * (MAX_DEPTH - 1), "[1]")
+    assert json.dumps(deep).count("{") == MAX_DEPTH - 1
+    found = transformed(
+        [EXPLODE % name for name in "abc"], f'[{{"a":{LIST},"b":{LIST},"c":{LIST}}}]'
+    )
+    assert isinstance(found, list)
+    assert len(found) == 8000
+
+
+def test_more_rules_than_a_contract_has() -> None:
+    with pytest.raises(ContractError, match=r":4: .*expected at most 100 rules, found 101"):
+        transformed(["{type: nest, input_path: [], field_name: n}"] * 101, "1")
+
+
+def test_an_instruction_that_explodes() -> None:
+    contract = Contract.parse(f"{HEAD}instruction: '{'{last_message}' * 4000}'\n", "a/io.yaml")
+    few = rewrite(contract, [Message("user", "x" * 100)]).messages[-1]
+    assert len(few.content) == 400_000
+    with pytest.raises(
+        InputError, match=r"^a/io.yaml: the instruction has 4056000 characters once"
+    ):
+        rewrite(contract, [Message("user", "x" * 1000)])
+    assert MAX_INSTRUCTION < 4_000_000
+
+
+def test_a_prefix_that_explodes() -> None:
+    with pytest.raises(ContractError, match="expected at most 32 characters, found 33"):
+        Contract.parse(f"{HEAD}sentence_boundaries: {{documents: {'c' * 33}}}\n")
