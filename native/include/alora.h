@@ -10,9 +10,14 @@
 //   reserve     upstream's word for sizing the compute buffers by building worst-case graphs
 // and one switch, which ends a llama_decode() that takes too long.
 //
-// Contract: nothing here aborts or throws. A function that can fail returns a negative alora_status
-// and leaves a sentence in alora_last_error(). Calls on one context must not run at the same time,
-// as for llama_decode(), alora_interrupt() excepted. The bank is freed with its context.
+// Contract: nothing here aborts or throws. A function that can fail returns a negative alora_status,
+// leaves a sentence in alora_last_error(), and bank and context as they were. Calls on one context must
+// not run at the same time, as for llama_decode(), alora_interrupt() excepted. The bank is freed with
+// its context.
+//
+// llama_decode(), llama_encode() and llama_process() throw nothing either: where memory ends they return
+// -2 with a sentence in alora_last_error(), nothing of the batch is in the cache, and the next call
+// tries again. They refuse, with -1, batches that upstream would end the process for.
 #ifndef ALORA_H
 #define ALORA_H
 
@@ -32,7 +37,7 @@ enum alora_status {
     ALORA_ERR_FORMAT   = -2,  // not a GGUF adapter, or one with malformed metadata or tensors
     ALORA_ERR_MISMATCH = -3,  // a well-formed adapter that this base cannot use
     ALORA_ERR_BUSY     = -4,  // the slot is active on a sequence
-    ALORA_ERR_MEMORY   = -5,  // a buffer could not be allocated; the bank is as it was before
+    ALORA_ERR_MEMORY   = -5,  // a buffer could not be allocated
 };
 
 // What the bank and the graphs of a context amount to; for tests, benchmarks and reports.
@@ -54,8 +59,8 @@ struct alora_stats {
 // ALORA_API_VERSION of the library that is loaded.
 LLAMA_API int32_t alora_api_version(void);
 
-// The sentence that belongs to this thread's last failure ("" if there was none); valid until the
-// thread's next call of a function of this header.
+// The sentence that belongs to this thread's last call of a function of this header, llama_decode(),
+// llama_encode() or llama_process(), "" if it did not fail for a reason of ours; valid until the next.
 LLAMA_API const char * alora_last_error(void);
 
 // Makes room for n_adapters adapters of up to `rank` before the first is added, so that adding
@@ -66,8 +71,8 @@ LLAMA_API int32_t alora_bank_reserve(struct llama_context * ctx, int32_t n_adapt
 //
 // Checked: metadata and its types, tensor pairs, names, types, shapes, finite values, and that the
 // architecture's graph uses each target in a way the bank can change. An adapter of which one
-// target fails is refused whole. alpha/rank is folded into B, so an activation's scale of 1 is the
-// adapter as trained.
+// target fails is refused whole, and so is one for weights that are divided over several devices.
+// alpha/rank multiplies A·x together with an activation's scale, of which 1 is the adapter as trained.
 //
 // Does not reserve when its targets and ranks fit the bank; otherwise the bank grows and the
 // context reserves once, before this returns.
@@ -79,7 +84,8 @@ LLAMA_API int32_t alora_adapter_remove(struct llama_context * ctx, alora_slot sl
 // Tokens of `seq` at positions >= first use `slot` at `scale` (finite; multiplies the adapter's own
 // alpha/rank) in every later llama_decode(). Replaces the sequence's activations from `first` on and
 // keeps those before it, so slot 0 ends an activation at a position. Only records it: nothing is
-// built, reserved or allocated on a device, and cells already in the cache stay as they are.
+// built, reserved or allocated on a device, and cells already in the cache stay as they are. Positions
+// are those of llama_decode(): llama_memory_seq_add(), _div() and _cp() do not move or copy activations.
 LLAMA_API int32_t alora_activate(
         struct llama_context * ctx, llama_seq_id seq, llama_pos first, alora_slot slot,
         float scale);
@@ -116,7 +122,7 @@ LLAMA_API int32_t alora_keep_cells(struct llama_context * ctx);
 // While it is on, llama_decode() stops soon and returns 2, as upstream's abort callback has it (on
 // the CPU: between two nodes of the graph; elsewhere, where the backend can). The first call on a
 // context installs that callback and must not run during a llama_decode(); later ones may come at
-// any time from any thread.
+// any time from any thread. A callback of the caller's own is asked as well.
 LLAMA_API int32_t alora_interrupt(struct llama_context * ctx, bool on);
 
 LLAMA_API int32_t alora_stats_get(const struct llama_context * ctx, struct alora_stats * stats);

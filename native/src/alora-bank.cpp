@@ -93,6 +93,17 @@ bool alora_bank::fused_throughout(int32_t slot) const {
     return true;
 }
 
+bool alora_bank::scaled(int32_t slot) const {
+    for (const auto & [key, target] : by_key) {
+        for (int32_t s = slot; !target.fused && s < (slot ? slot + 1 : n_slots); ++s) {
+            if (used[s] && target.slot_scale[s] != 1.0f) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 bool alora_bank::repacked(const ggml_tensor & weight) const {
     return may_fuse && weight.buffer &&
            strcmp(ggml_backend_buffer_name(weight.buffer), "CPU_REPACK") == 0;
@@ -179,6 +190,14 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
                 "' has a separate scale, which upstream would apply to the adapter too");
     }
 
+    // upstream ends the process where a slot of a stack is written into such memory
+    if (target.divided()) {
+        throw mismatch(
+                "'" + name +
+                "' is divided over several devices, where adapters cannot follow it: load the base "
+                "with split_mode = LLAMA_SPLIT_MODE_LAYER");
+    }
+
     check_shapes(name, target, pair);
 
     target.type_a    = alora_type_stored(pair.a.info->type);
@@ -208,6 +227,7 @@ alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_s
     for (auto & [key, target] : targets) {
         target.rank = std::max(target.rank, (int64_t) GGML_PAD(min_rank, target.rank_step()));
         target.slot_rank.resize(n_slots_new, 0);
+        target.slot_scale.resize(n_slots_new, 1.0f);
     }
     return targets;
 }
@@ -240,9 +260,12 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
     for (auto & [key, target] : targets) {
         ggml_context *& ctx = by_buft[target.buffer_type()];
         if (!ctx) {
-            ctx = ggml_init(
-                    { 2 * targets.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true });
-            into.ctxs.emplace_back(ctx);
+            // ggml_init() ends the process where it gets no memory
+            const size_t size = 2 * targets.size() * ggml_tensor_overhead();
+            into.headers.emplace_back(new char[size]);
+            into.ctxs.emplace_back();
+            ctx = ggml_init({ size, into.headers.back().get(), /*.no_alloc =*/true });
+            into.ctxs.back().reset(ctx);
         }
         const int64_t n = target.n_expert() * n_slots_new;
         target.a        = target.op == alora_op::embd
@@ -288,11 +311,31 @@ void alora_bank::copy_slots(target_map & targets) const {
     }
 }
 
-void alora_bank::adopt(target_map && targets, int32_t n_slots_new, storage && new_memory) {
+void alora_bank::adopt(
+        target_map && targets, int32_t n_slots_new, storage && new_memory, int64_t old_min_rank) {
+    std::vector<bool> used_new = used;
+    used_new.resize(n_slots_new, false);
+
+    // nothing throws from here on
+    before  = { std::move(by_key), std::move(memory), n_slots, old_min_rank, std::move(used) };
     by_key  = std::move(targets);
     memory  = std::move(new_memory);
     n_slots = n_slots_new;
-    used.resize(n_slots, false);
+    used    = std::move(used_new);
+    generation++;
+}
+
+void alora_bank::keep() {
+    before = {};
+}
+
+void alora_bank::undo() {
+    by_key   = std::move(before.by_key);
+    memory   = std::move(before.memory);
+    n_slots  = before.n_slots;
+    min_rank = before.min_rank;
+    used     = std::move(before.used);
+    before   = {};
     generation++;
 }
 
@@ -304,16 +347,16 @@ bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
         return false;
     }
 
-    target_map targets = merged({}, n_slots_new);
-    storage    new_memory;
     try {
+        target_map targets = merged({}, n_slots_new);
+        storage    new_memory;
         allocate(targets, n_slots_new, new_memory);
+        copy_slots(targets);
+        adopt(std::move(targets), n_slots_new, std::move(new_memory), old_min_rank);
     } catch (...) {
         min_rank = old_min_rank;
         throw;
     }
-    copy_slots(targets);
-    adopt(std::move(targets), n_slots_new, std::move(new_memory));
     return !by_key.empty();
 }
 
@@ -322,18 +365,14 @@ bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
 //
 
 static void check_values(
-        const std::string & name, const alora_target & target, const alora_pair & pair,
-        float alpha) {
-    const float scale  = alpha != 0.0f ? alpha / pair.b.info->ne[0] : 1.0f;
-    const auto  values = [](const alora_pair::matrix & m) {
+        const std::string & name, const alora_target & target, const alora_pair & pair) {
+    const auto values = [](const alora_pair::matrix & m) {
         return alora_to_f32(m.info->type, m.data, ggml_nelements(m.info));
     };
-    if (!alora_fits(values(pair.a), target.type_a, 1.0f) ||
-            !alora_fits(values(pair.b), target.type_b, scale)) {
+    if (!alora_fits(values(pair.a), target.type_a) || !alora_fits(values(pair.b), target.type_b)) {
         throw alora_error(
                 ALORA_ERR_FORMAT, "'" + name + "' holds NaN, infinity, or a value that " +
-                                          ggml_type_name(target.type_b) +
-                                          " cannot hold once multiplied by alpha/rank");
+                                          ggml_type_name(target.type_b) + " cannot hold");
     }
 }
 
@@ -355,7 +394,7 @@ alora_bank::change alora_bank::add(const alora_file & file) {
     target_map wanted;
     for (const auto & [name, pair] : file.pairs) {
         alora_target target = match(name, pair);
-        check_values(name, target, pair, file.alpha);
+        check_values(name, target, pair);
         wanted.emplace(key{ target.op, name }, std::move(target));
     }
 
@@ -368,7 +407,20 @@ alora_bank::change alora_bank::add(const alora_file & file) {
                alora_type_common(want.type_a, have->second.type_a) == have->second.type_a &&
                alora_type_common(want.type_b, have->second.type_b) == have->second.type_b;
     }
-    if (!fits) {
+    const auto write = [&](target_map & targets) {
+        for (auto & [key, target] : targets) {
+            const auto pair = file.pairs.find(key.second);
+            target.write_slot(slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
+        }
+    };
+    if (fits) {
+        try {
+            write(by_key);  // of a slot that nothing reads yet
+        } catch (...) {
+            remove(slot);
+            throw;
+        }
+    } else {
         // no more than the devices take, though room for more may have been made before it was
         // known for which targets; but never fewer than there are
         const int32_t in_use =
@@ -380,12 +432,8 @@ alora_bank::change alora_bank::add(const alora_file & file) {
         storage    new_memory;
         allocate(targets, n_slots_new, new_memory);
         copy_slots(targets);
-        adopt(std::move(targets), n_slots_new, std::move(new_memory));
-    }
-
-    for (auto & [key, target] : by_key) {
-        const auto pair = file.pairs.find(key.second);
-        target.write_slot(slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
+        write(targets);
+        adopt(std::move(targets), n_slots_new, std::move(new_memory), min_rank);
     }
     used[slot] = true;
     generation++;

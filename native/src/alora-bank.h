@@ -7,11 +7,13 @@
 #include "alora-slots.h"
 #include "alora-target.h"
 #include "alora-workspace.h"
+#include "ggml-backend.h"
 #include "ggml-cpp.h"
 
 #include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -49,22 +51,29 @@ class alora_bank {
     // Whether all products are fused and, unless it is 0, `slot` changes every target.
     bool fused_throughout(int32_t slot = 0) const;
 
+    // Whether alpha/rank of `slot`, or if it is 0 of any, multiplies a product that is not fused.
+    bool scaled(int32_t slot = 0) const;
+
     // Whether ggml's repacked kernels multiply with this weight (never if fusing is switched off).
     bool repacked(const ggml_tensor & weight) const;
 
     // Nodes that a mixed graph adds at most.
     uint32_t n_nodes() const;
 
-    // --- for the C API; all may throw alora_error and then leave the bank as it was
+    // --- for the C API; what throws leaves the bank as it was
 
     struct change {
         int32_t slot = 0;
-        bool    grew = false;  // the graphs' worst case changed: reserve again
+        bool    grew = false;  // the graphs' worst case changed: reserve, then keep() or undo()
     };
 
     change add(const alora_file & file);
     void   remove(int32_t slot);
     bool   make_room(int32_t n_adapters, int64_t rank);  // true if the bank grew
+
+    // What was there before the bank grew stays until the graphs' buffers are there too.
+    void keep();
+    void undo();
 
     bool    in_use(int32_t slot) const { return slot > 0 && slot < n_slots && used[slot]; }
     int32_t slots() const { return n_slots; }
@@ -81,6 +90,12 @@ class alora_bank {
     std::atomic<bool> interrupted{ false };   // read by the abort callback, amid a computation
     bool              interruptible = false;  // whether that callback is installed
 
+    ggml_abort_callback callers_abort      = nullptr;  // one the caller had set, asked as well
+    void *              callers_abort_data = nullptr;
+
+    // Sequences of the batch that is decoded and their last positions before it.
+    std::vector<std::pair<llama_seq_id, llama_pos>> before_batch;
+
     uint64_t generation = 0;  // changes whenever a graph built before would read the wrong thing
     int64_t  n_reserves = 0;
     int64_t  n_graphs   = 0;
@@ -88,6 +103,7 @@ class alora_bank {
 
   private:
     struct storage {
+        std::vector<std::unique_ptr<char[]>> headers;  // the contexts' memory
         std::vector<ggml_context_ptr>        ctxs;
         std::vector<ggml_backend_buffer_ptr> bufs;
     };
@@ -102,7 +118,7 @@ class alora_bank {
     target_map merged(const target_map & wanted, int32_t n_slots_new) const;
     void       allocate(target_map & targets, int32_t n_slots_new, storage & memory) const;
     void       copy_slots(target_map & targets) const;
-    void       adopt(target_map && targets, int32_t n_slots_new, storage && memory);
+    void adopt(target_map && targets, int32_t n_slots_new, storage && memory, int64_t old_min_rank);
 
     const llama_model &      model;
     const bool               may_fuse;
@@ -119,4 +135,13 @@ class alora_bank {
     int32_t           n_slots  = 1;
     int64_t           min_rank = 0;
     std::vector<bool> used     = { true };  // [n_slots]
+
+    struct state {
+        target_map        by_key;
+        storage           memory;
+        int32_t           n_slots  = 1;
+        int64_t           min_rank = 0;
+        std::vector<bool> used;
+    };
+    state before;  // it grew
 };

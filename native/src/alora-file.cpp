@@ -1,10 +1,19 @@
 #include "alora-file.h"
 
 #include "alora-error.h"
+#include "alora-guard.h"
 #include "alora-pack.h"
 #include "alora.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+
+// Where a GGUF file says how many tensors it has, the fewest bytes that describe one, and what
+// upstream takes besides to read a file.
+static constexpr size_t TENSORS_AT    = 8;
+static constexpr size_t SMALLEST_INFO = 24;
+static constexpr size_t READING_BYTES = 1 << 20;
 
 static alora_error malformed(const std::string & what) {
     return alora_error(ALORA_ERR_FORMAT, what);
@@ -88,6 +97,14 @@ static bool strip_suffix(std::string & name, const std::string & suffix) {
 alora_file::alora_file(const void * data, size_t size) {
     ggml_context *   ctx    = nullptr;
     gguf_init_params params = { /*.no_alloc =*/true, /*.ctx =*/&ctx };
+
+    // upstream makes a header of each tensor that the file says it has; no file says more than fit
+    uint64_t n_tensors = 0;
+    if (size >= TENSORS_AT + sizeof(n_tensors)) {
+        memcpy(&n_tensors, (const char *) data + TENSORS_AT, sizeof(n_tensors));
+    }
+    n_tensors = std::min(n_tensors, (uint64_t) size / SMALLEST_INFO);
+    alora_expect_memory((n_tensors + 1) * ggml_tensor_overhead() + READING_BYTES);
 
     gguf.reset(gguf_init_from_buffer(data, size, params));
     if (!gguf) {

@@ -58,16 +58,18 @@ static void shrink_steps(
     const int32_t * row   = node.segments.row.data() + segment.first + first_row;
     const float *   x[ROWS_AT_ONCE];
     float *         y[ROWS_AT_ONCE];
+    float           scale[ROWS_AT_ONCE];
     for (int32_t t = 0; t < n; ++t) {
-        x[t] = (const float *) row_of(dst->src[0], row[t] / share);
-        y[t] = (float *) row_of(dst, row[t]) + part.offset + first;
+        scale[t] = part.target->slot_scale[segment.slot] *
+                   node.segments.scale[segment.first + first_row + t];
+        x[t]     = (const float *) row_of(dst->src[0], row[t] / share);
+        y[t]     = (float *) row_of(dst, row[t]) + part.offset + first;
     }
     const ggml_tensor * stack = dst->src[1 + p];
     const char *        a =
             (const char *) stack->data + part.target->offset_a(segment.slot, segment.expert);
     alora_kernels_best().shrink(
-            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, n, x, y,
-                                 node.segments.scale.data() + segment.first + first_row });
+            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, n, x, y, scale });
 }
 
 // Calls body(segment, first_row, p, n_steps) for all that a shrink node computes, in order.

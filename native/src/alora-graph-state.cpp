@@ -25,19 +25,26 @@ template <typename T> static void upload(ggml_tensor * t, const std::vector<T> &
 
 void alora_graph_state::fill(alora_rows & rows, const std::vector<alora_choice> & choices) {
     std::vector<int32_t> slots;
-    std::vector<float>   scales;
-    std::vector<int32_t> experts;
-    const int64_t        n_expert = rows.expert ? rows.expert->ne[1] : 0;
     for (const alora_choice & choice : choices) {
         slots.push_back(choice.slot);
-        scales.push_back(choice.slot == 0 ? 0.0f : choice.scale);
-        for (int64_t e = 0; e < n_expert; ++e) {
-            experts.push_back((int32_t) (choice.slot * n_expert + e));
-        }
     }
     upload(rows.slots, slots);
-    upload(rows.scales, scales);
-    upload(rows.expert, experts);
+    for (const auto & [of_slot, tensor] : rows.scales) {
+        std::vector<float> scales;
+        for (const alora_choice & choice : choices) {
+            scales.push_back(choice.slot == 0 ? 0.0f : choice.scale * of_slot[choice.slot]);
+        }
+        upload(tensor, scales);
+    }
+    for (const auto & [n_expert, tensor] : rows.expert) {
+        std::vector<int32_t> experts;
+        for (const alora_choice & choice : choices) {
+            for (int64_t e = 0; e < n_expert; ++e) {
+                experts.push_back((int32_t) (choice.slot * n_expert + e));
+            }
+        }
+        upload(tensor, experts);
+    }
     rows.segments.fill(choices);
 }
 

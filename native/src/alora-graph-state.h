@@ -8,17 +8,22 @@
 #include "alora-plan.h"
 #include "llama-graph.h"
 
+#include <map>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
 // The rows that a product has: one per token of the batch or, in the last layer, per output.
 struct alora_rows {
-    int64_t        n      = 0;
-    ggml_tensor *  slots  = nullptr;  // I32 [1, n]
-    ggml_tensor *  scales = nullptr;  // F32 [1, 1, n]
-    ggml_tensor *  expert = nullptr;  // I32 [1, n_expert, n]: slot*n_expert + e for each expert e
-    alora_segments segments;          // the same for our own nodes, in host memory
+    int64_t        n     = 0;
+    ggml_tensor *  slots = nullptr;  // I32 [1, n]
+    alora_segments segments;         // the same for our own nodes, in host memory
+
+    // F32 [1, 1, n], for targets with these slot_scale: mostly one
+    std::map<std::vector<float>, ggml_tensor *> scales;
+
+    // I32 [1, n_expert, n] for a number of experts: slot*n_expert + e for each expert e
+    std::map<int64_t, ggml_tensor *> expert;
 };
 
 class alora_graph_state : public llm_graph_input_i {
@@ -47,16 +52,14 @@ class alora_graph_state : public llm_graph_input_i {
                           : rows.slots = new_input(ctx, GGML_TYPE_I32, 1, rows.n, 1, "alora_slots");
     }
 
-    ggml_tensor * scales(ggml_context * ctx, alora_rows & rows) {
-        return rows.scales
-                       ? rows.scales
-                       : rows.scales = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
+    ggml_tensor * scales(ggml_context * ctx, alora_rows & rows, const alora_target & target) {
+        ggml_tensor *& t = rows.scales[target.slot_scale];
+        return t ? t : t = new_input(ctx, GGML_TYPE_F32, 1, 1, rows.n, "alora_scales");
     }
 
     ggml_tensor * expert(ggml_context * ctx, alora_rows & rows, int64_t n_expert) {
-        return rows.expert ? rows.expert
-                           : rows.expert = new_input(
-                                     ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
+        ggml_tensor *& t = rows.expert[n_expert];
+        return t ? t : t = new_input(ctx, GGML_TYPE_I32, 1, n_expert, rows.n, "alora_experts");
     }
 
     // I32 [n_tokens]: the row slot*n_vocab + token of the embedding's stacked A

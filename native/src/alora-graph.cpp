@@ -131,7 +131,7 @@ ggml_tensor * alora_mm(
                 ctx, slot_view(ctx, target->a, plan.slot, 1, target->cols_a(), rank), cur);
         target->precision.ask_of(ax);
         if (plan.scaled) {
-            ggml_tensor * scales = state.scales(ctx, rows);
+            ggml_tensor * scales = state.scales(ctx, rows, *target);
             ax                   = ggml_mul(
                     ctx, ax, ggml_reshape_4d(ctx, scales, 1, cur->ne[1], cur->ne[2], cur->ne[3]));
         }
@@ -145,7 +145,7 @@ ggml_tensor * alora_mm(
         ax              = ggml_mul_mat_id(ctx, target->a, x, state.slots(ctx, rows));
         target->precision.ask_of(ax);
         if (plan.scaled) {
-            ax = ggml_mul(ctx, ax, state.scales(ctx, rows));
+            ax = ggml_mul(ctx, ax, state.scales(ctx, rows, *target));
         }
         ax    = widen(ctx, ax, target->cols_b());
         delta = ggml_mul_mat_id(ctx, target->b, ax, state.slots(ctx, rows));
@@ -191,7 +191,7 @@ ggml_tensor * alora_mm_id(
     ggml_tensor * ax = ggml_mul_mat_id(ctx, a, cur, ids);
     target->precision.ask_of(ax);
     if (plan.scaled) {
-        ax = ggml_mul(ctx, ax, state.scales(ctx, rows));
+        ax = ggml_mul(ctx, ax, state.scales(ctx, rows, *target));
     }
     return ggml_add(ctx, res, ggml_mul_mat_id(ctx, b, widen(ctx, ax, b->ne[0]), ids));
 }
@@ -218,7 +218,7 @@ ggml_tensor * alora_embd(
                 plan.slot * n_vocab * target->a->nb[1]);
         ax = ggml_get_rows(ctx, a, tokens);
         if (plan.scaled) {
-            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows), 1, rows.n));
+            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
         }
         delta = ggml_mul_mat(
                 ctx, slot_view(ctx, target->b, plan.slot, 1, target->cols_b(), target->rows_b()),
@@ -226,7 +226,7 @@ ggml_tensor * alora_embd(
     } else {
         ax = ggml_get_rows(ctx, target->a, state.embedding(ctx, n_vocab));
         if (plan.scaled) {
-            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows), 1, rows.n));
+            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
         }
         ax    = widen(ctx, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n), target->cols_b());
         delta = ggml_mul_mat_id(ctx, target->b, ax, state.slots(ctx, rows));

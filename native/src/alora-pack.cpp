@@ -26,11 +26,11 @@ std::vector<float> alora_to_f32(ggml_type type, const void * data, int64_t n) {
     return values;
 }
 
-bool alora_fits(const std::vector<float> & values, ggml_type type, float scale) {
+bool alora_fits(const std::vector<float> & values, ggml_type type) {
     const float largest = type == GGML_TYPE_F16 ? 65504.0f : 3.38e38f;
     for (const float value : values) {
         // false for NaN too
-        if (!(std::fabs(value * scale) <= largest)) {
+        if (!(std::fabs(value) <= largest)) {
             return false;
         }
     }
@@ -52,25 +52,20 @@ static void write_row(const float * values, void * out, ggml_type type, int64_t 
 }
 
 std::vector<uint8_t> alora_pack(
-        const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols, float scale) {
+        const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols) {
     const size_t         row_size = ggml_row_size(type, cols);
     std::vector<uint8_t> packed(source.count * rows * row_size, 0);
-    std::vector<float>   row(source.cols);
 
     for (int64_t m = 0; m < source.count; ++m) {
         for (int64_t i = 0; i < source.rows; ++i) {
             const float * from = source.values.data() + (m * source.rows + i) * source.cols;
-            for (int64_t j = 0; j < source.cols; ++j) {
-                row[j] = from[j] * scale;
-            }
-            write_row(row.data(), packed.data() + (m * rows + i) * row_size, type, source.cols);
+            write_row(from, packed.data() + (m * rows + i) * row_size, type, source.cols);
         }
     }
     return packed;
 }
 
-std::vector<uint8_t> alora_pack_tiles(
-        const alora_matrices & source, ggml_type type, int64_t tile, float scale) {
+std::vector<uint8_t> alora_pack_tiles(const alora_matrices & source, ggml_type type, int64_t tile) {
     const int64_t  n_tiles = (source.rows + tile - 1) / tile;
     alora_matrices tiled   = { tile, n_tiles * source.cols, source.count, {} };
     tiled.values.resize(tiled.count * tiled.rows * tiled.cols, 0.0f);
@@ -83,5 +78,5 @@ std::vector<uint8_t> alora_pack_tiles(
             }
         }
     }
-    return alora_pack(tiled, type, tiled.rows, tiled.cols, scale);
+    return alora_pack(tiled, type, tiled.rows, tiled.cols);
 }

@@ -1,4 +1,4 @@
-// Packing adapter matrices into the bank's stacked tensors: types, padding, folding. Host memory
+// Packing adapter matrices into the bank's stacked tensors: types, padding, tiles. Host memory
 // only; knows nothing of graphs or backends.
 #pragma once
 
@@ -29,15 +29,14 @@ ggml_type alora_type_common(ggml_type a, ggml_type b);
 // Values of `n` elements of `type` at `data`, in any readable type.
 std::vector<float> alora_to_f32(ggml_type type, const void * data, int64_t n);
 
-// Whether every value is finite in `type` after multiplication by `scale`.
-bool alora_fits(const std::vector<float> & values, ggml_type type, float scale);
+// Whether every value is finite in `type`.
+bool alora_fits(const std::vector<float> & values, ggml_type type);
 
-// Bytes of `type` for `count` matrices of `rows` x `cols`: `source` times `scale` in the upper left
+// Bytes of `type` for `count` matrices of `rows` x `cols`: `source` in the upper left
 // corner of each, zeros elsewhere. rows >= source.rows and cols >= source.cols.
 std::vector<uint8_t> alora_pack(
-        const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols, float scale);
+        const alora_matrices & source, ggml_type type, int64_t rows, int64_t cols);
 
 // The same in tiles: for each `tile` rows of a matrix, their first columns, then their second columns
 // and so on, zeros for rows that do not exist.
-std::vector<uint8_t> alora_pack_tiles(
-        const alora_matrices & source, ggml_type type, int64_t tile, float scale);
+std::vector<uint8_t> alora_pack_tiles(const alora_matrices & source, ggml_type type, int64_t tile);

@@ -2,11 +2,13 @@
 
 #include "alora-bank.h"
 #include "alora-error.h"
+#include "alora-guard.h"
 #include "alora-host.h"
 #include "ggml-backend.h"
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-graph.h"
+#include "llama-memory.h"
 
 #include <algorithm>
 
@@ -54,14 +56,14 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     plan.generation = bank.generation;
     plan.pure       = !has_base;
     if (plan.kind == shape::single) {
-        plan.scaled = has_scale;
+        plan.scaled = has_scale || bank.scaled(plan.slot);
         // fused products take any slot and scale: one graph serves every slot that changes as much;
         // and a base's A·x is not to be multiplied by 0 afterwards, as it may have overflowed
         if (has_base || bank.fused_throughout(plan.slot)) {
             plan.kind = shape::mixed;
         }
     } else {
-        plan.scaled = has_scale;
+        plan.scaled = has_scale || bank.scaled();
     }
     if (plan.kind == shape::mixed) {
         plan.slot   = 0;
@@ -93,15 +95,16 @@ uint32_t alora_n_nodes(const llama_cparams & cparams) {
     return cparams.alora.bank->n_nodes();
 }
 
-bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch) {
-    if (batch.tokens.size() > cparams.n_batch) {
+static bool check_batch(
+        alora_bank & bank, const llama_batch_ext & batch, uint32_t n_max, const char * name) {
+    if (batch.tokens.size() > n_max) {
         alora_set_error(
-                "a batch of " + std::to_string(batch.tokens.size()) +
-                " tokens exceeds n_batch = " + std::to_string(cparams.n_batch) + ": split it");
+                "a batch of " + std::to_string(batch.tokens.size()) + " tokens exceeds " + name +
+                " = " + std::to_string(n_max) + ": split it");
         return false;
     }
 
-    const alora_activations & activations = cparams.alora.bank->activations;
+    const alora_activations & activations = bank.activations;
     if (activations.empty()) {
         return true;
     }
@@ -116,6 +119,28 @@ bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & ba
                         std::to_string(first) + " and " + std::to_string(seq) +
                         ", which have different adapters active there: give each its own token");
                 return false;
+            }
+        }
+    }
+    return true;
+}
+
+bool alora_check_encoded(const llama_cparams & cparams, const llama_batch_ext & batch) {
+    return check_batch(*cparams.alora.bank, batch, cparams.n_ubatch, "n_ubatch");
+}
+
+bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch) {
+    alora_bank & bank = *cparams.alora.bank;
+    if (!check_batch(bank, batch, cparams.n_batch, "n_batch")) {
+        return false;
+    }
+    std::vector<bool> noted(LLAMA_MAX_SEQ, false);
+    for (const auto & token : batch.tokens) {
+        for (const llama_seq_id seq : token.seq_ids) {
+            // others are refused next
+            if (batch.mem && seq >= 0 && seq < LLAMA_MAX_SEQ && !noted[seq]) {
+                noted[seq] = true;
+                bank.before_batch.emplace_back(seq, batch.mem->seq_pos_max(seq));
             }
         }
     }

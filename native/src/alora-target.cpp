@@ -98,6 +98,13 @@ bool alora_target::on_host() const {
     return ggml_backend_buft_is_host(buffer_type());
 }
 
+bool alora_target::divided() const {
+    const ggml_backend_buffer_type_t buft = buffer_type();
+    const ggml_backend_dev_t         dev  = ggml_backend_buft_get_device(buft);
+    return dev && (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META ||
+                          strstr(ggml_backend_buft_name(buft), "_Split"));
+}
+
 // What ggml's dot product on the CPU takes at a time. It does the rest of a row one by one, which
 // for rows of 32 on AVX-512 takes longer than a whole step of 64.
 static int64_t dot_step() {
@@ -128,7 +135,8 @@ static void set(ggml_tensor * stack, size_t offset, const std::vector<uint8_t> &
 }
 
 void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha) {
-    slot_rank[slot] = pair ? pair->b.info->ne[0] : 0;
+    slot_rank[slot]  = pair ? pair->b.info->ne[0] : 0;
+    slot_scale[slot] = pair && alpha != 0.0f ? alpha / slot_rank[slot] : 1.0f;
     if (!pair) {
         if (!fused) {  // nothing reads rows beyond a slot's own rank where products are fused
             set(a, slot * bytes_a(), std::vector<uint8_t>(bytes_a(), 0));
@@ -141,11 +149,10 @@ void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha
         return alora_matrices{ m.info->ne[0], m.info->ne[1], m.info->ne[2],
             alora_to_f32(m.info->type, m.data, ggml_nelements(m.info)) };
     };
-    const float scale = alpha != 0.0f ? alpha / slot_rank[slot] : 1.0f;
-    set(a, slot * bytes_a(), alora_pack(read(pair->a), type_a, rows_a(), cols_a(), 1.0f));
+    set(a, slot * bytes_a(), alora_pack(read(pair->a), type_a, rows_a(), cols_a()));
     set(b, slot * bytes_b(),
-            fused ? alora_pack_tiles(read(pair->b), type_b, ALORA_TILE, scale)
-                  : alora_pack(read(pair->b), type_b, rows_b(), cols_b(), scale));
+            fused ? alora_pack_tiles(read(pair->b), type_b, ALORA_TILE)
+                  : alora_pack(read(pair->b), type_b, rows_b(), cols_b()));
 }
 
 // One matrix stack of a slot from its old place to a new one of other type or size: `shape` is what
@@ -157,7 +164,7 @@ static void move_stack(
     std::vector<uint8_t> bytes(ggml_row_size(from->type, n));
     ggml_backend_tensor_get(from, bytes.data(), at, bytes.size());
     shape.values = alora_to_f32(from->type, bytes.data(), n);
-    set(to, to_at, alora_pack(shape, to->type, rows, cols, 1.0f));
+    set(to, to_at, alora_pack(shape, to->type, rows, cols));
 }
 
 void alora_target::copy_slot(int32_t slot, const alora_target & old) const {

@@ -42,7 +42,8 @@ struct alora_target {
     ggml_tensor *       a      = nullptr;
     ggml_tensor *       b      = nullptr;
 
-    std::vector<int64_t> slot_rank;  // [n_slots]; 0: the slot leaves this target as it is
+    std::vector<int64_t> slot_rank;   // [n_slots]; 0: the slot leaves this target as it is
+    std::vector<float>   slot_scale;  // [n_slots]; alpha/rank, by which A·x is multiplied
 
     int64_t n_expert() const { return op == alora_op::mm_id ? weight->ne[2] : 1; }
 
@@ -77,7 +78,8 @@ struct alora_target {
     ggml_backend_buffer_type_t buffer_type() const;
 
     bool on_host() const;
-    bool on_cpu() const;  // whether the CPU computes with it
+    bool divided() const;  // over devices, by rows or otherwise
+    bool on_cpu() const;   // whether the CPU computes with it
 
     // Fills one slot; no pair means that it leaves the target as it is.
     void write_slot(int32_t slot, const alora_pair * pair, float alpha);

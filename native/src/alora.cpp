@@ -1,12 +1,11 @@
 // The C API: checks arguments, turns exceptions into statuses, and tells the context what changed.
 #include "alora.h"
 
-#include "alora-attention.h"
+#include "alora-access.h"
 #include "alora-bank.h"
 #include "alora-cells.h"
 #include "alora-error.h"
 #include "alora-file.h"
-#include "llama-context.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,60 +15,6 @@ static thread_local std::string last_error;
 void alora_set_error(const std::string & what) {
     last_error = what;
 }
-
-// The one friend that upstream's context has.
-struct alora_access {
-    static alora_bank & bank(llama_context * ctx) { return *ctx->cparams.alora.bank; }
-
-    static const alora_bank & bank(const llama_context * ctx) { return *ctx->cparams.alora.bank; }
-
-    static uint32_t n_seq_max(const llama_context * ctx) {
-        // a unified cache has every sequence, though a batch takes those below n_seq_max alone
-        return ctx->cparams.kv_unified ? LLAMA_MAX_SEQ : ctx->cparams.n_seq_max;
-    }
-
-    static uint32_t n_ctx_seq(const llama_context * ctx) { return ctx->cparams.n_ctx_seq; }
-
-    // F32 cells: upstream's flash attention converts them
-    static bool reads_as_f16(const llama_context * ctx) { return ctx->cparams.flash_attn; }
-
-    static bool has_encoder(const llama_context * ctx) {
-        return llama_model_has_encoder(&ctx->model);
-    }
-
-    static void reserve(llama_context * ctx) {
-        ctx->sched_need_reserve = true;
-        try {
-            ctx->sched_reserve();
-        } catch (const std::exception & error) {
-            ctx->sched_need_reserve = true;
-            throw alora_error(
-                    ALORA_ERR_MEMORY,
-                    std::string("compute buffers for the adapters: ") + error.what());
-        }
-    }
-
-    static int64_t n_nodes(const llama_context * ctx) {
-        return ctx->gf_res_prev_active ? ggml_graph_n_nodes(ctx->gf_res_prev_active->get_gf()) : 0;
-    }
-
-    static int32_t n_attention(const llama_context * ctx) {
-        int32_t n = 0;
-        for (int64_t i = 0; i < n_nodes(ctx); ++i) {
-            n += alora_attention::is_node(
-                    *ggml_graph_node(ctx->gf_res_prev_active->get_gf(), (int) i));
-        }
-        return n;
-    }
-
-    static int64_t compute_bytes(const llama_context * ctx) {
-        int64_t n = 0;
-        for (ggml_backend_t backend : ctx->backend_ptrs) {
-            n += ctx->sched ? ggml_backend_sched_get_buffer_size(ctx->sched.get(), backend) : 0;
-        }
-        return n;
-    }
-};
 
 static alora_error bad_argument(const std::string & what) {
     return alora_error(ALORA_ERR_ARGUMENT, what);
@@ -112,6 +57,23 @@ static void check_slot(const alora_bank & bank, alora_slot slot) {
     }
 }
 
+// After the bank grew: buffers for its graphs, or everything as it was before. Where not even what was
+// there before gets its buffers back, the next llama_decode() asks for them again.
+static void reserve_or_undo(llama_context * ctx) {
+    alora_bank & bank = alora_access::bank(ctx);
+    try {
+        alora_access::reserve(ctx);
+    } catch (const alora_error &) {
+        bank.undo();
+        try {
+            alora_access::reserve(ctx);
+        } catch (const alora_error &) {
+        }
+        throw;
+    }
+    bank.keep();
+}
+
 int32_t alora_api_version(void) {
     return ALORA_API_VERSION;
 }
@@ -128,7 +90,7 @@ int32_t alora_bank_reserve(llama_context * ctx, int32_t n_adapters, int32_t rank
         }
         ctx->synchronize();
         if (alora_access::bank(ctx).make_room(n_adapters, rank)) {
-            alora_access::reserve(ctx);
+            reserve_or_undo(ctx);
         }
         return (int32_t) ALORA_OK;
     });
@@ -146,15 +108,9 @@ alora_slot alora_adapter_add(llama_context * ctx, const void * gguf, size_t size
         const alora_file file(gguf, size);
         ctx->synchronize();
 
-        alora_bank &             bank   = alora_access::bank(ctx);
-        const alora_bank::change change = bank.add(file);
+        const alora_bank::change change = alora_access::bank(ctx).add(file);
         if (change.grew) {
-            try {
-                alora_access::reserve(ctx);
-            } catch (...) {
-                bank.remove(change.slot);
-                throw;
-            }
+            reserve_or_undo(ctx);
         }
         return change.slot;
     });
@@ -257,18 +213,13 @@ int32_t alora_keep_cells(llama_context * ctx) {
     });
 }
 
-static bool is_interrupted(void * bank) {
-    return ((const alora_bank *) bank)->interrupted.load(std::memory_order_relaxed);
-}
-
 int32_t alora_interrupt(llama_context * ctx, bool on) {
     return guarded([&] {
         check_context(ctx);
         alora_bank & bank = alora_access::bank(ctx);
         bank.interrupted  = on;
         if (!bank.interruptible) {
-            llama_set_abort_callback(ctx, is_interrupted, &bank);
-            bank.interruptible = true;
+            alora_access::install_interrupts(ctx);
         }
         return (int32_t) ALORA_OK;
     });

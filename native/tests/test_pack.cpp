@@ -1,4 +1,4 @@
-// Packing: types, rank padding, folding of alpha/rank, and what does not fit.
+// Packing: types, rank padding, tiles, and what does not fit.
 #include "alora-pack.h"
 #include "check.h"
 
@@ -13,18 +13,16 @@ static alora_matrices counting(int64_t cols, int64_t rows, int64_t count) {
     return m;
 }
 
-// Every value times `scale` where the source has one, and zero in the padding.
-static void check_packed(
-        const alora_matrices & m, ggml_type type, int64_t rows, int64_t cols, float scale) {
-    const auto packed = alora_pack(m, type, rows, cols, scale);
+// Every value where the source has one, and zero in the padding.
+static void check_packed(const alora_matrices & m, ggml_type type, int64_t rows, int64_t cols) {
+    const auto packed = alora_pack(m, type, rows, cols);
     CHECK(packed.size() == (size_t) (m.count * rows) * ggml_row_size(type, cols));
     const auto values = alora_to_f32(type, packed.data(), m.count * rows * cols);
     for (int64_t k = 0; k < m.count; ++k) {
         for (int64_t i = 0; i < rows; ++i) {
             for (int64_t j = 0; j < cols; ++j) {
-                const bool  inside = i < m.rows && j < m.cols;
-                const float expected =
-                        inside ? m.values[(k * m.rows + i) * m.cols + j] * scale : 0.0f;
+                const bool  inside   = i < m.rows && j < m.cols;
+                const float expected = inside ? m.values[(k * m.rows + i) * m.cols + j] : 0.0f;
                 CHECK(values[(k * rows + i) * cols + j] == expected);
             }
         }
@@ -33,10 +31,10 @@ static void check_packed(
 
 static void test_padding() {
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
-        check_packed(counting(6, 5, 1), type, 5, 6, 1.0f);  // nothing to pad
-        check_packed(counting(6, 5, 1), type, 8, 6, 1.0f);  // A: more rows
-        check_packed(counting(5, 6, 1), type, 6, 8, 2.0f);  // B: longer rows, alpha/rank folded
-        check_packed(counting(3, 4, 5), type, 8, 8, 0.5f);  // experts
+        check_packed(counting(6, 5, 1), type, 5, 6);  // nothing to pad
+        check_packed(counting(6, 5, 1), type, 8, 6);  // A: more rows
+        check_packed(counting(5, 6, 1), type, 6, 8);  // B: longer rows
+        check_packed(counting(3, 4, 5), type, 8, 8);  // experts
     }
 }
 
@@ -44,25 +42,17 @@ static void test_padding() {
 static void test_tiles() {
     const alora_matrices m      = counting(3, 10, 2);
     const int64_t        n      = 3 * 3 * 4;
-    const auto           packed = alora_pack_tiles(m, GGML_TYPE_F16, 4, 0.5f);
+    const auto           packed = alora_pack_tiles(m, GGML_TYPE_F16, 4);
     CHECK(packed.size() == 2 * n * sizeof(ggml_fp16_t));
     const auto values = alora_to_f32(GGML_TYPE_F16, packed.data(), 2 * n);
     for (int64_t of = 0; of < 2; ++of) {
         for (int64_t i = 0; i < 12; ++i) {
             for (int64_t j = 0; j < 3; ++j) {
-                const float expected = i < 10 ? m.values[(of * 10 + i) * 3 + j] * 0.5f : 0.0f;
+                const float expected = i < 10 ? m.values[(of * 10 + i) * 3 + j] : 0.0f;
                 CHECK(values[of * n + ((i / 4) * 3 + j) * 4 + i % 4] == expected);
             }
         }
     }
-}
-
-static void test_a_power_of_two_folds_exactly_into_f16() {
-    alora_matrices m{ 3, 1, 1, { 0.1f, -3.3f, 1e-3f } };
-    for (float & value : m.values) {
-        value = ggml_fp16_to_fp32(ggml_fp32_to_fp16(value));
-    }
-    check_packed(m, GGML_TYPE_F16, 1, 8, 2.0f);
 }
 
 static void test_q8_0_is_read_and_kept_as_f16() {
@@ -92,19 +82,17 @@ static void test_what_does_not_fit() {
     const float inf = std::numeric_limits<float>::infinity();
     const float nan = std::numeric_limits<float>::quiet_NaN();
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
-        CHECK(alora_fits({ 0.0f, -1.0f, 3e4f }, type, 1.0f));
-        CHECK(!alora_fits({ 0.0f, nan }, type, 1.0f));
-        CHECK(!alora_fits({ -inf }, type, 1.0f));
+        CHECK(alora_fits({ 0.0f, -1.0f, 3e4f }, type));
+        CHECK(!alora_fits({ 0.0f, nan }, type));
+        CHECK(!alora_fits({ -inf }, type));
     }
-    CHECK(!alora_fits({ 4e4f }, GGML_TYPE_F16, 2.0f));
-    CHECK(alora_fits({ 4e4f }, GGML_TYPE_BF16, 2.0f));
-    CHECK(!alora_fits({ 3e38f }, GGML_TYPE_F32, 2.0f));
+    CHECK(!alora_fits({ 8e4f }, GGML_TYPE_F16));
+    CHECK(alora_fits({ 8e4f }, GGML_TYPE_BF16));
 }
 
 int main() {
     test_padding();
     test_tiles();
-    test_a_power_of_two_folds_exactly_into_f16();
     test_q8_0_is_read_and_kept_as_f16();
     test_types();
     test_what_does_not_fit();

@@ -186,9 +186,12 @@ def write_adapter(
     alpha: float = 16.0,
     only: str = "",
     embedding: bool = False,
+    gain: float = 0.2,
     dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
-    """A random adapter on all of a tiny model's linear layers whose names contain `only`."""
+    """A random adapter on all of a tiny model's linear layers whose names contain `only`; a value of
+    B is about gain/sqrt(rank).
+    """
     rng = np.random.default_rng(seed)
     header = read_header(model.gguf)
     tensors = {}
@@ -205,5 +208,5 @@ def write_adapter(
         elif layer in _LINEAR and only in name and name.endswith(".weight"):
             experts = tensor.shape[2:]
             add(f"{name}.lora_a", *experts, rank, tensor.shape[0])
-            add(f"{name}.lora_b", *experts, tensor.shape[1], rank, gain=0.2)
+            add(f"{name}.lora_b", *experts, tensor.shape[1], rank, gain=gain)
     return make_gguf(path, adapter_keys(alpha), tensors, architecture=header.architecture)

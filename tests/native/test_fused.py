@@ -204,3 +204,37 @@ def test_one_graph_for_every_slot(family: str, tmp_path: Path) -> None:
             built[path] = ctx.stats().n_graphs - before
     assert built["fused"] == 0 < built["standard"]
     base.close()
+
+
+@pytest.mark.parametrize("path", ["fused", "standard"])
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_a_small_alpha_loses_nothing_of_f16(family: str, path: str, tmp_path: Path) -> None:
+    """Values of 1e-3 times 1/256 would be subnormal in F16, a few bits each: the same adapter with
+    alpha = rank, activated at 1/256, is what alpha = rank/256 means.
+    """
+    model, rank = tiny_model(family), 32
+    small, plain = (
+        write_adapter(
+            tmp_path / f"{alpha}.gguf",
+            model,
+            rank=rank,
+            alpha=alpha,
+            gain=1e-3 * rank**0.5,
+            dtype=gguf.GGMLQuantizationType.F16,
+        )
+        for alpha in (rank / 256, rank)
+    )
+    base = Base(model.gguf)
+    with prepared(base, [small, plain], path) as (ctx, (first, second)):
+        none = ctx.decode(sequence(TOKENS, 0))
+        ctx.activate(1, 0, first, 256 * 64.0)
+        ours = ctx.decode(sequence(TOKENS, 1))
+        ctx.activate(2, 0, second, 64.0)
+        expected = ctx.decode(sequence(TOKENS, 2))
+        assert np.abs(expected - none).max() > 0.1 * np.abs(none).max()
+        assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected - none).max()
+        ctx.activate(3, 4, first, 256 * 64.0)  # beside tokens of the base, and of the other
+        ctx.activate(4, 4, second, 64.0)
+        both = ctx.decode([t for seq in (3, 4) for t in sequence(TOKENS, seq)])
+        assert np.abs(both[:N] - both[N:]).max() <= 1e-5 * np.abs(expected - none).max()
+    base.close()

@@ -1,0 +1,238 @@
+// Where memory ends: every call that fails leaves the bank, the cache and the context as they were, and
+// what is decoded afterwards has the bits that it would have had.
+#include "alora.h"
+#include "tiny_context.h"
+
+#include <atomic>
+#include <cerrno>
+#include <memory>
+#include <new>
+
+#if defined(__linux__) && defined(__GLIBC__)
+#include <dlfcn.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define CAN_FAIL 1
+#else
+#define CAN_FAIL 0
+#endif
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+#if CAN_FAIL
+
+// The allocation that fails, counted from now on; 0: none. C++'s, and ggml's of buffers: its small ones
+// of C are not checked by upstream, which is why ours asks for more than these before calling it.
+static std::atomic<int64_t> fails_at{ 0 };
+static constexpr size_t     SMALLEST_BUFFER = 32 * 1024;
+
+static bool fails_now() {
+    return fails_at.load(std::memory_order_relaxed) > 0 && fails_at.fetch_sub(1) == 1;
+}
+
+void * operator new(size_t size) {
+    void * memory = fails_now() ? nullptr : malloc(size ? size : 1);
+    if (!memory) {
+        throw std::bad_alloc();
+    }
+    return memory;
+}
+
+void operator delete(void * memory) noexcept {
+    free(memory);
+}
+
+void operator delete(void * memory, size_t) noexcept {
+    free(memory);
+}
+
+extern "C" int posix_memalign(void ** memory, size_t alignment, size_t size) noexcept {
+    static const auto real = (int (*)(void **, size_t, size_t)) dlsym(RTLD_NEXT, "posix_memalign");
+    return size >= SMALLEST_BUFFER && fails_now() ? ENOMEM : real(memory, alignment, size);
+}
+
+// What `body` returns if its k-th allocation fails, and whether it had so many.
+template <typename F> static int32_t failing(int64_t k, bool & reached, const F & body) {
+    fails_at             = k;
+    const int32_t result = body();
+    reached              = fails_at.exchange(0) <= 0;
+    return result;
+}
+
+// Every allocation at first, then some.
+static int64_t after(int64_t k) {
+    return k < 64 ? k + 1 : k + 1 + k / 16;
+}
+
+static std::vector<float> of_the_base(const tiny_llama & base) {
+    context fresh(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    fresh.decode(reading(12, 1));
+    return fresh.logits(11);
+}
+
+// Sequence 1 belongs to the base; it is read and forgotten.
+static void check_base(context & ours, const std::vector<float> & expected) {
+    ours.decode(reading(12, 1));
+    CHECK(ours.logits(11) == expected);
+    CHECK(llama_memory_seq_rm(ours.memory(), 1, -1, -1));
+}
+
+static void check_same(const alora_stats & now, const alora_stats & before) {
+    CHECK(now.bank_bytes == before.bank_bytes && now.n_targets == before.n_targets);
+    CHECK(now.n_slots == before.n_slots && now.n_adapters == before.n_adapters);
+    CHECK(now.rank == before.rank);
+}
+
+// `prepare` makes a context, `call` is what fails.
+template <typename P, typename C>
+static void test_failing(const tiny_llama & base, const P & prepare, const C & call) {
+    const auto expected = of_the_base(base);
+    auto       ours     = prepare();
+    int64_t    n_failed = 0;
+    bool       reached  = true;
+    for (int64_t k = 1; reached; k = after(k)) {
+        const alora_stats before = ours->stats();
+        const int32_t     status = failing(k, reached, [&] { return call(*ours); });
+        CHECK(reached || status >= 0);
+        if (status < 0) {
+            ++n_failed;
+            CHECK(status == ALORA_ERR_MEMORY && alora_last_error()[0] != '\0');
+            check_same(ours->stats(), before);
+        }
+        check_base(*ours, expected);
+        if (status >= 0) {
+            ours = prepare();  // it did without
+        }
+    }
+    CHECK(n_failed > 50);
+}
+
+static std::unique_ptr<context> with_adapters(const tiny_llama & base, int n) {
+    auto              ours = std::make_unique<context>(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    const std::string adapter = tiny_llama::adapter(2);
+    for (int i = 0; i < n; ++i) {
+        CHECK(alora_adapter_add(*ours, adapter.data(), adapter.size()) == i + 1);
+    }
+    return ours;
+}
+
+static void test_adding(const tiny_llama & base) {
+    const std::string linear    = tiny_llama::adapter(3);
+    const std::string embedding = tiny_llama::adapter(3, true);
+    for (const int n : { 0, 1, 4 }) {  // the first; one that fits; one for which the bank grows
+        test_failing(
+                base, [&] { return with_adapters(base, n); },
+                [&](context & c) { return alora_adapter_add(c, linear.data(), linear.size()); });
+    }
+    test_failing(
+            base, [&] { return with_adapters(base, 1); },
+            [&](context & c) { return alora_adapter_add(c, embedding.data(), embedding.size()); });
+}
+
+static void test_making_room(const tiny_llama & base) {
+    test_failing(
+            base, [&] { return with_adapters(base, 1); },
+            [&](context & c) { return alora_bank_reserve(c, 9, 32); });
+}
+
+// A batch that fails leaves no cells, and decoded again has the bits of one that never did; also where
+// the context has to reserve first.
+static void test_decoding(const tiny_llama & base, bool reserves) {
+    const auto expected = of_the_base(base);
+    const auto batch    = reading(9, 0, 6);
+    const auto prepare  = [&] {
+        auto ours = with_adapters(base, 2);
+        CHECK(alora_activate(*ours, 0, 4, 1, 1.0f) == ALORA_OK);
+        ours->decode(reading(6));
+        if (reserves) {
+            llama_set_embeddings(*ours, true);
+            llama_set_embeddings(*ours, false);
+        }
+        return ours;
+    };
+    auto alone = prepare();
+    alone->decode(batch);
+    const auto adapted = alone->logits(8);
+
+    int64_t n_failed = 0;
+    bool    reached  = true;
+    for (int64_t k = 1; reached; k = after(k)) {
+        auto          ours   = prepare();
+        const int32_t status = failing(k, reached, [&] { return ours->try_decode(batch); });
+        CHECK(reached || status == 0);
+        if (status != 0) {
+            ++n_failed;
+            CHECK(status == -2);
+            CHECK(llama_memory_seq_pos_max(ours->memory(), 0) == 5);
+            check_base(*ours, expected);
+            ours->decode(batch);
+        }
+        CHECK(ours->logits(8) == adapted);
+    }
+    CHECK(n_failed > 20);
+}
+
+// The same with a limit on the process's memory, which upstream's unchecked allocations meet as well.
+static void test_limited(const tiny_llama & base) {
+    const auto        expected = of_the_base(base);
+    const std::string adapter  = tiny_llama::adapter(3);
+    int               n_failed = 0;
+    for (size_t room = 0; room <= (size_t) 96 << 20; room += (size_t) 2 << 20) {
+        auto        ours  = with_adapters(base, 0);
+        const pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            alarm(60);
+            size_t pages = 0;
+            FILE * statm = fopen("/proc/self/statm", "r");
+            CHECK(statm && fscanf(statm, "%zu", &pages) == 1);
+            fclose(statm);
+            rlimit limit;
+            CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
+            const rlim_t before = limit.rlim_cur;
+            limit.rlim_cur      = pages * sysconf(_SC_PAGESIZE) + room;
+            CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+            const int32_t status = alora_adapter_add(*ours, adapter.data(), adapter.size());
+            CHECK(status == 1 || status == ALORA_ERR_MEMORY);
+            const int32_t decoded = ours->try_decode(reading(12, 1));
+            CHECK(decoded == 0 || decoded == -2);
+            limit.rlim_cur = before;
+            CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+            CHECK(llama_memory_seq_rm(ours->memory(), 1, -1, -1));
+            check_base(*ours, expected);
+            _exit(status == 1 ? 0 : 2);
+        }
+        int result = 0;
+        CHECK(waitpid(child, &result, 0) == child);
+        CHECK(WIFEXITED(result) && (WEXITSTATUS(result) == 0 || WEXITSTATUS(result) == 2));
+        n_failed += WEXITSTATUS(result) == 2;
+    }
+    CHECK(n_failed > 0);
+}
+
+#endif
+
+int main() {
+#if CAN_FAIL
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    unsetenv("ALORA_CPU_ATTENTION");
+    unsetenv("ALORA_CPU_PATH");
+    llama_backend_init();
+    const tiny_llama base;
+    if (!SANITIZED) {  // which need much memory of their own
+        test_limited(base);
+    }
+    test_adding(base);
+    test_making_room(base);
+    test_decoding(base, false);
+    test_decoding(base, true);
+#else
+    std::printf("skipped: allocations can be made to fail with glibc only\n");
+#endif
+    return 0;
+}
