@@ -31,6 +31,9 @@ struct alora_access {
     // Reserves for the bank as it is, or throws an alora_error; the next llama_decode() then tries again.
     static void reserve(llama_context * ctx);
 
+    // Where the next decode reserves: throws if there is no memory for what upstream does not check.
+    static void expect_memory_to_reserve(const llama_context * ctx);
+
     static void reserve_before_decoding(llama_context * ctx) { ctx->sched_need_reserve = true; }
 
     static int64_t n_nodes(const llama_context * ctx) {

@@ -33,11 +33,17 @@ void alora_access::install_interrupts(llama_context * ctx) {
     of.interruptible = true;
 }
 
+void alora_access::expect_memory_to_reserve(const llama_context * ctx) {
+    if (ctx->sched_need_reserve) {
+        alora_expect_memory(BYTES_PER_NODE * ctx->graph_max_nodes(ctx->cparams.n_ubatch));
+    }
+}
+
 void alora_access::reserve(llama_context * ctx) {
     const bool parallel     = ctx->cparams.pipeline_parallel;
     ctx->sched_need_reserve = true;
     try {
-        alora_expect_memory(BYTES_PER_NODE * ctx->graph_max_nodes(ctx->cparams.n_ubatch));
+        expect_memory_to_reserve(ctx);
         ctx->sched_reserve();
     } catch (const std::exception & error) {
         ctx->sched_need_reserve        = true;
@@ -55,6 +61,7 @@ int32_t alora_guarded(llama_context * ctx, const std::function<int32_t()> & body
         if (bank.interruptible) {
             alora_access::install_interrupts(ctx);
         }
+        alora_access::expect_memory_to_reserve(ctx);
         return body();
     } catch (const std::bad_alloc &) {
         alora_set_error("out of memory");

@@ -101,7 +101,9 @@ static void test_failing(const tiny_llama & base, const P & prepare, const C & c
         CHECK(reached || status >= 0);
         if (status < 0) {
             ++n_failed;
-            CHECK(status == ALORA_ERR_MEMORY && alora_last_error()[0] != '\0');
+            // upstream's reader does not say why it failed
+            CHECK(status == ALORA_ERR_MEMORY || status == ALORA_ERR_FORMAT);
+            CHECK(alora_last_error()[0] != '\0');
             check_same(ours->stats(), before);
         }
         check_base(*ours, expected);

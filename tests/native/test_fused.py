@@ -222,7 +222,7 @@ def test_a_small_alpha_loses_nothing_of_f16(family: str, path: str, tmp_path: Pa
             gain=1e-3 * rank**0.5,
             dtype=gguf.GGMLQuantizationType.F16,
         )
-        for alpha in (rank / 256, rank)
+        for alpha in (rank / 256, float(rank))
     )
     base = Base(model.gguf)
     with prepared(base, [small, plain], path) as (ctx, (first, second)):
@@ -236,5 +236,7 @@ def test_a_small_alpha_loses_nothing_of_f16(family: str, path: str, tmp_path: Pa
         ctx.activate(3, 4, first, 256 * 64.0)  # beside tokens of the base, and of the other
         ctx.activate(4, 4, second, 64.0)
         both = ctx.decode([t for seq in (3, 4) for t in sequence(TOKENS, seq)])
-        assert np.abs(both[:N] - both[N:]).max() <= 1e-5 * np.abs(expected - none).max()
+        # ggml rounds activations to F16, and the two sequences' cells lie in another order
+        most = 1e-5 if path == "fused" else 1e-3
+        assert np.abs(both[:N] - both[N:]).max() <= most * np.abs(expected - none).max()
     base.close()
