@@ -1,6 +1,5 @@
 // Four threads compute while another interrupts them, between nodes of every kind; adapters come, go and
-// make the bank grow between batches. What is decoded has the same bits as without any of it. Meant for
-// the sanitizers (`make test-sanitizers`), and run without them too.
+// make the bank grow between batches. What is decoded has the same bits as without any of it.
 #include "alora.h"
 #include "tiny_context.h"
 

@@ -189,8 +189,8 @@ def write_adapter(
     gain: float = 0.2,
     dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
-    """A random adapter on all of a tiny model's linear layers whose names contain `only`; a value of
-    B is about gain/sqrt(rank).
+    """A random adapter on all of a tiny model's linear layers whose names contain `only`; values of
+    B are about gain/sqrt(rank).
     """
     rng = np.random.default_rng(seed)
     header = read_header(model.gguf)
