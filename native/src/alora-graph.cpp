@@ -218,7 +218,8 @@ ggml_tensor * alora_embd(
                 plan.slot * n_vocab * target->a->nb[1]);
         ax = ggml_get_rows(ctx, a, tokens);
         if (plan.scaled) {
-            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
+            ax = ggml_mul(
+                    ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
         }
         delta = ggml_mul_mat(
                 ctx, slot_view(ctx, target->b, plan.slot, 1, target->cols_b(), target->rows_b()),
@@ -226,7 +227,8 @@ ggml_tensor * alora_embd(
     } else {
         ax = ggml_get_rows(ctx, target->a, state.embedding(ctx, n_vocab));
         if (plan.scaled) {
-            ax = ggml_mul(ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
+            ax = ggml_mul(
+                    ctx, ax, ggml_reshape_2d(ctx, state.scales(ctx, rows, *target), 1, rows.n));
         }
         ax    = widen(ctx, ggml_reshape_3d(ctx, ax, target->rank, 1, rows.n), target->cols_b());
         delta = ggml_mul_mat_id(ctx, target->b, ax, state.slots(ctx, rows));
