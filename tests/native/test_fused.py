@@ -195,14 +195,16 @@ def test_one_graph_for_every_slot(family: str, tmp_path: Path) -> None:
     base = Base(tiny_model(family).gguf)
     built = {}
     for path in ("standard", "fused"):
-        with prepared(base, adapters, path) as (ctx, slots):
-            for i, slot in enumerate([slots[0], *slots, slots[1]]):
-                if i == 1:
-                    before = ctx.stats().n_graphs
-                ctx.activate(0, 0, slot, 1.0 + i % 2)
-                ctx.decode([(5, i, (0,)), (6, i, (1,))])
-            built[path] = ctx.stats().n_graphs - before
-    assert built["fused"] == 0 < built["standard"]
+        for beside in (False, True):
+            with prepared(base, adapters, path) as (ctx, slots):
+                for i, slot in enumerate([slots[0], *slots, slots[1]]):
+                    if i == 1:
+                        before = ctx.stats().n_graphs
+                    for seq in (0,) if beside else (0, 1):
+                        ctx.activate(seq, 0, slot, 1.0 + i % 2)
+                    ctx.decode([(5, i, (0,)), (6, i, (1,))])
+                built[path, beside] = ctx.stats().n_graphs - before
+    assert built["fused", False] == built["fused", True] == 0 < built["standard", False]
     base.close()
 
 
