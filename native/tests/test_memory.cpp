@@ -41,9 +41,13 @@ static bool is_of_the_cpu_backend(void * caller) {
     return dladdr(caller, &info) && info.dli_fname && strstr(info.dli_fname, "ggml-cpu");
 }
 
+static void * allocate_or_not(size_t size, void * caller) {
+    const bool fails = fails_at > 0 && !is_of_the_cpu_backend(caller) && fails_now();
+    return fails ? nullptr : malloc(size ? size : 1);
+}
+
 static void * allocate(size_t size, void * caller) {
-    const bool fails  = fails_at > 0 && !is_of_the_cpu_backend(caller) && fails_now();
-    void *     memory = fails ? nullptr : malloc(size ? size : 1);
+    void * memory = allocate_or_not(size, caller);
     if (!memory) {
         throw std::bad_alloc();
     }
@@ -58,11 +62,27 @@ void * operator new[](size_t size) {
     return allocate(size, __builtin_return_address(0));
 }
 
+void * operator new(size_t size, const std::nothrow_t &) noexcept {
+    return allocate_or_not(size, __builtin_return_address(0));
+}
+
+void * operator new[](size_t size, const std::nothrow_t &) noexcept {
+    return allocate_or_not(size, __builtin_return_address(0));
+}
+
 void operator delete(void * memory) noexcept {
     free(memory);
 }
 
 void operator delete(void * memory, size_t) noexcept {
+    free(memory);
+}
+
+void operator delete[](void * memory) noexcept {
+    free(memory);
+}
+
+void operator delete[](void * memory, size_t) noexcept {
     free(memory);
 }
 
