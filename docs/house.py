@@ -32,8 +32,8 @@ LIMITS: Final = {
     "rooms in alora_gguf/": 20,
     "floors": 10,
     "modules reachable from chat": 45,
-    "files from invoke to llama_decode": 20,
-    "product lines": 26_500,
+    "files from invoke to llama_decode": 21,
+    "product lines": 28_400,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet
