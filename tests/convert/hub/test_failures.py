@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +311,7 @@ def test_files_of_another_commit(server: HubServer, hub: Hub, tmp_path: Path) ->
     server.add("o/r", adapter_files())
     messages = {
         "f" * 40: "127.0.0.1:\\d+ sent 'adapter_config.json' of another commit than the one asked",
-        "../../../../x": "'adapter_config.json': could not be fetched from 127.0.0.1",
+        "../../../../x": "127.0.0.1:\\d+ sent a X-Repo-Commit header that is no name of a file",
     }
     for commit, message in messages.items():
 
@@ -322,6 +324,87 @@ def test_files_of_another_commit(server: HubServer, hub: Hub, tmp_path: Path) ->
         server.trouble = answer
         assert re.search(message, str(failure(hub)))
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("header", ["ETag", "X_Linked_Etag", "X_Repo_Commit", "X_Xet_Hash"])
+@pytest.mark.parametrize("name", ["{outside}/evil", "../../../../evil", "a/b", "..", "a\\b", ""])
+@pytest.mark.parametrize("second", [False, True])
+def test_headers_that_are_paths(
+    server: HubServer, hub: Hub, tmp_path: Path, header: str, name: str, second: bool
+) -> None:
+    """huggingface_hub would write a file there; also if only the second answer is bad."""
+    server.add("o/r", adapter_files())
+    asked = 0
+
+    def answer(handler: Handler) -> bool:
+        nonlocal asked
+        if "/resolve/" not in handler.path:
+            return False
+        asked += 1
+        good = {"X_Repo_Commit": server.repos["o/r"].revisions["main"], "ETag": '"abc"'}
+        bad = {header: f'"{name.format(outside=tmp_path)}"'} if asked > second else {}
+        handler.reply(200, b"{}", **(good | bad))
+        return True
+
+    server.trouble = answer
+    error = str(failure(hub))
+    if asked > second:
+        assert "header that is no name of a file" in error
+    assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
+def test_missing_files_name_no_path(server: HubServer, hub: Hub, tmp_path: Path) -> None:
+    """Of those huggingface_hub notes the commit that the answer names."""
+    server.add("o/r", adapter_files())
+
+    def answer(handler: Handler) -> bool:
+        if "/resolve/" in handler.path:
+            handler.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=f"{tmp_path}/evil")
+        return "/resolve/" in handler.path
+
+    server.trouble = answer
+    assert "header that is no name of a file" in str(failure(hub))
+    assert list(tmp_path.rglob("*evil*")) == []
+
+
+def test_bodies_without_an_end(
+    server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alora_gguf.convert.hub.client._MAX_LISTING", 1 << 20)
+    server.add("o/r", adapter_files())
+    for where in ("/api/", "/resolve/"):
+
+        def answer(handler: Handler, where: str = where) -> bool:
+            if where not in handler.path:
+                return False
+            commit = server.repos["o/r"].revisions["main"]
+            handler.reply(200, b" " * (4 << 20), X_Repo_Commit=commit, ETag='"abc"')
+            return True
+
+        server.trouble = answer
+        assert re.search(r"sent more than the \d+ bytes it had announced", str(failure(hub)))
+
+
+def test_bodies_that_drip(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alora_gguf.convert.hub.client._GRACE", 0.2)
+    server.add("o/r", adapter_files())
+
+    def answer(handler: Handler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                handler.wfile.write(b" ")
+                time.sleep(0.02)
+        handler.close_connection = True
+        return True
+
+    server.trouble = answer
+    started = time.monotonic()
+    assert "bytes in 0 seconds; try again later" in str(failure(hub))
+    assert time.monotonic() - started < 10
 
 
 def test_downloads_that_end_early(server: HubServer, hub: Hub, small_gguf: Padded) -> None:
