@@ -246,10 +246,16 @@ class _Deferred:
     def __init__(self) -> None:
         self._depth = 0
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._known: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._pending: list[int] = []
         self._since = 0.0
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
+        if self._depth == 0:  # who took ours for the program's amid a call has set it again since
+            handler = self._known.get(number, signal.default_int_handler)
+            _set(number, handler)
+            handler(number, frame)
+            return
         now = time.monotonic()
         if not self._pending:
             self._since = now
@@ -265,8 +271,10 @@ class _Deferred:
             self._handlers.clear()
             for number in _SIGNALS:
                 handler = _get(number)
-                if callable(handler) and handler != self._keep:
-                    self._handlers[number] = handler
+                if handler == self._keep:  # as above
+                    handler = self._known.get(number, signal.default_int_handler)
+                if callable(handler):
+                    self._handlers[number] = self._known[number] = handler
                     _set(number, self._keep)
         self._depth += 1
 

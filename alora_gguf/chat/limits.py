@@ -197,6 +197,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         marked = _Marked().visit(source)
         return super()._generate(marked, *args, **kwargs)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandbox's own str.format() and format_map(), which have no `__self__`."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        @functools.wraps(wrapped)
+        def call(*args: Any, **kwargs: Any) -> str:
+            _budget.make(_cost("format", value.__self__, (*args, *kwargs.values())))
+            return wrapped(*args, **kwargs)
+
+        return call
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Says first how much an operator makes."""
         if operator == "%":

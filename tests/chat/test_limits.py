@@ -42,6 +42,8 @@ BOMBS = {
     "percent star": "{{ '%*d' % (9999999999, 1) }}",
     "format": "{{ '{:9999999999}'.format(1) }}",
     "format nested": "{{ '{:{}}'.format(1, 9999999999) }}",
+    "format_map": "{{ '{a:9999999999}'.format_map({'a': 1}) }}",
+    "format as an attribute": "{{ ('{:9999999999}' | attr('format'))(1) }}",
     "the format filter": "{{ '%9999999999d' | format(1) }}",
     "center": "{{ 'a' | center(9999999999) }}",
     "ljust": "{{ 'a'.ljust(9999999999) }}",

@@ -168,6 +168,22 @@ def test_handlers_stay_the_programs(files: Files) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_ours_set_again_by_the_program_does_no_harm(files: Files) -> None:
+    """By what puts back, after a call, the handler that it found amid it."""
+    mine = signal.getsignal(signal.SIGINT)
+    with _calls.deferred:
+        found = signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        signal.signal(signal.SIGINT, found)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is mine
+    signal.signal(signal.SIGINT, found)
+    with _calls.deferred:
+        pass
+    assert signal.getsignal(signal.SIGINT) is mine
+
+
 def test_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "_PATIENCE", 0.05)
 
