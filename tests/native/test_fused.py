@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.backends import NAME as BACKEND
 from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
 
@@ -242,7 +243,8 @@ def test_a_small_alpha_loses_nothing_of_f16(family: str, path: str, tmp_path: Pa
         ctx.activate(0, 4, first, 256 * 64.0)  # and beside the other
         ctx.activate(1, 4, second, 64.0)
         both = ctx.decode([t for seq in (0, 1) for t in sequence(TOKENS, seq)])
-        most = 1e-5 if path == "fused" else 1e-3  # ggml rounds activations to F16
+        fused = path == "fused" and BACKEND != "rpc"  # a device has ggml's own products
+        most = 1e-5 if fused else 1e-3  # which round activations to F16
         assert difference(both[:N] - none, expected - none) <= most
         assert difference(both[N:] - none, expected - none) <= most
     base.close()
