@@ -42,12 +42,12 @@ _STRUCTURAL: Final = frozenset(
 _DROPPED: Final = ("lipsum", "urlize", "striptags")  # of no use in a chat
 
 
-class LimitError(InputError, jinja2.TemplateRuntimeError):
+class _LimitError(InputError, jinja2.TemplateRuntimeError):
     """A template went too far."""
 
 
 def _too_far(what: str) -> NoReturn:
-    raise LimitError(f"it {what}, so it would take too much time or memory")
+    raise _LimitError(f"it {what}, so it would take too much time or memory")
 
 
 class _Budget(threading.local):

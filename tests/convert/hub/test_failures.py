@@ -348,7 +348,7 @@ def test_headers_that_are_paths(
 
     server.trouble = answer
     error = str(failure(hub))
-    if asked > second:
+    if not second:  # else the first answer may be all that is asked for, and is no configuration
         assert "header that is no name of a file" in error
     assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
