@@ -14,9 +14,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from .errors import AloraError, FileFormatError, InputError, MissingFileError
+
+HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
+
+
+def data_home() -> Path:
+    """Where this package keeps what it writes for itself: ALORA_GGUF_HOME or, without it, the
+    system's directory for a user's data.
+    """
+    given = os.environ.get(HOME_VARIABLE)
+    if given:
+        return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - leaves what it cannot
+    from platformdirs import user_data_path
+
+    return user_data_path("alora-gguf", appauthor=False)
 
 
 @contextlib.contextmanager

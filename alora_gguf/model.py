@@ -15,7 +15,7 @@ from ._calls import checked, uninterrupted
 from .chat.chat import Chat
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import LlamaContext
-from .engine.loading import Tuning, check_cache
+from .engine.loading import Tuning, check_load
 from .engine.native import load
 from .engine.runtime import Runtime
 from .errors import ModelError
@@ -78,7 +78,7 @@ class Model:
                 f"{base.path}: its attention is not causal ({base.architecture}): what is cached "
                 "of a text would change with what follows it; use a causal model"
             )
-        check_cache(base, options)
+        check_load(base, options, cancel)
         context = LlamaContext(
             base.path, options, verbose=verbose, tuning=_tuning, cancel=cancel, progress=progress
         )

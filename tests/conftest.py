@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Collection, Iterator
 
@@ -12,6 +13,9 @@ from alora_gguf.engine.library import library_dir
 from alora_gguf.engine.scheduler import BatchWindow
 from tests.backends import attach
 from tests.support.files import FOREVER, Files, write_files
+
+# A process more for each of the many tiny bases; tests/engine/test_trial.py has it on.
+os.environ["ALORA_TRIAL_LOAD"] = "0"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # as shells start what runs in the background; programs that tests start would inherit it

@@ -5,6 +5,8 @@ Models and contexts are llama.cpp's pointers here, which the caller frees.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import weakref
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from alora_gguf._calls import allowed, check_interrupts, pending
-from alora_gguf.errors import CancelledError, ModelError
+from alora_gguf.errors import AloraError, CancelledError, ModelError
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import (
     CACHE_TYPES,
@@ -28,6 +30,7 @@ from . import native as _native
 from .library import LLAMA_CPP_PYTHON
 from .native import Native
 from .tokens import Vocabulary
+from .trial import try_to_load
 
 _WHOLE_CELLS: Final = ("f32", "f16", "bf16")
 _CELL_BLOCK: Final = 32  # values in a block of every quantised type of cells
@@ -159,7 +162,15 @@ def load_weights(
     return int(model)
 
 
-def check_cache(base: BaseFile, options: ContextOptions) -> None:
+def check_load(base: BaseFile, options: ContextOptions, cancel: CancelToken | None = None) -> None:
+    """To be called before a base is loaded with these options: what llama.cpp would end the process
+    over is an error. Raises ModelError, CancelledError.
+    """
+    _check_cache(base, options)
+    try_to_load(base.parts, cancel=cancel)
+
+
+def _check_cache(base: BaseFile, options: ContextOptions) -> None:
     """Raises ModelError for cells that llama.cpp cannot keep: with flash attention off it checks
     nothing, and aborts or computes NaN where blocks do not fill a head.
     """
@@ -215,6 +226,7 @@ class BareVocabulary:
 
     def __init__(self, path: Path, name: str) -> None:
         """Raises ModelError for a file that llama.cpp cannot load."""
+        try_to_load([path], vocab_only=True)
         native = _native.load()
         with native.log.capture():
             model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
@@ -226,3 +238,25 @@ class BareVocabulary:
         """Frees it; idempotent."""
         self.vocab.close()
         self._finalizer()
+
+
+_PROBE: Final = "".join(map(chr, range(1, 128))) + " naïve 漢字 😊\u200b the end"
+
+
+def load_here(path: str, vocab_only: bool) -> None:
+    """What the process of try_to_load() does."""
+    native = _native.load()
+    llama = native.llama
+    no_devices = (ctypes.c_void_p * 1)()
+    fields = {"vocab_only": vocab_only, "use_extra_bufts": False}  # repacking takes memory
+    tuning = Tuning(model={**fields, "devices": ctypes.addressof(no_devices)})
+    print("loading", flush=True)  # noqa: T201 (to the process that waits)
+    with native.log.capture(), contextlib.suppress(AloraError):  # which awaits the other, too
+        model = load_weights(native, Path(path), 0, tuning=tuning)
+        if not vocab_only and not llama.llama_model_has_encoder(model):
+            ctx = open_context(native, Path(path), model, ContextOptions(n_ctx=64), Tuning())
+            tokens = (llama.llama_token * 2)(0, 1)
+            llama.llama_decode(ctx, llama.llama_batch_get_one(tokens, 2))
+            llama.llama_synchronize(ctx)
+        vocab = Vocabulary(llama, model, path)
+        vocab.detokenize(vocab.tokenize(_PROBE, add_special=True, parse_special=True), special=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
@@ -20,10 +21,11 @@ from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
-from alora_gguf.engine.loading import check_cache
+from alora_gguf.engine.loading import check_load
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary, spans_for
+from alora_gguf.engine.trial import try_to_load
 from alora_gguf.errors import (
     CacheFullError,
     ClosedError,
@@ -81,10 +83,12 @@ class Reader(Stock):
         path, log = os.fspath(model_path), _native.load().log
         with log.capture(verbose=bool(settings["verbose"])):
             try:
-                known = os.path.exists(path) and not settings["vocab_only"]  # noqa: PTH110 (any text)
-                base = BaseFile.read(path, settings["kv_overrides"]) if known else None
-                if base is not None:
-                    check_cache(base, options)
+                there, base = os.path.exists(path), None  # noqa: PTH110 (any text)
+                if there and settings["vocab_only"]:
+                    try_to_load([Path(path)], vocab_only=True)
+                elif there:
+                    base = BaseFile.read(path, settings["kv_overrides"])
+                    check_load(base, options)
                 with bounded_templates():
                     super().__init__(path, **settings)
             except ValueError as error:

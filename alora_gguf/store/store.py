@@ -25,7 +25,15 @@ from typing import Final
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError
-from alora_gguf.files import abandoned, locked, owned, sync_folder, write_whole
+from alora_gguf.files import (
+    HOME_VARIABLE,
+    abandoned,
+    data_home,
+    locked,
+    owned,
+    sync_folder,
+    write_whole,
+)
 
 from .entry import (
     Description,
@@ -38,7 +46,6 @@ from .entry import (
     read_entry,
 )
 
-HOME_VARIABLE: Final = "ALORA_GGUF_HOME"
 _SHOWN: Final = 12  # of the names in a message
 _BLOCK: Final = 1 << 20
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -61,7 +68,7 @@ class Store:
     """
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
-        self.home = _default_home() if home is None else Path(home).absolute()
+        self.home = data_home() if home is None else Path(home).absolute()
         self._entries = self.home / "entries"
         self._files = self.home / "files"
 
@@ -356,15 +363,6 @@ class StoreAddition:
             if old is not None:
                 shutil.rmtree(store._files / old.folder, ignore_errors=True)  # or later
         return entry
-
-
-def _default_home() -> Path:
-    given = os.environ.get(HOME_VARIABLE)
-    if given:
-        return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - leaves what it cannot
-    from platformdirs import user_data_path
-
-    return user_data_path("alora-gguf", appauthor=False)
 
 
 def _try_to_read(path: Path) -> StoreEntry | FileFormatError | None:

@@ -75,7 +75,8 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,  # or select() would not see what was read ahead
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", "ALORA_TRIAL_LOAD": "0"},
         )
         self._bases = bases
 
