@@ -91,6 +91,7 @@ class Model:
         self._special_tokens_in_text = special_tokens_in_text
         try:
             runtime.bank.load(adapters or {})
+            self._contracts.check(runtime.bank)
         except BaseException:
             runtime.close()
             raise
@@ -157,7 +158,9 @@ class Model:
         """
         self._runtime.check_open()
         self._runtime.bank.load({name: path}, from_start=from_start)
-        return self._runtime.bank[name]
+        file = self._runtime.bank[name]
+        self._contracts.check({name: file})
+        return file
 
     def unload_adapter(self, name: str) -> None:
         """Frees an adapter. Cells it computed stay, for the same weights loaded again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from .render import aligned, plural, printable, shortened, size_text, wrapped
 if TYPE_CHECKING:
     Summary = ag.AdapterSummary | ag.BaseSummary
 
+CONTRACT = "alora.io_yaml"  # the key
 _WIDTH = 80
 _LABEL = 15  # of the rows above the tables, with the space behind it
 _MAX_PROBLEMS = 10
@@ -44,19 +46,28 @@ def command(path: Path, as_json: bool) -> None:
 
     Only the header is read, so this is quick for any size; the weights' values are not looked at.
 
-    A malformed adapter (half a pair, ranks that differ) is shown as well, with what is wrong under
-    "problems", and the exit status is 0. A file that is no GGUF, truncated or damaged is an error
-    with status 1.
+    A malformed adapter (half a pair, ranks that differ, a contract that cannot be read) is shown as
+    well, with what is wrong under "problems", and the exit status is 0. A file that is no GGUF,
+    truncated or damaged is an error with status 1.
 
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
     summary = ag.inspect_gguf(path)
+    summary = replace(summary, problems=(*summary.problems, *contract_problems(summary)))
     if as_json:
         text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)
         click.echo(text.replace("\x7f", "\\u007f"))  # all else is escaped already
     else:
         click.echo(table(summary))
+
+
+def contract_problems(summary: Summary) -> Iterator[str]:
+    """What is wrong with the contract in an adapter's file, if anything is."""
+    try:
+        _ = CONTRACT in summary.metadata and ag.load_contract(summary.path)
+    except ag.FileFormatError as error:
+        yield f"the adapter cannot be asked as an intrinsic: {error}"
 
 
 def table(summary: Summary) -> str:
@@ -200,7 +211,7 @@ def _metadata(summary: Summary) -> list[str]:
         if key in _ROWS or key.startswith("tokenizer.") or (summary.kind == "model" and not about):
             continue
         start, text = f"    {_cut(key, 40)}:", _value(value)
-        if key == "alora.io_yaml" and isinstance(value, str):
+        if key == CONTRACT and isinstance(value, str):
             start, text = "    io.yaml:", f"{len(value.encode())} bytes"
         if len(start) + len(text) >= _WIDTH and len(text) <= _WIDTH - 6:
             lines += [start, f"      {text}"]  # a hash, for instance, stays whole

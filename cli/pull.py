@@ -14,6 +14,7 @@ import click
 
 import alora_gguf as ag
 
+from .inspect import contract_problems
 from .progress import Progress, hush_hub
 from .render import printable, size_text
 
@@ -226,7 +227,8 @@ def _pull_gguf(
                     f"{model.reference.text}: '{own}' arrived with the SHA-256 {file.sha256}, but "
                     f"the hub says {sha256}; remove {path.resolve()} and pull again"
                 )
-        return _Pulled(addition.commit(about), addition.changed, summary.problems)
+        warnings = (*summary.problems, *contract_problems(summary))
+        return _Pulled(addition.commit(about), addition.changed, warnings)
 
 
 def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary:

@@ -24,6 +24,7 @@ from .peft.config import read_config
 from .peft.invocation import find_invocation
 from .peft.weights import SafetensorsFile
 from .plan import make_plan
+from .source import Source
 
 _THREADS: Final = 2  # that make values, beside the one that writes
 
@@ -131,6 +132,7 @@ def convert_adapter(
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
     remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
+    remarks.append(_remark(found))
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(
         out=target,
@@ -150,6 +152,16 @@ def convert_adapter(
         source_sha256=digest,
         warnings=tuple(filter(None, remarks)),
     )
+
+
+def _remark(found: Source) -> str | None:
+    """What is wrong with the adapter's contract, which is in the GGUF as it is."""
+    path = found.io_yaml
+    if path is None:
+        return None
+    from alora_gguf.intrinsics.contract import Contract, contract_problem  # imports PyYAML
+
+    return contract_problem(Contract.parse, path.read_bytes(), str(path))
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

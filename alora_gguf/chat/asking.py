@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -10,10 +11,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from alora_gguf.errors import AloraError, InputError, OutputError
+from alora_gguf.errors import AloraError, ContractError, InputError, OutputError, SchemaError
+from alora_gguf.generate.constraint import check_schema
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.intrinsics import Contract, Request, load_contract, rewrite, transform
+from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import (
     CancelToken,
@@ -55,8 +58,16 @@ class Contracts:
         file = self.adapter(name)
         given = self._known.get(name)
         if given is None or given[0] not in (None, file.identity):
-            given = self._known[name] = (file.identity, Contract.of_adapter(file))
+            given = self._known[name] = (file.identity, usable(Contract.of_adapter(file)))
         return given[1]
+
+    def check(self, adapters: Mapping[str, AdapterFile]) -> None:
+        """Logs why contracts in the files of `adapters` cannot be used; the adapters themselves can
+        be, and some have none.
+        """
+        for name, file in adapters.items():
+            if file.io_yaml is not None and (problem := contract_problem(self.of, name)):
+                logging.getLogger("alora_gguf").warning("%s", problem)
 
     def set(self, name: str, contract: Contract | str | os.PathLike[str]) -> None:
         """Gives an adapter another contract until forget(). Raises UnknownAdapterError,
@@ -64,11 +75,23 @@ class Contracts:
         """
         _ = self.adapter(name)
         found = contract if isinstance(contract, Contract) else load_contract(contract)
-        self._known[name] = (None, found)
+        self._known[name] = (None, usable(found))
 
     def forget(self, name: str) -> None:
         """Drops what set() gave; for an adapter that is unloaded."""
         self._known.pop(name, None)
+
+
+def usable(contract: Contract) -> Contract:
+    """The contract. Raises ContractError if its schema cannot constrain the replies of any model,
+    which reading it does not find out: it does without a grammar compiler.
+    """
+    try:
+        if contract.response_format is not None:
+            check_schema(contract.response_format)
+    except SchemaError as error:
+        raise ContractError(f"{contract.source}: field response_format: {error}") from error
+    return contract
 
 
 MAX_TOKENS: Final = 512

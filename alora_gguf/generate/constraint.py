@@ -250,32 +250,52 @@ def _deep(work: Callable[[], _T]) -> _T:
 
 
 def _compile(text: str, tokens: _Tokens) -> Constraint:
+    grammar = grammar_of(_read(text), _OPTIONS)
+    prototype = compile_grammar(grammar, tokens.tokenizer, tokens.limits)
+    if prototype.is_error():
+        raise _unusable(_reason(text) or _one_line(prototype.get_error()))
+    _check_ends(text)
+    return Constraint(text, prototype, tokens)
+
+
+def check_schema(schema: Mapping[str, Any] | str) -> None:
+    """Raises SchemaError for a schema that cannot constrain the replies of any model. It takes 2 ms
+    where Constraint.compile() has to read a vocabulary first.
+    """
+    text = _canonical(schema)
+    _read(text)
+    if reason := _reason(text):
+        raise _unusable(reason)
+    _check_ends(text)
+
+
+def _read(text: str) -> Any:
     schema = json.loads(text)
     if (n := n_nodes(schema)) > MAX_NODES:
         raise SchemaError(
             f"the JSON Schema has {n} objects and arrays, expected at most {MAX_NODES}"
         )
-    prototype = compile_grammar(grammar_of(schema, _OPTIONS), tokens.tokenizer, tokens.limits)
-    if prototype.is_error():
-        raise SchemaError(f"the JSON Schema cannot be used: {_reason(text, prototype, tokens)}")
-    if never_ends(schema):
-        raise SchemaError(
-            "the JSON Schema cannot be used: it requires itself within itself, so that no value is "
-            "ever complete"
-        )
-    return Constraint(text, prototype, tokens)
+    return schema
 
 
-def _reason(text: str, failed: Any, tokens: _Tokens) -> str:
-    """Why `text` does not compile; without our grammar around it, if it fails by itself too."""
+def _check_ends(text: str) -> None:
+    if never_ends(json.loads(text)):
+        raise _unusable("it requires itself within itself, so that no value is ever complete")
+
+
+def _unusable(reason: str) -> SchemaError:
+    return SchemaError(f"the JSON Schema cannot be used: {reason}")
+
+
+def _reason(text: str) -> str:
+    """Why `text` does not compile, without our grammar around it; "" if it does."""
     from llguidance import LLMatcher
 
     try:
-        alone = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
     except ValueError as error:  # JSON to Python and not to Rust: lone surrogates, deep nesting
         return _one_line(str(error))
-    matcher = compile_grammar(alone, tokens.tokenizer, tokens.limits)
-    return _one_line((matcher if matcher.is_error() else failed).get_error())
+    return _one_line(_deep(lambda: LLMatcher.validate_grammar(grammar, None)))
 
 
 def _one_line(text: str) -> str:

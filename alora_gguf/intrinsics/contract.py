@@ -90,6 +90,11 @@ class Contract:
             for name, item in found.items()
             if name in FIELDS and not item.is_null
         }
+        # where contracts for Ollama have it
+        schema = given.get("parameters", {}).pop("response_format", None)
+        if schema is not None and given.setdefault("response_format", schema) != schema:
+            wanted = "the response_format of the contract, or none"
+            raise found["parameters"].error(wanted, "remove one of them", found="another one")
         rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
         about = given.get("response_format", {}).pop(ABOUT, {})
@@ -172,7 +177,11 @@ class Contract:
     def chat_template_kwargs(self) -> Mapping[str, JsonValue]:
         """What the chat template is given besides messages and documents."""
         found = self.parameter("chat_template_kwargs")
-        return found if isinstance(found, dict) else {}
+        effort = self.parameter("reasoning_effort")  # a variable of templates, as in vLLM
+        return {
+            **({} if effort is None else {"reasoning_effort": effort}),
+            **(found if isinstance(found, dict) else {}),
+        }
 
 
 @checked
@@ -197,6 +206,17 @@ def _embedded(text: str | None, file: str) -> Contract:
             "beside it, or give the contract as a file"
         )
     return Contract.parse(text, f"{file}({IO_YAML})")
+
+
+def contract_problem(read: Callable[..., object], *arguments: object) -> str | None:
+    """What to tell of an adapter, in a sentence, whose contract `read` finds unusable; None if it
+    does not.
+    """
+    try:
+        read(*arguments)
+    except ContractError as error:
+        return f"the adapter works, but cannot be asked as an intrinsic: {error}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -335,8 +355,9 @@ def transform(
 ) -> Outcome:
     """What `text`, the reply to `request`, means by the contract.
 
-    `logprobs` are the reply's tokens, without an end token; each with its `request.top_logprobs`
-    likeliest alternatives where the contract needs them, else None will do. `max_tokens` is the
+    `logprobs` are the reply's tokens, each with its `request.top_logprobs` likeliest alternatives
+    where the contract needs them, else None will do; those behind the text, such as an end token,
+    are passed over. `max_tokens` is the
     limit that the reply had, for messages (None: the contract's).
 
     Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another

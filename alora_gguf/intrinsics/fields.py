@@ -152,6 +152,29 @@ def _parameters(item: Item) -> dict[str, JsonValue]:
     return found
 
 
+def _named(item: Item) -> dict[str, Item]:
+    """A mapping's values by name; none of anything else."""
+    entries = item.value.items() if isinstance(item.value, dict) else ()
+    return {str(key.value): value for key, value in entries}
+
+
+def _response_format(item: Item) -> JsonValue:
+    """A schema where a request has it, as contracts for Ollama do: bare, or wrapped as OpenAI's."""
+    form = _named(item)
+    kind = form["type"].value if "type" in form else None
+    if kind == "text":
+        return None
+    if kind == "json_object" and "schema" not in form:
+        return {"type": "object"}
+    if kind not in ("json_object", "json_schema"):
+        return _schema(item)
+    schema = form.get("schema") or _named(form.get("json_schema", item)).get("schema")
+    if schema is None:
+        wanted = "{type: json_schema, json_schema: {schema: ...}}, or a bare schema"
+        raise item.error(wanted, "add the schema")
+    return _schema(schema)
+
+
 _POSITIVE: Final = _of("a number above 0", lambda v: is_number(v) and 0 < v < math.inf)
 _PENALTY: Final = _within(float, -2, 2)
 _SAMPLING: Final[Mapping[str, Reader]] = {
@@ -160,6 +183,7 @@ _SAMPLING: Final[Mapping[str, Reader]] = {
     "repetition_penalty": _POSITIVE,
     "seed": _within(int, 0, 2**32 - 1),
     "stop": _stop,
+    "reasoning_effort": _text,
 }
 EXTRA: Final[Mapping[str, Reader]] = {
     **_SAMPLING,
@@ -180,6 +204,7 @@ PARAMETERS: Final[Mapping[str, Reader]] = {
     "stream": _only(False),
     "logprobs": _FLAG,
     "top_logprobs": _within(int, 0, 20),
+    "response_format": _response_format,
     "extra_body": lambda item: read_fields(item, EXTRA),
 }
 
@@ -239,7 +264,7 @@ def _subschema(item: Item, *, top: bool = False) -> None:
         return
     if not isinstance(item.value, dict):
         raise item.error("a schema (an object, true or false)", "correct it")
-    given = {str(key.value): value for key, value in item.value.items()}
+    given = _named(item)
     for name, value in given.items():
         if name == ABOUT and not top:
             raise value.error("it at the top of the schema", "move it", found="it within")

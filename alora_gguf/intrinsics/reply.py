@@ -231,14 +231,17 @@ class Reply:
 
 
 def check_spelling(tokens: Sequence[TokenLogprob], text: str, source: str) -> None:
-    """Raises InputError unless the tokens' texts, one after the other, are the text."""
+    """Raises InputError unless the tokens' texts, one after the other, are the text; more tokens
+    may follow, such as one that ends the reply.
+    """
+    ends = accumulate((len(token.text) for token in tokens), initial=0)
     spelled = "".join(token.text for token in tokens)
-    if spelled != text:
+    if not spelled.startswith(text) or len(text) not in ends:
         pairs = enumerate(zip(spelled, text, strict=False))
         shorter = min(len(spelled), len(text))
         same = next((i for i, (a, b) in pairs if a != b), shorter)
         raise InputError(
             f"{source}: the tokens' texts differ from the reply from character {same} on: "
             f"{spelled[same : same + 20]!r} against {text[same : same + 20]!r}; pass the tokens of "
-            "this very reply, without an end token"
+            "this very reply"
         )

@@ -130,6 +130,7 @@ class Reader(Stock):
         n_rows = self._n_ctx if self._logits_all else 1
         self.scores = np.zeros((n_rows, self._n_vocab), np.single)
         runtime.bank.load(adapters)
+        self._contracts.check(runtime.bank)
 
     @property
     def context_params(self) -> Any:

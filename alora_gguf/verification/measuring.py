@@ -21,6 +21,7 @@ from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.inspection import AdapterSummary, inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
+from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int, default_threads
 
@@ -93,6 +94,7 @@ def verify(
         n_gpu_layers=n_gpu_layers,
         progress=progress,
     ) as model:
+        said = [file.io_yaml and contract_problem(model.contract, _NAME)]
         text = _draw(model, file.invocation, seed)
         cells = _check_cells(model, text)
         plain, adapted = read_twice(model._runtime, file.path, text.tokens, text.n_rows)
@@ -118,7 +120,7 @@ def verify(
     return replace(
         found,
         failures=tuple(failures(found, *wrong)),
-        warnings=(*(how for _, how in base_file.departures), *warnings(found)),
+        warnings=(*(how for _, how in base_file.departures), *warnings(found), *filter(None, said)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -368,3 +369,35 @@ def test_keywords_change_what_the_contract_says(files: Files) -> None:
         assert chat.invoke("sure", max_tokens=2, temperature=0).timings.generated <= 2
         with pytest.raises(ag.InputError, match="has no argument 'schema'"):
             chat.invoke("sure", schema={})  # type: ignore[call-arg]
+
+
+# Contracts that cannot be used -------------------------------------------------------------------
+
+UNUSABLE = {
+    "model: [": "expected YAML",
+    "name: x\nmodel: ~\n": "expected a contract to have 'response_format'",
+    "model: ~\ntransformations: ~\nresponse_format: {type: array, uniqueItems: true}\n": (
+        "(io.yaml): field response_format: the JSON Schema cannot be used: Unimplemented keys"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
+def test_a_contract_that_cannot_be_used_is_told_when_its_adapter_is_loaded(
+    files: Files, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {"alora.io_yaml": text}
+    path = files.write_adapter(tmp_path / "a.gguf", invocation=files.invocation, keys=keys)
+    with files.model(adapters={"a": path, "plain": files.lora}) as model:
+        model.load_adapter("b", path)
+        with pytest.raises(ag.ContractError, match=re.escape(UNUSABLE[text])):
+            model.contract("a")
+        with pytest.raises(ag.ContractError, match=re.escape(UNUSABLE[text])):
+            model.chat(template=PLAIN).invoke("a")
+        with pytest.raises(ag.ContractError):
+            model.set_contract("plain", path)
+        session = model.session()
+        assert session.invoke("a", max_tokens=1).tokens  # the adapter works
+    told = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    start = "the adapter works, but cannot be asked as an intrinsic: "
+    assert [(m.startswith(start), UNUSABLE[text] in m) for m in told] == [(True, True)] * 2

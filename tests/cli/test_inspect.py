@@ -18,7 +18,7 @@ from tests.support.gguf_bytes import Tensors, gguf_bytes
 from tests.support.inspect_command import inspect, shown
 from tests.support.inspected import pairs
 
-IO_YAML = "model: ~\nresponse_format: |\n  ü\n"
+IO_YAML = "model: ~\nresponse_format: ~\ntransformations: ~\nname: ü\n"
 
 
 ADAPTER: dict[str, Any] = {
@@ -87,7 +87,7 @@ file.gguf: aLoRA adapter, 1.1 MB
       0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
     alora.source.repo: ibm-granite/granitelib-rag-r1.0
     alora.source.peft_version: 0.21.2
-    io.yaml: 33 bytes
+    io.yaml: 56 bytes
 """
 
 BASE: dict[str, Any] = {
@@ -388,7 +388,23 @@ def test_the_whole_process_loads_neither_numpy_nor_gguf() -> None:
         "import sys; from alora_gguf.cli import run; status = run(sys.argv[1:]);"
         "print(status, [m for m in ('numpy', 'gguf', 'llama_cpp', 'yaml') if m in sys.modules])"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, "inspect", "file.gguf"], capture_output=True, text=True
+    for without_contract, loaded in ((False, "['yaml']"), (True, "[]")):
+        if without_contract:
+            metadata = {key: value for key, value in ADAPTER.items() if key != "alora.io_yaml"}
+            Path("file.gguf").write_bytes(gguf_bytes(metadata, ADAPTER_TENSORS))
+        run = subprocess.run(
+            [sys.executable, "-c", code, "inspect", "file.gguf"], capture_output=True, text=True
+        )
+        assert run.stdout.endswith(f"0 {loaded}\n"), run.stderr
+        assert without_contract or run.stdout == f"{ADAPTER_TABLE}0 {loaded}\n"
+
+
+@pytest.mark.parametrize("contract", ["model: [\n", "name: x\nmodel: ~\n", "a\x1b[2J"])
+def test_a_contract_that_cannot_be_read_is_a_problem(contract: str) -> None:
+    metadata = {**ADAPTER, "alora.io_yaml": contract}
+    out = shown(metadata, ADAPTER_TENSORS)
+    assert (
+        "\n  problems\n    the adapter cannot be asked as an intrinsic: file.gguf(io.yaml):" in out
     )
-    assert run.stdout == ADAPTER_TABLE + "0 []\n", run.stderr
+    (problem,) = json.loads(inspect(metadata, ADAPTER_TENSORS, "--json").stdout)["problems"]
+    assert problem.startswith("the adapter cannot be asked as an intrinsic: file.gguf(io.yaml):")

@@ -283,3 +283,15 @@ def test_options_that_need_a_conversion(pulling: Pulling, option: tuple[str, str
         "as it is; leave one of them out\n" in outcome.err
     )
     assert pulling.server.asked == []
+
+
+def test_an_adapter_whose_contract_cannot_be_read_is_stored_and_told(
+    pulling: Pulling, tmp_path: Path
+) -> None:
+    keys = {"alora.io_yaml": "model: ["}
+    adapter = tiny_base.write_adapter(tmp_path / "a.gguf", invocation=(7, 8), keys=keys)
+    pulling.server.add(REPO, {"a.gguf": adapter.read_bytes()})
+    outcome = pulling("pull", REPO, "--file", "a.gguf")
+    assert (outcome.status, pulling.store.get("a").about.technology) == (0, "alora")
+    assert outcome.err.startswith("warning: the adapter cannot be asked as an intrinsic: ")
+    assert "a.gguf(io.yaml):" in outcome.err

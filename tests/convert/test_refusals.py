@@ -244,6 +244,24 @@ def test_some_lost_values_are_reported(case: Case) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["model: [\n", "name: x\nmodel: ~\n", "", "a: " + "x" * 70_000])
+def test_a_contract_that_cannot_be_read_is_told(case: Case, text: str) -> None:
+    """The adapter works all the same, and a contract can be given to a model."""
+    case.write()
+    (case.source / "io.yaml").write_text(text)
+    (warning,) = case.convert().warnings
+    start = f"the adapter works, but cannot be asked as an intrinsic: {case.source / 'io.yaml'}:"
+    assert warning.startswith(start)
+    assert case.out.exists()
+
+
+def test_a_sound_contract_is_no_news(case: Case) -> None:
+    case.write()
+    contract = "model: ~\nresponse_format: ~\ntransformations: ~\n"
+    (case.source / "io.yaml").write_text(contract)
+    assert case.convert().warnings == ()
+
+
 def test_adapter_of_zeros(case: Case) -> None:
     for name, values in case.tensors.items():
         if "lora_B" in name:

@@ -19,7 +19,7 @@ from alora_gguf.demo import base_path
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
-from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher
+from alora_gguf.generate.constraint import MAX_SCHEMA, Constraint, Matcher, check_schema
 from tests.support import inside, tiny_base, vocabularies
 
 Schema = dict[str, Any]
@@ -408,6 +408,9 @@ def test_schemas_are_refused_with_the_reason(
         Constraint.compile(schema, vocab)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+    with pytest.raises(SchemaError) as without_a_vocabulary:
+        check_schema(schema)
+    assert str(without_a_vocabulary.value) == str(caught.value)
 
 
 NODES: st.SearchStrategy[Any] = st.recursive(

@@ -22,7 +22,7 @@ from alora_gguf.demo import base_path
 from alora_gguf.engine import native
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, SchemaError
-from alora_gguf.generate.constraint import MAX_NODES, Constraint
+from alora_gguf.generate.constraint import MAX_NODES, Constraint, check_schema
 from alora_gguf.generate.endless import n_nodes, never_ends
 from tests.support import inside, vocabularies
 
@@ -62,6 +62,7 @@ def use_all() -> None:
     with ag.Model(base_path(), n_ctx=64) as model:
         vocab = inside.vocab(model)
         for name in LINKS:
+            check_schema(chain(longest(name), name))
             matcher = Constraint.compile(chain(longest(name), name), vocab).start()
             with contextlib.suppress(DecodeError):  # too complex to go on
                 for _ in range(20):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,32 @@ def test_mellea_takes_what_a_contract_says_to_us(name: str, mellea: Mellea) -> N
     assert schema.pop("x-alora")["judges"] in ("question", "answer")
     contract = Contract.read(config)
     assert as_wire(contract, rewrite(contract, [Message("user", "Who?")])) == theirs
+
+
+FOR_SERVERS = [
+    "response_format: {enum: [fish, no fish], type: string}",
+    "response_format: {type: json_schema, json_schema: {name: a, schema: {type: boolean}}}",
+    "reasoning_effort: low",
+]
+
+
+@pytest.mark.parametrize("parameter", FOR_SERVERS)
+def test_what_servers_take_among_the_parameters(
+    parameter: str, mellea: Mellea, tmp_path: Path
+) -> None:
+    config = tmp_path / "io.yaml"
+    config.write_text(
+        "model: ~\nresponse_format: ~\ntransformations: ~\ndocs_as_message: roles\n"
+        "instruction: 'Is {last_message} about fish?'\n"
+        f"parameters: {{temperature: 0.75, {parameter}}}\n"
+    )
+    theirs = mellea.ask(config, question([{"role": "user", "content": "Hi"}], []), {})["request"]
+    contract = Contract.read(config)
+    ours = rewrite(contract, [Message("user", "Hi")])
+    form = theirs.pop("response_format", None)  # ours is where all other schemas are
+    schema = form["json_schema"]["schema"] if form and "json_schema" in form else form
+    assert ours.response_format == schema
+    assert as_wire(contract, replace(ours, response_format=None)) == theirs
 
 
 WORDS = ["Yes.", "Is it?", "No!", "The cat (Mr. Gray) sleeps.", "été…", "1.5 m.", "<x>", "a\n\nb"]

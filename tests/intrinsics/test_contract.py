@@ -127,7 +127,51 @@ def test_parameters_that_are_null_are_left_out() -> None:
     assert Contract.parse(HEAD + "parameters: {seed: ~, n: 1}").parameters == {"n": 1}
 
 
+TEXTS = {"enum": ["fish", "no fish"], "type": "string"}
+FORMS = [
+    "{enum: [fish, no fish], type: string}",
+    "{type: json_schema, json_schema: {name: a, schema: {enum: [fish, no fish], type: string}}}",
+    "{type: json_object, schema: {enum: [fish, no fish], type: string}}",
+    """'{"enum": ["fish", "no fish"], "type": "string"}'""",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_schema_among_the_parameters_is_the_contracts(form: str) -> None:
+    contract = Contract.parse(f"{HEAD}parameters: {{temperature: 0.5, response_format: {form}}}\n")
+    assert contract.response_format == TEXTS
+    assert contract.parameters == {"temperature": 0.5}
+    same = f"model: ~\nresponse_format: {FORMS[0]}\ntransformations: ~\n"
+    twice = Contract.parse(f"{same}parameters: {{response_format: {form}}}\n")
+    assert twice.response_format == TEXTS
+
+
+def test_forms_without_a_schema() -> None:
+    formed = f"{HEAD}parameters: {{response_format: {{}}}}\n"
+    any_object = Contract.parse(formed.replace("{}", "{type: json_object}"))
+    assert any_object.response_format == {"type": "object"}
+    assert Contract.parse(formed.replace("{}", "{type: text}")).response_format is None
+    assert Contract.parse(formed.replace("{}", "~")).response_format is None
+
+
+def test_reasoning_effort_is_a_variable_of_the_template() -> None:
+    said = Contract.parse(HEAD + "parameters: {reasoning_effort: low}\n")
+    assert said.chat_template_kwargs == {"reasoning_effort": "low"}
+    extra = "parameters: {extra_body: {reasoning_effort: low, chat_template_kwargs: {a: 1}}}\n"
+    assert Contract.parse(HEAD + extra).chat_template_kwargs == {"reasoning_effort": "low", "a": 1}
+
+
 MISTAKES = [
+    (HEAD + "parameters: {reasoning_effort: 1}\n", ":4: field parameters.reasoning_effort: exp"),
+    (HEAD + "parameters:\n  response_format: {type: json_schema}\n",
+     ":5: field parameters.response_format: expected {type: json_schema, json_schema: {schema: "),
+    (HEAD + "parameters:\n  response_format:\n    type: json_schema\n    json_schema:\n"
+     "      schema: {type: strin}\n",
+     ":8: field parameters.response_format.json_schema.schema.type: expected one of array, "),
+    (HEAD + "parameters: {response_format: {}}\n", "expected a JSON Schema, which is an object"),
+    ("model: ~\nresponse_format: {type: string}\ntransformations: ~\n"
+     "parameters: {response_format: {type: object}}\n",
+     ":4: field parameters: expected the response_format of the contract, or none, found another"),
     ("model: ~\n", "x/io.yaml:1: expected a contract to have 'response_format', found none; add"),
     ("- a\n", "x/io.yaml:1: expected a mapping with model, response_format, "),
     (HEAD + "\nsystem_prompt: x\n", "x/io.yaml:5: field system_prompt: expected one of model, "),

@@ -99,6 +99,18 @@ def test_tokens_of_another_text(mellea: Mellea, tmp_path: Path) -> None:
     assert (ours, theirs) == (InputError, {"a": 0.0})
 
 
+@pytest.mark.parametrize("behind", [["<|end_of_text|>"], ["", "<|end|>", "\n"]])
+def test_an_end_token_behind_the_reply_is_passed_over(
+    behind: list[str], mellea: Mellea, tmp_path: Path
+) -> None:
+    """No difference: tokens behind the text are nobody's."""
+    half = math.log(0.5)
+    rows = [row('{"a": "', 0.0), row("no", half, yes=half), row('"}', 0.0)]
+    rows += [row(text, -0.1) for text in behind]
+    ours, theirs = ask_both(mellea, tmp_path, YES_NO, '{"a": "no"}', rows)
+    assert ours == theirs == {"a": pytest.approx(0.5)}
+
+
 DECODE = head(
     "  - {type: decode_sentences, input_path: [s], source: last_message, output_names: {text: t}}",
     "{last_message: c}",

@@ -34,6 +34,7 @@ from tests.support.verified import (
     with_nan,
 )
 
+UNUSABLE = "model: ~\ntransformations: ~\nresponse_format: {type: array, uniqueItems: true}\n"
 ROOT = Path(__file__).parents[2]
 
 
@@ -379,3 +380,21 @@ def test_what_is_raised_in_the_callback_comes_out(
     monkeypatch.setattr("alora_gguf.verification.probe._Tap._copy", fail)
     with pytest.raises(type(error)):
         verify(files.base, files.alora, n_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("contract", "said"),
+    [
+        ("model: [", "expected YAML"),
+        (UNUSABLE, 'field response_format: the JSON Schema cannot be used: Unimplemented keys: ["'),
+    ],
+)
+def test_a_contract_that_cannot_be_used_is_told(
+    files: Files, tmp_path: Path, contract: str, said: str
+) -> None:
+    path = adapter_with(tmp_path / "a.gguf", {"alora.io_yaml": contract}, invocation=(7, 8))
+    found = verify(files.base, path, n_threads=1)
+    (warning,) = (text for text in found.warnings if "intrinsic" in text)
+    assert warning.startswith("the adapter works, but cannot be asked as an intrinsic: ")
+    assert f"{path}(io.yaml)" in warning
+    assert said in warning
