@@ -24,7 +24,7 @@ struct seen {
 int main() {
     llama_backend_init();
     {
-        const tiny_llama base(/*glm4 =*/true);
+        const tiny_llama base("glm4");
         for (const bool adapted : { false, true }) {
             seen                 found;
             llama_context_params params = llama_context_default_params();
@@ -34,7 +34,7 @@ int main() {
             llama_context_ptr ctx(llama_init_from_model(base.model.get(), params));
             CHECK(ctx);
             if (adapted) {
-                const std::string bytes = tiny_llama::adapter(3, false, true);
+                const std::string bytes = tiny_llama::adapter(3, false, "glm4");
                 const alora_slot  slot  = alora_adapter_add(ctx.get(), bytes.data(), bytes.size());
                 CHECK(slot > 0);
                 CHECK(alora_activate(ctx.get(), 0, 0, slot, 1.0f) == ALORA_OK);

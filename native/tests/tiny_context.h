@@ -44,20 +44,8 @@ struct context {
 
     operator llama_context *() const { return ctx.get(); }
 
-    int32_t try_decode(const std::vector<token> & tokens) {
-        llama_batch batch = llama_batch_init((int32_t) tokens.size(), 0, 1);
-        batch.n_tokens    = (int32_t) tokens.size();
-        for (size_t i = 0; i < tokens.size(); ++i) {
-            batch.token[i]     = tokens[i].id;
-            batch.pos[i]       = tokens[i].pos;
-            batch.n_seq_id[i]  = 1;
-            batch.seq_id[i][0] = tokens[i].seq;
-            batch.logits[i]    = tokens[i].output;
-        }
-        const int32_t status = llama_decode(ctx.get(), batch);
-        llama_batch_free(batch);
-        return status;
-    }
+    int32_t try_decode(const std::vector<token> & tokens) { return call(llama_decode, tokens); }
+    int32_t try_encode(const std::vector<token> & tokens) { return call(llama_encode, tokens); }
 
     void decode(const std::vector<token> & tokens) { CHECK(try_decode(tokens) == 0); }
 
@@ -75,6 +63,23 @@ struct context {
 
     llama_memory_t memory() const { return llama_get_memory(ctx.get()); }
     ggml_cgraph *  graph() const { return alora_access::last(ctx.get())->get_gf(); }
+
+  private:
+    int32_t call(
+            int32_t (*function)(llama_context *, llama_batch), const std::vector<token> & tokens) {
+        llama_batch batch = llama_batch_init((int32_t) tokens.size(), 0, 1);
+        batch.n_tokens    = (int32_t) tokens.size();
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            batch.token[i]     = tokens[i].id;
+            batch.pos[i]       = tokens[i].pos;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = tokens[i].seq;
+            batch.logits[i]    = tokens[i].output;
+        }
+        const int32_t status = function(ctx.get(), batch);
+        llama_batch_free(batch);
+        return status;
+    }
 };
 
 inline std::vector<token> reading(int n, llama_seq_id seq = 0, llama_pos first = 0) {

@@ -1,5 +1,5 @@
-// A random Llama or GLM4 of two layers in a file, loaded, and adapters for it: what tests of the library as a
-// whole need.
+// A random Llama of two layers in a file, or another architecture built like it, loaded, and adapters
+// for it: what tests of the library as a whole need.
 #pragma once
 
 #include "check.h"
@@ -23,7 +23,8 @@ struct tiny_llama {
     };
 
     // All that an adapter may change.
-    static std::vector<weight> weights(bool glm4 = false) {
+    static std::vector<weight> weights(const std::string & arch = "llama") {
+        const bool          glm4 = arch == "glm4";
         std::vector<weight> all;
         for (int64_t i = 0; i < N_LAYER; ++i) {
             const std::string blk = "blk." + std::to_string(i) + ".";
@@ -41,10 +42,18 @@ struct tiny_llama {
         return all;
     }
 
-    explicit tiny_llama(bool glm4 = false) :
+    static llama_model_params on_the_cpu() {
+        llama_model_params params = llama_model_default_params();
+        params.n_gpu_layers       = 0;
+        return params;
+    }
+
+    // "llama", "glm4", or "llada", which has no cache: it encodes.
+    explicit tiny_llama(
+            const std::string & arch = "llama", const llama_model_params & params = on_the_cpu()) :
         path(std::filesystem::temp_directory_path() / unique("alora-tiny-llama")) {
-        gguf_file         file;
-        const std::string arch = glm4 ? "glm4" : "llama";
+        gguf_file  file;
+        const bool glm4 = arch == "glm4";
         file.text("general.architecture", arch.c_str());
         file.text("tokenizer.ggml.model", "no_vocab");
         for (const auto & [key, value] : std::vector<std::pair<const char *, int64_t>>{
@@ -56,7 +65,7 @@ struct tiny_llama {
             file.number((arch + "." + key).c_str(), (uint32_t) value);
         }
         file.real((arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-        for (const weight & w : weights(glm4)) {
+        for (const weight & w : weights(arch)) {
             file.tensor(w.name, w.n_in, w.n_out, 0.5f);
         }
         file.tensor("token_embd.weight", N_EMBD, N_VOCAB, 1.0f);
@@ -72,8 +81,6 @@ struct tiny_llama {
         }
         file.write(path);
 
-        llama_model_params params = llama_model_default_params();
-        params.n_gpu_layers       = 0;
         model.reset(llama_model_load_from_file(path.string().c_str(), params));
         CHECK(model);
     }
@@ -85,17 +92,18 @@ struct tiny_llama {
     }
 
     // The bytes of an adapter of rank 4 for every weight, or for the embedding alone.
-    static std::string adapter(uint32_t seed, bool embedding = false, bool glm4 = false) {
+    static std::string adapter(
+            uint32_t seed, bool embedding = false, const std::string & arch = "llama") {
         gguf_file file(seed);
         file.text("general.type", "adapter");
-        file.text("general.architecture", glm4 ? "glm4" : "llama");
+        file.text("general.architecture", arch.c_str());
         file.text("adapter.type", "lora");
         file.real("adapter.lora.alpha", 4.0f);
         if (embedding) {  // its A is looked up by row
             file.tensor("token_embd.weight.lora_a", 4, N_VOCAB, 0.3f);
             file.tensor("token_embd.weight.lora_b", 4, N_EMBD, 0.3f);
         }
-        for (const weight & w : embedding ? std::vector<weight>() : weights(glm4)) {
+        for (const weight & w : embedding ? std::vector<weight>() : weights(arch)) {
             file.tensor(w.name + ".lora_a", w.n_in, 4, 0.3f);
             file.tensor(w.name + ".lora_b", 4, w.n_out, 0.3f);
         }

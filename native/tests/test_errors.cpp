@@ -1,0 +1,91 @@
+// alora_last_error() is of the thread's last call, whether it succeeded, failed with a sentence, or failed
+// where upstream has none: nobody is told what an earlier call did wrong.
+#include "alora.h"
+#include "tiny_context.h"
+
+#include <functional>
+#include <thread>
+
+static bool says_nothing() {
+    return alora_last_error()[0] == '\0';
+}
+
+static void fail(context & c) {
+    CHECK(alora_activate(c, 0, 0, 77, 1.0f) == ALORA_ERR_ARGUMENT);
+    CHECK(strstr(alora_last_error(), "slot 77 holds no adapter"));
+}
+
+static void test_upstream_calls(const tiny_llama & base, const tiny_llama & encoding) {
+    context ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    fail(ours);
+    ours.decode(reading(3));
+    CHECK(says_nothing());
+
+    fail(ours);
+    CHECK(ours.try_decode(reading(3)) == -1);  // positions that are there already
+    CHECK(says_nothing());
+
+    ours.decode(reading(61, 0, 3));
+    for (llama_pos first = 64; first < 512; first += 64) {
+        ours.decode(reading(64, 0, first));
+    }
+    fail(ours);
+    CHECK(ours.try_decode({ { 5, 0, 1 } }) == 1);  // no cell is free
+    CHECK(says_nothing());
+
+    context other(encoding, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    fail(other);
+    CHECK(other.try_encode(reading(3)) == 0);
+    CHECK(says_nothing());
+    fail(other);
+    CHECK(other.try_encode({}) == -1);
+    CHECK(says_nothing());
+}
+
+static void test_ours(const tiny_llama & base) {
+    context           ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    const std::string adapter = tiny_llama::adapter(2);
+    alora_stats       stats;
+    llama_seq_id      seq   = 0;
+    llama_pos         begin = 0, end = 3;
+    bool              finite = false;
+    ours.decode(reading(3));
+    const std::vector<std::function<int32_t()>> calls = {
+        [&] { return alora_bank_reserve(ours, 2, 8); },
+        [&] { return alora_adapter_add(ours, adapter.data(), adapter.size()); },
+        [&] { return alora_activate(ours, 0, 0, 1, 1.0f); },
+        [&] { return alora_slot_at(ours, 0, 0, nullptr); },
+        [&] { return alora_deactivate(ours, -1); },
+        [&] { return alora_finite_cells(ours, 1, &seq, &begin, &end, &finite); },
+        [&] { return alora_clear_free_cells(ours); },
+        [&] { return alora_keep_cells(ours); },
+        [&] { return alora_interrupt(ours, false); },
+        [&] { return alora_stats_get(ours, &stats); },
+        [&] { return alora_adapter_remove(ours, 1); },
+    };
+    for (const auto & call : calls) {
+        fail(ours);
+        CHECK(call() >= 0);
+        CHECK(says_nothing());
+    }
+}
+
+static void test_of_a_thread(const tiny_llama & base) {
+    context ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    fail(ours);
+    std::thread([&] {
+        CHECK(says_nothing());
+        ours.decode(reading(3));
+    }).join();
+    CHECK(!says_nothing());
+}
+
+int main() {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    llama_backend_init();
+    const tiny_llama base, encoding("llada");
+    test_upstream_calls(base, encoding);
+    test_ours(base);
+    test_of_a_thread(base);
+    return 0;
+}
