@@ -16,6 +16,7 @@ from .parser import ArrayRef, TensorInfo, ValueType
 
 MAX_LAYERS: Final = 512  # upstream's LLAMA_MAX_LAYERS: its arrays have so many places
 MAX_EXPERTS: Final = 1024  # LLAMA_MAX_EXPERTS
+_POOLING: Final = (*range(5), 0xFFFFFFFF)  # none to rank, and "unspecified", -1
 _ROPE_SCALING: Final = ("none", "linear", "yarn", "longrope")
 
 
@@ -220,11 +221,14 @@ def _size_states(base: _Base) -> Iterator[str]:
         )
 
 
-def _scale(base: _Base) -> Iterator[str]:
+def _compute(base: _Base) -> Iterator[str]:
     a, scaling = base.architecture, base.value("rope.scaling.type")
     if isinstance(scaling, str) and scaling not in _ROPE_SCALING:
         expected = ", ".join(_ROPE_SCALING)
         yield f"{a}.rope.scaling.type is {scaling[:40]!r}, expected one of {expected}"
+    pooling = base.number("pooling_type")
+    if pooling not in _POOLING:
+        yield f"{a}.pooling_type is {pooling}, expected 0 to 4"
     for kind in ("layer_norm_rms", "layer_norm", "group_norm"):
         name = f"attention.{kind}_epsilon"
         value = base.value(name)
@@ -278,7 +282,7 @@ _RULES: Final[tuple[Callable[[_Base], Iterator[str]], ...]] = (
     _count_experts,
     _size_heads,
     _size_states,
-    _scale,
+    _compute,
     _type_tensors,
     _find_attention,
     _complete,

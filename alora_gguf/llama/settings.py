@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from llama_cpp import Llama as Stock
 from llama_cpp import llama_chat_format
 
+from alora_gguf._calls import Within
 from alora_gguf.errors import InputError
 from alora_gguf.options import (
     CACHE_TYPES,
@@ -45,6 +46,15 @@ _REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
     ),
 }
 """Keywords that may only have these values, and what to do instead."""
+
+_INTEGERS: Final[Mapping[str, Within]] = {
+    "n_ctx": Within(0), "n_batch": Within(1), "n_ubatch": Within(1),
+    "n_gpu_layers": Within(-(2**31)), "split_mode": Within(0, 3), "main_gpu": Within(-1),
+    "n_threads": Within(-1, 512), "n_threads_batch": Within(-1, 512), "numa": Within(0, 4),
+    "rope_scaling_type": Within(-1, 3), "yarn_orig_ctx": Within(0), "pooling_type": Within(-1, 4),
+    "last_n_tokens_size": Within(-1), "seed": Within(-1, 2**32 - 1),
+}  # fmt: skip
+"""Of the others llama.cpp would take some bits, crash over them, or abort."""
 
 
 def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -118,11 +128,14 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         _warn("draft_model has no effect: drafts change how fast a text comes, not the text")
         settings["draft_model"] = None
     settings["embedding"] = False  # embed() makes a context of its own
-    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
-        check_int(settings[name], name, least)
     for name, value in settings.items():
-        if name.startswith(("rope_freq", "yarn_")):
+        within, usual = _INTEGERS.get(name), parameters[name].default
+        if within is not None and value is not usual:  # which may be None
+            check_int(int(value) if usual is False and value is True else value, name, *within)
+        elif name.startswith(("rope_freq", "yarn_")):
             check_number(value, name)
+    for i, share in enumerate(settings["tensor_split"] or ()):
+        check_number(share, f"tensor_split[{i}]", 0)
     threads = settings["n_threads"] or default_threads()
     settings["n_threads"] = threads
     settings["n_threads_batch"] = settings["n_threads_batch"] or threads

@@ -23,6 +23,7 @@ from alora_gguf.saved.session_file import SavedSession
 from alora_gguf.saved.snapshot import check
 
 _NO_POOLING: Final = 0  # LLAMA_POOLING_TYPE_NONE
+_RANKS: Final = 4  # LLAMA_POOLING_TYPE_RANK
 
 
 class Embedder:
@@ -40,6 +41,11 @@ class Embedder:
         # freed with the model
         self._ctx = internals.LlamaContext(model=llama._model, params=params, verbose=False)
         self._batch = internals.LlamaBatch(n_tokens=llama.n_batch, embd=0, n_seq_max=1)
+        if self._ctx.pooling_type() == _RANKS:  # of which there are fewer than stock would read
+            raise InputError(
+                f"{llama.model_path}: pools into ranks, which are no embeddings; choose another "
+                "pooling_type, such as LLAMA_POOLING_TYPE_MEAN"
+            )
         if self._ctx.pooling_type() == _NO_POOLING:
             params.n_seq_max = 1  # stock reads several texts of a batch at wrong offsets
 

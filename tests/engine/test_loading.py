@@ -1,10 +1,12 @@
-"""Every pair of cell types with every flash attention opens and computes, or is refused by us:
-tried in one process a head size, so that an abort is an exit status.
+"""Every pair of cell types with every flash attention opens and computes, or is refused by us, and
+so does every pair of extreme sizes: tried in processes of their own, so that an abort is an exit
+status.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,41 @@ def test_cells_of_every_type(size: int, tmp_path: Path) -> None:
         blocks = "q8_0" in (k, v) or k in ("q4_0", "iq4_nl")
         refused = (blocks and size % 32) or (v == "q8_0" and flash == "off")
         assert found[f"{k} {v} {flash}"] == ("refused" if refused else "works"), (k, v, flash)
+
+
+_EXTREMES = {
+    "n_ctx": (1, 7, 256),
+    "n_batch": (1, 7, 2**20),
+    "n_ubatch": (1, 7, 2**20),
+    "n_seq_max": (1, 256),
+    "n_outputs": (1, 2**20),
+    "max_adapters": (1, 1023),
+    "n_gpu_layers": (-1, 2**31 - 1),
+    "n_pooled": (0, 255),
+}
+_PAIRS = """
+import itertools, json, sys
+import alora_gguf as ag
+
+sizes = json.loads(sys.argv[2])
+for (one, ones), (other, others) in itertools.combinations(sizes.items(), 2):
+    for first, second in itertools.product(ones, others):
+        print(one, first, other, second, flush=True)
+        with ag.Model(sys.argv[1], n_threads=1, **{one: first, other: second}) as model:
+            with model.session() as session:
+                session.append([5, 6, 7, 8, 9])
+                "".join(session.generate(max_tokens=2, temperature=0))
+print("all")
+"""
+
+
+def test_extreme_sizes(tmp_path: Path) -> None:
+    path = write_base(tmp_path / "base.gguf")
+    run = subprocess.run(
+        [sys.executable, "-c", _PAIRS, str(path), json.dumps(_EXTREMES)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.stdout.endswith("all\n"), (run.stdout[-100:], run.returncode, run.stderr[-1000:])

@@ -57,6 +57,7 @@ NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"attention.head_count": 0}, "llama.attention.head_count is 0 or missing"),
     "an unknown scaling": (
         {"rope.scaling.type": (V.STRING, "x")}, "llama.rope.scaling.type is 'x', expected one of"),
+    "an unknown pooling": ({"pooling_type": 5}, "llama.pooling_type is 5, expected 0 to 4"),
     "a negative epsilon": (
         {"attention.layer_norm_rms_epsilon": (V.FLOAT32, -1e-5)},
         "llama.attention.layer_norm_rms_epsilon is -"),

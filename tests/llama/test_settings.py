@@ -28,6 +28,17 @@ from tests.support.hub_server import HubServer, running
         ({"n_batch": 0}, "n_batch must be"),
         ({"type_k": 999}, "type_k must be one of 0 (f32)"),
         ({"rope_freq_base": "high"}, "rope_freq_base must be"),
+        ({"n_threads_batch": 513}, "n_threads_batch must be an integer in [-1, 512]"),
+        ({"rope_scaling_type": 4}, "rope_scaling_type must be an integer in [-1, 3]"),
+        ({"pooling_type": 5}, "pooling_type must be an integer in [-1, 4]"),
+        ({"pooling_type": "mean"}, "pooling_type must be"),
+        ({"split_mode": 2**40}, "split_mode must be an integer in [0, 3]"),
+        ({"main_gpu": "cuda"}, "main_gpu must be"),
+        ({"numa": 5}, "numa must be an integer in [0, 4]"),
+        ({"yarn_orig_ctx": -1}, "yarn_orig_ctx must be"),
+        ({"n_gpu_layers": 2**40}, "n_gpu_layers must be"),
+        ({"seed": 2**70}, "seed must be"),
+        ({"tensor_split": [0.5, "x"]}, "tensor_split[1] must be a finite number"),
     ],
 )
 def test_refused(keywords: dict[str, Any], instead: str, paths: dict[str, Path]) -> None:
@@ -35,6 +46,15 @@ def test_refused(keywords: dict[str, Any], instead: str, paths: dict[str, Path])
         Llama(paths["tiny"], verbose=False, n_threads=1, **keywords)
     assert instead in str(caught.value)
     assert next(iter(keywords)) in str(caught.value)
+
+
+def test_ranks_are_no_embeddings(paths: dict[str, Path]) -> None:
+    """Stock reads behind the one number that llama.cpp has for a text then."""
+    with (
+        Llama(paths["tiny"], n_ctx=64, verbose=False, n_threads=1, pooling_type=4) as llm,
+        pytest.raises(ag.InputError, match="pools into ranks"),
+    ):
+        llm.embed("a b c")
 
 
 @pytest.mark.parametrize(
