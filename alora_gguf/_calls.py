@@ -78,7 +78,25 @@ def check_text(text: str, name: str) -> bytes:
         ) from None
 
 
-def _is_text(value: object) -> bool:
+def check_texts(value: object, name: str) -> None:
+    """The same for all texts in what was given: lists and mappings however deep, and their keys."""
+    stack, seen = [(name, value)], set[int]()
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, str):
+            if not value.isascii():
+                check_text(value, name)
+        elif isinstance(value, (list, tuple, Mapping)) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Mapping):
+                stack += [(f"{name}: a key", key) for key in value]
+                stack += [(f"{name}[{key!r:.40}]", each) for key, each in value.items()]
+            elif not set(map(type, value)) <= {int, float}:  # tokens there may be many of
+                stack += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text, and UTF-8 can write it."""
     try:
         return isinstance(value, str) and (value.isascii() or value.encode() is not None)
     except UnicodeEncodeError:
@@ -145,6 +163,8 @@ def _checked_function(function: Any) -> Any:
             test = tests.get(name)
             if test is not None and not test[0](value):
                 check_kind(value, f"{label}: {name}", *test)
+            if isinstance(value, (list, tuple, Mapping)):
+                check_texts(value, f"{label}: {name}")
         return function(*args, **kwargs)
 
     return call
@@ -206,7 +226,7 @@ def _alternative(kind: Any) -> tuple[_Test, str]:
     if base in (int, float):
         return _is_number(base), words
     if base is str:
-        return _is_text, words
+        return is_text, words
     if base is Callable:
         return callable, words
     if base in (Sequence, Iterable):  # arrays too; a mapping or a string is one by accident

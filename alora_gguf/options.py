@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypedDict, TypeVar, cast
 
-from ._calls import Within, check_kind, check_names, checked
+from ._calls import Within, check_kind, check_names, check_text, checked
 from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -208,7 +208,7 @@ def check_grammar(text: str) -> None:
     """Raises InputError for GBNF that is empty, or too much for llama.cpp's recursive parser."""
     if not text.strip():
         raise InputError("the grammar is empty, expected a rule named root; None follows none")
-    size = len(text.encode("utf-8", "replace"))
+    size = len(check_text(text, "the grammar"))
     if size > MAX_GRAMMAR:
         raise InputError(f"the grammar has {size} bytes, expected at most {MAX_GRAMMAR}")
     depth = deepest = rules = 0

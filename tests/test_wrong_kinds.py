@@ -5,6 +5,7 @@ right answer.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import alora_gguf as ag
-from alora_gguf import intrinsics
+from alora_gguf import _calls, intrinsics
+from alora_gguf.llama import Llama
 from tests.support.chats import PLAIN
 from tests.support.files import Files
 
@@ -147,22 +149,65 @@ def test_messages_name_the_call_the_place_and_what_there_is(model: ag.Model) -> 
         assert str(caught.value) == text
 
 
+HALF = "a\ud800"
+REFUSED = "has half of a surrogate pair.*character 1"
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda _m, s: ag.Message("user", f"a{s}"), "content"),
-        (lambda _m, s: ag.Document("x", f"a{s}"), "title"),
-        (lambda _m, s: ag.Sampling(grammar=f"a{s}"), "grammar"),
-        (lambda m, s: m.tokenize(f"a{s}"), "text"),
-        (lambda m, s: m.session().append(f"a{s}"), "append"),
-        (lambda m, s: m.chat(system=f"a{s}"), "system"),
-        (lambda m, s: m.chat(template="x").say(f"a{s}"), "text"),
-        (lambda m, s: m.chat(template="x", documents=[f"a{s}"]), "text"),
+        (lambda _: ag.Message("user", HALF), "content"),
+        (lambda _: ag.Document("x", HALF), "title"),
+        (lambda _: ag.Sampling(grammar=HALF), "grammar"),
+        (lambda _: ag.IntrinsicCall("x", {"a": HALF}), r"arguments\['a'\]"),
+        (lambda _: ag.IntrinsicCall("x", {HALF: "a"}), "arguments: a key"),
+        (lambda _: ag.Invocation("x", stop=["b", HALF]), r"stop\[1\]"),
+        (lambda m: m.tokenize(HALF), "text"),
+        (lambda m: m.session().append(HALF), "append"),
+        (lambda m: m.session().save("x", notes={"a": [HALF]}), r"notes\['a'\]\[0\]"),
+        (lambda m: m.session().invoke("sure", "x", stop=[HALF]), r"stop\[0\]"),
+        (lambda m: m.chat(system=HALF), "system"),
+        (lambda m: m.chat(template="x").say(HALF), "text"),
+        (lambda m: m.chat(template="x").say("a", stop=[HALF]), r"stop\[0\]"),
+        (lambda m: m.chat(template="x").say("a", schema={"enum": [HALF]}), r"schema\['enum'\]"),
+        (lambda m: m.chat(template="x").replace([{"role": "user", "content": HALF}]), "content"),
+        (lambda m: m.chat(template="x", documents=[HALF]), r"documents\[0\]"),
+        (lambda m: m.chat(template="x", documents=[{"text": HALF}]), r"documents\[0\]"),
+        (
+            lambda m: m.chat(template="{{x}}", template_arguments={"x": [{"y": HALF}]}),
+            r"template_arguments\['x'\]\[0\]\['y'\]",
+        ),
+        (lambda m: m.chat(template=r"{{'a\ud800'}}").say("a"), "the chat template writes"),
+        (lambda m: m.load_adapter(HALF, "x"), "name"),
+        (lambda m: ag.Model(m.path, adapters={HALF: "x"}), "adapters: a key"),
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_by_name(files: Files, call: Any, name: str) -> None:
-    with (
-        files.model() as model,
-        pytest.raises(ag.InputError, match=rf"{name}.* has half of a surrogate pair.*character 1"),
-    ):
-        call(model, "\ud800")
+    with files.model() as model, pytest.raises(ag.InputError, match=rf"{name}.* {REFUSED}"):
+        call(model)
+
+
+def test_what_refers_to_itself_or_is_deep_is_looked_through() -> None:
+    ring: list[Any] = ["a"]
+    ring.append(ring)
+    deep: Any = HALF
+    for _ in range(100_000):
+        deep = [deep]
+    twice: Any = ["a"]
+    for _ in range(200):  # 2^200 paths
+        twice = [twice, twice]
+    _calls.check_texts([ring, twice, {"tokens": [1] * 10}, 3, None, b"\xff"], "x")
+    with pytest.raises(ag.InputError, match=REFUSED):
+        _calls.check_texts({"a": deep}, "x")
+
+
+def test_a_file_whose_name_is_no_text_is_opened(files: Files, tmp_path: Path) -> None:
+    odd = tmp_path / "base\udcff.gguf"
+    try:
+        shutil.copy(files.base, odd)
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error!r}")
+    with ag.Model(odd, n_ctx=64, n_threads=1) as model:
+        assert model.tokenize("so")
+    with pytest.raises(ag.InputError, match="model_path has half of a surrogate pair"):
+        Llama(odd, verbose=False)

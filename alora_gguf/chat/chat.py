@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf._calls import checked, uninterrupted
+from alora_gguf._calls import check_texts, checked, uninterrupted
 from alora_gguf.engine.special import spelled
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
@@ -340,6 +340,7 @@ class Chat:
                 "Model.restore_session()"
             )
         try:
+            check_texts(kept, "it")
             adapter, scale = kept["reader"]
             tokens = session._runtime.vocab.check(kept["tokens"], "tokens")
             if not isinstance(kept["template"], str):

@@ -21,6 +21,7 @@ from jinja2.visitor import NodeTransformer
 from llama_cpp import llama_chat_format
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from alora_gguf._calls import check_text
 from alora_gguf.errors import InputError
 
 # Real templates have up to 20,000 characters; a conversation of a million tokens has 4 million, and
@@ -275,7 +276,9 @@ class Formatter(Jinja2ChatFormatter):
     def __call__(self, **given: Any) -> Any:
         """A rendering, with a budget of its own."""
         _budget.begin()
-        return super().__call__(**given)
+        written = super().__call__(**given)
+        check_text(written.prompt, "what the chat template writes")
+        return written
 
 
 _making, _lock = 0, threading.Lock()

@@ -148,7 +148,7 @@ def load_weights(
     params.n_gpu_layers = n_gpu_layers
     callback = llama.llama_progress_callback(on_progress)
     params.progress_callback = callback
-    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if failed:
         if model:
             llama.llama_model_free(model)

@@ -7,11 +7,12 @@ from __future__ import annotations
 import codecs
 import ctypes
 import math
+import re
 import secrets
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,13 +195,34 @@ def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
     yield llama.llama_sampler_init_dist(seed)
 
 
+_ESCAPE: Final = re.compile(
+    r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|.)", re.IGNORECASE | re.DOTALL
+)
+
+
+def whole_escapes(grammar: str) -> str:
+    """A grammar in which what is escaped as JSON does, as a surrogate pair, is one character;
+    llama.cpp loses both halves. llama-cpp-python makes such grammars of schemas.
+    """
+
+    def whole(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
+        pair = bytes.fromhex(found[1] + found[2])
+        return pair.decode("utf-16-be")
+
+    return _ESCAPE.sub(whole, grammar)
+
+
 def grammar_sampler(llama: Any, text: str, vocab: Vocabulary) -> Any:
     """llama.cpp's sampler of a GBNF grammar, the caller's. Raises InputError for an invalid one."""
     if not vocab.has_text:
         raise InputError("a grammar needs a model with a vocabulary")
     log = _native.load().log
     with log.capture():
-        grammar = llama.llama_sampler_init_grammar(vocab.handle, text.encode(), b"root")
+        grammar = llama.llama_sampler_init_grammar(
+            vocab.handle, whole_escapes(text).encode(), b"root"
+        )
         if not grammar:
             raise InputError("the grammar is not valid GBNF with a rule named root" + log.tail())
     return grammar

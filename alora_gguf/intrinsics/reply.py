@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, TypeAlias
 
+from alora_gguf._calls import check_texts
 from alora_gguf.errors import InputError, OutputError
 from alora_gguf.options import TokenLogprob
 
@@ -51,8 +52,9 @@ _DECODER: Final = json.JSONDecoder(parse_int=_number, parse_float=_number, parse
 def scan(text: str) -> tuple[JsonValue, Places]:
     """The value of a JSON text, and where it and all its parts stand.
 
-    Of keys that occur twice the last one counts. Raises json.JSONDecodeError, also for NaN and
-    infinities, which Python's parser takes, and for values that are nested too deeply.
+    Of keys that occur twice the last one counts. Raises json.JSONDecodeError, also for NaN,
+    infinities and halves of surrogate pairs, which Python's parser takes, and for values that are
+    nested too deeply.
     """
     try:
         value = _DECODER.decode(text)
@@ -62,6 +64,10 @@ def scan(text: str) -> tuple[JsonValue, Places]:
         raise json.JSONDecodeError(problem, text, text.find(word)) from None
     except RecursionError:
         raise _too_deep(text) from None
+    try:
+        check_texts(value, "it")
+    except InputError as error:
+        raise json.JSONDecodeError(str(error), text, text.find("\\u")) from None
     return value, _places(text)
 
 

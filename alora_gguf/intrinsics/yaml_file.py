@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
+from alora_gguf._calls import is_text
 from alora_gguf.errors import ContractError
 
 from .reply import JsonValue, show_value
@@ -225,6 +226,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
         except (ValueError, KeyError, IndexError, OverflowError):
             expected = f"what its tag says, {kind}"
             raise self.refuse(node, expected, repr(node.value), "remove the tag") from None
+        if isinstance(value, str) and not is_text(value):
+            fix = "write the character itself"
+            raise self.refuse(node, "a text", "half of a surrogate pair in it", fix)
         return value
 
     def tag_refused(self, node: yaml.Node) -> ContractError:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from llama_cpp import Llama as Stock
 
+from alora_gguf._calls import checked
 from alora_gguf.errors import InputError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.options import Timings
@@ -71,6 +72,7 @@ class Llama(Reader):
         """The loaded adapters by name, read-only."""
         return MappingProxyType(dict(self._runtime.bank))
 
+    @checked
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> AdapterFile:
         """Loads one more adapter under `name`. Raises AdapterFormatError, AdapterMismatchError, or
         AdapterInUseError if the name is taken.
@@ -79,12 +81,14 @@ class Llama(Reader):
         self._runtime.bank.load({name: path})
         return self._runtime.bank[name]
 
+    @checked
     def unload_adapter(self, name: str) -> None:
         """Frees an adapter; a stream that is not over ends. Raises UnknownAdapterError."""
         with self._changing():
             self._runtime.bank.unload(name)
             self._contracts.forget(name)
 
+    @checked
     def load_contract(self, name: str, path: str | os.PathLike[str]) -> None:
         """Gives an adapter another contract (io.yaml) than the one in its file. Raises
         UnknownAdapterError, ContractError.

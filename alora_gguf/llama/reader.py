@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import numpy as np
 from llama_cpp import Llama as Stock
 
-from alora_gguf._calls import uninterrupted
+from alora_gguf._calls import check_text, uninterrupted
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.engine import native as _native
@@ -81,6 +81,7 @@ class Reader(Stock):
         options = context_options(settings)
         self._rows = options.n_batch if settings["logits_all"] else PROMPT_ROWS  # of a batch
         path, log = os.fspath(model_path), _native.load().log
+        check_text(path, "model_path")
         with log.capture(verbose=bool(settings["verbose"])):
             try:
                 there, base = os.path.exists(path), None  # noqa: PTH110 (any text)

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from llama_cpp import Llama as Stock
 from llama_cpp import llama_chat_format
 
-from alora_gguf._calls import Within
+from alora_gguf._calls import Within, check_texts
 from alora_gguf.errors import InputError
 from alora_gguf.options import (
     CACHE_TYPES,
@@ -85,6 +85,8 @@ def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
                 or kwargs.keys() & names[: len(args)]
             ):
                 signature.bind(self, *args, **kwargs)  # says what is wrong
+            for name, value in (*options.items(), *extra.items()):
+                check_texts(value, name)
             return method(self, options, **extra)
 
         call.__signature__ = signature.replace(parameters=[*stock, *own])  # type: ignore[attr-defined]
@@ -110,6 +112,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(Stock.__init__).parameters
     known = [name for name in parameters if name not in ("self", "kwargs")]
     refuse_unknown("Llama.__init__", given, [*known, "adapters", *_FORMER])
+    for name, value in given.items():
+        check_texts(value, name)
     settings = {name: parameters[name].default for name in known if name != "model_path"}
     settings.update((name, value) for name, value in given.items() if name not in _FORMER)
     for name, usual in _FORMER.items():

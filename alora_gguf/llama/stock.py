@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Final
 
 import llama_cpp
@@ -17,7 +18,7 @@ from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary
 from alora_gguf.errors import AloraError, InputError, SavedSessionError
-from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest
+from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest, whole_escapes
 from alora_gguf.options import check_grammar
 from alora_gguf.saved.session_file import SavedSession
 from alora_gguf.saved.snapshot import check
@@ -96,6 +97,8 @@ class Sampler:
             llama = _native.load().llama  # stock would add a grammar that is not valid as null
             check_grammar(grammar._grammar)
             llama.llama_sampler_free(grammar_sampler(llama, grammar._grammar, vocab))
+            options["grammar"] = copy(grammar)
+            options["grammar"]._grammar = whole_escapes(grammar._grammar)
         plain = last_n == 0 or (
             options["repeat_penalty"] == 1
             and options["frequency_penalty"] == options["presence_penalty"] == 0

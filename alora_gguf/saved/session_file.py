@@ -16,6 +16,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
+from alora_gguf._calls import is_text
 from alora_gguf.engine.loading import CacheLayout, Memory
 from alora_gguf.engine.tokens import BASE, Provenance, Spans
 from alora_gguf.errors import InputError, SavedSessionError
@@ -114,7 +115,7 @@ def _number(low: int, high: int) -> _Kind:
     return f"a number from {low} to {high}", lambda x: type(x) is int and low <= x <= high
 
 
-_TEXT: Final[_Kind] = ("a string", lambda x: isinstance(x, str))
+_TEXT: Final[_Kind] = ("a string", is_text)
 _HASH: Final[_Kind] = ("a hash", lambda x: isinstance(x, str) and bool(_SHA256.fullmatch(x)))
 _HASH_OR_NULL: Final[_Kind] = ("a hash or null", lambda x: x is None or _HASH[1](x))
 _FLAG: Final[_Kind] = ("true or false", lambda x: isinstance(x, bool))
@@ -124,7 +125,7 @@ _OBJECT: Final[_Kind] = ("an object", lambda x: isinstance(x, dict))
 
 _ADAPTER: Final[Mapping[str, _Kind]] = {
     "identity": _HASH,
-    "name": ("a name or null", lambda x: x is None or (isinstance(x, str) and x != "")),
+    "name": ("a name or null", lambda x: x is None or (is_text(x) and x != "")),
 }
 _BASE: Final[Mapping[str, _Kind]] = {
     "architecture": _TEXT,

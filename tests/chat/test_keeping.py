@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import alora_gguf as ag
+from alora_gguf.saved.session_file import write_saved
 from tests.support import inside, tiny_base
 from tests.support.chats import (
     PLAIN,
@@ -20,6 +21,7 @@ from tests.support.chats import (
     saying,
 )
 from tests.support.files import EXACT, Files
+from tests.support.saving import collect
 
 U, A = "user", "assistant"
 
@@ -299,6 +301,25 @@ def test_a_damaged_chat_is_refused(files: Files, tmp_path: Path) -> None:
             model.restore(path)
         session.close()
         assert_nothing_left(model)
+
+
+def test_half_a_surrogate_pair_in_a_chat_is_refused(files: Files, tmp_path: Path) -> None:
+    good: dict[str, Any] = {
+        "messages": [{"role": U, "content": "a"}], "documents": [], "arguments": {"tools": []},
+        "template": PLAIN + "{{tools}}", "text": "", "tokens": [], "reader": [None, 1.0],
+    }  # fmt: skip
+    path, half = tmp_path / "half.session", "a\ud800"
+    with files.model() as model, model.session() as session:
+        session.append("hello")
+        for changes in (
+            {"messages": [{"role": U, "content": half}]}, {"messages": [{"role": half}]},
+            {"documents": [{"text": half}]}, {"arguments": {"tools": [{"x": half}]}},
+            {"template": PLAIN + half}, {"text": half}, {"reader": [half, 1.0]},
+        ):  # fmt: skip
+            notes = {"alora_gguf.chat": {**good, **changes}}
+            write_saved(path, collect(session, EXACT, notes))  # Session.save() takes none
+            with pytest.raises(ag.SavedSessionError, match=r"damaged .*half of a surrogate pair"):
+                model.restore(path)
 
 
 def test_a_chat_of_another_base_is_refused(files: Files, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.generate.sampling import Sampler
+from alora_gguf.generate.sampling import Sampler, whole_escapes
 from tests.support import inside
 from tests.support.files import Files
 
@@ -83,6 +83,16 @@ def test_a_grammar_constrains_and_ends(model: ag.Model) -> None:
     assert reply.finish_reason == "stop"
     with pytest.raises(ag.InputError, match="not valid GBNF"):
         sampler(model, grammar="root ::= (")
+
+
+def test_a_grammar_may_escape_characters_as_json_does(model: ag.Model) -> None:
+    assert (
+        whole_escapes(r'"\ud83d\uDE0A" [\ud83d\ude0a-\u00ff] \ud83d') == '"😊" [😊-\\u00ff] \\ud83d'
+    )
+    assert whole_escapes(r'"\\ud83d\\ude0a\"\n"') == r'"\\ud83d\\ude0a\"\n"'
+    session = model.session()
+    session.append("Say: ")
+    assert session.generate(temperature=0, grammar=r'root ::= "\ud83d\ude0a"').read() == "😊"
 
 
 def test_logits_that_are_no_numbers_are_an_error(model: ag.Model) -> None:

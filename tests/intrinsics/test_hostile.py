@@ -36,6 +36,8 @@ HOSTILE: list[tuple[str, str | bytes, str]] = [
     ("bytes", HEAD.encode() + b"name: \xff\n", ":4: expected UTF-8, found the byte 0xff; save the"),
     ("utf16", HEAD.encode("utf-16"), ":1: expected UTF-8, found the byte 0xff"),
     ("surrogate", HEAD.encode() + b"name: \xed\xa0\x80\n", ":4: expected UTF-8, found the byte"),
+    ("half", HEAD + 'name: "\\ud800"\n', ":4: expected a text, found half of a surrogate pair in"),
+    ("half_json", f"{DEEP}'{{\"const\": \"\\ud800\"}}'", "it['const'] has half of a surrogate"),
     ("twice", HEAD + "name: a\nmodel: b\n", ":5: field model: expected each key once, found it"),
     ("twice_deep", HEAD + "parameters: {seed: 1, 'seed': 2}\n", "field parameters.seed: expect"),
     ("python", HEAD + "name: !!python/object/apply:os.system [id]\n", "a value without a tag"),
@@ -110,6 +112,13 @@ def transformed(rules: list[str], text: str, more: str = "") -> object:
     contract = Contract.parse(f"model: ~\nresponse_format: ~\ntransformations:\n{listed}{more}")
     messages = [Message("user", f"{'One. ' * 5}{'x' * 9000}")]
     return transform(contract, text, None, rewrite(contract, messages)).value
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"a": ["b\udc00"]}', r'{"\ud83d": 1}'])
+def test_half_a_surrogate_pair_in_a_reply(text: str) -> None:
+    with pytest.raises(OutputError, match="half of a surrogate pair"):
+        transformed([], text)
+    assert transformed([], r'"\ud83d\ude0a"') == "😊"
 
 
 LIST = json.dumps(list(range(20)))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import alora_gguf as ag
+from alora_gguf.chat.limits import Formatter
 from alora_gguf.llama import Llama
 
 from .cases import PAGE
@@ -181,3 +182,130 @@ def test_a_tool_that_does_not_exist(llm: Llama) -> None:
     choice: Any = {"type": "function", "function": {"name": "nothing"}}
     with pytest.raises(ValueError, match="nothing"):
         llm.create_chat_completion(MESSAGES, tools=TOOLS, tool_choice=choice)  # type: ignore[arg-type]
+
+
+HALF = "a\ud800"
+FUNCTION = {"name": "f", "description": HALF, "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"messages": [{"role": "user", "content": HALF}]}, r"messages\[0\]\['content'\]"),
+        ({"messages": [{"role": HALF, "content": "a"}]}, r"messages\[0\]\['role'\]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
+            r"\['text'\]",
+        ),
+        ({"messages": [{"role": "user", "content": "a", HALF: 1}]}, "a key"),
+        ({"stop": HALF}, "stop"),
+        ({"stop": ["b", HALF]}, r"stop\[1\]"),
+        ({"model": HALF}, "model"),
+        ({"response_format": {"type": "json_object", "schema": {"const": HALF}}}, "const"),
+        ({"response_format": {"type": "json_schema", "json_schema": {HALF: 1}}}, "a key"),
+        ({"tools": [{"type": "function", "function": FUNCTION}]}, "description"),
+        ({"tool_choice": {"type": "function", "function": {"name": HALF}}}, "name"),
+        ({"functions": [FUNCTION]}, "description"),
+        ({"documents": [{"text": "a", "title": HALF}]}, "title"),
+        ({"documents": [HALF]}, r"documents\[0\]"),
+        ({"chat_template_kwargs": {"a": {"b": HALF}}}, "chat_template_kwargs"),
+        ({"intrinsic": "x", "intrinsic_arguments": {"a": HALF}}, "intrinsic_arguments"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_surrogate_pair_in_a_chat(
+    llm: Llama, options: dict[str, Any], name: str, stream: bool
+) -> None:
+    given = {"messages": MESSAGES, "max_tokens": 1, "stream": stream, **options}
+    for chat_format in ("chat_template.default", "chatml-function-calling"):
+        known, llm.chat_format = llm.chat_format, chat_format
+        try:
+            with pytest.raises(ag.InputError, match=rf"{name}.* has half of a surrogate pair"):
+                llm.create_chat_completion(**given)
+        finally:
+            llm.chat_format = known
+
+
+def test_half_a_surrogate_pair_elsewhere(llm: Llama, paths: dict[str, Path]) -> None:
+    from llama_cpp import LlamaGrammar
+
+    grammar = LlamaGrammar.from_string(f'root ::= "{HALF}"', verbose=False)
+    calls: list[Any] = [
+        lambda: llm.create_completion(HALF), lambda: llm(HALF, stream=True),
+        lambda: llm("a", suffix=HALF), lambda: llm("a", stop=[HALF]),
+        lambda: llm("a", stop=HALF), lambda: llm("a", grammar=grammar),
+        lambda: llm(HALF, intrinsic="x"), lambda: llm(HALF, echo=True, logprobs=1),
+        lambda: llm("a", adapter=HALF), lambda: llm.embed(HALF), lambda: llm.embed(["b", HALF]),
+        lambda: llm.create_embedding(["b", HALF]), lambda: llm.load_adapter(HALF, "x"),
+        lambda: llm.load_contract("x", HALF), lambda: llm.unload_adapter(HALF),
+        lambda: Llama(HALF), lambda: Llama(paths["demo"], kv_overrides={HALF: 1}),
+        lambda: Llama(paths["demo"], kv_overrides={"a": HALF}),
+        lambda: Llama(paths["demo"], chat_format=HALF),
+        lambda: Llama(paths["demo"], adapters={"x": HALF}),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ag.InputError, match="has half of a surrogate pair"):
+            call()
+    written: Any = Formatter(r"{{ 'a\ud800' }}", "", "").to_chat_handler()  # as a file's
+    with pytest.raises(ag.InputError, match="template writes has half of a surrogate pair"):
+        written(llama=llm, messages=MESSAGES)
+
+
+WIDE = "😊 naïve 漢字"  # 😊 is beyond the basic plane
+WIDE_SCHEMAS: dict[str, tuple[Any, Any]] = {
+    "const": ({"const": WIDE}, WIDE),
+    "enum": ({"enum": [WIDE]}, WIDE),
+    "properties": (
+        {
+            "type": "object",
+            "properties": {WIDE: {"const": "𐍈"}},
+            "required": [WIDE],
+            "additionalProperties": False,
+        },
+        {WIDE: "𐍈"},
+    ),
+    "pattern": ({"type": "string", "pattern": "^😊[𝒜-𝒜]{2} 漢$"}, "😊𝒜𝒜 漢"),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE_SCHEMAS)
+def test_wide_characters_in_schemas(llm: Llama, paths: dict[str, Path], kind: str) -> None:
+    """In both of OpenAI's forms, in streams, in log-probabilities' bytes, and in a Chat."""
+    schema, wanted = WIDE_SCHEMAS[kind]
+    named = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for form in (named, {"type": "json_object", "schema": schema}):
+        options: dict[str, Any] = {**GREEDY, "max_tokens": 200, "response_format": form}
+        answer: Any = llm.create_chat_completion(MESSAGES, **options, logprobs=True)
+        chunks = llm.create_chat_completion(MESSAGES, **options, logprobs=True, stream=True)
+        streamed = [chunk["choices"][0] for chunk in chunks]
+        (choice,) = answer["choices"]
+        assert choice["finish_reason"] == "stop"
+        text = content(answer)
+        assert json.loads(text) == wanted
+        assert "".join(c["delta"].get("content") or "" for c in streamed) == text
+        scored = [t for c in streamed if c.get("logprobs") for t in c["logprobs"]["content"]]
+        for tokens in (choice["logprobs"]["content"], scored):
+            assert b"".join(bytes(token["bytes"]) for token in tokens).decode() == text
+    with ag.Model(paths["demo"], n_ctx=512, n_threads=1) as model:
+        reply = model.chat(messages=["hi"]).reply(schema=schema, max_tokens=200, temperature=0)
+        assert json.loads(reply.text) == wanted
+
+
+@pytest.mark.parametrize("kind", WIDE_SCHEMAS)
+def test_wide_characters_in_tools(llm: Llama, kind: str) -> None:
+    """Stock makes grammars of their schemas, in which it escapes them as JSON does."""
+    schema, wanted = WIDE_SCHEMAS[kind]
+    parameters = {"type": "object", "properties": {"a😊": schema}, "required": ["a😊"]}
+    known, llm.chat_format = llm.chat_format, "chatml-function-calling"
+    try:
+        answer: Any = llm.create_chat_completion(
+            MESSAGES,
+            tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}],
+            tool_choice={"type": "function", "function": {"name": "f"}},
+            temperature=0.0,
+            max_tokens=200,
+        )
+    finally:
+        llm.chat_format = known
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"a😊": wanted}

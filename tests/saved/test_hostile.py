@@ -257,6 +257,8 @@ def put(*where: Any, value: Any) -> Callable[[dict[str, Any]], object]:
         (put("spans", value={}), "expected a list"),
         (put("adapters", value=[]), "'adapters' are not those that 'spans' name"),
         (put("adapters", 0, "name", value=""), "'adapters[0].name' has ''"),
+        (put("adapters", 0, "name", value="\ud800"), r"'adapters[0].name' has '\ud800'"),
+        (put("base", "file", value="a\ud800"), r"'base.file' has 'a\ud800'"),
         (put("adapters", 0, "name", value=7), "'adapters[0].name' has 7"),
         (lambda h: h["adapters"].append(h["adapters"][0]), "each once"),
         (put("base", "digest", value="12"), "expected a hash"),
