@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf._calls import check_texts, checked, uninterrupted
@@ -27,6 +28,7 @@ from alora_gguf.options import (
 from alora_gguf.session import Session
 
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
+from .clock import present
 from .prompt import ChatTemplate, Dialogue, Transcript
 from .reply import Reply
 
@@ -71,6 +73,7 @@ class Chat:
         self._said: tuple[tuple[Message, ...], Reply | None] = (as_said(messages), None)
         self._documents = as_documents(documents)
         self._arguments = dict(arguments or {})
+        self._now = present()  # what is cached stays right over midnight
         template.check_arguments(self._arguments, "template_arguments")
         self._transcript = Transcript()
         self._held: Transcript | None = None  # one that the cells are known to hold
@@ -257,6 +260,7 @@ class Chat:
                 arguments=self._arguments,
             )
             other._transcript, other._reader = self._written(), self._reader
+            other._now = self._now
             return other
 
     # Asking --------------------------------------------------------------------------------------
@@ -320,6 +324,7 @@ class Chat:
                 "tokens": list(written.tokens),
                 "marks": [list(mark) for mark in written.marks],
                 "reader": list(self._reader),
+                "now": self._now.isoformat(),
             }
             self._session.save(path, notes={_NOTES: notes})
 
@@ -353,7 +358,9 @@ class Chat:
                 documents=kept["documents"],
                 arguments=kept["arguments"],
             )
-            # older files have none: what quotes control tokens is read anew
+            # older files have neither: what quotes control tokens, or says the date, is read anew
+            if "now" in kept:
+                chat._now = datetime.fromisoformat(kept["now"])
             marks = tuple((int(index), bool(always)) for index, always in kept.get("marks", ()))
             chat._transcript = Transcript(str(kept["text"]), tuple(tokens), marks)
             chat._reader = (None if adapter is None else str(adapter), float(scale))
@@ -448,6 +455,7 @@ class Chat:
             self._documents,
             self._arguments,
             self._written(),
+            now=self._now,
         )
 
     def _read(

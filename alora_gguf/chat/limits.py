@@ -24,6 +24,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from alora_gguf._calls import check_text
 from alora_gguf.errors import InputError
 
+from .clock import strftime_now
+
 # Real templates have up to 20,000 characters; a conversation of a million tokens has 4 million, and
 # a loop or two for each of its messages.
 MAX_SOURCE: Final = 1 << 18  # characters of a template
@@ -260,6 +262,8 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 class Formatter(Jinja2ChatFormatter):
     """llama-cpp-python's, under the limits."""
+
+    strftime_now = staticmethod(strftime_now)
 
     def __init__(self, template: str, *args: Any, **kwargs: Any) -> None:
         if len(template) > MAX_SOURCE:

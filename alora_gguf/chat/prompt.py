@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.messages import Document, Message
 
+from .clock import at, present
 from .quoting import Quoting, differ_at, since, until
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _LONG: Final = 64
 _WORDS: Final = 1000
 """Characters of a template's own message that are shown: a screen, not a scrollback of them."""
 
-_Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object]]
+_Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object], datetime | None]
 
 
 class ChatTemplate:
@@ -101,13 +103,17 @@ class ChatTemplate:
         arguments: Mapping[str, object],
         *,
         prompt: bool,
+        now: datetime | None = None,
     ) -> str:
-        """The conversation as text; with `prompt` it ends with what begins the assistant's turn.
+        """The conversation as text, in which it is `now` (None: the present); with `prompt` it
+        ends with what begins the assistant's turn.
 
         Raises InputError for documents that the template has no use for, and with the template's
         own words if it refuses the messages.
         """
-        key = (prompt, tuple(messages), tuple(documents), deepcopy(dict(arguments)))
+        now = now or present()
+        when = now if "strftime_now" in self.source else None
+        key = (prompt, tuple(messages), tuple(documents), deepcopy(dict(arguments)), when)
         for known, text in tuple(self._latest):
             if known == key:
                 return text
@@ -119,17 +125,16 @@ class ChatTemplate:
                     "message, or use an intrinsic whose contract does (docs_as_message)"
                 )
             given["documents"] = [document.fields() for document in documents]
+        said = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            rendered = self._formatters[prompt](
-                messages=[{"role": m.role, "content": m.content} for m in messages], **given
-            )
+            with at(now):
+                rendered = self._formatters[prompt](messages=said, **given)
         except Exception as error:  # a template may do, and fail at, anything
             raise InputError(
                 f"{self.name}: the chat template refused the conversation: {_shown(error)}"
             ) from error
         written: str = rendered.prompt
-        if "strftime_now" not in self.source:
-            self._latest.append((key, written))
+        self._latest.append((key, written))
         return written
 
 
@@ -208,6 +213,7 @@ class Dialogue:
     documents   what it is about
     arguments   further variables of the template
     transcript  what a session holds of it
+    now         the date that the template writes
     signed      messages and documents with the control tokens marked that are only quoted in
                 them; None: any that are in them
     """
@@ -218,11 +224,12 @@ class Dialogue:
     documents: tuple[Document, ...] = ()
     arguments: Mapping[str, object] = field(default_factory=dict)
     transcript: Transcript = field(default_factory=Transcript)
+    now: datetime = field(default_factory=present)
     signed: Callable[[Quoting], _Talk] | None = None
 
     def written(self, *, prompt: bool) -> Transcript:
         """All of it; with `prompt` it ends with what begins the assistant's turn."""
-        text = self.template.render(self.messages, self.documents, self.arguments, prompt=prompt)
+        text = self._render((self.messages, self.documents), prompt=prompt)
         return self.transcript.become(text, self.vocab, self._marks(text, prompt=prompt))
 
     def _marks(self, text: str, *, prompt: bool) -> Marks:
@@ -235,10 +242,12 @@ class Dialogue:
             return ()
 
         def render(quoting: Quoting) -> str:
-            said = self._signed(quoting)
-            return self.template.render(*said, self.arguments, prompt=prompt)
+            return self._render(self._signed(quoting), prompt=prompt)
 
         return quoting.places(text, render, _texts(messages, documents))
+
+    def _render(self, said: _Talk, *, prompt: bool) -> str:
+        return self.template.render(*said, self.arguments, prompt=prompt, now=self.now)
 
     def _signed(self, quoting: Quoting) -> _Talk:
         if self.signed is not None:

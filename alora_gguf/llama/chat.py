@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 import jinja2
@@ -20,6 +21,7 @@ from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
+from alora_gguf.chat.clock import at, present
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
 from alora_gguf.chat.quoting import Quoting, leaves
 from alora_gguf.engine.llama_context import Logits
@@ -72,13 +74,25 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     handler = handler or llama_chat_format.get_chat_completion_handler(name)
     constraint = _constraint(llama, options)
     caller = _Caller(llama, options, extra, template, constraint, variables, handler)
-    answer: Any = handler(llama=caller, **options, **variables)
+    with at(_began(llama, options["messages"])):
+        answer: Any = handler(llama=caller, **options, **variables)
     return _each(caller.with_bytes, answer) if options["logprobs"] else answer
 
 
 def _each(change: Callable[[Any], Any], answer: Any) -> Any:
     """What `change` makes of an answer, or of each chunk of a stream."""
     return change(answer) if isinstance(answer, dict) else map(change, answer)
+
+
+def _began(llama: Reader, messages: Sequence[Any]) -> datetime:
+    """The date that a template writes: when the conversation began, if the messages go on with the
+    latest one, or the present.
+    """
+    known, began = llama._conversation
+    if not known or len(messages) <= len(known) or list(messages[: len(known)]) != known:
+        began = present()
+    llama._conversation = list(messages), began
+    return began
 
 
 def _file_template(llama: Reader) -> ChatTemplate | None:
@@ -450,4 +464,5 @@ def _dialogue(llama: Reader, messages: Sequence[Any], extra: Extra) -> Dialogue:
         tuple(Document.of(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
         extra.template,
         Transcript(text, read, marks),
+        now=_began(llama, messages),
     )

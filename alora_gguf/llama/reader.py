@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,6 +19,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf._calls import check_text, uninterrupted
 from alora_gguf.chat.asking import Contracts
+from alora_gguf.chat.clock import present
 from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
@@ -76,6 +78,7 @@ class Reader(Stock):
         self._chosen: Sampler | None = None  # generate()'s, while it samples
         self._turn = 0  # counts what changes the cells
         self._embedder: Embedder | None = None
+        self._conversation: tuple[list[Any], datetime] = [], present()  # the latest, since when
         self._last_timings = Timings()
         settings = checked(settings)
         options = context_options(settings)
