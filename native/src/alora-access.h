@@ -21,6 +21,8 @@ struct alora_access {
     // F32 cells: upstream's flash attention converts them
     static bool reads_as_f16(const llama_context * ctx) { return ctx->cparams.flash_attn; }
 
+    static bool & is_causal(llama_context * ctx) { return ctx->cparams.causal_attn; }
+
     static bool has_encoder(const llama_context * ctx) {
         return llama_model_has_encoder(&ctx->model);
     }

@@ -104,6 +104,11 @@ bool alora_bank::scaled(int32_t slot) const {
     return false;
 }
 
+bool alora_bank::needs_cache() const {
+    // the one that has a cache and does without
+    return !llama_model_has_encoder(&model) && model.arch != LLM_ARCH_LLAMA_EMBED;
+}
+
 bool alora_bank::repacked(const ggml_tensor & weight) const {
     return may_fuse && weight.buffer &&
            strcmp(ggml_backend_buffer_name(weight.buffer), "CPU_REPACK") == 0;

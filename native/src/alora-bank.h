@@ -57,6 +57,9 @@ class alora_bank {
     // Whether ggml's repacked kernels multiply with this weight (never if fusing is switched off).
     bool repacked(const ggml_tensor & weight) const;
 
+    // Whether the architecture's graph reads a cache, which upstream's encode has none of.
+    bool needs_cache() const;
+
     // Nodes that a mixed graph adds at most.
     uint32_t n_nodes() const;
 

@@ -57,6 +57,7 @@ int32_t alora_guarded(llama_context * ctx, const std::function<int32_t()> & body
     alora_set_error("");
     alora_bank & bank = alora_access::bank(ctx);
     bank.before_batch.clear();
+    const bool causal = alora_access::is_causal(ctx);
     try {
         if (bank.interruptible) {
             alora_access::install_interrupts(ctx);
@@ -68,6 +69,7 @@ int32_t alora_guarded(llama_context * ctx, const std::function<int32_t()> & body
     } catch (const std::exception & error) {
         alora_set_error(error.what());
     }
+    alora_access::is_causal(ctx) = causal;  // which an encode changes while it computes
     alora_access::reserve_before_decoding(ctx);
     for (const auto & [seq, last] : bank.before_batch) {
         llama_memory_seq_rm(llama_get_memory(ctx), seq, last + 1, -1);

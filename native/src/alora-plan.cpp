@@ -126,7 +126,12 @@ static bool check_batch(
 }
 
 bool alora_check_encoded(const llama_cparams & cparams, const llama_batch_ext & batch) {
-    return check_batch(*cparams.alora.bank, batch, cparams.n_ubatch, "n_ubatch");
+    alora_bank & bank = *cparams.alora.bank;
+    if (batch.mem && bank.needs_cache()) {
+        alora_set_error("this model has no encoder: call llama_decode()");
+        return false;
+    }
+    return check_batch(bank, batch, cparams.n_ubatch, "n_ubatch");
 }
 
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch) {

@@ -129,6 +129,15 @@ static void test_too_long(const tiny_llama & base) {
     }
 }
 
+// Without a cache, upstream's graph reads from a null pointer.
+static void test_models_with_a_cache() {
+    const tiny_llama base;
+    context          ours(base);
+    CHECK(ours.try_encode(reading(3)) == -1);
+    CHECK(strstr(alora_last_error(), "call llama_decode()"));
+    ours.decode(reading(3));
+}
+
 static void test_interrupted(const tiny_llama & base) {
     context ours(base);
     CHECK(alora_activate(ours, 1, 0, add(ours, tiny_llama::adapter(2, false, "llada")), 1.0f) ==
@@ -149,6 +158,7 @@ int main() {
     test_each_token_has_its_own(base);
     test_shared_tokens(base);
     test_too_long(base);
+    test_models_with_a_cache();
     test_interrupted(base);
     return 0;
 }

@@ -214,6 +214,30 @@ static void test_decoding(const tiny_llama & base, bool reserves) {
     CHECK(n_failed > 20);
 }
 
+static void test_encoding() {
+    const tiny_llama  base("llada");
+    const std::string adapter = tiny_llama::adapter(2, false, "llada");
+    const auto        batch   = reading(9);
+    context           ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    llama_set_causal_attn(ours, true);
+    CHECK(alora_adapter_add(ours, adapter.data(), adapter.size()) == 1);
+    CHECK(alora_activate(ours, 0, 4, 1, 1.0f) == ALORA_OK);
+    CHECK(ours.try_encode(batch) == 0);
+    const auto expected = ours.logits(8);
+
+    int64_t n_failed = 0;
+    bool    reached  = true;
+    for (int64_t k = 1; reached; k = after(k)) {
+        const int32_t status = failing(k, reached, [&] { return ours.try_encode(batch); });
+        CHECK(status == 0 || (reached && status == -2));
+        CHECK(alora_access::is_causal(ours));
+        n_failed += status != 0;
+        CHECK(ours.try_encode(batch) == 0);
+        CHECK(ours.logits(8) == expected);
+    }
+    CHECK(n_failed > 20);
+}
+
 // The same with a limit on the process's memory, which upstream's unchecked allocations meet as well.
 static void test_limited(const tiny_llama & base) {
     const auto        expected = of_the_base(base);
@@ -268,6 +292,7 @@ int main() {
     test_making_room(base);
     test_decoding(base, false);
     test_decoding(base, true);
+    test_encoding();
 #else
     std::printf("skipped: allocations can be made to fail with glibc only\n");
 #endif

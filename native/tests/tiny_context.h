@@ -10,6 +10,7 @@ struct alora_access {
     static llm_graph_result *   reserved(llama_context * ctx) { return ctx->get_gf_res_reserve(); }
     static llm_graph_result *   last(llama_context * ctx) { return ctx->gf_res_prev_active; }
     static ggml_backend_sched_t sched(llama_context * ctx) { return ctx->sched.get(); }
+    static bool                 is_causal(llama_context * ctx) { return ctx->cparams.causal_attn; }
 };
 
 struct token {
