@@ -24,6 +24,7 @@ from .source import MAX_TEXT, Source
 
 # output type -> (ggml's type number, llama.cpp's general.file_type)
 OUTTYPES: Final = {"f32": (0, 0), "f16": (1, 1), "bf16": (30, 32), "q8_0": (8, 7)}
+_QUANTIZATION: Final = 2  # of ggml's formats, which GGUF wants where a tensor is quantized
 Q8_0_BLOCK: Final = 32  # values that share a scale
 
 Entry = tuple[str, ValueType, Value]
@@ -58,6 +59,7 @@ def adapter_metadata(
         ("general.type", text, "adapter"),
         ("general.name", text, name),
         ("general.file_type", number, OUTTYPES[outtype][1]),
+        ("general.quantization_version", number, _QUANTIZATION if outtype == "q8_0" else None),
         ("general.license", text, source.licence),
         *_base_model(config.base_model),
         ("adapter.type", text, "lora"),

@@ -16,6 +16,7 @@ from alora_gguf.errors import (
 from .base.locate import Locator, Reading
 from .base.model import BaseModel, Place, Shape
 from .peft.config import PeftConfig
+from .peft.fields import INSTEAD
 from .peft.weights import SafetensorsFile, StoredTensor
 
 _PREFIX: Final = "base_model.model."
@@ -134,6 +135,13 @@ class _Planner:
             shapes |= {place.tensor: place.shape for place in reading.places}
             for target, piece in self.pieces(module, a, b, reading, swapped=swapped):
                 pieces.setdefault(target, []).append(piece)
+        self.warnings += self.config.rank_pattern.warnings + self.config.alpha_pattern.warnings
+        if unused := [module for module in halves if self.config.leaves_out(module)]:
+            self.warnings.append(
+                f"{self.config.path}: target_modules or layers_to_transform leave out "
+                f"{len(unused)} of the {len(halves)} modules that have weights, such as "
+                f"'{unused[0]}'; they are converted, but PEFT would not load them"
+            )
         embedding = "token_embd.weight"
         return [
             _pair(target, shapes[target], pieces[target], flip_a=target == embedding)
@@ -181,9 +189,7 @@ class _Planner:
             reason = "is not one of PEFT's lora_A.weight and lora_B.weight tensors"
         else:
             reason = "is a whole weight (modules_to_save), not a low-rank change"
-        raise UnsupportedAdapterError(
-            f"{self.weights.path}: '{name}' {reason}; train without it, or merge it into the base"
-        )
+        raise UnsupportedAdapterError(f"{self.weights.path}: '{name}' {reason}; {INSTEAD}")
 
     def reading(self, module: str, a: StoredTensor, b: StoredTensor) -> tuple[Reading, bool]:
         """The reading of a module that its factors fit, and whether they fit with places changed.

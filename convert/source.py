@@ -21,6 +21,7 @@ from .snapshot import Snapshot, find_configs
 
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLE: Final = "adapter_model.bin"
+_MLX: Final = "adapters.safetensors"
 IO_YAML: Final = "io.yaml"
 CONFIG: Final = "config.json"  # of a base
 README: Final = "README.md"
@@ -116,9 +117,17 @@ def readmes(path: str) -> list[str]:
 
 
 def check_weights(names: Collection[str], where: str) -> None:
-    """Refuses a directory without weights, or with a pickle or several files in their place."""
+    """Refuses a directory without weights, or with a pickle, several files or those of MLX in their
+    place.
+    """
     if WEIGHTS in names:
         return
+    if _MLX in names:
+        raise UnsupportedAdapterError(
+            f"{where}: is an adapter of MLX ({_MLX}), expected one of PEFT ({WEIGHTS}); train with "
+            "PEFT, or save it as PEFT does: each lora_a and lora_b transposed, as lora_A.weight "
+            f"and lora_B.weight, and a {FILE_NAME} with r, and lora_alpha = scale * r"
+        )
     if PICKLE in names:
         raise UnsupportedAdapterError(
             f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded; "

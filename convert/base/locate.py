@@ -135,7 +135,8 @@ class Locator:
         return UnsupportedAdapterError(
             f"{self.source}: module '{module}' cannot be converted for {family.architecture}; "
             f"what can: {', '.join(sorted(family.modules))} of {family.block}.<n>, "
-            f"{family.embedding} and {_HEAD}. Train without it, or merge it into the base"
+            f"{family.embedding} and {_HEAD}; train without it, or merge it into the base (PEFT "
+            "merges no aLoRA)"
         )
 
 

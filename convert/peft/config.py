@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 from alora_gguf.files import read_json
@@ -22,6 +22,7 @@ from .patterns import PatternTable
 FILE_NAME: Final = "adapter_config.json"
 
 Check = Callable[[Any], bool]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class PeftConfig:
     `alpha` over `rank` (or over its square root, `rslora`) is a module's scale; the patterns map a
     regular expression on module names to another value. `invocation` is None for a plain LoRA.
     `parameters` are the target_parameters, such as "mlp.experts.gate_up_proj" or "mlp.gate.weight".
+    `targets`, `layers` (layers_to_transform) and `layers_pattern` are lists of what PEFT adapts; ()
+    where the file has none or something else, such as an expression.
     """
 
     path: Path
@@ -45,6 +48,9 @@ class PeftConfig:
     peft_version: str | None
     ties_weights: bool
     parameters: tuple[str, ...]
+    targets: tuple[str, ...]
+    layers: tuple[int, ...]
+    layers_pattern: tuple[str, ...]
 
     @property
     def names_invocation(self) -> bool:
@@ -65,6 +71,18 @@ class PeftConfig:
         parameter = f"{name}.weight"
         targeted = any(f".{parameter}".endswith(f".{target}") for target in self.parameters)
         return parameter if targeted else name
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether PEFT would not load weights of a module, as far as lists of names and numbers
+        say.
+        """
+        if self.parameters:
+            return False
+        if self.targets and not any(f".{module}".endswith(f".{name}") for name in self.targets):
+            return True
+        names = "|".join(map(re.escape, self.layers_pattern)) or r"[^.]*"
+        layer = re.search(rf"(?:^|\.)(?:{names})\.(\d+)\.", module)
+        return bool(self.layers) and (layer is None or int(layer[1]) not in self.layers)
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration gives a module, such as "model.layers.0.mlp.up_proj"."""
@@ -102,6 +120,7 @@ def read_config(path: Path) -> PeftConfig:
             "is empty, so nothing could ever switch the adapter on",
             "give the ids it was trained with, or null if it is a plain LoRA",
         )
+    names = isinstance(fields.values.get("target_modules"), list)  # and no expression
     return PeftConfig(
         path=path,
         rank=fields.get("r", 8, _is_rank, "a positive integer"),
@@ -117,6 +136,9 @@ def read_config(path: Path) -> PeftConfig:
         parameters=tuple(
             fields.get("target_parameters", (), _all(_is_a(str), list), "a list of parameter names")
         ),
+        targets=fields.listed("target_modules", str) if names else (),
+        layers=fields.listed("layers_to_transform", int),
+        layers_pattern=fields.listed("layers_pattern", str),
     )
 
 
@@ -140,6 +162,12 @@ class _Fields:
         """A field on which nothing depends; None if it is not text."""
         value = self.values.get(name)
         return value if isinstance(value, str) and value else None
+
+    def listed(self, name: str, kind: type[T]) -> tuple[T, ...]:
+        """A list, or the one thing of it, of a field on which only warnings depend."""
+        value = self.values.get(name)
+        several: list[Any] = value if isinstance(value, list) else [value]
+        return tuple(several) if all(type(each) is kind for each in several) else ()
 
     def refuse(self, name: str, reason: str, way_out: str) -> NoReturn:
         raise UnsupportedAdapterError(

@@ -15,16 +15,16 @@ class Refusal(NamedTuple):
 
 
 REMOVE: Final = "leave those modules out of target_modules"
-_TRAIN: Final = "only a plain LoRA converts exactly: merge it into the base, or train without it"
-_MERGE: Final = "merge them into the base, or train without"
+INSTEAD: Final = "train without it, or merge it into the base (PEFT merges no aLoRA)"
+_TRAIN: Final = f"only a plain LoRA converts exactly: {INSTEAD}"
 
 # by field; null, false, 0, "" and what is empty do not set it, and "none" is no bias
 REFUSED: Final[dict[str, Refusal]] = {
     "use_dora": Refusal("is DoRA, whose magnitudes an adapter GGUF cannot hold", _TRAIN),
     "lora_bias": Refusal("adds biases, which an adapter GGUF cannot hold", _TRAIN),
     "bias": Refusal("trained the base's biases too", _TRAIN),
-    "modules_to_save": Refusal("replaces whole modules of the base", _MERGE),
-    "trainable_token_indices": Refusal("changes rows of the base's embeddings", _MERGE),
+    "modules_to_save": Refusal("replaces whole modules of the base", INSTEAD),
+    "trainable_token_indices": Refusal("changes rows of the base's embeddings", INSTEAD),
     "layer_replication": Refusal(
         "builds a model with repeated layers, which is not the base", _TRAIN
     ),

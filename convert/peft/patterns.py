@@ -33,6 +33,7 @@ class PatternTable(Generic[T]):
         self._where = where
         self._left = _SECONDS
         self._matchers: list[tuple[Matcher, T]] = []
+        self.warnings: list[str] = []  # at most one: of the first module with two values
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Python will change: the patterns are not ours
             for pattern, value in self.values.items():
@@ -44,10 +45,19 @@ class PatternTable(Generic[T]):
         """The value of the first pattern that matches the end of a module's name, as PEFT's own
         get_pattern_key finds it: at the start of the name or after a dot.
         """
-        for matches, value in self._matchers:
-            if matches(module):
-                return value
-        return self.values.get(module, default)
+        found = [i for i, (matches, _) in enumerate(self._matchers) if matches(module)]
+        values = [self._matchers[i][1] for i in found]
+        if len(set(values)) > 1 and not self.warnings:
+            patterns = list(self.values)
+            first, other = (
+                patterns[found[i]][:80] for i in (0, [v != values[0] for v in values].index(True))
+            )
+            self.warnings.append(
+                f"{self._where}: '{first}' and '{other}' both match '{module}'; the first counts, "
+                "as where PEFT loads it; but save_pretrained() sorts patterns, so that it may have "
+                "been trained with the other"
+            )
+        return values[0] if values else self.values.get(module, default)
 
     def _matcher(self, pattern: str) -> Matcher:
         # the expression that PEFT's get_pattern_key matches a module's whole name with

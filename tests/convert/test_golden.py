@@ -58,3 +58,5 @@ def test_the_other_types_are_as_deterministic(tmp_path: Path, outtype: str) -> N
     for out in outs:
         convert_adapter(GOLDEN / "adapter", GOLDEN / "base.gguf", out, outtype=outtype)
     assert outs[0].read_bytes() == outs[1].read_bytes()
+    version = read_header(outs[0]).metadata.get("general.quantization_version")
+    assert version == (2 if outtype == "q8_0" else None)

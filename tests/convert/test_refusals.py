@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alora_gguf.convert import convert_adapter
 from alora_gguf.convert.peft import fields as peft_fields
 
 from alora_gguf.errors import (
@@ -119,6 +120,50 @@ def test_harmless_fields_change_nothing(case: Case) -> None:
     case.config |= HARMLESS
     case.convert(overwrite=True)
     assert case.out.read_bytes() == plain
+
+
+MLX = {"adapters.safetensors": b"x", "0000100_adapters.safetensors": b"x"}
+
+
+def test_an_adapter_of_mlx(case: Case) -> None:
+    case.write()
+    (case.source / "adapter_model.safetensors").unlink()
+    for name, data in MLX.items():
+        (case.source / name).write_bytes(data)
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        convert_adapter(case.source, case.base)
+    assert str(caught.value).startswith(
+        f"{case.source}: is an adapter of MLX (adapters.safetensors), expected one of PEFT "
+        "(adapter_model.safetensors); train with PEFT, or save it as PEFT does: "
+    )
+
+
+PATTERNS = {"self_attn.q_proj": 1, "q_proj": 99}  # as trained, and as save_pretrained() sorts them
+
+
+@pytest.mark.parametrize("patterns", [PATTERNS, dict(sorted(PATTERNS.items()))])
+def test_two_patterns_of_one_module_are_told(case: Case, patterns: dict[str, int]) -> None:
+    case.config["alpha_pattern"] = patterns
+    (warning,) = case.convert().warnings
+    first, other = patterns
+    assert warning.startswith(
+        f"{case.source / 'adapter_config.json'}: alpha_pattern: '{first}' and '{other}' both match "
+        "'model.layers.0.self_attn.q_proj'; the first counts, "
+    )
+    case.config["alpha_pattern"] = dict.fromkeys(PATTERNS, 3)  # it makes no difference
+    assert case.convert(overwrite=True).warnings == ()
+
+
+def test_weights_that_peft_would_leave_out_are_told(case: Case) -> None:
+    case.config |= {"layers_to_transform": [1], "target_modules": ["q_proj", "k_proj"]}
+    (warning,) = case.convert().warnings
+    assert warning == (
+        f"{case.source / 'adapter_config.json'}: target_modules or layers_to_transform leave out "
+        "12 of the 14 modules that have weights, such as 'model.layers.0.mlp.down_proj'; they are "
+        "converted, but PEFT would not load them"
+    )
+    case.config |= {"layers_to_transform": [0, 1], "target_modules": "all-linear"}
+    assert case.convert(overwrite=True).warnings == ()
 
 
 def test_config_that_is_no_json_object(case: Case) -> None:

@@ -167,6 +167,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
         UnsupportedAdapterError,
         "holds only adapter_model.bin, a pickle",
     ),
+    "MLX": (
+        adapter_files(adapter_model__safetensors=None, adapters__safetensors=b"x"),
+        "",
+        UnsupportedAdapterError,
+        r"is an adapter of MLX \(adapters\.safetensors\), expected one of PEFT",
+    ),
     "shards": (
         adapter_files("a", adapter_model__safetensors=None)
         | {"a/adapter_model-00001-of-00002.safetensors": b""},

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import re
+import types
 import warnings
+from pathlib import Path
 
 import pytest
+from alora_gguf.convert.peft.config import read_config
 from alora_gguf.convert.peft.patterns import PatternTable
 
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
@@ -68,6 +72,33 @@ def test_the_same_as_peft() -> None:
         for module in [*MODULES, "lm_head", "q_projx", "a", "b"]:
             key = other.get_pattern_key(values.keys(), module)
             assert table.find(module, -1) == values.get(key, -1)
+
+
+LEAVING: list[dict[str, object]] = [
+    {"target_modules": ["q_proj", "mlp.up_proj", "lm_head"]},
+    {"target_modules": ["model.layers.1.self_attn.q_proj"]},
+    {"target_modules": ["q_proj"], "layers_to_transform": [1, 12]},
+    {"target_modules": ["q_proj"], "layers_to_transform": 3},
+    {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    {"target_modules": ["c_attn", "q_proj"], "layers_to_transform": [1], "layers_pattern": ["h"]},
+    {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": []},
+    {"target_modules": ["w1"], "layers_to_transform": [0]},
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("said", LEAVING)
+def test_what_is_left_out_is_what_peft_leaves_out(said: dict[str, object], tmp_path: Path) -> None:
+    tuners = pytest.importorskip("peft.tuners.tuners_utils", reason="the oracle of the test extra")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "LORA", "r": 8, **said}))
+    config = read_config(path)
+    theirs = types.SimpleNamespace(layers_to_transform=None, layers_pattern=None)
+    vars(theirs).update(said)
+    more = ["lm_head", "transformer.h.1.attn.c_attn", "model.layers.1.experts.0.w1", "layers.x"]
+    for module in [*MODULES, *more, "model.layers.0.experts.1.w1", "transformer.h.0.attn.c_attn"]:
+        loads = bool(tuners.check_target_module_exists(theirs, module))
+        assert config.leaves_out(module) != loads, module
 
 
 def _expression(rng: random.Random, depth: int = 0) -> str:
