@@ -199,7 +199,9 @@ class Engine:
                         f"{first}, expected 0"
                     )
                 if self.native.not_finite(self.ctx, [(seq, 0, n)]):
-                    raise NotFiniteError(f"{self.path}: a saved cell holds what is not finite")
+                    raise NotFiniteError(
+                        f"{self.path}: a saved cell holds what is not finite, or is there twice"
+                    )
             except BaseException:
                 with self.condition:
                     self.context.remove_from(seq, 0)

@@ -105,7 +105,8 @@ LLAMA_API alora_slot alora_slot_at(
 // finite[i]: whether the keys and values of seqs[i] at positions [begins[i], ends[i]), and its
 // recurrent state, are. With flash attention an F32 cell beyond what F16 holds counts as not finite,
 // as upstream reads it as F16. On a device, which has to copy them to the host, only looked at while
-// the bank has an adapter. Returns how many are not.
+// the bank has an adapter. Nor are those that have more cells than positions, which only a forged
+// state does. Returns how many are not.
 LLAMA_API int32_t alora_finite_cells(
         struct llama_context * ctx, int32_t n, const llama_seq_id * seqs, const llama_pos * begins,
         const llama_pos * ends, bool * finite);

@@ -37,6 +37,14 @@ void append(cell_runs & runs, uint32_t cell) {
     }
 }
 
+size_t n_cells(const cell_runs & runs) {
+    size_t n = 0;
+    for (const cell_run & run : runs) {
+        n += run.size();
+    }
+    return n;
+}
+
 template <typename T> bool no_exponent(const void * data, size_t n, T all_ones) {
     const T * bits = (const T *) data;
     T         bad  = 0;
@@ -260,11 +268,9 @@ std::vector<bool> finite(
     for (size_t i = 0; i < ranges.size(); ++i) {
         const llama_seq_id seq = ranges[i].seq;
         each_cache(memory, [&](const llama_kv_cache & cache) {
-            if (good[i]) {
-                good[i] = alora_cache_access::each_piece(
-                        cache, cache.get_stream(seq), runs_of(cache.get_cells(seq), ranges[i]),
-                        check);
-            }
+            const cell_runs runs = runs_of(cache.get_cells(seq), ranges[i]);
+            good[i] = good[i] && n_cells(runs) <= size_t(ranges[i].end - ranges[i].begin) &&
+                    alora_cache_access::each_piece(cache, cache.get_stream(seq), runs, check);
         });
         if (good[i] && recurrent && (size_t) seq < recurrent->cells.size() &&
                 recurrent->cells[seq].tail >= 0) {

@@ -23,7 +23,8 @@ void keep(llama_memory_i * memory, uint32_t n_ctx);
 
 // Whether what each range's cells hold, and its sequence's recurrent state, is finite, and in an
 // F32 cell below what F16 holds where `as_f16`, which is what attention reads it as. On a device,
-// which has to copy it to the host, only if `device`.
+// which has to copy it to the host, only if `device`. Nor is a range good that has more cells than
+// positions, as only a forged state does.
 std::vector<bool> finite(
         llama_memory_i * memory, const std::vector<alora_cell_range> & ranges, bool as_f16,
         bool device);

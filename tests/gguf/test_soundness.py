@@ -5,7 +5,6 @@ a few hundred mutants of sound ones open or are refused.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from alora_gguf.gguf import soundness
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import nbytes_of
-from tests.support import base_fuzz, base_mutants, tiny_base
+from tests.support import base_mutants, tiny_base
 from tests.support.base_mutants import Parts, V
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.upstream import upstream_tree
-
-_N_MUTANTS = 400
 
 # what is changed -> what is said; values are u32 unless typed
 NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -252,11 +249,3 @@ def test_the_tables_are_those_of_upstreams_asserts() -> None:
     limits = (source / "llama-hparams.h").read_text()
     assert f"LLAMA_MAX_LAYERS  {soundness.MAX_LAYERS}" in limits
     assert f"LLAMA_MAX_EXPERTS {soundness.MAX_EXPERTS}" in limits
-
-
-def test_mutants_open_or_are_refused(tmp_path: Path) -> None:
-    bases = base_mutants.write_bases(tmp_path)
-    outcomes = list(base_fuzz.run(bases, 1, iter(range(_N_MUTANTS))))
-    assert [outcome for outcome in outcomes if outcome.bad] == []
-    kinds = Counter(outcome.kind for outcome in outcomes)
-    assert kinds["opened"] > _N_MUTANTS // 10  # they are not all refused for their first byte

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 
@@ -22,7 +24,14 @@ from alora_gguf.engine.tokens import BASE, Provenance
 from alora_gguf.saved import container
 from alora_gguf.saved.container import FORMAT
 from alora_gguf.saved.session_file import SavedAdapter, SavedSession, read_saved, write_saved
-from tests.support.files import EXACT, Files
+from tests.support import inside
+from tests.support.files import (
+    EXACT,
+    Files,
+    write_files,
+    write_hybrid_files,
+    write_window_files,
+)
 from tests.support.saving import collect, path_of
 
 HASH = "ab" * 32
@@ -409,3 +418,39 @@ def test_a_directory_that_cannot_be_written(
 def test_a_full_disk(saved: SavedSession) -> None:
     with pytest.raises(ag.InputError, match="/dev/full: is a pipe or a device"):
         write_saved("/dev/full", saved)
+
+
+# Cells that never were ----------------------------------------------------------------------------
+
+
+def _logits(model: ag.Model) -> np.ndarray[Any, Any]:
+    with model.session() as session:
+        session.append([5, 6, 7, 8])
+        return inside.last_logits(session).copy()
+
+
+@pytest.mark.parametrize("write", [write_files, write_window_files, write_hybrid_files])
+def test_no_number_before_the_cells_reaches_others(
+    write: Callable[..., Files], tmp_path: Path
+) -> None:
+    """A cell at a negative or the very last position stayed whatever was removed, and every later
+    session saw it; several at one position filled a cache that the books called empty.
+    """
+    files = write(tmp_path, *([8] if write is write_window_files else []))
+    with files.model(n_ctx=64) as model:
+        with model.session() as session:
+            session.append(list(range(20, 30)))
+            saved = collect(session, options=EXACT)
+        expected = _logits(model)
+        refusals = 0
+        for place in range(0, 4 * 40, 4):
+            for number in (-(2**31), -1, 1, 60, 2**31 - 1):
+                state = bytearray(saved.state)
+                state[place : place + 4] = struct.pack("<i", number)
+                write_saved(path_of(tmp_path), dataclasses.replace(saved, state=bytes(state)))
+                try:
+                    model.restore_session(path_of(tmp_path)).close()
+                except ag.AloraError:
+                    refusals += 1
+                assert np.array_equal(_logits(model), expected), (place // 4, number)
+        assert refusals > 50

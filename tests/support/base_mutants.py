@@ -212,10 +212,17 @@ def write_bases(folder: Path) -> list[Path]:
     ]
 
 
-def mutant(parts: Parts, seed: object) -> tuple[Parts, str]:
+def mutant(parts: Parts, rng: random.Random) -> tuple[Parts, str]:
     """A wrong copy, and in words what is wrong with it."""
-    rng, made = random.Random(repr(seed)), parts.copy()
+    made = parts.copy()
     changes = rng.choices(_CHANGES, _WEIGHTS, k=rng.choice((1, 1, 1, 2, 3)))
+    return made, "; ".join([change(made, rng) for change in changes])
+
+
+def adapter_mutant(parts: Parts, rng: random.Random) -> tuple[Parts, str]:
+    """The same of an adapter, which has no vocabulary."""
+    made = parts.copy()
+    changes = rng.choices((_scalar, _array, _tensor), (30, 20, 50), k=rng.choice((1, 1, 1, 2)))
     return made, "; ".join([change(made, rng) for change in changes])
 
 
