@@ -87,12 +87,13 @@ class Session:
     @property
     def cached(self) -> int:
         """How many of the conversation's tokens the KV cache holds."""
-        return len(self._sequence.cached)
+        # a memory that cannot rewind may hold more
+        return min(len(self._sequence.cached), len(self._sequence.tokens))
 
     @property
     def provenance(self) -> Spans:
         """Who computed the cached tokens: (first position, provenance) pairs in order."""
-        return self._sequence.cached.spans
+        return self._sequence.cached.copy(self.cached).spans
 
     def state(self) -> bytes:
         """The conversation's cells as llama.cpp saves them, to compare one moment with another."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -58,7 +58,8 @@ def command(
 ) -> None:
     """Measure what an adapter does to a base, and whether that is right.
 
-    BASE and ADAPTER are names in the store or paths of GGUF files.
+    BASE and ADAPTER are names in the store or paths of GGUF files; those in the store must have the
+    SHA-256 that they were stored with.
 
     Loads both, reads a random text without the adapter and with it, and compares: cells, layers and
     logits before the invocation must be the base's, bit for bit; after it they must have changed,
@@ -69,7 +70,7 @@ def command(
     if hf_base is not None and peft is None:
         raise click.UsageError("--hf-base is only used with --peft; give both")
     store = ag.Store()
-    paths = store.resolve(base, "base"), store.resolve(adapter, "adapter")
+    paths = [_checked(store, base, "base"), _checked(store, adapter, "adapter")]
     with Progress("Loading") as progress:
         how = {"peft": peft, "hf_base": hf_base, **measured}
         found = ag.verify(*paths, progress=progress.fraction, **how)
@@ -80,6 +81,13 @@ def command(
             click.echo(line, color=colour())
     if not found.passed:
         raise ag.AdapterError(f"{adapter}: fails on {base}; the report says why")
+
+
+def _checked(store: ag.Store, text: str, kind: Literal["adapter", "base"]) -> Path:
+    """The file of a name or a path; the store's own must be as they were stored."""
+    if not store.is_path(text):
+        store.check(store.get(text, kind))
+    return store.resolve(text, kind)
 
 
 def report(found: Verification, width: int) -> Iterator[str]:

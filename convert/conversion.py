@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf._calls import checked
-from alora_gguf.errors import ConvertError, InputError
+from alora_gguf.errors import ConvertError, InputError, UnsupportedAdapterError
 from alora_gguf.files import check_target
-from alora_gguf.gguf.writer import measure_gguf, write_gguf
+from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
 from .base.match import compare_base
 from .find import find_source, open_base
@@ -26,6 +26,8 @@ from .peft.weights import SafetensorsFile
 from .plan import make_plan
 from .source import Source
 
+_GROWTH: Final = 16  # times the weights; from f16 to f32, and with fused weights, up to 6
+_ALWAYS: Final = 256 << 20  # bytes of a file that may be more: adapters of few experts are small
 _THREADS: Final = 2  # that make values, beside the one that writes
 
 
@@ -123,6 +125,7 @@ def convert_adapter(
         trigger = find_invocation(config, invocation, model)
         job = Job(config, weights, pairs, outtype, pool)
         tensors = job.tensors()
+        _check_growth(tensors, found.weights)
         title, digest = name or found.name, sha256.result()
         metadata = adapter_metadata(
             title, outtype, job.alpha, model, config, trigger, found, digest
@@ -152,6 +155,18 @@ def convert_adapter(
         source_sha256=digest,
         warnings=tuple(filter(None, remarks)),
     )
+
+
+def _check_growth(tensors: Sequence[OutTensor], weights: Path) -> None:
+    """Raises UnsupportedAdapterError, before anything is computed, for a file much larger than what
+    it is made of: ranks are padded to the largest of a weight's experts.
+    """
+    nbytes, most = sum(each.nbytes for each in tensors), _GROWTH * weights.stat().st_size
+    if nbytes > max(most, _ALWAYS):
+        raise UnsupportedAdapterError(
+            f"{weights}: would become {nbytes} bytes, expected at most {_GROWTH} times its own "
+            f"{most // _GROWTH}; a few experts have a rank far above the others': train them alike"
+        )
 
 
 def _remark(found: Source) -> str | None:

@@ -12,6 +12,7 @@ from alora_gguf.errors import (
     FileFormatError,
     UnsupportedAdapterError,
 )
+from alora_gguf.gguf.adapter import MAX_RANK
 
 from .base.locate import Locator, Reading
 from .base.model import BaseModel, Place, Shape
@@ -304,6 +305,11 @@ def _pair(target: str, shape: Shape, pieces: list[Piece], *, flip_a: bool) -> Pa
         if piece.expert is not None:
             single[piece.expert] = single.get(piece.expert, 0) + piece.rank
     rank = shared + max(single.values(), default=0)
+    if rank > MAX_RANK:
+        raise UnsupportedAdapterError(
+            f"'{pieces[0].module}' and what shares the base's '{target}' with it have rank {rank}, "
+            f"at most {MAX_RANK} is supported; train one of a lower rank"
+        )
     return Pair(target, shape, tuple(pieces), rank, flip_a)
 
 

@@ -285,22 +285,24 @@ class Bank(Mapping[str, AdapterFile]):
                 files[name] = replace(files[name], invocation=(), invocation_text=None)
         if not files:
             return
-        native, added = self._engine.native, list[str]()
+        native, slots = self._engine.native, dict[str, int]()
         with self._engine.lock:
             ctx = self._engine.ctx
             for name in files:
                 self._check_name(name)  # another thread may have been faster
-            # makes room for all of them at once: the context reserves once and not once each
-            native.bank_reserve(ctx, self._max_adapters, max(file.rank for file in files.values()))
+            # Room for all slots at once, but for no rank: that would be every target's, so that one
+            # of rank 4096 would multiply all the others. The largest adapter comes first instead:
+            # the next ones fit then, and the context reserves once and not once each.
+            native.bank_reserve(ctx, self._max_adapters, 1)
             try:
-                for name, file in files.items():
-                    slot = native.adapter_add(ctx, file.data, str(file.path))
-                    self._loaded[name] = (file.without_data(), slot)
-                    added.append(name)
+                for name, file in sorted(files.items(), key=lambda item: -item[1].rank):
+                    slots[name] = native.adapter_add(ctx, file.data, str(file.path))
             except BaseException:
-                for name in added:
-                    self.unload(name)
+                for slot in slots.values():
+                    native.adapter_remove(ctx, slot, "an adapter that was added before")
                 raise
+            for name, file in files.items():
+                self._loaded[name] = (file.without_data(), slots[name])
 
     def _check_name(self, name: object) -> None:
         if not isinstance(name, str) or not name or "\0" in name:

@@ -24,7 +24,7 @@ from .parser import ArrayRef, TensorInfo, ValueType
 
 _A, _B = ".lora_a", ".lora_b"
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
-_MAX_RANK: Final = 4096  # of alora.h
+MAX_RANK: Final = 4096  # of alora.h
 ALPHA: Final = "adapter.lora.alpha"
 INVOCATION: Final = "adapter.alora.invocation_tokens"
 
@@ -62,8 +62,8 @@ class Pair:
                 found = f"'{info.name}' is {info.type_name}"
                 yield Problem(f"{found}, expected one of {', '.join(_TYPES)}")
         yield from self._mismatches()
-        if self.fits and self.rank > _MAX_RANK:
-            limit = f"at most {_MAX_RANK} is supported"
+        if self.fits and self.rank > MAX_RANK:
+            limit = f"at most {MAX_RANK} is supported"
             yield Problem(
                 f"'{self.target}' has rank {self.rank}, {limit}", "train one of a lower rank"
             )
@@ -125,8 +125,6 @@ class AdapterFile:
         """
         file = Path(path)
         data, header = _read(file)
-        for problem in problems(header):
-            raise AdapterFormatError(f"{file}: {problem.text}; {problem.fix}")
         pairs = tuple(sorted(pairs_in(header), key=lambda pair: pair.target))
         for pair in pairs:
             _check_finite(header, pair.a)
@@ -287,13 +285,24 @@ def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
 
 
 def _read(path: Path) -> tuple[bytes, GGUFHeader]:
+    """A file's bytes and header; of a large one that is no adapter only its header is read."""
     what = "an adapter's GGUF file (a PEFT directory must be converted first)"
     with open_file(path, what, AdapterFormatError) as file:
-        data = file.read()
-    try:
-        return data, read_header(data, name=str(path))
-    except FileFormatError as error:
-        raise AdapterFormatError(str(error)) from error
+        try:
+            size = _checked(read_header(path))
+            data = file.read(size)
+            header = read_header(data, name=str(path))  # of these very bytes
+            _checked(header)
+        except FileFormatError as error:
+            raise AdapterFormatError(str(error)) from error
+    return data, header
+
+
+def _checked(header: GGUFHeader) -> int:
+    """Where an adapter's tensors end. Raises AdapterFormatError for what is not a sound adapter."""
+    for problem in problems(header):
+        raise AdapterFormatError(f"{header.name}: {problem.text}; {problem.fix}")
+    return max(info.offset + info.nbytes for info in header.tensors.values())
 
 
 def _check_finite(header: GGUFHeader, info: TensorInfo) -> None:

@@ -160,6 +160,20 @@ class Store:
                 )
         return folder / entry.files[0].name
 
+    def check(self, entry: StoreEntry) -> None:
+        """Reads all files of an entry. Raises FileFormatError if one of them is not what was
+        stored: they may be second names of a cache's, which others can change.
+        """
+        folder = self.path(entry).parent
+        for file in entry.files:
+            with self._explained("read"):
+                found = _hash(folder / file.name, flush=False)
+            if found.sha256 != file.sha256:
+                raise FileFormatError(
+                    f"{folder / file.name}: has the SHA-256 {found.sha256}, expected "
+                    f"{file.sha256}; it belongs to '{entry.name}' and was changed: {_again(entry)}"
+                )
+
     @contextlib.contextmanager
     def adding(self, name: str, *, replace: bool = False) -> Iterator[StoreAddition]:
         """A directory to put files into, which commit() makes an entry of.
@@ -397,7 +411,9 @@ def _a(kind: Kind) -> str:
     return "an adapter" if kind == "adapter" else "a base"
 
 
-def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:
+def _hash(
+    path: Path, advance: Callable[[int], None] = lambda _: None, *, flush: bool = True
+) -> StoredFile:
     if not is_file_name(path.name):
         raise InputError(f"{path.name}: is not a name for a file of the store")
     digest = hashlib.sha256()
@@ -407,6 +423,6 @@ def _hash(path: Path, advance: Callable[[int], None]) -> StoredFile:
             digest.update(block)
             nbytes += len(block)
             advance(len(block))
-        if sys.platform != "win32":  # a file that is open for reading cannot be flushed there
+        if flush and sys.platform != "win32":  # there, what is open for reading cannot be flushed
             os.fsync(file.fileno())
     return StoredFile(path.name, nbytes, digest.hexdigest())

@@ -14,7 +14,7 @@ import pytest
 from alora_gguf.cli.chart import bars
 from alora_gguf.cli.render import size_text
 
-from alora_gguf import cli, demo
+from alora_gguf import Description, Store, cli, demo
 from alora_gguf.verification.records import LayerChange
 from tests.support import tiny_base
 from tests.support.files import Files
@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 def run(
-    base: Path, adapter: Path, *options: str, out: io.StringIO | None = None
+    base: Path | str, adapter: Path | str, *options: str, out: io.StringIO | None = None
 ) -> tuple[int, str, str]:
     """(status, stdout, stderr)"""
     out, err = out or io.StringIO(), io.StringIO()
@@ -333,6 +333,27 @@ def test_beside_peft(tmp_path: Path) -> None:
     assert status == 1
     assert "  FAIL  beside PEFT, logits are off by " in out
     assert err == f"Error: {adapter}: fails on {tiny.gguf}; the report says why\n"
+
+
+def test_a_file_of_the_store_that_was_changed(
+    files: Files, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALORA_GGUF_HOME", str(tmp_path))
+    store = Store()
+    for name, source in (("tiny", files.base), ("sure", sound)):
+        with store.adding(name) as addition:
+            addition.put(source, f"{name}.gguf")
+            about = Description.of(source, repository=None, commit=None, sources=())
+            addition.commit(about)
+    assert run("tiny", "sure")[0] == 0
+    for name in ("sure", "tiny"):
+        path = store.resolve(name)
+        data = path.read_bytes()
+        path.unlink()  # or the test's own would change with it
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        status, out, err = run("tiny", "sure")
+        assert (status, out) == (1, "")
+        assert err.startswith(f"Error: {path}: has the SHA-256 ")
 
 
 def test_help_loads_little() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from alora_gguf.convert import convert_adapter
+from alora_gguf.convert import conversion, convert_adapter
 from alora_gguf.convert.peft import fields as peft_fields
 
 from alora_gguf.errors import (
@@ -22,7 +23,7 @@ from alora_gguf.errors import (
     UnsupportedAdapterError,
 )
 from tests.support.make_gguf import make_gguf
-from tests.support.peft_files import N_EMBD, N_VOCAB, PREFIX, RANK, Case, write_base
+from tests.support.peft_files import BLOCK, N_EMBD, N_FF, N_VOCAB, PREFIX, RANK, Case, write_base
 
 # facts about PEFT's fields: value, error, and what the message must say besides the field's name
 CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
@@ -120,6 +121,51 @@ def test_harmless_fields_change_nothing(case: Case) -> None:
     case.config |= HARMLESS
     case.convert(overwrite=True)
     assert case.out.read_bytes() == plain
+
+
+def uneven_experts(folder: Path, rank: int, n_experts: int) -> Case:
+    """One expert with `rank`, the others with rank 1."""
+    block = {**BLOCK, "ffn_up_exps": (N_EMBD, N_FF, n_experts)}
+    for name in ("ffn_gate", "ffn_up", "ffn_down"):
+        del block[name]
+    base = write_base(
+        folder / "moe.gguf",
+        architecture="qwen3moe",
+        block=block,
+        changes={"expert_count": n_experts, "expert_used_count": 2},
+    )
+    case = Case(folder, base)
+    names = [f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(n_experts)]
+    case.config = {"peft_type": "LORA", "r": 1, "rank_pattern": {names[0]: rank}}
+    for i, name in enumerate(names):
+        case.add(name, N_EMBD, N_FF, rank=1 if i else rank)
+    return case
+
+
+def test_a_file_much_larger_than_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a weight's experts are padded to the largest rank among them."""
+    case = uneven_experts(tmp_path, 512, 32)
+    assert case.convert(dry_run=True).ranks == (512,)  # 2.6 MB are no harm
+    monkeypatch.setattr(conversion, "_ALWAYS", 1 << 20)
+    with pytest.raises(UnsupportedAdapterError, match="would become 2621440 bytes, expected at m"):
+        case.convert()
+    assert not case.out.exists()
+    (tmp_path / "even").mkdir()
+    assert uneven_experts(tmp_path / "even", 16, 32).convert().written
+
+
+def test_a_rank_that_no_bank_holds(case: Case) -> None:
+    case.config |= {"r": 4097}
+    case.tensors.clear()
+    case.add("model.layers.0.self_attn.q_proj", N_EMBD, N_EMBD, rank=4097)
+    with pytest.raises(UnsupportedAdapterError) as caught:
+        case.convert()
+    assert str(caught.value) == (
+        "'model.layers.0.self_attn.q_proj' and what shares the base's 'blk.0.attn_q.weight' with "
+        "it have rank 4097, at most 4096 is supported; train one of a lower rank"
+    )
 
 
 MLX = {"adapters.safetensors": b"x", "0000100_adapters.safetensors": b"x"}

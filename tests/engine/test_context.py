@@ -7,6 +7,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ import alora_gguf as ag
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.loading import Tuning
-from tests.support import inside
+from alora_gguf.engine.native import Native
+from alora_gguf.gguf.adapter import MAX_RANK
+from tests.support import inside, tiny_base
 from tests.support.files import Files
+from tests.support.make_gguf import adapter_keys, make_gguf
 
 
 @pytest.fixture
@@ -176,3 +180,75 @@ def test_a_model_that_nobody_has_is_freed_without_the_cycle_collector(files: Fil
             model.close()
     finally:
         gc.enable()
+
+
+# The bank's memory --------------------------------------------------------------------------------
+
+
+def large_rank(path: Path, rank: int, others: int) -> Path:
+    """An adapter whose first target has rank `rank`, the rest of the linear layers `others`."""
+    tensors = {}
+    for layer in range(tiny_base.N_LAYER):
+        for name, (n_in, n_out) in tiny_base.TARGETS.items():
+            r = rank if (layer, name) == (0, "attn_q") else others
+            for half, shape in (("a", (r, n_in)), ("b", (n_out, r))):
+                if r:
+                    values = np.full(shape, 1e-3, np.float16)
+                    tensors[f"blk.{layer}.{name}.weight.lora_{half}"] = values
+    return make_gguf(path, adapter_keys(16.0), tensors, architecture="llama")
+
+
+def bank_of(files: Files, *adapters: Path) -> int:
+    """Bytes of the bank after loading them one after another."""
+    with files.model(adapters={}) as model:
+        for i, path in enumerate(adapters):
+            model.load_adapter(f"a{i}", path)
+        return model.stats().bank_bytes
+
+
+def test_one_large_rank_does_not_become_every_targets(files: Files, tmp_path: Path) -> None:
+    """Whichever file has it, and whichever comes first: what is stored is what the files hold."""
+    small = large_rank(tmp_path / "small.gguf", 1, 1)
+    only = large_rank(tmp_path / "only.gguf", MAX_RANK, 0)
+    both = large_rank(tmp_path / "both.gguf", MAX_RANK, 1)
+    most = bank_of(files, small) + bank_of(files, only)
+    for adapters in ([both], [only, small], [small, only], [small, both], [only, both]):
+        assert bank_of(files, *adapters) <= 1.01 * most, adapters
+    together = {"small": small, "only": only, "both": both}
+    with files.model(adapters=together) as model:
+        assert list(model.adapters) == list(together)
+        assert model.stats().bank_bytes <= 1.01 * most
+
+
+def test_adapters_that_are_loaded_together_reserve_once(files: Files, tmp_path: Path) -> None:
+    ranks = [4, 32, 8, 16]
+    paths = {f"r{r}": large_rank(tmp_path / f"{r}.gguf", r, r) for r in ranks}
+
+    def reserves(adapters: dict[str, Path]) -> int:
+        with files.model(adapters=adapters) as model:
+            return model.stats().n_reserves
+
+    assert reserves(paths) == reserves({"r32": paths["r32"]})
+
+
+def test_adapters_of_which_one_fails_leave_nothing(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger one, which is added first, is removed again."""
+    large = large_rank(tmp_path / "large.gguf", 32, 32)
+    add = Native.adapter_add
+
+    def fail(native: Native, ctx: int, gguf: bytes, what: str) -> int:
+        if what == str(files.lora):
+            raise ag.AdapterError("cannot be added")
+        return add(native, ctx, gguf, what)
+
+    with files.model(adapters={}) as model:
+        bank = inside.runtime(model).bank
+        monkeypatch.setattr(Native, "adapter_add", fail)
+        with pytest.raises(ag.AdapterError, match="cannot be added"):
+            bank.load({"lora": files.lora, "large": large})
+        assert (list(model.adapters), model.stats().n_adapters) == ([], 0)
+        monkeypatch.undo()
+        bank.load({"lora": files.lora, "large": large})
+        assert list(model.adapters) == ["lora", "large"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
+from alora_gguf.engine.tokens import BASE
 from tests.support import corrupt, inside
 from tests.support.tiny_base import D_INNER, write_hybrid
 
@@ -96,6 +97,21 @@ def test_a_rewind_is_read_again_and_says_so(model: ag.Model) -> None:
     fresh = model.session()
     fresh.sync([*range(10), 3])
     np.testing.assert_allclose(inside.last_logits(session), inside.last_logits(fresh), atol=0.05)
+
+
+@pytest.mark.parametrize("n", [0, 2, 40, 85])
+def test_what_was_rewound_is_not_said_to_be_cached(model: ag.Model, n: int) -> None:
+    """Its memory still has it, and cache_report() says so."""
+    with model.session() as session:
+        session.append(list(range(85)))
+        session.sync([*range(85), *INVOCATION, 5, 6], adapter="a")
+        assert (session.cached, len(session.provenance)) == (90, 2)
+        session.rewind(n)
+        assert (len(session.tokens), session.cached) == (n, n)
+        assert session.provenance == ((0, BASE),)
+        assert model.cache_report().used == 90
+        session.append([3, 4])
+        assert (session.cached, session.tokens) == (n + 2, [*range(n), 3, 4])
 
 
 def test_a_generation_goes_on_without_reading_again(model: ag.Model) -> None:

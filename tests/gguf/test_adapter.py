@@ -42,6 +42,20 @@ def test_a_bad_adapter_is_refused_before_c_sees_it(
     assert str(path) in str(caught.value)
 
 
+def test_only_what_is_an_adapters_is_read(bases: dict[str, Path], tmp_path: Path) -> None:
+    """A terabyte behind the tensors, which takes no room on the disk, and would all memory."""
+    large = tiny_base.write_adapter(tmp_path / "large.gguf", invocation=(7, 8))
+    plain = ag.AdapterFile.read(large)
+    os.truncate(large, 1 << 40)
+    found = ag.AdapterFile.read(large)
+    assert (found.identity, found.data) == (plain.identity, plain.data)
+    base = tmp_path / "base.gguf"
+    base.write_bytes(bases["base"].read_bytes())
+    os.truncate(base, 1 << 40)
+    with pytest.raises(ag.AdapterFormatError, match="this is not an adapter's file"):
+        ag.AdapterFile.read(base)
+
+
 # The rows of the table on which stock llama.cpp aborts, crashes or corrupts memory: through the
 # whole library, in a process of their own.
 CRASHES = [

@@ -146,6 +146,29 @@ NO_NAMES = ["", ".", "..", ".a", "-a", "_a", "a/b", "a\\b", "a b", "a\n", "a\0",
             "x" * 101, "a.gguf", "a.GGUF", "con", "CON", "nul.txt", "com1", "LPT9.x"]  # fmt: skip
 
 
+def test_a_file_that_was_changed_to_one_of_the_same_size(store: Store, tmp_path: Path) -> None:
+    """As who can write to the cache can: the store's file is a second name of the cache's."""
+    cached = tmp_path / "cached.gguf"
+    cached.write_bytes(b"weights")
+    with store.adding("sure") as addition:
+        path = addition.put(cached, "sure.gguf")
+        (addition.folder / "more.gguf").write_bytes(b"more")
+        entry = addition.commit(about())
+    store.check(entry)
+    cached.write_bytes(b"changed")
+    assert store.path(entry).parent == path.parent  # its size is the same
+    with pytest.raises(FileFormatError) as caught:
+        store.check(entry)
+    digests = [hashlib.sha256(data).hexdigest() for data in (b"changed", b"weights")]
+    assert str(caught.value) == (
+        f"{path}: has the SHA-256 {digests[0]}, expected {digests[1]}; it belongs to 'sure' and "
+        "was changed: pull it again, or remove it with `alora-gguf rm sure`"
+    )
+    path.unlink()
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        store.check(entry)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names(store: Store, name: str) -> None:
     entry = add(store, name)
