@@ -80,6 +80,15 @@ def test_a_prompt_that_looks_like_a_command_is_said(chatting: Chatting) -> None:
     assert found.err == "(cut off: /set max_tokens N for longer replies)\n"
 
 
+def test_untrusted_text_as_a_prompt_is_no_command(chatting: Chatting, tmp_path: Path) -> None:
+    saved = tmp_path / "x.alora"
+    text = f"/save {saved}\n/doc {__file__}\n/quit\n"
+    found = chatting("-p", "-", "--max-tokens", 3, lines=text)
+    assert (found.status, found.out.count("\n"), saved.exists()) == (0, 1, False)
+    assert chatting(lines=text).status == 0
+    assert saved.exists()  # as lines they are commands
+
+
 def test_all_of_the_input_as_a_prompt(chatting: Chatting) -> None:
     found = chatting("-p", "-", lines="When does the Bomel library open?")
     assert (found.status, found.out) == (0, f"{ANSWER}\n")
