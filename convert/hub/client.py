@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,16 +20,11 @@ from alora_gguf.convert.snapshot import COMMIT, Snapshot, open_directory
 
 from alora_gguf.errors import AloraError, HubError, InputError
 
+from .guard import guarded
 from .reference import HubReference, is_safe
 
 _AGENT: Final = "alora-gguf"
 _BLOCK: Final = 1 << 16
-# huggingface_hub makes paths in its cache of these headers
-_NAMES: Final = ("ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Xet-Hash")
-_SAFE_NAME: Final = re.compile(r'(?:W/)?"?[0-9A-Za-z_-]{1,128}"?')
-_MAX_LISTING: Final = 64 << 20  # bytes of an answer that is no file; of 100,000 files: 30 MB
-_MIN_RATE: Final = 1024  # bytes a second; a body that is slower after _GRACE would never end
-_GRACE: Final = 60.0  # seconds
 _DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # these may name no file
 
 
@@ -78,7 +71,7 @@ class Repository:
 
     def _ask(self, api: Any) -> Snapshot:
         repo = self.reference.repo
-        with self._explained(), self._guarded(_MAX_LISTING):
+        with self._explained(), guarded(None, self._fail):
             info = api.model_info(
                 repo, revision=self.reference.revision, files_metadata=True, timeout=self._timeout
             )
@@ -109,7 +102,7 @@ class Repository:
         """The local copy of one of the files, downloaded if it is not in the cache."""
         if self._api is not None:
             ref, cache = self.reference, self._cache
-            with self._explained(name), self._guarded(self.files[name]):
+            with self._explained(name), guarded(self.files[name], self._fail):
                 if not self._noted:  # which commit the revision is, for times without a network
                     self._api.resolve_revision(ref.repo, revision=ref.revision, cache_dir=cache)
                     self._noted = True
@@ -143,7 +136,7 @@ class Repository:
         client: Any = get_session()  # follows redirects, and takes no token to another host
         with (
             self._explained(name),
-            self._guarded(None),
+            guarded(None, self._fail),
             client.stream("GET", url, headers=headers, timeout=self._timeout) as answer,
         ):
             hf_raise_for_status(answer)
@@ -160,57 +153,6 @@ class Repository:
                 if len(out) >= stop - start:
                     break
         return bytes(out[: stop - start])
-
-    @contextlib.contextmanager
-    def _guarded(self, limit: int | None) -> Iterator[None]:
-        """Whatever the hub answers this thread meanwhile names no path outside the cache, and its
-        bodies have at most `limit` bytes (None: any number) and end some day.
-        """
-        from huggingface_hub import get_session
-
-        thread = threading.get_ident()
-
-        def check(answer: Any) -> None:
-            if threading.get_ident() != thread:
-                return
-            if "/api/" not in answer.request.url.path:
-                for name in _NAMES:
-                    if not _SAFE_NAME.fullmatch(answer.headers.get(name, "-")):
-                        raise self._fail(
-                            f"sent a {name} header that is no name of a file; nothing was written"
-                        )
-            elif limit is not None:
-                self._bound(answer, max(limit, _MAX_LISTING))
-                return
-            self._bound(answer, limit if answer.is_success else _MAX_LISTING)
-
-        hooks: list[Any] = get_session().event_hooks["response"]
-        hooks.append(check)
-        try:
-            yield
-        finally:
-            hooks.remove(check)
-
-    def _bound(self, answer: Any, limit: int | None) -> None:
-        http: Any = import_module(type(answer).__module__.partition(".")[0])
-        stream, fail = answer.stream, self._fail
-
-        class Bounded(http.SyncByteStream):  # type: ignore[misc]
-            def __iter__(self) -> Iterator[bytes]:
-                n, started = 0, time.monotonic()
-                for block in stream:
-                    n += len(block)
-                    seconds = time.monotonic() - started
-                    if limit is not None and n > limit:
-                        raise fail(f"sent more than the {limit} bytes it had announced")
-                    if seconds > _GRACE and n < _MIN_RATE * seconds:
-                        raise fail(f"sent {n} bytes in {seconds:.0f} seconds; try again later")
-                    yield block
-
-            def close(self) -> None:
-                stream.close()
-
-        answer.stream = Bounded()
 
     def _fail(self, problem: str) -> HubError:
         return HubError(f"{self.reference.text}: {self._host} {problem}")

@@ -210,7 +210,7 @@ RAISED: dict[str, tuple[type[AloraError], Raise]] = {
     "a Git LFS pointer, not the file itself": (ModelError, a_pointer),
     "truncated: ": (ModelError, cut_short),
     "a smaller n_ctx or other cache types may help": (ModelError, no_such_cache),
-    "merge it into the base, or train without it": (UnsupportedAdapterError, dora),
+    "train without it, or merge it into the base": (UnsupportedAdapterError, dora),
     "was made for the architecture": (AdapterMismatchError, another_architecture),
     "no adapter named": (UnknownAdapterError, unknown),
     "is loaded already": (AdapterInUseError, loaded_twice),

@@ -371,7 +371,7 @@ def test_missing_files_name_no_path(server: HubServer, hub: Hub, tmp_path: Path)
 def test_bodies_without_an_end(
     server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alora_gguf.convert.hub.client._MAX_LISTING", 1 << 20)
+    monkeypatch.setattr("alora_gguf.convert.hub.guard._MAX_LISTING", 1 << 20)
     server.add("o/r", adapter_files())
     for where in ("/api/", "/resolve/"):
 
@@ -387,7 +387,7 @@ def test_bodies_without_an_end(
 
 
 def test_bodies_that_drip(server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alora_gguf.convert.hub.client._GRACE", 0.2)
+    monkeypatch.setattr("alora_gguf.convert.hub.guard._GRACE", 0.2)
     server.add("o/r", adapter_files())
 
     def answer(handler: Handler) -> bool:
@@ -405,6 +405,55 @@ def test_bodies_that_drip(server: HubServer, hub: Hub, monkeypatch: pytest.Monke
     started = time.monotonic()
     assert "bytes in 0 seconds; try again later" in str(failure(hub))
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("where", ["/api/", "/resolve/", "/blobs/"])
+def test_headers_that_drip(
+    server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A byte now and then is never late for a client's own timeout, which is one for each read."""
+    monkeypatch.setattr("alora_gguf.convert.hub.guard._PATIENCE", 0.3 - 10)  # beside its 10 s
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 10)
+    server.add("o/r", adapter_files())
+    stopped = threading.Event()
+
+    def answer(handler: Handler) -> bool:
+        if where not in handler.path:
+            return False
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not stopped.wait(0.02):
+                handler.wfile.write(b"a")
+        handler.close_connection = True
+        return True
+
+    server.trouble = answer
+    started = time.monotonic()
+    assert "sent no whole answer in 0 seconds; try again later" in str(failure(hub))
+    assert time.monotonic() - started < 5
+    stopped.set()
+    server.trouble = None
+    assert fetch_adapter("hf://o/r", ANY, hub=hub)  # nothing is locked
+
+
+def test_files_come_over_http_where_xet_is_installed(server: HubServer, hub: Hub) -> None:
+    """hf_xet would ask other servers, without our limits of size and time."""
+    server.add("o/r", adapter_files())
+
+    asked: list[str] = []
+    reply = Handler.reply
+
+    def with_xet(handler: Handler, status: int, *arguments: Any, **headers: Any) -> None:
+        asked.append(handler.path)
+        if "/resolve/" in handler.path:
+            headers |= {"X_Xet_Hash": "a" * 64, "X_Xet_Refresh_Route": f"{server.url}/xet-token"}
+        reply(handler, status, *arguments, **headers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handler, "reply", with_xet)
+        assert fetch_adapter("hf://o/r", ANY, hub=hub)
+    assert any("/blobs/" in path for path in asked)
+    assert not any("xet" in path for path in asked)
 
 
 def test_downloads_that_end_early(server: HubServer, hub: Hub, small_gguf: Padded) -> None:
