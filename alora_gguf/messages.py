@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from ._calls import checked
 from .errors import InputError
+
+_T = TypeVar("_T")
 
 
 @checked
@@ -105,3 +107,39 @@ def as_documents(documents: Texts) -> tuple[Document, ...]:
     if isinstance(documents, (str, Mapping, Document)):
         raise InputError(f"documents must be a list, got {documents!r}")
     return tuple(Document.of(value, f"documents[{i}]") for i, value in enumerate(documents))
+
+
+Place: TypeAlias = Literal["template", "system", "user"]
+"""Where documents stand: where the chat template writes them or, in one that takes none, in the
+system message, or where there can be none either, in the user's first."""
+
+
+def _as_text(documents: Sequence[Document]) -> str:
+    shown = []
+    for i, document in enumerate(documents, 1):
+        title = f": {document.title}" if document.title else ""
+        shown.append(f"[Document {document.doc_id or i}{title}]\n{document.text}")
+    return "You have access to the following documents:\n\n" + "\n\n".join(shown)
+
+
+def in_messages(
+    messages: Sequence[_T],
+    documents: Sequence[Document],
+    place: Place,
+    read: Callable[[_T], Message],
+    write: Callable[[Message, _T | None], _T],
+) -> list[_T]:
+    """`messages` with the documents in one of them, or in a new one: behind a system message's
+    words, before the user's. `read` makes a Message of one, `write` one of a Message, perhaps like
+    another.
+    """
+    turns, text = list(map(read, messages)), _as_text(documents)
+    at = next((i for i, each in enumerate(turns) if each.role == place), None)
+    if place == "system" and at != 0:
+        return [write(Message(place, text), None), *messages]
+    if at is None:
+        return [*messages, write(Message(place, text), None)]
+    said = turns[at].content
+    parts = (said, text) if place == "system" else (text, said)
+    changed = write(Message(place, "\n\n".join(filter(None, parts))), messages[at])
+    return [*messages[:at], changed, *messages[at + 1 :]]

@@ -6,9 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from alora_gguf._calls import check_texts, checked, uninterrupted
 from alora_gguf.engine.special import spelled
@@ -107,6 +107,13 @@ class Chat:
         with self._lock:
             self._begin()
             self._documents = new
+
+    @property
+    def documents_place(self) -> Literal["template", "system", "user"]:
+        """Where the documents stand: "template" where the chat template writes them; in one that
+        takes none in the "system" message or, where there can be none, in the "user"'s first.
+        """
+        return self._template.place
 
     @property
     def system(self) -> str | None:
@@ -478,6 +485,11 @@ class Chat:
             transcript.tokens, adapter=adapter, scale=scale, cancel=cancel, progress=progress
         )
         self._transcript = self._held = transcript
+        if timings.reuse_note and self._documents and self.documents_place != "template":
+            note = (
+                f"{timings.reuse_note}; the documents stand in the {self.documents_place} message"
+            )
+            timings = replace(timings, reuse_note=note)
         return timings
 
     def _goes_on_as_read(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from alora_gguf.engine.special import Markers, Marks, SpecialTokens
 from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
-from alora_gguf.messages import Document, Message
+from alora_gguf.messages import Document, Message, Place, in_messages
 
 from .clock import at, present
 from .quoting import Quoting, differ_at, since, until
@@ -96,6 +96,18 @@ class ChatTemplate:
         """Whether the template mentions a variable."""
         return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
+    @cached_property
+    def place(self) -> Place:
+        """Where documents stand."""
+        if self.uses("documents"):
+            return "template"
+        word = "<place of documents>"
+        try:
+            probe = [Message("system", word), Message("user", "?")]
+            return "system" if word in self.render(probe, (), {}, prompt=False) else "user"
+        except InputError:  # it wants no system message
+            return "user"
+
     def render(
         self,
         messages: Sequence[Message],
@@ -108,8 +120,8 @@ class ChatTemplate:
         """The conversation as text, in which it is `now` (None: the present); with `prompt` it
         ends with what begins the assistant's turn.
 
-        Raises InputError for documents that the template has no use for, and with the template's
-        own words if it refuses the messages.
+        Documents that the template has no use for stand in a message. Raises InputError, with the
+        template's own words, if it refuses the messages.
         """
         now = now or present()
         when = now if "strftime_now" in self.source else None
@@ -118,13 +130,10 @@ class ChatTemplate:
             if known == key:
                 return text
         given = dict(arguments)
-        if documents:
-            if not self.uses("documents"):
-                raise InputError(
-                    f"{self.name}: the chat template has no use for documents; put them into a "
-                    "message, or use an intrinsic whose contract does (docs_as_message)"
-                )
+        if documents and self.place == "template":
             given["documents"] = [document.fields() for document in documents]
+        elif documents:
+            messages = in_messages(messages, documents, self.place, lambda m: m, lambda m, _: m)
         said = [{"role": m.role, "content": m.content} for m in messages]
         try:
             with at(now):

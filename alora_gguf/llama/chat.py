@@ -31,7 +31,7 @@ from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.generate.invoke import run_invocations
 from alora_gguf.generate.plan import Parent
-from alora_gguf.messages import Document, Message
+from alora_gguf.messages import Message, as_documents, in_messages
 from alora_gguf.options import IntrinsicCall
 
 from .reader import BASE, Reader
@@ -69,6 +69,11 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     if options["logprobs"] and options["top_logprobs"] is None:
         options["top_logprobs"] = 0  # in OpenAI's API: the chosen tokens' only
     variables = _variables(extra, template, options)
+    if extra.documents and "documents" not in variables:
+        place = "user" if template is None else template.place
+        options["messages"] = in_messages(
+            options["messages"], as_documents(extra.documents), place, _spoken, _as_spoken
+        )
     name = llama.chat_format or ""
     handler: Any = llama.chat_handler or llama._chat_handlers.get(name)
     handler = handler or llama_chat_format.get_chat_completion_handler(name)
@@ -77,6 +82,17 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     with at(_began(llama, options["messages"])):
         answer: Any = handler(llama=caller, **options, **variables)
     return _each(caller.with_bytes, answer) if options["logprobs"] else answer
+
+
+def _spoken(message: Any) -> Message:
+    """A message of OpenAI's API as far as documents go into it."""
+    role, content = message.get("role"), message.get("content")
+    goes = role in ("system", "user") and content is not None
+    return Message.of(message) if goes else Message(str(role), "")
+
+
+def _as_spoken(message: Message, like: Any) -> Any:
+    return {**(like or {}), "role": message.role, "content": message.content}
 
 
 def _each(change: Callable[[Any], Any], answer: Any) -> Any:
@@ -124,13 +140,8 @@ def _variables(
         raise InputError(f"chat_template_kwargs cannot set {', '.join(taken)}")
     if template is not None:
         template.check_arguments(variables, "chat_template_kwargs")
-    if extra.documents is not None:
-        variables["documents"] = [
-            Document.of(value, f"documents[{i}]").fields()
-            for i, value in enumerate(extra.documents)
-        ]
-        if template is not None and not template.uses("documents"):
-            raise InputError(f"{template.name}: the chat template has no use for 'documents'")
+    if extra.documents is not None and template is not None and template.place == "template":
+        variables["documents"] = [each.fields() for each in as_documents(extra.documents)]
     if variables and template is None:
         raise InputError(
             f"{' and '.join(sorted(variables))} cannot be used with this chat format or handler: "
@@ -461,7 +472,7 @@ def _dialogue(llama: Reader, messages: Sequence[Any], extra: Extra) -> Dialogue:
         template,
         vocab,
         tuple(Message.of(m, f"messages[{i}]") for i, m in enumerate(messages)),
-        tuple(Document.of(d, f"documents[{i}]") for i, d in enumerate(extra.documents or ())),
+        as_documents(extra.documents or ()),
         extra.template,
         Transcript(text, read, marks),
         now=_began(llama, messages),

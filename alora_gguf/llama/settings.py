@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from llama_cpp import Llama as Stock
 from llama_cpp import llama_chat_format
 
-from alora_gguf._calls import Within, check_texts
+from alora_gguf._calls import Within, check_kind, check_texts
 from alora_gguf.errors import InputError
 from alora_gguf.options import (
     CACHE_TYPES,
@@ -135,7 +135,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         within, usual = _INTEGERS.get(name), parameters[name].default
         if within is not None and value is not usual:  # which may be None
-            check_int(int(value) if usual is False and value is True else value, name, *within)
+            number = int(value) if usual is False and value is True else value
+            check_kind(number, name, *within.test(int))
         elif name.startswith(("rope_freq", "yarn_")):
             check_number(value, name)
     for i, share in enumerate(settings["tensor_split"] or ()):

@@ -175,6 +175,7 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
 def _greet(given: Given, talk: Talk, view: View) -> None:
     """What there is, and what to try."""
     from .asking import in_words
+    from .tables import place_note
 
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
     view.note(f"{printable(_title(given, talk))} with {names}")
@@ -189,6 +190,8 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
         view.note(f"  {i}  {document.title or document.text}")
     if len(documents) > _SHOWN:
         view.note(f"     and {len(documents) - _SHOWN} more; /doc shows them")
+    if note := place_note(talk.chat):
+        view.note(note)
     if given.is_demo and given.restore is None:
         view.note(
             "It is small, and was trained to talk about such documents. Try:\n"

@@ -248,6 +248,8 @@ class Commands:
         elif rest:
             for i, each in enumerate(documents, 1):
                 self._view.note(f"  {i}  {each.title or each.text}")
+            if note := tables.place_note(self._talk.chat):
+                self._view.note(note)
         else:
             self._view.show(tables.documents(documents))
 

@@ -138,6 +138,14 @@ def documents(given: Sequence[ag.Document]) -> RenderableType:
     return _table(("", ""), rows)
 
 
+def place_note(chat: ag.Chat) -> str | None:
+    """Where the documents stand, if the chat template has no place for them."""
+    if not chat.documents or chat.documents_place == "template":
+        return None
+    where = "the system message" if chat.documents_place == "system" else "your first message"
+    return f"the model's chat template takes no documents: they stand in {where}"
+
+
 def settings(options: ag.GenerateOptions) -> RenderableType:
     """How replies are made."""
     rows = [(name, shown_setting(options, name)) for name in SETTINGS]

@@ -246,12 +246,8 @@ def test_documents_that_a_contract_places_need_none_in_the_template(tiny: ag.Mod
     with tiny.chat(template=alternates, messages=["a"], documents=["d"]) as chat:
         result = chat.invoke("sure")
         assert result.text in ('"yes"', '"no"')
-        assert result.timings.reused == 0
-        with pytest.raises(ag.InputError, match="has no use for documents; put them into a"):
-            chat.invoke("other")
-        with pytest.raises(ag.InputError, match="has no use for documents"):
-            chat.reply()
-        assert chat.messages == [ag.Message("user", "a")]
+        assert result.timings.reused > 40  # the words before the documents are the same
+        assert chat.documents_place == "user"  # for whoever asks without that contract
 
 
 # Arguments and contracts ------------------------------------------------------------------------

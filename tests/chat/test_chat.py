@@ -244,18 +244,6 @@ def test_a_template_that_refuses_leaves_the_chat_as_it_was(files: Files) -> None
         assert_sound(chat, files)
 
 
-def test_documents_need_a_template_with_a_place_for_them(files: Files) -> None:
-    with files.model() as model:
-        chat = model.chat(template=STRICT, documents=["x"])
-        with pytest.raises(ag.InputError) as caught:
-            chat.say("a")
-        assert str(caught.value) == (
-            "template: the chat template has no use for documents; put them into a message, or use "
-            "an intrinsic whose contract does (docs_as_message)"
-        )
-        assert (chat.messages, chat.tokens) == ([], [])
-
-
 def test_a_template_that_cannot_take_what_was_said(files: Files) -> None:
     """A reply is not lost because the template does not write it."""
     picky = "{%- if messages[-1].content == 'ain' -%}{{ raise_exception('no ain') }}{%- endif -%}"

@@ -119,9 +119,7 @@ def test_a_template_that_refuses(run: Runner, tiny: Tiny, tmp_path: Path) -> Non
     assert run(*asked, given=[*HELLO, *HELLO]).error == (
         f"stdin: {strict}: the chat template refused the conversation: roles must alternate"
     )
-    assert run(*asked, given={"messages": HELLO, "documents": ["x"]}).error.startswith(
-        f"stdin: {strict}: the chat template has no use for documents; "
-    )
+    assert run(*asked, given={"messages": HELLO, "documents": ["x"]}).status == 0
 
 
 def test_an_answer_that_is_not_what_its_contract_says(

@@ -128,9 +128,20 @@ def test_template_arguments_that_nobody_reads(llm: Llama, paths: dict[str, Path]
         )
     with (
         Llama(paths["tiny"], n_ctx=256, verbose=False, n_threads=1) as tiny,
-        pytest.raises(ag.InputError, match="documents cannot be used with this chat format"),
+        pytest.raises(ag.InputError, match="tone cannot be used with this chat format"),
     ):
-        tiny.create_chat_completion(MESSAGES, documents=["x"])
+        tiny.create_chat_completion(MESSAGES, chat_template_kwargs={"tone": "kind"})
+
+
+def test_documents_that_nobody_takes_stand_in_a_message(paths: dict[str, Path]) -> None:
+    """As a Chat has them; in a chat format of stock's before what the user says."""
+    text = "You have access to the following documents:\n\n[Document 1]\nx"
+    with Llama(paths["tiny"], n_ctx=256, verbose=False, n_threads=1) as tiny:
+        given: Any = [{"role": "user", "content": "Hello"}]
+        with_page = tiny.create_chat_completion(given, documents=["x"], **GREEDY)
+        given[0]["content"] = f"{text}\n\nHello"
+        assert tiny.create_chat_completion(given, **GREEDY)["choices"] == with_page["choices"]
+        assert given[0]["content"] == f"{text}\n\nHello"
 
 
 def test_template_arguments(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,6 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
          "tuned to chat"),
         (["-m", tiny.bare, "--chat-template", tmp_path / "no"],
          f"{tmp_path}/no: cannot be read: No such file or directory"),
-        (["-m", tiny.bare, "--chat-template", tmp_path / "plain.jinja", "--doc", "README.md"],
-         "template: the chat template has no use for documents; "),
         (["-a", "nope"], f"nothing named 'nope' is an adapter in the store {home}; {STORE}"),
         (["-a", "=x.gguf"], "'=x.gguf': expected NAME=PATH, a path, or a name in the store"),
         (["-a", "x="], "'x=': expected NAME=PATH, a path, or a name in the store"),

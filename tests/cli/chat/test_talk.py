@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from alora_gguf.cli.chat import talk as talk_module
 from alora_gguf.cli.chat.asking import Failed, Turn, Watched, ask_each
+from alora_gguf.cli.chat.tables import place_note
 from alora_gguf.cli.chat.talk import Talk
 
 import alora_gguf as ag
@@ -352,13 +353,15 @@ def test_a_change_that_does_not_fit_is_none(talk: Talk) -> None:
     assert say(talk, "Who runs it?").timings.reused == before[4]
 
 
-def test_what_the_template_does_not_take_is_known_at_once(tiny: Tiny) -> None:
+def test_a_template_that_takes_no_documents(tiny: Tiny) -> None:
     template = PLAIN.partition("endfor -%}")[2]  # without the documents
     with ag.Model(tiny.base, n_ctx=256, n_threads=1) as model:
         talk = Talk(model, model.chat(template=template), brief())
-        with pytest.raises(ag.InputError, match="has no use for documents"):
-            talk.change(nothing, None, **with_document(talk, "a text"))
-        assert talk.chat.documents == []
+        assert place_note(talk.chat) is None
+        talk.change(nothing, None, **with_document(talk, "a text"))
+        assert place_note(talk.chat) == (
+            "the model's chat template takes no documents: they stand in the system message"
+        )
 
 
 # Asking ------------------------------------------------------------------------------------------
