@@ -249,6 +249,9 @@ def _check_vocabulary(file: AdapterFile, base: BaseFile, vocab: Vocabulary) -> N
         )
 
 
+MAX_NAME: Final = 256  # characters of an adapter's name, which stands in messages and tables
+
+
 @uninterrupted
 class Bank(Mapping[str, AdapterFile]):
     """The loaded adapters by name; for any thread."""
@@ -305,8 +308,9 @@ class Bank(Mapping[str, AdapterFile]):
                 self._loaded[name] = (file.without_data(), slots[name])
 
     def _check_name(self, name: object) -> None:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise InputError(f"an adapter's name must be text that is not empty, got {name!r}")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            wanted = f"1 to {MAX_NAME} printable characters"
+            raise InputError(f"an adapter's name must be {wanted}, got {ascii(name)[:80]}")
         if name in self._loaded:
             raise AdapterInUseError(
                 f"an adapter named '{name}' is loaded already "

@@ -7,7 +7,6 @@ Stock's own generator decides when a completion ends and makes its object or chu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from llama_cpp import Llama as Stock
 
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError
+from alora_gguf.options import Sampling
 
 from .reader import Reader
 from .request import Request, shown
@@ -169,14 +169,10 @@ def _add_bias(llama: Reader, options: dict[str, Any]) -> None:
         return
     try:
         biases = {int(token): float(value) for token, value in bias.items()}
-    except (OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"logit_bias maps tokens to numbers: {error}") from None
-    for token, value in biases.items():
-        if not 0 <= token < llama.n_vocab() or math.isnan(value):
-            raise InputError(
-                f"logit_bias: {token} is to get {value}; expected a token in "
-                f"[0, {llama.n_vocab()}) and a number"
-            )
+    Sampling(logit_bias=biases)  # checks them
+    llama._runtime.vocab.check(list(biases), "logit_bias")
     tokens = np.array(list(biases), np.intp)
     added = np.array(list(biases.values()), np.float32)
 

@@ -8,12 +8,13 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.context import Engine
+from alora_gguf.engine.context import MAX_NAME, Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.loading import Tuning
 from alora_gguf.engine.native import Native
@@ -252,3 +253,29 @@ def test_adapters_of_which_one_fails_leave_nothing(
         monkeypatch.undo()
         bank.load({"lora": files.lora, "large": large})
         assert list(model.adapters) == ["lora", "large"]
+
+
+NAMES = ["", "a\0b", "a\nb", "\x1b[2J", "\u202ea", 5, None, b"a", "x" * (MAX_NAME + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:12])
+def test_names_that_no_adapter_can_have(files: Files, name: Any) -> None:
+    problem = "name must be (1 to 256 printable characters|a string), got "
+    with pytest.raises(ag.InputError, match=problem) as caught:
+        files.model(adapters={name: files.lora})
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+    with files.model(adapters={}) as model:
+        with pytest.raises(ag.InputError, match=problem):
+            model.load_adapter(name, files.lora)
+        assert (list(model.adapters), model.stats().n_adapters) == ([], 0)
+
+
+def test_names_that_an_adapter_can_have(files: Files) -> None:
+    names = ["x" * MAX_NAME, " ", "a b/c.gguf", "Ä漢😊"]
+    with files.model(adapters=dict.fromkeys(names, files.lora)) as model:
+        assert list(model.adapters) == names
+        session = model.session()
+        session.append("Hi")
+        verdicts = [session.invoke(name, max_tokens=1, temperature=0) for name in names]
+        assert len({verdict.text for verdict in verdicts}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -186,8 +187,33 @@ def test_logit_bias_goes_with_a_processor(llm: Llama) -> None:
     biased = llm(PROMPT, logits_processor=[watch], logit_bias={70: 1000.0}, **GREEDY)
     assert len(calls) == 12
     assert biased["choices"][0]["text"] == 12 * llm.detokenize([70]).decode()
-    with pytest.raises(ag.InputError, match="logit_bias"):
-        llm(PROMPT, logit_bias={10**6: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("bias", "said"),
+    [
+        ({2560: 1.0}, "logit_bias: token 0 is 2560, expected an id in [0, {n})"),
+        ({10**30: 1.0}, "logit_bias: a token must be an integer of at least 0, got 1000"),
+        ({-1: 1.0}, "logit_bias: a token must be an integer of at least 0, got -1"),
+        ({"a": 1.0}, "logit_bias maps tokens to numbers: "),
+        ({5: None}, "logit_bias maps tokens to numbers: "),
+        ({"5": 10**400}, "logit_bias maps tokens to numbers: "),
+        ([5], "logit_bias maps tokens to numbers: "),
+        ({5: math.nan}, "logit_bias of token 5 must be a finite number, got nan"),
+        ({5: math.inf}, "logit_bias of token 5 must be a finite number, got inf"),
+        ({"5": 3.5e38}, "logit_bias of token 5 must be a finite number, got 3.5e+38"),  # no float32
+    ],
+)
+def test_the_limits_of_a_logit_bias(llm: Llama, bias: Any, said: str) -> None:
+    with pytest.raises(ag.InputError) as caught:
+        llm(PROMPT, logit_bias=bias, **GREEDY)
+    assert str(caught.value).startswith(said.format(n=llm.n_vocab()))
+
+
+def test_a_logit_bias_at_its_limits(llm: Llama) -> None:
+    ends = {"0": -math.inf, llm.n_vocab() - 1: 3.4e38}
+    last = llm.detokenize([llm.n_vocab() - 1]).decode(errors="ignore")
+    assert text_of(llm(PROMPT, logit_bias=ends, **GREEDY)).replace(last, "") == ""
 
 
 def test_a_suffix_follows_where_the_model_cannot_fill_in(llm: Llama) -> None:
