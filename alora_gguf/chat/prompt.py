@@ -204,6 +204,7 @@ def _begins_anew(before: str, token: int, vocab: Vocabulary, marks: Marks) -> bo
 
 
 def _tokens(text: str, vocab: Vocabulary, marks: Marks) -> tuple[int, ...]:
+    vocab.check_fits(text)
     if marks:
         return SpecialTokens.of(vocab).tokenize(text, marks)
     return tuple(vocab.tokenize(text, add_special=False, parse_special=True)) if text else ()

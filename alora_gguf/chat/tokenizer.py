@@ -19,7 +19,7 @@ from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import read_header
 from alora_gguf.intrinsics import Contract
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
-from alora_gguf.options import GenerateOptions, IntrinsicCall
+from alora_gguf.options import Count, GenerateOptions, IntrinsicCall
 
 from .asking import Contracts, Question
 from .prompt import ChatTemplate, Dialogue
@@ -101,13 +101,17 @@ class Tokenizer:
         *,
         calls: Sequence[IntrinsicCall] = (),
         reply: GenerateOptions | None = None,
+        n_ctx: Count | None = None,
     ) -> ChatSize:
-        """What a conversation comes to, with a `reply` to it and `calls` about all that.
+        """What a conversation comes to, with a `reply` to it and `calls` about all that. One whose
+        text has more tokens than the `n_ctx` cells that it shall have is refused before it is split
+        into them, which may take minutes, where that can be told: CacheFullError.
 
         Prompts are worked out as Chat would. Raises InputError where the chat template or a
         contract refuses the conversation, UnknownAdapterError, ContractError.
         """
         said, pages = as_said(messages), as_documents(documents)
+        self._bare.vocab.room = n_ctx
         dialogue = self._dialogue(said, pages)
         tokens, held, ahead, writer = dialogue.transcript.tokens, 0, 0, None
         if reply is not None:

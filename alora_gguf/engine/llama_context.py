@@ -136,7 +136,7 @@ class LlamaContext:
         self.memory = llama.llama_get_memory(ctx)
         # freed at exit if not before
         free = _free if adopt is None else _leave
-        self._finalizer = weakref.finalize(self, free, llama, ctx, model)
+        self._finalizer = weakref.finalize(self, free, llama, self.vocab, ctx, model)
         native.interrupt(ctx, False)  # installs the callback
         native.keep_cells(ctx)
         self._forked = False
@@ -252,13 +252,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _free(llama: Any, ctx: int, model: int) -> None:
+def _free(llama: Any, vocab: Vocabulary, ctx: int, model: int) -> None:
+    vocab.forget()  # somebody may still hold it
     llama.llama_free(ctx)  # before its weights
     llama.llama_model_free(model)
 
 
-def _leave(_llama: Any, _ctx: int, _model: int) -> None:
+def _leave(_llama: Any, vocab: Vocabulary, _ctx: int, _model: int) -> None:
     """They are the caller's."""
+    vocab.forget()
 
 
 # Batches -----------------------------------------------------------------------------------------

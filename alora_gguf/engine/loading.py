@@ -230,14 +230,19 @@ class BareVocabulary:
         native = _native.load()
         with native.log.capture():
             model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
-        self._finalizer = weakref.finalize(self, native.llama.llama_model_free, model)
         self.vocab = Vocabulary(native.llama, model, name)
+        self._finalizer = weakref.finalize(self, _free, native.llama, self.vocab, model)
         self.rewinds = memory_of(native.llama, model) == "attention"
 
     def close(self) -> None:
         """Frees it; idempotent."""
         self.vocab.close()
         self._finalizer()
+
+
+def _free(llama: Any, vocab: Vocabulary, model: int) -> None:
+    vocab.forget()  # somebody may still hold it
+    llama.llama_model_free(model)
 
 
 _PROBE: Final = "".join(map(chr, range(1, 128))) + " naïve 漢字 😊\u200b the end"

@@ -29,6 +29,7 @@ class Runtime:
         self.base = base
         self.engine = engine = Engine(context)
         self.vocab: Vocabulary = engine.vocab
+        self.vocab.room = engine.cells.n_cells
         self.bank = Bank(engine, base, context.options.max_adapters)
         self.prefix_cache: PrefixCache = engine.prefix_cache
         self.layout = CacheLayout.of(

@@ -19,10 +19,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from alora_gguf._calls import check_text
-from alora_gguf.errors import ClosedError, InputError, InvocationNotFoundError, ModelError
+from alora_gguf.errors import (
+    CacheFullError,
+    ClosedError,
+    InputError,
+    InvocationNotFoundError,
+    ModelError,
+)
 from alora_gguf.gguf.adapter import AdapterFile
 
-_SPM: Final = 1  # LLAMA_VOCAB_TYPE_SPM
+from .spelling import Characters, Pieces
+
+_DENSE: Final = (
+    4  # bytes a token; what most languages' texts stay below is split into tokens at once
+)
 _NONE: Final = 0  # LLAMA_VOCAB_TYPE_NONE
 _SPECIAL: Final = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL, _USER_DEFINED
 
@@ -33,14 +43,16 @@ class Vocabulary:
     """
 
     def __init__(self, llama: Any, model: int, name: str) -> None:
-        self._llama = llama
+        self._llama, self._model = llama, model
         self._name = name
+        self.room: int | None = None  # tokens that a context on the model has cells for
         self.handle = llama.llama_model_get_vocab(model)
         self.n_tokens: int = llama.llama_vocab_n_tokens(self.handle)
         self.has_text: bool = llama.llama_vocab_type(self.handle) != _NONE
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._eog: dict[int, bool] = {}
-        self._spellable: _SpelledOut | None = None
+        self._characters: Characters | None = None
+        self._pieces_of_text: Pieces | None = None
         self._special: dict[int, bool] = {}
         self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
         # nobody is in C when the model is freed; a long text on one thread stops no other
@@ -52,6 +64,10 @@ class Vocabulary:
         with self._left:
             self._closed = True
             self._left.wait_for(lambda: not self._readers)
+
+    def forget(self) -> None:
+        """The same for finalizers, which must not wait, and when nobody is left who reads."""
+        self._closed = True
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
@@ -78,9 +94,10 @@ class Vocabulary:
         """Raises InputError for a text that llama.cpp would end the process over: a SentencePiece
         vocabulary that has no token for a character, nor for its bytes.
         """
-        if self._spellable is None:
-            self._spellable = _SpelledOut(self._llama, self.handle, self.n_tokens)
-        found = self._spellable.first_without_tokens(text)
+        with self.opened() as llama:
+            if self._characters is None:
+                self._characters = Characters(llama, self.handle, self.n_tokens)
+        found = self._characters.first_without_tokens(text)
         if found is not None:
             raise InputError(
                 f"{self._name}: its vocabulary has no token for {found!r}, nor for its bytes, so "
@@ -105,12 +122,37 @@ class Vocabulary:
                 raise InputError(f"{self._name}: llama.cpp could not tokenize the text")
             size = -n
 
+    def too_long(self, text: str) -> bool:
+        """Whether `text` has more tokens than there is room for, told before it is split into them,
+        which may take minutes; False where that cannot be told.
+        """
+        if self.room is None or len(text) <= self.room or not self.has_text:
+            return False
+        data = check_text(text, f"{self._name}: the text")
+        if len(data) <= _DENSE * self.room:
+            return False
+        with self.opened() as llama:
+            if self._pieces_of_text is None:
+                self._pieces_of_text = Pieces(llama, self._model, self.handle, self.n_tokens)
+        return self._pieces_of_text.more_than(self.room, data)
+
+    def check_fits(self, text: str) -> None:
+        """Raises CacheFullError for a text that is too_long()."""
+        if self.too_long(text):
+            raise CacheFullError(
+                f"{self._name}: the KV cache is full: a text of {len(text)} characters needs more "
+                f"than the {self.room} cells that there are; shorten it, or open the model with a "
+                "larger n_ctx"
+            )
+
     def encode(self, text: str | Sequence[int], what: str, *, begins: bool) -> list[int]:
         """Token ids of text, or checked ones, in a conversation. Text that `begins` one gets the
-        beginning-of-sequence token where the model wants one and it does not bring it.
+        beginning-of-sequence token where the model wants one and it does not bring it. Raises
+        CacheFullError.
         """
         if not isinstance(text, str):
             return self.check(text, what)
+        self.check_fits(text)
         tokens = self.tokenize(text, add_special=False, parse_special=True)
         bos = self.bos_to_add() if begins and text else None
         return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
@@ -186,33 +228,6 @@ class Vocabulary:
             return ", ".join(map(str, tokens))
         pieces = (self.piece(t, special=True).decode("utf-8", "replace") for t in tokens)
         return ", ".join(f'{t} "{p}"' for t, p in zip(tokens, pieces, strict=True))
-
-
-class _SpelledOut:
-    """Which characters a vocabulary has tokens for; all of them unless it is SentencePiece's and
-    lacks a byte.
-    """
-
-    def __init__(self, llama: Any, vocab: int, n_tokens: int) -> None:
-        self._missing = set(range(256)) if llama.llama_vocab_type(vocab) == _SPM else set[int]()
-        self._characters = set[str]()
-        for token in range(n_tokens):
-            if not self._missing:  # a sound one has its bytes first
-                break
-            text = llama.llama_vocab_get_text(vocab, token)
-            if len(text) == 6 and text[:3] == b"<0x" and text[5:] == b">":
-                self._missing -= {b for b in range(256) if text == b"<0x%02X>" % b}
-            elif len(text) <= 4:
-                self._missing -= set(text) if len(text) == 1 else set()
-                self._characters |= {text.decode("utf-8", "replace")}
-
-    def first_without_tokens(self, text: str) -> str | None:
-        """The first character that can be written neither as a token nor byte by byte."""
-        if not self._missing or not text:
-            return None
-        written = "\u2581" + text.replace(" ", "\u2581")  # a space may be put before it
-        unknown = (each for each in written if each not in self._characters)
-        return next((c for c in unknown if self._missing.intersection(c.encode())), None)
 
 
 def token_bytes(llama: Any, vocab: int, token: int, *, special: bool) -> bytes:

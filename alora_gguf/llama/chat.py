@@ -230,9 +230,11 @@ class _Caller:
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Llama.tokenize() of the conversation as a template wrote it."""
-        marks = self._marks(text.decode("utf-8", "ignore"), self._written) if special else ()
+        whole = text.decode("utf-8", "ignore")
+        self.llama._check_fits(whole)
+        marks = self._marks(whole, self._written) if special else ()
         if marks:
-            return self._ids(text.decode(), marks, add_bos=add_bos)
+            return self._ids(whole, marks, add_bos=add_bos)
         return self.llama.tokenize(text, add_bos, special)
 
     def _ids(self, text: str, marks: Marks, *, add_bos: bool) -> list[int]:
@@ -442,6 +444,7 @@ def _prompt_tokens(llama: Reader, prompt: str | Sequence[int]) -> list[int]:
     """A prompt's tokens, with the one that the vocabulary begins a text with."""
     if not isinstance(prompt, str):
         return llama._runtime.vocab.check(prompt, "prompt")
+    llama._check_fits(prompt)
     bos, ids = llama.token_bos(), llama.tokenize(prompt.encode(), add_bos=False, special=True)
     return [bos, *ids] if llama._model.add_bos_token() and bos != -1 else ids
 

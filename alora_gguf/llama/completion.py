@@ -120,7 +120,9 @@ def _prepare(llama: Reader, options: dict[str, Any], request: Request) -> tuple[
     stop = options["stop"]
     options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
     prompt = options["prompt"]
-    if not isinstance(prompt, str):
+    if isinstance(prompt, str):
+        llama._check_fits(prompt)
+    else:
         options["prompt"] = llama._runtime.vocab.check(prompt, "prompt")
     if not len(prompt):
         request.tokens.append(llama.token_bos())

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 from llama_cpp import Llama as Stock
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf._calls import check_text, uninterrupted
 from alora_gguf.chat.asking import Contracts
@@ -151,6 +152,15 @@ class Reader(Stock):
         self._context_params = params
 
     # Reading -------------------------------------------------------------------------------------
+
+    def _check_fits(self, text: str) -> None:
+        """Raises for a prompt with more tokens than the context has, as stock does once it has
+        split it into tokens, which may take minutes.
+        """
+        vocab = self._model._vocabulary  # type: ignore[attr-defined]
+        if type(self.tokenizer_) is LlamaTokenizer and vocab.too_long(text):
+            n = self._n_ctx
+            raise InputError(f"Requested tokens (more than {n}) exceed context window of {n}")
 
     def reset(self) -> None:
         """Forgets what was read."""

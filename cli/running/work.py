@@ -166,7 +166,11 @@ def _sized(
         if said is not None:
             try:
                 size = tokenizer.size(
-                    said.messages, said.documents, calls=plan.calls(said), reply=plan.reply
+                    said.messages,
+                    said.documents,
+                    calls=plan.calls(said),
+                    reply=plan.reply,
+                    n_ctx=limit,
                 )
             except ag.AloraError as error:
                 problem = str(error)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import alora_gguf as ag
 from alora_gguf.chat.tokenizer import Tokenizer
+from alora_gguf.engine.spelling import Characters
 from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, spans_for
 from alora_gguf.errors import ClosedError
-from tests.support import tiny_base
+from tests.support import inside, tiny_base
 
 A, B = Provenance("a", 1.0), Provenance("b", 1.0)
 
@@ -100,3 +104,39 @@ def test_a_long_text_stops_no_other_thread(tmp_path: Path) -> None:
         closing.join(20)
         with pytest.raises(ClosedError):
             vocab.bos_to_add()
+
+
+def test_who_asks_for_characters_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is not freed while llama.cpp is asked which characters have tokens."""
+    readers = []
+
+    class Watched(Characters):
+        def __init__(self, *given: Any) -> None:
+            readers.append(vocab._readers)
+            super().__init__(*given)
+
+    monkeypatch.setattr("alora_gguf.engine.tokens.Characters", Watched)
+    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="x") as opened:
+        vocab = opened._bare.vocab
+        vocab.tokenize("the", add_special=False, parse_special=False)
+    assert readers == [1]
+    vocab._characters = None
+    with pytest.raises(ClosedError):
+        vocab.tokenize("the", add_special=False, parse_special=False)
+    assert readers == [1]
+
+
+@pytest.mark.parametrize("kind", ["Tokenizer", "Model"])
+def test_a_vocabulary_that_outlives_its_model_is_closed(tmp_path: Path, kind: str) -> None:
+    base = tiny_base.write_base(tmp_path / "base.gguf")
+    if kind == "Tokenizer":
+        vocab = Tokenizer(base, template="x")._bare.vocab
+    else:
+        vocab = inside.vocab(ag.Model(base, n_ctx=64, n_threads=1))
+    gc.collect()
+    with pytest.raises(ClosedError):
+        vocab.tokenize("the", add_special=False, parse_special=False)
+    with pytest.raises(ClosedError):
+        vocab.bos_to_add()
