@@ -42,6 +42,9 @@ _STRUCTURAL: Final = frozenset(
         "select", "selectattr", "slice", "sort", "sum", "unique",
     }
 )  # fmt: skip
+# and these compare or hash what it holds
+_COMPARING: Final = frozenset({"dictsort", "groupby", "max", "min", "sort", "unique"})
+_STRUCTURES: Final = (list, tuple, dict, set, frozenset)
 _DROPPED: Final = ("lipsum", "urlize", "striptags")  # of no use in a chat
 
 
@@ -81,24 +84,34 @@ class _Budget(threading.local):
 _budget: Final = _Budget()
 
 
-def _weight(*values: object) -> int:
-    """About how many characters values have as text; shared parts count each time."""
+def _weight(*values: object, text: int = 1) -> int:
+    """About how many characters values have as text; shared parts count each time, and so many
+    characters of `text` as one.
+    """
     total, stack = 0, list(values)
-    while stack:
+    while stack and total <= _budget.characters:
         value = stack.pop()
         total += 8
         if isinstance(value, (str, bytes)):
-            total += len(value)
+            total += len(value) // text
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            stack.extend(value)
         elif isinstance(value, int):
             total += value.bit_length()
         elif isinstance(value, Mapping):
             stack.extend(value.keys())
             stack.extend(value.values())
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            stack.extend(value)
-        if total > _budget.characters:
-            break
     return total
+
+
+def _weighed(value: Any, *others: object) -> Any:
+    """`value`, which with `others` is about to be compared or hashed, as slowly as it is large:
+    what shares its parts may take for ever to. Text is compared at once.
+    """
+    found = [each for each in (value, *others) if isinstance(each, _STRUCTURES)]
+    if found:
+        _budget.make(_weight(*found, text=1024))
+    return value
 
 
 class _Counted:
@@ -117,7 +130,7 @@ class _Counted:
 
 
 class _Marked(NodeTransformer):
-    """Sends loops and concatenations through filters of ours."""
+    """Sends loops, concatenations and what is compared or hashed through filters of ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's names)
         self.generic_visit(node)
@@ -127,6 +140,18 @@ class _Marked(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return self._filter(nodes.List(node.nodes, lineno=node.lineno), "alora joined")
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        compared: tuple[Any, ...] = (node, *node.ops)
+        for each in compared:
+            each.expr = self._filter(each.expr, "alora weighed")
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802 (of a dict)
+        self.generic_visit(node)
+        node.key = self._filter(node.key, "alora weighed")
+        return node
 
     @staticmethod
     def _filter(node: Any, name: str) -> nodes.Filter:
@@ -194,7 +219,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
         for name, function in list(self.filters.items()):
             self.filters[name] = _bounded_filter(name, function)
-        self.filters["alora counted"], self.filters["alora joined"] = _Counted, _joined
+        ours = {"counted": _Counted, "joined": _joined, "weighed": _weighed}
+        self.filters.update((f"alora {name}", function) for name, function in ours.items())
+        self.tests = {name: _bounded_test(test) for name, test in self.tests.items()}
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         marked = _Marked().visit(source)
@@ -212,6 +239,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return wrapped(*args, **kwargs)
 
         return call
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """A key is hashed."""
+        return super().getitem(obj, _weighed(argument))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Says first how much an operator makes."""
@@ -244,7 +275,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             _budget.make(_cost(name, value, given) if name != "join" else _weight(*given))
         else:
             _budget.step()
+            _weighed(owner, *given)
         return super().call(__context, __obj, *args, **kwargs)
+
+
+def _bounded_test(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _weighed(*args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,6 +296,8 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         value, *given = (*args[passed:], *kwargs.values())
         known = (None, *given) if name in _STRUCTURAL else (value, *given)
         _budget.make(_cost(name, known[0], given))
+        if name in _COMPARING:
+            _weighed(value)
         return function(*args, **kwargs)
 
     return call

@@ -30,9 +30,8 @@ from alora_gguf.gguf.adapter import AdapterFile
 
 from .spelling import Characters, Pieces
 
-_DENSE: Final = (
-    4  # bytes a token; what most languages' texts stay below is split into tokens at once
-)
+_DENSE: Final = 4  # bytes a token: a text of fewer for each cell may well fit,
+_SOON: Final = 32 << 10  # and one of so many bytes is split in a second or two, whatever it says
 _NONE: Final = 0  # LLAMA_VOCAB_TYPE_NONE
 _SPECIAL: Final = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL, _USER_DEFINED
 
@@ -129,7 +128,7 @@ class Vocabulary:
         if self.room is None or len(text) <= self.room or not self.has_text:
             return False
         data = check_text(text, f"{self._name}: the text")
-        if len(data) <= _DENSE * self.room:
+        if len(data) <= max(_SOON, _DENSE * self.room):
             return False
         with self.opened() as llama:
             if self._pieces_of_text is None:

@@ -60,14 +60,61 @@ BOMBS = {
     "a block": "{% set x %}{% for i in range(900) %}{{ 'a' * 999999 }}{% endfor %}{% endset %}",
 }
 
+BUILT = (  # two values of 2^40 parts that share them, built apart
+    "{{% set ns = namespace(x={0}, y={0}) %}}{{% for i in range(40) %}}"
+    "{{% set ns.x = {1} %}}{{% set ns.y = {2} %}}{{% endfor %}}"
+)
+LISTS = BUILT.format("['a']", "[ns.x, ns.x]", "[ns.y, ns.y]")
+DICTS = BUILT.format("['a']", "{'a': ns.x, 'b': ns.x}", "{'a': ns.y, 'b': ns.y}")
+TUPLES = BUILT.format("('a',)", "(ns.x, ns.x)", "(ns.y, ns.y)")
+ARGUMENTS = (
+    "{% set ns = namespace(x=('a',), y=('a',)) %}"
+    "{% macro f() %}{% set ns.x = varargs %}{% endmacro %}"
+    "{% macro g() %}{% set ns.y = varargs %}{% endmacro %}"
+    "{% for i in range(40) %}{{ f(ns.x, ns.x) }}{{ g(ns.y, ns.y) }}{% endfor %}"
+)
+COMPARED = {
+    "==": LISTS + "{{ ns.x == ns.y }}",
+    "== of dicts": DICTS + "{{ ns.x == ns.y }}",
+    "!= of tuples": TUPLES + "{% if ns.x != ns.y %}{% endif %}",
+    "<": LISTS + "{{ 1 if ns.x < ns.y else 2 }}",
+    "a chain": LISTS + "{{ [] < [1] < ns.x < ns.y }}",
+    "in": LISTS + "{{ ns.x in [ns.y] }}",
+    "not in": LISTS + "{{ ns.x not in [1, ns.y] }}",
+    "is eq": LISTS + "{{ ns.x is eq ns.y }}",
+    "is in": LISTS + "{{ ns.x is in [ns.y] }}",
+    "select": LISTS + "{{ [ns.x] | select('==', ns.y) | list | length }}",
+    "rejectattr": LISTS + "{{ [{'a': ns.x}] | rejectattr('a', 'in', [ns.y]) | list | length }}",
+    "sort": LISTS + "{{ [ns.x, ns.y] | sort | length }}",
+    "max": LISTS + "{{ [ns.x, ns.y] | max | length }}",
+    "min": LISTS + "{{ [ns.x, ns.y] | min | length }}",
+    "unique": TUPLES + "{{ [ns.x, ns.y] | unique | list | length }}",
+    "groupby": LISTS + "{{ [{'a': ns.x}, {'a': ns.y}] | groupby('a') | list | length }}",
+    "dictsort": LISTS + "{{ {'a': ns.x, 'b': ns.y} | dictsort(by='value') | length }}",
+    "index": LISTS + "{{ [ns.x].index(ns.y) }}",
+    "count": LISTS + "{{ [ns.x].count(ns.y) }}",
+    "a key": TUPLES + "{{ {ns.x: 1} | length }}",
+    "a subscript": TUPLES + "{{ {}[ns.x] }}",
+    "get": TUPLES + "{{ {}.get(ns.x) }}",
+    "attr": TUPLES + "{{ {} | attr(ns.x) }}",
+    "changed": LISTS + "{% for i in [ns.x, ns.y] %}{{ loop.changed(i) }}{% endfor %}",
+    "of a loop": LISTS + "{% for i in [ns.x] if i == ns.y %}{% endfor %}",
+    "of arguments": ARGUMENTS + "{{ ns.x == ns.y }}",
+    "parts": LISTS + "{{ ns.x | batch(1) | list == ns.y | batch(1) | list }}",
+}
+
 
 @pytest.fixture(autouse=True)
 def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_STEPS", 100_000)
-    monkeypatch.setattr(limits, "MAX_CHARACTERS", 10_000_000)
+    monkeypatch.setattr(limits, "MAX_CHARACTERS", 2_000_000)
 
 
-@pytest.mark.parametrize("source", [*LOOPS.values(), *BOMBS.values()], ids=[*LOOPS, *BOMBS])
+@pytest.mark.parametrize(
+    "source",
+    [*LOOPS.values(), *BOMBS.values(), *COMPARED.values()],
+    ids=[*LOOPS, *BOMBS, *COMPARED],
+)
 def test_it_ends(files: Files, source: str) -> None:
     with files.model() as model:
         template = ChatTemplate(source, inside.vocab(model), "t.jinja")
@@ -75,6 +122,18 @@ def test_it_ends(files: Files, source: str) -> None:
         with pytest.raises(InputError, match=r"t\.jinja: the chat template refused"):
             template.render([ag.Message("user", "Hi")], [], {}, prompt=True)
         assert time.process_time() - started < 15
+
+
+def test_long_texts_are_compared_as_often_as_one_likes(files: Files) -> None:
+    source = (
+        "{% for m in messages %}{% for n in messages %}"
+        "{% if m == n and m in messages and m.content == n.content %}{{ loop.index }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    with files.model() as model:
+        template = ChatTemplate(source, inside.vocab(model), "t.jinja")
+        said = [ag.Message("user", f"{i}" + "x" * 20_000) for i in range(20)]
+        assert template.render(said, [], {}, prompt=True) == "".join(map(str, range(1, 21)))
 
 
 def test_too_long_or_too_deep(files: Files) -> None:
@@ -98,7 +157,7 @@ def test_time_is_a_limit(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_rendering_has_all_of_it(files: Files) -> None:
-    source = "{% for i in range(60000) %}{% endfor %}{{ 'a' * 700000 }}"
+    source = "{% for i in range(60000) %}{% endfor %}{{ 'a' * 100000 }}"
     with files.model() as model:
         template = ChatTemplate(source, inside.vocab(model), "t.jinja")
         for n in range(20):
