@@ -299,7 +299,9 @@ def _reason(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400]
+    """A message of llguidance's, which may quote a stranger's schema, as a terminal can show it."""
+    text = " ".join(text.split())[:400]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -146,6 +147,17 @@ def test_too_long_or_too_deep(files: Files) -> None:
         ):
             with pytest.raises(ModelError, match=words):
                 ChatTemplate(source, inside.vocab(model), "t.jinja")
+
+
+@pytest.mark.parametrize("call", ["'a'.center({n})", "[1] | batch({n})"])
+def test_numbers_are_bounded(files: Files, call: str) -> None:
+    with files.model() as model:
+        for n, fits in ((limits.MAX_COUNT, True), (limits.MAX_COUNT + 1, False)):
+            source = f"{{% set x = {call.format(n=n)} %}}"
+            template = ChatTemplate(source, inside.vocab(model), "t")
+            refused = pytest.raises(InputError, match="with a number above 1,000,000")
+            with contextlib.nullcontext() if fits else refused:
+                template.render([], [], {}, prompt=True)
 
 
 def test_time_is_a_limit(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

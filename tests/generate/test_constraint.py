@@ -395,6 +395,8 @@ def test_a_mask_leaves_the_logits_alone(vocab: Vocabulary) -> None:
         ({"$ref": "https://example.com/a"}, "https://example.com/a"),
         ({"$ref": "#/$defs/a"}, "Pointer '/$defs/a' does not exist"),
         ({"enum": []}, "Unsatisfiable schema"),
+        ({"type": "\x1b[2J\n"}, r"Invalid type: \x1b[2J"),  # a terminal would obey it
+        ({"$ref": "#/$defs/\u202e"}, r"'#/$defs/\u202e'"),
         ({"type": "integer", "minimum": 4, "maximum": 3}, "Unsatisfiable schema: minimum (4)"),
         (closed(a=False), "required property 'a' is unsatisfiable"),  # type: ignore[arg-type]
         (closed(a={"$ref": "#"}), "it requires itself within itself"),

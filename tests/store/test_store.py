@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -144,6 +145,16 @@ def test_a_file_that_was_changed(store: Store) -> None:
 NAMES = ["a", "A.b-c_d", "granite-4.1-3b-Q4_K_M", "0", "x" * 100, "a..b", "console", "com10x"]
 NO_NAMES = ["", ".", "..", ".a", "-a", "_a", "a/b", "a\\b", "a b", "a\n", "a\0", "ä", "a.", "a:b",
             "x" * 101, "a.gguf", "a.GGUF", "con", "CON", "nul.txt", "com1", "LPT9.x"]  # fmt: skip
+
+
+def test_an_entry_larger_than_any_that_was_written(store: Store) -> None:
+    entry = add(store, "sure")
+    path = store.home / "entries" / "sure.json"
+    path.write_text(path.read_text() + " " * (1 << 20))
+    with pytest.raises(FileFormatError, match="is not what the store wrote there, expected an ent"):
+        store.find("sure")
+    path.write_text(json.dumps(entry.to_dict()) + " " * 1000)
+    assert store.find("sure") == entry
 
 
 def test_a_file_that_was_changed_to_one_of_the_same_size(store: Store, tmp_path: Path) -> None:
