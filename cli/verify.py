@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -69,6 +70,8 @@ def command(
     """
     if hf_base is not None and peft is None:
         raise click.UsageError("--hf-base is only used with --peft; give both")
+    # what loading warns of stands in the report
+    logging.getLogger("alora_gguf").addHandler(logging.NullHandler())
     store = ag.Store()
     paths = [_checked(store, base, "base"), _checked(store, adapter, "adapter")]
     with Progress("Loading") as progress:

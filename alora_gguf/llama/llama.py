@@ -79,7 +79,9 @@ class Llama(Reader):
         """
         self._runtime.check_open()
         self._runtime.bank.load({name: path})
-        return self._runtime.bank[name]
+        file = self._runtime.bank[name]
+        self._contracts.check({name: file})
+        return file
 
     @checked
     def unload_adapter(self, name: str) -> None:

@@ -335,6 +335,14 @@ def test_beside_peft(tmp_path: Path) -> None:
     assert err == f"Error: {adapter}: fails on {tiny.gguf}; the report says why\n"
 
 
+def test_what_loading_warns_of_is_said_once(files: Files, tmp_path: Path) -> None:
+    adapter = adapter_with(tmp_path / "a.gguf", {"alora.io_yaml": "model: ["}, invocation=(7, 8))
+    command = [sys.executable, "-m", "alora_gguf", "verify", str(files.base), str(adapter)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert squeezed(done.stdout).count("cannot be asked as an intrinsic: ") == 1
+    assert done.stderr == ""
+
+
 def test_a_file_of_the_store_that_was_changed(
     files: Files, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,3 +204,18 @@ def test_a_named_format_cannot_lose_its_marker(files: Files) -> None:
             llm.create_chat_completion(MESSAGES, adapter="s", max_tokens=1)
         typed = [{"role": "user", "content": "the <certainty>"}]
         assert llm.create_chat_completion(typed, adapter="s", max_tokens=1)["choices"]
+
+
+def test_a_contract_that_cannot_be_used_is_told(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contract = "model: ~\ntransformations: ~\nresponse_format: {format: isbn, type: string}"
+    keys = {"alora.io_yaml": contract}
+    path = files.write_adapter(tmp_path / "a.gguf", invocation=files.invocation, keys=keys)
+    with Llama(files.base, n_ctx=256, verbose=False, n_threads=1, adapters={"a": path}) as llm:
+        llm.load_adapter("b", path)
+        with pytest.raises(ag.ContractError, match="Unknown format: isbn"):
+            llm("x", intrinsic="a", **GREEDY)
+        assert llm([*llm.tokenize(b"x"), *files.invocation], adapter="a", **GREEDY)["choices"]
+    told = [record.message for record in caplog.records if record.name == "alora_gguf"]
+    assert [text.endswith("Unknown format: isbn") for text in told] == [True, True]
