@@ -90,8 +90,8 @@ class alora_bank {
     const alora_attention_path attention = alora_attention_path_wanted();
     alora_workspace            workspace;  // of attention, for whichever graph is computed
 
-    std::atomic<bool> interrupted{ false };   // read by the abort callback, amid a computation
-    bool              interruptible = false;  // whether that callback is installed
+    std::atomic<bool> interrupted{ false };    // read by the abort callback, amid a computation
+    std::atomic<bool> interruptible{ false };  // whether that callback is installed
 
     ggml_abort_callback callers_abort      = nullptr;  // one the caller had set, asked as well
     void *              callers_abort_data = nullptr;

@@ -1,8 +1,15 @@
-// The two lines a unit test needs.
+// What a unit test needs.
 #pragma once
 
 #include <cstdio>
 #include <cstdlib>
+
+// Under a sanitizer, where everything takes many times as long, what repeats itself does so less often.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
 
 #define CHECK(condition)                                                                \
     do {                                                                                \

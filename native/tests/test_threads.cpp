@@ -1,5 +1,6 @@
 // Four threads compute while another interrupts them, between nodes of every kind; adapters come, go and
-// make the bank grow between batches. What is decoded has the same bits as without any of it.
+// make the bank grow between batches; and several contexts of one model do all that at once, while another
+// thread reads texts. What is decoded has the same bits as without any of it.
 #include "alora.h"
 #include "tiny_context.h"
 
@@ -8,6 +9,8 @@
 #include <thread>
 
 static constexpr int32_t N_THREADS = 4;
+static constexpr int64_t NODE_STEP = SANITIZED ? 7 : 1;
+static constexpr int     N_BATCHES = SANITIZED ? 40 : 200;
 
 // Ends the computation before node number `at`, counted from `begin()` on.
 struct stopping {
@@ -19,8 +22,8 @@ struct stopping {
     }
 };
 
-static std::unique_ptr<context> new_context(const tiny_llama & base) {
-    return std::make_unique<context>(base, GGML_TYPE_F16, nullptr, nullptr, 0, N_THREADS);
+static std::unique_ptr<context> new_context(const tiny_llama & base, int32_t n = N_THREADS) {
+    return std::make_unique<context>(base, GGML_TYPE_F16, nullptr, nullptr, 0, n);
 }
 
 static alora_slot add(context & c, uint32_t seed) {
@@ -68,7 +71,7 @@ static void test_stopped_amid_nodes(const tiny_llama & base) {
     stopping stop;
     llama_set_abort_callback(*ours, stopping::callback, &stop);
     int n_stopped = 0;
-    for (int64_t node = 0;; ++node) {
+    for (int64_t node = 0;; node += NODE_STEP) {
         forget();
         stop.at              = node;
         const int32_t status = ours->try_decode(mixed());
@@ -82,7 +85,7 @@ static void test_stopped_amid_nodes(const tiny_llama & base) {
         ours->decode(mixed());
         CHECK(logits_of(*ours) == expected);
     }
-    CHECK(n_stopped > 40);
+    CHECK(n_stopped * NODE_STEP > 40);
 
     // and the interrupt is not disarmed by the caller's
     forget();
@@ -108,7 +111,7 @@ static void test_interrupted_from_a_thread(const tiny_llama & base) {
         }
         CHECK(alora_interrupt(*ours, false) == ALORA_OK);
     });
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < N_BATCHES; ++i) {
         for (llama_seq_id seq = 0; seq < 3; ++seq) {
             CHECK(llama_memory_seq_rm(ours->memory(), seq, 8, -1));
         }
@@ -150,6 +153,56 @@ static void test_adding_and_removing(const tiny_llama & base) {
     CHECK(alora_adapter_remove(*ours, 1) == ALORA_ERR_BUSY);
 }
 
+static std::vector<llama_token> tokenized(const tiny_llama & base, const std::string & text) {
+    std::vector<llama_token> tokens(text.size() + 2);
+    const int32_t            n = llama_tokenize(
+            llama_model_get_vocab(base.model.get()), text.data(), (int32_t) text.size(),
+            tokens.data(), (int32_t) tokens.size(), true, true);
+    CHECK(n > 0);
+    tokens.resize(n);
+    return tokens;
+}
+
+static void test_contexts_of_one_model(const tiny_llama & base) {
+    const std::string text  = "be the reader of it all</s>ae be";
+    const auto        words = tokenized(base, text);
+    CHECK(words.size() < text.size());
+    auto alone = new_context(base, 1);
+    prepare(*alone);
+    alone->decode(mixed());
+    const auto expected = logits_of(*alone);
+
+    std::atomic<bool>        ends{ false };
+    std::thread              reader([&] {
+        while (!ends) {
+            CHECK(tokenized(base, text) == words);
+        }
+    });
+    std::vector<std::thread> threads;
+    for (uint32_t i = 0; i < 3; ++i) {
+        threads.emplace_back([&, i] {
+            auto ours = new_context(base, 1);
+            prepare(*ours);
+            for (uint32_t k = 0; k < 6; ++k) {
+                const alora_slot slot = add(*ours, 10 * i + k);
+                for (llama_seq_id seq = 0; seq < 3; ++seq) {
+                    CHECK(llama_memory_seq_rm(ours->memory(), seq, 8, -1));
+                }
+                ours->decode(mixed());
+                CHECK(logits_of(*ours) == expected);
+                if (k % 2 == 0) {
+                    CHECK(alora_adapter_remove(*ours, slot) == ALORA_OK);
+                }
+            }
+        });
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    ends = true;
+    reader.join();
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 #ifndef _WIN32
@@ -161,5 +214,6 @@ int main() {
     test_stopped_amid_nodes(base);
     test_interrupted_from_a_thread(base);
     test_adding_and_removing(base);
+    test_contexts_of_one_model(base);
     return 0;
 }

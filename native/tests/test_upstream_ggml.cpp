@@ -204,7 +204,7 @@ struct calls {
     std::atomic<int>                n_wrong{ 0 };
     int                             n_before = 0;  // of another node, all of whose calls ended
     calls *                         before   = nullptr;  // that node's
-    bool *                          stop     = nullptr;
+    std::atomic<bool> *             stop     = nullptr;
 
     void call(int ith, int nth) {
         n_wrong += nth != N || ith < 0 || ith >= N || (before && before->n != N);
@@ -247,8 +247,8 @@ static void test_every_thread_calls_each_node_once(cpu_backend & cpu) {
 static void test_an_abort_falls_between_nodes(cpu_backend & cpu) {
     auto set = (ggml_backend_set_abort_callback_t) cpu.function("ggml_backend_set_abort_callback");
     CHECK(set);
-    bool stop = false;
-    set(cpu.backend.get(), [](void * data) { return *(bool *) data; }, &stop);
+    std::atomic<bool> stop{ false };
+    set(cpu.backend.get(), [](void * data) { return ((std::atomic<bool> *) data)->load(); }, &stop);
 
     const auto    ctx = new_context();
     ggml_tensor * x   = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);

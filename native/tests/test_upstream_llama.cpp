@@ -81,7 +81,9 @@ static void test_outputs(const tiny_llama & base) {
             CHECK(std::fabs(found[k] - expected[k]) < 1e-4f);
         }
     }
+#ifdef NDEBUG  // or else upstream ends the process
     CHECK(!llama_get_logits_ith(ours, 0) && !llama_get_logits_ith(ours, 3));
+#endif
 }
 
 // Reused for batches alike in tokens, outputs and plan, and filled anew each time.

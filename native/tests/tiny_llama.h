@@ -55,7 +55,7 @@ struct tiny_llama {
         gguf_file  file;
         const bool glm4 = arch == "glm4";
         file.text("general.architecture", arch.c_str());
-        file.text("tokenizer.ggml.model", "no_vocab");
+        file.vocabulary();
         for (const auto & [key, value] : std::vector<std::pair<const char *, int64_t>>{
                      { "vocab_size", N_VOCAB }, { "context_length", 512 },
                      { "embedding_length", N_EMBD }, { "block_count", N_LAYER },
@@ -137,6 +137,33 @@ struct tiny_llama {
         }
         void number(const char * key, uint32_t value) { gguf_set_val_u32(gguf.get(), key, value); }
         void real(const char * key, float value) { gguf_set_val_f32(gguf.get(), key, value); }
+
+        // Letters, alone and in pairs.
+        void vocabulary() {
+            std::vector<std::string> tokens = { "<unk>", "<s>", "</s>", "\u2581" };
+            for (char c = 'a'; c <= 'z'; ++c) {
+                tokens.push_back({ c });
+            }
+            for (int i = 0; tokens.size() < N_VOCAB; ++i) {
+                tokens.push_back({ (char) ('a' + i % 26), (char) ('e' + i / 26) });
+            }
+            std::vector<const char *> texts;
+            std::vector<float>        scores;
+            std::vector<int32_t>      types(N_VOCAB, LLAMA_TOKEN_TYPE_NORMAL);
+            for (const std::string & token : tokens) {
+                texts.push_back(token.c_str());
+                scores.push_back(-(float) scores.size());
+            }
+            types[0] = LLAMA_TOKEN_TYPE_UNKNOWN;
+            types[1] = types[2] = LLAMA_TOKEN_TYPE_CONTROL;
+            text("tokenizer.ggml.model", "llama");
+            gguf_set_arr_str(gguf.get(), "tokenizer.ggml.tokens", texts.data(), N_VOCAB);
+            gguf_set_arr_data(
+                    gguf.get(), "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, scores.data(), N_VOCAB);
+            gguf_set_arr_data(
+                    gguf.get(), "tokenizer.ggml.token_type", GGUF_TYPE_INT32, types.data(),
+                    N_VOCAB);
+        }
 
         // Random; of one dimension, ones, if n_out is 0.
         void tensor(const std::string & name, int64_t n_in, int64_t n_out, float size) {
