@@ -152,7 +152,7 @@ class LlamaContext:
                 f"{self.path}: is an encoder or encoder-decoder model; only decoder models can "
                 "hold a conversation"
             )
-        self.vocab = Vocabulary(llama, model, str(self.path))
+        self.vocab = Vocabulary(self.native, model, str(self.path))
         self.memory_kind = memory_of(llama, model)
         self.rewinds = self.memory_kind == "attention"
         self.window: int = llama.llama_model_n_swa(model)

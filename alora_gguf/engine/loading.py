@@ -230,7 +230,7 @@ class BareVocabulary:
         native = _native.load()
         with native.log.capture():
             model = load_weights(native, path, 0, tuning=Tuning(model={"vocab_only": True}))
-        self.vocab = Vocabulary(native.llama, model, name)
+        self.vocab = Vocabulary(native, model, name)
         self._finalizer = weakref.finalize(self, _free, native.llama, self.vocab, model)
         self.rewinds = memory_of(native.llama, model) == "attention"
 
@@ -263,5 +263,5 @@ def load_here(path: str, vocab_only: bool) -> None:
             tokens = (llama.llama_token * 2)(0, 1)
             llama.llama_decode(ctx, llama.llama_batch_get_one(tokens, 2))
             llama.llama_synchronize(ctx)
-        vocab = Vocabulary(llama, model, path)
+        vocab = Vocabulary(native, model, path)
         vocab.detokenize(vocab.tokenize(_PROBE, add_special=True, parse_special=True), special=True)

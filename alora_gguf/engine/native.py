@@ -21,8 +21,10 @@ from alora_gguf import errors
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
-API_VERSION: Final = 4
+API_VERSION: Final = 5
 
+_MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
+_NO_MEMORY: Final = -5
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
     -1: errors.InputError,
     -2: errors.AdapterFormatError,
@@ -174,6 +176,11 @@ class Native:
             "alora_clear_free_cells": ([ctx], i32),
             "alora_keep_cells": ([ctx], i32),
             "alora_interrupt": ([ctx, ctypes.c_bool], i32),
+            "alora_tokenize": (
+                [ctx, ctypes.c_char_p, i32, i32s, i32, ctypes.c_bool, ctypes.c_bool, i32s],
+                i32,
+            ),
+            "alora_token_attributes": ([ctx, i32s], i32),
             "alora_stats_get": ([ctx, ctypes.POINTER(_StatsStruct)], i32),
         }
         for name, (argtypes, restype) in prototypes.items():
@@ -242,6 +249,39 @@ class Native:
     def interrupt(self, ctx: int, on: bool) -> None:
         """Whether a llama_decode() that runs now, or is called while it is on, stops soon."""
         self._check(self._lib.alora_interrupt(ctx, on), "interrupt")
+
+    def tokenize(
+        self, vocab: int, text: bytes, what: str, *, add_special: bool, parse_special: bool
+    ) -> list[int]:
+        """alora_tokenize(): the token ids of a text in UTF-8; `what` has a vocabulary of texts."""
+        size, made = len(text) + 8, ctypes.c_int32()  # no more tokens than bytes, and a few
+        if size > _MAX_TEXT:
+            raise errors.InputError(f"{what}: expected at most {_MAX_TEXT} bytes of text")
+        try:
+            while True:
+                tokens = (ctypes.c_int32 * size)()
+                status = self._lib.alora_tokenize(
+                    vocab, text, len(text), tokens, size, add_special, parse_special, made
+                )
+                if status == _NO_MEMORY:
+                    raise MemoryError
+                self._check(status, what)
+                if made.value >= 0:
+                    return tokens[: made.value]
+                if -made.value <= size:
+                    raise errors.InputError(f"{what}: llama.cpp could not tokenize the text")
+                size = -made.value
+        except MemoryError:
+            raise errors.InputError(
+                f"{what}: there is not enough memory to split a text of {len(text)} bytes into "
+                "tokens; pass shorter ones"
+            ) from None
+
+    def token_attributes(self, vocab: int, n_tokens: int) -> list[int]:
+        """alora_token_attributes(): those of all tokens."""
+        attributes = (ctypes.c_int32 * n_tokens)()
+        self._check(self._lib.alora_token_attributes(vocab, attributes), "vocabulary")
+        return list(attributes)
 
     def stats(self, ctx: int) -> Stats:
         """alora_stats_get()."""

@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
+import numpy as np
+
 from .tokens import Vocabulary
 
 Marks = tuple[tuple[int, bool], ...]
@@ -17,6 +19,7 @@ is `always` so is split behind that character, whatever its tokens would be.
 """
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = (1 << n for n in (0, 3, 4, 7, 8))
+_TAKEN: Final = _UNKNOWN | _CONTROL | _USER_DEFINED
 _SPACE: Final = " \t\n\v\f\r"  # C's isspace()
 
 
@@ -28,12 +31,11 @@ class SpecialTokens:
         self.texts: dict[str, tuple[int, int]] = {}  # longest first: token, attributes
         self.control: set[str] = set()
         found = []
+        kinds = vocab.attributes
         with vocab.opened() as llama:
-            attributes_of, text_of = llama.llama_vocab_get_attr, llama.llama_vocab_get_text
-            for token in range(vocab.n_tokens if vocab.has_text else 0):
-                attributes = attributes_of(vocab.handle, token)
-                if attributes & (_UNKNOWN | _CONTROL | _USER_DEFINED):
-                    found.append((text_of(vocab.handle, token) or b"", token, attributes))
+            for token in np.flatnonzero(np.asarray(kinds, np.int32) & _TAKEN).tolist():
+                text = llama.llama_vocab_get_text(vocab.handle, token)
+                found.append((text or b"", token, kinds[token]))
         for data, token, attributes in sorted(found, key=lambda each: -len(each[0])):
             text = data.decode("utf-8", "surrogateescape")  # no text has what is not UTF-8
             if text:

@@ -4,6 +4,7 @@ takes at the very least.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import create_string_buffer
 from typing import Any, Final
 
@@ -55,11 +56,11 @@ class Pieces:
     them. Of GPT-2's it is taken for granted that merges make tokens, as tokenizers do.
     """
 
-    def __init__(self, llama: Any, model: int, vocab: int, n_tokens: int) -> None:
+    def __init__(self, llama: Any, model: int, vocab: int, attributes: Sequence[int]) -> None:
         self._spm = llama.llama_vocab_type(vocab) == _SPM
         name = _kind(llama, model)
         self._known, free = set[bytes](), set[int]()
-        tokens = range(n_tokens)
+        tokens = range(len(attributes))
         if self._spm and name == "llama":
             texts = [llama.llama_vocab_get_text(vocab, token) or b"" for token in tokens]
             self._known = {text.replace(_SPACE_SIGN, b" ") for text in texts}
@@ -70,8 +71,7 @@ class Pieces:
             if {"Ġ".encode(), "Ċ".encode()} <= set(texts):  # its space and line break
                 self._known = {*texts, *map(_of_bytes, texts)}
                 free = {n for sign, n in _BYTES.items() if chr(sign).encode() not in self._known}
-        attributes = llama.llama_vocab_get_attr if self._known else lambda *_: 0
-        if any(attributes(vocab, token) & _STRIPS for token in tokens):
+        if any(attribute & _STRIPS for attribute in attributes):
             free.update(_SPACES)
         self._free = frozenset(free)
         lengths: dict[bytes, set[int]] = {}

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from alora_gguf._calls import check_text
@@ -28,6 +29,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import AdapterFile
 
+from .native import Native
 from .spelling import Characters, Pieces
 
 _DENSE: Final = 4  # bytes a token: a text of fewer for each cell may well fit,
@@ -41,8 +43,9 @@ class Vocabulary:
     raises ClosedError after close().
     """
 
-    def __init__(self, llama: Any, model: int, name: str) -> None:
-        self._llama, self._model = llama, model
+    def __init__(self, native: Native, model: int, name: str) -> None:
+        self._native, self._llama, self._model = native, native.llama, model
+        llama = native.llama
         self._name = name
         self.room: int | None = None  # tokens that a context on the model has cells for
         self.handle = llama.llama_model_get_vocab(model)
@@ -52,7 +55,6 @@ class Vocabulary:
         self._eog: dict[int, bool] = {}
         self._characters: Characters | None = None
         self._pieces_of_text: Pieces | None = None
-        self._special: dict[int, bool] = {}
         self.kept: dict[str, Any] = {}  # what others have worked out of it, to go when it goes
         # nobody is in C when the model is freed; a long text on one thread stops no other
         self._readers, self._left = 0, threading.Condition()
@@ -108,18 +110,15 @@ class Vocabulary:
         self._need_text()
         data = check_text(text, f"{self._name}: the text")
         self._need_bytes(text)
-        size = len(data) + 8  # no more tokens than bytes, and a few special ones
-        while True:
-            buffer = (ctypes.c_int32 * size)()
-            with self.opened() as llama:
-                n = llama.llama_tokenize(
-                    self.handle, data, len(data), buffer, size, add_special, parse_special
-                )
-            if n >= 0:
-                return list(buffer[:n])
-            if -n <= size:
-                raise InputError(f"{self._name}: llama.cpp could not tokenize the text")
-            size = -n
+        return self.tokenize_bytes(data, add_special=add_special, parse_special=parse_special)
+
+    def tokenize_bytes(self, data: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """The same of bytes, which need not be UTF-8."""
+        self._need_text()
+        with self.opened():
+            return self._native.tokenize(
+                self.handle, data, self._name, add_special=add_special, parse_special=parse_special
+            )
 
     def too_long(self, text: str) -> bool:
         """Whether `text` has more tokens than there is room for, told before it is split into them,
@@ -132,7 +131,7 @@ class Vocabulary:
             return False
         with self.opened() as llama:
             if self._pieces_of_text is None:
-                self._pieces_of_text = Pieces(llama, self._model, self.handle, self.n_tokens)
+                self._pieces_of_text = Pieces(llama, self._model, self.handle, self.attributes)
         return self._pieces_of_text.more_than(self.room, data)
 
     def check_fits(self, text: str) -> None:
@@ -171,15 +170,19 @@ class Vocabulary:
             token = int(ask(self.handle))
         return "" if token < 0 else self.piece(token, special=True).decode("utf-8", "replace")
 
+    @cached_property
+    def attributes(self) -> Sequence[int]:
+        """What llama.cpp knows of each token, LLAMA_TOKEN_ATTR_*."""
+        if not self.has_text:
+            return [0] * self.n_tokens
+        with self.opened():
+            return self._native.token_attributes(self.handle, self.n_tokens)
+
     def is_special(self, token: int) -> bool:
         """Whether the tokenizer takes `token` out of a text before it splits the rest: a control
         token, or one that was added to the vocabulary.
         """
-        if token not in self._special:
-            with self.opened() as llama:
-                attributes = int(llama.llama_vocab_get_attr(self.handle, token))
-            self._special[token] = bool(attributes & _SPECIAL)
-        return self._special[token]
+        return bool(self.attributes[token] & _SPECIAL)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; those of control tokens only with `special`."""

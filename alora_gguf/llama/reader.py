@@ -114,7 +114,7 @@ class Reader(Stock):
         """Puts a Runtime on stock's context."""
         model = self._model.model
         self._model.__class__ = Model  # its tokenizers hold this very object
-        vocab = Vocabulary(_native.load().llama, model, self.model_path)
+        vocab = Vocabulary(_native.load(), model, self.model_path)
         self._model._vocabulary = vocab  # type: ignore[attr-defined]
         if base is None:
             without = f"{self.model_path}: was opened with vocab_only=True, and has no weights"

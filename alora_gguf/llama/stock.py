@@ -63,6 +63,10 @@ class Model(internals.LlamaModel):
     _vocabulary: Vocabulary
     _latest: tuple[list[int], bytes, bool] = ([], b"", False)
 
+    def tokenize(self, text: bytes, add_bos: bool, special: bool) -> list[int]:
+        """Token ids of a text; where memory ends llama_tokenize() would end the process."""
+        return self._vocabulary.tokenize_bytes(text, add_special=add_bos, parse_special=special)
+
     def detokenize(self, tokens: list[int], special: bool = False) -> bytes:
         """The bytes of `tokens`, of control tokens with `special` only."""
         # stock's completion asks for the whole reply after every token

@@ -23,7 +23,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 4
+#define ALORA_API_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -125,6 +125,15 @@ LLAMA_API int32_t alora_keep_cells(struct llama_context * ctx);
 // context installs that callback and must not run during a llama_decode(); later ones may come at
 // any time from any thread. A callback of the caller's own is asked as well.
 LLAMA_API int32_t alora_interrupt(struct llama_context * ctx, bool on);
+
+// llama_tokenize(), which throws where memory ends or a vocabulary lacks a byte: `n_made` gets what it
+// returns, a number of tokens or, negative, how many there would be.
+LLAMA_API int32_t alora_tokenize(
+        const struct llama_vocab * vocab, const char * text, int32_t n_text, llama_token * tokens,
+        int32_t n_max, bool add_special, bool parse_special, int32_t * n_made);
+
+// llama_vocab_get_attr() of all tokens, of which there are llama_vocab_n_tokens().
+LLAMA_API int32_t alora_token_attributes(const struct llama_vocab * vocab, int32_t * attributes);
 
 LLAMA_API int32_t alora_stats_get(const struct llama_context * ctx, struct alora_stats * stats);
 

@@ -225,6 +225,33 @@ int32_t alora_interrupt(llama_context * ctx, bool on) {
     });
 }
 
+int32_t alora_tokenize(
+        const llama_vocab * vocab, const char * text, int32_t n_text, llama_token * tokens,
+        int32_t n_max, bool add_special, bool parse_special, int32_t * n_made) {
+    return guarded([&] {
+        if (!vocab || !text || n_text < 0 || !tokens || n_max < 0 || !n_made) {
+            throw bad_argument("vocabulary, text, tokens or their number is null or negative");
+        }
+        if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+            throw bad_argument("the vocabulary has no texts");
+        }
+        *n_made = llama_tokenize(vocab, text, n_text, tokens, n_max, add_special, parse_special);
+        return (int32_t) ALORA_OK;
+    });
+}
+
+int32_t alora_token_attributes(const llama_vocab * vocab, int32_t * attributes) {
+    return guarded([&] {
+        if (!vocab || !attributes || llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+            throw bad_argument("vocabulary or attributes are null, or there are no texts");
+        }
+        for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
+            attributes[token] = llama_vocab_get_attr(vocab, token);
+        }
+        return (int32_t) ALORA_OK;
+    });
+}
+
 int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
     return guarded([&] {
         check_context(ctx);

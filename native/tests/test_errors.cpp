@@ -70,6 +70,20 @@ static void test_ours(const tiny_llama & base) {
     }
 }
 
+// Upstream aborts where a vocabulary has no texts.
+static void test_no_texts(const tiny_llama & base) {
+    context             ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
+    const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ours));
+    llama_token         token = 0;
+    int32_t             n     = 0;
+    CHECK(llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE);
+    CHECK(alora_tokenize(vocab, "a", 1, &token, 1, false, false, &n) == ALORA_ERR_ARGUMENT);
+    CHECK(alora_tokenize(nullptr, "a", 1, &token, 1, false, false, &n) == ALORA_ERR_ARGUMENT);
+    CHECK(alora_token_attributes(vocab, &n) == ALORA_ERR_ARGUMENT);
+    CHECK(alora_token_attributes(vocab, nullptr) == ALORA_ERR_ARGUMENT);
+    CHECK(!says_nothing());
+}
+
 static void test_of_a_thread(const tiny_llama & base) {
     context ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
     fail(ours);
@@ -86,6 +100,7 @@ int main() {
     const tiny_llama base, encoding("llada");
     test_upstream_calls(base, encoding);
     test_ours(base);
+    test_no_texts(base);
     test_of_a_thread(base);
     return 0;
 }

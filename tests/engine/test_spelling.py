@@ -61,7 +61,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Vocab
 
 
 def pieces_of(vocab: Vocabulary) -> Pieces:
-    return Pieces(vocab._llama, vocab._model, vocab.handle, vocab.n_tokens)
+    return Pieces(vocab._llama, vocab._model, vocab.handle, vocab.attributes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

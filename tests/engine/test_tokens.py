@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -140,3 +143,33 @@ def test_a_vocabulary_that_outlives_its_model_is_closed(tmp_path: Path, kind: st
         vocab.tokenize("the", add_special=False, parse_special=False)
     with pytest.raises(ClosedError):
         vocab.bos_to_add()
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from alora_gguf import InputError, Tokenizer
+vocab = Tokenizer(sys.argv[1], template="x")._bare.vocab
+text = "the cat sat on it " * 500_000  # 9 MB
+vocab.tokenize("the", add_special=False, parse_special=True)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+for spare in range(20, 200, 6):  # where Python's own buffer has room, llama.cpp's have none
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare * 1_000_000, resource.RLIM_INFINITY))
+    try:
+        vocab.tokenize(text, add_special=False, parse_special=True)
+    except InputError as error:
+        assert "not enough memory to split a text of 9000000 bytes" in str(error), error
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert vocab.tokenize("the", add_special=False, parse_special=True)
+print("survived")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory that is kept")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="sanitizers need address space")
+def test_where_memory_ends_text_is_refused(tmp_path: Path) -> None:
+    """llama_tokenize() throws through C, which ends the process."""
+    base = tiny_base.write_base(tmp_path / "base.gguf")
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(base)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout == "survived\n", run.stderr[-2000:]

@@ -148,7 +148,7 @@ def load() -> Iterator[Any]:
         params.vocab_only = True
         models.append(llama.llama_model_load_from_file(str(path).encode(), params))
         assert models[-1]
-        return Vocabulary(llama, models[-1], path.name)
+        return Vocabulary(_native.load(), models[-1], path.name)
 
     yield opened
     for model in models:

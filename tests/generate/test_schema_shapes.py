@@ -128,7 +128,9 @@ def test_tokens_that_are_too_long(tmp_path: Path, n: int) -> None:
     params = llama.llama_model_default_params()
     params.vocab_only = True
     model = llama.llama_model_load_from_file(str(path).encode(), params)
-    matcher = Constraint.compile({"type": "string"}, Vocabulary(llama, model, "long")).start()
+    matcher = Constraint.compile(
+        {"type": "string"}, Vocabulary(native.load(), model, "long")
+    ).start()
     matcher.accept(words.index('"'))
     assert matcher.allows(len(words) - 2) == (n == 512)
     llama.llama_model_free(model)

@@ -386,7 +386,7 @@ def tokenize(path: Path, text: str) -> list[int]:
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     assert model, f"llama.cpp refuses {path}"
     try:
-        vocabulary = Vocabulary(llama, model, str(path))
+        vocabulary = Vocabulary(_native.load(), model, str(path))
         return vocabulary.tokenize(text, add_special=False, parse_special=True)
     finally:
         llama.llama_model_free(model)
