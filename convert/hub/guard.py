@@ -124,18 +124,17 @@ class _Sender:
         seconds += max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
         def send() -> None:
+            answer, problem = None, None
             guard.threads.add(threading.get_ident())
             try:
                 answer = self._send(request, stream=True, **options)
-                if found.set_running_or_notify_cancel():
-                    found.set_result(answer)
-                else:
-                    answer.close()
             except BaseException as error:
-                if not found.cancelled():
-                    found.set_exception(error)
-            finally:
-                guard.threads.discard(threading.get_ident())
+                problem = error
+            guard.threads.discard(threading.get_ident())
+            if found.set_running_or_notify_cancel():
+                found.set_exception(problem) if problem else found.set_result(answer)
+            elif answer is not None:
+                answer.close()
 
         threading.Thread(target=send, name="alora_gguf-hub", daemon=True).start()
         over = threading.Event()
