@@ -28,8 +28,7 @@ from alora_gguf.options import (
 from alora_gguf.session import Session
 
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
-from .clock import present
-from .prompt import ChatTemplate, Dialogue, Transcript
+from .prompt import ChatTemplate, Dialogue, Transcript, present
 from .reply import Reply
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -23,8 +24,6 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from alora_gguf._calls import check_text
 from alora_gguf.errors import InputError
-
-from .clock import strftime_now
 
 # Real templates have up to 20,000 characters; a conversation of a million tokens has 4 million, and
 # a loop or two for each of its messages.
@@ -303,10 +302,32 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return call
 
 
+class _Moment(threading.local):
+    """What templates take for the present: when their conversation began."""
+
+    now: datetime | None = None
+
+
+_moment: Final = _Moment()
+
+
+@contextmanager
+def at(now: datetime) -> Iterator[None]:
+    """Templates that are rendered meanwhile, on this thread, write this date."""
+    before, _moment.now = _moment.now, now
+    try:
+        yield
+    finally:
+        _moment.now = before
+
+
 class Formatter(Jinja2ChatFormatter):
     """llama-cpp-python's, under the limits."""
 
-    strftime_now = staticmethod(strftime_now)
+    @staticmethod
+    def strftime_now(f: str) -> str:
+        """Hugging Face's function for templates that write the date."""
+        return (_moment.now or datetime.now()).strftime(f)
 
     def __init__(self, template: str, *args: Any, **kwargs: Any) -> None:
         if len(template) > MAX_SOURCE:

@@ -5,6 +5,7 @@ that an intrinsic is asked with.
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -18,7 +19,6 @@ from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.messages import Document, Message, Place, in_messages
 
-from .clock import at, present
 from .quoting import Quoting, differ_at, since, until
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ _WORDS: Final = 1000
 _Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object], datetime | None]
 
 
+def present() -> datetime:
+    """The local date and time."""
+    return datetime.fromtimestamp(time.time())
+
+
 class ChatTemplate:
     """A Jinja chat template, rendered in a sandbox and under limits; for any thread."""
 
@@ -55,8 +60,9 @@ class ChatTemplate:
         # after the native library, which it would look for elsewhere
         from jinja2 import TemplateError
 
-        from .limits import Formatter
+        from .limits import Formatter, at
 
+        self._at = at
         self.source, self.name = source, name
         self.special_tokens_in_text = special_tokens_in_text
         self._vocab = vocab
@@ -136,7 +142,7 @@ class ChatTemplate:
             messages = in_messages(messages, documents, self.place, lambda m: m, lambda m, _: m)
         said = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            with at(now):
+            with self._at(now):
                 rendered = self._formatters[prompt](messages=said, **given)
         except Exception as error:  # a template may do, and fail at, anything
             raise InputError(

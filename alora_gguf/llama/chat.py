@@ -21,8 +21,8 @@ from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
-from alora_gguf.chat.clock import at, present
-from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript
+from alora_gguf.chat.limits import at
+from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript, present
 from alora_gguf.chat.quoting import Quoting, leaves
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.special import Marks, SpecialTokens, spelled

@@ -20,8 +20,8 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from alora_gguf._calls import check_text, uninterrupted
 from alora_gguf.chat.asking import Contracts
-from alora_gguf.chat.clock import present
 from alora_gguf.chat.limits import bounded_templates
+from alora_gguf.chat.prompt import present
 from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import check_load

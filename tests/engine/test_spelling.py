@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.chat.tokenizer import Tokenizer
-from alora_gguf.engine.spelling import Pieces
-from alora_gguf.engine.tokens import Vocabulary
+from alora_gguf.engine.tokens import Pieces, Vocabulary
 from alora_gguf.llama import Llama
 from tests.support import vocabularies
 from tests.support.chats import PLAIN

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 import alora_gguf as ag
 from alora_gguf.chat.tokenizer import Tokenizer
-from alora_gguf.engine.spelling import Characters
-from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, spans_for
+from alora_gguf.engine.tokens import BASE, CachedTokens, Characters, Provenance, spans_for
 from alora_gguf.errors import ClosedError
 from tests.support import inside, tiny_base
 
