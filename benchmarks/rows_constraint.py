@@ -60,9 +60,11 @@ def constraint(bench: Bench) -> list[Result]:
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     assert model
     try:
-        vocab = Vocabulary(llama, model, path.name)
+        vocab = Vocabulary(bench.weights.library, model, path.name)
         first = [
-            timed(lambda: Constraint.compile({}, Vocabulary(llama, model, path.name)))
+            timed(
+                lambda: Constraint.compile({}, Vocabulary(bench.weights.library, model, path.name))
+            )
             for _ in range(bench.settings.rounds(4))
         ]
         results = [
