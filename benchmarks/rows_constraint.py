@@ -60,10 +60,12 @@ def constraint(bench: Bench) -> list[Result]:
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     assert model
     try:
-        vocab = Vocabulary(bench.weights.library, model, path.name)
+        vocab = Vocabulary(bench.weights.library.alora, model, path.name)
         first = [
             timed(
-                lambda: Constraint.compile({}, Vocabulary(bench.weights.library, model, path.name))
+                lambda: Constraint.compile(
+                    {}, Vocabulary(bench.weights.library.alora, model, path.name)
+                )
             )
             for _ in range(bench.settings.rounds(4))
         ]
