@@ -33,7 +33,7 @@ LIMITS: Final = {
     "floors": 10,
     "modules reachable from chat": 46,
     "files from invoke to llama_decode": 21,
-    "product lines": 29_300,
+    "product lines": 29_550,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet
