@@ -250,6 +250,10 @@ _PROBE: Final = "".join(map(chr, range(1, 128))) + " naïve 漢字 😊\u200b th
 
 def load_here(path: str, vocab_only: bool) -> None:
     """What the process of try_to_load() does."""
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file of what it had in memory
     native = _native.load()
     llama = native.llama
     no_devices = (ctypes.c_void_p * 1)()

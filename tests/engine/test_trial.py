@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -146,6 +147,24 @@ def test_so_many_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         trial._remember(tmp_path / "home" / "known" / str(i))
         os.utime(tmp_path / "home" / "known" / str(i), ns=(i, i))
     assert {each.name for each in _home(tmp_path)} == {"2", "3"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no core files")
+def test_a_crash_leaves_no_core_file(tmp_path: Path) -> None:
+    path = tiny_base.write_base(tmp_path / "base.gguf")
+    program = (
+        "import resource, sys; from alora_gguf.engine.loading import load_here; "
+        "hard = resource.getrlimit(resource.RLIMIT_CORE)[1]; "
+        "resource.setrlimit(resource.RLIMIT_CORE, (hard, hard)); load_here(sys.argv[1], True); "
+        "print(hard, *resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
+    )
+    hard, *limits = run.stdout.split()[1:]
+    if hard == "0":
+        pytest.skip("core files are switched off here")
+    assert limits == ["0", "0"]
 
 
 def test_nothing_in_the_current_directory_is_run(
