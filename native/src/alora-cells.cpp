@@ -270,7 +270,7 @@ std::vector<bool> finite(
         each_cache(memory, [&](const llama_kv_cache & cache) {
             const cell_runs runs = runs_of(cache.get_cells(seq), ranges[i]);
             good[i] = good[i] && n_cells(runs) <= size_t(ranges[i].end - ranges[i].begin) &&
-                    alora_cache_access::each_piece(cache, cache.get_stream(seq), runs, check);
+                      alora_cache_access::each_piece(cache, cache.get_stream(seq), runs, check);
         });
         if (good[i] && recurrent && (size_t) seq < recurrent->cells.size() &&
                 recurrent->cells[seq].tail >= 0) {
