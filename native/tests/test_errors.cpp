@@ -97,10 +97,10 @@ static void test_of_a_thread(const tiny_llama & base) {
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
-    const tiny_llama base, encoding("llada");
+    const tiny_llama base, encoding("llada"), no_texts("glm4");
     test_upstream_calls(base, encoding);
     test_ours(base);
-    test_no_texts(base);
+    test_no_texts(no_texts);
     test_of_a_thread(base);
     return 0;
 }

@@ -48,14 +48,18 @@ struct tiny_llama {
         return params;
     }
 
-    // "llama", "glm4", or "llada", which has no cache: it encodes.
+    // "llama", the only one that has a vocabulary, "glm4", or "llada", which has no cache: it encodes.
     explicit tiny_llama(
             const std::string & arch = "llama", const llama_model_params & params = on_the_cpu()) :
         path(std::filesystem::temp_directory_path() / unique("alora-tiny-llama")) {
         gguf_file  file;
         const bool glm4 = arch == "glm4";
         file.text("general.architecture", arch.c_str());
-        file.vocabulary();
+        if (arch == "llama") {
+            file.vocabulary();
+        } else {
+            file.text("tokenizer.ggml.model", "none");
+        }
         for (const auto & [key, value] : std::vector<std::pair<const char *, int64_t>>{
                      { "vocab_size", N_VOCAB }, { "context_length", 512 },
                      { "embedding_length", N_EMBD }, { "block_count", N_LAYER },
