@@ -29,6 +29,9 @@ ON_DEVICE = NAME not in ("", "blas")
 
 N_SERVERS = 2  # so that layers are split between devices
 
+CHOOSES_FROM_FEW = NAME == "rpc"
+"""Whether a device's product of experts may have only so many matrices."""
+
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 
@@ -53,6 +56,7 @@ def attach(libraries: Path) -> None:
     """Adds the run's backend to the ggml in `libraries`, in this process."""
     if not NAME:
         return
+    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")  # else no driver that computes on the CPU
     ggml = Ggml(libraries)
     reg = ggml.load(backend_library(NAME))
     if NAME == "rpc":
