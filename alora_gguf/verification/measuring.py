@@ -176,7 +176,7 @@ def _cells(model: Model, tokens: tuple[int, ...], n: int, adapter: str | None) -
         except NotFiniteError:
             return None
         session.rewind(n)
-        return session.state() if session.cached == n else None
+        return session.state() if model.rewinds and session.cached == n else None
 
 
 # Who is who -----------------------------------------------------------------------------------

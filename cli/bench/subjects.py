@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.cli.render import plural
+from alora_gguf.cli.render import plural, printable
 
 import alora_gguf as ag
 from alora_gguf.verification import random_text
@@ -25,6 +25,7 @@ WARM: Final = 64  # of a context that only warms up
 N_FORKS: Final = 8
 _LONGEST: Final = 1 << 20
 _STEP: Final = 64
+_NAME: Final = 200  # characters of an adapter's own name, to which others are added
 _QUESTION: Final = 8  # tokens that a plain LoRA is asked; an aLoRA is asked its invocation
 
 
@@ -86,10 +87,11 @@ def choose(
     for path in adapters:
         file = ag.AdapterFile.read(path)
         file.check_base(found, found.n_vocab or 2**31)
-        name, n = file.name, 1
+        own = printable(file.name)[:_NAME]
+        name, n = own, 1
         while name in [each["name"] for each in given]:
             n += 1
-            name = f"{file.name} ({n})"
+            name = f"{own} ({n})"
         kind, n_invocation = "alora" if file.invocation else "lora", len(file.invocation)
         each = {"name": name, "path": str(file.path), "kind": kind, "rank": file.rank}
         given.append({**each, "n_invocation": n_invocation})
