@@ -110,5 +110,6 @@ def test_a_small_alpha_in_f16(family: str, tmp_path: Path) -> None:
     with open_model(tiny, {"small": file}) as model:
         ours = read(model, tokens, "small", scale=MAX_SCALE)
     assert np.abs(theirs - base).max() > 0.01 * np.abs(base).max()
-    # 3e-6 was measured, and 7e-5 where ggml rounds activations to F16
-    assert error(ours - base, theirs - base) < 3e-4
+    # 3e-6 was measured, 7e-5 where ggml rounds activations to F16, and 4e-4 with llama.cpp's own
+    # attention; 1.6e-2 where B holds alpha/rank
+    assert error(ours - base, theirs - base) < 2e-3
