@@ -6,6 +6,7 @@ What kind a thing is, not what is in it: who takes a sequence of tokens checks t
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import functools
 import inspect
 import os
@@ -254,8 +255,8 @@ _PATIENCE: Final = 2.0  # seconds; who presses Ctrl-C again after that means it
 _METHODS: Final = ("__init__", "__next__", "__exit__")
 
 # signal's own turn numbers into enums and back, which takes as long as all the rest here
-_get: Final = inspect.unwrap(signal.getsignal)
-_set: Final = inspect.unwrap(signal.signal)
+_get: Final = _signal.getsignal
+_set: Final = _signal.signal
 
 
 class _Deferred:

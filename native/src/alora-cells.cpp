@@ -45,12 +45,14 @@ size_t n_cells(const cell_runs & runs) {
     return n;
 }
 
-template <typename T> bool no_exponent(const void * data, size_t n, T all_ones) {
-    const T * bits = (const T *) data;
-    T         bad  = 0;
-    for (size_t i = 0; i < n; ++i) {
+// Of values `stride` bytes apart.
+template <typename T>
+bool no_exponent(const void * data, size_t n, T all_ones, size_t stride = sizeof(T)) {
+    const char * at  = (const char *) data;
+    T            bad = 0;
+    for (size_t i = 0; i < n; ++i, at += stride) {
         T value;
-        std::memcpy(&value, bits + i, sizeof(T));  // states in a file need not be aligned
+        std::memcpy(&value, at, sizeof(T));  // states in a file need not be aligned
         bad |= (value & all_ones) == all_ones;
     }
     return bad == 0;
@@ -99,6 +101,11 @@ struct piece {
 
 bool is_finite(const ggml_tensor * tensor, const piece & where, bool as_f16, bool device) {
     if (ggml_backend_buffer_is_host(buffer_of(tensor))) {
+        // a value of each row, as a token's cell of transposed values has them
+        if (where.n > 1 && where.size == sizeof(uint16_t) && tensor->type == GGML_TYPE_F16) {
+            return no_exponent<uint16_t>(
+                    (const char *) tensor->data + where.offset, where.n, 0x7c00, where.stride);
+        }
         for (size_t i = 0; i < where.n; ++i) {
             const char * data = (const char *) tensor->data + where.offset + i * where.stride;
             if (!is_finite(tensor->type, data, where.size, as_f16)) {
