@@ -22,6 +22,7 @@ from alora_gguf.convert import convert_adapter
 
 from alora_gguf.errors import AloraError
 from alora_gguf.gguf.header import read_header
+from tests.fuzz.damage import damaged
 from tests.support.peft_files import sound_case
 
 SECONDS = 120  # until a test is taken to hang; they take some
@@ -107,30 +108,6 @@ def _nothing_hangs() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-def damaged(data: bytes, rng: random.Random, end: int) -> bytes:
-    """A copy with a few things wrong before `end`."""
-    out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        end = min(end, len(out))
-        place = rng.randrange(end)
-        kind = rng.randrange(7)
-        if kind < 2:
-            out[place] = rng.randrange(256)
-        elif kind == 2:
-            out[place] ^= 1 << rng.randrange(8)
-        elif kind == 3:  # a count or a length
-            number = rng.choice((0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 10**9))
-            out[place : place + 8] = struct.pack("<Q", number)
-        elif kind == 4:
-            del out[place : place + rng.randrange(1, 40)]
-        elif kind == 5:
-            out[place:place] = out[rng.randrange(end) :][: rng.randrange(1, 40)]
-        else:
-            other = rng.randrange(end)
-            out[place : place + 8] = out[other : other + 8]
-    return bytes(out)
 
 
 # ---- names, and what stands at them --------------------------------------------------------------
