@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from alora_gguf.cli import options
 
 import alora_gguf as ag
 from alora_gguf.demo import (
@@ -28,9 +29,9 @@ _ANSWER_TOKENS: Final = 64
 
 
 @click.command()
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.")
+@options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, at the end.")
-def command(threads: int | None, as_json: bool) -> None:
+def command(n_threads: int | None, as_json: bool) -> None:
     """Chat with a small model while five adapters judge what is said.
 
     Base and adapters come with the package; the conversation is fixed. The adapters judge questions
@@ -42,9 +43,11 @@ def command(threads: int | None, as_json: bool) -> None:
 
     base, adapters = base_path(), adapter_paths()
     screen = Screen(quiet=as_json)
-    options = ag.ContextOptions(n_ctx=_CELLS, n_threads=threads, max_adapters=2 * len(adapters))
+    how = ag.ContextOptions(
+        n_ctx=_CELLS, n_threads=n_threads or options.DEMO_THREADS, max_adapters=2 * len(adapters)
+    )
     with (
-        ag.Model(base, adapters=adapters, options=options) as model,
+        ag.Model(base, adapters=adapters, options=how) as model,
         model.chat(documents=DOCUMENTS) as chat,
     ):
         nbytes = sum(path.stat().st_size for path in (base, *adapters.values()))

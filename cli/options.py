@@ -102,7 +102,7 @@ special_tokens: Final = click.option(
     help="Read control tokens that messages and documents quote as such: for text you trust.",
 )
 max_tokens: Final = click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
+    "-n", "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
 )
 temperature: Final = click.option(
     "--temperature", type=click.FloatRange(min=0), help="0 for the likeliest reply."
@@ -111,10 +111,12 @@ seed: Final = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="For replies that repeat."
 )
 verbose: Final = click.option("--verbose", is_flag=True, help="Show llama.cpp's own log.")
+DEMO_THREADS: Final = 1  # by default: the demo model is so small that a second costs more
 threads: Final = click.option(
-    "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
+    "-t", "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
 )
 gpu_layers: Final = click.option(
+    "-ngl",
     "--gpu-layers",
     "n_gpu_layers",
     type=int,

@@ -5,16 +5,12 @@ Knows what a terminal can show, and nothing of what is shown.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
-
-import alora_gguf as ag
 
 _NARROWEST: Final = 40
 _WIDEST: Final = 100  # longer lines are hard to read
@@ -137,15 +133,3 @@ def aligned(
             cells.append(cell + space if side == "<" else space + cell)
         lines.append((" " * indent + (" " * gap).join(cells)).rstrip())
     return lines
-
-
-@contextlib.contextmanager
-def stdout_may_close() -> Iterator[None]:
-    """Says once, in a sentence, that nobody reads the output any more."""
-    try:
-        yield
-    except BrokenPipeError:
-        # what is buffered goes nowhere, or Python would complain of it at exit
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ag.InputError("nobody reads the output any more") from None

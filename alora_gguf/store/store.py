@@ -263,8 +263,9 @@ class Store:
     def _unknown(self, name: str, kind: Kind | None) -> InputError:
         path = f" (a path has a separator: .{os.sep}{name})" if Path(name).exists() else ""
         what = "is in the store" if kind is None else f"is {_a(kind)} in the store"
+        or_file = "" if kind is None else "; or give the path of a GGUF"
         return InputError(
-            f"nothing named '{name}' {what} {self.home}{path}; {self._there_is(kind)}"
+            f"nothing named '{name}' {what} {self.home}{path}; {self._there_is(kind)}{or_file}"
         )
 
     def _there_is(self, kind: Kind | None) -> str:
@@ -272,7 +273,7 @@ class Store:
         names = [entry.name for entry in entries if kind in (None, entry.about.kind)]
         what = {None: "it holds", "adapter": "its adapters are", "base": "its bases are"}[kind]
         if not names:
-            return "add one with `alora-gguf pull`"
+            return "it is empty" if kind is None else "add one with `alora-gguf pull`"
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return f"{what} {', '.join(names[:_SHOWN])}{more}"
 

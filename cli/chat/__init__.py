@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.render import colour, plural, printable, stdout_may_close, whole
+from alora_gguf.cli.render import colour, plural, printable, whole
 
 import alora_gguf as ag
 
@@ -25,6 +25,9 @@ _PATH: Final = click.Path(path_type=Path)
 
 
 @click.command("chat")
+@click.argument(
+    "path", metavar="[BASE]", required=False, shell_complete=options.store_names("base")
+)
 @options.model
 @options.adapters
 @click.option("--system", metavar="TEXT", help="The system message.")
@@ -37,7 +40,8 @@ _PATH: Final = click.Path(path_type=Path)
     "-p",
     "--prompt",
     metavar="TEXT",
-    help="Say this, print the reply and leave; - for all of the input.",
+    help="Say this, and what comes through a pipe, print the reply and leave; - for the pipe's "
+    "text alone.",
 )
 @click.option("--restore", metavar="FILE", type=_PATH, help="Go on with a saved conversation.")
 @click.option(
@@ -52,12 +56,14 @@ _PATH: Final = click.Path(path_type=Path)
 @options.temperature
 @options.seed
 @options.max_tokens
-@click.option("--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
+@click.option("-c", "--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
 @options.threads
 @options.gpu_layers
 @options.verbose
-def command(**given: Any) -> None:
+def command(path: str | None, base: str | None, **given: Any) -> None:
     """Chat, with adapters that judge the conversation while it stays in the cache.
+
+    BASE is what -m takes.
 
     Lines that begin with a slash are commands: /help shows them. Without a terminal each line of
     the input is a message, and only replies and what is asked for go to the output.
@@ -66,9 +72,9 @@ def command(**given: Any) -> None:
 
     if sys.stdout is None:
         raise ag.InputError("there is no output to print to; give one, such as a file or /dev/null")
-    with stdout_may_close():
-        went_well = _run(Given(**given))
-    if not went_well:
+    if path is not None and base is not None:
+        raise click.UsageError(f"two bases are named: {path} and -m {base}")
+    if not _run(Given(base=base or path, **given)):
         raise click.exceptions.Exit(1)  # what went wrong was said when it did
 
 
@@ -99,13 +105,22 @@ def _run(given: Given) -> bool:
         if given.watch:
             loop.commands.watch(given.watch)
         if given.prompt is not None:
-            piped = sys.stdin.read() if sys.stdin is not None and given.prompt == "-" else ""
-            loop.say(whole(piped if given.prompt == "-" else given.prompt))
+            loop.say(whole(_prompt(given.prompt)))
             return not view.failed
         if typed:
             _greet(given, talk, view)
         loop.run()
     return typed or not view.failed
+
+
+def _prompt(given: str) -> str:
+    """What was given, and what comes through a pipe."""
+    from .lines import piped
+
+    if given == "-":
+        return sys.stdin.read() if sys.stdin is not None else ""
+    note = "waiting for the end of the input, which is said too (< /dev/null for none)"
+    return "\n\n".join(filter(str.strip, (given, piped(lambda: click.echo(note, err=True)))))
 
 
 def _view(given: Given, records: Sequence[Record], typed: bool) -> View:

@@ -44,6 +44,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Command]] = {}
+_ALSO: Final = {"new": "clear", "?": "help"}
 
 
 def _command(usage: str, what: str) -> Callable[[_Run], _Run]:
@@ -71,7 +72,7 @@ class Commands:
         """
         self._cancel = cancel
         name, rest = [*line[1:].split(maxsplit=1), "", ""][:2]
-        if (command := COMMANDS.get(name)) is not None:
+        if (command := COMMANDS.get(_ALSO.get(name, name))) is not None:
             _, _, takes = command.usage.partition(" ")
             if rest and not takes:
                 raise ag.InputError(f"/{name} takes no arguments, found '{rest}'")
@@ -197,6 +198,11 @@ class Commands:
         self._talk.rewind(n)
         left = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
+
+    @_command("/clear", "begin anew; the system message, documents and settings stay")
+    def _clear(self, _: str) -> None:
+        self._talk.clear()
+        self._view.note("a new conversation begins")
 
     @_command("/edit [TEXT]", "change your last message, and have it answered again")
     def _edit(self, rest: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
 
 QUOTES: Final = '"""'
+_PATIENCE: Final = 2.0  # seconds that a pipe may be silent before it is said what is waited for
 # what is typed stands out from what is replied; no band of light below it
 _STYLE: Final = {"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansicyan"}
 _WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
@@ -57,6 +59,23 @@ class Pipe(Lines):
                 text += "\n" + more
             return text.partition(QUOTES)[0].strip("\n")
         raise EOFError
+
+
+def piped(on_silence: Callable[[], None]) -> str:
+    """All that comes through a pipe or from a file; nothing if the input is a terminal, or none.
+    `on_silence` is called if that takes long: a pipe that somebody forgot has no end.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    timer = threading.Timer(_PATIENCE, on_silence)
+    timer.daemon = True
+    timer.start()
+    try:
+        return sys.stdin.read()
+    except OSError:  # nohup's, say, which cannot be read
+        return ""
+    finally:
+        timer.cancel()
 
 
 class Plain(Lines):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.cli.options import read_bytes
+from alora_gguf.cli.options import DEMO_THREADS, read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -67,8 +67,7 @@ def opened(given: Given) -> Iterator[Talk]:
             base,
             adapters=adapters,
             n_ctx=given.n_ctx,
-            # the demo model is so small that a second thread costs more than it brings
-            n_threads=1 if given.is_demo and given.n_threads is None else given.n_threads,
+            n_threads=given.n_threads or (DEMO_THREADS if given.is_demo else None),
             n_gpu_layers=given.n_gpu_layers,
             special_tokens_in_text=given.special_tokens_in_text,
             verbose=given.verbose,

@@ -137,14 +137,19 @@ class Talk:
         del self.turns[max(0, len(self.turns) - turns) :]
         self.reused = self.chat.session.cached
 
+    def clear(self) -> None:
+        """Takes back all that was said."""
+        system = self.chat.messages[: self.chat.system is not None]
+        self.reused = self.chat.replace(system).reused
+        self.turns.clear()
+
     def _check_turns(self, turns: int) -> int:
         there = sum(message.role == "user" for message in self.chat.messages)
         if not there:
             raise ag.InputError("nothing was said yet")
         if turns > there:
-            raise ag.InputError(
-                f"there {'is' if there == 1 else 'are'} {plural(there, 'turn')} only"
-            )
+            are = "is" if there == 1 else "are"
+            raise ag.InputError(f"there {are} only {plural(there, 'turn')}")
         return turns
 
     # The ground it stands on ---------------------------------------------------------------------

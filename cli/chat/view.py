@@ -276,7 +276,7 @@ def ending(turn: Turn) -> str:
         return f"Withheld by {visible(turn.withheld.name)}: your message was taken back."
     return {
         "stop": "" if turn.reply else "(the reply is empty)",
-        "length": "(cut off: /set max_tokens N for longer replies)",
+        "length": "(cut off: /set max_tokens N, or -n N, for longer replies)",
         "full": f"(cut off: the KV cache is full; {MORE_ROOM})",
     }.get(turn.finish_reason, "(stopped; what was said stays)")
 

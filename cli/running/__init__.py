@@ -14,7 +14,7 @@ import click
 from alora_gguf.cli import options
 from alora_gguf.cli.options import read_bytes
 from alora_gguf.cli.progress import Progress
-from alora_gguf.cli.render import printable, stdout_may_close
+from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
 
@@ -67,6 +67,7 @@ _REPLY_TOKENS: Final = 512
 @options.threads
 @options.gpu_layers
 @click.option(
+    "-c",
     "--n-ctx",
     "--ctx",
     type=click.IntRange(min=1),
@@ -115,12 +116,12 @@ def command(
     plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
     plan = replace(plan, special_tokens_in_text=special_tokens_in_text)
     if base is None and computing["n_threads"] is None:
-        computing["n_threads"] = 1  # the demo model is so small that a second costs more
+        computing["n_threads"] = options.DEMO_THREADS
     settings = Settings(**computing)
     data, name = _read(conversations)
     as_lines = jsonl or conversations.lower().endswith(_LINES)
     entries, as_lines = read_input(data, name, intrinsics, lines=as_lines)
-    with stdout_may_close(), plan.tokenizer() as tokenizer:
+    with plan.tokenizer() as tokenizer:
         if as_lines or output is not None:
             _many(plan, tokenizer, entries, settings, output, values_only=values_only)
         else:

@@ -179,7 +179,7 @@ def test_bases_that_are_not_there(pulling: Pulling, files: dict[str, bytes]) -> 
     pulling.server.add(LIBRARY, files)
     empty = f"nothing named 'granite' is a base in the store {pulling.home}; add one with "
     assert pulling.error("pull", LIBRARY, *ALORA, "--base", "granite") == (
-        f"{empty}`alora-gguf pull`"
+        f"{empty}`alora-gguf pull`; or give the path of a GGUF"
     )
     assert pulling.error("pull", LIBRARY, *ALORA, "--base", "./granite.gguf") == (
         "granite.gguf: there is no such file or directory; expected the base model: a GGUF, a "

@@ -109,7 +109,8 @@ def test_names_of_the_store(
         f"{Store().path(Store().get('kept'))}: holds no contract (alora.io_yaml)"
     )
     assert run("-m", "smell", "--intrinsic", "kept", given=HELLO).error == (
-        f"nothing named 'smell' is a base in the store {tmp_path / 'store'}; its bases are small"
+        f"nothing named 'smell' is a base in the store {tmp_path / 'store'}; its bases are small; "
+        "or give the path of a GGUF"
     )
 
 

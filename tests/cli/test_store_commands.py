@@ -140,7 +140,7 @@ def test_rm_of_an_unknown_name(pulling: Pulling, filled: tuple[str, str]) -> Non
 
 def test_rm_in_a_store_that_is_not_there(pulling: Pulling) -> None:
     assert pulling.error("rm", "granite") == (
-        f"nothing named 'granite' is in the store {pulling.home}; add one with `alora-gguf pull`"
+        f"nothing named 'granite' is in the store {pulling.home}; it is empty"
     )
     assert not pulling.home.exists()
 

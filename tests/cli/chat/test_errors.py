@@ -12,7 +12,7 @@ from alora_gguf.cli.chat.arguments import file_path
 from alora_gguf.demo import adapter_path, base_path
 from tests.support.chatting import Chatting, Tiny
 
-STORE = "add one with `alora-gguf pull`"
+STORE = "add one with `alora-gguf pull`; or give the path of a GGUF"
 
 
 def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home: Path) -> None:
@@ -25,6 +25,7 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
     base, sure = tiny.base, tiny.alora
     for arguments, said in [
         (["-m", "nope"], f"nothing named 'nope' is a base in the store {home}; {STORE}"),
+        (["nope"], f"nothing named 'nope' is a base in the store {home}; {STORE}"),
         (["-m", tmp_path / "no.gguf"], f"base model {tmp_path}/no.gguf: there is no such file, "),
         (["-m", tmp_path], f"base model {tmp_path}: is a directory, expected a GGUF file; "),
         (["-m", tmp_path / "empty.gguf"], f"base model {tmp_path}/empty.gguf: the file is empty; "),
@@ -71,15 +72,16 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--restore", "x", "--doc", "y"], "--restore brings its own system message, documents "),
         (["--seed", "x"], "Invalid value for '--seed': 'x' is not a valid integer range."),
         (["--temperature", "-1"], "Invalid value for '--temperature': -P is not in the range"),
-        (["--max-tokens", "0"], "Invalid value for '--max-tokens': 0 is not in the range"),
+        (["--max-tokens", "0"], "Invalid value for '-n' / '--max-tokens': 0 is not in the range"),
         (["--nope"], "No such option"),
-        (["nope"], "Got unexpected extra argument (nope)"),
+        (["a", "b"], "Got unexpected extra argument (b)"),
+        (["a", "-m", "b"], "two bases are named: a and -m b"),
     ],
 )  # fmt: skip
 def test_wrong_usage(chatting: Chatting, arguments: list[str], said: str) -> None:
     found = chatting(*arguments)
     assert f"Error: {said}" in found.err
-    assert found.err.startswith("Usage: alora-gguf chat [OPTIONS]\n")
+    assert found.err.startswith("Usage: alora-gguf chat [OPTIONS] [BASE]\n")
     assert (found.status, found.out) == (2, "")
 
 
@@ -173,7 +175,7 @@ def test_a_conversation_that_does_not_fit(chatting: Chatting, tiny: Tiny) -> Non
     assert re.match(rf"Error: this does not fit the KV cache: \d+ {in_use}", full)
     assert back == "took back 1 turn; 0 messages left"
     assert changed == "max_tokens 2"
-    assert rest == ["(cut off: /set max_tokens N for longer replies)"]
+    assert rest == ["(cut off: /set max_tokens N, or -n N, for longer replies)"]
     assert found.status == 1
     found = chatting(*more, lines="x" * 400)
     assert found.err == (

@@ -154,7 +154,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(endless: Terminal) -> N
     on.child.sendintr()
     on.see("(stopped; what was said stays)")
     on.ask("/set max_tokens 4", "max_tokens 4")
-    on.ask("and on", "(cut off: /set max_tokens N for longer replies)")
+    on.ask("and on", "(cut off: /set max_tokens N, or -n N, for longer replies)")
     on.ask("/stats", "turn", "1 ", "2 ")
     on.ask("/rewind 2", "took back 2 turns; 0 messages left")
     assert on.leave() == 0

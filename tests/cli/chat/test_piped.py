@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from alora_gguf.cli.chat import lines
 
 from tests.support.chatting import Chatting, Tiny
 from tests.support.pulling import MAIN
@@ -69,15 +71,54 @@ def test_only_replies_go_to_the_output(chatting: Chatting) -> None:
 
 
 def test_a_prompt(chatting: Chatting) -> None:
-    found = chatting("--prompt", QUESTION, lines="never read\n")
+    found = chatting("--prompt", QUESTION)
     assert (found.status, found.out, found.err) == (0, f"{ANSWER}\n", "")
+
+
+def test_a_prompt_with_a_text_through_a_pipe(chatting: Chatting, tmp_path: Path) -> None:
+    record = tmp_path / "turns.jsonl"
+    found = chatting("-p", "Sum it up:", "--transcript", record, "-n", 2, lines="/help\nA text.\n")
+    assert found.status == 0
+    said = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
+    assert [each["user"] for each in said if each["event"] == "turn"] == [
+        "Sum it up:\n\n/help\nA text.\n"
+    ]
+
+
+def test_a_pipe_that_stays_open_is_waited_for_with_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lines, "_PATIENCE", 0.01)
+    reader, writer = os.pipe()
+    said = threading.Event()
+
+    def close() -> None:
+        said.set()
+        os.write(writer, b"late")
+        os.close(writer)
+
+    with open(reader, encoding="utf-8") as stdin:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert lines.piped(close) == "late"
+    assert said.is_set()
+
+
+def test_a_prompt_where_the_input_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As below nohup, which leaves one that is open for writing."""
+    never = threading.Event()
+    with (tmp_path / "written").open("w") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert lines.piped(never.set) == ""
+    assert not never.is_set()
 
 
 def test_a_prompt_that_looks_like_a_command_is_said(chatting: Chatting) -> None:
     found = chatting("--prompt", "/help", "--max-tokens", 3)
     assert found.status == 0
     assert found.out.count("\n") == 1
-    assert found.err == "(cut off: /set max_tokens N for longer replies)\n"
+    assert found.err == "(cut off: /set max_tokens N, or -n N, for longer replies)\n"
 
 
 def test_untrusted_text_as_a_prompt_is_no_command(chatting: Chatting, tmp_path: Path) -> None:
@@ -168,7 +209,7 @@ def test_an_adapter_without_a_contract_says_what_it_would_reply(
         "sure     aLoRA  8     no        <certainty>",
     ]
     assert found.err.splitlines() == [
-        "(cut off: /set max_tokens N for longer replies)",
+        "(cut off: /set max_tokens N, or -n N, for longer replies)",
         "unloaded 'sure'",
         "Error: no adapter here can be asked without arguments; load one that has a contract: "
         "/load NAME=PATH",
@@ -205,9 +246,10 @@ def test_the_same_as_a_process(home: Path) -> None:
 
 def endless(tiny: Tiny, *arguments: str) -> subprocess.Popen[bytes]:
     """A reply that is longer than any pipe."""
+    stdin = subprocess.DEVNULL if "-p" in arguments else subprocess.PIPE
     return start(
         "-m", tiny.base, "--temperature", "0", "--ctx", "32768", "--max-tokens", "30000",
-        *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        *arguments, stdin=stdin, stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -218,8 +260,7 @@ def test_a_reader_that_leaves(tiny: Tiny, home: Path) -> None:
     run.stdout.read(1)
     run.stdout.close()
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert err.decode() == "Error: nobody reads the output any more\n"
+    assert (run.returncode, err) == (141, b"")
 
 
 @pytest.mark.slow
@@ -229,8 +270,7 @@ def test_a_reader_of_events_that_leaves(tiny: Tiny, home: Path) -> None:
     run.stdout.read(1)
     run.stdout.close()
     _, err = run.communicate(b"hello\n", timeout=60)
-    assert run.returncode == 1
-    assert err.decode() == "Error: nobody reads the output any more\n"
+    assert (run.returncode, err) == (141, b"")
 
 
 def test_ctrl_c(tiny: Tiny, home: Path) -> None:
@@ -274,3 +314,21 @@ def test_an_output_that_is_not_utf_8(home: Path, monkeypatch: pytest.MonkeyPatch
     out, err = run.communicate(b"/cache\n/help\n", timeout=60)
     assert (run.returncode, err) == (0, b"")
     assert b"/watch [NAME? | off]" in out
+
+
+def test_a_base_may_stand_alone(chatting: Chatting, tiny: Tiny) -> None:
+    with_option = chatting("-m", tiny.base, "-p", "hello", "--temperature", 0, "-n", 3)
+    assert chatting(tiny.base, "-p", "hello", "--temperature", 0, "-n", 3).out == with_option.out
+    found = chatting(tiny.base, "-m", tiny.base, "-p", "hello")
+    assert found.status == 2
+    assert "two bases are named" in found.err
+
+
+def test_a_new_conversation(chatting: Chatting) -> None:
+    found = chatting(lines=f"hello\n/clear\n{QUESTION}\n/rewind 2\n/new\n/?\n")
+    assert found.out.splitlines()[1] == ANSWER
+    assert found.err.splitlines()[-3:] == [
+        "a new conversation begins",
+        "Error: there is only 1 turn",
+        "a new conversation begins",
+    ]

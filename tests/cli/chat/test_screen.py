@@ -140,7 +140,7 @@ def test_a_reply_cannot_steer_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
-        ("length", "(cut off: /set max_tokens N for longer replies)"),
+        ("length", "(cut off: /set max_tokens N, or -n N, for longer replies)"),
         ("cancelled", "(stopped; what was said stays)"),
         ("full", "(cut off: the KV cache is full; /rewind takes turns back; or /save FILE, and go "
          "on with --restore\nFILE --ctx N)"),

@@ -27,7 +27,7 @@ def loaded(code: str, *names: str) -> tuple[str, list[str]]:
 def test_the_help_loads_neither_numpy_nor_the_library() -> None:
     code = "from alora_gguf.cli import run; run(['chat', '--help'])"
     out, found = loaded(code, "numpy", "llama_cpp", "rich", "prompt_toolkit", "jinja2")
-    assert out.startswith("Usage: alora-gguf chat [OPTIONS]")
+    assert out.startswith("Usage: alora-gguf chat [OPTIONS] [BASE]")
     assert found == []
 
 

@@ -288,7 +288,7 @@ def test_rewinding(talk: Talk) -> None:
     say(talk, "Who runs it?")
     say(talk, "And the Brosa dairy?")
     assert talk.last_said() == "And the Brosa dairy?"
-    with pytest.raises(ag.InputError, match=r"^there are 3 turns only$"):
+    with pytest.raises(ag.InputError, match=r"^there are only 3 turns$"):
         talk.rewind(4)
     assert len(talk.turns) == 3
     talk.rewind(2)
