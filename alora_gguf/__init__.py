@@ -128,8 +128,8 @@ _library.announce()
 if not TYPE_CHECKING:  # or every name would be there
 
     def __getattr__(name: str) -> object:
-        if name == "aio":
-            return import_module(".aio", __name__)
+        if name in ("aio", "demo"):
+            return import_module(f".{name}", __name__)
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -144,7 +144,8 @@ if not TYPE_CHECKING:  # or every name would be there
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    own = {name for name in globals() if name.startswith("__")}
+    return sorted({*own, *__all__, *_LOAD_THE_LIBRARY, "demo", "errors"})
 
 
 def _unavailable(name: str, error: Exception) -> type:

@@ -23,7 +23,7 @@ from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
 from .messages import Message, Said, Texts
-from .options import CancelToken, ContextOptions, context_options, default_threads
+from .options import CancelToken, ContextOptions, context_options
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
@@ -112,6 +112,11 @@ class Model:
         return self._runtime.engine.cells.n_cells
 
     @property
+    def n_ctx_train(self) -> int | None:
+        """The context length that it was trained for, in tokens; None if its file does not say."""
+        return self._runtime.engine.n_ctx_train
+
+    @property
     def n_vocab(self) -> int:
         """Tokens in the vocabulary."""
         return self._runtime.vocab.n_tokens
@@ -119,7 +124,7 @@ class Model:
     @property
     def n_threads(self) -> int:
         """CPU threads that it computes with."""
-        return self._runtime.engine.options.n_threads or default_threads()
+        return self._runtime.engine.n_threads
 
     @property
     def rewinds(self) -> bool:

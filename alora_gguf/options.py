@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ class ContextOptions:
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another
     n_outputs     most rows of logits of one call (at least n_seq_max; None: at least 64)
-    n_threads     CPU threads (None: one per physical core)
+    n_threads     CPU threads (None: one per physical core that nobody else is using)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention
     n_pooled      closed conversations whose cells are kept, while nobody needs their room, for new
@@ -403,17 +404,38 @@ def reply_options(
     return changed(options, changes, what)
 
 
+_GLANCES: Final = 5  # at what is running: what is over in a moment is no load
+_BETWEEN: Final = 0.003  # seconds between two of them
+
+
 def default_threads() -> int:
     """One thread per physical core this process may use: a second thread per core gains nothing.
-    A container's quota of CPU time counts too: more threads than it pays for only wait.
+    A container's quota of CPU time counts too, and so does what others compute at the moment: all
+    threads wait for the one that has no core to itself, which makes them ten times as slow.
     """
+    n_cpus = os.cpu_count() or 1
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
+        return n_cpus
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     cores = {tuple(_words(Path(topology.format(cpu)))) or cpu for cpu in allowed}
-    return max(1, min(len(cores), math.ceil(_cpu_quota() or len(cores))))
+    return max(1, min(len(cores), math.ceil(_cpu_quota() or len(cores)), n_cpus - _busy()))
+
+
+def _busy(loadavg: Path = Path("/proc/loadavg")) -> int:
+    """How many other threads of this machine have been computing for a moment; 0 where nothing says
+    so. Linux's average over a minute would count a program that is over, such as our last one.
+    """
+    seen = []
+    for i in range(_GLANCES):
+        if i:
+            time.sleep(_BETWEEN)
+        running, _, _ = (*_words(loadavg), "", "", "", "")[3].partition("/")
+        if not running.isdecimal():
+            return 0
+        seen.append(int(running) - 1)  # without this one
+    return max(0, min(seen))
 
 
 def _cpu_quota(root: Path = Path("/")) -> float | None:

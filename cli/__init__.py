@@ -5,8 +5,6 @@ Subcommands are imported when they are asked for, so that `--help` needs nothing
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +37,6 @@ _MODULES = {"run": "running"}  # this package's `run` is the function below
 EXIT_USER = 1  # the user can mend it
 EXIT_BUG = 3  # only we can
 EXIT_INTERRUPTED = 130
-EXIT_UNREAD = 128 + 13  # as a shell has it of what SIGPIPE ended
 
 
 class _LazyGroup(click.Group):
@@ -77,8 +74,8 @@ def run(arguments: list[str]) -> int:
     """Runs the command line and returns its exit status.
 
     0 done; 1 something the user can mend, said in one sentence; 2 wrong usage; 130 interrupted;
-    141, without a word, if nobody reads the output any more, as after `| head -1`; 3 a bug of ours,
-    with a log file.
+    3 a bug of ours, with a log file. Where nobody reads the output any more, as after `| head -1`,
+    click ends it with 1 and without a word.
     """
     try:
         # click returns the status of its Exit, as after --help
@@ -89,11 +86,6 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # what is buffered goes nowhere, or Python would complain of it at exit
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_UNREAD
     except (AloraError, OSError) as error:
         click.echo(f"Error: {printable_lines(str(error))}", err=True)
         return EXIT_USER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -177,6 +178,37 @@ def test_a_containers_quota_of_cpu_time(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert options._cpu_quota(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(
+    ("looks", "busy"),
+    [
+        (["4/93"] * 5, 3),
+        (["4/93", "1/93", "4/93", "4/93", "4/93"], 0),  # over in a moment
+        (["0/0"] * 5, 0),
+        (["junk"], 0),
+    ],
+)
+def test_what_others_compute(
+    looks: list[str], busy: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options._busy(tmp_path / "none") == 0
+    loadavg, left = tmp_path / "loadavg", iter(looks)
+    read = options._words
+    monkeypatch.setattr(options, "_words", lambda _: f"1.2 1.0 0.8 {next(left)} 7".split())
+    assert options._busy(loadavg) == busy
+    monkeypatch.setattr(options, "_words", read)
+    loadavg.write_text("1.00 0.50 0.20 3/80 77\n")
+    assert options._busy(loadavg) == 2
+
+
+def test_no_more_threads_than_others_leave_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_busy", lambda: 0)
+    free = options.default_threads()
+    monkeypatch.setattr(options, "_busy", lambda: (os.cpu_count() or 1) - 1)
+    assert options.default_threads() == 1
+    monkeypatch.setattr(options, "_busy", lambda: 1000)
+    assert 1 == options.default_threads() <= free
 
 
 def test_no_more_threads_than_the_quota_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,11 @@ class Chat:
             self._said = ((*instructions, *rest), None)
 
     @property
+    def template(self) -> str:
+        """The Jinja text that writes the conversation."""
+        return self._template.source
+
+    @property
     def tokens(self) -> list[int]:
         """The token ids that were read and written so far, a copy."""
         return self._session.tokens
@@ -163,6 +168,21 @@ class Chat:
         with self._lock:
             self._check_open()
             self._dialogue((*self._so_far(), _one(message))).written(prompt=True)
+
+    def count(self, messages: Iterable[Said] | None = None, documents: Texts | None = None) -> int:
+        """How many tokens these `messages` about these `documents` (None: those that it has) come
+        to, with what begins a reply. Reads and changes nothing. Raises InputError where the
+        template refuses them, CacheFullError for more than the KV cache can ever hold where that is
+        known before they are counted.
+        """
+        new = None if messages is None else as_said(messages)
+        pages = None if documents is None else as_documents(documents)
+        with self._lock:
+            self._check_open()
+            dialogue = self._dialogue(new)
+            if pages is not None:
+                dialogue = replace(dialogue, documents=pages)
+            return len(dialogue.written(prompt=True).tokens)
 
     def say(
         self,

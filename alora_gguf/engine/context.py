@@ -54,6 +54,7 @@ class Engine:
         self.lock, self.condition, self.cells = context.lock, context.condition, context.cells
         self.memory_kind, self.rewinds = context.memory_kind, context.rewinds
         self.window, self.n_batch = context.window, context.n_batch
+        self.n_ctx_train, self.n_threads = context.n_ctx_train, context.n_threads
         self.drop, self.abandon, self.collect = context.drop, context.abandon, context.collect
         self.prefix_cache = PrefixCache(context, context.options.n_pooled)
         self.admission = AdmissionQueue(context, self.prefix_cache)

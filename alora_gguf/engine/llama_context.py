@@ -142,6 +142,7 @@ class LlamaContext:
         self._forked = False
         _CONTEXTS.add(self)
         self.n_batch: int = llama.llama_n_batch(ctx)
+        self.n_threads: int = llama.llama_n_threads(ctx)
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._abandoned: deque[int] = deque()
 
@@ -156,6 +157,7 @@ class LlamaContext:
         self.memory_kind = memory_of(llama, model)
         self.rewinds = self.memory_kind == "attention"
         self.window: int = llama.llama_model_n_swa(model)
+        self.n_ctx_train: int | None = llama.llama_model_n_ctx_train(model) or None
 
     def free(self) -> None:
         """Frees context and weights; idempotent. The caller holds both locks."""

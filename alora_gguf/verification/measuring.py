@@ -23,7 +23,7 @@ from alora_gguf.gguf.inspection import AdapterSummary, inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
 from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.model import Model
-from alora_gguf.options import ContextOptions, check_int, default_threads
+from alora_gguf.options import ContextOptions, check_int
 
 from .probe import TINY, Reading, random_text, read_twice, relative_error
 from .records import (
@@ -104,7 +104,7 @@ def verify(
     found = Verification(
         base=facts[0],
         adapter=facts[1],
-        n_threads=n_threads or default_threads(),
+        n_threads=model.n_threads,
         n_gpu_layers=n_gpu_layers,
         vocabularies=_compare(*(each.vocabulary_sha256 for each in facts)),
         text=text,
@@ -129,8 +129,7 @@ def verify(
 
 def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
     """Random tokens around the invocation, none of them in it."""
-    llama = model._runtime.engine.llama
-    trained = int(llama.llama_model_n_ctx_train(llama.llama_get_model(model._runtime.engine.ctx)))
+    trained = model.n_ctx_train
     room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)
     n_after = max(1, min(_N_AFTER, room // 2))
     n_text = min(_N_TEXT, room - n_after)

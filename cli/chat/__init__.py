@@ -56,7 +56,16 @@ _PATH: Final = click.Path(path_type=Path)
 @options.temperature
 @options.seed
 @options.max_tokens
-@click.option("-c", "--ctx", "n_ctx", type=click.IntRange(min=16), help="Cells of the KV cache.")
+@click.option(
+    "-c",
+    "--ctx",
+    "n_ctx",
+    type=click.IntRange(min=16),
+    help="Tokens that the KV cache has room for.",
+)
+@click.option(
+    "--drop-oldest", is_flag=True, help="Drop the oldest turns where the next one has no room."
+)
 @options.threads
 @options.gpu_layers
 @options.verbose
@@ -82,6 +91,7 @@ def _run(given: Given) -> bool:
     """Leads the chat to its end; says whether nothing went wrong."""
     from .loop import Loop
     from .opening import opened
+    from .room import beyond
     from .view import Record, Transcript, write_now
 
     if given.restore is not None and (
@@ -101,6 +111,8 @@ def _run(given: Given) -> bool:
         talk = stack.enter_context(opened(given))
         view = _view(given, records, typed)
         view.began(talk.model)
+        if given.n_ctx is not None and (told := beyond(talk.model)):
+            view.note(told)
         loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
             loop.commands.watch(given.watch)
@@ -207,9 +219,9 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
         view.note(f"     and {len(documents) - _SHOWN} more; /doc shows them")
     if note := place_note(talk.chat):
         view.note(note)
-    if given.is_demo and given.restore is None:
+    if given.is_demo and given.restore is None and not given.docs:
         view.note(
-            "It is small, and was trained to talk about such documents. Try:\n"
+            "It is a toy of 4.6 million parameters, trained to talk about such documents. Try:\n"
             "  When does the Bomel library open?\n"
             "  /all\n"
             "  /watch jailbreak! answerability uncertainty hallucination"

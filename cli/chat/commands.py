@@ -24,6 +24,7 @@ from .arguments import (
     wanted_arguments,
 )
 from .asking import in_words, parse_all
+from .room import beyond
 from .talk import Talk, intrinsics_of
 from .view import View
 
@@ -295,16 +296,17 @@ class Commands:
 
     @_command("/save FILE", "save the conversation, with all that was read of it")
     def _save(self, rest: str) -> None:
-        path = file_path(rest)
+        path, over = file_path(rest), ""
         with contextlib.suppress(OSError):  # saving will say what is wrong, if anything is
             if not ag.is_saved_session(path):
                 raise ag.InputError(
                     f"{path}: exists and is not a saved conversation; choose another name"
                 )
+            over = ", in place of an older one"
         with self._view.waiting("saving"):
             self._talk.chat.save(path)
         said = plural(len(self._talk.chat.messages), "message")
-        self._view.note(f"saved {said}, {size_text(path.stat().st_size)}: {path}")
+        self._view.note(f"saved {said}, {size_text(path.stat().st_size)}{over}: {path}")
 
     @_command("/restore FILE", "go on with a saved conversation")
     def _restore(self, rest: str) -> None:
@@ -315,6 +317,25 @@ class Commands:
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
         for message in chat.messages[-2:]:
             self._view.show(f"{message.role}: {message.content}")
+
+    @_command("/ctx [N]", "show or change how many tokens the KV cache has room for")
+    def _ctx(self, rest: str) -> None:
+        talk = self._talk
+        if not rest:
+            self._view.show(tables.room(talk.chat))
+            return
+        n_ctx = int(rest) if rest.isdecimal() else 0
+        if not n_ctx:
+            raise ag.InputError(f"/ctx: expected a number of tokens, found '{rest}'")
+        with self._view.waiting("moving to another cache"):
+            dropped, timings = talk.resize(n_ctx, self._view, self._cancel)
+        gone = f"; the oldest {plural(dropped, 'turn')} had no room" if dropped else ""
+        self._view.note(
+            f"the KV cache has room for {talk.model.n_ctx} tokens{gone}; "
+            f"{timings.reused} reused, {timings.evaluated} re-read"
+        )
+        if told := beyond(talk.model):
+            self._view.note(told)
 
     @_command("/cache", "show what is in the KV cache, as a map")
     def _cache(self, _: str) -> None:
@@ -342,5 +363,5 @@ def _intrinsics(model: ag.Model) -> dict[str, ag.Contract]:
     raise ag.InputError(
         f"none of the adapters has a contract ({without}), which says how it is asked"
         if without
-        else "no adapters are loaded; /load NAME=PATH loads one"
+        else "no adapters are loaded; -a NAME=PATH or, in the chat, /load NAME=PATH loads one"
     )

@@ -112,7 +112,7 @@ def in_words(error: Exception, talk: Talk) -> str:
         return str(error)
     report = talk.model.cache_report()
     needs = re.search(r"(\d+) cells needed", str(error))
-    needed = f" {needs[1]} cells are needed, and" if needs else ""
+    needed = f" room for {needs[1]} tokens is needed, and" if needs else ""
     ever = talk.chat.session.cached and not (needs and int(needs[1]) > report.n_cells)
     way_out = MORE_ROOM if ever else FROM_THE_START
     return (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.cli.options import DEMO_THREADS, read_bytes
+from alora_gguf.cli.options import DEMO_THREADS, no_template, read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -17,6 +18,7 @@ from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
+from .room import check_documents
 from .talk import Talk
 
 _DEMO_TOKENS: Final = 256  # of a reply: it was trained for short ones
@@ -41,6 +43,7 @@ class Given:
     seed: int | None
     max_tokens: int | None
     n_ctx: int | None
+    drop_oldest: bool
     n_threads: int | None
     n_gpu_layers: int
     verbose: bool
@@ -62,17 +65,17 @@ def opened(given: Given) -> Iterator[Talk]:
     if given.restore is not None:
         read_bytes(given.restore, 1)
     base, adapters = _paths(given)
+    opening = partial(
+        ag.Model,
+        base,
+        n_gpu_layers=given.n_gpu_layers,
+        special_tokens_in_text=given.special_tokens_in_text,
+        verbose=given.verbose,
+    )
+    n_threads = given.n_threads or (DEMO_THREADS if given.is_demo else None)
     with Progress("Loading") as progress:
-        model = ag.Model(
-            base,
-            adapters=adapters,
-            n_ctx=given.n_ctx,
-            n_threads=given.n_threads or (DEMO_THREADS if given.is_demo else None),
-            n_gpu_layers=given.n_gpu_layers,
-            special_tokens_in_text=given.special_tokens_in_text,
-            verbose=given.verbose,
-            progress=progress.fraction,
-        )
+        told = progress.fraction
+        model = opening(adapters=adapters, n_ctx=given.n_ctx, n_threads=n_threads, progress=told)
     with model:
         if given.restore is None:
             chat = _begun(model, given.system, documents, template)
@@ -84,9 +87,17 @@ def opened(given: Given) -> Iterator[Talk]:
                     f"--restore {given.restore}: does not fit a KV cache of {model.n_ctx} cells; "
                     f"start with --ctx {2 * model.n_ctx}"
                 ) from error
+            except ag.SavedSessionError as error:
+                if given.is_demo and "open that base" in str(error):
+                    raise ag.SavedSessionError(f"{error}; -m names a base") from error
+                raise
         talk = Talk(model, chat, _options(given), reused=chat.session.cached)
-        with contextlib.closing(talk):
+        talk.reopen, talk.drop_oldest = opening, given.drop_oldest
+        try:
             yield talk
+        finally:
+            talk.close()
+            talk.model.close()  # which may be another one by now
 
 
 def _begun(
@@ -98,11 +109,10 @@ def _begun(
     except ag.ModelError as error:
         if template is not None or ag.BaseFile.read(model.path).chat_template is not None:
             raise
-        raise ag.ModelError(
-            f"{model.path}: has no chat template, so it does not say how a conversation is "
-            "written; give one with --chat-template FILE, or use a base that was tuned to chat"
-        ) from error
+        raise no_template(model.path) from error
     chat.check("?")
+    if documents:
+        check_documents(chat, documents, "start with --ctx")
     return chat
 
 
@@ -117,11 +127,14 @@ def _options(given: Given) -> ag.GenerateOptions:
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
     base = base_path() if given.base is None else ag.Store().resolve(given.base, "base")
-    adapters = dict(adapter_paths()) if given.is_demo else {}
+    own = adapter_paths() if given.is_demo else {}
+    adapters = dict(own)
     for text in given.adapters:
         name, path = split_adapter(text, [*COMMANDS])
         if name in adapters:
-            raise ag.InputError(f"--adapter: two adapters are named '{name}'; write NAME=PATH")
+            is_own = adapters[name] == own.get(name)
+            there = "the demo model has an adapter" if is_own else "two adapters are"
+            raise ag.InputError(f"--adapter: {there} named '{name}'; write OTHER=PATH")
         adapters[name] = path
     return base, adapters
 

@@ -13,7 +13,7 @@ from alora_gguf.cli.render import shortened, visible
 from rich.console import Console
 from rich.text import Text
 
-from .view import View, ending, evidence, in_full, problems, values_of
+from .view import Shown, View, ending, evidence, in_full, problems, values_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,14 +122,16 @@ class Screen(View):
         self._line(f"{visible(name)}: {visible(text)}", "cyan", indent=2)
         super().aside(name, text)
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, what: str | Shown) -> None:
         """A text or a table."""
-        self._print(Text(visible(what), overflow="fold") if isinstance(what, str) else what)
+        self._print(Text(visible(what), overflow="fold") if isinstance(what, str) else what.people)
+        super().show(what)
 
     def note(self, text: str) -> None:
         """In the background; of an indented line, which is one of a list, what fits."""
         for line in visible(text).split("\n"):
             self._line(shortened(line, self.width) if line.startswith(" ") else line, "dim")
+        self._event("note", text=text)
 
     def error(self, text: str) -> None:
         """Where it is seen."""

@@ -5,6 +5,7 @@ a map of the KV cache. Rich is loaded when it is needed: a reply through a pipe 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -15,10 +16,10 @@ import alora_gguf as ag
 from .arguments import SETTINGS, shown_setting, wanted_arguments
 from .asking import Turn
 from .talk import intrinsics_of
+from .view import Shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
 
 _REUSED, _READ, _OTHER, _PROMISED, _FREE = "█", "▓", "▒", "▫", "·"
 _COLOURS: Final = ("magenta", "yellow", "green", "blue", "red")
@@ -26,7 +27,7 @@ _BASE: Final = "cyan"
 _NARROWEST, _WIDEST = 8, 96
 
 
-def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) -> Text:
+def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) -> Shown:
     """The cache as a row of at most `width` columns, and a line per holder below it. The first
     `reused` cells of the chat were there before it was last read.
     """
@@ -64,7 +65,8 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
         text.append(f"    {_OTHER} {others} of what was taken back or is over; ")
         text.append("they go when room is needed\n")
     text.append(f"  {report.free} cells free")
-    return text
+    data = {"n_cells": report.n_cells, "free": report.free, "reused": reused, "others": others}
+    return Shown(text, {**data, "spans": [asdict(span) for span in spans]})
 
 
 def _cells(
@@ -112,15 +114,16 @@ def _colours(spans: tuple[ag.CacheSpan, ...]) -> dict[str | None, str]:
 _NARROW: Final = 60  # columns that a table of numbers needs
 _BESIDE: Final = len("  aLoRA  rank  contract  ")  # names and where they begin
 _LEAST: Final = 16
+_HEADS: Final = ("adapter", "kind", "rank", "contract", "begins at")
 
 
-def adapters(model: ag.Model, width: int) -> RenderableType:
+def adapters(model: ag.Model, width: int) -> Shown:
     """The loaded ones, a line for each where there is room."""
     if not model.adapters:
-        return "no adapters; /load NAME=PATH loads one"
+        return Shown("no adapters; /load NAME=PATH loads one", [])
     from rich.cells import cell_len
 
-    asked, rows = intrinsics_of(model), []
+    asked, rows, data = intrinsics_of(model), [], []
     room = max(_LEAST, width - max(map(cell_len, model.adapters)) - _BESIDE)
     for name, file in model.adapters.items():
         begins = file.invocation_text or (
@@ -128,14 +131,23 @@ def adapters(model: ag.Model, width: int) -> RenderableType:
         )
         kind, contract = "aLoRA" if file.invocation else "LoRA", "yes" if name in asked else "no"
         rows.append((name, kind, str(file.rank), contract, shortened(printable(begins), room)))
-    return _table(("adapter", "kind", "rank", "contract", "begins at"), rows)
+        data.append(dict(zip(_HEADS, (name, kind, file.rank, contract, begins), strict=True)))
+    return Shown(_table(_HEADS, rows), data)
 
 
-def documents(given: Sequence[ag.Document]) -> RenderableType:
+def documents(given: Sequence[ag.Document]) -> Shown:
     """With their numbers; of one that has a title, that."""
     n = len(str(len(given)))
     rows = [(f"  {i:>{n}}", each.title or each.text) for i, each in enumerate(given, 1)]
-    return _table(("", ""), rows)
+    return Shown(_table(("", ""), rows), [asdict(each) for each in given])
+
+
+def room(chat: ag.Chat) -> Shown:
+    """What the cache has room for, and what of it the conversation takes."""
+    model, used = chat.model, chat.session.cached
+    trained = model.n_ctx_train
+    text = f"{used} of {model.n_ctx} tokens" + (f"; trained for {trained}" if trained else "")
+    return Shown(text, {"used": used, "n_ctx": model.n_ctx, "n_ctx_train": trained})
 
 
 def place_note(chat: ag.Chat) -> str | None:
@@ -146,16 +158,16 @@ def place_note(chat: ag.Chat) -> str | None:
     return f"the model's chat template takes no documents: they stand in {where}"
 
 
-def settings(options: ag.GenerateOptions) -> RenderableType:
+def settings(options: ag.GenerateOptions) -> Shown:
     """How replies are made."""
     rows = [(name, shown_setting(options, name)) for name in SETTINGS]
-    return _table(("setting", "value"), rows)
+    return Shown(_table(("setting", "value"), rows), dict(rows))
 
 
-def costs(turns: Sequence[Turn], width: int) -> RenderableType:
+def costs(turns: Sequence[Turn], width: int) -> Shown:
     """What turns cost; a line for each where a table has no room."""
-    heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "verdicts")
-    rows = []
+    heads = ("turn", "reused", "read", "first token", "written", "tokens/s", "watching")
+    rows, data = [], [{**asdict(turn.timings), "watching": len(turn.verdicts)} for turn in turns]
     for i, turn in enumerate(turns, 1):
         timings = turn.timings
         first, rate = timings.first_token, timings.tokens_per_second
@@ -167,14 +179,15 @@ def costs(turns: Sequence[Turn], width: int) -> RenderableType:
             str(len(turn.verdicts)),
         ))  # fmt: skip
     if not rows:
-        return "no turn yet"
+        return Shown("no turn yet", data)
     if width < _NARROW:
         pairs = (zip(heads, row, strict=True) for row in rows)
-        return "\n".join(", ".join(f"{head} {cell}" for head, cell in row) for row in pairs)
-    return _table(heads, rows, justify="right")
+        lines = (", ".join(f"{head} {cell}" for head, cell in row) for row in pairs)
+        return Shown("\n".join(lines), data)
+    return Shown(_table(heads, rows, justify="right"), data)
 
 
-def commands(known: Mapping[str, str], model: ag.Model) -> RenderableType:
+def commands(known: Mapping[str, str], model: ag.Model) -> Shown:
     """What can be typed behind a slash: `known` usages with their help, then the adapters."""
     rows, asked = [*known.items()], intrinsics_of(model)
     for name in model.adapters:
@@ -182,7 +195,7 @@ def commands(known: Mapping[str, str], model: ag.Model) -> RenderableType:
         usage = " ".join([f"/{name}", *(f"{each}=…" for each in wanted)])
         what = "ask about the conversation" if name in asked else "what this adapter would reply"
         rows.append((usage, what))
-    return _table(("", ""), rows)
+    return Shown(_table(("", ""), rows), dict(rows))
 
 
 def _table(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from alora_gguf.cli.render import plural
@@ -14,6 +15,7 @@ from alora_gguf.cli.verdicts import Good
 import alora_gguf as ag
 
 from .asking import Beside, Turn, Verdict, Watched, answered, ask_each, unasked, withheld_by
+from .room import check_documents, moved, needed, newest
 
 if TYPE_CHECKING:
     from .view import View
@@ -25,6 +27,8 @@ class Talk:
 
     turns   those that were made here and are still there, the latest last
     reused  how many of the chat's tokens were in the cache before it was last read
+    reopen  opens the same base once more, with other ContextOptions or adapters
+    drop_oldest  whether the oldest turns go where the cache has no room for the next one
     """
 
     model: ag.Model
@@ -33,6 +37,8 @@ class Talk:
     watched: list[Watched] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     reused: int = 0
+    reopen: Callable[..., ag.Model] | None = None
+    drop_oldest: bool = False
 
     # Turns ---------------------------------------------------------------------------------------
 
@@ -47,6 +53,8 @@ class Talk:
             raise ag.InputError("there is nothing to say in an empty message")
         if instead:
             self._check_turns(1)
+        if self.drop_oldest:
+            self._drop_oldest(text, view, cancel, instead=instead)
         with self._draft(instead=instead) as draft:
             turn = self._reply(draft, text, view, cancel)
             if turn.withheld is None:
@@ -143,8 +151,62 @@ class Talk:
         self.reused = self.chat.replace(system).reused
         self.turns.clear()
 
+    def resize(self, n_ctx: int, view: View, cancel: ag.CancelToken) -> tuple[int, ag.Timings]:
+        """Goes on in a KV cache of `n_ctx` cells, without the oldest turns if they do not fit.
+        Returns how many those were, and what reading the rest took, if it was read. Raises what
+        Model() does.
+        """
+        old, said = self.model, self.chat.messages
+        kept = newest(self.chat, said, n_ctx - self._ahead(n_ctx))
+        least = needed(self.chat, kept if _turns_in(kept) else [*kept, ag.Message("user", "?")])
+        if least >= n_ctx:
+            raise ag.InputError(f"/ctx {n_ctx}: is too small for the {least} tokens that stay")
+        adapters = {name: file.path for name, file in old.adapters.items()}
+        reopen = self.reopen or partial(ag.Model, old.path)
+        model = reopen(adapters=adapters, n_ctx=n_ctx, n_threads=old.n_threads)
+        try:
+            for name, contract in intrinsics_of(old).items():
+                model.set_contract(name, contract)
+            chat = moved(self.chat, kept, model)
+            timings = chat.replace(kept, cancel=cancel, progress=view.reading)
+        except BaseException:
+            model.close()
+            raise
+        self._go_on_with(chat, timings.reused)
+        self.model = model
+        old.close()
+        self._forget(kept)
+        return _turns_in(said) - _turns_in(kept), timings
+
+    def _drop_oldest(self, text: str, view: View, cancel: ag.CancelToken, *, instead: bool) -> None:
+        """Makes room for what is going to be said, perhaps `instead` of the last turn."""
+        said, n_ctx = self.chat.messages, self.model.n_ctx
+        starts = [i for i, message in enumerate(said) if message.role == "user"]
+        last = starts[-1] if instead else len(said)
+        wanted = [*said[:last], ag.Message("user", text)]
+        if not starts or needed(self.chat, wanted) + self._ahead(n_ctx) <= n_ctx:
+            return
+        # what is left is re-read, so half of the cache is made free: the next time comes later
+        kept = newest(self.chat, wanted, n_ctx // 2)
+        if dropped := _turns_in(wanted) - _turns_in(kept):
+            left = [*kept[:-1], *said[last:]]
+            timings = self.change(view.reading, cancel, messages=left)
+            self._forget(left)
+            view.note(
+                f"dropped the oldest {plural(dropped, 'turn')} to make room; "
+                f"{plural(timings.evaluated, 'token')} re-read"
+            )
+
+    def _forget(self, left: Sequence[ag.Message]) -> None:
+        """Only turns that are left can be shown."""
+        del self.turns[: max(0, len(self.turns) - _turns_in(left))]
+
+    def _ahead(self, n_ctx: int) -> int:
+        """Cells that are left to the next reply."""
+        return min(self.options.max_tokens, n_ctx // 4)
+
     def _check_turns(self, turns: int) -> int:
-        there = sum(message.role == "user" for message in self.chat.messages)
+        there = _turns_in(self.chat.messages)
         if not there:
             raise ag.InputError("nothing was said yet")
         if turns > there:
@@ -164,11 +226,18 @@ class Talk:
     ) -> ag.Timings:
         """Changes documents or the system message. What was said is re-read, which is what the
         timings are of; where nothing was, it is only made sure that the template takes them.
-        Raises what Chat.replace() does.
+        Raises what Chat.replace() does, and InputError for documents that have no room.
         """
+        if documents:
+            check_documents(self.chat, documents, "/ctx")
         self.chat.fork().close()  # its cells stay while nobody needs their room: for a change back
+        read = partial(self.chat.replace, messages, documents, cancel=cancel, progress=on_reading)
         try:
-            timings = self.chat.replace(messages, documents, cancel=cancel, progress=on_reading)
+            try:
+                timings = read()
+            except ag.CacheFullError:  # beside what there is, which may give way
+                self.chat.session.release(0)
+                timings = read()
         except BaseException:
             with contextlib.suppress(ag.AloraError):  # the next call will say so
                 self.chat.read()
@@ -226,6 +295,10 @@ def intrinsics_of(model: ag.Model) -> dict[str, ag.Contract]:
         with contextlib.suppress(ag.ContractError):
             found[name] = model.contract(name)
     return found
+
+
+def _turns_in(messages: Sequence[ag.Message]) -> int:
+    return sum(message.role == "user" for message in messages)
 
 
 def _asking(watched: Sequence[Watched]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from alora_gguf.cli.render import duration, visible
@@ -86,10 +86,15 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
 
 _DIGITS: Final = 4
 
-MORE_ROOM: Final = "/rewind takes turns back; or /save FILE, and go on with --restore FILE --ctx N"
-FROM_THE_START: Final = (
-    "give it less to read (/doc off drops documents), or start with a larger --ctx"
-)
+MORE_ROOM: Final = "/ctx N makes room, /rewind takes turns back"
+FROM_THE_START: Final = "give it less to read (/doc off drops documents), or make room with /ctx N"
+
+
+class Shown(NamedTuple):
+    """What a command shows: `people` as rich renders it, programs as `data` in JSON."""
+
+    people: RenderableType
+    data: Any
 
 
 class View:
@@ -157,12 +162,14 @@ class View:
         """What an adapter would reply, which stays out of the conversation."""
         self._event("aside", adapter=name, text=text)
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, what: str | Shown) -> None:
         """Something that was asked for: text or a table."""
+        self._event("shown", result=what if isinstance(what, str) else what.data)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
         click.echo(visible(text), err=True)
+        self._event("note", text=text)
 
     def error(self, text: str) -> None:
         """What went wrong."""
@@ -236,16 +243,17 @@ class Piped(View):
         self._write(text + "\n")
         super().aside(name, text)
 
-    def show(self, what: RenderableType) -> None:
+    def show(self, what: str | Shown) -> None:
         """As plain text."""
         if isinstance(what, str):
             self._write(f"{visible(what)}\n")
-            return
-        from rich.console import Console
+        else:
+            from rich.console import Console
 
-        Console(
-            file=sys.stdout, width=self.width, color_system=None, highlight=False, emoji=False
-        ).print(what)
+            Console(
+                file=sys.stdout, width=self.width, color_system=None, highlight=False, emoji=False
+            ).print(what.people)
+        super().show(what)
 
     def error(self, text: str) -> None:
         """On a line of its own."""
@@ -307,7 +315,9 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_rounded(inner) for inner in value]
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, _DIGITS) if abs(value) < 1 else float(f"{value:.{_DIGITS}g}")
 
 
 def evidence(verdicts: Sequence[Verdict]) -> str:

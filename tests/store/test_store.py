@@ -107,8 +107,8 @@ def test_what_resolves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as caught:
         store.resolve("citations", "adapter")
     assert str(caught.value) == (
-        f"nothing named 'citations' is an adapter in the store {store.home}; its adapters are sure; "
-        "or give the path of a GGUF"
+        f"nothing named 'citations' is an adapter in the store {store.home}; its adapters are "
+        "sure; or give the path of a GGUF"
     )
     monkeypatch.chdir(store.home)
     Path("citations").mkdir()

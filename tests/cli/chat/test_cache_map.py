@@ -25,7 +25,9 @@ def row(text: Text) -> list[tuple[str, str]]:
 
 
 def mapped(talk: Talk, width: int = 80) -> Text:
-    return cache_map(talk.chat, talk.model.cache_report(), talk.reused, width)
+    shown = cache_map(talk.chat, talk.model.cache_report(), talk.reused, width).people
+    assert isinstance(shown, Text)
+    return shown
 
 
 @pytest.mark.parametrize("width", [8, 20, 64, 80, 140])

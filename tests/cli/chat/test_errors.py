@@ -40,7 +40,8 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["-a", "x="], "'x=': expected NAME=PATH, a path, or a name in the store"),
         (["-a", f"x={base_path()}"], f"{base_path()}: general.type is 'model', expected 'adapter'"),
         (["-a", f"x={sure}"], f"{sure}: was made for the architecture 'llama', but "),
-        (["-a", f"jailbreak={sure}"], "--adapter: two adapters are named 'jailbreak'; write NAME="),
+        (["-a", f"jailbreak={sure}"], "--adapter: the demo model has an adapter named 'jailbreak'; "
+         "write OTHER=PATH"),
         (["-a", f"help={sure}"], "'help': is a command's name; give it another one: NAME="),
         (["-a", tmp_path / "my adapter.gguf"], "'my adapter': cannot be typed as /NAME; give it "
          f"another one: NAME={tmp_path}/my adapter.gguf"),
@@ -55,7 +56,8 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--restore", tmp_path / "binary"], f"{tmp_path}/binary: is not a saved session, "),
         (["--watch", "nope"], "'nope': expected NAME, NAME@question, NAME@answer or a guard such "),
         (["--watch", "jailbreak,jailbreak!"], "'jailbreak!': 'jailbreak' is asked about the "),
-        (["-m", base, "--watch", "x"], "no adapters are loaded; /load NAME=PATH loads one"),
+        (["-m", base, "--watch", "x"], "no adapters are loaded; -a NAME=PATH or, in the chat, "
+         "/load NAME=PATH loads one"),
         (["-m", base, "-a", f"sure={sure}", "--watch", "sure"],
          "none of the adapters has a contract (sure), which says how it is asked"),
     ]:  # fmt: skip
@@ -147,8 +149,8 @@ def test_what_goes_wrong_amid_a_chat(
     lines = f"hi\n/doc {tmp_path}/long.txt\n/doc\n"
     found = chatting(lines=lines)
     assert re.fullmatch(
-        r"Error: this does not fit the KV cache: 9\d+ cells are needed, and \d+ of its 2048 are in "
-        r"use; give it less to read \(/doc off drops documents\), or start with a larger --ctx\n",
+        r"Error: the documents have 9\d+ tokens, and the model was trained for 2048; give a part "
+        r"of them\n",
         found.err,
     )
     assert "long.txt" not in found.out
@@ -168,19 +170,19 @@ def test_files_that_may_not_be_read(chatting: Chatting, tmp_path: Path) -> None:
 def test_a_conversation_that_does_not_fit(chatting: Chatting, tiny: Tiny) -> None:
     more = ["-m", tiny.base, "--temperature", 0, "--ctx", 256, "--max-tokens", 1000]
     found = chatting(*more, lines="hello\nand on\n/rewind\n/set max_tokens 2\nhello\n")
-    room = "/rewind takes turns back; or /save FILE, and go on with --restore FILE --ctx N"
+    room = "/ctx N makes room, /rewind takes turns back"
     cut, full, back, changed, *rest = found.err.splitlines()
     assert cut == f"(cut off: the KV cache is full; {room})"
-    in_use = "cells are needed, and 256 of its 256 are in use; "
-    assert re.match(rf"Error: this does not fit the KV cache: \d+ {in_use}", full)
+    in_use = "tokens is needed, and 256 of its 256 are in use; "
+    assert re.match(rf"Error: this does not fit the KV cache: room for \d+ {in_use}", full)
     assert back == "took back 1 turn; 0 messages left"
     assert changed == "max_tokens 2"
     assert rest == ["(cut off: /set max_tokens N, or -n N, for longer replies)"]
     assert found.status == 1
     found = chatting(*more, lines="x" * 400)
     assert found.err == (
-        "Error: this does not fit the KV cache: 403 cells are needed, and 0 of its 256 are in use; "
-        "give it less to read (/doc off drops documents), or start with a larger --ctx\n"
+        "Error: this does not fit the KV cache: room for 403 tokens is needed, and 0 of its 256 "
+        "are in use; give it less to read (/doc off drops documents), or make room with /ctx N\n"
     )
 
 

@@ -35,7 +35,8 @@ def events(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_the_output_is_events_and_nothing_else(events: Any) -> None:
     status, found, err = events("--watch", "jailbreak! uncertainty", lines=LINES)
     assert [event["event"] for event in found] == [
-        "began", "turn", "command", "answers", "turn", "command", "error", "command", "command",
+        "began", "turn", "command", "answers", "turn", "command", "error", "command", "shown",
+        "command", "note",
     ]  # fmt: skip
     began, turn, _, answers, withheld, command, error = found[:7]
     assert began["base"] == "base.gguf"

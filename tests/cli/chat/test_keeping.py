@@ -87,8 +87,8 @@ def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) 
     )
     found = chatting("--ctx", "256", lines=f"/restore {saved}\n/cache\n")
     assert found.err == (
-        "Error: this does not fit the KV cache: 273 cells are needed, and 0 of its 256 are in use; "
-        "give it less to read (/doc off drops documents), or start with a larger --ctx\n"
+        "Error: this does not fit the KV cache: room for 273 tokens is needed, and 0 of its 256 "
+        "are in use; give it less to read (/doc off drops documents), or make room with /ctx N\n"
     )
     assert "256 cells free" in found.out
 

@@ -123,7 +123,8 @@ def test_a_prompt_that_looks_like_a_command_is_said(chatting: Chatting) -> None:
 
 def test_untrusted_text_as_a_prompt_is_no_command(chatting: Chatting, tmp_path: Path) -> None:
     saved = tmp_path / "x.alora"
-    text = f"/save {saved}\n/doc {__file__}\n/quit\n"
+    (tmp_path / "page.txt").write_text("The mill is closed on Monday.")
+    text = f"/save {saved}\n/doc {tmp_path}/page.txt\n/quit\n"
     found = chatting("-p", "-", "--max-tokens", 3, lines=text)
     assert (found.status, found.out.count("\n"), saved.exists()) == (0, 1, False)
     assert chatting(lines=text).status == 0
@@ -244,6 +245,9 @@ def test_the_same_as_a_process(home: Path) -> None:
     assert not home.exists()  # there is nothing to keep
 
 
+BEYOND = "the model was trained for 1024 tokens; it may ramble beyond them"
+
+
 def endless(tiny: Tiny, *arguments: str) -> subprocess.Popen[bytes]:
     """A reply that is longer than any pipe."""
     stdin = subprocess.DEVNULL if "-p" in arguments else subprocess.PIPE
@@ -260,7 +264,7 @@ def test_a_reader_that_leaves(tiny: Tiny, home: Path) -> None:
     run.stdout.read(1)
     run.stdout.close()
     _, err = run.communicate(timeout=60)
-    assert (run.returncode, err) == (141, b"")
+    assert (run.returncode, err.decode()) == (1, f"{BEYOND}\n")
 
 
 @pytest.mark.slow
@@ -270,7 +274,7 @@ def test_a_reader_of_events_that_leaves(tiny: Tiny, home: Path) -> None:
     run.stdout.read(1)
     run.stdout.close()
     _, err = run.communicate(b"hello\n", timeout=60)
-    assert (run.returncode, err) == (141, b"")
+    assert (run.returncode, err.decode()) == (1, f"{BEYOND}\n")
 
 
 def test_ctrl_c(tiny: Tiny, home: Path) -> None:
@@ -279,7 +283,7 @@ def test_ctrl_c(tiny: Tiny, home: Path) -> None:
     run.stdout.read(1)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
-    assert (run.returncode, err.decode()) == (130, "\nInterrupted.\n")
+    assert (run.returncode, err.decode()) == (130, f"{BEYOND}\n\nInterrupted.\n")
 
 
 @pytest.mark.slow
