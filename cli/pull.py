@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,18 +16,27 @@ import alora_gguf as ag
 
 from .inspect import contract_problems
 from .progress import Progress, hush_hub
-from .render import printable, size_text
+from .render import aligned, printable, size_text
 
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport, HubReference, RemoteModel, Source
 
+_LARGE: Final = 100 << 20  # bytes, of which one wants to know before they come
+
 
 @click.command("pull")
 @click.argument("repository")
-@click.option("--intrinsic", metavar="NAME", help="Which adapter, if REPOSITORY has several.")
-@click.option("--model", metavar="NAME", help="For which base, if REPOSITORY has several.")
 @click.option(
-    "--technology", type=click.Choice(["alora", "lora"]), help="Which kind, if there are both."
+    "--list", "only_list", is_flag=True, help="Show what REPOSITORY holds; fetch nothing."
+)
+@click.option("--intrinsic", metavar="NAME", help="Which adapter, if REPOSITORY has several.")
+@click.option(
+    "--model", metavar="NAME", help="For which base, if not for the one that --base's name says."
+)
+@click.option(
+    "--technology",
+    type=click.Choice(["alora", "lora"]),
+    help="Which kind; an aLoRA by default, where there is one.",
 )
 @click.option(
     "--base",
@@ -60,6 +69,7 @@ if TYPE_CHECKING:
 def command(
     *,
     repository: str,
+    only_list: bool,
     intrinsic: str | None,
     model: str | None,
     technology: str | None,
@@ -84,6 +94,9 @@ def command(
 
     reference = _reference(repository)
     hush_hub()
+    if only_list:
+        _list(reference, as_json=as_json)
+        return
     store = ag.Store()
     if reference.path.lower().endswith(".gguf") and pattern is None:
         pattern = reference.path
@@ -105,7 +118,7 @@ def command(
             raise click.UsageError(_no_base(store))
         on = _base(base, store)
         pick = Pick(intrinsic, model, technology)
-        found = find_source(reference.text, pick)
+        found = find_source(reference.text, pick, on[0])
         with Progress("Converting") as progress:
             convert = partial(
                 convert_adapter,
@@ -142,7 +155,7 @@ def _no_base(store: ag.Store) -> str:
     there = f" (stored: {', '.join(bases)})" if bases else ""
     return (
         f"give --base, the model that the adapter is for{there}; or, for a GGUF that is stored as "
-        "it is, --file"
+        "it is, --file; --list shows what there is"
     )
 
 
@@ -211,6 +224,8 @@ def _pull_gguf(
     told = len(known) == len(expected) and not replace
     if told and (old := store.find_same(name, known)) is not None:  # nothing is fetched
         return _Pulled(old, changed=False)
+    if model.nbytes >= _LARGE:
+        click.echo(f"Fetching {printable(model.stem)}, {size_text(model.nbytes)}", err=True)
     paths = model.fetch()
     summary = _check(model, paths[0])
     about = ag.Description.of(
@@ -247,6 +262,38 @@ def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary
             f"{where}: is a malformed adapter: {summary.problems[0]}; choose another --file"
         )
     return summary
+
+
+# What there is ----------------------------------------------------------------------------------
+
+
+def _list(reference: HubReference, *, as_json: bool) -> None:
+    """All of a repository, with sizes; one line each."""
+    from alora_gguf.convert import offers
+
+    found = offers(reference)
+    if as_json:
+        rows = [
+            {"kind": each.kind, "path": each.path, "bytes": each.nbytes}
+            | (each.layout._asdict() if each.layout else {})
+            for each in found
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    lines = [
+        (*map(printable, each.layout or (each.path or ".", "", "")), _size(each.nbytes))
+        for each in found
+    ]
+    for line in aligned(lines, "<<<>"):
+        click.echo(line)
+    kinds = {each.kind for each in found}
+    ways = {"adapter": "--intrinsic NAME --base BASE for an adapter", "gguf": "--file NAME"}
+    hints = " or ".join(way for kind, way in ways.items() if kind in kinds)
+    click.echo(f"Fetch one: alora-gguf pull {printable(reference.text)} {hints}", err=True)
+
+
+def _size(nbytes: int | None) -> str:
+    return "?" if nbytes is None else size_text(nbytes)
 
 
 # What is said of it -----------------------------------------------------------------------------

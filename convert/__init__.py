@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .conversion import ConversionReport, convert_adapter
 from .find import find_source
-from .hub.fetch import RemoteModel
+from .hub.fetch import Offer, RemoteModel, offers
 from .hub.reference import HubReference, is_reference, parse_reference
 from .library import Pick
 from .source import Source
@@ -15,11 +15,13 @@ from .source import Source
 __all__ = [
     "ConversionReport",
     "HubReference",
+    "Offer",
     "Pick",
     "RemoteModel",
     "Source",
     "convert_adapter",
     "find_source",
     "is_reference",
+    "offers",
     "parse_reference",
 ]

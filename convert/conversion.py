@@ -108,7 +108,7 @@ def convert_adapter(
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
         _check_out(Path(out), overwrite=overwrite)
-    found = find_source(source, pick)
+    found = find_source(source, pick, base)
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
         _check_out(target, overwrite=overwrite)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
@@ -13,6 +15,7 @@ from alora_gguf.gguf.header import GGUFHeader, read_header
 
 from .base.gguf import GGUFBase
 from .base.hf import HFBase
+from .base.match import is_called
 from .base.model import BaseModel
 from .hub.reference import FORM, is_reference, parse_reference
 from .library import Pick, listing
@@ -21,22 +24,34 @@ from .snapshot import Snapshot, open_directory
 from .source import WEIGHTS, Source, check_base, find_in
 
 
-def find_source(source: str | Path, pick: Pick = Pick()) -> Source:  # noqa: B008 - frozen
+def find_source(
+    source: str | Path,
+    pick: Pick = Pick(),  # noqa: B008 - frozen
+    base: str | Path | None = None,
+) -> Source:
     """The one adapter that a directory or a hub reference stands for.
 
     source  directory with adapter_config.json, or with such directories below; or
             "hf://owner/repo[@revision][/path]"
-    pick    which one, if there are several
+    pick    which one, if there are several; without a technology an aLoRA
+    base    what it shall be converted for: without a model in `pick` the one of the same name
 
     Raises what convert_adapter() does of an adapter's files.
     """
+    is_base = None if base is None else _names_of(base)
     if is_reference(source):
         from .hub.fetch import fetch_adapter
 
-        return fetch_adapter(parse_reference(source), pick)
+        return fetch_adapter(parse_reference(source), pick, is_base)
     directory = _check_directory(Path(source))
     snapshot, inside = open_directory(directory)
-    return find_in(snapshot, inside, pick, str(directory))
+    return find_in(snapshot, inside, pick, str(directory), is_base)
+
+
+def _names_of(base: str | Path) -> Callable[[str], bool]:
+    """Says whether a name is the base's, which is opened when that is asked."""
+    opened = cache(lambda: open_base(base))
+    return lambda name: is_called(name, opened())
 
 
 def _mode(path: Path) -> int | None:

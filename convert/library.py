@@ -7,7 +7,7 @@ IBM's libraries are laid out as <intrinsic>/<model>/<technology>/ or, the older 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -95,14 +95,19 @@ def adapter_paths(files: Iterable[str]) -> list[str]:
     return sorted(directory for directory, _, name in found if name == FILE_NAME)
 
 
-def choose(paths: Sequence[str], wanted: Pick, where: str) -> str:
-    """The one of `paths` that is wanted; the only one there is, whatever is wanted."""
+def choose(
+    paths: Sequence[str], wanted: Pick, where: str, is_base: Callable[[str], bool] | None = None
+) -> str:
+    """The one of `paths` that is wanted; the only one there is, whatever is wanted. Where that
+    leaves several, `is_base` says which model's, by its name, and an aLoRA comes before a LoRA.
+    """
     if len(paths) == 1:
         return paths[0]
     left = [path for path in paths if not _unmet(wanted, path)]
     if wanted.model is not None and len(left) > 1:  # a name as it is written beats a similar one
         name = wanted.model.casefold()
         left = [path for path in left if name in path.casefold().split("/")] or left
+    left = _likeliest(left, wanted, is_base)
     if len(left) == 1:
         return left[0]
     if left:
@@ -114,6 +119,18 @@ def choose(paths: Sequence[str], wanted: Pick, where: str) -> str:
         f"{where}: none of its {len(paths)} adapters is{_that_match(wanted)}; there are "
         f"{listing(paths)}"
     )
+
+
+def _likeliest(paths: list[str], wanted: Pick, is_base: Callable[[str], bool] | None) -> list[str]:
+    found = [(path, layout) for path in paths if (layout := layout_of(path)) is not None]
+    if len(found) < len(paths):  # not a library's
+        return paths
+    if wanted.model is None and is_base is not None and len({each.model for _, each in found}) > 1:
+        fitting = {model for model in {each.model for _, each in found} if is_base(model)}
+        found = [each for each in found if each[1].model in fitting] or found
+    if wanted.technology is None and len({each[:2] for _, each in found}) == 1:
+        found = [each for each in found if each[1].technology == "alora"] or found
+    return [path for path, _ in found]
 
 
 def check_wanted(path: str, config: Path, wanted: Pick, where: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,15 +59,23 @@ class Source:
     path: str | None
 
 
-def find_in(snapshot: Snapshot, inside: str, wanted: Pick, where: str) -> Source:
-    """The one adapter at or below the directory `inside` of a tree, which `where` names."""
+def find_in(
+    snapshot: Snapshot,
+    inside: str,
+    wanted: Pick,
+    where: str,
+    is_base: Callable[[str], bool] | None = None,
+) -> Source:
+    """The one adapter at or below the directory `inside` of a tree, which `where` names; see
+    choose().
+    """
     own = f"{inside}/{FILE_NAME}" if inside else FILE_NAME
     if snapshot.file(own) is not None:
         return describe(snapshot, inside, wanted)
     configs, skipped = find_configs(snapshot, inside)
     if not configs:
         raise no_adapter(where, snapshot.names(inside), skipped)
-    path = choose(adapter_paths(configs), wanted, where)
+    path = choose(adapter_paths(configs), wanted, where, is_base)
     return describe(snapshot, path, wanted)
 
 

@@ -53,7 +53,7 @@ def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
         problem = _contradiction(wanted, facts) if known else None
         if problem is not None:
             problems.append(f"is called {_quoted(own)} ({problem})")
-        elif all(facts.get(kind) or kind in _OPEN for kind, said in wanted.items() if said):
+        elif _says_as_much(facts, wanted):
             return None
     if not problems:
         return None
@@ -61,6 +61,21 @@ def compare_base(trained_on: str | None, base: BaseModel) -> str | None:
         f"the adapter was trained on {_quoted(name)} (base_model_name_or_path), but {base.label} "
         f"{problems[0]}; if they are not one model, convert for the one it was trained on"
     )
+
+
+def is_called(name: str, base: BaseModel) -> bool:
+    """Whether one of the base's names, its file's included, says all that `name` says, a family and
+    a size at least, and contradicts it in nothing.
+    """
+    wanted = _facts(model_name(name))
+    own = [_facts(model_name(each)) for each in (*base.names, base.label)]
+    return bool(wanted["family"] and (wanted["size"] or wanted["size word"])) and any(
+        _contradiction(wanted, facts) is None and _says_as_much(facts, wanted) for facts in own
+    )
+
+
+def _says_as_much(facts: _Facts, wanted: _Facts) -> bool:
+    return all(facts.get(kind) or kind in _OPEN for kind, said in wanted.items() if said)
 
 
 def model_name(text: str) -> str:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from alora_gguf.convert.library import Pick, adapter_paths, check_wanted, choose, listing
+from alora_gguf.convert.library import (
+    Layout,
+    Pick,
+    adapter_paths,
+    check_wanted,
+    choose,
+    layout_of,
+    listing,
+)
 from alora_gguf.convert.peft.config import FILE_NAME
 from alora_gguf.convert.source import (
     CONFIG,
@@ -50,12 +59,60 @@ _FIRST_BYTES: Final = 2 << 20  # a header has one to ten megabytes, nearly all o
 _MAX_HEADER: Final = 256 << 20
 
 
-def fetch_adapter(ref: HubReference, wanted: Pick) -> Source:
-    """Fetches one adapter of a repository into huggingface_hub's cache: its configuration, weights,
-    io.yaml and the READMEs that may name its licence.
+@dataclass(frozen=True)
+class Offer:
+    """An adapter or a GGUF of a repository.
+
+    path    its directory, "" for the root, or the GGUF, of a split one the first
+    nbytes  what there is to download, nearly; None where the hub does not say
+    layout  what a library's path says of an adapter: intrinsic, model, technology
+    """
+
+    kind: Literal["adapter", "gguf"]
+    path: str
+    nbytes: int | None
+    layout: Layout | None = None
+
+
+def offers(ref: HubReference) -> list[Offer]:
+    """All that a repository, or the directory that the reference names, has to pull. Raises
+    InputError if that is nothing.
     """
     repo = Repository(ref)
-    path = _choose(repo, wanted)
+    inside = _inside(repo)
+    found = [
+        Offer("adapter", path, repo.files.get(f"{path}/{WEIGHTS}".lstrip("/")), layout_of(path))
+        for path in adapter_paths(inside)
+    ]
+    for parts in models_in(inside):
+        sizes = [repo.files.get(part) for part in parts]
+        known = None if None in sizes else sum(size for size in sizes if size is not None)
+        found.append(Offer("gguf", parts[0], known))
+    if not found:
+        raise no_adapter(ref.text, repo.names(ref.path))
+    return found
+
+
+def _inside(repo: Repository) -> list[str]:
+    """The files below the reference's path."""
+    ref = repo.reference
+    prefix = f"{ref.path}/" if ref.path else ""
+    if not repo.names(ref.path):
+        raise InputError(
+            f"{ref.text}: {ref.repo} has no directory '{ref.path}'; it holds "
+            f"{listing(repo.names(''))}"
+        )
+    return [name for name in repo.files if name.startswith(prefix)]
+
+
+def fetch_adapter(
+    ref: HubReference, wanted: Pick, is_base: Callable[[str], bool] | None = None
+) -> Source:
+    """Fetches one adapter of a repository, see choose(), into huggingface_hub's cache: its
+    configuration, weights, io.yaml and the READMEs that may name its licence.
+    """
+    repo = Repository(ref)
+    path = _choose(repo, wanted, is_base)
     where = f"{ref.text}: {path or 'its root'}"
     check_weights(repo.names(path), where)
     prefix = f"{path}/" if path else ""
@@ -91,22 +148,15 @@ def fetch_base(ref: HubReference) -> GGUFHeader | Path:
     return config.parent
 
 
-def _choose(repo: Repository, wanted: Pick) -> str:
+def _choose(repo: Repository, wanted: Pick, is_base: Callable[[str], bool] | None) -> str:
     """The path of the one adapter that is meant."""
     ref = repo.reference
-    prefix = f"{ref.path}/" if ref.path else ""
-    if prefix + FILE_NAME in repo.files:
+    if (f"{ref.path}/" if ref.path else "") + FILE_NAME in repo.files:
         return ref.path
-    names = repo.names(ref.path)
-    if not names:
-        raise InputError(
-            f"{ref.text}: {ref.repo} has no directory '{ref.path}'; it holds "
-            f"{listing(repo.names(''))}"
-        )
-    paths = adapter_paths(name for name in repo.files if name.startswith(prefix))
+    paths = adapter_paths(_inside(repo))
     if not paths:
-        raise no_adapter(ref.text, names)
-    return choose(paths, wanted, ref.text)
+        raise no_adapter(ref.text, repo.names(ref.path))
+    return choose(paths, wanted, ref.text, is_base)
 
 
 def _fetch_small(repo: Repository, name: str, limit: int) -> Path:
@@ -160,6 +210,7 @@ class RemoteModel:
     commit     the commit's hash
     names      its files in the repository, one or, if it is split, all parts in order
     stem       their name, without directories, part and ending
+    nbytes     their size, as far as the hub says
 
     Raises InputError if the pattern does not mean exactly one model, HubError if the hub cannot
     be asked.
@@ -174,6 +225,7 @@ class RemoteModel:
         self.names = choose_model(there, pattern, reference.text)
         self.stem = stem_of(self.names[0]).rpartition("/")[2]
         self.commit = self._repo.snapshot.revision
+        self.nbytes = sum(self._repo.files[name] or 0 for name in self.names)
 
     def sha256(self, name: str) -> str | None:
         """What the hub says that a file's SHA-256 is, where it says so."""

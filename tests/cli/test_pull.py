@@ -138,13 +138,12 @@ def test_an_invocation_that_the_configuration_lacks(pulling: Pulling, tmp_path: 
             "none of its 8 adapters is for --intrinsic citations --model granite-5; there are ans",
         ),
         (
-            ONE,
-            "holds 2 adapters for --intrinsic answerability --model granite-4.1-3b, expected one; "
-            "choose with --technology (alora, lora): answerability/granite-4.1-3b/alora, "
-            "answerability/granite-4.1-3b/lora",
+            ONE[:2],
+            "holds 4 adapters for --intrinsic answerability, expected one; choose with --model "
+            "(granite-4.1-3b, granite-4.1-8b), --technology (alora, lora): ",
         ),
     ],
-    ids=["intrinsic", "model", "technology not given"],
+    ids=["intrinsic", "model", "model not given"],
 )
 def test_what_is_not_there(
     pulling: Pulling, files: dict[str, bytes], options: tuple[str, ...], message: str
@@ -154,6 +153,47 @@ def test_what_is_not_there(
     assert error.startswith(f"hf://{LIBRARY}: {message}")
     assert pulling.server.files_asked == []
     assert pulling.store.contents().entries == ()
+
+
+def test_model_and_technology_follow_from_the_base(
+    pulling: Pulling, both_layouts: tuple[dict[str, bytes], str], tmp_path: Path
+) -> None:
+    files, path = both_layouts
+    pulling.server.add(LIBRARY, files)
+    base = tmp_path / "granite-4.1-3b-Q8_0.gguf"
+    base.write_bytes(pulling.base.read_bytes())
+    outcome = pulling("pull", LIBRARY, "--intrinsic", "answerability", "--base", base)
+    assert outcome.status == 0, outcome
+    assert f"  from    {LIBRARY}/{path}\n" in outcome.out
+    assert outcome.out.startswith("answerability: aLoRA, ")
+    other = ("--intrinsic", "citations", "--model", "granite-4.1-8b", "--technology", "lora")
+    assert pulling("pull", LIBRARY, *other, "--base", base).out.startswith("citations: LoRA, ")
+
+
+def test_what_a_repository_holds(pulling: Pulling, files: dict[str, bytes]) -> None:
+    pulling.server.add(LIBRARY, files)
+    pulling.server.add("me/both", {"a/x.gguf": b"0" * 1500, **without(files, "citations")})
+    outcome = pulling("pull", LIBRARY, "--list")
+    assert outcome.status == 0
+    lines = outcome.out.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        [intrinsic, model, technology]
+        for intrinsic in ("answerability", "citations")
+        for model in ("granite-4.1-3b", "granite-4.1-8b")
+        for technology in ("alora", "lora")
+    ]
+    assert all(line.endswith(" kB") for line in lines)
+    assert outcome.err == (
+        f"Fetch one: alora-gguf pull hf://{LIBRARY} --intrinsic NAME --base BASE for an adapter\n"
+    )
+    found = pulling("pull", "me/both/a", "--list")
+    assert found.out == "a/x.gguf      1.5 kB\n"
+    listed = pulling("pull", "me/both", "--list", "--json").json
+    assert listed[0]["model"] == "granite-4.1-3b"
+    assert listed[-1] == {"kind": "gguf", "path": "a/x.gguf", "bytes": 1500}
+    assert pulling.server.files_asked == []
+    pulling.server.add("me/none", {"notes.txt": b"x"})
+    assert "me/none: holds no PEFT adapter" in pulling.error("pull", "me/none", "--list")
 
 
 def test_a_technology_that_is_not_there(pulling: Pulling, files: dict[str, bytes]) -> None:
@@ -194,7 +234,7 @@ def test_bases_that_are_not_there(pulling: Pulling, files: dict[str, bytes]) -> 
     assert missing.out == ""
     assert missing.err.endswith(
         "Error: give --base, the model that the adapter is for; or, for a GGUF that is stored as "
-        "it is, --file\n"
+        "it is, --file; --list shows what there is\n"
     )
 
 
