@@ -71,6 +71,14 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
         raise ag.InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def no_template(base: str | Path) -> ag.ModelError:
+    """The error for a base that has none, where none was given."""
+    return ag.ModelError(
+        f"{base}: has no chat template, so it does not say how a conversation is written; give one "
+        "with --chat-template FILE, or use a base that was tuned to chat"
+    )
+
+
 model: Final = click.option(
     "-m",
     "--model",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import click
 
 _PATIENCE = 1.0  # seconds after which a bar is shown
+_INTERVAL = 30.0  # seconds between two lines where there is no terminal
 _PARTS = 100
 
 
@@ -24,11 +26,14 @@ def hush_hub() -> None:
 
 
 class Progress:
-    """Calls with (done, total) move a bar on the terminal, once the work takes long enough."""
+    """Calls with (done, total) move a bar on the terminal, once the work takes long enough. Where
+    things are `counted`, it shows how many, and how many a second; and without a terminal a line
+    says so now and then.
+    """
 
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._start = time.monotonic()
+    def __init__(self, label: str, *, counted: bool = False) -> None:
+        self._label, self._counted = label, counted
+        self._start = self._said = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -40,11 +45,26 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Shows that `done` of `total` are done."""
+        now = time.monotonic()
+        rate = done / max(now - self._start, 1e-9)
+        if not sys.stderr.isatty():
+            if self._counted and now - self._said >= _INTERVAL:
+                self._said = now
+                left = timedelta(seconds=round((total - done) / max(rate, 1e-9)))
+                speed = f"{rate:.3g} a second, {left} left"
+                click.echo(f"{self._label}: {done} of {total}, {speed}", err=True)
+            return
         if self._bar is None:
-            if time.monotonic() - self._start < _PATIENCE or not sys.stderr.isatty():
+            if now - self._start < _PATIENCE:
                 return
-            self._bar = click.progressbar(length=total, label=self._label, file=sys.stderr)
-        self._bar.update(done - self._bar.pos)
+            self._bar = click.progressbar(
+                length=total,
+                label=self._label,
+                file=sys.stderr,
+                show_pos=self._counted,
+                item_show_func=lambda rate: f"{rate:.3g}/s" if rate and self._counted else None,
+            )
+        self._bar.update(done - self._bar.pos, rate)
 
     def fraction(self, done: float) -> None:
         """The same for a part of 1."""

@@ -48,7 +48,10 @@ _REPLY_TOKENS: Final = 512
 @click.option(
     "--reply-adapter", metavar="NAME", help="The adapter that writes the reply; needs --reply."
 )
-@click.option("--value", "values_only", is_flag=True, help="Print nothing but values.")
+@click.option("--value", "form", flag_value="value", help="Print nothing but values.")
+@click.option(
+    "--csv", "form", flag_value="csv", help="Print ids and values as CSV, a column for each."
+)
 @click.option("--jsonl", is_flag=True, help="Read each line as a conversation.")
 @click.option(
     "-o",
@@ -87,7 +90,7 @@ def command(
     temperature: float | None,
     seed: int | None,
     reply_adapter: str | None,
-    values_only: bool,
+    form: str | None,
     jsonl: bool,
     output: Path | None,
     template: Path | None,
@@ -104,7 +107,11 @@ def command(
 
     The exit status is 1 if any could not be asked, or was not answered as its contract says.
     """
-    _check(intrinsics, reply, output if values_only else None)
+    _check(intrinsics, reply, conversations)
+    if form is not None and output is not None:
+        raise click.UsageError(
+            f"--{form} leaves out what a later run knows its lines by; leave it or --output out"
+        )
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
     written = _reply_options(reply, {**sampling, "--reply-adapter": reply_adapter})
 
@@ -122,22 +129,22 @@ def command(
     as_lines = jsonl or conversations.lower().endswith(_LINES)
     entries, as_lines = read_input(data, name, intrinsics, lines=as_lines)
     with plan.tokenizer() as tokenizer:
-        if as_lines or output is not None:
-            _many(plan, tokenizer, entries, settings, output, values_only=values_only)
+        if not entries:
+            click.echo(f"{printable(name)}: holds no conversations", err=True)
+        if as_lines or output is not None or form == "csv":
+            _many(plan, tokenizer, entries, settings, output, form)
         else:
-            _one(plan, tokenizer, entries[0], settings, values_only=values_only)
+            _one(plan, tokenizer, entries[0], settings, values_only=form == "value")
 
 
-def _check(intrinsics: tuple[str, ...], reply: bool, with_values: Path | None) -> None:
+def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None:
     if not intrinsics and not reply:
-        raise click.UsageError("give --intrinsic NAME, what to ask; or --reply")
+        talk = f"; to talk with a model: alora-gguf chat {conversations}"
+        hint = talk if conversations.lower().endswith(".gguf") else ""
+        raise click.UsageError(f"give --intrinsic NAME, what to ask; or --reply{hint}")
     twice = next((name for i, name in enumerate(intrinsics) if name in intrinsics[:i]), None)
     if twice is not None:
         raise click.UsageError(f"--intrinsic {twice} is given twice")
-    if with_values is not None:
-        raise click.UsageError(
-            "--value leaves out what a later run knows its lines by; leave it or --output out"
-        )
 
 
 def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | None:
@@ -205,16 +212,18 @@ def _many(
     entries: Sequence[Entry],
     settings: Settings,
     path: Path | None,
-    *,
-    values_only: bool,
+    form: str | None,
 ) -> None:
-    from .output import AppendedFile, InOrder, Lines
+    from .output import AppendedFile, InOrder, Lines, Rows, as_value
     from .work import answer_all
 
     setting = plan.setting(tokenizer)
     output = InOrder(_stdout()) if path is None else AppendedFile(path)
-    with contextlib.closing(output), Progress("Asking") as progress:
-        lines = Lines(entries, setting, output, values_only=values_only, progress=progress)
+    with contextlib.closing(output), Progress("Asking", counted=True) as progress:
+        say = {None: None, "value": as_value, "csv": Rows(plan.asked)}[form]
+        if isinstance(say, Rows):
+            _stdout().write(say.head)
+        lines = Lines(entries, setting, output, progress=progress, say=say)
         if skipped := len(entries) - len(lines.todo):
             there = printable(str(path))
             click.echo(f"{skipped} of {len(entries)} are in {there} already", err=True)

@@ -90,6 +90,7 @@ def _entry(number: int, where: str, data: bytes, intrinsics: Sequence[str]) -> E
         value = _parse(data)
         if isinstance(value, dict) and "id" in value:
             echo = {"id": value["id"]}
+        _check_text(value)
         conversation = _conversation(value, intrinsics)
     except ag.InputError as error:
         return Entry(number, where, digest, echo, problem=str(error))
@@ -106,18 +107,24 @@ def _parse(data: bytes) -> Any:
         raise ag.InputError(f"is not UTF-8 (at byte {error.start})") from None
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(value, allow_nan=False)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         where = f"{line}column {error.colno}"
         raise ag.InputError(f"is not JSON: {error.msg} ({where})") from None
-    except UnicodeEncodeError:
-        raise ag.InputError("holds half of a surrogate pair, which is not text") from None
     except RecursionError:
         raise ag.InputError("is nested too deeply") from None
     except ValueError as error:  # of ours, or numbers that cannot be held
         raise ag.InputError(f"is not JSON that can be used: {error}") from None
     return value
+
+
+def _check_text(value: Any) -> None:
+    """Raises InputError for JSON that says what is not text."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ag.InputError("holds half of a surrogate pair, which is not text") from None
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

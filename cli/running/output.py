@@ -6,7 +6,9 @@ A line begins with the hash of what was asked, so that a later run knows its own
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -29,6 +31,43 @@ _LINE: Final = re.compile(rb'\{"asked": "([0-9a-f]{32})", "line": ([0-9]+), .*\}
 def as_line(value: Any) -> bytes:
     """A value as JSON in ASCII on one line."""
     return (json.dumps(value, allow_nan=False) + "\n").encode()
+
+
+Say = Callable[[Entry, "Answer | None"], bytes]
+"""How a line says what came of a conversation."""
+
+
+def as_value(_: Entry, answer: Answer | None) -> bytes:
+    """Nothing but the value."""
+    return as_line(None if answer is None else answer.value())
+
+
+class Rows:
+    """Rows of CSV: the id, or else the line's number, and a value for each of what was `asked`; of
+    a value that is an object with one field, that field. What there is not, is empty.
+    """
+
+    def __init__(self, asked: Sequence[str]) -> None:
+        self._asked = asked
+        self.head = _row(["id", *asked])
+
+    def __call__(self, entry: Entry, answer: Answer | None) -> bytes:
+        """A row."""
+        values = {} if answer is None else answer.values()
+        own = entry.echo.get("id", entry.line)
+        return _row([_flat(own), *(_flat(values.get(name)) for name in self._asked)])
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    return json.dumps(value) if isinstance(value, (dict, list, bool)) else value
+
+
+def _row(cells: Sequence[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", "replace")
 
 
 class InOrder:
@@ -168,11 +207,13 @@ class Lines:
         setting: str,
         output: InOrder | AppendedFile,
         *,
-        values_only: bool,
         progress: Callable[[int, int], None],
+        say: Say | None = None,
     ) -> None:
-        """`setting` is what is asked of every entry, as Plan.setting() says it."""
-        self._output, self._progress, self._values_only = output, progress, values_only
+        """`setting` is what is asked of every entry, as Plan.setting() says it; `say` writes lines
+        otherwise than in full.
+        """
+        self._output, self._progress, self._say = output, progress, say
         self._file = output if isinstance(output, AppendedFile) else None
         asked = ((entry.line, f"{setting}\n{entry.digest}") for entry in entries)
         self._asked = {n: hashlib.sha256(text.encode()).hexdigest()[:32] for n, text in asked}
@@ -195,10 +236,11 @@ class Lines:
         asked = self._asked[entry.line]
         if self._file is not None and (asked, entry.line, problem) in self._file.failed:
             return  # it says so already
-        said = {"error": problem} if answer is None else answer.to_dict()
-        line = as_line({"asked": asked, "line": entry.line, **entry.echo, **said})
-        if self._values_only:
-            line = as_line(None if answer is None else answer.value())
+        if self._say is not None:
+            line = self._say(entry, answer)
+        else:
+            said = {"error": problem} if answer is None else answer.to_dict()
+            line = as_line({"asked": asked, "line": entry.line, **entry.echo, **said})
         self._output.write(self._numbers[entry.line], line)
 
     def _still_to_ask(self, entries: Sequence[Entry]) -> list[Entry]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from alora_gguf.cli.options import named_path
+from alora_gguf.cli.options import named_path, no_template
 
 import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
@@ -78,7 +78,9 @@ class Plan:
         }
         model = base_path() if base is None else store.resolve(base, "base")
         files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
-        found = {name: ag.load_contract(beside.get(name, files[name])) for name in intrinsics}
+        if template is None and ag.BaseFile.read(model).chat_template is None:
+            raise no_template(model)
+        found = {name: _loaded(name, beside.get(name, files[name])) for name in intrinsics}
         return cls(model, paths, files, found, reply, template)
 
     def calls(self, conversation: Conversation) -> list[ag.IntrinsicCall]:
@@ -86,6 +88,11 @@ class Plan:
         return [
             ag.IntrinsicCall(name, conversation.arguments.get(name, {})) for name in self.contracts
         ]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What an answer has a value for: intrinsics, or the reply if there are none."""
+        return tuple(self.contracts) or ("reply",)
 
     @property
     def reader(self) -> str | None:
@@ -132,6 +139,16 @@ def _of_demo(name: str) -> Path:
             "base give -m, and its adapters with -a"
         )
     return adapter_path(name)
+
+
+def _loaded(name: str, source: str | Path | ag.AdapterFile) -> ag.Contract:
+    if isinstance(source, ag.AdapterFile) and source.io_yaml is None:
+        raise ag.ContractError(
+            f"{source.path}: holds no contract (alora.io_yaml), which says how '{name}' is asked; "
+            f"give one with --contract {name}=io.yaml, or convert the adapter again with its "
+            "io.yaml beside it"
+        )
+    return ag.load_contract(source)
 
 
 def _contract(text: str) -> tuple[str, str]:

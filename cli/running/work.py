@@ -84,10 +84,14 @@ class Answer:
         """The value of a single intrinsic, those of several by name (null where there is none), or
         the reply's text where none was asked.
         """
-        values = {each.name: None if each.error else each.value for each in self.results}
-        if not values:
-            return None if self.reply is None else self.reply["text"]
-        return values if len(values) > 1 else next(iter(values.values()))
+        values = self.values()
+        return values if len(values) > 1 else next(iter(values.values()), None)
+
+    def values(self) -> dict[str, Any]:
+        """Of each intrinsic, or of the reply where none was asked; None where there is no value."""
+        if not self.results and self.reply is not None:
+            return {"reply": self.reply["text"]}
+        return {each.name: None if each.error else each.value for each in self.results}
 
     def problems(self) -> list[str]:
         """What is wrong with results, one sentence each."""
@@ -178,15 +182,18 @@ def _sized(
                 if limit is None or size.least <= limit:
                     yield Task(entry, said, size)
                     continue
-                problem = _too_long(size, limit, given=settings.n_ctx is not None)
+                problem = _too_long(size, limit, tokenizer.n_ctx_train)
         deliver(entry, None, _shortened(problem))
 
 
-def _too_long(size: ag.ChatSize, limit: int, *, given: bool) -> str:
-    whose = "as --n-ctx says" if given else "for which the model was trained"
+def _too_long(size: ag.ChatSize, limit: int, trained: int | None) -> str:
+    whose = "for which the model was trained" if limit == trained else "as --n-ctx says"
+    way_out = f"--n-ctx {_rounded(size.least)} makes room"
+    if trained is not None and size.least > trained:
+        way_out = f"shorten it: {way_out}, but the model was not trained for so many"
     return (
         f"is too long: its {len(size.tokens)} tokens and what is asked need {size.least} cells, "
-        f"and the cache has {limit}, {whose}; --n-ctx {_rounded(size.least)} makes room"
+        f"and the cache has {limit}, {whose}; {way_out}"
     )
 
 

@@ -164,7 +164,8 @@ def test_a_conversation_that_is_too_long(run: Runner) -> None:
     given = talk("x", ["The cafe opens. " * 600])
     assert run("--intrinsic", "jailbreak", given=given).error == (
         "stdin: is too long: its 2413 tokens and what is asked need 2440 cells, and the cache has "
-        "2048, for which the model was trained; --n-ctx 2560 makes room"
+        "2048, for which the model was trained; shorten it: --n-ctx 2560 makes room, but the model "
+        "was not trained for so many"
     )
     assert run("--intrinsic", "jailbreak", "--n-ctx", "64", given=talk("x" * 64)).error == (
         "stdin: is too long: its 106 tokens and what is asked need 133 cells, and the cache has "
@@ -209,7 +210,8 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
     assert error(*here, "-a", f"sure={none}", *asked).startswith(missing)
     assert tiny.base.name in error(*here, "-a", f"sure={tiny.base}", *asked)
     assert error(*here, "-a", f"sure={tiny.alora}", *asked).startswith(
-        f"{tiny.alora}: holds no contract"
+        f"{tiny.alora}: holds no contract (alora.io_yaml), which says how 'sure' is asked; give "
+        "one with --contract sure=io.yaml, or convert the adapter again"
     )
     assert error(*tiny.options[:4], "--contract", f"sure={none.with_suffix('.yaml')}", *asked) == (
         f"{tmp_path / 'none.yaml'}: there is no such file, expected a contract's file; check "
@@ -222,7 +224,7 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
     bare = tiny_base.write_base(tmp_path / "bare.gguf")
     assert error("-m", bare, "--reply") == (
         f"{bare}: has no chat template, so it does not say how a conversation is written; give "
-        "one, or use a base that was tuned to chat"
+        "one with --chat-template FILE, or use a base that was tuned to chat"
     )
     for text in ("=a", "a="):
         assert error("-m", bare, "--intrinsic", "a", "-a", text) == (
