@@ -15,7 +15,9 @@ from typing import Literal
 
 from alora_gguf import AloraError, CancelledError, CancelToken, Chat, Model, SavedSessionError
 
-Kind = Literal["loading", "ready", "reading", "piece", "verdict", "done", "stopped", "failed"]
+Kind = Literal[
+    "loading", "ready", "reading", "piece", "verdict", "done", "stopped", "failed", "ended"
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Event:
     done              the turn is over
     stopped           it ended because of stop()
     failed            it ended because of an error, `text`
+    ended             there is no model (any more), `text` says why; nothing that is said is heard
     """
 
     kind: Kind
@@ -85,25 +88,29 @@ class Assistant:
                 progress=lambda fraction: self._tell("loading", fraction=fraction),
                 cancel=self._loading,
             ) as model:
-                chat = self._open(model)
+                chat, problem = self._open(model)
                 self._tell("ready", "\n".join(f"{m.role}: {m.content}" for m in chat.messages))
+                if problem:
+                    self._tell("failed", problem)
                 while said := self._said.get():
                     self._tell(*self._take_turn(chat, *said))
         except CancelledError:
-            self._tell("stopped")
+            self._tell("ended", "Loading was stopped.")
         except AloraError as error:  # its text says what to do
-            self._tell("failed", str(error))
+            self._tell("ended", str(error))
         except BaseException as error:  # a bug; the window should not wait for ever
-            self._tell("failed", repr(error))
+            self._tell("ended", repr(error))
             raise
 
-    def _open(self, model: Model) -> Chat:
+    def _open(self, model: Model) -> tuple[Chat, str]:
+        """The conversation, and what kept the saved one from going on."""
+        problem = ""
         if self._saved.is_file():
             try:
-                return model.restore(self._saved)  # nothing is read again
+                return model.restore(self._saved), ""  # nothing is read again
             except SavedSessionError as error:  # damaged, or of another base: start over
-                self._tell("failed", str(error))
-        return model.chat(documents=self._documents)
+                problem = str(error)
+        return model.chat(documents=self._documents), problem
 
     def _take_turn(self, chat: Chat, text: str, cancel: CancelToken) -> tuple[Kind, str]:
         try:

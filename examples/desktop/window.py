@@ -51,6 +51,9 @@ class Window:
             self._write(event.text)
         elif event.kind == "verdict":
             self._write(f"\n    {event.text}")
+        elif event.kind == "ended":  # for good: the entry stays shut
+            self._status.configure(text=event.text)
+            self._entry.configure(state="disabled")
         else:  # ready, done, stopped, failed: the user's turn
             self._write(f"{event.text}\n" if event.kind == "ready" else "\n")
             self._status.configure(text=event.text if event.kind == "failed" else "")

@@ -90,14 +90,16 @@ def test_the_next_run_goes_on_where_this_one_ended(running: Running) -> None:
 
 def test_a_damaged_file_is_said_and_not_fatal(running: Running, tmp_path: Path) -> None:
     (tmp_path / "talk.alora").write_bytes(b"nonsense")
-    events = until(running.start(), "ready")
-    (failed,) = (event for event in events if event.kind == "failed")
-    assert "talk.alora" in failed.text
+    assistant = running.start()
+    assert {event.kind for event in until(assistant, "ready")} == {"loading", "ready"}
+    assert "talk.alora" in until(assistant, "failed")[-1].text
+    assistant.say("When does the Bomel library open?")
+    assert until(assistant, "done", "failed")[-1].kind == "done"
 
 
 def test_a_base_that_is_missing_is_said(running: Running, tmp_path: Path) -> None:
     assistant = running.start(tmp_path / "no.gguf")
-    assert "no.gguf" in until(assistant, "failed")[-1].text
+    assert "no.gguf" in until(assistant, "ended")[-1].text
 
 
 def test_quit_while_loading(running: Running) -> None:
@@ -190,6 +192,21 @@ def test_the_window_shows_what_happens(tmp_path: Path, monkeypatch: pytest.Monke
     (root,) = made["Tk"]
     assert root.destroyed
     assert (tmp_path / "talk.alora").is_file()
+
+
+def test_the_window_stays_shut_without_a_model(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said would be heard by nobody."""
+    made.clear()
+    for name in ("Tk", "Text", "Entry", "Button", "Label"):
+        monkeypatch.setattr(tkinter, name, type(name, (Widget,), {}))
+    shown = window.Window(tkinter.Tk(), running.start(tmp_path / "no.gguf"))
+    end = time.monotonic() + 60
+    while "no.gguf" not in made["Label"][0].options["text"]:
+        assert time.monotonic() < end
+        shown._look()
+    assert made["Entry"][0].options["state"] == "disabled"
 
 
 def test_the_window_opens_where_there_is_a_screen(tmp_path: Path, running: Running) -> None:
