@@ -144,8 +144,8 @@ if not TYPE_CHECKING:  # or every name would be there
 
 
 def __dir__() -> list[str]:
-    own = {name for name in globals() if name.startswith("__")}
-    return sorted({*own, *__all__, *_LOAD_THE_LIBRARY, "demo", "errors"})
+    own = {name for name in globals() if name.startswith("__") or name in _LOAD_THE_LIBRARY}
+    return sorted({*own, *__all__, "demo", "errors"})
 
 
 def _unavailable(name: str, error: Exception) -> type:
