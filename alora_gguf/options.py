@@ -316,18 +316,25 @@ class IntrinsicCall:
     """An intrinsic to ask: the name of its adapter, and `arguments` for its contract's instruction.
 
     It is asked about the first `upto` messages (None: all), so that what judges a question can be
-    asked when it was answered. `max_tokens`, `sampling`, `stop` and `scale` are GenerateOptions';
-    the first three are the contract's unless given, what the answer looks like always is.
+    asked when it was answered. `alias` tells it from other calls of the same intrinsic.
+    `max_tokens`, `sampling`, `stop` and `scale` are GenerateOptions'; the first three are the
+    contract's unless given, what the answer looks like always is.
     """
 
     name: str
     arguments: Mapping[str, str] = field(default_factory=FrozenDict)
     _: KW_ONLY
     upto: Annotated[int, Within(0)] | None = None
+    alias: str | None = None
     max_tokens: Count | None = None
     sampling: Sampling | None = None
     stop: str | Sequence[str] | None = None
     scale: Scale = 1.0
+
+    @property
+    def label(self) -> str:
+        """What to call it: its alias, or else the intrinsic's name."""
+        return self.name if self.alias is None else self.alias
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", FrozenDict(self.arguments))
@@ -372,6 +379,7 @@ class CallFields(SamplingFields, total=False):
     stop: str | Sequence[str]
     scale: float
     upto: int | None
+    alias: str | None
 
 
 def changed(

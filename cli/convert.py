@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import options
 from .progress import Progress, hush_hub
 from .render import printable
 
@@ -60,6 +61,8 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
     callback=_ids,
     help="The same as token ids, such as 27,91,3.",
 )
+@options.contract
+@options.no_contract
 @click.option("--intrinsic", metavar="NAME", help="Which adapter, if SOURCE has several.")
 @click.option("--model", metavar="NAME", help="For which base, if SOURCE has several.")
 @click.option(
@@ -74,6 +77,8 @@ def command(
     base: str,
     invocation: str | None,
     invocation_tokens: list[int] | None,
+    contract: Path | None,
+    no_contract: bool,
     intrinsic: str | None,
     model: str | None,
     technology: str | None,
@@ -102,6 +107,7 @@ def command(
             base,
             pick=Pick(intrinsic, model, technology),
             invocation=invocation if invocation is not None else invocation_tokens,
+            contract=options.given_contract(contract, no_contract),
             progress=progress,
             **converted,
         )
@@ -124,6 +130,9 @@ def _print(report: ConversionReport) -> None:
         ids = ", ".join(map(str, report.invocation))
         text = "" if report.invocation_text is None else f"{json.dumps(report.invocation_text)} = "
         rows.insert(1, ("invocation", text + ids))
+    held = report.contract
+    told = "none: no io.yaml" if held is None else printable(str(held))
+    rows.append(("contract", told))
     size = f"{report.nbytes / 1e6:.2f} MB {report.outtype} in {report.seconds:.2f} s"
     click.echo(f"{report.out}: {size}" + ("" if report.written else " (dry run: not written)"))
     for label, text in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -62,6 +63,23 @@ def named_path(text: str) -> tuple[str, str]:
     return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
+def named_contract(text: str) -> tuple[str, ag.Contract]:
+    """The adapter's name and the contract that NAME=PATH says. Raises InputError, ContractError,
+    MissingFileError.
+    """
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise ag.InputError(f"'{text}': expected NAME=PATH, an adapter's name and an io.yaml")
+    return name, ag.load_contract(os.path.expanduser(path))  # noqa: PTH111 - leaves what it cannot
+
+
+def given_contract(file: Path | None, without: bool) -> Path | bool:
+    """What --contract and --no-contract say to the converter."""
+    if file is not None and without:
+        raise click.UsageError("give --contract or --no-contract, not both")
+    return not without if file is None else file
+
+
 def read_bytes(path: Path, limit: int = -1) -> bytes:
     """A file's bytes, or its first ones. Raises InputError."""
     try:
@@ -95,6 +113,22 @@ adapters: Final = click.option(
     multiple=True,
     shell_complete=store_names("adapter"),
     help="An adapter; also a path alone, or a name in the store. Repeatable.",
+)
+contracts: Final = click.option(
+    "--contract",
+    "contracts",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="The io.yaml of an adapter that has none, or another one than it has. Repeatable.",
+)
+contract: Final = click.option(
+    "--contract",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The io.yaml to put into the GGUF, in place of the one beside the adapter.",
+)
+no_contract: Final = click.option(
+    "--no-contract", is_flag=True, help="Put no io.yaml into the GGUF."
 )
 template: Final = click.option(
     "--chat-template",

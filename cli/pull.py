@@ -14,6 +14,7 @@ import click
 
 import alora_gguf as ag
 
+from . import options
 from .inspect import contract_problems
 from .progress import Progress, hush_hub
 from .render import aligned, printable, size_text
@@ -63,6 +64,8 @@ _LARGE: Final = 100 << 20  # bytes, of which one wants to know before they come
     metavar="TEXT",
     help="The text that switches an aLoRA on, if adapter_config.json lacks it.",
 )
+@options.contract
+@options.no_contract
 @click.option("--name", help="What to call it; the intrinsic's or the file's name by default.")
 @click.option("--force", is_flag=True, help="Replace what the store has under that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was stored as JSON.")
@@ -77,6 +80,8 @@ def command(
     pattern: str | None,
     outtype: str,
     invocation: str | None,
+    contract: Path | None,
+    no_contract: bool,
     name: str | None,
     force: bool,
     as_json: bool,
@@ -101,8 +106,11 @@ def command(
     if reference.path.lower().endswith(".gguf") and pattern is None:
         pattern = reference.path
     if pattern is not None:
-        given = {"--intrinsic": intrinsic, "--model": model, "--technology": technology}
-        given |= {"--base": base, "--invocation": invocation}
+        given: dict[str, object] = {
+            "--intrinsic": intrinsic, "--model": model, "--technology": technology, "--base": base,
+            "--invocation": invocation, "--contract": contract,
+            "--no-contract": no_contract or None,
+        }  # fmt: skip
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(
@@ -125,6 +133,7 @@ def command(
                 pick=pick,
                 outtype=outtype,
                 invocation=invocation,
+                contract=options.given_contract(contract, no_contract),
                 progress=progress,
             )
             name = store.name_from(found.name) if name is None else name

@@ -97,9 +97,10 @@ def shortened(line: str, width: int) -> str:
 
     if cell_len(line) <= width:
         return line
-    while line and cell_len(line) > width - 1:
-        line = line[:-1]
-    return f"{line.rstrip()}…"
+    end, room = 0, width - 1
+    while end < len(line) and (room := room - cell_len(line[end])) >= 0:
+        end += 1
+    return f"{line[:end].rstrip()}…"
 
 
 def wrapped(

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf._calls import checked
-from alora_gguf.errors import ConvertError, InputError, UnsupportedAdapterError
+from alora_gguf.errors import ContractError, ConvertError, InputError, UnsupportedAdapterError
 from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
@@ -45,6 +45,7 @@ class ConversionReport:
     nbytes        the size of the file
     source_sha256 of the adapter's weights
     warnings      what the user should know, one sentence each
+    contract      the io.yaml that is in it, None if it has none
     """
 
     out: Path
@@ -63,10 +64,12 @@ class ConversionReport:
     seconds: float
     source_sha256: str
     warnings: tuple[str, ...]
+    contract: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
-        return {**asdict(self), "out": str(self.out)}
+        contract = None if self.contract is None else str(self.contract)
+        return {**asdict(self), "out": str(self.out), "contract": contract}
 
 
 @checked
@@ -79,6 +82,7 @@ def convert_adapter(
     outtype: str = "f16",
     name: str | None = None,
     invocation: str | Sequence[int] | None = None,
+    contract: str | Path | bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -95,20 +99,23 @@ def convert_adapter(
     outtype     "f16", "bf16", "f32", where each value is rounded once, or "q8_0"
     name        general.name; the intrinsic's or the directory's name by default
     invocation  an aLoRA's invocation, as text or as token ids, where its configuration lacks it
+    contract    whether the io.yaml beside the adapter goes into it; or another one, or a directory
+                that has one
     overwrite   whether an existing `out` may be replaced
     dry_run     does everything but write
     progress    called with the bytes done and the bytes in all
 
-    Raises InputError for unusable arguments, FileFormatError for damaged files,
-    UnsupportedAdapterError for what would not convert exactly, AdapterMismatchError for another
-    base, ConvertError for values that do not fit and for a file system or network that refuses.
+    Raises InputError for unusable arguments, FileFormatError for damaged files, ContractError for
+    a contract that cannot be read, UnsupportedAdapterError for what would not convert exactly,
+    AdapterMismatchError for another base, ConvertError for values that do not fit and for a file
+    system or network that refuses.
     """
     start = time.perf_counter()
     if outtype not in OUTTYPES:
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
         _check_out(Path(out), overwrite=overwrite)
-    found = find_source(source, pick, base)
+    found = _with_contract(find_source(source, pick, base), contract)
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
         _check_out(target, overwrite=overwrite)
@@ -135,7 +142,6 @@ def convert_adapter(
         else:
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
     remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
-    remarks.append(_remark(found))
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(
         out=target,
@@ -154,6 +160,7 @@ def convert_adapter(
         seconds=time.perf_counter() - start,
         source_sha256=digest,
         warnings=tuple(filter(None, remarks)),
+        contract=found.io_yaml,
     )
 
 
@@ -169,14 +176,24 @@ def _check_growth(tensors: Sequence[OutTensor], weights: Path) -> None:
         )
 
 
-def _remark(found: Source) -> str | None:
-    """What is wrong with the adapter's contract, which is in the GGUF as it is."""
-    path = found.io_yaml
+def _with_contract(found: Source, wanted: str | Path | bool) -> Source:
+    """The adapter with the contract that is wanted. Raises ContractError, MissingFileError."""
+    if wanted is False:
+        return replace(found, io_yaml=None)
+    path = found.io_yaml if wanted is True else Path(wanted)
     if path is None:
-        return None
-    from alora_gguf.intrinsics.contract import Contract, contract_problem  # imports PyYAML
+        return found
+    from alora_gguf.intrinsics.contract import Contract, file_in  # imports PyYAML
 
-    return contract_problem(Contract.parse, path.read_bytes(), str(path))
+    path = file_in(path)
+    try:
+        Contract.read(path)
+    except ContractError as error:
+        raise ContractError(
+            f"{error}. It would go into the GGUF: correct it, or convert with another contract "
+            "(--contract FILE) or without one (--no-contract)"
+        ) from error
+    return replace(found, io_yaml=path)
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

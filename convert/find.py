@@ -75,6 +75,11 @@ def _check_directory(directory: Path) -> Path:
             f"{directory}: there is no such directory; give a PEFT adapter's directory, or {FORM}",
             directory,
         )
+    if directory.suffix.lower() == ".gguf" and not stat.S_ISDIR(mode):
+        raise InputError(
+            f"{directory}: is a GGUF, and needs no conversion; give the PEFT adapter's directory, "
+            "and the model that it was trained on as the base (--base)"
+        )
     if not stat.S_ISDIR(mode):
         known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
         raise InputError(

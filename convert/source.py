@@ -22,7 +22,7 @@ from .snapshot import Snapshot, find_configs
 WEIGHTS: Final = "adapter_model.safetensors"
 PICKLE: Final = "adapter_model.bin"
 _MLX: Final = "adapters.safetensors"
-IO_YAML: Final = "io.yaml"
+IO_YAML: Final = ("io.yaml", "io.yml")
 CONFIG: Final = "config.json"  # of a base
 README: Final = "README.md"
 MAX_TEXT: Final = 1 << 20  # bytes of an io.yaml, and of a README that are looked at
@@ -115,8 +115,9 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
 def contracts(path: str) -> list[str]:
     """Where a library may keep the io.yaml of the adapter at `path`, the likeliest place first."""
     layout = layout_of(path)
-    beside = f"{path}/{IO_YAML}" if path else IO_YAML
-    return [beside, f"io_configs/{layout.intrinsic}/{IO_YAML}"] if layout else [beside]
+    folders = [f"{path}/" if path else ""]
+    folders += [f"io_configs/{layout.intrinsic}/"] if layout else []
+    return [f"{folder}{name}" for folder in folders for name in IO_YAML]
 
 
 def readmes(path: str) -> list[str]:

@@ -108,6 +108,7 @@ class IntrinsicResult:
     finish_reason  "stop", or "length" if the reply was cut off
     timings        how many tokens were reused, read and sampled, and why not more were reused
     error          what is wrong with the reply, None if the contract's rules made a value of it
+    alias          of the call, if it had one
     """
 
     name: str
@@ -117,6 +118,12 @@ class IntrinsicResult:
     timings: Timings
     error: OutputError | None
     _value: Any = field(repr=False)
+    alias: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it: the call's alias, or else the intrinsic's name."""
+        return self.name if self.alias is None else self.alias
 
     @property
     def value(self) -> Any:
@@ -351,6 +358,7 @@ class Question:
             ),
             error=error,
             _value=value,
+            alias=self.call.alias,
         )
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -107,14 +108,7 @@ class Contract:
 
         Raises MissingFileError if there is none, ContractError if it is malformed.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / IO_YAML
-            if not file.exists():
-                raise MissingFileError(
-                    f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
-                    "<library>/<intrinsic>/<model>/alora, or the file itself"
-                )
+        file = file_in(Path(path))
         data = read_small(file, MAX_BYTES, what="contract's file", error=ContractError)
         return cls.parse(data, str(file))
 
@@ -129,6 +123,34 @@ class Contract:
     def instruction_fields(self) -> tuple[str, ...]:
         """The names of the instruction's fields."""
         return fields_of(self.instruction or "")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments that a call has to give: fields that do not fill themselves
+        in.
+        """
+        return tuple(name for name in self.instruction_fields if name != "last_message")
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Raises InputError where `arguments` are not those that a call has to give."""
+        wanted = self.arguments
+        unknown = sorted(str(name) for name in arguments if name not in wanted)
+        missing = [name for name in wanted if name not in arguments]
+        other = [name for name, value in arguments.items() if not isinstance(value, str)]
+        if unknown:
+            near = get_close_matches(unknown[0], wanted, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            known = ", ".join(wanted) or "none"
+            problem = f"unknown argument {', '.join(unknown)}{hint}; the instruction takes {known}"
+        elif missing:
+            given = ", ".join(sorted(arguments)) or "none"
+            problem = f"the instruction needs the argument {', '.join(missing)}; given: {given}"
+        elif other:
+            kind = type(arguments[other[0]]).__name__
+            problem = f"the argument {other[0]} is {kind}, expected a string"
+        else:
+            return
+        raise InputError(f"{self.source}: {problem}")
 
     @property
     def needs_logprobs(self) -> bool:
@@ -199,6 +221,19 @@ def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
     return _embedded(header.string(_KEY) if _KEY in header.metadata else None, header.name)
 
 
+def file_in(path: Path) -> Path:
+    """The contract's file in a directory, or that which `path` is. Raises MissingFileError."""
+    if not path.is_dir():
+        return path
+    for name in (IO_YAML, "io.yml"):
+        if (path / name).exists():
+            return path / name
+    raise MissingFileError(
+        f"{path}: has no {IO_YAML}; give an adapter's own directory, such as "
+        "<library>/<intrinsic>/<model>/alora, or the file itself"
+    )
+
+
 def _embedded(text: str | None, file: str) -> Contract:
     if text is None:
         raise ContractError(
@@ -262,7 +297,7 @@ def rewrite(
     needed, and if sentences must be numbered but nltk is not installed.
     """
     arguments = {} if arguments is None else arguments
-    _check_arguments(contract, arguments)
+    contract.check_arguments(arguments)
     boundaries = contract.sentence_boundaries or {}
     if not messages and LAST_MESSAGE in boundaries:
         raise _no_message(contract, "this intrinsic numbers the sentences of the last message")
@@ -313,25 +348,6 @@ def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
         return [Message("user", json.dumps([document.fields() for document in documents]))]
     shown = "\n\n".join(f"[Document {doc.doc_id}]\n{doc.text}" for doc in documents)
     return [Message("user", f"You have access to the following documents:\n\n{shown}")]
-
-
-def _check_arguments(contract: Contract, arguments: Mapping[str, Any]) -> None:
-    wanted = [name for name in contract.instruction_fields if name != "last_message"]
-    missing = [name for name in wanted if name not in arguments]
-    unknown = sorted(str(name) for name in arguments if name not in wanted)
-    other = [name for name, value in arguments.items() if not isinstance(value, str)]
-    if missing:
-        given = ", ".join(sorted(map(str, arguments))) or "none"
-        problem = f"the instruction needs the argument {', '.join(missing)}; given: {given}"
-    elif unknown:
-        known = ", ".join(wanted) or "none"
-        problem = f"unknown argument {', '.join(unknown)}; the instruction takes {known}"
-    elif other:
-        kind = type(arguments[other[0]]).__name__
-        problem = f"the argument {other[0]} is {kind}, expected a string"
-    else:
-        return
-    raise InputError(f"{contract.source}: {problem}")
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def verify(
     )
     return replace(
         found,
-        failures=tuple(failures(found, *wrong)),
-        warnings=(*(how for _, how in base_file.departures), *warnings(found), *filter(None, said)),
+        failures=(*failures(found, *wrong), *filter(None, said)),
+        warnings=(*(how for _, how in base_file.departures), *warnings(found)),
     )
 
 

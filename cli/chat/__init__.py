@@ -30,12 +30,19 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @options.model
 @options.adapters
+@options.contracts
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option(
     "--doc", "docs", metavar="FILE", multiple=True, type=_PATH, help="A text to talk about. "
     "Repeatable.",
 )  # fmt: skip
-@click.option("--watch", metavar="NAMES", help="Intrinsics to ask at every turn, as by /watch.")
+@click.option(
+    "-w",
+    "--watch",
+    metavar="NAMES",
+    multiple=True,
+    help="Intrinsics to ask at every turn, as by /watch. Repeatable.",
+)
 @click.option(
     "-p",
     "--prompt",
@@ -115,7 +122,7 @@ def _run(given: Given) -> bool:
             view.note(told)
         loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
-            loop.commands.watch(given.watch)
+            loop.commands.watch(" ".join(given.watch))
         if given.prompt is not None:
             loop.say(whole(_prompt(given.prompt)))
             return not view.failed
@@ -186,11 +193,17 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
     """What can stand behind a command, and what it is; behind none, the commands."""
     from .arguments import SETTINGS, shown_setting
     from .commands import COMMANDS
+    from .talk import intrinsics_of
 
     adapters = dict.fromkeys(talk.model.adapters, "adapter")
+    asked = intrinsics_of(talk.model)
+    calls = [
+        f"{name}({asked[name].arguments[0]}=" if name in asked and asked[name].arguments else name
+        for name in adapters
+    ]
     words = {
         "": {**{name: each.help for name, each in COMMANDS.items()}, **adapters},
-        "watch": {**adapters, "off": "ask nothing"},
+        "watch": {**dict.fromkeys(calls, "adapter"), "off": "ask nothing"},
         "unload": adapters,
         "set": {name: shown_setting(talk.options, name) for name in SETTINGS},
         "doc": {"off": "drop all documents"},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from alora_gguf.cli.adapters import adapter_file
+from alora_gguf.cli.calls import NOT_IN_NAMES
 from alora_gguf.cli.options import named_path, read_bytes
 from alora_gguf.cli.render import size_text
 
@@ -24,19 +24,19 @@ SAMPLING: Final = (
 SETTINGS: Final = (*SAMPLING, "max_tokens", "adapter")
 _INTEGERS: Final = ("top_k", "seed", "max_tokens")
 _NONE: Final = ("", "off", "none")
-_NOT_IN_NAMES: Final = re.compile(r"[\s@<>!=]")
 
 
-def split_adapter(text: str, commands: Sequence[str]) -> tuple[str, Path]:
-    """NAME=PATH, a path (named after its file), or a name in the store. A name can be typed behind
-    a slash and is none of the `commands`. Raises InputError.
+def split_adapter(text: str, commands: Sequence[str], base: Path) -> tuple[str, Path]:
+    """NAME=PATH, a path (named after its file), or a name in the store; the file is one for `base`.
+    A name can be typed behind a slash and is none of the `commands`. Raises InputError, and what
+    adapter_file() does.
     """
     name, path = named_path(text)
-    if _NOT_IN_NAMES.search(name) or not name.isprintable():
+    if NOT_IN_NAMES.search(name) or not name.isprintable():
         raise ag.InputError(f"'{name}': cannot be typed as /NAME; give it another one: NAME={path}")
     if name in commands:
         raise ag.InputError(f"'{name}': is a command's name; give it another one: NAME={path}")
-    return name, ag.Store().resolve(_checked_path(path), "adapter")
+    return name, adapter_file(_checked_path(path), base)
 
 
 def file_path(text: str) -> Path:
@@ -76,31 +76,6 @@ def read_text(path: Path) -> str:
 def read_document(path: Path, number: int) -> ag.Document:
     """A text file as a document. Raises InputError for what is none."""
     return ag.Document(read_text(path).strip(), title=path.name, doc_id=str(number))
-
-
-def call_arguments(name: str, rest: str, wanted: Sequence[str]) -> dict[str, str]:
-    """`key=value …`, or the text itself where one argument is wanted."""
-    if not rest:
-        return {}
-    if len(wanted) == 1 and not rest.startswith(f"{wanted[0]}="):
-        return {wanted[0]: rest}
-    try:
-        words = shlex.split(rest)
-    except ValueError as error:
-        raise ag.InputError(f"'{rest}': {error}") from None
-    arguments = {}
-    for part in words:
-        key, equals, value = part.partition("=")
-        if not equals:
-            known = " ".join(f"{each}=…" for each in wanted) or "no arguments"
-            raise ag.InputError(f"/{name}: '{part}' is not an argument; it takes {known}")
-        arguments[key] = value
-    return arguments
-
-
-def wanted_arguments(model: ag.Model, name: str) -> list[str]:
-    """The arguments that an intrinsic cannot be asked without."""
-    return [each for each in model.contract(name).instruction_fields if each != "last_message"]
 
 
 def changed_options(

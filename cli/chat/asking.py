@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
 
+from alora_gguf.cli.calls import Written, read_calls, written
 from alora_gguf.cli.verdicts import Good, is_good, number_in
 
 import alora_gguf as ag
 
 Place = Literal["question", "answer"]
 Sign = Literal["", "!", "<", ">"]
-_FORM: Final = re.compile(
-    r"(?P<name>[^@<>!]+)(@(?P<place>question|answer))?((?P<sign>[<>])(?P<bound>.*)|(?P<good>!))?"
+# behind the call
+_REST: Final = re.compile(
+    r"(@(?P<place>question|answer))?((?P<sign>[<>])(?P<bound>.*)|(?P<good>!))?"
 )
 
 
@@ -33,7 +35,7 @@ class Watched:
            or above `bound`
     """
 
-    name: str
+    call: ag.IntrinsicCall
     place: Place
     sign: Sign = ""
     bound: float = 0.0
@@ -55,7 +57,7 @@ class Watched:
 
     def __str__(self) -> str:
         bound = f"{self.bound:g}" if self.sign in ("<", ">") else ""
-        return f"{self.name}{self.sign}{bound}"
+        return f"{written(self.call)}{self.sign}{bound}"
 
 
 def in_words(watched: Sequence[Watched]) -> str:
@@ -68,48 +70,52 @@ def in_words(watched: Sequence[Watched]) -> str:
     return f"watching {parts or 'nothing'}"
 
 
-def parse_all(texts: Sequence[str], known: Mapping[str, ag.Contract]) -> list[Watched]:
-    """parse_watched() of each. Raises InputError, also for one that is there twice."""
+def parse_all(text: str, known: Mapping[str, ag.Contract]) -> list[Watched]:
+    """All that a text names. Raises InputError, also for one that is there twice."""
     found: list[Watched] = []
-    for text in texts:
-        watched = parse_watched(text, known)
-        if any((each.name, each.place) == (watched.name, watched.place) for each in found):
+    for each in read_calls(text) or [Written(text, "")]:
+        watched = _watched(each, known)
+        label, place = watched.call.label, watched.place
+        if any((other.call.label, other.place) == (label, place) for other in found):
             raise ag.InputError(
-                f"'{text}': '{watched.name}' is asked about the {watched.place} already; name it "
-                "once"
+                f"'{each.text}': '{label}' is asked about the {place} already; name it once, or "
+                f"with other arguments as ALIAS={each.name}(…)"
             )
         found.append(watched)
     return found
 
 
-def parse_watched(text: str, known: Mapping[str, ag.Contract]) -> Watched:
-    """NAME, NAME@question, NAME@answer, or a guard: NAME! where a good verdict is needed, NAME<0.5
-    or NAME>0.5 for a number. Raises InputError.
+def _watched(each: Written, known: Mapping[str, ag.Contract]) -> Watched:
+    """CALL, CALL@question, CALL@answer, or a guard: CALL! where a good verdict is needed, CALL<0.5
+    or CALL>0.5 for a number. Raises InputError.
     """
-    match = _FORM.fullmatch(text)
-    if match is None or match["name"] not in known:
+    text, name, match = each.text, each.name, _REST.fullmatch(each.rest)
+    if match is None or name not in known:
         raise ag.InputError(
             f"'{text}': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
             f"NAME<0.5, with NAME one of the intrinsics that are loaded: {', '.join(known)}"
         )
-    name, contract = match["name"], known[match["name"]]
-    place = match["place"] or contract.judges
+    if each.alias in known and each.alias != name:
+        raise ag.InputError(f"'{text}': '{each.alias}' is another intrinsic; choose another alias")
+    contract = known[name]
+    call, place = each.call(contract), match["place"] or contract.judges
+    form = written(call)
     if not (match["sign"] or match["good"]):
-        return Watched(name, "question" if place == "question" else "answer")
+        return Watched(call, "question" if place == "question" else "answer")
     if place == "answer":
         raise ag.InputError(
             f"'{text}': a guard is asked about the question, before the reply is shown, and this "
-            f"one judges the answer; ask it afterwards: {name}@answer"
+            f"one judges the answer; ask it afterwards: {form}@answer"
         )
     if match["sign"]:
-        return Watched(name, "question", "<" if match["sign"] == "<" else ">", _bound(text, match))
+        return Watched(call, "question", "<" if match["sign"] == "<" else ">", _bound(text, match))
     if contract.good is None:
         raise ag.InputError(
-            f"'{text}': its contract does not say which verdicts are good; write {name}<0.5 if low "
-            f"numbers are, {name}>0.5 if high ones are, or add to the response_format of its "
+            f"'{text}': its contract does not say which verdicts are good; write {form}<0.5 if low "
+            f"numbers are, {form}>0.5 if high ones are, or add to the response_format of its "
             'io.yaml "x-alora": {"judges": "question", "good": "low"} (or "high")'
         )
-    return Watched(name, "question", "!", good=contract.good)
+    return Watched(call, "question", "!", good=contract.good)
 
 
 def _bound(text: str, match: re.Match[str]) -> float:
@@ -130,6 +136,12 @@ class Failed:
 
     name: str
     error: ag.AloraError
+    alias: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it, as of a result."""
+        return self.name if self.alias is None else self.alias
 
 
 Verdict = ag.IntrinsicResult | Failed
@@ -168,28 +180,29 @@ def ask_each(
             raise
         except ag.AloraError:
             pass  # one of them is at fault: each alone
-    return [answered(each.name, partial(chat.invoke, each, cancel=cancel)) for each in calls]
+    return [answered(each, partial(chat.invoke, each, cancel=cancel)) for each in calls]
 
 
-def answered(name: str, ask: Callable[[], ag.IntrinsicResult]) -> Verdict:
+def answered(call: ag.IntrinsicCall, ask: Callable[[], ag.IntrinsicResult]) -> Verdict:
     """What `ask` returns, or that it failed. Raises CancelledError."""
     try:
         return ask()
     except ag.CancelledError:
         raise
     except ag.AloraError as error:
-        return Failed(name, error)
+        return Failed(call.name, error, call.alias)
 
 
 def unasked(watched: Sequence[Watched]) -> list[Verdict]:
     """What there is of those that were stopped before they answered."""
-    return [Failed(each.name, ag.CancelledError("stopped before it answered")) for each in watched]
+    stopped = ag.CancelledError("stopped before it answered")
+    return [Failed(each.call.name, stopped, each.call.alias) for each in watched]
 
 
 def withheld_by(guards: Sequence[Beside]) -> Verdict | None:
     """The first guard's verdict that lets no reply pass. Raises CancelledError."""
     for guard, future in guards:
-        verdict = answered(guard.name, future.result)
+        verdict = answered(guard.call, future.result)
         if verdict.error is not None or not guard.passes(verdict.value):
             return verdict
     return None

@@ -6,8 +6,11 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from alora_gguf.cli.calls import Written, read_arguments, read_calls, usage
+from alora_gguf.cli.options import named_contract
 from alora_gguf.cli.render import duration, plural, size_text, whole
 
 import alora_gguf as ag
@@ -15,17 +18,15 @@ import alora_gguf as ag
 from . import tables
 from .arguments import (
     SETTINGS,
-    call_arguments,
     changed_options,
     file_path,
     read_document,
     shown_setting,
     split_adapter,
-    wanted_arguments,
 )
 from .asking import in_words, parse_all
 from .room import beyond
-from .talk import Talk, intrinsics_of
+from .talk import Talk, contract_of, intrinsics_of
 from .view import View
 
 if TYPE_CHECKING:
@@ -81,8 +82,12 @@ class Commands:
                 raise ag.InputError(f"/{name} needs an argument: {command.usage}")
             return command.run(self, rest)
         adapters = self._talk.model.adapters
+        called, _, behind = line[1:].partition("(")
         if name in adapters:
-            self._invoke(name, rest)
+            self._invoke(Written(line[1:], name, arguments=read_arguments(rest)))
+            return None
+        if behind and called in adapters:
+            self._invoke(_only_call(line[1:]))
             return None
         near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
         hint = f"; did you mean /{near[0]}?" if near else ""
@@ -107,31 +112,53 @@ class Commands:
 
     @_command("/load NAME=PATH", "load an adapter; also by its name in the store")
     def _load(self, rest: str) -> None:
-        name, path = split_adapter(rest, [*COMMANDS])
+        name, path = split_adapter(rest, [*COMMANDS], Path(self._talk.model.path))
         with self._view.waiting(f"loading {name}"):
             file = self._talk.model.load_adapter(name, path)
         kind = "aLoRA" if file.invocation else "LoRA"
         self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
 
+    @_command("/contract NAME=FILE", "give an adapter another io.yaml, which says how it is asked")
+    def _contract(self, rest: str) -> None:
+        talk = self._talk
+        name, contract = named_contract(rest)
+        talk.model.set_contract(name, contract)
+        self._view.note(f"{usage(name, contract)} is asked as {contract.source} says")
+        if gone := [each for each in talk.watched if each.call.name == name]:
+            talk.watched = [each for each in talk.watched if each not in gone]
+            self._view.note(f"no longer watched: {' '.join(map(str, gone))}")
+
     @_command("/unload NAME", "unload an adapter")
     def _unload(self, rest: str) -> None:
         talk = self._talk
         talk.model.unload_adapter(rest)
-        talk.watched = [each for each in talk.watched if each.name != rest]
+        talk.watched = [each for each in talk.watched if each.call.name != rest]
         if talk.options.adapter == rest:
             talk.options = replace(talk.options, adapter=None)
         self._view.note(f"unloaded '{rest}'")
 
-    @_command("/all", "ask all adapters at once, in one batch")
-    def _all(self, _: str) -> None:
-        model = self._talk.model
-        names = [name for name in intrinsics_of(model) if not wanted_arguments(model, name)]
-        if not names:
+    @_command(
+        "/all [NAME(ARGUMENTS)…]",
+        "ask all adapters at once, in one batch; those that need arguments as they are watched, or "
+        "with these",
+    )
+    def _all(self, rest: str) -> None:
+        known = _intrinsics(self._talk.model)
+        calls = {name: ag.IntrinsicCall(name) for name in known if not known[name].arguments}
+        with_arguments = [each.call for each in self._talk.watched if each.call.arguments]
+        if rest:
+            known = _intrinsics(self._talk.model, *(each.name for each in read_calls(rest)))
+            with_arguments += [each.call for each in parse_all(rest, known)]
+        calls |= {each.label: each for each in with_arguments}
+        left_out = known.keys() - {each.name for each in calls.values()}
+        forms = " ".join(usage(name, known[name]) for name in known if name in left_out)
+        if not calls:
             raise ag.InputError(
-                "no adapter here can be asked without arguments; load one that has a contract: "
-                "/load NAME=PATH"
+                f"no adapter here can be asked without arguments; ask it with them: /all {forms}"
             )
-        self._ask(names, {})
+        self._ask([*calls.values()])
+        if forms:
+            self._view.note(f"not asked, for they need arguments: {forms}")
 
     @_command(
         "/watch [NAME… | off]",
@@ -146,16 +173,10 @@ class Commands:
 
     def watch(self, names: str) -> None:
         """What /watch does, without a word. Raises InputError."""
-        model = self._talk.model
-        watched = parse_all(names.replace(",", " ").split(), _intrinsics(model))
-        for each in watched:
-            if wanted := wanted_arguments(model, each.name):
-                raise ag.InputError(
-                    f"'{each.name}' needs {' and '.join(wanted)}, so it cannot be asked at every "
-                    f"turn; ask it with /{each.name}"
-                )
-        self._talk.watched = watched
-        self._tell_what_lacks(each.name for each in watched if f"{each.name}@" not in names)
+        written = read_calls(names)
+        known = _intrinsics(self._talk.model, *(each.name for each in written))
+        self._talk.watched = parse_all(names, known)
+        self._tell_what_lacks(each.name for each in written if "@" not in each.rest)
 
     def _tell_what_lacks(self, names: Iterable[str]) -> None:
         """Says once of each intrinsic that its contract does not say what it judges."""
@@ -169,18 +190,19 @@ class Commands:
                     f"said; /watch also takes {name}@question"
                 )
 
-    def _invoke(self, name: str, rest: str) -> None:
-        try:
-            wanted = wanted_arguments(self._talk.model, name)
-        except ag.ContractError:
-            self._reply_of(name)
+    def _invoke(self, asked: Written) -> None:
+        contract = contract_of(self._talk.model, asked.name)
+        if contract is not None:
+            self._ask([asked.call(contract)])
+        elif asked.arguments is not None:
+            raise _no_contract(asked.name)
         else:
-            self._ask([name], call_arguments(name, rest, wanted))
+            self._reply_of(asked.name)
 
-    def _ask(self, names: list[str], arguments: dict[str, str]) -> None:
-        with self._view.waiting(f"asking {', '.join(names)}"):
-            verdicts = self._talk.ask(names, arguments, self._cancel)
-        self._tell_what_lacks(names)
+    def _ask(self, calls: Sequence[ag.IntrinsicCall]) -> None:
+        with self._view.waiting(f"asking {', '.join(each.label for each in calls)}"):
+            verdicts = self._talk.ask(calls, self._cancel)
+        self._tell_what_lacks(each.name for each in calls)
         self._view.answers(verdicts)
 
     def _reply_of(self, name: str) -> None:
@@ -355,13 +377,38 @@ class Commands:
 COMMANDS["exit"] = COMMANDS["bye"] = COMMANDS["quit"]
 
 
-def _intrinsics(model: ag.Model) -> dict[str, ag.Contract]:
-    """Those that are loaded. Raises InputError if there are none."""
+def _only_call(text: str) -> Written:
+    """The one call that a text is. Raises InputError for several, or for guards."""
+    first, *more = read_calls(text)
+    if more or first.rest:
+        raise ag.InputError(
+            f"'{first.text}': /NAME(ARGUMENTS) asks one intrinsic, once; /watch takes several, and "
+            "guards"
+        )
+    return first
+
+
+def _intrinsics(model: ag.Model, *asked: str) -> dict[str, ag.Contract]:
+    """Those that are loaded. Raises InputError if there are none, and for adapters among the
+    `asked` that have no contract; ContractError for those whose contract is broken.
+    """
+    for name in asked:
+        if name in model.adapters and contract_of(model, name) is None:
+            raise _no_contract(name)
     if known := intrinsics_of(model):
         return known
-    without = ", ".join(model.adapters)
+    for name in model.adapters:
+        _ = contract_of(model, name)
+    if model.adapters:
+        raise _no_contract(*model.adapters)
     raise ag.InputError(
-        f"none of the adapters has a contract ({without}), which says how it is asked"
-        if without
-        else "no adapters are loaded; -a NAME=PATH or, in the chat, /load NAME=PATH loads one"
+        "no adapters are loaded; -a NAME=PATH or, in the chat, /load NAME=PATH loads one"
+    )
+
+
+def _no_contract(*names: str) -> ag.InputError:
+    has = "has" if len(names) == 1 else "have"
+    return ag.InputError(
+        f"{', '.join(names)}: {has} no contract, which says how an adapter is asked; give one: "
+        f"/contract {names[0]}=io.yaml, or --contract {names[0]}=io.yaml when the chat begins"
     )

@@ -17,7 +17,7 @@ QUOTES: Final = '"""'
 _PATIENCE: Final = 2.0  # seconds that a pipe may be silent before it is said what is waited for
 # what is typed stands out from what is replied; no band of light below it
 _STYLE: Final = {"prompt": "bold ansicyan", "bottom-toolbar": "noreverse ansicyan"}
-_WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load")
+_WITH_PATHS: Final = ("/doc", "/save", "/restore", "/load", "/contract")
 
 
 class Lines:

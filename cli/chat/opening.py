@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.cli.options import DEMO_THREADS, no_template, read_bytes
+from alora_gguf.cli.options import DEMO_THREADS, named_contract, no_template, read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -30,9 +30,10 @@ class Given:
 
     base: str | None
     adapters: tuple[str, ...]
+    contracts: tuple[str, ...]
     system: str | None
     docs: tuple[Path, ...]
-    watch: str | None
+    watch: tuple[str, ...]
     prompt: str | None
     restore: Path | None
     transcript: Path | None
@@ -65,6 +66,7 @@ def opened(given: Given) -> Iterator[Talk]:
     if given.restore is not None:
         read_bytes(given.restore, 1)
     base, adapters = _paths(given)
+    contracts = _contracts(given, adapters)
     opening = partial(
         ag.Model,
         base,
@@ -77,6 +79,8 @@ def opened(given: Given) -> Iterator[Talk]:
         told = progress.fraction
         model = opening(adapters=adapters, n_ctx=given.n_ctx, n_threads=n_threads, progress=told)
     with model:
+        for name, contract in contracts.items():
+            model.set_contract(name, contract)
         if given.restore is None:
             chat = _begun(model, given.system, documents, template)
         else:
@@ -130,13 +134,25 @@ def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
     own = adapter_paths() if given.is_demo else {}
     adapters = dict(own)
     for text in given.adapters:
-        name, path = split_adapter(text, [*COMMANDS])
+        name, path = split_adapter(text, [*COMMANDS], base)
         if name in adapters:
             is_own = adapters[name] == own.get(name)
             there = "the demo model has an adapter" if is_own else "two adapters are"
             raise ag.InputError(f"--adapter: {there} named '{name}'; write OTHER=PATH")
         adapters[name] = path
     return base, adapters
+
+
+def _contracts(given: Given, adapters: Mapping[str, Path]) -> dict[str, ag.Contract]:
+    found = dict(map(named_contract, given.contracts))
+    for name in found:
+        if name not in adapters:
+            known = ", ".join(adapters) or "none"
+            raise ag.InputError(
+                f"--contract: is for '{name}', which is no adapter here (there are: {known}); name "
+                f"its file too: -a {name}=PATH"
+            )
+    return found
 
 
 def _documents(given: Given) -> list[ag.Document]:

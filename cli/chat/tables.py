@@ -9,11 +9,12 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
+from alora_gguf.cli.calls import usage
 from alora_gguf.cli.render import duration, printable, shortened, visible
 
 import alora_gguf as ag
 
-from .arguments import SETTINGS, shown_setting, wanted_arguments
+from .arguments import SETTINGS, shown_setting
 from .asking import Turn
 from .talk import intrinsics_of
 from .view import Shown
@@ -129,7 +130,8 @@ def adapters(model: ag.Model, width: int) -> Shown:
         begins = file.invocation_text or (
             model.detokenize(file.invocation, special=True) if file.invocation else "the start"
         )
-        kind, contract = "aLoRA" if file.invocation else "LoRA", "yes" if name in asked else "no"
+        kind = "aLoRA" if file.invocation else "LoRA"
+        contract = "yes" if name in asked else "no" if file.io_yaml is None else "broken"
         rows.append((name, kind, str(file.rank), contract, shortened(printable(begins), room)))
         data.append(dict(zip(_HEADS, (name, kind, file.rank, contract, begins), strict=True)))
     return Shown(_table(_HEADS, rows), data)
@@ -191,10 +193,8 @@ def commands(known: Mapping[str, str], model: ag.Model) -> Shown:
     """What can be typed behind a slash: `known` usages with their help, then the adapters."""
     rows, asked = [*known.items()], intrinsics_of(model)
     for name in model.adapters:
-        wanted = wanted_arguments(model, name) if name in asked else []
-        usage = " ".join([f"/{name}", *(f"{each}=…" for each in wanted)])
         what = "ask about the conversation" if name in asked else "what this adapter would reply"
-        rows.append((usage, what))
+        rows.append((f"/{usage(name, asked[name]) if name in asked else name}", what))
     return Shown(_table(("", ""), rows), dict(rows))
 
 

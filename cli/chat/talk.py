@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -88,13 +88,13 @@ class Talk:
 
     def _reply(self, draft: ag.Chat, text: str, view: View, cancel: ag.CancelToken) -> Turn:
         asked = [each for each in self.watched if each.place == "question"]
-        guards = ", ".join(each.name for each in asked if each.is_guard)
+        guards = ", ".join(each.call.label for each in asked if each.is_guard)
         with view.waiting(f"waiting for {guards or 'the reply'}"):
             reply = draft.say(
                 text,
                 self.options,
                 stream=True,
-                intrinsics=[each.name for each in asked],
+                intrinsics=[each.call for each in asked],
                 cancel=cancel,
                 progress=view.reading,
             )
@@ -127,9 +127,7 @@ class Talk:
             return turn
         try:
             with view.waiting(_asking(asked)):
-                verdicts = ask_each(
-                    self.chat, [ag.IntrinsicCall(each.name) for each in asked], cancel
-                )
+                verdicts = ask_each(self.chat, [each.call for each in asked], cancel)
         except ag.CancelledError:  # the turn is there, and stays
             verdicts = unasked(asked)
         return replace(turn, verdicts=(*turn.verdicts, *verdicts))
@@ -262,8 +260,7 @@ class Talk:
 
     def ask(
         self,
-        names: Iterable[str],
-        arguments: Mapping[str, str] | None = None,
+        calls: Iterable[str | ag.IntrinsicCall],
         cancel: ag.CancelToken | None = None,
     ) -> list[Verdict]:
         """Asks intrinsics about the last question or answer, whichever they judge, in one batch;
@@ -276,16 +273,27 @@ class Talk:
         of_question = {
             name for name, each in intrinsics_of(self.model).items() if each.judges == "question"
         }
-        calls = [
-            ag.IntrinsicCall(name, arguments or {}, upto=question if name in of_question else None)
-            for name in names
-        ]
-        return ask_each(self.chat, calls, cancel)
+        asked = (ag.IntrinsicCall(each) if isinstance(each, str) else each for each in calls)
+        return ask_each(
+            self.chat,
+            [replace(each, upto=question) if each.name in of_question else each for each in asked],
+            cancel,
+        )
 
     def good_of(self, name: str) -> Good | None:
         """Which end of an intrinsic's number is the good one, if its contract says so."""
         contract = intrinsics_of(self.model).get(name)
         return None if contract is None else contract.good
+
+
+def contract_of(model: ag.Model, name: str) -> ag.Contract | None:
+    """An adapter's contract; None if it has none. Raises ContractError for one that is broken."""
+    try:
+        return model.contract(name)
+    except ag.ContractError:
+        if model.adapter(name).io_yaml is None:
+            return None
+        raise
 
 
 def intrinsics_of(model: ag.Model) -> dict[str, ag.Contract]:
@@ -302,7 +310,7 @@ def _turns_in(messages: Sequence[ag.Message]) -> int:
 
 
 def _asking(watched: Sequence[Watched]) -> str:
-    return f"asking {', '.join(each.name for each in watched)}"
+    return f"asking {', '.join(each.call.label for each in watched)}"
 
 
 def _pieces(reply: ag.Reply) -> Iterator[str]:
@@ -340,6 +348,6 @@ def _show(
 def _known(watched: Watched, future: Future[ag.IntrinsicResult]) -> Verdict:
     """What an intrinsic said, or that it was stopped."""
     try:
-        return answered(watched.name, future.result)
+        return answered(watched.call, future.result)
     except ag.CancelledError:
         return unasked([watched])[0]

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -77,10 +77,13 @@ def write_now(text: str) -> None:
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:
-    error = {"name": verdict.name, "error": str(verdict.error)}
+    name = {"name": verdict.label}
+    if verdict.alias is not None:
+        name["intrinsic"] = verdict.name
+    error = {**name, "error": str(verdict.error)}
     if isinstance(verdict, Failed):
         return error
-    said = error if verdict.error else {"name": verdict.name, "value": verdict.value}
+    said = error if verdict.error else {**name, "value": verdict.value}
     return {**said, "text": verdict.text, "timings": asdict(verdict.timings)}
 
 
@@ -142,7 +145,7 @@ class View:
             finish_reason=turn.finish_reason,
             timings=asdict(turn.timings),
             verdicts=[_fields(verdict) for verdict in turn.verdicts],
-            withheld=None if turn.withheld is None else turn.withheld.name,
+            withheld=None if turn.withheld is None else turn.withheld.label,
         )
 
     def stopped(self) -> None:
@@ -186,7 +189,7 @@ class View:
 
     def _badges_of(self, verdicts: Sequence[Verdict]) -> list[Badge]:
         return [
-            badge
+            badge if each.alias is None else replace(badge, text=f"{each.alias}: {badge.text}")
             for each in values_of(verdicts)
             for badge in badges_of(each.name, each.value, self.good_of(each.name))
         ]
@@ -233,7 +236,7 @@ class Piped(View):
         """A JSON value on a line of its own; of several, an object of them."""
         for wrong in problems(verdicts):
             click.echo(f"Error: {wrong}", err=True)
-        if values := {each.name: each.value for each in values_of(verdicts)}:
+        if values := {each.label: each.value for each in values_of(verdicts)}:
             shown = values if len(verdicts) > 1 else next(iter(values.values()))
             self._write(json.dumps(shown, ensure_ascii=False) + "\n")
         super().answers(verdicts)
@@ -281,7 +284,7 @@ def _fail(verdicts: Sequence[Verdict]) -> bool:
 def ending(turn: Turn) -> str:
     """What is to be said of a turn that did not just end, or ""."""
     if turn.withheld is not None:
-        return f"Withheld by {visible(turn.withheld.name)}: your message was taken back."
+        return f"Withheld by {visible(turn.withheld.label)}: your message was taken back."
     return {
         "stop": "" if turn.reply else "(the reply is empty)",
         "length": "(cut off: /set max_tokens N, or -n N, for longer replies)",
@@ -293,10 +296,10 @@ def problems(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Why some have no value."""
     for verdict in verdicts:
         if isinstance(verdict, Failed) and isinstance(verdict.error, ag.CacheFullError):
-            yield f"{visible(verdict.name)}: the KV cache has no room to ask it; {MORE_ROOM}"
+            yield f"{visible(verdict.label)}: the KV cache has no room to ask it; {MORE_ROOM}"
         elif verdict.error is not None:
             understood = "" if isinstance(verdict, Failed) else "not understood: "
-            yield visible(f"{verdict.name}: {understood}{verdict.error}")
+            yield visible(f"{verdict.label}: {understood}{verdict.error}")
 
 
 def values_of(verdicts: Sequence[Verdict]) -> list[ag.IntrinsicResult]:
@@ -307,7 +310,7 @@ def values_of(verdicts: Sequence[Verdict]) -> list[ag.IntrinsicResult]:
 def in_full(verdict: ag.IntrinsicResult) -> str:
     """Its name and value, with numbers as exact as anyone reads them."""
     shown = json.dumps(_rounded(verdict.value), ensure_ascii=False)
-    return visible(f"{verdict.name}: {shown}")
+    return visible(f"{verdict.label}: {shown}")
 
 
 def _rounded(value: Any) -> Any:

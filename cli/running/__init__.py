@@ -31,13 +31,7 @@ _REPLY_TOKENS: Final = 512
 @click.argument("conversations", default="-")
 @options.model
 @options.adapters
-@click.option(
-    "--contract",
-    "contracts",
-    metavar="NAME=PATH",
-    multiple=True,
-    help="The io.yaml of an adapter that has none, or another one than it has.",
-)
+@options.contracts
 @click.option(
     "--intrinsic", "intrinsics", metavar="NAME", multiple=True, help="What to ask; may be repeated."
 )

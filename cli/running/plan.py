@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from alora_gguf.cli.options import named_path, no_template
+from alora_gguf.cli.adapters import adapter_file
+from alora_gguf.cli.options import named_contract, named_path, no_template
 
 import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
@@ -63,24 +64,24 @@ class Plan:
             if name in given:
                 raise click.UsageError(f"-a: two adapters are named '{name}'; write NAME=PATH")
             given[name] = path
-        beside = {name: Path(path) for name, path in map(_contract, contracts)}
+        beside = dict(map(named_contract, contracts))
         writer = [reply.adapter] if reply is not None and reply.adapter is not None else []
         names = list(dict.fromkeys([*intrinsics, *writer]))
         unused = sorted(set(beside) - set(names) - set(given))
         if unused:
             raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
         store = ag.Store()
+        model = base_path() if base is None else store.resolve(base, "base")
         paths = {
             name: _of_demo(name)
             if base is None and name not in given
-            else store.resolve(given.get(name, name), "adapter")
+            else adapter_file(given.get(name, name), model)
             for name in names
         }
-        model = base_path() if base is None else store.resolve(base, "base")
         files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
         if template is None and ag.BaseFile.read(model).chat_template is None:
             raise no_template(model)
-        found = {name: _loaded(name, beside.get(name, files[name])) for name in intrinsics}
+        found = {name: beside.get(name) or _own(name, files[name]) for name in intrinsics}
         return cls(model, paths, files, found, reply, template)
 
     def calls(self, conversation: Conversation) -> list[ag.IntrinsicCall]:
@@ -141,18 +142,11 @@ def _of_demo(name: str) -> Path:
     return adapter_path(name)
 
 
-def _loaded(name: str, source: str | Path | ag.AdapterFile) -> ag.Contract:
-    if isinstance(source, ag.AdapterFile) and source.io_yaml is None:
+def _own(name: str, file: ag.AdapterFile) -> ag.Contract:
+    if file.io_yaml is None:
         raise ag.ContractError(
-            f"{source.path}: holds no contract (alora.io_yaml), which says how '{name}' is asked; "
+            f"{file.path}: holds no contract (alora.io_yaml), which says how '{name}' is asked; "
             f"give one with --contract {name}=io.yaml, or convert the adapter again with its "
             "io.yaml beside it"
         )
-    return ag.load_contract(source)
-
-
-def _contract(text: str) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    if not (name and path):
-        raise click.UsageError(f"--contract {text}: expected NAME=io.yaml")
-    return name, path
+    return ag.load_contract(file)

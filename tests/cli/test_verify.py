@@ -338,9 +338,12 @@ def test_beside_peft(tmp_path: Path) -> None:
 def test_what_loading_warns_of_is_said_once(files: Files, tmp_path: Path) -> None:
     adapter = adapter_with(tmp_path / "a.gguf", {"alora.io_yaml": "model: ["}, invocation=(7, 8))
     command = [sys.executable, "-m", "alora_gguf", "verify", str(files.base), str(adapter)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert squeezed(done.stdout).count("cannot be asked as an intrinsic: ") == 1
-    assert done.stderr == ""
+    assert "FAIL the adapter works, but cannot be asked as an" in squeezed(done.stdout)
+    assert done.stdout.splitlines()[-1].endswith(" FAILS.")
+    assert done.stderr == f"Error: {adapter}: fails on {files.base}; the report says why\n"
+    assert done.returncode == 1
 
 
 def test_a_file_of_the_store_that_was_changed(

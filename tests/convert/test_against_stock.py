@@ -78,7 +78,7 @@ def test_stock_loads_every_file(tmp_path: Path) -> None:
 
 def describe(directory: Path) -> None:
     """Gives an adapter all that ends up in metadata of our own."""
-    (directory / "io.yaml").write_text("model: ~\n")
+    (directory / "io.yaml").write_text("model: ~\nresponse_format: ~\ntransformations: ~\n")
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())

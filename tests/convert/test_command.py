@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -36,7 +37,36 @@ def test_report_for_people(case: Case) -> None:
         "ffn_down x2, ffn_gate x2, ffn_up x2",
         "  rank          4",
         "  alpha         8",
+        "  contract      none: no io.yaml",
     ]
+
+
+def test_the_report_says_which_contract_went_in(case: Case, tmp_path: Path) -> None:
+    sound = "model: ~\nresponse_format: ~\ntransformations: ~\n"
+    beside, other = case.source / "io.yml", tmp_path / "other.yaml"
+    other.write_text(sound)
+    given = arguments(case, "--force")
+    beside.write_text(sound)
+    for more, row in (
+        ((), str(beside)),
+        (("--contract", str(other)), str(other)),
+        (("--no-contract",), "none: no io.yaml"),
+    ):
+        result = CliRunner().invoke(command, [*given, *more])
+        assert result.output.splitlines()[-1] == f"  contract      {row}"
+        report = json.loads(CliRunner().invoke(command, [*given, *more, "--json"]).output)
+        assert report["contract"] == (None if row.startswith("none") else row)
+    result = CliRunner().invoke(command, [*given, "--no-contract", "--contract", str(other)])
+    assert "give --contract or --no-contract, not both" in result.output
+
+
+def test_a_gguf_is_no_source(case: Case) -> None:
+    case.write()
+    result = CliRunner().invoke(command, [str(case.base), "--base", str(case.base)])
+    assert str(result.exception) == (
+        f"{case.base}: is a GGUF, and needs no conversion; give the PEFT adapter's directory, and "
+        "the model that it was trained on as the base (--base)"
+    )
 
 
 def test_report_as_json(case: Case) -> None:

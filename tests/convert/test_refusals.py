@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from alora_gguf.convert.peft import fields as peft_fields
 from alora_gguf.errors import (
     AdapterMismatchError,
     AloraError,
+    ContractError,
     ConvertError,
     FileFormatError,
     InputError,
     MissingFileError,
     UnsupportedAdapterError,
 )
+from alora_gguf.gguf.header import read_header
 from tests.support.make_gguf import make_gguf
 from tests.support.peft_files import BLOCK, N_EMBD, N_FF, N_VOCAB, PREFIX, RANK, Case, write_base
 
@@ -336,14 +339,48 @@ def test_some_lost_values_are_reported(case: Case) -> None:
 
 
 @pytest.mark.parametrize("text", ["model: [\n", "name: x\nmodel: ~\n", "", "a: " + "x" * 70_000])
-def test_a_contract_that_cannot_be_read_is_told(case: Case, text: str) -> None:
-    """The adapter works all the same, and a contract can be given to a model."""
+def test_a_contract_that_cannot_be_read_is_refused(case: Case, text: str) -> None:
     case.write()
-    (case.source / "io.yaml").write_text(text)
-    (warning,) = case.convert().warnings
-    start = f"the adapter works, but cannot be asked as an intrinsic: {case.source / 'io.yaml'}:"
-    assert warning.startswith(start)
-    assert case.out.exists()
+    broken = case.source / "io.yaml"
+    broken.write_text(text)
+    with pytest.raises(ContractError, match=rf"^{re.escape(str(broken))}:") as caught:
+        case.convert()
+    assert str(caught.value).endswith(
+        ". It would go into the GGUF: correct it, or convert with another contract (--contract "
+        "FILE) or without one (--no-contract)"
+    )
+    assert not case.out.exists()
+    assert case.convert(contract=False).contract is None
+    assert "alora.io_yaml" not in read_header(case.out).metadata
+
+
+def test_another_contract_is_put_in(case: Case, tmp_path: Path) -> None:
+    sound = "model: ~\nresponse_format: ~\ntransformations: ~\n"
+    case.write()
+    (case.source / "io.yaml").write_text("model: [")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "io.yml").write_text(sound)
+    for given in (other, other / "io.yml"):
+        report = case.convert(contract=given, overwrite=True)
+        assert report.contract == other / "io.yml"
+        assert read_header(case.out).metadata["alora.io_yaml"] == sound
+    with pytest.raises(MissingFileError, match=r"no\.yaml"):
+        case.convert(contract=tmp_path / "no.yaml", overwrite=True)
+    with pytest.raises(MissingFileError, match=r"has no io\.yaml"):
+        case.convert(contract=tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["io.yaml", "io.yml"])
+def test_the_contract_beside_the_adapter_goes_in(case: Case, name: str) -> None:
+    case.write()
+    assert case.convert().contract is None
+    text = "model: ~\nresponse_format: ~\ntransformations: ~\nname: it\n"
+    (case.source / name).write_text(text)
+    report = case.convert(overwrite=True)
+    assert report.contract == case.source / name
+    assert report.to_dict()["contract"] == str(case.source / name)
+    assert read_header(case.out).metadata["alora.io_yaml"] == text
 
 
 def test_a_sound_contract_is_no_news(case: Case) -> None:

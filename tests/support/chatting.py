@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from alora_gguf.cli.chat.asking import Place, Sign, Watched
+from alora_gguf.cli.verdicts import Good
+
 import alora_gguf as ag
 
 GREEDY = ag.GenerateOptions(max_tokens=64, sampling=ag.Sampling(temperature=0.0))
@@ -29,6 +32,13 @@ class Outcome:
     status: int
     out: str
     err: str
+
+
+def watching(
+    name: str, place: Place, sign: Sign = "", bound: float = 0.0, good: Good | None = None
+) -> Watched:
+    """An intrinsic without arguments that is asked at every turn."""
+    return Watched(ag.IntrinsicCall(name), place, sign, bound, good)
 
 
 Chatting = Callable[..., Outcome]

@@ -389,12 +389,13 @@ def test_what_is_raised_in_the_callback_comes_out(
         (UNUSABLE, 'field response_format: the JSON Schema cannot be used: Unimplemented keys: ["'),
     ],
 )
-def test_a_contract_that_cannot_be_used_is_told(
+def test_a_contract_that_cannot_be_used_fails(
     files: Files, tmp_path: Path, contract: str, said: str
 ) -> None:
     path = adapter_with(tmp_path / "a.gguf", {"alora.io_yaml": contract}, invocation=(7, 8))
     found = verify(files.base, path, n_threads=1)
-    (warning,) = (text for text in found.warnings if "intrinsic" in text)
-    assert warning.startswith("the adapter works, but cannot be asked as an intrinsic: ")
-    assert f"{path}(io.yaml)" in warning
-    assert said in warning
+    (failure,) = found.failures
+    assert failure.startswith("the adapter works, but cannot be asked as an intrinsic: ")
+    assert f"{path}(io.yaml)" in failure
+    assert said in failure
+    assert not found.passed

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from alora_gguf.cli.chat import _below
-from alora_gguf.cli.chat.asking import Watched
 from alora_gguf.cli.chat.talk import Talk
+
+from tests.support.chatting import watching
 
 from .test_talk import QUESTION, say
 
@@ -31,8 +32,8 @@ def test_where_one_is(talk: Talk) -> None:
 @pytest.mark.parametrize("width", [40, 71, 72, 140])
 def test_what_is_watched_by_names_where_there_is_room(talk: Talk, width: int) -> None:
     talk.watched = [
-        Watched("jailbreak", "question", "!", good="low"),
-        Watched("uncertainty", "answer"),
+        watching("jailbreak", "question", "!", good="low"),
+        watching("uncertainty", "answer"),
     ]
     names = "jailbreak! uncertainty" if width > 71 else "2"
     line = below(talk, width)

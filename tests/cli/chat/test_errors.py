@@ -59,7 +59,7 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["-m", base, "--watch", "x"], "no adapters are loaded; -a NAME=PATH or, in the chat, "
          "/load NAME=PATH loads one"),
         (["-m", base, "-a", f"sure={sure}", "--watch", "sure"],
-         "none of the adapters has a contract (sure), which says how it is asked"),
+         "sure: has no contract, which says how an adapter is asked; give one: /contract sure="),
     ]:  # fmt: skip
         found = chatting(*arguments, lines="never read\n")  # type: ignore[arg-type]
         assert found.err.startswith(f"Error: {said}"), (arguments, found)
@@ -106,11 +106,11 @@ def test_what_goes_wrong_amid_a_chat(
         ("/edit", "nothing was said yet"),
         ("/retry", "nothing was said yet"),
         ("/all", "nothing was said yet"),
-        ("/all x", "/all takes no arguments, found 'x'"),
+        ("/all x", "'x': expected NAME, NAME@question, "),
         ("/quit now", "/quit takes no arguments, found 'now'"),
         ("/jailbreak", "nothing was said yet"),
-        ("/jailbreak x", "/jailbreak: 'x' is not an argument; it takes no arguments"),
-        ("/jailbreak 'x", "''x': No closing quotation"),
+        ("/jailbreak x", "'x': is no argument: jailbreak takes no arguments"),
+        ("/jailbreak 'x", "''x': expected another ' where the text ends"),
         ("/watch nope", "'nope': expected NAME, NAME@question, NAME@answer or a guard such as "),
         ("/load", "/load needs an argument: /load NAME=PATH"),
         ("/load nope", f"nothing named 'nope' is an adapter in the store {home}; {STORE}"),

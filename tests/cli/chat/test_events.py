@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alora_gguf import cli
+from alora_gguf import cli, demo
 from tests.support.chatting import Tiny
 
 from .test_piped import ANSWER, QUESTION
@@ -61,11 +61,17 @@ def test_the_output_is_events_and_nothing_else(events: Any) -> None:
     assert err.splitlines() == [f"Error: {error['message']}", "took back 1 turn; 0 messages left"]
 
 
-def test_one_that_cannot_be_asked(events: Any) -> None:
-    status, found, _ = events(lines=f"{QUESTION}\n/uncertainty x=1\n")
-    (verdict,) = found[-1]["verdicts"]
+def test_one_that_cannot_be_asked(events: Any, tmp_path: Path) -> None:
+    text = demo.io_yaml_path("uncertainty").read_text()
+    long = f"instruction: {'word ' * 3000}{{x}}\n"
+    (tmp_path / "io.yaml").write_text(text.replace("instruction: ~\n", long))
+    lines = f"{QUESTION}\n/uncertainty x=1\n/uncertainty y=1\n"
+    status, found, _ = events("--contract", f"uncertainty={tmp_path}", lines=lines)
+    (verdict,) = found[-3]["verdicts"]
     assert set(verdict) == {"name", "error"}
-    assert "x" in verdict["error"]
+    assert "the KV cache" in verdict["error"]
+    assert found[-1]["event"] == "error"
+    assert "unknown argument y; the instruction takes x" in found[-1]["message"]
     assert status == 1
 
 

@@ -212,8 +212,7 @@ def test_an_adapter_without_a_contract_says_what_it_would_reply(
     assert found.err.splitlines() == [
         "(cut off: /set max_tokens N, or -n N, for longer replies)",
         "unloaded 'sure'",
-        "Error: no adapter here can be asked without arguments; load one that has a contract: "
-        "/load NAME=PATH",
+        "Error: no adapters are loaded; -a NAME=PATH or, in the chat, /load NAME=PATH loads one",
     ]
 
 

@@ -17,7 +17,7 @@ import alora_gguf as ag
 from alora_gguf.demo import adapter_paths
 from alora_gguf.demo.script import DOCUMENTS
 from tests.support.chats import PLAIN, brief
-from tests.support.chatting import GREEDY, Tiny
+from tests.support.chatting import GREEDY, Tiny, watching
 
 QUESTION = "When does the Bomel library open?"
 ANSWER = "The opening time of the Bomel library is 9:30."
@@ -109,7 +109,7 @@ def test_one_that_is_stopped_keeps_what_was_said(talk: Talk) -> None:
     assert say(talk, "Who runs it?").finish_reason == "stop"
 
 
-@pytest.mark.parametrize("watched", [[], [Watched("answerability", "question")]])
+@pytest.mark.parametrize("watched", [[], [watching("answerability", "question")]])
 def test_one_that_is_stopped_before_it_began_was_not(
     talk: Talk, watched: list[Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,9 +158,9 @@ def test_what_is_waited_for_is_told_and_the_reply_before_what_is_said_of_it(talk
     heard: list[str] = []
     ear = Ear(heard.append, over=lambda reply: heard.append(f"over {reply}"))
     talk.watched = [
-        Watched("jailbreak", "question", "!", good="low"),
-        Watched("answerability", "question"),
-        Watched("uncertainty", "answer"),
+        watching("jailbreak", "question", "!", good="low"),
+        watching("answerability", "question"),
+        watching("uncertainty", "answer"),
     ]
     real_waiting = ear.waiting
     ear.waiting = lambda what: heard.append(what) or real_waiting(what)  # type: ignore
@@ -220,7 +220,7 @@ def interrupted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Turn:
         (interrupted, KeyboardInterrupt),
     ],
 )
-@pytest.mark.parametrize("watched", [[], [Watched("jailbreak", "question", "!", good="low")]])
+@pytest.mark.parametrize("watched", [[], [watching("jailbreak", "question", "!", good="low")]])
 def test_the_old_one_comes_back_if_the_new_one_fails(
     talk: Talk,
     monkeypatch: pytest.MonkeyPatch,
@@ -240,7 +240,7 @@ def test_the_old_one_comes_back_if_the_new_one_fails(
     assert again.timings.reused == before[4]
 
 
-@pytest.mark.parametrize("watched", [[], [Watched("answerability", "question")]])
+@pytest.mark.parametrize("watched", [[], [watching("answerability", "question")]])
 def test_one_in_place_of_a_long_one_needs_no_room_beside_it(
     demo: ag.Model, watched: list[Watched]
 ) -> None:
@@ -393,7 +393,10 @@ def test_each_is_asked_about_what_it_judges(talk: Talk, asked: list[ag.Intrinsic
 def test_where_it_is_said_what_to_judge_that_counts(
     talk: Talk, asked: list[ag.IntrinsicCall]
 ) -> None:
-    talk.watched = [Watched("answerability", "answer"), Watched("uncertainty", "answer")]
+    talk.watched = [
+        watching("answerability", "answer"),
+        watching("uncertainty", "answer"),
+    ]
     turn = say(talk, QUESTION)
     assert [(call.name, call.upto) for call in asked] == [
         ("answerability", None), ("uncertainty", None),
@@ -407,7 +410,7 @@ def test_one_that_cannot_be_asked_does_not_keep_the_others_from_it(talk: Talk) -
     assert isinstance(failed, Failed)
     assert str(failed.error).startswith("no adapter named 'nope' is loaded; loaded: ")
     assert isinstance(uncertainty, ag.IntrinsicResult)
-    (failed,) = talk.ask(["uncertainty"], {"x": "1"})
+    (failed,) = talk.ask([ag.IntrinsicCall("uncertainty", {"x": "1"})])
     assert isinstance(failed, Failed)
     assert "x" in str(failed.error)
 
@@ -417,7 +420,10 @@ def test_a_turn_stays_if_judging_it_is_stopped(talk: Talk, monkeypatch: pytest.M
         raise ag.CancelledError("the call was cancelled")
 
     monkeypatch.setattr(talk_module, "ask_each", stop)
-    talk.watched = [Watched("uncertainty", "answer"), Watched("hallucination", "answer")]
+    talk.watched = [
+        watching("uncertainty", "answer"),
+        watching("hallucination", "answer"),
+    ]
     turn = say(talk, QUESTION)
     assert talk.turns == [turn]
     assert (turn.reply, turn.finish_reason) == (ANSWER, "stop")
@@ -432,7 +438,7 @@ def test_a_plain_lora_reads_all_of_it_beside_the_base(endless: Talk, tmp_path: P
     (tmp_path / "io.yaml").write_text(CONTRACT)
     endless.model.set_contract("plain", tmp_path / "io.yaml")
     endless.options = brief(5, adapter="plain")
-    endless.watched = [Watched("plain", "question")]
+    endless.watched = [watching("plain", "question")]
     turn = say(endless, "hello")
     words, prompt = 7, 8  # and the marker that begins the reply
     assert len(endless.chat.tokens) == prompt + turn.timings.generated

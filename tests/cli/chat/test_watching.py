@@ -6,16 +6,21 @@ import re
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chat.asking import Watched, in_words, parse_all, parse_watched
+from alora_gguf.cli.chat.asking import Watched, in_words, parse_all
 
-from alora_gguf import InputError
+from alora_gguf import InputError, IntrinsicCall
 from alora_gguf.intrinsics import Contract
+from tests.support.chatting import watching
 
 KNOWN = {
     "jailbreak": Contract(source="", judges="question", good="low"),
     "answerability": Contract(source="", judges="question", good="high"),
     "uncertainty": Contract(source="", judges="answer", good="high"),
     "topic": Contract(source=""),  # does not say
+    "guardian-core": Contract(
+        source="g.gguf", judges="question", good="low", instruction="{criteria} {last_message}"
+    ),
+    "requirement-check": Contract(source="r.gguf", judges="answer", instruction="{a} {b}"),
     # names that a guess would take for the contrary
     "guardrail_passed": Contract(source="", judges="question", good="high"),
     "risk_free": Contract(source="", judges="question", good="high"),
@@ -23,38 +28,45 @@ KNOWN = {
 }
 
 
+JAILBREAK = Watched(
+    IntrinsicCall("guardian-core", {"criteria": "jailbreak"}), "question", "!", good="low"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "watched", "shown"),
     [
-        ("answerability", Watched("answerability", "question"), "answerability"),
-        ("uncertainty", Watched("uncertainty", "answer"), "uncertainty"),
-        ("topic", Watched("topic", "answer"), "topic"),
-        ("topic@question", Watched("topic", "question"), "topic"),
-        ("answerability@answer", Watched("answerability", "answer"), "answerability"),
-        ("jailbreak!", Watched("jailbreak", "question", "!", good="low"), "jailbreak!"),
-        ("guardrail_passed!", Watched("guardrail_passed", "question", "!", good="high"),
+        ("answerability", watching("answerability", "question"), "answerability"),
+        ("uncertainty", watching("uncertainty", "answer"), "uncertainty"),
+        ("topic", watching("topic", "answer"), "topic"),
+        ("topic@question", watching("topic", "question"), "topic"),
+        ("answerability@answer", watching("answerability", "answer"), "answerability"),
+        ("jailbreak!", watching("jailbreak", "question", "!", good="low"), "jailbreak!"),
+        ("guardrail_passed!", watching("guardrail_passed", "question", "!", good="high"),
          "guardrail_passed!"),
-        ("uncertainty@question!", Watched("uncertainty", "question", "!", good="high"),
+        ("uncertainty@question!", watching("uncertainty", "question", "!", good="high"),
          "uncertainty!"),
-        ("jailbreak<0.25", Watched("jailbreak", "question", "<", 0.25), "jailbreak<0.25"),
-        ("topic>.5", Watched("topic", "question", ">", 0.5), "topic>0.5"),
-        ("topic@question>5e-1", Watched("topic", "question", ">", 0.5), "topic>0.5"),
+        ("jailbreak<0.25", watching("jailbreak", "question", "<", 0.25), "jailbreak<0.25"),
+        ("topic>.5", watching("topic", "question", ">", 0.5), "topic>0.5"),
+        ("guardian-core(criteria=jailbreak)!", JAILBREAK, "guardian-core(criteria=jailbreak)!"),
+        ("guardian-core(jailbreak)!", JAILBREAK, "guardian-core(criteria=jailbreak)!"),
+        ("topic@question>5e-1", watching("topic", "question", ">", 0.5), "topic>0.5"),
     ],
 )  # fmt: skip
 def test_forms(text: str, watched: Watched, shown: str) -> None:
-    found = parse_watched(text, KNOWN)
+    (found,) = parse_all(text, KNOWN)
     assert found == watched
     assert str(found) == shown
     assert found.is_guard == bool(watched.sign)
 
 
 def test_in_words() -> None:
-    texts = ["uncertainty", "jailbreak!", "topic>.5", "topic@answer", "answerability"]
-    assert in_words(parse_all(texts, KNOWN)) == (
+    text = "uncertainty jailbreak!, topic>.5,topic@answer  answerability"
+    assert in_words(parse_all(text, KNOWN)) == (
         "watching jailbreak! topic>0.5 answerability at each question, uncertainty topic at each "
         "answer"
     )
-    assert in_words(parse_all(["topic"], KNOWN)) == "watching topic at each answer"
+    assert in_words(parse_all("topic", KNOWN)) == "watching topic at each answer"
     assert in_words([]) == "watching nothing"
 
 
@@ -81,15 +93,15 @@ def test_in_words() -> None:
 )  # fmt: skip
 def test_refusals(text: str, message: str) -> None:
     with pytest.raises(InputError, match=r"^" + re.escape(message)):
-        parse_watched(text, KNOWN)
+        parse_all(text, KNOWN)
 
 
 def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
-    both = parse_all(["answerability", "answerability@answer"], KNOWN)
+    both = parse_all("answerability answerability@answer", KNOWN)
     assert [each.place for each in both] == ["question", "answer"]
-    message = "'jailbreak<0.5': 'jailbreak' is asked about the question already; name it once"
-    with pytest.raises(InputError, match=rf"^{message}$"):
-        parse_all(["jailbreak", "jailbreak<0.5"], KNOWN)
+    message = "'jailbreak<0.5': 'jailbreak' is asked about the question already; name it once, or "
+    with pytest.raises(InputError, match=rf"^{message}"):
+        parse_all("jailbreak jailbreak<0.5", KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -120,4 +132,58 @@ def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
     ],
 )
 def test_what_a_guard_lets_pass(guard: str, value: Any, passes: bool) -> None:
-    assert parse_watched(guard, KNOWN).passes(value) is passes
+    (found,) = parse_all(guard, KNOWN)
+    assert found.passes(value) is passes
+
+
+def test_one_intrinsic_is_watched_with_several_arguments_under_aliases() -> None:
+    text = (
+        'jb=guardian-core(criteria=jailbreak)!, bias=guardian-core(criteria="social bias (any)")'
+        "@answer rude=guardian-core(The user's tone is rude, or worse)@question>0.9"
+    )
+    found = parse_all(text, KNOWN)
+    assert [(each.call.label, each.call.name, dict(each.call.arguments)) for each in found] == [
+        ("jb", "guardian-core", {"criteria": "jailbreak"}),
+        ("bias", "guardian-core", {"criteria": "social bias (any)"}),
+        ("rude", "guardian-core", {"criteria": "The user's tone is rude, or worse"}),
+    ]
+    assert [(each.place, each.sign, each.bound) for each in found] == [
+        ("question", "!", 0.0), ("answer", "", 0.0), ("question", ">", 0.9),
+    ]  # fmt: skip
+    assert in_words(found) == (
+        "watching jb=guardian-core(criteria=jailbreak)! rude=guardian-core(criteria="
+        '"The user\'s tone is rude, or worse")>0.9 at each question, bias=guardian-core('
+        'criteria="social bias (any)") at each answer'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("guardian-core!", "'guardian-core!': needs criteria; write guardian-core(criteria=…)"),
+        ("requirement-check(a=x)",
+         "'requirement-check(a=x)': needs b; write requirement-check(a=…, b=…)"),
+        ("requirement-check(polite)",
+         "'polite': is no argument: requirement-check takes requirement-check(a=…, b=…)"),
+        ("jailbreak(x)!", "'x': is no argument: jailbreak takes no arguments"),
+        ("guardian-core(criterja=jailbreak)!", "g.gguf: unknown argument criterja (did you mean "
+         "criteria?); the instruction takes criteria; a text that begins like that stands in "),
+        ("jailbreak(x=1)", "unknown argument x; the instruction takes none"),
+        ("guardian-core(criteria=a) guardian-core(criteria=b)", "'guardian-core(criteria=b)': "
+         "'guardian-core' is asked about the question already; name it once, or with other "
+         "arguments as ALIAS=guardian-core(…)"),
+        ("topic=guardian-core(criteria=a)", "'topic=guardian-core(criteria=a)': 'topic' is another "
+         "intrinsic; choose another alias"),
+        ("guardian-core(criteria=jailbreak", "'': expected ) behind 'criteria=jailbreak'"),
+        ("guardian-core(criteria=jailbreak)@answer!",
+         "'guardian-core(criteria=jailbreak)@answer!': a guard is asked about the question, before "
+         "the reply is shown, and this one judges the answer; ask it afterwards: "
+         "guardian-core(criteria=jailbreak)@answer"),
+        ("guardian-core(criteria=jailbreak)nope", "'guardian-core(criteria=jailbreak)nope': "
+         "expected NAME, "),
+    ],
+)  # fmt: skip
+def test_refused_arguments(text: str, message: str) -> None:
+    source = "" if message.startswith("unknown") else "^"
+    with pytest.raises(InputError, match=source + re.escape(message)):
+        parse_all(text, KNOWN)

@@ -1,0 +1,47 @@
+"""An adapter's file by what people name: a GGUF, a name in the store, or a PEFT directory, which is
+converted for the base at hand.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from alora_gguf.cli.progress import Progress
+from alora_gguf.cli.render import printable
+
+import alora_gguf as ag
+
+_CONFIG = "adapter_config.json"  # what makes a directory PEFT's
+
+
+def adapter_file(text: str, base: Path) -> Path:
+    """The GGUF of an adapter for `base`. One that was converted goes when the command ends. Raises
+    StoreError, and what convert_adapter() does.
+    """
+    directory, store = Path(text), ag.Store()
+    try:
+        path = store.resolve(text, "adapter")
+    except ag.StoreError:
+        if not (directory / _CONFIG).is_file():
+            raise
+        path = directory
+    return _converted(path, base) if path.is_dir() else path
+
+
+def _converted(directory: Path, base: Path) -> Path:
+    folder = click.get_current_context().with_resource(
+        tempfile.TemporaryDirectory(prefix="alora-gguf-")
+    )
+    out = Path(folder) / f"{directory.resolve().name or 'adapter'}.gguf"
+    with Progress("Converting") as progress:
+        report = ag.convert_adapter(directory, base, out, progress=progress)
+    command = f"alora-gguf convert {directory} --base {base}"
+    click.echo(
+        printable(f"{directory}: converted for this base and this run; to keep it: {command}"),
+        err=True,
+    )
+    for warning in report.warnings:
+        click.echo(f"warning: {printable(warning)}", err=True)
+    return out
