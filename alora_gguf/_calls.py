@@ -87,13 +87,23 @@ def check_texts(value: object, name: str) -> None:
         if isinstance(value, str):
             if not value.isascii():
                 check_text(value, name)
-        elif isinstance(value, (list, tuple, Mapping)) and id(value) not in seen:
+        elif _holds_texts(type(value)) and id(value) not in seen:
             seen.add(id(value))
             if isinstance(value, Mapping):
                 stack += [(f"{name}: a key", key) for key in value]
                 stack += [(f"{name}[{key!r:.40}]", each) for key, each in value.items()]
-            elif not set(map(type, value)) <= {int, float}:  # tokens there may be many of
+            elif any(map(_may_be_text, set(map(type, value)))):  # not of, say, many tokens
                 stack += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+@functools.lru_cache(256)
+def _holds_texts(kind: type) -> bool:
+    return issubclass(kind, (list, tuple, Mapping))
+
+
+@functools.lru_cache(256)
+def _may_be_text(kind: type) -> bool:
+    return issubclass(kind, str) or _holds_texts(kind)
 
 
 def is_text(value: object) -> bool:
@@ -164,7 +174,7 @@ def _checked_function(function: Any) -> Any:
             test = tests.get(name)
             if test is not None and not test[0](value):
                 check_kind(value, f"{label}: {name}", *test)
-            if isinstance(value, (list, tuple, Mapping)):
+            if _holds_texts(type(value)) and len(value):
                 check_texts(value, f"{label}: {name}")
         return function(*args, **kwargs)
 
@@ -265,14 +275,15 @@ class _Deferred:
     """
 
     def __init__(self) -> None:
-        self._depth = 0
+        self.depth = 0
+        self._keeper = self._keep  # one object, to be told by `is`
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._known: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._pending: list[int] = []
         self._since = 0.0
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
-        if self._depth == 0:  # who took ours for the program's amid a call has set it again since
+        if self.depth == 0:  # who took ours for the program's amid a call has set it again since
             handler = self._known.get(number, signal.default_int_handler)
             _set(number, handler)
             handler(number, frame)
@@ -287,23 +298,23 @@ class _Deferred:
     def __enter__(self) -> None:
         if not _is_main():
             return
-        if self._depth == 0:
+        if self.depth == 0:
             self._pending.clear()
             self._handlers.clear()
             for number in _SIGNALS:
                 handler = _get(number)
-                if handler == self._keep:  # as above
+                if handler is self._keeper:  # as above
                     handler = self._known.get(number, signal.default_int_handler)
                 if callable(handler):
                     self._handlers[number] = self._known[number] = handler
-                    _set(number, self._keep)
-        self._depth += 1
+                    _set(number, self._keeper)
+        self.depth += 1
 
     def __exit__(self, *_: object) -> None:
         if not _is_main():
             return
-        self._depth -= 1
-        if self._depth == 0:
+        self.depth -= 1
+        if self.depth == 0:
             self.give_back()
             self.check()
 
@@ -320,31 +331,43 @@ class _Deferred:
     def give_back(self) -> None:
         """Signals reach their handlers at once again."""
         for number, handler in self._handlers.items():
-            if _get(number) == self._keep:  # else the program has set another one meanwhile
+            if _get(number) is self._keeper:  # else the program has set another one meanwhile
                 _set(number, handler)
 
     def take(self) -> None:
         """Undoes give_back()."""
         for number, handler in self._handlers.items():
             if _get(number) == handler:
-                _set(number, self._keep)
+                _set(number, self._keeper)
 
 
 class _Allowed:
     """Around a callback of the program's, amid a deferred call: it may be interrupted anywhere."""
 
     def __enter__(self) -> None:
-        if deferred._depth and _is_main():
+        if deferred.depth and _is_main():
             deferred.check()
             deferred.give_back()
 
     def __exit__(self, *_: object) -> None:
-        if deferred._depth and _is_main():
+        if deferred.depth and _is_main():
             deferred.take()
 
 
+_main_thread = threading.main_thread().ident
+
+
 def _is_main() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
+    return threading.get_ident() == _main_thread
+
+
+def _forked() -> None:
+    global _main_thread
+    _main_thread = threading.main_thread().ident
+
+
+if hasattr(os, "register_at_fork"):  # the thread that forks is the child's main one
+    os.register_at_fork(after_in_child=_forked)
 
 
 deferred: Final = _Deferred()
@@ -369,6 +392,8 @@ def uninterrupted(target: _T) -> _T:
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if deferred.depth:  # inside of another one; on other threads signals are none of ours
+            return function(*args, **kwargs)
         with deferred:
             return function(*args, **kwargs)
 

@@ -21,7 +21,7 @@ from alora_gguf import errors
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
-API_VERSION: Final = 5
+API_VERSION: Final = 6
 
 _MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
 _NO_MEMORY: Final = -5
@@ -173,6 +173,7 @@ class Native:
             "alora_deactivate": ([ctx, i32], i32),
             "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
             "alora_finite_cells": ([ctx, i32, i32s, i32s, i32s, bools], i32),
+            "alora_finite_batch": ([ctx, self.llama.llama_batch], i32),
             "alora_clear_free_cells": ([ctx], i32),
             "alora_keep_cells": ([ctx], i32),
             "alora_interrupt": ([ctx, ctypes.c_bool], i32),
@@ -237,6 +238,11 @@ class Native:
         if not self._check(status, "cells"):
             return []
         return [i for i in range(n) if not finite[i]]
+
+    def batch_is_finite(self, ctx: int, batch: Any) -> bool:
+        """alora_finite_batch(): whether what a llama_batch has written is."""
+        status = self._lib.alora_finite_batch(ctx, batch)
+        return status == 0 or not self._check(status, "cells")
 
     def clear_free_cells(self, ctx: int) -> None:
         """alora_clear_free_cells(): cells that no sequence has are zero afterwards."""

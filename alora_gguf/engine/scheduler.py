@@ -437,10 +437,10 @@ class Scheduler:
         """Whose tokens left cells that are not finite; and whose logits are not, if there are any
         such cells: another's may have reached them in the same batch.
         """
+        if self._context.native.batch_is_finite(self._context.ctx, batch.struct()):
+            return []
         ranges = [(p.run.seq, p.length, p.length + p.end - p.begin) for p in batch.pieces]
         places = self._context.native.not_finite(self._context.ctx, ranges)
-        if not places:
-            return []
         found = {id(batch.pieces[i].request) for i in places}
         found |= {id(r) for _, r, row in batch.wanted if not np.isfinite(row).all()}
         return [request for request in batch.requests if id(request) in found]

@@ -23,7 +23,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 5
+#define ALORA_API_VERSION 6
 
 #ifdef __cplusplus
 extern "C" {
@@ -110,6 +110,10 @@ LLAMA_API alora_slot alora_slot_at(
 LLAMA_API int32_t alora_finite_cells(
         struct llama_context * ctx, int32_t n, const llama_seq_id * seqs, const llama_pos * begins,
         const llama_pos * ends, bool * finite);
+
+// The same of what a batch that was decoded has written, whose tokens have positions and one sequence
+// each; for every llama_decode(), where finding out whose it is can wait. Returns 0 if it is finite.
+LLAMA_API int32_t alora_finite_batch(struct llama_context * ctx, struct llama_batch batch);
 
 // Sets the cells and states that no sequence has to zero: after a llama_decode() that failed, or
 // wrote what is not finite.

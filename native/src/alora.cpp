@@ -174,6 +174,14 @@ alora_slot alora_slot_at(
     });
 }
 
+static std::vector<bool> finite_ranges(
+        llama_context * ctx, const std::vector<alora_cell_range> & ranges) {
+    ctx->synchronize();
+    return alora_cells::finite(
+            llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx),
+            alora_access::bank(ctx).adapters() > 0);
+}
+
 int32_t alora_finite_cells(
         llama_context * ctx, int32_t n, const llama_seq_id * seqs, const llama_pos * begins,
         const llama_pos * ends, bool * finite) {
@@ -187,11 +195,32 @@ int32_t alora_finite_cells(
             check_seq(ctx, seqs[i]);
             ranges.push_back({ seqs[i], begins[i], ends[i] });
         }
-        ctx->synchronize();
-        const std::vector<bool> found = alora_cells::finite(
-                llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx),
-                alora_access::bank(ctx).adapters() > 0);
+        const std::vector<bool> found = finite_ranges(ctx, ranges);
         std::copy(found.begin(), found.end(), finite);
+        return (int32_t) std::count(found.begin(), found.end(), false);
+    });
+}
+
+int32_t alora_finite_batch(llama_context * ctx, llama_batch batch) {
+    return guarded([&] {
+        check_context(ctx);
+        if (batch.n_tokens > 0 && (!batch.pos || !batch.n_seq_id || !batch.seq_id)) {
+            throw bad_argument("the batch has no positions or no sequences");
+        }
+        std::vector<alora_cell_range> ranges;
+        for (int32_t i = 0; i < batch.n_tokens; ++i) {
+            if (batch.n_seq_id[i] != 1) {
+                throw bad_argument("a token of the batch is not of one sequence");
+            }
+            const llama_seq_id seq = batch.seq_id[i][0];
+            const llama_pos    pos = batch.pos[i];
+            check_seq(ctx, seq);
+            if (ranges.empty() || ranges.back().seq != seq || ranges.back().end != pos) {
+                ranges.push_back({ seq, pos, pos });
+            }
+            ++ranges.back().end;
+        }
+        const std::vector<bool> found = finite_ranges(ctx, ranges);
         return (int32_t) std::count(found.begin(), found.end(), false);
     });
 }

@@ -57,6 +57,7 @@ static void test_ours(const tiny_llama & base) {
         [&] { return alora_slot_at(ours, 0, 0, nullptr); },
         [&] { return alora_deactivate(ours, -1); },
         [&] { return alora_finite_cells(ours, 1, &seq, &begin, &end, &finite); },
+        [&] { return alora_finite_batch(ours, llama_batch{}); },
         [&] { return alora_clear_free_cells(ours); },
         [&] { return alora_keep_cells(ours); },
         [&] { return alora_interrupt(ours, false); },
