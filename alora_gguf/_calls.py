@@ -81,29 +81,30 @@ def check_text(text: str, name: str) -> bytes:
 
 def check_texts(value: object, name: str) -> None:
     """The same for all texts in what was given: lists and mappings however deep, and their keys."""
-    stack, seen = [(name, value)], set[int]()
+    if not _may_be_text(type(value)):
+        return
+    stack: list[tuple[str, Any]] = [(name, value)]
+    seen = set[int]()
     while stack:
-        name, value = stack.pop()
-        if isinstance(value, str):
-            if not value.isascii():
-                check_text(value, name)
-        elif _holds_texts(type(value)) and id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, Mapping):
-                stack += [(f"{name}: a key", key) for key in value]
-                stack += [(f"{name}[{key!r:.40}]", each) for key, each in value.items()]
-            elif any(map(_may_be_text, set(map(type, value)))):  # not of, say, many tokens
-                stack += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        place, each = stack.pop()
+        if isinstance(each, str):
+            if not each.isascii():
+                check_text(each, place)
+        elif _holds_texts(type(each)) and id(each) not in seen:
+            seen.add(id(each))
+            if isinstance(each, Mapping):
+                stack += [(f"{place}: a key", key) for key in each]
+                stack += [(f"{place}[{key!r:.40}]", inner) for key, inner in each.items()]
+            elif any(map(_may_be_text, set(map(type, each)))):  # not of, say, many tokens
+                stack += [(f"{place}[{i}]", inner) for i, inner in enumerate(each)]
 
 
-@functools.lru_cache(256)
-def _holds_texts(kind: type) -> bool:
-    return issubclass(kind, (list, tuple, Mapping))
+def _is_any_of(*kinds: type) -> Callable[[type], bool]:
+    return functools.lru_cache(256)(lambda kind: issubclass(kind, kinds))  # Mapping's is slow
 
 
-@functools.lru_cache(256)
-def _may_be_text(kind: type) -> bool:
-    return issubclass(kind, str) or _holds_texts(kind)
+_holds_texts: Final = _is_any_of(list, tuple, Mapping)
+_may_be_text: Final = _is_any_of(str, list, tuple, Mapping)
 
 
 def is_text(value: object) -> bool:
@@ -160,10 +161,13 @@ def _checked_function(function: Any) -> Any:
     tests: dict[str, tuple[_Test, str] | None] = {}
     takes_all = False
     label = function.__qualname__.removesuffix(".__init__") + "()"
+    n_bound = function.__code__.co_varnames[:1] in (("self",), ("cls",))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal tests, takes_all
+        if len(args) <= n_bound and not kwargs:  # nothing was given
+            return function(*args)
         if not tests:  # at the first call: by then all that annotations name is there
             parameters = inspect.signature(function).parameters.values()
             takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
@@ -299,8 +303,7 @@ class _Deferred:
         if not _is_main():
             return
         if self.depth == 0:
-            self._pending.clear()
-            self._handlers.clear()
+            self._pending, self._handlers = [], {}
             for number in _SIGNALS:
                 handler = _get(number)
                 if handler is self._keeper:  # as above
@@ -316,7 +319,8 @@ class _Deferred:
         self.depth -= 1
         if self.depth == 0:
             self.give_back()
-            self.check()
+            if self._pending:
+                self.check()
 
     def check(self) -> None:
         """Hands the signals that came to their handlers."""
@@ -354,20 +358,16 @@ class _Allowed:
             deferred.take()
 
 
-_main_thread = threading.main_thread().ident
-
-
-def _is_main() -> bool:
-    return threading.get_ident() == _main_thread
-
-
-def _forked() -> None:
-    global _main_thread
-    _main_thread = threading.main_thread().ident
+class _Main:
+    thread = threading.main_thread().ident
 
 
 if hasattr(os, "register_at_fork"):  # the thread that forks is the child's main one
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=lambda: setattr(_Main, "thread", threading.get_ident()))
+
+
+def _is_main() -> bool:
+    return threading.get_ident() == _Main.thread
 
 
 deferred: Final = _Deferred()

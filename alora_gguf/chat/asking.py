@@ -31,8 +31,8 @@ from alora_gguf.options import (
 )
 from alora_gguf.session import Session
 
-from .prompt import Dialogue
-from .quoting import Quoting
+from .prompt import Dialogue, texts_of
+from .quoting import Quoting, leaves
 
 
 class Contracts:
@@ -269,6 +269,10 @@ class Question:
         request = rewrite(contract, dialogue.messages, dialogue.documents, call.arguments)
         invocation = contracts.adapter(call.name).invocation
 
+        said = (*texts_of(dialogue.messages, dialogue.documents), *leaves(call.arguments))
+        quote = Quoting.of((), dialogue.template.markers).splitting(invocation, dialogue.vocab)
+        quotes = quote.marks_any(said)
+
         def signed(quoting: Quoting) -> tuple[tuple[Message, ...], tuple[Document, ...]]:
             messages = tuple(map(quoting.message, dialogue.messages))
             documents = tuple(map(quoting.document, dialogue.documents))
@@ -283,6 +287,7 @@ class Question:
             instructed=contract.instruction is not None,
             opened=contract.parameter("add_generation_prompt") is not False,
             signed=signed,
+            quotes=quotes,
         )
         question = cls._of(contract, request, call, prompt)
         held = dialogue.transcript.tokens

@@ -232,6 +232,7 @@ class Dialogue:
     now         the date that the template writes
     signed      messages and documents with the control tokens marked that are only quoted in
                 them; None: any that are in them
+    quotes      whether there can be any
     """
 
     template: ChatTemplate
@@ -242,6 +243,7 @@ class Dialogue:
     transcript: Transcript = field(default_factory=Transcript)
     now: datetime = field(default_factory=present)
     signed: Callable[[Quoting], _Talk] | None = None
+    quotes: bool = True
 
     def written(self, *, prompt: bool) -> Transcript:
         """All of it; with `prompt` it ends with what begins the assistant's turn."""
@@ -250,9 +252,12 @@ class Dialogue:
 
     def _marks(self, text: str, *, prompt: bool) -> Marks:
         """Where `text`, all of it, only quotes control tokens."""
-        if self.template.special_tokens_in_text:
+        if self.template.special_tokens_in_text or not self.quotes:
             return ()
-        quoting = Quoting.of((text, *_texts(self.messages, self.documents)), self.template.markers)
+        said = texts_of(self.messages, self.documents)
+        quoting = Quoting.of((text, *said), self.template.markers)
+        if self.signed is None and not quoting.marks_any(said):
+            return ()
         messages, documents = self._signed(quoting)
         if (messages, documents) == (self.messages, self.documents):
             return ()
@@ -260,7 +265,7 @@ class Dialogue:
         def render(quoting: Quoting) -> str:
             return self._render(self._signed(quoting), prompt=prompt)
 
-        return quoting.places(text, render, _texts(messages, documents))
+        return quoting.places(text, render, texts_of(messages, documents))
 
     def _render(self, said: _Talk, *, prompt: bool) -> str:
         return self.template.render(*said, self.arguments, prompt=prompt, now=self.now)
@@ -297,10 +302,11 @@ class Dialogue:
         instructed: bool,
         opened: bool = True,
         signed: Callable[[Quoting], _Talk] | None = None,
+        quotes: bool = True,
     ) -> tuple[int, ...]:
-        """The prompt of a contract's `request` to an adapter, made of marked texts with `signed`;
-        what begins the assistant's turn is
-        part of it if that is `opened`.
+        """The prompt of a contract's `request` to an adapter, made of marked texts with `signed`
+        where the conversation `quotes` control tokens; what begins the assistant's turn is part of
+        it if that is `opened`.
 
         Its invocation is looked for in what follows the conversation: the instruction (if it was
         `instructed`) and what begins the assistant's turn. Where it is missing there,
@@ -319,6 +325,7 @@ class Dialogue:
             documents=request.documents,
             arguments={**self.arguments, **arguments},
             signed=signed,
+            quotes=quotes,
         )
         whole = asked.written(prompt=opened)
         if not invocation:
@@ -340,7 +347,7 @@ class Dialogue:
         """What the last message says, and does not only quote."""
         if self.template.special_tokens_in_text:
             return self.messages[-1].content
-        texts = _texts(self.messages, self.documents)
+        texts = texts_of(self.messages, self.documents)
         return self._signed(Quoting.of(texts, self.template.markers))[0][-1].content
 
     def _asking(self, words: str, *, instructed: bool) -> Dialogue:
@@ -398,7 +405,7 @@ def _followed_by(
     return Transcript(text, (*transcript.tokens, *invocation), transcript.marks)
 
 
-def _texts(messages: Sequence[Message], documents: Sequence[Document]) -> list[str]:
+def texts_of(messages: Sequence[Message], documents: Sequence[Document]) -> list[str]:
     """All that is said."""
     said = [text for message in messages for text in (message.role, message.content)]
     return said + [text for document in documents for text in document.fields().values()]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -66,6 +66,14 @@ class Quoting:
             out += [text[last:end], places[at]]
             last = end
         return "".join(out) + text[last:]
+
+    def marks_any(self, texts: Iterable[str]) -> bool:
+        """Whether any of the texts has what is marked."""
+        words = self.words and self.words[0]
+        return any(
+            next(self.markers.find(text), None) is not None or (words and words in text)
+            for text in texts
+        )
 
     def message(self, message: Message) -> Message:
         """What is said, marked. Tags in what a model says, such as those around its thinking, are

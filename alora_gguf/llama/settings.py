@@ -85,7 +85,7 @@ def extends(theirs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
                 or kwargs.keys() & names[: len(args)]
             ):
                 signature.bind(self, *args, **kwargs)  # says what is wrong
-            for name, value in (*options.items(), *extra.items()):
+            for name, value in (*zip(names, args, strict=False), *kwargs.items(), *extra.items()):
                 check_texts(value, name)
             return method(self, options, **extra)
 
