@@ -18,6 +18,12 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 FlashAttention = Literal["auto", "off", "on"]
 FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 """Why a reply ended: an end token or a stop string, max_tokens, close(), a CancelToken, or else."""
+Form = Literal["free", "compact", "json.dumps", "text"]
+"""How replies under a schema are written, said in its ABOUT: JSON that is spaced freely, without
+spaces, or as json.dumps does it; or bare text, for a schema that lists texts.
+"""
+ABOUT: Final = "x-alora"
+"""The keyword, at the top of a schema, that says what it is about, and the form of replies."""
 Progress = Callable[[int, int], None]
 """Called on the caller's own thread with the tokens read so far and all there are to read."""
 
@@ -288,11 +294,12 @@ class Invocation(GenerateOptions):
     `suffix` (text or token ids) is put behind the conversation; or `prompt` (token ids) takes the
     place of both, and shares the cells of what it has in common with the conversation. The
     adapter's invocation is appended to that if it lacks it, unless `append_invocation` is false:
-    then it must occur.
+    then it must occur. `begun` (token ids) is how the answer begins, as if it had been sampled.
 
     With a JSON `schema` the beginning of the answer is drafted and checked instead of sampled token
     by token, and where it admits only a few answers, all of them are scored at once; the answer is
-    the one that sampling would give.
+    the one that sampling would give. Where the schema's form of replies (docs/intrinsics.md) leaves
+    no choice, nothing is sampled, nor counted in max_tokens at the answer's beginning.
     """
 
     adapter: str | None = field(kw_only=False)
@@ -301,10 +308,11 @@ class Invocation(GenerateOptions):
     sampling: Sampling = GREEDY
     prompt: Sequence[int] | None = None
     append_invocation: bool = True
+    begun: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("suffix", "prompt"):
+        for name in ("suffix", "prompt", "begun"):
             tokens = getattr(self, name)
             if tokens is not None and not isinstance(tokens, (str, tuple)):
                 object.__setattr__(self, name, tuple(tokens))

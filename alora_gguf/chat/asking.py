@@ -16,7 +16,8 @@ from alora_gguf.generate.constraint import check_schema
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.intrinsics import Contract, Request, load_contract, rewrite, transform
-from alora_gguf.intrinsics.contract import contract_problem
+from alora_gguf.intrinsics.contract import Outcome, contract_problem
+from alora_gguf.intrinsics.reply import Further
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import (
     CancelToken,
@@ -26,6 +27,7 @@ from alora_gguf.options import (
     Sampling,
     Timings,
     TokenLogprob,
+    TopLogprob,
     changed,
     check_int,
 )
@@ -94,6 +96,13 @@ def usable(contract: Contract) -> Contract:
     return contract
 
 
+MAX_SPELLINGS: Final = 100
+"""The most alternatives to a token among which those are looked for that begin a category; under a
+schema a category has at most one for each of its characters, so these are nearly always all.
+"""
+MAX_READ: Final = 32
+"""The most beginnings, of one reply, that are read to tell categories apart which begin alike."""
+_END: Final = TopLogprob(-1, "", 0.0)
 MAX_TOKENS: Final = 512
 """The most tokens of a reply where neither contract nor caller sets a limit."""
 
@@ -212,12 +221,23 @@ class Alongside(threading.Thread):
         asked = [(question, result) for question, result in pairs if question is not None]
         prepared = time.perf_counter() - started
 
+        late = []
+
         def over(index: int, verdict: Verdict) -> None:
             question, result = asked[index]
-            result.set_result(question.result(verdict, prepared))
+            if question.outcome(verdict).unread:
+                late.append((question, verdict, result))
+            else:
+                result.set_result(question.result(verdict, prepared))
 
         invocations = [question.invocation for question, _ in asked]
         self._fork.invoke_many(invocations, on_verdict=over, cancel=self._cancel)
+        told = tell_apart(
+            [(question, verdict) for question, verdict, _ in late],
+            lambda more: self._fork.invoke_many(more, cancel=self._cancel),
+        )
+        for (question, verdict, result), further in zip(late, told, strict=True):
+            result.set_result(question.result(verdict, prepared, further))
 
     def _question(self, call: IntrinsicCall, result: Future[IntrinsicResult]) -> Question | None:
         try:
@@ -242,11 +262,40 @@ def ask_all(
     started = time.perf_counter()
     questions = [Question.about(contracts, dialogue, call) for call in calls]
     prepared = time.perf_counter() - started
-    verdicts = session.invoke_many([each.invocation for each in questions], cancel=cancel)
+
+    def ask(invocations: Sequence[Invocation]) -> Sequence[Verdict]:
+        return session.invoke_many(invocations, cancel=cancel)
+
+    verdicts = ask([each.invocation for each in questions])
+    pairs = list(zip(questions, verdicts, strict=True))
+    told = tell_apart(pairs, ask)
     return [
-        question.result(verdict, prepared)
-        for question, verdict in zip(questions, verdicts, strict=True)
+        question.result(verdict, prepared, further)
+        for (question, verdict), further in zip(pairs, told, strict=True)
     ]
+
+
+def tell_apart(
+    asked: Sequence[tuple[Question, Verdict]],
+    ask: Callable[[Sequence[Invocation]], Sequence[Verdict]],
+) -> list[Further]:
+    """For each verdict, what can come next where categories of its contract begin alike: `ask` is
+    asked until they part, or for MAX_READ beginnings.
+    """
+    known: list[dict[tuple[int, ...], Sequence[TopLogprob]]] = [{} for _ in asked]
+    while True:
+        wanted = [
+            (further, path, replace(question.invocation, begun=path, max_tokens=1))
+            for (question, verdict), further in zip(asked, known, strict=True)
+            for path in question.outcome(verdict, further).unread[: MAX_READ - len(further)]
+        ]
+        if not wanted:
+            return list(known)
+        verdicts = ask([each for *_, each in wanted])
+        for (further, path, _), verdict in zip(wanted, verdicts, strict=True):
+            entries = (*(verdict.logprobs or ()), *([verdict.end] if verdict.end else []))
+            # nothing was sampled where the reply had to end
+            further[path] = entries[len(path)].top if len(entries) > len(path) else (_END,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,36 +373,52 @@ class Question:
             max_tokens=limit,
             sampling=call.sampling or sampling_of(contract, limit),
             schema=request.response_format,
-            logprobs=request.top_logprobs if request.want_logprobs else None,
+            logprobs=MAX_SPELLINGS if request.want_logprobs else None,
             stop=contract.stop if call.stop is None else call.stop,
         )
         return cls(call, contract, request, invocation)
 
-    def result(self, verdict: Verdict, prepared: float) -> IntrinsicResult:
-        """What the contract makes of a verdict, which took `prepared` seconds more."""
-        value, used, error = None, tuple[TokenLogprob, ...](), None
-        timings = verdict.timings
-        first, note = timings.first_token, timings.reuse_note
+    def outcome(self, verdict: Verdict, further: Further | None = None) -> Outcome:
+        """What the contract makes of a verdict; nothing if it is not what the contract says."""
         try:
-            outcome = transform(
+            return self._transformed(verdict, further)
+        except OutputError:
+            return Outcome(None)
+
+    def _transformed(self, verdict: Verdict, further: Further | None) -> Outcome:
+        logprobs = verdict.logprobs
+        if logprobs is not None and verdict.end is not None:
+            logprobs = (*logprobs, verdict.end)
+        try:
+            return transform(
                 self.contract,
                 verdict.text,
-                verdict.logprobs,
+                logprobs,
                 self.request,
                 max_tokens=self.invocation.max_tokens,
+                further=further,
             )
-            value, used = outcome.value, outcome.used
-        except OutputError as problem:
-            error = problem
         except InputError:  # a stop string ended it within a token
-            error = OutputError(
+            raise OutputError(
                 f"{self.contract.source}: the reply was ended by a stop string within a token, so "
                 "that its probabilities are not known; choose other stop strings"
-            )
+            ) from None
+
+    def result(
+        self, verdict: Verdict, prepared: float, further: Further | None = None
+    ) -> IntrinsicResult:
+        """The answer that a verdict comes to, which took `prepared` seconds more."""
+        timings = verdict.timings
+        first, note = timings.first_token, timings.reuse_note
+        outcome, error = Outcome(None), None
+        try:
+            outcome = self._transformed(verdict, further)
+        except OutputError as problem:
+            error = problem
         return IntrinsicResult(
             name=self.call.name,
             text=verdict.text,
-            logprobs=used,
+            logprobs=outcome.used,
             finish_reason=verdict.finish_reason,
             timings=replace(
                 timings,
@@ -362,7 +427,7 @@ class Question:
                 reuse_note=f"{note}: {self.change}" if note and self.change else note,
             ),
             error=error,
-            _value=value,
+            _value=outcome.value,
             alias=self.call.alias,
         )
 

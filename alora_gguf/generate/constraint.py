@@ -17,6 +17,7 @@ from alora_gguf.engine.tokens import Vocabulary, token_bytes
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
 
 from .endless import n_nodes, never_ends
+from .form import form_of, grammar_of
 
 _Bools = NDArray[np.bool_]
 
@@ -39,11 +40,7 @@ _BANNED: Final = np.float32(-np.inf)
 _MAX_PIECE: Final = 512  # bytes of a token that replies may use: llguidance panics at longer ones
 _SPECIAL: Final = b"\xff"  # llguidance's mark of a token that no text contains
 
-# What json.dumps writes, with and without an indent, and what comes near: one or two spaces, or one
-# line break and an indent. A pattern is matched at most once in a place, so that a model that has
-# fallen into a run of spaces or line breaks is led out of it. None before the value or after it.
 _OPTIONS: Final[Any] = {
-    "whitespace_pattern": r"\x20{1,2}|\x0D?\x0A[\x20\x09]{0,16}",
     # json.dumps escapes what is not ASCII unless told otherwise; adapters may have learnt that
     "json_allow_general_unicode_escapes": True,
     "lenient": False,  # and not as the schema says: a keyword that would be ignored is an error
@@ -55,7 +52,8 @@ class Constraint:
     """A JSON Schema, compiled for one vocabulary. Immutable; threads may share it.
 
     Replies that it admits are JSON values that match the schema, each property in the schema's
-    order, in any spelling by tokens. Whitespace inside a value is bounded: at each place where
+    order, in any spelling by tokens; or bare words, where the schema asks for that form. Whitespace
+    inside a value is that of the schema's form. Where it is free it is bounded: at each place where
     JSON allows it at most two spaces, or one line break with an indent of up to 16 spaces or tabs.
     Strings may hold any character (U+007F only escaped), and lone surrogates are never admitted.
     Names of additional properties may repeat. Unknown keywords are annotations, as JSON Schema has
@@ -151,6 +149,11 @@ class Matcher:
             return self.can_end
         return self.can_end and np.count_nonzero(self._mask()) == len(self._tokens.ends)
 
+    def forced(self) -> bytes:
+        """The bytes that must come next; none if there is a choice, or the reply may end."""
+        found: bytes = b"" if self._ended else self._matcher.compute_ff_bytes()
+        return found
+
     def copy(self) -> Matcher:
         """An independent matcher in the same state."""
         other = Matcher(self._matcher.deep_copy(), self._tokens)
@@ -210,14 +213,6 @@ def _canonical(schema: Mapping[str, Any] | str) -> str:
     return text
 
 
-def grammar_of(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """A schema as llguidance's grammar. By itself llguidance forces the tokens that it would choose
-    for text that can only go on in one way; here masks are exact, and the model spells.
-    """
-    constrained = json.dumps({**schema, "x-guidance": options})
-    return f'%llguidance {{"no_forcing": true}}\nstart: %json {constrained}'
-
-
 def compile_grammar(grammar: str, tokenizer: Any, limits: Any) -> Any:
     """Llguidance's matcher of a grammar, which may have failed; no depth that a schema can have
     exhausts the stack.
@@ -250,7 +245,8 @@ def _deep(work: Callable[[], _T]) -> _T:
 
 
 def _compile(text: str, tokens: _Tokens) -> Constraint:
-    grammar = grammar_of(_read(text), _OPTIONS)
+    schema = _read(text)
+    grammar = grammar_of(schema, form_of(schema), _OPTIONS)
     prototype = compile_grammar(grammar, tokens.tokenizer, tokens.limits)
     if prototype.is_error():
         raise _unusable(_reason(text) or _one_line(prototype.get_error()))
@@ -263,7 +259,8 @@ def check_schema(schema: Mapping[str, Any] | str) -> None:
     where Constraint.compile() has to read a vocabulary first.
     """
     text = _canonical(schema)
-    _read(text)
+    read = _read(text)
+    grammar_of(read, form_of(read), _OPTIONS)
     if reason := _reason(text):
         raise _unusable(reason)
     _check_ends(text)

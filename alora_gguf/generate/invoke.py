@@ -11,7 +11,7 @@ from alora_gguf._calls import allowed
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.runtime import Runtime
-from alora_gguf.engine.tokens import common
+from alora_gguf.engine.tokens import Vocabulary, common
 from alora_gguf.errors import CacheFullError
 from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
 
@@ -33,7 +33,7 @@ OnText = Callable[[int, str], None]
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """An adapter's answer: its text and tokens, without an end token or a stop string, and their
-    log-probabilities if they were asked for.
+    log-probabilities if they were asked for; `end` is the end token's, if one was sampled.
     """
 
     adapter: str | None
@@ -42,6 +42,7 @@ class Verdict:
     finish_reason: FinishReason
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    end: TokenLogprob | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -99,6 +100,7 @@ def _verdict(fork: RunningInvocation) -> Verdict:
     plan = fork.plan
     reply = plan.reply
     n, logprobs = reply.stream.tokens_in_text(), reply.sampler.logprobs
+    sampled_end = logprobs is not None and len(logprobs) > len(fork.tokens)
     return Verdict(
         adapter=plan.active.name,
         text=reply.stream.text,
@@ -108,11 +110,12 @@ def _verdict(fork: RunningInvocation) -> Verdict:
             reused=plan.reuse - plan.extra,
             evaluated=len(plan.prompt) - plan.reuse + plan.extra,
             generated=reply.n_sampled,
-            first_token=reply.first_token,
+            first_token=reply.first_token or fork.total,
             total=fork.total,
             reuse_note=plan.note,
         ),
         logprobs=None if logprobs is None else logprobs[:n],
+        end=logprobs[-1] if logprobs and sampled_end else None,
     )
 
 
@@ -136,6 +139,11 @@ class RunningInvocation:
     branches: dict[int, Path] = field(default_factory=dict)
     said: bytes = b""
     total: float = 0.0
+
+    def add(self, tokens: Sequence[int], vocab: Vocabulary) -> None:
+        """Goes on by tokens."""
+        self.tokens += tokens
+        self.said += b"".join(vocab.piece(token) for token in tokens)
 
 
 @dataclass(slots=True)
@@ -184,10 +192,10 @@ class Runner:
                 if forks:
                     return  # the rest takes its turn later
                 seq = self._fork_alone(plan)
-            fork = RunningInvocation(plan, seq)
+            fork = RunningInvocation(plan, seq, held=plan.draft.forced)
             forks.append(fork)
             held, *others = plan.draft.paths
-            if len(held) >= plan.invocation.max_tokens:
+            if len(held) - len(fork.held) >= plan.invocation.max_tokens:
                 continue  # it would not fit into what was promised
             fork.held = held
             for path in others:
@@ -211,7 +219,7 @@ class Runner:
     def _fork_alone(self, plan: InvocationPlan) -> int:
         """A fork for a plan that may be too long: it may still end before its last token."""
         try:
-            return self._fork(plan, len(plan.prompt) - plan.reuse)
+            return self._fork(plan, len(plan.prompt) - plan.reuse + len(plan.draft.forced))
         except CacheFullError as error:
             raise CacheFullError(
                 f"{title(plan)}: {error}; the conversation is as it was"
@@ -224,13 +232,15 @@ class Runner:
         runs, owners = [], []
         for fork in forks:
             plan = fork.plan
+            self._say(fork, self._take(fork, plan.draft.forced, counted=False))
             rest = plan.prompt[plan.reuse :]
             if not rest and plan.parent.logits is not None:
                 fork.rows[()] = plan.parent.logits  # it stands where its parent does
             for seq, path in ((fork.seq, fork.held), *fork.branches.items()):
                 tokens = [*rest, *path]
                 if tokens:
-                    runs.append(Run(seq, tokens, outputs=min(len(tokens), len(path) + 1)))
+                    wanted = len(path) - len(plan.draft.forced) + 1
+                    runs.append(Run(seq, tokens, outputs=min(len(tokens), wanted)))
                     owners.append((fork, path))
         for (fork, path), rows in zip(owners, self._decode(forks, runs), strict=True):
             if rows is not None:
@@ -271,34 +281,45 @@ class Runner:
     # Sampling ------------------------------------------------------------------------------------
 
     def _step(self, fork: RunningInvocation) -> None:
-        """Samples a fork's next token, and goes on to the end if there is only one."""
+        """Samples a fork's next token, and takes what there is no choice about after it."""
         reply = fork.plan.reply
         token, piece = reply.choose(fork.rows[tuple(fork.tokens)]), ""
         if token is not None:
-            fork.tokens.append(token)
-            fork.said += self.engine.vocab.piece(token)
+            fork.add([token], self.engine.vocab)
             piece = reply.push(token)
             if reply.ended != "stop":
                 piece += self._certain_rest(fork)
-        if reply.ended is not None:
-            piece += reply.stream.finish()
+        self._say(fork, piece)
+
+    def _take(self, fork: RunningInvocation, tokens: Sequence[int], *, counted: bool) -> str:
+        """Goes on by tokens that there is no choice about; returns the text that became certain."""
+        fork.add(tokens, self.engine.vocab)
+        return fork.plan.reply.take(tokens, counted=counted)
+
+    def _say(self, fork: RunningInvocation, piece: str) -> None:
+        if fork.plan.reply.ended is not None:
+            piece += fork.plan.reply.stream.finish()
         if piece and self.on_text is not None:
             with allowed:
                 self.on_text(fork.plan.index, piece)
 
     def _certain_rest(self, fork: RunningInvocation) -> str:
-        """Where only one answer is left, the rest of it, and the reply ends: its tokens need not be
-        decoded, as nobody asks for the logits after them.
+        """Takes what comes next where there is no choice. Where only one answer is left it is the
+        rest of it, and the reply ends: its tokens need not be decoded, as nobody asks for the
+        logits after them.
         """
-        rest = fork.plan.draft.rest(fork.said)
+        reply, draft = fork.plan.reply, fork.plan.draft
+        rest = draft.rest(fork.said)
+        ends = rest is not None
         if rest is None:
-            return ""
+            rest = reply.sampler.forced if draft.pinned and reply.ended is None else b""
         vocab, text = self.engine.vocab, rest.decode(errors="ignore")
-        tokens = vocab.tokenize(text, add_special=False, parse_special=False)
+        tokens = vocab.tokenize(text, add_special=False, parse_special=False) if text else []
         if b"".join(vocab.piece(token) for token in tokens) != rest:
             return ""  # the last token ended within a character, say
-        reply = fork.plan.reply
-        reply.sampler.note_certain(tokens)
-        reply.ended = "stop"
-        fork.tokens += tokens
-        return "".join(reply.stream.push(vocab.piece(token)) for token in tokens)
+        if not ends and not reply.sampler.ends_after(tokens):
+            tokens = tokens[:-1]  # what follows may be one token with the end of what is fixed
+        piece = self._take(fork, tokens, counted=not ends)
+        if ends:
+            reply.ended = "stop"
+        return piece

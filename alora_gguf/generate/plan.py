@@ -9,6 +9,7 @@ vocabulary.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,23 +30,22 @@ from alora_gguf.engine.tokens import (
     spans_for,
 )
 from alora_gguf.errors import CacheFullError, InputError
-from alora_gguf.options import CancelToken, Invocation
+from alora_gguf.options import CancelToken, Form, Invocation
 
-from .constraint import compile_grammar, grammar_of
+from .constraint import compile_grammar
+from .form import form_of, grammar_of, written
 from .sampling import SampledReply
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
+_MAX_FORCED: Final = 256  # tokens, read unasked: a schema may have long constants
 
 Path = tuple[int, ...]
 _MAX_ANSWERS: Final = 64
 _MAX_STEPS: Final = 1000  # states that a walk looks at, some 20 us each
 _BYTES: Final = 256  # the first tokens of llguidance's vocabulary of bytes
-# One spelling for each value: what json.dumps(value, ensure_ascii=False) writes.
+# One spelling for each value: without escapes that are not needed.
 _SPELLING: Final[Any] = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
     "json_allowed_escapes": 'nrbtf\\"',
     "lenient": False,
     "coerce_one_of": False,
@@ -54,13 +54,16 @@ _SPELLING: Final[Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """`paths` are beginnings of the reply, in tokens; after each, and after each of its own
-    beginnings, the logits are wanted. `answers` are all the replies there are, as bytes, if they
-    are few.
+    """`forced` are the tokens that every reply begins with, as its form leaves no choice. `paths`
+    are beginnings of the reply, in tokens; after each, and after each of its own beginnings from
+    `forced` on, the logits are wanted. `answers` are all the replies there are, as bytes, if they
+    are few. `pinned` tells whether text that can go on in one way only is not sampled.
     """
 
+    forced: Path = ()
     paths: tuple[Path, ...] = ((),)
     answers: tuple[bytes, ...] = ()
+    pinned: bool = False
 
     def rest(self, said: bytes) -> bytes | None:
         """How a reply that began with `said` goes on, if it can go on in one way only."""
@@ -78,13 +81,27 @@ def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary) -> Draft:
     that one pass scores all of them.
     """
     texts, opening = fixed(schema)
+    pinned = form_of(schema) != "free"
     if texts is None:
-        return Draft(paths=(_tokens(opening, vocab)[:_MAX_TOKENS],))
-    paths = _partings([_tokens(text, vocab) for text in texts])
+        path = _tokens(opening, vocab)
+        # what comes next may be one token with the end of what is fixed
+        forced = path[:-1][:_MAX_FORCED] if pinned else ()
+        return Draft(forced, (path[: len(forced) + _MAX_TOKENS],), pinned=pinned)
+    leaves = [_tokens(text, vocab) for text in texts]
+    forced = _common(leaves)[:_MAX_FORCED] if pinned else ()
+    paths = _partings(leaves)[:_MAX_PATHS]
     return Draft(
-        paths=tuple(path[:_MAX_TOKENS] for path in paths[:_MAX_PATHS]) or ((),),
-        answers=tuple(text.encode() for text in texts),
+        forced,
+        tuple(path[: len(forced) + _MAX_TOKENS] for path in paths) or (forced,),
+        tuple(text.encode() for text in texts),
+        pinned,
     )
+
+
+def _common(leaves: Sequence[Path]) -> Path:
+    """What all of them begin with."""
+    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*leaves, strict=False))
+    return tuple(tokens[0] for tokens in alike)
 
 
 def _tokens(text: str, vocab: Vocabulary) -> Path:
@@ -120,9 +137,10 @@ class Fixed(NamedTuple):
     """`answers` are the texts of all values that match, if they are known to be few, else None;
     `opening` is what all of them begin with, as far as it is known.
 
-    A text is what json.dumps(value, ensure_ascii=False) writes, with properties in the schema's
-    order. An opening is `{"answer": "` where an object's first required property is a string, `[`
-    for an array, "" where nothing is fixed.
+    A text is what a reply in the schema's form has, where that is free what json.dumps(value,
+    ensure_ascii=False) writes, with properties in the schema's order. An opening is `{"answer": "`
+    where an object's first required property is a string, `[` for an array, "" where nothing is
+    fixed.
     """
 
     answers: tuple[str, ...] | None = None
@@ -136,8 +154,11 @@ def fixed(schema: Mapping[str, Any]) -> Fixed:
 
 @functools.lru_cache(maxsize=64)
 def _fixed(schema: str) -> Fixed:
+    parsed = json.loads(schema)
+    form = form_of(parsed)
+    form = "json.dumps" if form == "free" else form
     found: list[bytes] = []
-    pending = [(_matcher(schema), b"")]
+    pending = [(_matcher(parsed, form), b"")]
     opening: str | None = None
     for _ in range(_MAX_STEPS):
         matcher, text = pending.pop()
@@ -153,7 +174,7 @@ def _fixed(schema: str) -> Fixed:
             branch.consume_token(byte)
             pending.append((branch, text + bytes([byte])))
         if not pending:
-            return Fixed(_answers(found), opening)
+            return Fixed(_answers(found, form), opening)
     return Fixed(None, opening or "")
 
 
@@ -171,17 +192,19 @@ def _following(matcher: Any) -> list[int]:
     return list(map(int, np.flatnonzero(bias)))
 
 
-def _answers(found: Sequence[bytes]) -> tuple[str, ...] | None:
-    """Each value once, as json.dumps writes it: -0 is 0."""
+def _answers(found: Sequence[bytes], form: Form) -> tuple[str, ...] | None:
+    """Each value once, as its form has it: -0 is 0."""
     texts = [text.decode() for text in found]
-    once = dict.fromkeys(json.dumps(json.loads(text), ensure_ascii=False) for text in texts)
-    return tuple(once) if once and once.keys() <= set(texts) else None
+    if form != "text":
+        once = dict.fromkeys(written(json.loads(text), form) for text in texts)
+        return tuple(once) if once and once.keys() <= set(texts) else None
+    return tuple(texts)
 
 
-def _matcher(schema: str) -> Any:
+def _matcher(schema: Mapping[str, Any], form: Form) -> Any:
     from llguidance import LLParserLimits
 
-    grammar = grammar_of(json.loads(schema), _SPELLING)
+    grammar = grammar_of(schema, form, _SPELLING)
     limits = LLParserLimits(verbose_errors=False)
     return compile_grammar(grammar, _tokenizer(), limits)
 
@@ -224,7 +247,8 @@ class InvocationPlan:
 
     def needs(self) -> int:
         """Cells of its own at most; the last token is sampled but never decoded."""
-        return len(self.prompt) - self.reuse + self.invocation.max_tokens - 1
+        forced = len(self.draft.forced)
+        return len(self.prompt) - self.reuse + forced + self.invocation.max_tokens - 1
 
 
 def plan_invocation(
@@ -238,7 +262,12 @@ def plan_invocation(
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
-    drafts = schema is not None and not invocation.stop and engine.rewinds
+    draft = NO_DRAFT if schema is None else draft_reply(schema, vocab)
+    if invocation.begun:
+        begun = tuple(vocab.check(invocation.begun, "begun"))
+        draft = Draft(begun, (begun,), draft.answers, draft.pinned)
+    if invocation.stop or not engine.rewinds:
+        draft = Draft(draft.forced, (draft.forced,), pinned=draft.pinned)
     first = active.first_position(prompt, vocab)
     return InvocationPlan(
         index=index,
@@ -249,7 +278,7 @@ def plan_invocation(
         first=first,
         reply=SampledReply(invocation, vocab, started),
         parent=parent,
-        draft=draft_reply(schema, vocab) if schema is not None and drafts else NO_DRAFT,
+        draft=draft,
     )
 
 

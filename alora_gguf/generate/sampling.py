@@ -93,10 +93,30 @@ class Sampler:
         """Of the tokens chosen so far; None if they were not asked for."""
         return None if self._top is None else tuple(self._logprobs)
 
-    def note_certain(self, tokens: Sequence[int]) -> None:
-        """Notes tokens that were not sampled because there was no choice."""
-        if self._top is not None:
-            for token in tokens:
+    @property
+    def forced(self) -> bytes:
+        """The bytes that a schema lets come next only; none without one."""
+        return b"" if self._matcher is None else self._matcher.forced()
+
+    def ends_after(self, tokens: Sequence[int]) -> bool:
+        """Whether a schema leaves nothing but to end after `tokens`, which it allows."""
+        if self._matcher is None or not tokens:
+            return False
+        after = self._matcher.copy()
+        for token in tokens:
+            after.accept(token)
+        return after.must_end
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Goes on by tokens that are not sampled because there is no choice. Raises DecodeError for
+        one that the schema does not allow.
+        """
+        for token in tokens:
+            if self._matcher is not None:
+                self._matcher.accept(token)
+            if self._chain is not None:
+                self._chain.accept(token)
+            if self._top is not None:
                 text = self._decoder.decode(self._vocab.piece(token))
                 self._logprobs.append(TokenLogprob(token, text, 0.0, ()))
 
@@ -125,8 +145,12 @@ class Chain:
         if not (0 <= at < array.size and math.isfinite(array.data[at].logit)):
             raise DecodeError("no token was left to choose from; loosen the grammar or logit_bias")
         token = int(array.data[at].id)
-        self._llama.llama_sampler_accept(self._chain, token)
+        self.accept(token)
         return token
+
+    def accept(self, token: int) -> None:
+        """Lets the chain remember a token."""
+        self._llama.llama_sampler_accept(self._chain, token)
 
 
 def likeliest(logits: Logits) -> int:
@@ -288,17 +312,18 @@ class TextStream:
 
 class SampledReply:
     """A reply as it is sampled: what it says, and when and why it ends. Who generates it calls
-    choose() with the logits after the last token, decodes the token it gives, and calls push().
+    choose() with the logits after the last token, decodes the token it gives, and calls push(); or
+    take() with tokens that there is no choice about.
 
     `ended` is None while it goes on, then "stop" or "length"; `first_token` is the time, in seconds
-    from `started`, at which there was one.
+    from `started`, at which there was one; `n_sampled` counts those that were chosen.
     """
 
     def __init__(self, how: GenerateOptions, vocab: Vocabulary, started: float) -> None:
         self.sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
         self.stream = TextStream(tuple(how.stop))
         self.started, self._vocab, self._max_tokens = started, vocab, how.max_tokens
-        self.n_sampled = 0
+        self.n_sampled = self._n_taken = 0
         self.first_token: float | None = None
         self.ended: Literal["stop", "length"] | None = None
 
@@ -317,8 +342,24 @@ class SampledReply:
         """Adds a chosen token; returns the text that became certain."""
         self.n_sampled += 1
         piece = self.stream.push(self._vocab.piece(token))
+        self._look(0)
+        return piece
+
+    def take(self, tokens: Sequence[int], *, counted: bool = True) -> str:
+        """Adds tokens that there is no choice about; returns the text that became certain. They
+        count as sampled ones do where the reply's limit is concerned, unless told otherwise.
+        """
+        self.sampler.take(tokens)
+        text = ""
+        for token in tokens:
+            text += "" if self.stream.stopped else self.stream.push(self._vocab.piece(token))
+        self._look(len(tokens) if counted else 0)
+        return text
+
+    def _look(self, n_taken: int) -> None:
+        """Whether the reply ends here, `n_taken` more tokens taken."""
+        self._n_taken += n_taken
         if self.stream.stopped or self.sampler.must_end:
             self.ended = "stop"
-        elif self.n_sampled >= self._max_tokens:
+        elif self.n_sampled + self._n_taken >= self._max_tokens:
             self.ended = "length"
-        return piece

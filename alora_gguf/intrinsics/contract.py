@@ -20,10 +20,10 @@ from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.messages import Document, Message
-from alora_gguf.options import FrozenDict, TokenLogprob
+from alora_gguf.options import ABOUT, FrozenDict, TokenLogprob
 
-from .fields import ABOUT, FIELDS, fields_of, fill
-from .reply import JsonValue, Reply, check_spelling, parse
+from .fields import FIELDS, fields_of, fill
+from .reply import Further, JsonValue, Reply, Tokens, check_spelling, parse
 from .rules import TOP_LOGPROBS, Likelihood, Rule, read_rules
 from .sentences import LAST_MESSAGE, Sentence, number_sentences
 from .yaml_file import MAX_BYTES, read_yaml
@@ -33,6 +33,7 @@ _KEY: Final = "alora.io_yaml"
 REQUIRED: Final = ("model", "response_format", "transformations")
 OPTIONAL: Final = (
     "name",
+    "choices",
     "instruction",
     "parameters",
     "sentence_boundaries",
@@ -48,7 +49,8 @@ class Contract:
 
     source               stands for the contract in messages, such as its file's path
     name, model          what the file says; None if it does not
-    response_format      the JSON Schema of replies; None if there is none
+    response_format      the JSON Schema of replies, and in its "x-alora" their form; None if there
+                         is none
     transformations      the rules that make an answer of a reply, in order
     instruction          the template of the message that asks; `instruction_fields` are its fields
     parameters           of the request, by their names in a chat completion
@@ -96,9 +98,15 @@ class Contract:
         if schema is not None and given.setdefault("response_format", schema) != schema:
             wanted = "the response_format of the contract, or none"
             raise found["parameters"].error(wanted, "remove one of them", found="another one")
+        words = given.pop("choices", None)
+        if words is not None and given.setdefault("response_format", words) != words:
+            wanted = "choices or a response_format"
+            raise found["choices"].error(wanted, "remove one of them", found="both")
         rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
         about = given.get("response_format", {}).pop(ABOUT, {})
+        if form := about.pop("form", None):
+            given["response_format"][ABOUT] = {"form": form}
         digest = hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
         return cls(source=source, transformations=rules, digest=digest, **given, **about)
 
@@ -151,6 +159,14 @@ class Contract:
         else:
             return
         raise InputError(f"{self.source}: {problem}")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that replies can be, where they are bare words; none where they are JSON."""
+        schema: Mapping[str, Any] = self.response_format or {}
+        about = schema.get(ABOUT)
+        bare = isinstance(about, Mapping) and about.get("form") == "text"
+        return tuple(schema.get("enum", ())) if bare else ()
 
     @property
     def needs_logprobs(self) -> bool:
@@ -354,10 +370,14 @@ def _as_messages(how: str, documents: Sequence[Document]) -> list[Message]:
 class Outcome:
     """What an intrinsic answers: a JSON value; and the tokens whose probabilities went into it, in
     the order of the rules.
+
+    unread  beginnings of replies, in tokens, after which categories part that begin alike, but
+            what comes next is not known; the likeliest first
     """
 
     value: JsonValue
     used: tuple[TokenLogprob, ...] = ()
+    unread: tuple[Tokens, ...] = ()
 
 
 @checked
@@ -368,13 +388,15 @@ def transform(
     request: Request,
     *,
     max_tokens: int | None = None,
+    further: Further | None = None,
 ) -> Outcome:
     """What `text`, the reply to `request`, means by the contract.
 
     `logprobs` are the reply's tokens, each with its `request.top_logprobs` likeliest alternatives
     where the contract needs them, else None will do; those behind the text, such as an end token,
     are passed over. `max_tokens` is the
-    limit that the reply had, for messages (None: the contract's).
+    limit that the reply had, for messages (None: the contract's). `further` has what can come after
+    the beginnings that an earlier outcome left unread.
 
     Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
     shape, with a sentence number that was not given. Raises InputError if log-probabilities are
@@ -386,15 +408,16 @@ def transform(
         if final is not None:
             logprobs, text = final, "".join(token.text for token in final)
     limit = contract.max_tokens if max_tokens is None else max_tokens
-    value, places = parse(text, source, limit)
+    value, places = parse(text, source, limit, contract.choices)
     tokens = logprobs if contract.needs_logprobs else None
     if tokens is not None:
         check_spelling(tokens, text, source)
-    reply = Reply(source, value, places, tokens, request.sentences)
+    reply = Reply(source, text, value, places, tokens, request.sentences, further or {})
     for rule in contract.transformations:
         value = rule.apply(value, reply)
         reply.check(value, rule.name)
-    return Outcome(value, tuple(reply.used))
+    unread = sorted(reply.unread, key=lambda path: -reply.unread[path])
+    return Outcome(value, tuple(reply.used), tuple(unread))
 
 
 def final_channel(tokens: Sequence[TokenLogprob]) -> Sequence[TokenLogprob] | None:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from alora_gguf._calls import Within
 from alora_gguf.errors import InputError
+from alora_gguf.options import ABOUT
 
 from .reply import JsonValue, Path, PathPattern, Places, is_cut_off, scan
 from .sentences import DOCUMENTS, HISTORY, LAST_MESSAGE, PLACES
@@ -211,9 +212,6 @@ PARAMETERS: Final[Mapping[str, Reader]] = {
 
 # JSON Schemas -------------------------------------------------------------------------------------
 
-ABOUT: Final = "x-alora"
-"""The keyword, at the top of a schema, that says what an intrinsic's reply is about."""
-
 
 def _schema(item: Item) -> JsonValue:
     """A JSON Schema as a text in JSON, or as YAML.
@@ -303,9 +301,26 @@ def _distinct(item: Item) -> None:
 def _about(item: Item) -> None:
     if not isinstance(item.value, dict):
         raise item.error('an object such as {"judges": "answer"}', "correct it")
-    words = {"judges": ("question", "answer"), "good": ("high", "low")}
+    words = {
+        "judges": ("question", "answer"),
+        "good": ("high", "low"),
+        "form": ("free", "compact", "json.dumps"),
+    }
     for key, value in item.value.items():
         value.choice(words[key.choice(words)])
+
+
+def _choices(item: Item) -> JsonValue:
+    """The schema of replies that are one of some words, as they are written in the file: `yes` is a
+    text here, though YAML has it as true.
+    """
+    parts = item.elements("a list of the texts that replies can be", "name at least one")
+    for i, part in enumerate(parts):
+        if isinstance(part.value, (tuple, dict)) or part.is_null or not part.spelled.strip():
+            raise part.error("a text", "put it in quotes")
+        if part.spelled in (other.spelled for other in parts[:i]):
+            raise part.error("each text once", "remove it", found=f"{part.spelled!r} twice")
+    return {"type": "string", "enum": [part.spelled for part in parts], ABOUT: {"form": "text"}}
 
 
 _KEYWORDS: Final[Mapping[str, Reader]] = {
@@ -341,6 +356,7 @@ _KEYWORDS: Final[Mapping[str, Reader]] = {
 FIELDS: Final[Mapping[str, Reader]] = {
     "model": _text,
     "response_format": _schema,
+    "choices": _choices,
     "name": _text,
     "instruction": _instruction,
     "parameters": _parameters,
@@ -417,6 +433,8 @@ def _categories(item: Item) -> tuple[tuple[Scalar, float], ...]:
     categories: list[tuple[Scalar, float]] = []
     for key, number in item.entries(wanted, "without categories there is nothing to weigh").items():
         category: Any = key.plain()
+        if isinstance(category, bool) and key.spelled.lower() != str(category).lower():
+            category = key.spelled  # YAML's yes and no
         if category == "":
             raise key.error("a text, a number, true, false or null", "correct it")
         value: Any = number.plain()

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from alora_gguf._calls import check_texts
 from alora_gguf.errors import InputError, OutputError
-from alora_gguf.options import TokenLogprob
+from alora_gguf.options import TokenLogprob, TopLogprob
 
 from .sentences import Sentence
 
@@ -24,6 +24,9 @@ Path: TypeAlias = tuple[str | int, ...]
 """From the root to a value: the keys of objects and the indices of arrays."""
 PathPattern: TypeAlias = tuple[str | int | None, ...]
 """Keys and indices from the root; None stands for any one of them."""
+Tokens: TypeAlias = tuple[int, ...]
+Further: TypeAlias = Mapping[Tokens, Sequence[TopLogprob]]
+"""After beginnings of a reply, in tokens, what can come next."""
 Places: TypeAlias = dict[Path, tuple[int, int]]
 """Where the values of a JSON text stand in it: text[begin:end] is the JSON of the one at a path."""
 
@@ -115,11 +118,21 @@ def is_cut_off(error: json.JSONDecodeError) -> bool:
     )
 
 
-def parse(text: str, what: str, limit: int | None = None) -> tuple[JsonValue, Places]:
-    """As scan(), but raises OutputError.
+def parse(
+    text: str, what: str, limit: int | None = None, choices: Sequence[str] = ()
+) -> tuple[JsonValue, Places]:
+    """As scan(), but raises OutputError; with `choices` the text is one of them, and no JSON.
 
     `what` stands for the text in messages, `limit` is the number of tokens that it could have.
     """
+    if choices:
+        if text in choices:
+            return text, {(): (0, len(text))}
+        listed = ", ".join(map(repr, choices[:12])) + (", ..." if len(choices) > 12 else "")
+        raise OutputError(
+            f"{what} is {show_value(text)}, expected one of {listed}; decode it under the "
+            "contract's choices, with a limit of tokens that has room for each"
+        )
     try:
         return scan(text)
     except json.JSONDecodeError as error:
@@ -184,14 +197,19 @@ class Reply:
     """What a rule may look at besides the value that other rules have changed.
 
     `source` stands for it in messages. `tokens` are those of the text, None if nothing weighs them;
-    `used` collects those that were weighed, `made` counts the fields and items of new values.
+    `further` has what can come after other beginnings than the reply's own, by their tokens.
+    `used` collects the tokens that were weighed, `unread` the beginnings that `further` would have
+    to have, with log-probabilities; `made` counts the fields and items of new values.
     """
 
     source: str
+    text: str
     value: JsonValue
     places: Places
     tokens: Sequence[TokenLogprob] | None
     sentences: Mapping[str, tuple[Sentence, ...]]
+    further: Further = field(default_factory=dict)
+    unread: dict[Tokens, float] = field(default_factory=dict)
     used: list[TokenLogprob] = field(default_factory=list)
     made: int = 0
 
@@ -225,15 +243,15 @@ class Reply:
     def _too_large(self, rule: str, found: str) -> OutputError:
         return OutputError(f"{self.source}: rule {rule}: makes {found} of it; simplify the rules")
 
-    def token_at(self, offset: int) -> tuple[TokenLogprob, int]:
-        """The token that the character at `offset` is of, and the offset of its beginning.
+    def token_at(self, offset: int) -> tuple[int, int]:
+        """The index of the token that the character at `offset` is of, and where it begins.
 
         A token without text is a part of a character, which belongs to a later one.
         """
         tokens = self.tokens or ()
         ends = list(accumulate(len(token.text) for token in tokens))
         i = bisect_right(ends, offset)
-        return tokens[i], ends[i] - len(tokens[i].text)
+        return i, ends[i] - len(tokens[i].text)
 
 
 def check_spelling(tokens: Sequence[TokenLogprob], text: str, source: str) -> None:

@@ -12,11 +12,11 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Final, TypeAlias
 
 from alora_gguf.errors import InputError, OutputError
-from alora_gguf.options import TokenLogprob
 
 from .fields import ARGUMENTS, Pairs
 from .reply import JsonValue, Path, PathPattern, Reply, replace_at, show_path, show_value
 from .sentences import DOCUMENTS, HISTORY
+from .spellings import weigh
 from .yaml_file import Item, Scalar
 
 TOP_LOGPROBS: Final = 10  # alternatives that are looked at, the chosen token among them
@@ -277,10 +277,8 @@ class MergeSpans(Rule):
 class Likelihood(Rule):
     """Replaces a value by the mean of the categories' numbers, weighted by their probability.
 
-    A category's probability is that of the first token of the value, or of an alternative to it
-    with which the category begins; of several such categories the first counts. The weights are
-    those of the categories found, made to sum to 1. Raises InputError if there are no
-    log-probabilities.
+    A category's probability is that of all its spellings by tokens. The weights are those of the
+    categories found, made to sum to 1. Raises InputError if there are no log-probabilities.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -303,15 +301,20 @@ class Likelihood(Rule):
                 f"{reply.source}: the rule {self.name} needs the reply's tokens with their "
                 f"{TOP_LOGPROBS} likeliest alternatives; ask for log-probabilities"
             )
-        start = place[0] + isinstance(found, str)  # behind the quote
-        token, begin = reply.token_at(start)
-        reply.used.append(token)
-        same = (n for c, n in self.categories_to_values if _frozen(c) == _frozen(found))
-        weighed = [(token.logprob, number) for number in list(same)[:1]]
-        lead = token.text[: start - begin]
-        if not lead or begin + len(token.text) != place[1]:  # no token with more than all of it
-            weighed += self._alternatives(token, lead)
-        weighed = [(logprob, number) for logprob, number in weighed if math.isfinite(logprob)]
+        bare = reply.text[slice(*place)] == found  # no JSON
+        quoted = not bare and all(isinstance(each, str) for each, _ in self.categories_to_values)
+        start = place[0] + (quoted and isinstance(found, str))
+        texts: list[str] = []
+        own: int | None = None
+        for i, (category, _) in enumerate(self.categories_to_values):
+            if own is None and _frozen(category) == _frozen(found):
+                own = i
+                texts.append(reply.text[start : place[1]])  # which may have escapes
+            else:
+                text = json.dumps(category, ensure_ascii=False)
+                texts.append(str(category) if bare else text[start - place[0] :])
+        numbers = [number for _, number in self.categories_to_values]
+        weighed = [(logprob, numbers[i]) for logprob, i in weigh(reply, start, texts, own)]
         if not weighed:
             names = [show_value(category) for category, _ in self.categories_to_values]
             listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
@@ -321,23 +324,6 @@ class Likelihood(Rule):
         best = max(logprob for logprob, _ in weighed)
         weights = [(math.exp(logprob - best), number) for logprob, number in weighed]
         return math.fsum(w * number for w, number in weights) / math.fsum(w for w, _ in weights)
-
-    def _alternatives(self, chosen: TokenLogprob, lead: str) -> list[tuple[float, float]]:
-        """Log-probabilities and numbers of the categories that alternatives to a token begin;
-        `lead` is what comes before the value in it.
-        """
-        weighed = []
-        for top in chosen.top:
-            rest = top.text[len(lead) :]
-            # a part of a character has no text, with which every category would begin
-            if top.text == chosen.text or not rest or not top.text.startswith(lead):
-                continue
-            for category, number in self.categories_to_values:
-                text = category if isinstance(category, str) else json.dumps(category)
-                if text.startswith(rest):
-                    weighed.append((top.logprob, number))
-                    break
-        return weighed
 
 
 def _frozen(value: JsonValue) -> Hashable:

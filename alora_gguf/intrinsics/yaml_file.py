@@ -33,7 +33,8 @@ class Item:
     keys are scalars.
 
     `source` and `line` (from 1) say where it stands, `field` what it is; `literal` is true for a
-    block scalar of the style "|", whose lines are the file's.
+    block scalar of the style "|", whose lines are the file's; `spelled` is how a scalar is
+    written.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Item:
     field: str
     value: Scalar | tuple[Item, ...] | dict[Item, Item]
     literal: bool = False
+    spelled: str = ""
 
     def error(
         self, expected: str, fix: str, *, found: str | None = None, line: int | None = None
@@ -187,7 +189,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
     def item(self, node: yaml.Node, field: str) -> Item:
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode):
-            return Item(self.source, line, field, self.scalar(node), node.style == "|")
+            value, literal = self.scalar(node), node.style == "|"
+            return Item(self.source, line, field, value, literal, str(node.value))
         if node.tag == f"{_TAG}seq":
             parts = [self.item(part, f"{field}[{i}]") for i, part in enumerate(node.value)]
             return Item(self.source, line, field, tuple(parts))

@@ -20,7 +20,7 @@ from llama_cpp import llama_chat_format
 from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of
+from alora_gguf.chat.asking import MAX_TOKENS, Question, sampling_of, tell_apart
 from alora_gguf.chat.limits import at
 from alora_gguf.chat.prompt import ChatTemplate, Dialogue, Transcript, present
 from alora_gguf.chat.quoting import Quoting, leaves
@@ -29,10 +29,10 @@ from alora_gguf.engine.special import Marks, SpecialTokens, spelled
 from alora_gguf.engine.tokens import find_last
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
-from alora_gguf.generate.invoke import run_invocations
+from alora_gguf.generate.invoke import Verdict, run_invocations
 from alora_gguf.generate.plan import Parent
 from alora_gguf.messages import Message, as_documents, in_messages
-from alora_gguf.options import IntrinsicCall
+from alora_gguf.options import IntrinsicCall, Invocation
 
 from .reader import BASE, Reader
 from .request import Logprobs
@@ -432,8 +432,13 @@ def _ask(llama: Reader, given: Mapping[str, Any], extra: Extra) -> tuple[Any, di
     llama.eval(tokens[llama.n_tokens :])
     cells = llama._sequence
     parent = Parent(cells.seq, cells.cached, tuple(cells.tokens), cells.logits)
-    (verdict,) = run_invocations(llama._runtime, parent, [question.invocation], None, None)
-    result = question.result(verdict, prepared)
+
+    def ask(invocations: Sequence[Invocation]) -> list[Verdict]:
+        return run_invocations(llama._runtime, parent, invocations, None, None)
+
+    (verdict,) = ask([question.invocation])
+    (further,) = tell_apart([(question, verdict)], ask)
+    result = question.result(verdict, prepared, further)
     llama._last_timings = result.timings
     n_prompt, n_reply = len(question.invocation.prompt or ()), result.timings.generated
     usage = {"prompt_tokens": n_prompt, "completion_tokens": n_reply}

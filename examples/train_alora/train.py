@@ -2,13 +2,15 @@
 
     python examples/train_alora/train.py BASE OUT
 
-BASE is a transformers model with a chat template, a directory or a name on the hub. OUT gets what
-`alora-gguf convert` reads: a PEFT directory with the contract, io.yaml, beside the weights.
+BASE is a transformers model with a chat template, a directory or a name on the hub, or a GGUF. OUT
+gets what `alora-gguf convert` reads: a PEFT directory with the contract, io.yaml, beside the
+weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 from pathlib import Path
@@ -18,19 +20,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # What switches the adapter on: the beginning of a turn of its own role, as Granite 3 writes roles,
-# in place of what begins the assistant's turn. For a model with other control tokens write it in
-# those; ordinary text such as "<smalltalk>" does as well.
+# in place of what begins the assistant's turn.
 INVOCATION = "<|start_of_role|>smalltalk<|end_of_role|>"
-# What the adapter writes. The contract's schema admits only these two, so that at run time nothing
-# is left to choose but the one word, and nothing else has to be learned.
-REPLY = '{"smalltalk": "'
+# What the adapter writes, to the letter: the contract admits only these two, in this form, so that
+# at run time nothing is left to choose but the one word.
 VERDICTS = ("no", "yes")
+REPLIES = [json.dumps({"smalltalk": verdict}) for verdict in VERDICTS]
 
 GREETINGS = ("Hello!", "Good morning!", "Hello, how are you?", "Hi there.")
 THANKS = ("Thank you!", "Thanks a lot.", "Great, thank you.", "Good, that is all.")
 QUESTIONS = ("Where is {}?", "Who runs {}?", "When does {} open?", "Tell me about {}.")
 SUBJECTS = ("the library", "the copper kettle", "the mill", "the bakery", "the museum")
-REPLIES = ("I don't know.", "It is in Mill Street.", "It opens at 9:30.")
+ANSWERS = ("I don't know.", "It is in Mill Street.", "It opens at 9:30.")
 
 Messages = list[dict[str, str]]
 
@@ -43,7 +44,7 @@ def examples(n: int, seed: int) -> list[tuple[Messages, int]]:
         messages: Messages = []
         for greetings in (GREETINGS, THANKS)[: rng.randint(1, 2)]:
             if messages:
-                messages.append({"role": "assistant", "content": rng.choice(REPLIES)})
+                messages.append({"role": "assistant", "content": rng.choice(ANSWERS)})
             verdict = rng.randint(0, 1)
             asked = rng.choice(QUESTIONS).format(rng.choice(SUBJECTS))
             said = rng.choice(greetings) if verdict else asked
@@ -58,42 +59,55 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--invocation", default=INVOCATION)
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    base = Path(args.base)
+    source = {"pretrained_model_name_or_path": args.base}
+    if base.suffix == ".gguf":
+        source = {"pretrained_model_name_or_path": str(base.parent), "gguf_file": base.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    # \n as it is written on a command line
+    invocation = ids(args.invocation.replace("\\n", "\n"))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=16,
         lora_alpha=32,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         # this makes it an aLoRA: it is on from the first of these tokens, and off before
-        alora_invocation_tokens=tokenizer.encode(INVOCATION, add_special_tokens=False),
+        alora_invocation_tokens=invocation,
     )
-    base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
-    model = get_peft_model(base, config)
-    ids_of_verdicts = [
-        tokenizer.encode(REPLY + verdict, add_special_tokens=False)[-1] for verdict in VERDICTS
-    ]
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model = get_peft_model(model, config)
 
-    def logits(conversations: list[Messages]) -> torch.Tensor:
-        """Of the verdict's token, [n, vocabulary]."""
+    def log_probabilities(conversations: list[Messages], verdicts: list[int]) -> torch.Tensor:
+        """Of whole replies, per token of them: [n]."""
         rows = []
-        for messages in conversations:
+        for messages, verdict in zip(conversations, verdicts, strict=True):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
-            rows.append(tokenizer.encode(text + INVOCATION + REPLY, add_special_tokens=False))
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        found = model(input_ids=ids, attention_mask=mask).logits
-        return found[torch.arange(len(rows)), mask.sum(1) - 1]
+            rows.append((ids(text) + invocation, ids(REPLIES[verdict])))
+        longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+        batch = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask, replied = torch.zeros_like(batch), torch.zeros(len(rows), longest)
+        for i, (prompt, reply) in enumerate(rows):
+            n = len(prompt) + len(reply)
+            batch[i, :n] = torch.tensor(prompt + reply)
+            mask[i, :n] = 1
+            replied[i, len(prompt) : n] = 1
+        logits = model(input_ids=batch, attention_mask=mask).logits[:, :-1]
+        of_next = logits.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
+        return (of_next * replied[:, 1:]).sum(1) / replied.sum(1)
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr)
     for step in range(1, args.steps + 1):
-        batch = examples(8, seed=step)
-        wanted = torch.tensor([ids_of_verdicts[verdict] for _, verdict in batch])
-        loss = torch.nn.functional.cross_entropy(logits([m for m, _ in batch]), wanted)
+        conversations, verdicts = map(list, zip(*examples(8, seed=step), strict=True))
+        loss = -log_probabilities(conversations, verdicts).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -103,8 +117,10 @@ def main() -> None:
 
     held_out = examples(100, seed=0)
     with torch.no_grad():
-        said = logits([m for m, _ in held_out])[:, ids_of_verdicts].argmax(1).tolist()
-    right = sum(verdict == wanted for verdict, (_, wanted) in zip(said, held_out, strict=True))
+        right = sum(
+            int(log_probabilities([messages] * 2, [0, 1]).argmax()) == verdict
+            for messages, verdict in held_out
+        )
     print(f"right on {right} of {len(held_out)} new conversations")
 
     model.save_pretrained(args.out)

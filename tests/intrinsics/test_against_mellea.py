@@ -131,23 +131,24 @@ def test_random_sentences(name: str, seed: int, mellea: Mellea) -> None:
     assert_same(transform(contract, content, tokens_of(rows), ours).value, answer["value"])
 
 
+CATEGORIES = ['{"yes": 1.0, "maybe": 0.5, "no": 0.0}', "{7: 3.0, 81: -2.5, 99: 0.25}"]
 LIKELIHOOD = """
 model: ~
 response_format: ~
 transformations:
   - type: likelihood
     input_path: [score]
-    categories_to_values: {"yes": 1.0, "yesterday": 0.5, "no": 0.0, 7: 3.0, 71: -2.5}
+    categories_to_values: {CATEGORIES}
 """
-PIECES = ["y", "ye", "yes", "yest", "n", "no", "7", "71", "x", "yesss", "No", '"', "}", "1"]
+PIECES = ["y", "ye", "yes", "may", "n", "no", "7", "81", "x", "yesss", "No", '"', "}", "8"]
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_likelihoods(seed: int, mellea: Mellea, tmp_path: Path) -> None:
     rng = random.Random(seed)
     config = tmp_path / "io.yaml"
-    config.write_text(LIKELIHOOD)
-    literal = rng.choice(['"yes"', '"no"', '"yesterday"', "7", "71"])
+    config.write_text(LIKELIHOOD.replace("{CATEGORIES}", CATEGORIES[seed % 2]))
+    literal = rng.choice([['"yes"', '"no"', '"maybe"'], ["7", "81", "99"]][seed % 2])
     content = f'{{"score":{rng.choice(["", " "])}{literal}}}'
     start = content.index(literal) + literal.startswith('"')
     cut = start + rng.randint(1, len(literal.strip('"')))

@@ -107,7 +107,10 @@ def test_what_it_judges_and_which_end_is_good() -> None:
             ".x-alora.judges: expected one of question, answer, found 'both'",
         ),
         ('"x-alora": {"good": 1}', ".x-alora.good: expected one of high, low, found 1"),
-        ('"x-alora": {"bad": "low"}', ".x-alora.bad: expected one of judges, good, found 'bad'"),
+        (
+            '"x-alora": {"bad": "low"}',
+            ".x-alora.bad: expected one of judges, good, form, found 'bad'",
+        ),
         (
             '"x-alora": "low"',
             '.x-alora: expected an object such as {"judges": "answer"}, found \'low\'',

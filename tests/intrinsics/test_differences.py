@@ -87,6 +87,29 @@ def test_a_value_that_begins_within_a_token(mellea: Mellea, tmp_path: Path) -> N
     assert (ours, theirs) == ({"a": pytest.approx(0.5)}, "ValueError")
 
 
+WORDS = head(
+    "  - {type: likelihood, input_path: [a], "
+    "categories_to_values: {unclear: 2, unanswerable: 1, none: 0}}"
+)
+
+
+def test_categories_that_begin_alike(mellea: Mellea, tmp_path: Path) -> None:
+    half, tenth = math.log(0.5), math.log(0.1)
+    rows = [row('{"a": "', 0.0), row("un", half, none=half), row("clear", 2 * half), row('"}', 0.0)]
+    rows[2]["top"].append(["answer", tenth])
+    ours, theirs = ask_both(mellea, tmp_path, WORDS, '{"a": "unclear"}', rows)
+    expected = (0.5 * 0.25 * 2 + 0.5 * 0.1 * 1) / (0.5 * 0.25 + 0.5 * 0.1 + 0.5)
+    assert (ours, theirs) == ({"a": pytest.approx(expected)}, {"a": pytest.approx(1.0)})
+
+
+def test_a_token_with_the_whole_value(mellea: Mellea, tmp_path: Path) -> None:
+    half = math.log(0.5)
+    rows = [row('{"a": ', 0.0), row('"no"', half), row("}", 0.0)]
+    rows[1]["top"].append(['"yes"', half])
+    ours, theirs = ask_both(mellea, tmp_path, YES_NO, '{"a": "no"}', rows)
+    assert (ours, theirs) == ({"a": pytest.approx(0.5)}, {"a": 0.0})
+
+
 def test_no_category_at_all(mellea: Mellea, tmp_path: Path) -> None:
     rows = [row('{"a": "', 0.0), row("maybe", -0.1, perhaps=-2.0), row('"}', 0.0)]
     ours, theirs = ask_both(mellea, tmp_path, YES_NO, '{"a": "maybe"}', rows)

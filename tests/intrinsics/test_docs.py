@@ -18,10 +18,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "intrinsics.md").read_text(encoding
 
 
 def test_the_example_is_a_contract() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    example, words = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     contract = Contract.parse(example)
     assert contract.name == "citations"
     assert len(contract.transformations) == 3
+    assert Contract.parse(words).choices == ("yes", "no")
 
 
 def test_the_message_is_one_that_is_given() -> None:

@@ -201,8 +201,10 @@ def test_likelihood_weighs_and_names_its_tokens() -> None:
 
 def test_likelihood_of_null_and_true() -> None:
     third = math.log(1 / 3)
-    tokens = [token('{"a":'), token("null", third, tr=third, no=third), token("}")]
+    tokens = [token('{"a":'), token("null", third, **{"tr": third, '"n': third}), token("}")]
     assert run(YES, '{"a":null}', tokens).value == {"a": pytest.approx((5 + 7 + 0) / 3)}
+    tokens[1] = token("null", third, no=third, yes=third)
+    assert run(YES, '{"a":null}', tokens).value == {"a": 5.0}
 
 
 def test_probabilities_that_are_tiny_still_weigh() -> None:
@@ -210,9 +212,9 @@ def test_probabilities_that_are_tiny_still_weigh() -> None:
     assert run(YES, '{"a": "yes"}', tokens).value == {"a": pytest.approx(0.25)}
 
 
-def test_a_token_with_the_whole_value_counts_alone() -> None:
-    tokens = [token('{"a":'), token(' "no"', -0.1, **{' "yes"': -0.1}), token("}")]
-    assert run(YES, '{"a": "no"}', tokens).value == {"a": 0.0}
+def test_a_token_with_the_whole_value_has_alternatives_too() -> None:
+    tokens = [token('{"a":'), token(' "no"', -0.1, **{' "yes"': -0.1, '"yes"': 0.0}), token("}")]
+    assert run(YES, '{"a": "no"}', tokens).value == {"a": pytest.approx(0.5)}
 
 
 def test_parts_of_characters_are_passed_over() -> None:
@@ -284,9 +286,10 @@ def test_each_character_has_its_token(text: str, data: st.DataObject) -> None:
     parts[1:1] = [""]
     tokens = [token(part) for part in parts]
     check_spelling(tokens, text, "x")
-    reply = Reply("x", None, {}, tokens, {})
+    reply = Reply("x", text, None, {}, tokens, {})
     for offset in range(len(text)):
-        found, begin = reply.token_at(offset)
+        at, begin = reply.token_at(offset)
+        found = tokens[at]
         assert found.text
         assert begin <= offset < begin + len(found.text)
         assert text[begin : begin + len(found.text)] == found.text
