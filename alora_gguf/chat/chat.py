@@ -95,8 +95,8 @@ class Chat:
 
     @property
     def documents(self) -> list[Document]:
-        """What the conversation is about, a copy. Setting it makes the next call read the
-        conversation anew from where they stand.
+        """What the conversation is about, a copy. Setting it makes the next call re-read
+        the conversation from where they stand.
         """
         return list(self._documents)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import weakref
@@ -34,6 +35,8 @@ from .trial import try_to_load
 
 _WHOLE_CELLS: Final = ("f32", "f16", "bf16")
 _CELL_BLOCK: Final = 32  # values in a block of every quantised type of cells
+_LEAST_SIZES: Final = {"f32": 4.0, "f16": 2.0, "bf16": 2.0}  # bytes of a cell's value
+_LEAST_SIZE: Final = 0.5  # of those that are quantised, at least
 Memory = Literal["attention", "recurrent", "hybrid"]
 
 
@@ -167,6 +170,7 @@ def check_load(base: BaseFile, options: ContextOptions, cancel: CancelToken | No
     over is an error. Raises ModelError, CancelledError.
     """
     _check_cache(base, options)
+    _check_memory(base, options)
     try_to_load(base.parts, cancel=cancel)
 
 
@@ -187,6 +191,38 @@ def _check_cache(base: BaseFile, options: ContextOptions) -> None:
             f"{base.path}: type_v={options.type_v!r} needs flash attention; leave flash_attn out, "
             f"or use one of {', '.join(_WHOLE_CELLS)}"
         )
+
+
+def _check_memory(base: BaseFile, options: ContextOptions) -> None:
+    """Raises ModelError for cells that this machine's memory cannot hold, which llama.cpp finds out
+    after half a minute, or never: it would be killed. Only what is sure to be too much is refused.
+    """
+    wanted = options.n_ctx or 0
+    values = {
+        part: sum(
+            math.prod(info.shape[1:])
+            for name, info in base.tensors.items()
+            if name.endswith(f".attn_{part}.weight")
+        )
+        for part in ("k", "v")
+    }
+    sizes = {"k": options.type_k, "v": options.type_v}
+    each = sum(n * _LEAST_SIZES.get(sizes[part], _LEAST_SIZE) for part, n in values.items())
+    there = _memory()
+    if options.n_gpu_layers or not there or wanted * each <= there:
+        return
+    raise ModelError(
+        f"{base.path}: a KV cache of {wanted} cells takes {wanted * each / 1e9:.3g} GB, and this "
+        f"machine has {there / 1e9:.3g} GB of memory; use a smaller n_ctx"
+    )
+
+
+def _memory() -> int:
+    """This machine's, in bytes; 0 where it cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know
+        return 0
 
 
 def open_context(

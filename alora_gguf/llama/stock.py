@@ -44,7 +44,7 @@ class Embedder:
         self._batch = internals.LlamaBatch(n_tokens=llama.n_batch, embd=0, n_seq_max=1)
         if self._ctx.pooling_type() == _RANKS:  # of which there are fewer than stock would read
             raise InputError(
-                f"{llama.model_path}: pools into ranks, which are no embeddings; choose another "
+                f"{llama.model_path}: pools into ranks, which are not embeddings; choose another "
                 "pooling_type, such as LLAMA_POOLING_TYPE_MEAN"
             )
         if self._ctx.pooling_type() == _NO_POOLING:

@@ -84,8 +84,8 @@ def changed_options(
     """The options with one setting changed. Raises InputError, UnknownAdapterError."""
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ag.InputError(f"there is no setting '{name}'{hint}; there are {', '.join(SETTINGS)}")
+        hint = f"did you mean {near[0]}? There" if near else "there"
+        raise ag.InputError(f"there is no setting '{name}'; {hint} are {', '.join(SETTINGS)}")
     if name == "adapter":
         adapter = None if text in _NONE else text
         if adapter is not None:

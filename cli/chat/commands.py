@@ -90,10 +90,10 @@ class Commands:
             self._invoke(_only_call(line[1:]))
             return None
         near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
-        hint = f"; did you mean /{near[0]}?" if near else ""
+        hint = f"did you mean /{near[0]}? Or " if near else ""
         raise ag.InputError(
-            f"there is no command /{name}{hint}; /help shows them, and a text that begins with two "
-            "slashes is said with one"
+            f"there is no command /{name}; {hint}see /help; to send a message that starts with a "
+            "slash, type two"
         )
 
     @_command("/help", "show the commands")
@@ -102,8 +102,8 @@ class Commands:
         self._view.show(tables.commands(known, self._talk.model))
         if self._lines.can_edit:
             self._view.note(
-                'Enter sends, Alt-Enter begins a line, """ stands around a text of several lines. '
-                "Ctrl-C stops a reply, Ctrl-D leaves."
+                'Enter sends, Alt-Enter starts a new line, """ stands around a text of several '
+                "lines. Ctrl-C stops a reply, Ctrl-D leaves."
             )
 
     @_command("/adapters", "show the loaded adapters")
@@ -222,7 +222,7 @@ class Commands:
         left = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
 
-    @_command("/clear", "begin anew; the system message, documents and settings stay")
+    @_command("/clear", "start over; the system message, documents and settings stay")
     def _clear(self, _: str) -> None:
         self._talk.clear()
         self._view.note("a new conversation begins")

@@ -114,9 +114,9 @@ def _begun(
         if template is not None or ag.BaseFile.read(model.path).chat_template is not None:
             raise
         raise no_template(model.path) from error
-    chat.check("?")
     if documents:
         check_documents(chat, documents, "start with --ctx")
+    chat.check("?")
     return chat
 
 

@@ -55,7 +55,7 @@ def check_documents(chat: ag.Chat, documents: Sequence[ag.Document], way_out: st
         found = FAR_TOO_MANY
     if found < model.n_ctx:
         return
-    size = "far more tokens" if found == FAR_TOO_MANY else f"{found} tokens"
+    size = "far too many tokens" if found == FAR_TOO_MANY else f"{found} tokens"
     if found > (trained or found):
         limit, more = f"the model was trained for {trained}", ""
     else:

@@ -63,8 +63,8 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
         )
     if others:
         text.append("  others\n", style="bold")
-        text.append(f"    {_OTHER} {others} of what was taken back or is over; ")
-        text.append("they go when room is needed\n")
+        text.append(f"    {_OTHER} {others} left over from what was taken back or has ended; ")
+        text.append("freed when room is needed\n")
     text.append(f"  {report.free} cells free")
     data = {"n_cells": report.n_cells, "free": report.free, "reused": reused, "others": others}
     return Shown(text, {**data, "spans": [asdict(span) for span in spans]})

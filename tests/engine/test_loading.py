@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import alora_gguf as ag
 from tests.support.base_mutants import Parts, V
 from tests.support.tiny_base import write_base
 
@@ -109,3 +110,20 @@ def test_extreme_sizes(tmp_path: Path) -> None:
         check=False,
     )
     assert run.stdout.endswith("all\n"), (run.stdout[-100:], run.returncode, run.stderr[-1000:])
+
+
+def test_more_cells_than_the_machine_has_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known before anything is loaded: llama.cpp would take half a minute, or be killed."""
+    base = write_base(tmp_path / "base.gguf")
+    each = 2 * 2 * 2 * 32  # layers, keys and values, bytes, elements of both heads
+    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 1000 * each)
+    with pytest.raises(ag.ModelError, match=r"a KV cache of 1024 cells takes 0\.000262 GB, "):
+        ag.Model(base, n_ctx=1024)
+    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 1024 * each)
+    with ag.Model(base, n_ctx=1024, n_threads=1) as model:
+        assert model.n_ctx == 1024
+    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 0)  # it cannot be told
+    with ag.Model(base, n_ctx=1024, n_threads=1, type_k="f32", type_v="bf16") as model:
+        assert model.n_ctx == 1024

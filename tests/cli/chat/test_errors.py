@@ -95,10 +95,10 @@ def test_what_goes_wrong_amid_a_chat(
     (tmp_path / "notes.txt").write_text("my notes")
     (tmp_path / "long.txt").write_text("a word " * 3000)
     for line, said in [
-        ("/nope", "there is no command /nope; /help shows them, and a text that begins with two "
-         "slashes is said with one"),
-        ("/restor x", "there is no command /restor; did you mean /restore?; /help shows them"),
-        ("/", "there is no command /; /help shows them"),
+        ("/nope", "there is no command /nope; see /help; to send a message that starts with a "
+         "slash, type two"),
+        ("/restor x", "there is no command /restor; did you mean /restore? Or see /help; to "),
+        ("/", "there is no command /; see /help"),
         ("/rewind", "nothing was said yet"),
         ("/rewind x", "expected a number of turns, found 'x'"),
         ("/rewind 0", "expected a number of turns, found '0'"),
@@ -120,7 +120,7 @@ def test_what_goes_wrong_amid_a_chat(
         ("/unload", "/unload needs an argument: /unload NAME"),
         ("/unload nope", "no adapter named 'nope' is loaded; loaded: 'answerability', "),
         ("/set heat 1", "there is no setting 'heat'; there are temperature, top_k, top_p, min_p, "),
-        ("/set temprature 1", "there is no setting 'temprature'; did you mean temperature?; "),
+        ("/set temprature 1", "there is no setting 'temprature'; did you mean temperature? There "),
         ("/set temperature warm", "/set temperature: expected a number, found 'warm'"),
         ("/set top_k 1.5", "/set top_k: expected an integer, found 'P'"),
         ("/set temperature -1", "temperature "),

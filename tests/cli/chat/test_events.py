@@ -56,7 +56,7 @@ def test_the_output_is_events_and_nothing_else(events: Any) -> None:
     assert (withheld["user"], withheld["assistant"]) == (ATTACK, "")
     assert (withheld["finish_reason"], withheld["withheld"]) == ("withheld", "jailbreak")
     assert command == {"event": "command", "line": "/nope"}
-    assert error["message"].startswith("there is no command /nope; /help shows them")
+    assert error["message"].startswith("there is no command /nope; see /help")
     assert status == 1
     assert err.splitlines() == [f"Error: {error['message']}", "took back 1 turn; 0 messages left"]
 

@@ -53,8 +53,7 @@ the likeliest reply is always the same; see /set temperature
 harmless P% · certainty P% · T ms, 273 tokens reused, 7 read
 harmless P% · certainty P% · T ms, 271 tokens reused, 7 read
 watching nothing
-Error: there is no command /nope; /help shows them, and a text that begins with two slashes is \
-said with one
+Error: there is no command /nope; see /help; to send a message that starts with a slash, type two
 """
 
 
