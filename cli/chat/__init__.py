@@ -234,7 +234,8 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
         view.note(note)
     if given.is_demo and given.restore is None and not given.docs:
         view.note(
-            "It is a toy of 4.6 million parameters, trained to talk about such documents. Try:\n"
+            "It is a toy of 4.6 million parameters, trained to talk about such documents.\n"
+            "Try:\n"
             "  When does the Bomel library open?\n"
             "  /all\n"
             "  /watch jailbreak! answerability uncertainty hallucination"

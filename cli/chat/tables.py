@@ -63,7 +63,7 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
         )
     if others:
         text.append("  others\n", style="bold")
-        text.append(f"    {_OTHER} {others} left over from what was taken back or has ended; ")
+        text.append(f"    {_OTHER} {others} left over from what ended; ")
         text.append("freed when room is needed\n")
     text.append(f"  {report.free} cells free")
     data = {"n_cells": report.n_cells, "free": report.free, "reused": reused, "others": others}

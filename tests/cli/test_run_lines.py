@@ -167,7 +167,8 @@ def test_one_line_may_be_lines_too(
     assert run(file, *JAILBREAK, *more).lines[0]["line"] == 1
     file.write_bytes(b"\n")
     outcome = run(file, *JAILBREAK, *more)
-    assert (outcome.status, outcome.out, outcome.err) == (0, "", "")
+    said = f"{path}: holds no conversations\n"
+    assert (outcome.status, outcome.out, outcome.err) == (0, "", said)
 
 
 # Bad ones among good ones ------------------------------------------------------------------------

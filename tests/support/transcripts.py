@@ -19,6 +19,7 @@ from pathlib import Path
 import pexpect
 
 from .pages import ROOT, Block, blocks
+from .smollm2 import FOLDER, smollm2
 
 _PROMPT = "\r\n> "
 _MASKS = (
@@ -69,11 +70,14 @@ def shown_by(block: Block) -> list[tuple[str, str]]:
     return found
 
 
-def play(page: Path, folder: Path) -> Iterator[tuple[Block, str, str, str]]:
+def play(page: Path, folder: Path, *, real: bool = False) -> Iterator[tuple[Block, str, str, str]]:
     """Plays a page in `folder`, which is the reader's: every command with its block, what the page
-    shows and what there is. Programs that begin with `# NAME.py` are written there.
+    shows and what there is. Programs that begin with `# NAME.py` are written there. Played is what
+    needs SmolLM2, if it is to be the `real` model, or else what does not.
     """
     for block in blocks(page):
+        if (FOLDER in block.text) is not real:
+            continue
         name = re.match(r"# (\w+\.py)\n", block.text)
         if block.language == "python" and name:
             (folder / name[1]).write_text(block.text, encoding="utf-8")
@@ -123,7 +127,8 @@ def _chat(command: str, typed: list[str], folder: Path) -> str:
     shown += child.before
     child.sendeof()
     child.close()
-    return "\n".join(line.rstrip() for line in shown.replace("\r\n", "\n").strip("\n").split("\n"))
+    lines = (line.rstrip() for line in shown.replace("\r\n", "\n").strip("\n").split("\n"))
+    return "\n".join(line for line in lines if "Loading  [" not in line)
 
 
 def masked(text: str) -> str:
@@ -144,7 +149,10 @@ def main() -> None:
     text = page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder))
-        for _, command, shown, now in play(page, Path(folder)):
+        for _, command, shown, now in (
+            *play(page, Path(folder)),
+            *(play(page, Path(folder), real=True) if smollm2() else ()),
+        ):
             if not agree(shown, now):
                 end = "" if shown else "\n"
                 text = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{now}{end}", 1)
@@ -156,6 +164,8 @@ def put_files(folder: Path) -> None:
     """What a reader has who stands in the repository."""
     for name in ("examples", "alora_gguf"):
         (folder / name).symlink_to(ROOT / name)
+    if (file := smollm2()) is not None:
+        (folder / FOLDER).symlink_to(file.parent)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_the_row_adds_up(files: Files, width: int) -> None:
         assert "▒" in signs
         reused = talk.turns[-1].timings.reused
         assert f"█ {reused} reused by the last reading, ▓ {n - reused} read or" in text.plain
-        assert f"▒ {report.used - n} left over from what was taken back or is over" in text.plain
+        assert f"▒ {report.used - n} left over from what ended" in text.plain
         assert text.plain.endswith(f"{report.free} cells free")
         other.close()
 
@@ -90,10 +90,7 @@ def test_before_and_after_reading(talk: Talk) -> None:
     assert "others" not in mapped(talk).plain
     say(talk, "Who?", instead=True)
     left = n - talk.turns[-1].timings.reused  # the old turn's cells, behind what both begin with
-    assert (
-        f"▒ {left} left over from what was taken back or has ended; freed when"
-        in mapped(talk).plain
-    )
+    assert f"▒ {left} left over from what ended; freed when" in mapped(talk).plain
 
 
 def test_what_is_restored_was_not_read(talk: Talk, tmp_path: object) -> None:
