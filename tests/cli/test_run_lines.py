@@ -167,7 +167,7 @@ def test_one_line_may_be_lines_too(
     assert run(file, *JAILBREAK, *more).lines[0]["line"] == 1
     file.write_bytes(b"\n")
     outcome = run(file, *JAILBREAK, *more)
-    said = f"{path}: holds no conversations\n"
+    said = f"{file}: holds no conversations\n"
     assert (outcome.status, outcome.out, outcome.err) == (0, "", said)
 
 

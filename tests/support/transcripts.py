@@ -23,12 +23,12 @@ from .smollm2 import FOLDER, smollm2
 
 _PROMPT = "\r\n> "
 _MASKS = (
-    (r"\d+(\.\d+)? m?s\b", "# ms"),
+    (r" *\d+(\.\d+)? m?s\b", " # ms"),
     (r"\d+%", "#%"),
     (r"\b\d+ threads?\b", "# threads"),
     (r"right on \d+", "right on #"),
-    (r"▒ \d+ of|\d+ cells free", "# cells"),
-    (r"^(\d+ +\d+ +\d+ +# ms +\d+ +)\d+", r"\1#"),
+    (r"▒ \d+ left|\d+ cells free", "# cells"),
+    (r"^ *(\d+) +(\d+) +(\d+) # ms +(\d+) +\d+", r"\1 \2 \3 # ms \4 #"),
     (r"\b\d\.\d{3,}(e-\d+)?\b", "#"),
     (r"\d+(\.\d+)?e-\d+", "#"),
     (r"[ \t]+$", ""),
