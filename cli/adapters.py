@@ -4,6 +4,7 @@ converted for the base at hand.
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -13,20 +14,12 @@ from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
 
-_CONFIG = "adapter_config.json"  # what makes a directory PEFT's
-
 
 def adapter_file(text: str, base: Path) -> Path:
     """The GGUF of an adapter for `base`. One that was converted goes when the command ends. Raises
     StoreError, and what convert_adapter() does.
     """
-    directory, store = Path(text), ag.Store()
-    try:
-        path = store.resolve(text, "adapter")
-    except ag.StoreError:
-        if not (directory / _CONFIG).is_file():
-            raise
-        path = directory
+    path = ag.Store().resolve(text, "adapter")
     return _converted(path, base) if path.is_dir() else path
 
 
@@ -37,7 +30,7 @@ def _converted(directory: Path, base: Path) -> Path:
     out = Path(folder) / f"{directory.resolve().name or 'adapter'}.gguf"
     with Progress("Converting") as progress:
         report = ag.convert_adapter(directory, base, out, progress=progress)
-    command = f"alora-gguf convert {directory} --base {base}"
+    command = shlex.join(["alora-gguf", "convert", str(directory), "--base", str(base)])
     click.echo(
         printable(f"{directory}: converted for this base and this run; to keep it: {command}"),
         err=True,

@@ -58,6 +58,16 @@ class Written:
         """The call, with its arguments as the contract names them. Raises InputError for one that
         is missing or unknown.
         """
+        given = self.arguments_for(contract)
+        if missing := [each for each in contract.arguments if each not in given]:
+            form = usage(self.name, contract)
+            raise _wrong(self.text, f"needs {' and '.join(missing)}; write {form}")
+        return ag.IntrinsicCall(self.name, given, alias=self.alias)
+
+    def arguments_for(self, contract: ag.Contract) -> Mapping[str, str]:
+        """The arguments as the contract names them, perhaps not all. Raises InputError for one that
+        is unknown.
+        """
         given, wanted = self.arguments, contract.arguments
         if isinstance(given, str):
             if len(wanted) != 1:
@@ -65,15 +75,12 @@ class Written:
                 raise _wrong(given, f"is no argument: {self.name} takes {takes}")
             given = {wanted[0]: given}
         given = {} if given is None else given
-        if set(given) < set(wanted):
-            missing = " and ".join(each for each in wanted if each not in given)
-            raise _wrong(self.text, f"needs {missing}; write {usage(self.name, contract)}")
         try:
-            contract.check_arguments(given)
+            contract.check_arguments({**dict.fromkeys(wanted, ""), **given})
         except ag.InputError as error:
             text = "; a text that begins like that stands in quotes" if len(wanted) == 1 else ""
             raise ag.InputError(f"{error}{text}") from None
-        return ag.IntrinsicCall(self.name, given, alias=self.alias)
+        return given
 
 
 def read_calls(text: str) -> list[Written]:
@@ -91,6 +98,14 @@ def read_calls(text: str) -> list[Written]:
         found.append(Written(whole, head["name"], head["alias"], arguments, rest[0]))
         at = _after(_BETWEEN, text, rest.end())
     return found
+
+
+def read_call(text: str) -> Written:
+    """The one call that a text is. Raises InputError for several, none, or one with a rest."""
+    calls = read_calls(text)
+    if len(calls) != 1 or calls[0].rest or not calls[0].name:
+        raise _wrong(text, "expected one NAME(ARGUMENTS), and nothing behind it")
+    return calls[0]
 
 
 def read_arguments(text: str) -> Mapping[str, str] | str | None:

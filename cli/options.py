@@ -63,14 +63,12 @@ def named_path(text: str) -> tuple[str, str]:
     return (name, path) if equals else (Path(text).name.removesuffix(".gguf"), text)
 
 
-def named_contract(text: str) -> tuple[str, ag.Contract]:
-    """The adapter's name and the contract that NAME=PATH says. Raises InputError, ContractError,
-    MissingFileError.
-    """
+def named_contract(text: str) -> tuple[str, str]:
+    """The adapter's name and the path of an io.yaml that NAME=PATH says. Raises InputError."""
     name, _, path = text.partition("=")
     if not (name and path):
         raise ag.InputError(f"'{text}': expected NAME=PATH, an adapter's name and an io.yaml")
-    return name, ag.load_contract(os.path.expanduser(path))  # noqa: PTH111 - leaves what it cannot
+    return name, os.path.expanduser(path)  # noqa: PTH111 - leaves what it cannot
 
 
 def given_contract(file: Path | None, without: bool) -> Path | bool:

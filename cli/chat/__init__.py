@@ -175,7 +175,7 @@ def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
 def _below(given: Given, talk: Talk, width: int) -> str:
     """Where one is, in one line."""
     used = f"{talk.chat.session.cached} of {talk.model.n_ctx} tokens"
-    watched = [*map(str, talk.watched)]
+    watched = [each.short for each in talk.watched]
     line = ""
     for names in (" ".join(watched), str(len(watched))):
         watching = [f"watching {names}"] if watched else []

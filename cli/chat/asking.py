@@ -55,9 +55,14 @@ class Watched:
             return False
         return number < self.bound if self.sign == "<" else number > self.bound
 
-    def __str__(self) -> str:
+    @property
+    def short(self) -> str:
+        """Without its arguments."""
         bound = f"{self.bound:g}" if self.sign in ("<", ">") else ""
-        return f"{written(self.call)}{self.sign}{bound}"
+        return f"{self.call.label}{self.sign}{bound}"
+
+    def __str__(self) -> str:
+        return f"{written(self.call)}{self.short.removeprefix(self.call.label)}"
 
 
 def in_words(watched: Sequence[Watched]) -> str:

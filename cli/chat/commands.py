@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from alora_gguf.cli.calls import Written, read_arguments, read_calls, usage
+from alora_gguf.cli.calls import Written, read_arguments, read_call, read_calls, usage
 from alora_gguf.cli.options import named_contract
 from alora_gguf.cli.render import duration, plural, size_text, whole
 
@@ -87,7 +87,7 @@ class Commands:
             self._invoke(Written(line[1:], name, arguments=read_arguments(rest)))
             return None
         if behind and called in adapters:
-            self._invoke(_only_call(line[1:]))
+            self._invoke(read_call(line[1:]))
             return None
         near = difflib.get_close_matches(name, [*COMMANDS, *adapters], 1)
         hint = f"did you mean /{near[0]}? Or " if near else ""
@@ -121,8 +121,9 @@ class Commands:
     @_command("/contract NAME=FILE", "give an adapter another io.yaml, which says how it is asked")
     def _contract(self, rest: str) -> None:
         talk = self._talk
-        name, contract = named_contract(rest)
-        talk.model.set_contract(name, contract)
+        name, path = named_contract(rest)
+        talk.model.set_contract(name, path)
+        contract = talk.model.contract(name)
         self._view.note(f"{usage(name, contract)} is asked as {contract.source} says")
         if gone := [each for each in talk.watched if each.call.name == name]:
             talk.watched = [each for each in talk.watched if each not in gone]
@@ -375,17 +376,6 @@ class Commands:
 
 
 COMMANDS["exit"] = COMMANDS["bye"] = COMMANDS["quit"]
-
-
-def _only_call(text: str) -> Written:
-    """The one call that a text is. Raises InputError for several, or for guards."""
-    first, *more = read_calls(text)
-    if more or first.rest:
-        raise ag.InputError(
-            f"'{first.text}': /NAME(ARGUMENTS) asks one intrinsic, once; /watch takes several, and "
-            "guards"
-        )
-    return first
 
 
 def _intrinsics(model: ag.Model, *asked: str) -> dict[str, ag.Contract]:

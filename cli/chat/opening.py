@@ -144,7 +144,7 @@ def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
 
 
 def _contracts(given: Given, adapters: Mapping[str, Path]) -> dict[str, ag.Contract]:
-    found = dict(map(named_contract, given.contracts))
+    found = {name: ag.load_contract(path) for name, path in map(named_contract, given.contracts)}
     for name in found:
         if name not in adapters:
             known = ", ".join(adapters) or "none"

@@ -33,7 +33,11 @@ _REPLY_TOKENS: Final = 512
 @options.adapters
 @options.contracts
 @click.option(
-    "--intrinsic", "intrinsics", metavar="NAME", multiple=True, help="What to ask; may be repeated."
+    "--intrinsic",
+    "intrinsics",
+    metavar="NAME",
+    multiple=True,
+    help="What to ask; also [ALIAS=]NAME(ARGUMENTS). Repeatable.",
 )
 @click.option("--reply", is_flag=True, help="Write the assistant's reply, then ask.")
 @options.max_tokens
@@ -121,7 +125,8 @@ def command(
     settings = Settings(**computing)
     data, name = _read(conversations)
     as_lines = jsonl or conversations.lower().endswith(_LINES)
-    entries, as_lines = read_input(data, name, intrinsics, lines=as_lines)
+    labels = [each.label for each in plan.asks]
+    entries, as_lines = read_input(data, name, labels, lines=as_lines)
     with plan.tokenizer() as tokenizer:
         if not entries:
             click.echo(f"{printable(name)}: holds no conversations", err=True)
@@ -136,9 +141,6 @@ def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None
         talk = f"; to talk with a model: alora-gguf chat {conversations}"
         hint = talk if conversations.lower().endswith(".gguf") else ""
         raise click.UsageError(f"give --intrinsic NAME, what to ask; or --reply{hint}")
-    twice = next((name for i, name in enumerate(intrinsics) if name in intrinsics[:i]), None)
-    if twice is not None:
-        raise click.UsageError(f"--intrinsic {twice} is given twice")
 
 
 def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | None:
@@ -188,7 +190,7 @@ def _one(
     problems = "; ".join(found.problems())
     if not values_only:
         _print(json.dumps({**entry.echo, **found.to_dict()}, indent=2, allow_nan=False))
-    elif not problems or len(plan.contracts) > 1:
+    elif not problems or len(plan.asks) > 1:
         _print(json.dumps(found.value(), allow_nan=False))
     if problems:
         raise ag.OutputError(f"{entry.where}: {problems}")

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 from alora_gguf.cli.adapters import adapter_file
+from alora_gguf.cli.calls import Written, read_call, usage
 from alora_gguf.cli.options import named_contract, named_path, no_template
 
 import alora_gguf as ag
@@ -28,7 +29,9 @@ class Plan:
     base       the model's file
     adapters   the files to load, by name
     files      the same, read but not loaded
-    contracts  of the intrinsics, in the order they were given
+    contracts  of the intrinsics
+    asks       what they are asked, in the order they were given, with the arguments that are the
+               same for every conversation
     reply      how the conversation is replied to before they are asked; None: it is not
     template   Jinja text that writes conversations; None: the base's own
     special_tokens_in_text  whether control tokens that conversations quote are such
@@ -38,6 +41,7 @@ class Plan:
     adapters: Mapping[str, Path]
     files: Mapping[str, ag.AdapterFile]
     contracts: Mapping[str, ag.Contract]
+    asks: Sequence[ag.IntrinsicCall]
     reply: ag.GenerateOptions | None
     template: str | None
     special_tokens_in_text: bool = False
@@ -53,7 +57,8 @@ class Plan:
         template: str | None = None,
     ) -> Plan:
         """Finds and reads adapters and contracts. `base` is a path or a name of the store,
-        `adapters` are NAME=PATH, paths, or names of the store, `contracts` are NAME=PATH. Without a
+        `adapters` are NAME=PATH, paths, or names of the store, `contracts` are NAME=PATH,
+        `intrinsics` are calls as in calls.py, or names of adapters as they were given. Without a
         base it is the demo's. An adapter that is not among those given is the demo's then, else the
         store's.
 
@@ -66,7 +71,9 @@ class Plan:
             given[name] = path
         beside = dict(map(named_contract, contracts))
         writer = [reply.adapter] if reply is not None and reply.adapter is not None else []
-        names = list(dict.fromkeys([*intrinsics, *writer]))
+        calls = [Written(each, each) if each in given else read_call(each) for each in intrinsics]
+        asked = list(dict.fromkeys(each.name for each in calls))
+        names = list(dict.fromkeys([*asked, *writer]))
         unused = sorted(set(beside) - set(names) - set(given))
         if unused:
             raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
@@ -81,19 +88,29 @@ class Plan:
         files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
         if template is None and ag.BaseFile.read(model).chat_template is None:
             raise no_template(model)
-        found = {name: beside.get(name) or _own(name, files[name]) for name in intrinsics}
-        return cls(model, paths, files, found, reply, template)
+        found = {
+            name: ag.load_contract(beside[name]) if name in beside else _own(name, files[name])
+            for name in asked
+        }
+        asks = [_ask(each, found[each.name]) for each in calls]
+        for i, each in enumerate(asks):
+            if any(each.label == other.label for other in asks[:i]):
+                raise click.UsageError(
+                    f"--intrinsic {each.label} is given twice; with other arguments it needs an "
+                    f"alias: ALIAS={usage(each.name, found[each.name])}"
+                )
+        return cls(model, paths, files, found, asks, reply, template)
 
     def calls(self, conversation: Conversation) -> list[ag.IntrinsicCall]:
-        """What intrinsics are asked of a conversation."""
-        return [
-            ag.IntrinsicCall(name, conversation.arguments.get(name, {})) for name in self.contracts
-        ]
+        """What intrinsics are asked of a conversation. Raises InputError where both say what an
+        argument is.
+        """
+        return [_with(each, conversation.arguments.get(each.label, {})) for each in self.asks]
 
     @property
     def asked(self) -> tuple[str, ...]:
         """What an answer has a value for: intrinsics, or the reply if there are none."""
-        return tuple(self.contracts) or ("reply",)
+        return tuple(each.label for each in self.asks) or ("reply",)
 
     @property
     def reader(self) -> str | None:
@@ -123,8 +140,13 @@ class Plan:
             "format": _FORMAT,
             "base": tokenizer.fingerprint(),
             "intrinsics": [
-                [name, self.files[name].identity, contract.digest]
-                for name, contract in self.contracts.items()
+                [
+                    each.label,
+                    self.files[each.name].identity,
+                    self.contracts[each.name].digest,
+                    *([dict(each.arguments)] if each.arguments else ()),
+                ]
+                for each in self.asks
             ],
             "reply": reply,
             "template": self.template,
@@ -140,6 +162,19 @@ def _of_demo(name: str) -> Path:
             "base give -m, and its adapters with -a"
         )
     return adapter_path(name)
+
+
+def _ask(each: Written, contract: ag.Contract) -> ag.IntrinsicCall:
+    return ag.IntrinsicCall(each.name, each.arguments_for(contract), alias=each.alias)
+
+
+def _with(call: ag.IntrinsicCall, arguments: Mapping[str, str]) -> ag.IntrinsicCall:
+    if twice := sorted(call.arguments.keys() & arguments.keys()):
+        raise ag.InputError(
+            f"arguments: {twice[0]} of {call.label} is given by --intrinsic as well; leave it out "
+            "of one of them"
+        )
+    return replace(call, arguments={**call.arguments, **arguments})
 
 
 def _own(name: str, file: ag.AdapterFile) -> ag.Contract:

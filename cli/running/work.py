@@ -77,7 +77,7 @@ class Answer:
         if self.reply is not None:
             found["reply"] = self.reply
         if self.results:
-            found["results"] = {each.name: _result(each) for each in self.results}
+            found["results"] = {each.label: _result(each) for each in self.results}
         return found
 
     def value(self) -> Any:
@@ -91,11 +91,11 @@ class Answer:
         """Of each intrinsic, or of the reply where none was asked; None where there is no value."""
         if not self.results and self.reply is not None:
             return {"reply": self.reply["text"]}
-        return {each.name: None if each.error else each.value for each in self.results}
+        return {each.label: None if each.error else each.value for each in self.results}
 
     def problems(self) -> list[str]:
         """What is wrong with results, one sentence each."""
-        return [f"{each.name}: {each.error}" for each in self.results if each.error is not None]
+        return [f"{each.label}: {each.error}" for each in self.results if each.error is not None]
 
 
 def _result(result: ag.IntrinsicResult) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def answer_all(
     if not tasks:
         return
     order = Order(tasks)
-    asked = len(plan.contracts)
+    asked = len(plan.asks)
     jobs = min(settings.jobs or max(2, -(-_ROWS // max(1, asked))), len(tasks))
     options = ag.ContextOptions(
         n_ctx=settings.n_ctx or order.cells(jobs),

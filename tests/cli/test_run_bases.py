@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,49 @@ def test_arguments_that_do_not_fit(run: Runner, tiny: Tiny) -> None:
     assert error({"other": {"what": "x"}}) == (
         "stdin: arguments: are for 'other', which is not asked; asked: sure"
     )
+
+
+def test_arguments_on_the_command_line(run: Runner, tiny: Tiny) -> None:
+    def values(*intrinsics: str, arguments: object = None) -> Any:
+        asked = [word for each in intrinsics for word in ("--intrinsic", each)]
+        given = {"messages": HELLO, "arguments": arguments}
+        outcome = run(*tiny.options, *asked, "--value", given=given)
+        return outcome.json if outcome.status == 0 else outcome.error
+
+    polite, x = (values("sure", arguments={"what": each}) for each in ("polite, so?", "x"))
+    for one in ('sure(what="polite, so?")', "sure(polite, so?)", 'sure({"what": "polite, so?"})'):
+        assert values(one) == polite
+    both = values("a=sure(polite, so?)", "b=sure(x)", "sure", arguments={"sure": {"what": "x"}})
+    assert (list(both), both["a"], both["b"]) == (["a", "b", "sure"], polite, x)
+    each_line = {"a": {"what": "x"}, "b": {"what": "polite, so?"}}
+    assert values("a=sure", "b=sure", arguments=each_line) == {"a": x, "b": polite}
+    for intrinsics, said in [
+        (["sure(wat=x)"], f"{tiny.contract}: unknown argument wat (did you mean what?); the "),
+        (["sure(x)!"], "'sure(x)!': expected one NAME(ARGUMENTS), and nothing behind it"),
+        (["sure(x) sure(y)"], "'sure(x) sure(y)': expected one NAME(ARGUMENTS), and nothing behi"),
+        (["sure(x"], "'': expected ) behind 'x'"),
+    ]:
+        assert values(*intrinsics).startswith(said)
+    assert values("sure(x)", arguments={"what": "y"}) == (
+        "stdin: arguments: what of sure is given by --intrinsic as well; leave it out of one of "
+        "them"
+    )
+    twice = ("--intrinsic", "sure(x)", "--intrinsic", "sure(y)")
+    assert run(*tiny.options, *twice, given=HELLO).err.endswith(
+        "--intrinsic sure is given twice; with other arguments it needs an alias: "
+        "ALIAS=sure(what=…)\n"
+    )
+
+
+def test_what_was_asked_with_other_arguments_is_asked_anew(
+    run: Runner, tiny: Tiny, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for lines, asked in enumerate(("sure(x)", "sure(y)", "a=sure(y)"), 1):
+        for _ in range(2):
+            outcome = run(*tiny.options, "--intrinsic", asked, "-o", out, given=HELLO)
+            assert outcome.status == 0, outcome.err
+            assert out.read_text().count("\n") == lines
 
 
 def test_arguments_of_several_say_whose_they_are(run: Runner) -> None:

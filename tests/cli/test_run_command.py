@@ -230,6 +230,9 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
         assert error("-m", bare, "--intrinsic", "a", "-a", text) == (
             f"'{text}': expected NAME=PATH, a path, or a name in the store"
         )
+    assert error("--intrinsic", "jailbreak", "--contract", "io.yaml") == (
+        "'io.yaml': expected NAME=PATH, an adapter's name and an io.yaml"
+    )
     assert error("--intrinsic", "sure") == (
         "the demo model has no adapter 'sure', only answerability, uncertainty, query_rewrite, "
         "hallucination, jailbreak; for another base give -m, and its adapters with -a"
@@ -238,11 +241,11 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
 
 USAGES = {
     "give --intrinsic NAME, what to ask; or --reply": "",
-    "--intrinsic jailbreak is given twice": "--intrinsic jailbreak --intrinsic jailbreak",
+    "--intrinsic jailbreak is given twice; with other arguments it needs an alias: "
+    "ALIAS=jailbreak": "--intrinsic jailbreak --intrinsic jailbreak",
     "--max-tokens is for a reply; add --reply, or leave it out": "--intrinsic a --max-tokens 3",
     "--temperature is for a reply; add --reply, or leave it out": "--intrinsic a --temperature 0",
     "-a: two adapters are named 'a'; write NAME=PATH": "--intrinsic a -a a=a.gguf -a x/a.gguf",
-    "--contract io.yaml: expected NAME=io.yaml": "--intrinsic jailbreak --contract io.yaml",
     "--contract is for 'a', which is not asked anything": "--reply --contract a=io.yaml",
     "--value leaves out what a later run knows its lines by; leave it or --output out": (
         "--reply --value --output out.jsonl"

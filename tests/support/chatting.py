@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alora_gguf.cli.chat.asking import Place, Sign, Watched
 from alora_gguf.cli.verdicts import Good
@@ -35,10 +36,15 @@ class Outcome:
 
 
 def watching(
-    name: str, place: Place, sign: Sign = "", bound: float = 0.0, good: Good | None = None
+    name: str,
+    place: Place,
+    sign: Sign = "",
+    bound: float = 0.0,
+    good: Good | None = None,
+    **call: Any,
 ) -> Watched:
-    """An intrinsic without arguments that is asked at every turn."""
-    return Watched(ag.IntrinsicCall(name), place, sign, bound, good)
+    """An intrinsic that is asked at every turn."""
+    return Watched(ag.IntrinsicCall(name, **call), place, sign, bound, good)
 
 
 Chatting = Callable[..., Outcome]

@@ -29,13 +29,13 @@ def test_where_one_is(talk: Talk) -> None:
     assert below(talk, 80, OTHER) == f" {name} · 273 of 2048 tokens · /help"
 
 
-@pytest.mark.parametrize("width", [40, 71, 72, 140])
+@pytest.mark.parametrize("width", [40, 67, 68, 140])
 def test_what_is_watched_by_names_where_there_is_room(talk: Talk, width: int) -> None:
     talk.watched = [
         watching("jailbreak", "question", "!", good="low"),
-        watching("uncertainty", "answer"),
+        watching("uncertainty", "answer", alias="certain", arguments={"x": "a long one"}),
     ]
-    names = "jailbreak! uncertainty" if width > 71 else "2"
+    names = "jailbreak! certain" if width > 67 else "2"
     line = below(talk, width)
     assert line == f" demo model · 0 of 2048 tokens · watching {names} · /help"
     assert len(line) <= max(width, 55)

@@ -118,9 +118,9 @@ def test_refusals_of_calls(chatting: Chatting, contract: Path, tiny: Tiny) -> No
     for line, said in [
         ("/jailbreak", "'jailbreak': needs criteria and role; write jailbreak(criteria=…, role=…)"),
         ("/jailbreak x", "'x': is no argument: jailbreak takes jailbreak(criteria=…, role=…)"),
-        ("/jailbreak(criteria=x, role=y)!", "'jailbreak(criteria=x, role=y)!': /NAME(ARGUMENTS) "
-         "asks one intrinsic, once; /watch takes several, and guards"),
-        ("/jailbreak(criteria=x, role=y) uncertainty", "'jailbreak(criteria=x, role=y)': /NAME("),
+        ("/jailbreak(criteria=x, role=y)!", "'jailbreak(criteria=x, role=y)!': expected one "
+         "NAME(ARGUMENTS), and nothing behind it"),
+        ("/jailbreak(criteria=x, role=y) uncertainty", "'jailbreak(criteria=x, role=y) uncertai"),
         ("/answerability x", "'x': is no argument: answerability takes no arguments"),
         ("/watch jailbreak!", "'jailbreak!': needs criteria and role; write jailbreak(criteria=…"),
         ("/watch jailbreak(x!", "'': expected ) behind 'x!'"),

@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -260,6 +261,30 @@ def test_badges_with_their_evidence() -> None:
         "\x1b[2m43 ms, 812 tokens reused, 27 read\x1b[0m",
     ):
         assert badge in written(on)
+
+
+def test_verdicts_stand_under_their_aliases() -> None:
+    on, named = screen(), []
+    on.good_of = lambda name: named.append(name) or "low"  # type: ignore[func-returns-value]
+    asked = (
+        replace(verdict("guardian", {"score": 0.9}), alias="jb"),
+        replace(verdict("guardian", {"score": 0.1}), alias="bias"),
+        Failed("guardian", ag.AdapterError("is not loaded"), "rude"),
+    )
+    on.answers(asked)
+    assert named == ["guardian", "guardian"]
+    assert plain(on).splitlines() == [
+        "  rude: is not loaded",
+        "  jb: score 90% · bias: score 10% · 43 ms, 812 tokens reused, 18 read",
+        '  jb: {"score": 0.9}',
+        '  bias: {"score": 0.1}',
+        "",
+    ]
+    assert "\x1b[31mjb: score 90%\x1b[0m" in written(on)
+    assert "\x1b[32mbias: score 10%\x1b[0m" in written(on)
+    withheld = screen()
+    withheld.turn(turn("", withheld=asked[0]))
+    assert "Withheld by jb: your message was taken back." in plain(withheld)
 
 
 @pytest.mark.parametrize(
