@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from alora_gguf.errors import AloraError, ContractError, InputError, OutputError, SchemaError
@@ -140,6 +140,14 @@ class IntrinsicResult:
         if self.error is not None:
             raise self.error
         return self._value
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it: `value`, or what is wrong as `error`, and all but log-
+        probabilities and names.
+        """
+        said = {"error": str(self.error)} if self.error else {"value": self.value}
+        more = {"text": self.text, "finish_reason": self.finish_reason}
+        return {**said, **more, "timings": asdict(self.timings)}
 
     def __str__(self) -> str:
         return self.text

@@ -187,7 +187,7 @@ def token_logprob(
         )
         for each in best
     )
-    return TokenLogprob(token, text, float(logits[token]) - total, top)
+    return TokenLogprob(token, text, float(logits[token] - total), top)
 
 
 def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:

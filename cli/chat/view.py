@@ -80,11 +80,9 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
     name = {"name": verdict.label}
     if verdict.alias is not None:
         name["intrinsic"] = verdict.name
-    error = {**name, "error": str(verdict.error)}
     if isinstance(verdict, Failed):
-        return error
-    said = error if verdict.error else {**name, "value": verdict.value}
-    return {**said, "text": verdict.text, "timings": asdict(verdict.timings)}
+        return {**name, "error": str(verdict.error)}
+    return {**name, **verdict.to_dict()}
 
 
 _DIGITS: Final = 4

@@ -77,7 +77,7 @@ class Answer:
         if self.reply is not None:
             found["reply"] = self.reply
         if self.results:
-            found["results"] = {each.label: _result(each) for each in self.results}
+            found["results"] = {each.label: each.to_dict() for each in self.results}
         return found
 
     def value(self) -> Any:
@@ -96,16 +96,6 @@ class Answer:
     def problems(self) -> list[str]:
         """What is wrong with results, one sentence each."""
         return [f"{each.label}: {each.error}" for each in self.results if each.error is not None]
-
-
-def _result(result: ag.IntrinsicResult) -> dict[str, Any]:
-    first = {"error": str(result.error)} if result.error else {"value": result.value}
-    return {
-        **first,
-        "text": result.text,
-        "finish_reason": result.finish_reason,
-        "timings": asdict(result.timings),
-    }
 
 
 Deliver = Callable[[Entry, Answer | None, str], None]

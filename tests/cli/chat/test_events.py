@@ -50,7 +50,7 @@ def test_the_output_is_events_and_nothing_else(events: Any) -> None:
     assert turn["timings"]["evaluated"] > 200
     assert [verdict["name"] for verdict in turn["verdicts"]] == ["jailbreak", "uncertainty"]
     assert turn["verdicts"][1]["value"]["certainty"] > 0.5
-    assert set(turn["verdicts"][1]) == {"name", "value", "text", "timings"}
+    assert set(turn["verdicts"][1]) == {"name", "value", "text", "finish_reason", "timings"}
     (answer,) = answers["verdicts"]
     assert (answer["name"], answer["text"]) == ("jailbreak", '{"jailbreak": "no"}')
     assert (withheld["user"], withheld["assistant"]) == (ATTACK, "")
