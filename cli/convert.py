@@ -114,10 +114,10 @@ def command(
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        _print(report)
+        _print(report, without=no_contract)
 
 
-def _print(report: ConversionReport) -> None:
+def _print(report: ConversionReport, *, without: bool) -> None:
     targets = ", ".join(f"{name} x{count}" for name, count in report.targets.items())
     rows = [
         ("kind", "aLoRA" if report.kind == "alora" else "LoRA"),
@@ -131,7 +131,8 @@ def _print(report: ConversionReport) -> None:
         text = "" if report.invocation_text is None else f"{json.dumps(report.invocation_text)} = "
         rows.insert(1, ("invocation", text + ids))
     held = report.contract
-    told = "none: no io.yaml" if held is None else printable(str(held))
+    told = "none (there is no io.yaml)" if held is None else printable(str(held))
+    told = "none (--no-contract)" if without else told
     rows.append(("contract", told))
     size = f"{report.nbytes / 1e6:.2f} MB {report.outtype} in {report.seconds:.2f} s"
     click.echo(f"{report.out}: {size}" + ("" if report.written else " (dry run: not written)"))

@@ -190,8 +190,8 @@ def _with_contract(found: Source, wanted: str | Path | bool) -> Source:
         Contract.read(path)
     except ContractError as error:
         raise ContractError(
-            f"{error}. It would go into the GGUF: correct it, or convert with another contract "
-            "(--contract FILE) or without one (--no-contract)"
+            f"{error}; or convert with another contract (--contract FILE), or without one "
+            "(--no-contract)"
         ) from error
     return replace(found, io_yaml=path)
 

@@ -163,7 +163,8 @@ class Commands:
 
     @_command(
         "/watch [NAME… | off]",
-        "ask these at every turn; NAME! or NAME<0.5 is a guard, which the reply has to pass",
+        "ask these at every turn, also as ALIAS=NAME(ARGUMENTS); NAME! or NAME<0.5 is a guard, "
+        "which the reply has to pass",
     )
     def _watch(self, rest: str) -> None:
         if rest == "off":

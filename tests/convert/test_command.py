@@ -37,7 +37,7 @@ def test_report_for_people(case: Case) -> None:
         "ffn_down x2, ffn_gate x2, ffn_up x2",
         "  rank          4",
         "  alpha         8",
-        "  contract      none: no io.yaml",
+        "  contract      none (there is no io.yaml)",
     ]
 
 
@@ -50,7 +50,7 @@ def test_the_report_says_which_contract_went_in(case: Case, tmp_path: Path) -> N
     for more, row in (
         ((), str(beside)),
         (("--contract", str(other)), str(other)),
-        (("--no-contract",), "none: no io.yaml"),
+        (("--no-contract",), "none (--no-contract)"),
     ):
         result = CliRunner().invoke(command, [*given, *more])
         assert result.output.splitlines()[-1] == f"  contract      {row}"

@@ -346,8 +346,7 @@ def test_a_contract_that_cannot_be_read_is_refused(case: Case, text: str) -> Non
     with pytest.raises(ContractError, match=rf"^{re.escape(str(broken))}:") as caught:
         case.convert()
     assert str(caught.value).endswith(
-        ". It would go into the GGUF: correct it, or convert with another contract (--contract "
-        "FILE) or without one (--no-contract)"
+        "; or convert with another contract (--contract FILE), or without one (--no-contract)"
     )
     assert not case.out.exists()
     assert case.convert(contract=False).contract is None

@@ -16,6 +16,7 @@ from tests.support import pages, stored
 PAGES = (
     "README.md",
     "docs/conversations.md",
+    "docs/models.md",
     "docs/howto/desktop-program.md",
     "docs/howto/granite-intrinsic.md",
 )
