@@ -102,8 +102,8 @@ class Commands:
         self._view.show(tables.commands(known, self._talk.model))
         if self._lines.can_edit:
             self._view.note(
-                'Enter sends, Alt-Enter starts a new line, """ stands around a text of several '
-                "lines. Ctrl-C stops a reply, Ctrl-D leaves."
+                'Enter sends, Alt-Enter starts a new line; put """ around a text of several lines. '
+                "Ctrl-C stops a reply, Ctrl-D leaves."
             )
 
     @_command("/adapters", "show the loaded adapters")

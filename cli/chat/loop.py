@@ -30,6 +30,7 @@ class Loop:
         self.commands = Commands(talk, view, lines)
         self._cancel: ag.CancelToken | None = None  # of what is going on
         self._forced = False
+        self._said_unreadable = False
 
     def run(self) -> None:
         """Every line, to the end of them or to /quit.
@@ -87,6 +88,9 @@ class Loop:
 
     def say(self, text: str, *, instead: bool = False) -> None:
         """A message, perhaps `instead` of the last one. What goes wrong is shown."""
+        if "\ufffd" in text and not self._said_unreadable:
+            self._said_unreadable = True
+            self._view.note("what is not UTF-8 is read as \ufffd")
         with self._doing() as cancel:
             self._view.turn(self._talk.say(text, self._view, cancel, instead=instead))
 

@@ -150,8 +150,8 @@ def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
     unknown = sorted(set(value) - set(_FIELDS))
     if unknown:
         raise ag.InputError(
-            f"has the field {unknown[0]!r}; known are {', '.join(_FIELDS)}, and what shall come "
-            "back with the answer goes into id"
+            f"has the field {unknown[0]!r}; known are {', '.join(_FIELDS)}; put what should come "
+            "back with the answer into id"
         )
     messages, documents = value.get("messages"), value.get("documents") or ()
     if not isinstance(messages, list) or not messages:

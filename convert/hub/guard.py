@@ -54,9 +54,7 @@ def guarded(limit: int | None, fail: Fail) -> Iterator[None]:
         if is_file:
             for name in _NAMES:
                 if not _SAFE_NAME.fullmatch(answer.headers.get(name, "-")):
-                    raise fail(
-                        f"sent a {name} header that is no name of a file; nothing was written"
-                    )
+                    raise fail(f"sent a {name} header that is not a file name; nothing was written")
             # or hf_xet would fetch the file, from where and as long as it likes, past these limits
             answer.headers.pop("X-Xet-Hash", None)
         _bound(answer, limit if is_file and answer.is_success else _MAX_LISTING, fail)

@@ -148,8 +148,8 @@ INPUTS = {
     "documents[0]: its text is None, expected a string": (
         b'{"messages": [{"role": "user", "content": "x"}], "documents": [{"title": "x"}]}'
     ),
-    "has the field 'message'; known are messages, documents, arguments, id, and what shall come "
-    "back with the answer goes into id": b'{"message": []}',
+    "has the field 'message'; known are messages, documents, arguments, id; put what should "
+    "come back with the answer into id": b'{"message": []}',
 }
 
 

@@ -216,9 +216,11 @@ def test_an_adapter_without_a_contract_says_what_it_would_reply(
 
 
 def test_input_that_is_no_text(chatting: Chatting) -> None:
-    found = chatting("--max-tokens", 2, lines=b"\xef\xbb\xbfcaf\xe9 \xff a\0b\r\n\r\n")
+    line = b"caf\xe9 \xff a\0b\r\n"
+    found = chatting("--max-tokens", 2, lines=b"\xef\xbb\xbf" + line + b"\r\n" + line)
     assert found.status == 0
-    assert found.out.count("\n") == 1
+    assert found.out.count("\n") == 2
+    assert found.err.count("what is not UTF-8 is read as \ufffd\n") == 1
 
 
 def test_an_open_text_ends_with_the_input(chatting: Chatting) -> None:

@@ -311,7 +311,7 @@ def test_files_of_another_commit(server: HubServer, hub: Hub, tmp_path: Path) ->
     server.add("o/r", adapter_files())
     messages = {
         "f" * 40: "127.0.0.1:\\d+ sent 'adapter_config.json' of another commit than the one asked",
-        "../../../../x": "127.0.0.1:\\d+ sent a X-Repo-Commit header that is no name of a file",
+        "../../../../x": "127.0.0.1:\\d+ sent a X-Repo-Commit header that is not a file name",
     }
     for commit, message in messages.items():
 
@@ -349,7 +349,7 @@ def test_headers_that_are_paths(
     server.trouble = answer
     error = str(failure(hub))
     if not second:  # else the first answer may be all that is asked for, and is no configuration
-        assert "header that is no name of a file" in error
+        assert "header that is not a file name" in error
     assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
@@ -364,7 +364,7 @@ def test_missing_files_name_no_path(server: HubServer, hub: Hub, tmp_path: Path)
         return "/resolve/" in handler.path
 
     server.trouble = answer
-    assert "header that is no name of a file" in str(failure(hub))
+    assert "header that is not a file name" in str(failure(hub))
     assert list(tmp_path.rglob("*evil*")) == []
 
 
