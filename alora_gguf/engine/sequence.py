@@ -140,12 +140,14 @@ class TokenSequence:
             self.deactivate()
         return Timings(keep, len(rest), reuse_note=note)
 
-    def advance(self, token: int, spans: Spans, cancel: CancelToken | None = None) -> None:
-        """Adds a token and decodes it; what computes it is active already."""
+    def advance(
+        self, tokens: Sequence[int], spans: Spans, cancel: CancelToken | None = None
+    ) -> None:
+        """Adds tokens and decodes them; what computes them is active already."""
         n, before = len(self.cached), self.logits
         try:
-            (logits,) = self.engine.decode([Run(self.seq, [token])], cancel=cancel)
-            self.extend([token], spans, logits)
+            (logits,) = self.engine.decode([Run(self.seq, tokens)], cancel=cancel)
+            self.extend(tokens, spans, logits)
         except BaseException:
             self.cut(n)
             self.logits = before if len(self.cached) == n else None

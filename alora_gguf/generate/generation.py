@@ -101,14 +101,19 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def _step(self) -> str:
-        """Samples one token and decodes it; returns the text that became certain."""
+        """Samples one token, or takes those that there is no choice about, and decodes it; returns
+        the text that became certain.
+        """
         if self._cancel is not None:
             self._cancel.check()
         sequence, reply = self._sequence, self._reply
-        token, piece = reply.choose(sequence.last_logits()), ""
-        if token is not None:
-            sequence.advance(token, self._spans, self._cancel)
-            piece = reply.push(token)
+        certain, token = reply.certain(), None
+        if not certain:
+            token = reply.choose(sequence.last_logits())
+        more, piece = certain if token is None else [token], ""
+        if more:
+            sequence.advance(more, self._spans, self._cancel)
+            piece = reply.take(certain) if token is None else reply.push(token)
             if reply.stream.stopped:
                 sequence.forget(self._start + reply.stream.tokens_in_text())
         return piece if reply.ended is None else piece + self._end(reply.ended)

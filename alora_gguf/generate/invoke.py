@@ -25,6 +25,7 @@ from .plan import (
     prefill_shared,
     title,
 )
+from .sampling import usual_tokens
 
 OnText = Callable[[int, str], None]
 """Called with an invocation's index and the next piece of its text."""
@@ -308,18 +309,11 @@ class Runner:
         rest of it, and the reply ends: its tokens need not be decoded, as nobody asks for the
         logits after them.
         """
-        reply, draft = fork.plan.reply, fork.plan.draft
-        rest = draft.rest(fork.said)
-        ends = rest is not None
-        if rest is None:
-            rest = reply.sampler.forced if draft.pinned and reply.ended is None else b""
-        vocab, text = self.engine.vocab, rest.decode(errors="ignore")
-        tokens = vocab.tokenize(text, add_special=False, parse_special=False) if text else []
-        if b"".join(vocab.piece(token) for token in tokens) != rest:
-            return ""  # the last token ended within a character, say
-        if not ends and not reply.sampler.ends_after(tokens):
-            tokens = tokens[:-1]  # what follows may be one token with the end of what is fixed
-        piece = self._take(fork, tokens, counted=not ends)
-        if ends:
+        reply, rest = fork.plan.reply, fork.plan.draft.rest(fork.said)
+        tokens = reply.certain() if rest is None else usual_tokens(rest, self.engine.vocab)
+        if not tokens and rest != b"":
+            return ""
+        piece = self._take(fork, tokens, counted=rest is None)
+        if rest is not None:
             reply.ended = "stop"
         return piece

@@ -34,7 +34,7 @@ from alora_gguf.options import CancelToken, Form, Invocation
 
 from .constraint import compile_grammar
 from .form import form_of, grammar_of, written
-from .sampling import SampledReply
+from .sampling import SampledReply, usual_tokens
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
@@ -57,13 +57,12 @@ class Draft:
     """`forced` are the tokens that every reply begins with, as its form leaves no choice. `paths`
     are beginnings of the reply, in tokens; after each, and after each of its own beginnings from
     `forced` on, the logits are wanted. `answers` are all the replies there are, as bytes, if they
-    are few. `pinned` tells whether text that can go on in one way only is not sampled.
+    are few.
     """
 
     forced: Path = ()
     paths: tuple[Path, ...] = ((),)
     answers: tuple[bytes, ...] = ()
-    pinned: bool = False
 
     def rest(self, said: bytes) -> bytes | None:
         """How a reply that began with `said` goes on, if it can go on in one way only."""
@@ -83,18 +82,17 @@ def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary) -> Draft:
     texts, opening = fixed(schema)
     pinned = form_of(schema) != "free"
     if texts is None:
-        path = _tokens(opening, vocab)
+        path = tuple(usual_tokens(opening.encode(), vocab))
         # what comes next may be one token with the end of what is fixed
         forced = path[:-1][:_MAX_FORCED] if pinned else ()
-        return Draft(forced, (path[: len(forced) + _MAX_TOKENS],), pinned=pinned)
-    leaves = [_tokens(text, vocab) for text in texts]
+        return Draft(forced, (path[: len(forced) + _MAX_TOKENS],))
+    leaves = [tuple(usual_tokens(text.encode(), vocab)) for text in texts]
     forced = _common(leaves)[:_MAX_FORCED] if pinned else ()
     paths = _partings(leaves)[:_MAX_PATHS]
     return Draft(
         forced,
         tuple(path[: len(forced) + _MAX_TOKENS] for path in paths) or (forced,),
         tuple(text.encode() for text in texts),
-        pinned,
     )
 
 
@@ -102,15 +100,6 @@ def _common(leaves: Sequence[Path]) -> Path:
     """What all of them begin with."""
     alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*leaves, strict=False))
     return tuple(tokens[0] for tokens in alike)
-
-
-def _tokens(text: str, vocab: Vocabulary) -> Path:
-    """The usual tokens of `text`; none if they would not say just that (a vocabulary may put a
-    space before every text).
-    """
-    tokens = vocab.tokenize(text, add_special=False, parse_special=False)
-    said = b"".join(vocab.piece(token) for token in tokens)
-    return tuple(tokens) if said == text.encode() else ()
 
 
 def _partings(leaves: Sequence[Path]) -> list[Path]:
@@ -265,9 +254,9 @@ def plan_invocation(
     draft = NO_DRAFT if schema is None else draft_reply(schema, vocab)
     if invocation.begun:
         begun = tuple(vocab.check(invocation.begun, "begun"))
-        draft = Draft(begun, (begun,), draft.answers, draft.pinned)
+        draft = Draft(begun, (begun,), draft.answers)
     if invocation.stop or not engine.rewinds:
-        draft = Draft(draft.forced, (draft.forced,), pinned=draft.pinned)
+        draft = Draft(draft.forced, (draft.forced,))
     first = active.first_position(prompt, vocab)
     return InvocationPlan(
         index=index,

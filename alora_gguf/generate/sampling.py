@@ -24,6 +24,7 @@ from alora_gguf.errors import DecodeError, InputError, NotFiniteError
 from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
 
 from .constraint import Constraint
+from .form import form_of
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -219,6 +220,15 @@ def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
     yield llama.llama_sampler_init_dist(seed)
 
 
+def usual_tokens(said: bytes, vocab: Vocabulary) -> list[int]:
+    """The tokens that a vocabulary has for a text; none if they would not say just that: it may end
+    within a character, or the vocabulary may put a space before every text.
+    """
+    text = said.decode(errors="ignore")
+    tokens = vocab.tokenize(text, add_special=False, parse_special=False) if text else []
+    return tokens if b"".join(vocab.piece(token) for token in tokens) == said else []
+
+
 _ESCAPE: Final = re.compile(
     r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|.)", re.IGNORECASE | re.DOTALL
 )
@@ -323,6 +333,7 @@ class SampledReply:
         self.sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
         self.stream = TextStream(tuple(how.stop))
         self.started, self._vocab, self._max_tokens = started, vocab, how.max_tokens
+        self._pinned = how.schema is not None and form_of(how.schema) != "free"
         self.n_sampled = self._n_taken = 0
         self.first_token: float | None = None
         self.ended: Literal["stop", "length"] | None = None
@@ -344,6 +355,15 @@ class SampledReply:
         piece = self.stream.push(self._vocab.piece(token))
         self._look(0)
         return piece
+
+    def certain(self) -> list[int]:
+        """The tokens that must come next, where the schema's form leaves no choice; but for the
+        last one, unless it ends the reply: what follows may be one token with its end.
+        """
+        if not self._pinned or self.ended is not None:
+            return []
+        tokens = usual_tokens(self.sampler.forced, self._vocab)
+        return tokens if self.sampler.ends_after(tokens) else tokens[:-1]
 
     def take(self, tokens: Sequence[int], *, counted: bool = True) -> str:
         """Adds tokens that there is no choice about; returns the text that became certain. They

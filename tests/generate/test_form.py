@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import alora_gguf as ag
@@ -196,3 +197,40 @@ def test_a_form_that_cannot_go_on_so_is_refused(model: ag.Model, vocab: Vocabula
         session.invoke("sure", schema=closed("compact", a=YES_NO), begun=begun)
     with pytest.raises(InputError, match="begun"):
         session.invoke("sure", begun=[10**6])
+
+
+def test_replies_are_read_so_too(model: ag.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a session's own reply, and a chat's, which are the same code."""
+    schema = closed("json.dumps", the_first_field=YES_NO, the_second_field=YES_NO)
+    sizes, real = [], Engine.decode
+
+    def spy(self: Engine, runs: Any, **options: Any) -> Any:
+        sizes.extend(len(run.tokens) for run in runs)
+        return real(self, runs, **options)
+
+    with model.session() as session:
+        session.append("Is it so?")
+        before = len(session.tokens)
+        monkeypatch.setattr(Engine, "decode", spy)
+        reply = session.generate(schema=schema, logprobs=2, temperature=0, max_tokens=100)
+        text = reply.read()
+        assert text == json.dumps(json.loads(text))
+        assert reply.finish_reason == "stop"
+        assert session.tokens[before:] == reply.tokens
+        assert "".join(each.text for each in reply.logprobs or ()) == text
+        # what the fields are called, and the end of a value that can no longer be another one
+        assert reply.timings.generated < 8
+        assert sum(sizes) == len(reply.tokens)
+        assert len(sizes) < 12
+        assert max(sizes) > 10
+        whole = list(session.tokens)
+        sampled = inside.last_logits(session).copy()
+        session.sync(whole[:-1])
+        session.sync(whole)
+        assert np.allclose(inside.last_logits(session), sampled, atol=1e-3)
+        for limit in (1, 3, 25):
+            session.sync(whole[:before])
+            cut = session.generate(schema=schema, temperature=0, max_tokens=limit)
+            assert text.startswith(cut.read())
+            assert cut.finish_reason in ("length", "stop")
+            assert session.tokens == whole[: len(session.tokens)]
