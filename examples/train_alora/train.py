@@ -85,23 +85,29 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     model = get_peft_model(model, config)
 
+    replies = [ids(reply) for reply in REPLIES]
+    parting = next(i for i, tokens in enumerate(zip(*replies, strict=False)) if len({*tokens}) > 1)
+
     def log_probabilities(conversations: list[Messages], verdicts: list[int]) -> torch.Tensor:
-        """Of whole replies, per token of them: [n]."""
+        """Of whole replies: [n]. What all replies begin with is not chosen at run time, so that it
+        weighs little.
+        """
         rows = []
         for messages, verdict in zip(conversations, verdicts, strict=True):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
-            rows.append((ids(text) + invocation, ids(REPLIES[verdict])))
+            rows.append((ids(text) + invocation, replies[verdict]))
         longest = max(len(prompt) + len(reply) for prompt, reply in rows)
         batch = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask, replied = torch.zeros_like(batch), torch.zeros(len(rows), longest)
+        mask, weight = torch.zeros_like(batch), torch.zeros(len(rows), longest)
         for i, (prompt, reply) in enumerate(rows):
             n = len(prompt) + len(reply)
             batch[i, :n] = torch.tensor(prompt + reply)
             mask[i, :n] = 1
-            replied[i, len(prompt) : n] = 1
+            weight[i, len(prompt) : n] = 1
+            weight[i, len(prompt) : len(prompt) + parting] = 0.1
         logits = model(input_ids=batch, attention_mask=mask).logits[:, :-1]
         of_next = logits.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0]
-        return (of_next * replied[:, 1:]).sum(1) / replied.sum(1)
+        return (of_next * weight[:, 1:]).sum(1)
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr)
