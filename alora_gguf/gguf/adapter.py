@@ -286,7 +286,7 @@ def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
 
 def _read(path: Path) -> tuple[bytes, GGUFHeader]:
     """A file's bytes and header; of a large one that is no adapter only its header is read."""
-    what = "an adapter's GGUF file (a PEFT directory must be converted first)"
+    what = "an adapter's GGUF file (`alora-gguf convert` makes one of a PEFT directory)"
     with open_file(path, what, AdapterFormatError) as file:
         try:
             size = _checked(read_header(path))

@@ -149,7 +149,10 @@ class Commands:
         with_arguments = [each.call for each in self._talk.watched if each.call.arguments]
         if rest:
             known = _intrinsics(self._talk.model, *(each.name for each in read_calls(rest)))
-            with_arguments += [each.call for each in parse_all(rest, known)]
+            given = parse_all(rest, known)
+            if guards := [str(each) for each in given if each.is_guard]:
+                raise ag.InputError(f"'{guards[0]}': is a guard, for /watch; /all asks once")
+            with_arguments += [each.call for each in given]
         calls |= {each.label: each for each in with_arguments}
         left_out = known.keys() - {each.name for each in calls.values()}
         forms = " ".join(usage(name, known[name]) for name in known if name in left_out)

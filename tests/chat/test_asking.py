@@ -282,6 +282,22 @@ def test_arguments(tiny: ag.Model) -> None:
     assert "the instruction quotes the last message, but there is no message" in str(caught.value)
 
 
+def test_one_intrinsic_is_asked_several_times_under_aliases(tiny: ag.Model) -> None:
+    tiny.set_contract("sure", contract(instruction='"<certainty> {a}, {last_message}"'))
+    with tiny.chat(template=PLAIN, messages=["x"]) as chat:
+        alone = [chat.invoke("sure", {"a": a}).text for a in ("1", "2")]
+        calls = [ag.IntrinsicCall("sure", {"a": a}, alias=f"no {a}") for a in ("1", "2")]
+        assert [call.label for call in calls] == ["no 1", "no 2"]
+        results = chat.invoke_many([*calls, ag.IntrinsicCall("sure", {"a": "2"})])
+        assert [(each.name, each.label) for each in results] == [
+            ("sure", "no 1"), ("sure", "no 2"), ("sure", "sure"),
+        ]  # fmt: skip
+        assert [each.text for each in results] == [*alone, alone[1]]
+        assert chat.invoke("sure", {"a": "1"}, alias="it").label == "it"
+        with pytest.raises(ag.InputError, match=r"unknown argument aa \(did you mean a\?\); the "):
+            chat.invoke("sure", {"aa": "1"})
+
+
 def test_a_contract_is_given_found_and_forgotten(files: Files, tmp_path: Path) -> None:
     (tmp_path / "io.yaml").write_text(YES_NO)
     bare = (

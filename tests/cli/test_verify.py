@@ -255,7 +255,8 @@ def test_files_that_cannot_be_read(files: Files, tmp_path: Path) -> None:
     assert refusal(gone, adapter) == (
         f"base model {gone}: there is no such file, expected a GGUF file; check the path"
     )
-    expected = "an adapter's GGUF file (a PEFT directory must be converted first); check the path"
+    made = "(`alora-gguf convert` makes one of a PEFT directory)"
+    expected = f"an adapter's GGUF file {made}; check the path"
     assert refusal(base, gone) == f"{gone}: there is no such file, expected {expected}"
     assert refusal(tmp_path, adapter) == (
         f"base model {tmp_path}: is a directory, expected a GGUF file; check the path"

@@ -79,10 +79,10 @@ def test_arguments_in_every_command(chatting: Chatting, one: Path) -> None:
     demo = ["answerability", "uncertainty", "query_rewrite", "hallucination"]
     assert list(json.loads(together.replace(" P", " 0"))) == [*demo, "jb", "tone"]
     assert list(json.loads(alone.replace(" P", " 0"))) == demo
-    assert found.err.splitlines() == [
-        "Error: there is no command /jb=jailbreak(a; did you mean /jailbreak?; /help shows them, "
-        "and a text that begins with two slashes is said with one",
-        'watching jb=jailbreak(criteria="a jailbreak") at each question'.replace('"', ""),
+    no_command, *told = found.err.splitlines()
+    assert no_command.startswith("Error: there is no command /jb=jailbreak(a; did you mean ")
+    assert told == [
+        "watching jb=jailbreak(criteria=a jailbreak) at each question",
         "watching nothing",
         "not asked, for they need arguments: jailbreak(criteria=…)",
     ]
@@ -122,6 +122,7 @@ def test_refusals_of_calls(chatting: Chatting, contract: Path, tiny: Tiny) -> No
          "NAME(ARGUMENTS), and nothing behind it"),
         ("/jailbreak(criteria=x, role=y) uncertainty", "'jailbreak(criteria=x, role=y) uncertai"),
         ("/answerability x", "'x': is no argument: answerability takes no arguments"),
+        ("/all answerability!", "'answerability!': is a guard, for /watch; /all asks once"),
         ("/watch jailbreak!", "'jailbreak!': needs criteria and role; write jailbreak(criteria=…"),
         ("/watch jailbreak(x!", "'': expected ) behind 'x!'"),
         ("/watch ,", "',': expected NAME, NAME@question, "),
