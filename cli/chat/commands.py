@@ -116,7 +116,13 @@ class Commands:
         with self._view.waiting(f"loading {name}"):
             file = self._talk.model.load_adapter(name, path)
         kind = "aLoRA" if file.invocation else "LoRA"
-        self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; ask it with /{name}")
+        try:
+            contract = contract_of(self._talk.model, name)
+        except ag.ContractError:  # said while it was loaded
+            way = f"its contract is broken, /contract {name}=FILE gives it another"
+        else:
+            way = f"ask it with /{name if contract is None else usage(name, contract)}"
+        self._view.note(f"loaded '{name}', {kind}, rank {file.rank}; {way}")
 
     @_command("/contract NAME=FILE", "give an adapter another io.yaml, which says how it is asked")
     def _contract(self, rest: str) -> None:

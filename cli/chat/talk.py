@@ -290,10 +290,10 @@ def contract_of(model: ag.Model, name: str) -> ag.Contract | None:
     """An adapter's contract; None if it has none. Raises ContractError for one that is broken."""
     try:
         return model.contract(name)
-    except ag.ContractError:
+    except ag.ContractError as error:
         if model.adapter(name).io_yaml is None:
             return None
-        raise
+        raise ag.ContractError(f"{error}; or give it another: /contract {name}=FILE") from error
 
 
 def intrinsics_of(model: ag.Model) -> dict[str, ag.Contract]:

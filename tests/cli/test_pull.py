@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,31 @@ def test_what_is_stored_is_used_by_its_name(pulling: Pulling, files: dict[str, b
     header = read_header(adapter)
     assert header.metadata["alora.io_yaml"] == IO_YAML
     assert Contract.parse(str(header.metadata["alora.io_yaml"]), "io.yaml").instruction is None
+
+
+def test_a_broken_contract_is_refused_and_can_be_replaced_or_left_out(
+    pulling: Pulling, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    own = "answerability/granite-4.1-3b/alora/io.yaml"
+    pulling.server.add(LIBRARY, files | {own: b"model: ["})
+    pull = ("pull", LIBRARY, *ALORA, "--base", pulling.base)
+    message = pulling.error(*pull)
+    assert re.search(rf"/{own}:1: expected YAML, found a problem: ", message)
+    assert message.endswith("(--contract FILE), or without one (--no-contract)")
+    assert pulling.store.contents().entries == ()
+    assert pulling.left_over() == []
+    assert pulling(*pull, "--no-contract").status == 0
+    stored = pulling.store.resolve("answerability", "adapter")
+    assert "alora.io_yaml" not in read_header(stored).metadata
+    (tmp_path / "own.yaml").write_text(IO_YAML)
+    assert pulling(*pull, "--contract", tmp_path / "own.yaml", "--force").status == 0
+    stored = pulling.store.resolve("answerability", "adapter")
+    assert read_header(stored).metadata["alora.io_yaml"] == IO_YAML
+    beside = ("--file", "x.gguf", "--no-contract")
+    assert (
+        "--no-contract is for an adapter that has to be converted"
+        in pulling("pull", LIBRARY, *beside).err
+    )
 
 
 def test_as_json(pulling: Pulling, files: dict[str, bytes]) -> None:

@@ -161,9 +161,15 @@ def test_a_broken_contract_is_told_and_never_taken_for_none(
         found = chatting(*given, lines=f"hello\n{line}\n")
         assert found.out.count("\n") == 1  # the reply
         assert f"\nError: {where}" in f"\n{found.err}", line
+        assert found.err.endswith("; or give it another: /contract st=FILE\n")
         assert found.status == 1
     assert chatting(*given, "-w", "st", lines="hello\n").err.startswith(f"Error: {where}")
     assert re.search(r"\nst +aLoRA +8 +broken ", chatting(*given, lines="/adapters\n").out)
+    loaded = chatting(*given, lines=f"/load x={broken}\n/load y={tiny.alora}\n").err.splitlines()
+    assert loaded[-2:] == [
+        "loaded 'x', aLoRA, rank 8; its contract is broken, /contract x=FILE gives it another",
+        "loaded 'y', aLoRA, rank 8; ask it with /y",
+    ]
     mended = chatting(*given, lines=f"/contract st={contract}\n/adapters\n")
     assert re.search(r"\nst +aLoRA +8 +yes ", mended.out)
     assert mended.err.splitlines()[-1] == (f"st(criteria=…, role=…) is asked as {contract} says")
