@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from alora_gguf.engine.tokens import Vocabulary, token_bytes
 from alora_gguf.errors import DecodeError, InputError, ModelError, SchemaError
+from alora_gguf.options import Form
 
-from .endless import n_nodes, never_ends
-from .form import form_of, grammar_of
+from .schema import form_of, grammar_of, n_nodes, never_ends
 
 _Bools = NDArray[np.bool_]
 
@@ -60,8 +60,8 @@ class Constraint:
     it; known ones that cannot be enforced are refused.
     """
 
-    def __init__(self, schema: str, prototype: Any, tokens: _Tokens) -> None:
-        self.schema = schema
+    def __init__(self, schema: str, form: Form, prototype: Any, tokens: _Tokens) -> None:
+        self.schema, self.form = schema, form
         self._prototype = prototype  # copied, never advanced
         self._tokens = tokens
 
@@ -246,12 +246,13 @@ def _deep(work: Callable[[], _T]) -> _T:
 
 def _compile(text: str, tokens: _Tokens) -> Constraint:
     schema = _read(text)
-    grammar = grammar_of(schema, form_of(schema), _OPTIONS)
+    form = form_of(schema)
+    grammar = grammar_of(schema, form, _OPTIONS)
     prototype = compile_grammar(grammar, tokens.tokenizer, tokens.limits)
     if prototype.is_error():
         raise _unusable(_reason(text) or _one_line(prototype.get_error()))
     _check_ends(text)
-    return Constraint(text, prototype, tokens)
+    return Constraint(text, form, prototype, tokens)
 
 
 def check_schema(schema: Mapping[str, Any] | str) -> None:

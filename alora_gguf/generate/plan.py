@@ -33,8 +33,8 @@ from alora_gguf.errors import CacheFullError, InputError
 from alora_gguf.options import CancelToken, Form, Invocation
 
 from .constraint import compile_grammar
-from .form import form_of, grammar_of, written
 from .sampling import SampledReply, usual_tokens
+from .schema import form_of, grammar_of, written
 
 _MAX_PATHS: Final = 8
 _MAX_TOKENS: Final = 48
@@ -73,14 +73,13 @@ class Draft:
 NO_DRAFT: Final = Draft()
 
 
-def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary) -> Draft:
-    """The draft of a reply to `schema`.
+def draft_reply(schema: Mapping[str, Any], vocab: Vocabulary, pinned: bool) -> Draft:
+    """The draft of a reply to `schema`, whose form leaves no choice of spacing if it is `pinned`.
 
     Where the answers are a small enumeration, its paths lead to every token at which they part, so
     that one pass scores all of them.
     """
     texts, opening = fixed(schema)
-    pinned = form_of(schema) != "free"
     if texts is None:
         path = tuple(usual_tokens(opening.encode(), vocab))
         # what comes next may be one token with the end of what is fixed
@@ -251,7 +250,8 @@ def plan_invocation(
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
-    draft = NO_DRAFT if schema is None else draft_reply(schema, vocab)
+    reply = SampledReply(invocation, vocab, started)
+    draft = NO_DRAFT if schema is None else draft_reply(schema, vocab, reply.pinned)
     if invocation.begun:
         begun = tuple(vocab.check(invocation.begun, "begun"))
         draft = Draft(begun, (begun,), draft.answers)
@@ -265,7 +265,7 @@ def plan_invocation(
         prompt=prompt,
         spans=spans_for(first, active.provenance),
         first=first,
-        reply=SampledReply(invocation, vocab, started),
+        reply=reply,
         parent=parent,
         draft=draft,
     )

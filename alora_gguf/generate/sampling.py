@@ -24,7 +24,6 @@ from alora_gguf.errors import DecodeError, InputError, NotFiniteError
 from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
 
 from .constraint import Constraint
-from .form import form_of
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -55,7 +54,9 @@ class Sampler:
         self._top = top_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._logprobs: list[TokenLogprob] = []
-        self._matcher = None if schema is None else Constraint.compile(schema, vocab).start()
+        constraint = None if schema is None else Constraint.compile(schema, vocab)
+        self._matcher = None if constraint is None else constraint.start()
+        self.pinned = constraint is not None and constraint.form != "free"
         self._llama = llama = _native.load().llama
         self._chain: Chain | None = None
         if sampling.is_plain_greedy:
@@ -326,14 +327,15 @@ class SampledReply:
     take() with tokens that there is no choice about.
 
     `ended` is None while it goes on, then "stop" or "length"; `first_token` is the time, in seconds
-    from `started`, at which there was one; `n_sampled` counts those that were chosen.
+    from `started`, at which there was one; `n_sampled` counts those that were chosen;
+    `pinned` tells whether a schema's form leaves no choice of spacing.
     """
 
     def __init__(self, how: GenerateOptions, vocab: Vocabulary, started: float) -> None:
         self.sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
         self.stream = TextStream(tuple(how.stop))
         self.started, self._vocab, self._max_tokens = started, vocab, how.max_tokens
-        self._pinned = how.schema is not None and form_of(how.schema) != "free"
+        self.pinned = self.sampler.pinned
         self.n_sampled = self._n_taken = 0
         self.first_token: float | None = None
         self.ended: Literal["stop", "length"] | None = None
@@ -360,7 +362,7 @@ class SampledReply:
         """The tokens that must come next, where the schema's form leaves no choice; but for the
         last one, unless it ends the reply: what follows may be one token with its end.
         """
-        if not self._pinned or self.ended is not None:
+        if not self.pinned or self.ended is not None:
             return []
         tokens = usual_tokens(self.sampler.forced, self._vocab)
         return tokens if self.sampler.ends_after(tokens) else tokens[:-1]

@@ -15,8 +15,8 @@ import alora_gguf as ag
 from alora_gguf.chat import asking
 from alora_gguf.chat.asking import Question
 from alora_gguf.generate.constraint import Constraint, Matcher
-from alora_gguf.generate.form import written
 from alora_gguf.generate.plan import draft_reply
+from alora_gguf.generate.schema import written
 from alora_gguf.intrinsics import Contract
 from tests.support import inside
 from tests.support.chats import PLAIN
@@ -38,7 +38,7 @@ class Direct:
         self.session, self.vocab, self.prompt = model.session(), inside.vocab(model), prompt
         schema = contract.response_format
         assert schema is not None
-        self.forced = draft_reply(schema, self.vocab).forced
+        self.forced = draft_reply(schema, self.vocab, True).forced
         self.matcher = Constraint.compile(schema, self.vocab).start()
         for token in self.forced:
             self.matcher.accept(token)

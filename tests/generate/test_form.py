@@ -14,8 +14,8 @@ from alora_gguf.engine.context import Engine
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import InputError, SchemaError
 from alora_gguf.generate.constraint import Constraint, check_schema
-from alora_gguf.generate.form import FORMS, written
 from alora_gguf.generate.plan import draft_reply, fixed
+from alora_gguf.generate.schema import FORMS, written
 from tests.support import inside
 from tests.support.files import Files
 
@@ -135,7 +135,7 @@ def test_of_a_verdict_one_token_is_sampled(
     text = json.dumps({"verdict": said}, separators=SEPARATORS[form])
     assert (verdict.text, verdict.timings.generated, n_batches) == (text, 1, 1)
     assert verdict.finish_reason == "stop"
-    forced = draft_reply(schema, vocab).forced
+    forced = draft_reply(schema, vocab, True).forced
     assert verdict.tokens[: len(forced)] == forced
     assert b"".join(map(vocab.piece, forced)).decode() == text[: text.index(said)]
     assert [bool(each.top) for each in verdict.logprobs or ()].count(True) == 1

@@ -23,7 +23,7 @@ from alora_gguf.engine import native
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, SchemaError
 from alora_gguf.generate.constraint import MAX_NODES, Constraint, check_schema
-from alora_gguf.generate.endless import n_nodes, never_ends
+from alora_gguf.generate.schema import n_nodes, never_ends
 from tests.support import inside, vocabularies
 
 Schema = dict[str, Any]

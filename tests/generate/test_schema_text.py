@@ -16,8 +16,8 @@ from alora_gguf.demo import INTRINSICS, base_path, io_yaml_path
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import SchemaError
 from alora_gguf.generate.constraint import Constraint, Matcher
-from alora_gguf.generate.endless import never_ends
 from alora_gguf.generate.plan import fixed
+from alora_gguf.generate.schema import never_ends
 from tests.support import inside
 
 Schema = dict[str, Any]

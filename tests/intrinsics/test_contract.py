@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from alora_gguf.errors import ContractError, FileFormatError, MissingFileError
+from alora_gguf.errors import ContractError, FileFormatError, MissingFileError, OutputError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.parser import ValueType
-from alora_gguf.intrinsics import Contract, load_contract
+from alora_gguf.intrinsics import Contract, load_contract, rewrite, transform
 from alora_gguf.intrinsics.rules import Likelihood, Nest
+from alora_gguf.messages import Message
+from alora_gguf.options import TokenLogprob, TopLogprob
 from tests.support.gguf_bytes import gguf_bytes
 
 from .corpus_cases import CORPUS
@@ -124,6 +127,53 @@ def test_what_it_judges_and_which_end_is_good() -> None:
 def test_a_wrong_note_about_it_is_refused(note: str, wrong: str) -> None:
     message = refused(ABOUT.format(note))
     assert message.startswith(f"x/io.yaml:5: field response_format{wrong}; ")
+
+
+def test_the_form_of_replies() -> None:
+    for form in ("free", "compact", "json.dumps"):
+        note = f'"type": "object", "x-alora": {{"judges": "answer", "form": "{form}"}}'
+        contract = Contract.parse(ABOUT.format(note))
+        assert contract.judges == "answer"
+        assert contract.response_format == {"type": "object", "x-alora": {"form": form}}
+    message = refused(ABOUT.format('"x-alora": {"form": "text"}'))
+    assert ".x-alora.form: expected one of free, compact, json.dumps, found 'text'" in message
+
+
+CHOICES = "model: ~\nresponse_format: ~\nchoices: {}\ntransformations:\n  - {}\n"
+WEIGHED = "{type: likelihood, input_path: [], categories_to_values: {yes: 1, no: 0, '3': 7}}"
+
+
+def test_choices_are_words_as_they_are_written() -> None:
+    contract = Contract.parse(CHOICES.format("[yes, no, 3, 'a b']", WEIGHED))
+    assert contract.choices == ("yes", "no", "3", "a b")
+    assert contract.response_format is not None
+    assert contract.response_format["enum"] == ["yes", "no", "3", "a b"]
+    request = rewrite(contract, [Message("user", "?")])
+    half = math.log(0.5)
+    tokens = [TokenLogprob(5, "yes", half, (TopLogprob(5, "yes", half), TopLogprob(6, "n", half)))]
+    assert transform(contract, "yes", tokens, request).value == pytest.approx(0.5)
+    tokens = [TokenLogprob(5, "3", 0.0, ())]
+    assert transform(contract, "3", tokens, request).value == 7.0
+    with pytest.raises(OutputError, match=r"is 'maybe', expected one of 'yes', 'no', '3', 'a b'; "):
+        transform(contract, "maybe", tokens, request)
+    assert Contract.parse(HEAD).choices == ()
+
+
+@pytest.mark.parametrize(
+    ("choices", "wrong"),
+    [
+        ("yes", "field choices: expected a list of the texts that replies can be, found "),
+        ("[]", "field choices: expected a list of the texts"),
+        ("[a, ~]", "field choices[1]: expected a text, found "),
+        ("[a, [b]]", "field choices[1]: expected a text, found "),
+        ("[a, '']", "field choices[1]: expected a text, found "),
+        ("[a, b, a]", "field choices[2]: expected each text once, found 'a' twice"),
+    ],
+)
+def test_choices_that_cannot_be(choices: str, wrong: str) -> None:
+    assert wrong in refused(CHOICES.format(choices, WEIGHED))
+    text = CHOICES.format("[a, b]", WEIGHED).replace("format: ~", "format: {type: string}")
+    assert "field choices: expected choices or a response_format, found both" in refused(text)
 
 
 def test_parameters_that_are_null_are_left_out() -> None:
