@@ -283,8 +283,8 @@ class Commands:
             documents.append(read_document(file_path(rest), len(documents) + 1))
         if rest:
             self._change(documents=documents)
-        if not documents:
-            self._tell(rest, "no documents")
+        if rest and not documents:
+            self._view.note("no documents")
         elif rest:
             for i, each in enumerate(documents, 1):
                 self._view.note(f"  {i}  {each.title or each.text}")

@@ -139,6 +139,8 @@ def adapters(model: ag.Model, width: int) -> Shown:
 
 def documents(given: Sequence[ag.Document]) -> Shown:
     """With their numbers; of one that has a title, that."""
+    if not given:
+        return Shown("no documents", [])
     n = len(str(len(given)))
     rows = [(f"  {i:>{n}}", each.title or each.text) for i, each in enumerate(given, 1)]
     return Shown(_table(("", ""), rows), [asdict(each) for each in given])

@@ -103,6 +103,7 @@ def test_every_commands_answer_is_an_event(chatting: Chatting, tmp_path: Path) -
     record = tmp_path / "talk.jsonl"
     lines = ["/help", "/adapters", "/ctx", "/cache", "/stats", "/set", "/doc", "/system", "/watch"]
     lines += ["/set temperature", "/set seed 3", f"/save {tmp_path}/x", "/rewind", "/clear"]
+    lines += ["/doc off", "/doc"]
     given = "".join(f"{line}\n" for line in (QUESTION, *lines))
     assert chatting("--json", "--transcript", record, lines=given).status == 0
     told = [json.loads(line) for line in record.read_text("utf-8").splitlines()][2:]
@@ -112,4 +113,5 @@ def test_every_commands_answer_is_an_event(chatting: Chatting, tmp_path: Path) -
     assert answers["/adapters"]["result"][0]["adapter"] == "answerability"
     assert answers["/stats"]["result"][0]["generated"] > 3
     assert answers["/cache"]["result"]["spans"][0]["end"] == 273
-    assert answers["/doc"]["result"][0]["text"].startswith("The Bomel library")
+    assert told[2 * lines.index("/doc") + 1]["result"][0]["text"].startswith("The Bomel library")
+    assert told[-1]["result"] == []
