@@ -212,8 +212,8 @@ def _check_memory(base: BaseFile, options: ContextOptions) -> None:
     if options.n_gpu_layers or not there or wanted * each <= there:
         return
     raise ModelError(
-        f"{base.path}: a KV cache of {wanted} cells takes {wanted * each / 1e9:.3g} GB, and this "
-        f"machine has {there / 1e9:.3g} GB of memory; use a smaller n_ctx"
+        f"{base.path}: a KV cache of {wanted} cells takes {wanted * each / 1e9:,.1f} GB, and this "
+        f"machine has {there / 1e9:,.1f} GB of memory; use a smaller n_ctx"
     )
 
 
