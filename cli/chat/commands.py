@@ -363,10 +363,9 @@ class Commands:
         with self._view.waiting("moving to another cache"):
             dropped, timings = talk.resize(n_ctx, self._view, self._cancel)
         gone = f"; the oldest {plural(dropped, 'turn')} had no room" if dropped else ""
-        self._view.note(
-            f"the KV cache has room for {talk.model.n_ctx} tokens{gone}; "
-            f"{timings.reused} reused, {timings.evaluated} re-read"
-        )
+        n, read = timings.reused, timings.evaluated
+        cost = f"; {n} reused, {read} re-read" if n or read else ""
+        self._view.note(f"the KV cache has room for {talk.model.n_ctx} tokens{gone}{cost}")
         if told := beyond(talk.model):
             self._view.note(told)
 
