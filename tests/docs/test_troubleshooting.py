@@ -154,6 +154,12 @@ def no_invocation(files: Files, folder: Path) -> None:
         session.invoke(Invocation("sure", prompt=[4, 5, 6], append_invocation=False))
 
 
+def misspelt(_: Files, folder: Path) -> None:
+    path = folder / "io.yaml"
+    path.write_text('model: ~\nresponse_format: ~\ntransformations: ~\ninstruction: "{criteria}"\n')
+    rewrite(load_contract(path), [], [], {"criterai": "x"})
+
+
 def no_sentences(files: Files, folder: Path) -> None:
     (folder / "io.yaml").write_text(
         "model: ~\nresponse_format: ~\ntransformations: ~\nsentence_boundaries: {documents: c}\n"
@@ -216,6 +222,7 @@ RAISED: dict[str, tuple[type[AloraError], Raise]] = {
     "is loaded already": (AdapterInUseError, loaded_twice),
     "holds no contract": (ContractError, no_contract),
     "does not occur in these": (InvocationNotFoundError, no_invocation),
+    "unknown argument": (InputError, misspelt),
     "numbers sentences, which nltk splits": (InputError, no_sentences),
     "that are not finite": (NotFiniteError, not_finite),
     "has no chat template": (ModelError, no_template),
