@@ -17,7 +17,7 @@ from alora_gguf.chat.asking import Question
 from alora_gguf.generate.constraint import Constraint, Matcher
 from alora_gguf.generate.plan import draft_reply
 from alora_gguf.generate.schema import written
-from alora_gguf.intrinsics import Contract
+from alora_gguf.intrinsics import Contract, spellings
 from tests.support import inside
 from tests.support.chats import PLAIN
 from tests.support.files import Files
@@ -152,6 +152,32 @@ def test_only_so_many_beginnings_are_read(model: ag.Model, monkeypatch: pytest.M
         assert all(each.max_tokens == 1 for each in read)
     assert 2 < len(read) == len({each.begun for each in read})
     assert len(set(found)) == 3
+
+
+def test_what_is_unlikely_is_not_read(model: ag.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = contract_of(WORDS[1], "json.dumps")
+    monkeypatch.setattr(asking, "MAX_READ", 1000)
+    exact = asked(model, contract, WORDS[1], "json.dumps")[0]
+    monkeypatch.setattr(spellings, "NEGLIGIBLE", 1e300)
+    hasty = asked(model, contract, WORDS[1], "json.dumps")[0]
+    monkeypatch.setattr(asking, "MAX_READ", 0)
+    assert hasty == asked(model, contract, WORDS[1], "json.dumps")[0] != exact
+
+
+def test_so_many_alternatives_are_asked_for(model: ag.Model) -> None:
+    words = [f"{a}{b} of many" for a in "abcdef" for b in "uvwxyz"]
+    numbers = dict.fromkeys(words, 1.0)
+    contract = Contract.parse(
+        f"model: ~\nresponse_format: ~\nchoices: {json.dumps(words)}\ntransformations:\n"
+        f"  - {{type: likelihood, input_path: [], categories_to_values: {json.dumps(numbers)}}}\n"
+    )
+    model.set_contract("sure", contract)
+    with model.chat(template=PLAIN, messages=["?"]) as chat:
+        result = chat.invoke("sure")
+        assert result.value == pytest.approx(1.0)
+        dialogue, call = chat._dialogue(), ag.IntrinsicCall("sure")
+        found = Question.about(chat._contracts, dialogue, call).invocation
+        assert found.logprobs == asking.MAX_SPELLINGS
 
 
 def test_intrinsics_beside_a_reply_are_weighed_in_the_same_way(model: ag.Model) -> None:

@@ -186,6 +186,14 @@ def test_the_limit_counts_what_is_fixed_in_between(
     assert model.session().invoke("sure", "a", schema=schema, max_tokens=1000).text.endswith("}")
 
 
+def test_only_so_much_is_read_unasked(vocab: Vocabulary) -> None:
+    """As long a constant as one likes is no reason to read all of it."""
+    for n in (100, 1000):
+        draft = draft_reply(closed("compact", a={"const": "x" * n}), vocab, True)
+        assert len(draft.forced) == min(n + 8, 256)
+        assert all(path[: len(draft.forced)] == draft.forced for path in draft.paths)
+
+
 def test_a_form_that_cannot_go_on_so_is_refused(model: ag.Model, vocab: Vocabulary) -> None:
     begun = vocab.tokenize('{"a": ', add_special=False, parse_special=False)
     session = model.session()
