@@ -99,9 +99,12 @@ class Contract:
             wanted = "the response_format of the contract, or none"
             raise found["parameters"].error(wanted, "remove one of them", found="another one")
         words = given.pop("choices", None)
-        if words is not None and given.setdefault("response_format", words) != words:
-            wanted = "choices or a response_format"
-            raise found["choices"].error(wanted, "remove one of them", found="both")
+        if words is not None:
+            about = given.pop("response_format", {})
+            if about.keys() - {ABOUT}:
+                wanted = "choices or a schema in response_format"
+                raise found["choices"].error(wanted, "remove one of them", found="both")
+            given["response_format"] = {**words, ABOUT: {**about.get(ABOUT, {}), **words[ABOUT]}}
         rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
         about = given.get("response_format", {}).pop(ABOUT, {})

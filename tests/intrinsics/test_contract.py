@@ -157,6 +157,11 @@ def test_choices_are_words_as_they_are_written() -> None:
     with pytest.raises(OutputError, match=r"is 'maybe', expected one of 'yes', 'no', '3', 'a b'; "):
         transform(contract, "maybe", tokens, request)
     assert Contract.parse(HEAD).choices == ()
+    about = "{x-alora: {judges: question, good: low}}"
+    told = Contract.parse(
+        CHOICES.format("[a, b]", WEIGHED).replace("format: ~", f"format: {about}")
+    )
+    assert (told.choices, told.judges, told.good) == (("a", "b"), "question", "low")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,9 @@ def test_choices_are_words_as_they_are_written() -> None:
 def test_choices_that_cannot_be(choices: str, wrong: str) -> None:
     assert wrong in refused(CHOICES.format(choices, WEIGHED))
     text = CHOICES.format("[a, b]", WEIGHED).replace("format: ~", "format: {type: string}")
-    assert "field choices: expected choices or a response_format, found both" in refused(text)
+    assert "field choices: expected choices or a schema in response_format, found both" in refused(
+        text
+    )
 
 
 def test_parameters_that_are_null_are_left_out() -> None:
