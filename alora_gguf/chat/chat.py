@@ -73,6 +73,7 @@ class Chat:
         self._documents = as_documents(documents)
         self._arguments = dict(arguments or {})
         self._now = present()  # what is cached stays right over midnight
+        self._notes: dict[str, Any] = {}
         template.check_arguments(self._arguments, "template_arguments")
         self._transcript = Transcript()
         self._held: Transcript | None = None  # one that the cells are known to hold
@@ -144,6 +145,11 @@ class Chat:
     def session(self) -> Session:
         """The session below, to look at: what changes it changes the chat's ground."""
         return self._session
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was saved beside it, if it was restored; a copy."""
+        return dict(self._notes)
 
     # Talking -------------------------------------------------------------------------------------
 
@@ -334,14 +340,15 @@ class Chat:
         with self._lock:
             return self._read(self._begin(), cancel, progress)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes messages, documents and cells to a file, for Model.restore(). A reply that is not
-        over goes on; what was said so far is saved. Raises as Session.save() does.
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes messages, documents and cells to a file, for Model.restore(); `notes` (what JSON
+        can hold) go with them. A reply that is not over goes on; what was said so far is saved.
+        Raises as Session.save() does.
         """
         with self._lock:
             self._check_open()
             written = self._written()
-            notes = {
+            own = {
                 "messages": [asdict(message) for message in self._so_far()],
                 "documents": [asdict(document) for document in self._documents],
                 "arguments": self._arguments,
@@ -352,7 +359,7 @@ class Chat:
                 "reader": list(self._reader),
                 "now": self._now.isoformat(),
             }
-            self._session.save(path, notes={_NOTES: notes})
+            self._session.save(path, notes={**(notes or {}), _NOTES: own})
 
     @classmethod
     def _restored(
@@ -390,6 +397,7 @@ class Chat:
             marks = tuple((int(index), bool(always)) for index, always in kept.get("marks", ()))
             chat._transcript = Transcript(str(kept["text"]), tuple(tokens), marks)
             chat._reader = (None if adapter is None else str(adapter), float(scale))
+            chat._notes = {name: each for name, each in notes.items() if name != _NOTES}
         except (KeyError, TypeError, ValueError, ModelError) as error:
             raise SavedSessionError(
                 f"{origin}: the chat that it holds is damaged ({error!r}); restore its session "

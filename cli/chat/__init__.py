@@ -123,6 +123,8 @@ def _run(given: Given) -> bool:
         loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
             loop.commands.watch(" ".join(given.watch))
+        elif given.restore is not None:
+            loop.commands.watch_as_saved()
         if given.prompt is not None:
             loop.say(whole(_prompt(given.prompt)))
             return not view.failed
@@ -219,7 +221,7 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
 
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
     view.note(f"{printable(_title(given, talk))} with {names}")
-    if talk.watched:
+    if given.watch:
         view.note(in_words(talk.watched))
     if given.restore is not None:
         view.note(f"{plural(len(talk.chat.messages), 'message')}, restored; nothing was read again")

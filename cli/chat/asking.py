@@ -56,6 +56,12 @@ class Watched:
         return number < self.bound if self.sign == "<" else number > self.bound
 
     @property
+    def spec(self) -> str:
+        """All of it as parse_all() reads it, whatever the contract says."""
+        bound = repr(self.bound) if self.sign in ("<", ">") else ""
+        return f"{written(self.call)}@{self.place}{self.sign}{bound}"
+
+    @property
     def short(self) -> str:
         """Without its arguments."""
         bound = f"{self.bound:g}" if self.sign in ("<", ">") else ""

@@ -32,6 +32,7 @@ from .view import View
 if TYPE_CHECKING:
     from .lines import Lines
 
+_WATCHED: Final = "alora_gguf.watched"  # among a saved conversation's notes
 _Run = TypeVar("_Run", bound="Callable[..., str | None]")
 
 
@@ -189,6 +190,19 @@ class Commands:
         self._talk.watched = parse_all(names, known)
         self._tell_what_lacks(each.name for each in written if "@" not in each.rest)
 
+    def watch_as_saved(self) -> None:
+        """Watches what was watched when the conversation was saved, unless something is by now."""
+        specs = self._talk.chat.notes.get(_WATCHED)
+        if self._talk.watched or not isinstance(specs, list) or not specs:
+            return
+        text = " ".join(map(str, specs))
+        try:
+            self.watch(text)
+        except ag.AloraError as error:
+            self._view.note(f"not watched, as it was when it was saved: {text}: {error}")
+        else:
+            self._view.note(in_words(self._talk.watched))
+
     def _tell_what_lacks(self, names: Iterable[str]) -> None:
         """Says once of each intrinsic that its contract does not say what it judges."""
         known = intrinsics_of(self._talk.model)
@@ -337,7 +351,8 @@ class Commands:
                 )
             over = ", in place of an older one"
         with self._view.waiting("saving"):
-            self._talk.chat.save(path)
+            specs = [each.spec for each in self._talk.watched]
+            self._talk.chat.save(path, notes={_WATCHED: specs} if specs else None)
         said = plural(len(self._talk.chat.messages), "message")
         self._view.note(f"saved {said}, {size_text(path.stat().st_size)}{over}: {path}")
 
@@ -348,6 +363,7 @@ class Commands:
         self._talk.replace_chat(chat)
         said = plural(len(chat.messages), "message")
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
+        self.watch_as_saved()
         for message in chat.messages[-2:]:
             self._view.show(f"{message.role}: {message.content}")
 

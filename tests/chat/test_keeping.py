@@ -223,6 +223,23 @@ def test_a_template_and_its_arguments_are_kept(files: Files, tmp_path: Path) -> 
         assert model.restore(path).messages == [ag.Message(U, "a")]
 
 
+def test_notes_are_kept_beside_the_chat(files: Files, tmp_path: Path) -> None:
+    notes = {"mine": ["a", {"b": None}], "alora_gguf.chat": "never"}
+    with files.model() as model, model.chat(template=PLAIN, messages=["a"]) as chat:
+        assert chat.notes == {}
+        chat.save(tmp_path / "x", notes=notes)
+        with model.restore(tmp_path / "x") as restored:
+            assert restored.notes == {"mine": ["a", {"b": None}]}
+            restored.notes["mine"] = "a copy"
+            assert restored.notes == {"mine": ["a", {"b": None}]}
+            assert contents(restored) == contents(chat)
+            restored.save(tmp_path / "y")
+        with model.restore(tmp_path / "y") as again:
+            assert again.notes == {}
+        with pytest.raises(ag.InputError, match="notes cannot be saved"):
+            chat.save(tmp_path / "z", notes={"x": object()})
+
+
 def test_a_chat_can_be_saved_before_it_is_read_and_amid_a_reply(
     files: Files, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from alora_gguf import Model
+from alora_gguf.demo import base_path, io_yaml_path
 from tests.support.chatting import Chatting, masked
 from tests.support.pulling import MAIN
 
@@ -95,3 +98,38 @@ def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) 
 
 def test_times_are_masked() -> None:
     assert masked("12 ms, 1.5 and 2e-06, 90%, in 13 ms, 273") == "T ms, P and P, P%, in T ms, 273"
+
+
+def test_what_was_watched_is_watched_again(chatting: Chatting, tmp_path: Path) -> None:
+    text = io_yaml_path("jailbreak").read_text()
+    asked = text.replace("instruction: ~", 'instruction: "Is it {what}, or worse?"')
+    (tmp_path / "io.yaml").write_text(asked)
+    path, contract = tmp_path / "talk.alora", ("--contract", f"jailbreak={tmp_path}")
+    watch = 'bad=jailbreak(what="so, (or so)")<1.5 uncertainty@question'
+    lines = f"{QUESTION}\n/watch {watch}\n/save {path}\n"
+    assert chatting(*contract, lines=lines).status == 0
+    watching = (
+        'watching bad=jailbreak(what="so, (or so)")<1.5 uncertainty at each question'.replace(
+            "1.5", "P"
+        )
+    )
+    found = chatting(*contract, "--restore", path, lines="Who runs it?\n")
+    assert found.err.splitlines()[0] == watching
+    assert re.match(r"bad: .* · certainty P% · ", found.err.splitlines()[1])
+    restored = f"/restore {path}\n"
+    assert watching in chatting(*contract, lines=restored).err
+    # what is watched by now goes on, and without the contract there is nothing to ask by
+    other = chatting(*contract, "-w", "answerability", lines=f"{restored}/watch\n").err
+    assert "watching bad" not in other
+    assert other.endswith("watching answerability at each question\n")
+    without = chatting("--restore", path, lines="/watch\n").err.splitlines()
+    assert without[0].startswith("not watched, as it was when it was saved: bad=jailbreak(what=")
+    assert "unknown argument what; the instruction takes none" in without[0]
+    assert without[1] == "watching nothing"
+    # somebody else's notes
+    with Model(base_path(), n_ctx=512, n_threads=1) as model:
+        for notes in ({}, {"alora_gguf.watched": 5}, {"alora_gguf.watched": [5, "\x1b[2J("]}):
+            model.chat(messages=["Hi"]).save(path, notes=notes)
+            found = chatting("--restore", path, lines="/watch\n")
+            assert found.err.splitlines()[-1] == "watching nothing"
+            assert (found.status, "\x1b" in found.err) == (0, False)

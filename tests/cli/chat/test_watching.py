@@ -57,6 +57,7 @@ def test_forms(text: str, watched: Watched, shown: str) -> None:
     (found,) = parse_all(text, KNOWN)
     assert found == watched
     assert str(found) == shown
+    assert parse_all(found.spec, KNOWN) == [found]
     assert found.is_guard == bool(watched.sign)
 
 
@@ -150,6 +151,7 @@ def test_one_intrinsic_is_watched_with_several_arguments_under_aliases() -> None
     assert [(each.place, each.sign, each.bound) for each in found] == [
         ("question", "!", 0.0), ("answer", "", 0.0), ("question", ">", 0.9),
     ]  # fmt: skip
+    assert parse_all(" ".join(each.spec for each in found), KNOWN) == found
     assert in_words(found) == (
         "watching jb=guardian-core(criteria=jailbreak)! rude=guardian-core(criteria="
         '"The user\'s tone is rude, or worse")>0.9 at each question, bias=guardian-core('
