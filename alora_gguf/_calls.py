@@ -161,7 +161,9 @@ def _checked_function(function: Any) -> Any:
     tests: dict[str, tuple[_Test, str] | None] = {}
     takes_all = False
     label = function.__qualname__.removesuffix(".__init__") + "()"
-    n_bound = function.__code__.co_varnames[:1] in (("self",), ("cls",))
+    code = function.__code__
+    n_bound = code.co_varnames[:1] in (("self",), ("cls",))
+    n_places = sys.maxsize if code.co_flags & inspect.CO_VARARGS else code.co_argcount
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -172,6 +174,11 @@ def _checked_function(function: Any) -> Any:
             parameters = inspect.signature(function).parameters.values()
             takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
             tests = {each.name: _test_for(each, function.__globals__) for each in parameters}
+        if len(args) > n_places:
+            raise InputError(
+                f"{label} got {args[n_places]!r:.{_SHOWN}} without a name; give it as one of "
+                f"{', '.join(f'{name}=' for name in [*tests][n_places:])}"
+            )
         if not takes_all and not kwargs.keys() <= tests.keys():
             check_names(kwargs, {name: "" for name in tests if name != "self"}, label)
         for name, value in (*zip(tests, args, strict=False), *kwargs.items()):

@@ -167,12 +167,12 @@ REFUSED = "has half of a surrogate pair.*character 1"
         (lambda m: m.session().save("x", notes={"a": [HALF]}), r"notes\['a'\]\[0\]"),
         (lambda m: m.session().invoke("sure", "x", stop=[HALF]), r"stop\[0\]"),
         (lambda m: m.chat(system=HALF), "system"),
-        (lambda m: m.chat(template="x").say(HALF), "text"),
-        (lambda m: m.chat(template="x").say("a", stop=[HALF]), r"stop\[0\]"),
-        (lambda m: m.chat(template="x").say("a", schema={"enum": [HALF]}), r"schema\['enum'\]"),
-        (lambda m: m.chat(template="x").replace([{"role": "user", "content": HALF}]), "content"),
-        (lambda m: m.chat(template="x", documents=[HALF]), r"documents\[0\]"),
-        (lambda m: m.chat(template="x", documents=[{"text": HALF}]), r"documents\[0\]"),
+        (lambda m: m.chat(template=PLAIN).say(HALF), "text"),
+        (lambda m: m.chat(template=PLAIN).say("a", stop=[HALF]), r"stop\[0\]"),
+        (lambda m: m.chat(template=PLAIN).say("a", schema={"enum": [HALF]}), r"schema\['enum'\]"),
+        (lambda m: m.chat(template=PLAIN).replace([{"role": "user", "content": HALF}]), "content"),
+        (lambda m: m.chat(template=PLAIN, documents=[HALF]), r"documents\[0\]"),
+        (lambda m: m.chat(template=PLAIN, documents=[{"text": HALF}]), r"documents\[0\]"),
         (
             lambda m: m.chat(template="{{x}}", template_arguments={"x": [{"y": HALF}]}),
             r"template_arguments\['x'\]\[0\]\['y'\]",
@@ -211,3 +211,12 @@ def test_a_file_whose_name_is_no_text_is_opened(files: Files, tmp_path: Path) ->
         assert model.tokenize("so")
     with pytest.raises(ag.InputError, match="model_path has half of a surrogate pair"):
         Llama(odd, verbose=False)
+
+
+def test_what_needs_a_name_is_told(model: ag.Model) -> None:
+    with pytest.raises(
+        ag.InputError, match=r"Model.chat\(\) got 'You are' without a name; .*system="
+    ):
+        model.chat("You are")  # type: ignore[misc]
+    with pytest.raises(ag.ModelError, match="Jinja template, got 'chatml'"):
+        model.chat(template="chatml")

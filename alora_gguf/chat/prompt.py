@@ -79,6 +79,11 @@ class ChatTemplate:
                 f"{name}: the chat template cannot be parsed: {_shown(error)}; pass another as "
                 "template="
             ) from error
+        if source and "{{" not in source and "{%" not in source:
+            raise ModelError(
+                f"{name}: expected the source of a Jinja template, got {source[:40]!r}, which "
+                "writes the same for any conversation"
+            )
 
     @cached_property
     def markers(self) -> Markers:
