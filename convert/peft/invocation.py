@@ -166,8 +166,9 @@ def _check_ends(ids: tuple[int, ...], text: str | None, base: BaseModel) -> list
         ways.append(("ends", "end the prompt with it or let a special token follow"))
     how, what = (" and ".join(words) for words in zip(*ways, strict=True))
     return [
-        f"the invocation {_shown(text, ids)} {how} in ordinary text, which the text beside it can "
-        f"merge with, so that its tokens do not occur: {what}, or give its ids in place of text"
+        f"the invocation {_shown(text, ids)} {how} in ordinary text, which works in chats, where "
+        "its tokens are appended; in a prompt that you write as text, what stands beside it can "
+        f"merge with it: {what}, or give its ids in place of text"
     ]
 
 
