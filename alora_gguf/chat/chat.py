@@ -269,7 +269,10 @@ class Chat:
                 if any(message.role == "user" for message in new):
                     timings = self._read(new, cancel, progress)
                 else:
-                    self._dialogue((*new, Message("user", "?"))).written(prompt=True)
+                    asked = self._dialogue((*new, Message("user", "?"))).written(prompt=True)
+                    # forks would hold what no conversation has any more
+                    held = self._session.tokens
+                    self._session.release(common(asked.tokens, tuple(held)))
                     timings = Timings()
             except BaseException:
                 self._documents = kept

@@ -363,3 +363,14 @@ def test_a_reader_that_is_gone_is_replaced_by_the_base(files: Files) -> None:
         timings = chat.read()
         assert (timings.reused, timings.evaluated) == (0, n + 1)
         assert_sound(chat, files)
+
+
+@pytest.mark.parametrize("system", [None, "s"])
+def test_what_is_cleared_gives_its_room_back_to_a_fork(files: Files, system: str | None) -> None:
+    with files.model(n_ctx=256) as model:
+        chat = model.chat(template=PLAIN, system=system)
+        chat.say("a" * 150, brief())
+        assert len(chat.tokens) > model.n_ctx / 2  # there is no room for two
+        chat.replace(chat.messages[: system is not None])
+        with chat.fork() as other:
+            assert other.say("b" * 150, brief()).timings.evaluated > model.n_ctx / 2
