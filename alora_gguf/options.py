@@ -91,8 +91,8 @@ class ContextOptions:
     """Options of a model and its context. Raises InputError for values out of range.
 
     n_gpu_layers  layers on the GPU (negative: all)
-    n_ctx         cells of the KV cache, shared by all sequences (None: the model's training length,
-                  but at most 4096)
+    n_ctx         cells of the KV cache, shared by all sequences, rounded up to a multiple of 256
+                  (None: the model's training length, but at most 4096)
     n_batch       most tokens of one llama_decode call
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another

@@ -211,7 +211,7 @@ class AdmissionQueue:
         cells = self._cells
         evictable = cells.used() - cells.used_without(self._cache.evictable())
         return CacheFullError(
-            f"{self._context.path}: the KV cache is full: {n} cells needed, "
+            f"{self._context.path}: the KV cache is full: {n} cell{'s' * (n != 1)} needed, "
             f"{cells.free() + freed + evictable} of {cells.n_cells} free; close or rewind a "
             "session, or open the model with a larger n_ctx"
         )
