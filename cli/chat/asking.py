@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +79,18 @@ def in_words(watched: Sequence[Watched]) -> str:
     }
     parts = ", ".join(f"{names} at each {place}" for place, names in groups.items() if names)
     return f"watching {parts or 'nothing'}"
+
+
+def no_longer(before: Sequence[Watched], now: Sequence[Watched]) -> Iterator[str]:
+    """What is lost where those that were watched give way to others."""
+    guards = {each.call.label for each in now if each.is_guard}
+    asked = {(each.call.label, each.place) for each in now}
+    lost = [each for each in before if each.is_guard and each.call.label not in guards]
+    if lost:
+        yield f"no longer guarded by {' '.join(written(each.call) for each in lost)}"
+    gone = [each for each in before if (each.call.label, each.place) not in asked]
+    if others := [str(each) for each in gone if not each.is_guard]:
+        yield f"no longer watched: {' '.join(others)}"
 
 
 def parse_all(text: str, known: Mapping[str, ag.Contract]) -> list[Watched]:

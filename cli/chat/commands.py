@@ -24,7 +24,7 @@ from .arguments import (
     shown_setting,
     split_adapter,
 )
-from .asking import in_words, parse_all
+from .asking import Watched, in_words, no_longer, parse_all
 from .room import beyond
 from .talk import Talk, contract_of, intrinsics_of
 from .view import View
@@ -132,18 +132,16 @@ class Commands:
         talk.model.set_contract(name, path)
         contract = talk.model.contract(name)
         self._view.note(f"{usage(name, contract)} is asked as {contract.source} says")
-        if gone := [each for each in talk.watched if each.call.name == name]:
-            talk.watched = [each for each in talk.watched if each not in gone]
-            self._view.note(f"no longer watched: {' '.join(map(str, gone))}")
+        self._watch_only([each for each in talk.watched if each.call.name != name])
 
     @_command("/unload NAME", "unload an adapter")
     def _unload(self, rest: str) -> None:
         talk = self._talk
         talk.model.unload_adapter(rest)
-        talk.watched = [each for each in talk.watched if each.call.name != rest]
         if talk.options.adapter == rest:
             talk.options = replace(talk.options, adapter=None)
         self._view.note(f"unloaded '{rest}'")
+        self._watch_only([each for each in talk.watched if each.call.name != rest])
 
     @_command(
         "/all [NAME(ARGUMENTS)…]",
@@ -173,29 +171,41 @@ class Commands:
 
     @_command(
         "/watch [NAME… | off]",
-        "ask these at every turn, also as ALIAS=NAME(ARGUMENTS); NAME! or NAME<0.5 is a guard, "
-        "which the reply has to pass",
+        "ask these, and no others, at every turn, also as ALIAS=NAME(ARGUMENTS); NAME! or NAME<0.5 "
+        "is a guard, which the reply has to pass",
     )
     def _watch(self, rest: str) -> None:
         if rest == "off":
-            self._talk.watched = []
+            self._watch_only([])
         elif rest:
             self.watch(rest)
         self._view.note(in_words(self._talk.watched))
 
     def watch(self, names: str) -> None:
-        """What /watch does, without a word. Raises InputError."""
+        """What /watch does, without saying what is watched. Raises InputError."""
         written = read_calls(names)
         known = _intrinsics(self._talk.model, *(each.name for each in written))
-        self._talk.watched = parse_all(names, known)
+        self._watch_only(parse_all(names, known))
         self._tell_what_lacks(each.name for each in written if "@" not in each.rest)
+
+    def _watch_only(self, watched: list[Watched]) -> None:
+        """Watches these, and says which no longer are: nobody should believe to be guarded."""
+        before, self._talk.watched = self._talk.watched, watched
+        for told in no_longer(before, watched):
+            self._view.note(told)
 
     def watch_as_saved(self) -> None:
         """Watches what was watched when the conversation was saved, unless something is by now."""
         specs = self._talk.chat.notes.get(_WATCHED)
-        if self._talk.watched or not isinstance(specs, list) or not specs:
+        if not isinstance(specs, list) or not specs:
             return
         text = " ".join(map(str, specs))
+        if self._talk.watched:
+            if specs != [each.spec for each in self._talk.watched]:
+                self._view.note(
+                    f"when it was saved, {text} was watched; now {in_words(self._talk.watched)}"
+                )
+            return
         try:
             self.watch(text)
         except ag.AloraError as error:

@@ -83,6 +83,7 @@ def test_arguments_in_every_command(chatting: Chatting, one: Path) -> None:
     assert no_command.startswith("Error: there is no command /jb=jailbreak(a; did you mean ")
     assert told == [
         "watching jb=jailbreak(criteria=a jailbreak) at each question",
+        "no longer watched: jb=jailbreak(criteria=a jailbreak)",
         "watching nothing",
         "not asked, for they need arguments: jailbreak(criteria=…)",
     ]
@@ -194,6 +195,16 @@ def test_where_there_is_no_contract_one_can_be_given(
         "no longer watched: sure(criteria=x)",
         "watching nothing",
     ]
+
+
+@pytest.mark.parametrize(
+    "gone", ["/unload jailbreak", "/watch uncertainty", "/watch off", "/contract jailbreak={}"]
+)
+def test_nobody_is_left_unguarded_without_a_word(
+    chatting: Chatting, gone: str, contract: Path
+) -> None:
+    found = chatting(lines=f"/watch jailbreak!\n{gone.format(contract)}\n").err.splitlines()
+    assert "no longer guarded by jailbreak" in found, found
 
 
 def test_contracts_that_cannot_be_given(chatting: Chatting, tmp_path: Path, contract: Path) -> None:

@@ -121,7 +121,9 @@ def test_what_was_watched_is_watched_again(chatting: Chatting, tmp_path: Path) -
     # what is watched by now goes on, and without the contract there is nothing to ask by
     other = chatting(*contract, "-w", "answerability", lines=f"{restored}/watch\n").err
     assert "watching bad" not in other
-    assert other.endswith("watching answerability at each question\n")
+    assert "\nwhen it was saved, bad=jailbreak(what=" in other
+    assert "was watched; now watching answerability at each question\n" in other
+    assert other.endswith("\nwatching answerability at each question\n")
     without = chatting("--restore", path, lines="/watch\n").err.splitlines()
     assert without[0].startswith("not watched, as it was when it was saved: bad=jailbreak(what=")
     assert "unknown argument what; the instruction takes none" in without[0]

@@ -52,6 +52,8 @@ took back 1 turn; 2 messages left
 the likeliest reply is always the same; see /set temperature
 harmless P% · certainty P% · T ms, 273 tokens reused, 7 read
 harmless P% · certainty P% · T ms, 271 tokens reused, 7 read
+no longer guarded by jailbreak
+no longer watched: uncertainty
 watching nothing
 Error: there is no command /nope; see /help; to send a message that starts with a slash, type two
 """

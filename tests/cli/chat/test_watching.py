@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from alora_gguf.cli.chat.asking import Watched, in_words, parse_all
+from alora_gguf.cli.chat.asking import Watched, in_words, no_longer, parse_all
 
 from alora_gguf import InputError, IntrinsicCall
 from alora_gguf.intrinsics import Contract
@@ -95,6 +95,25 @@ def test_in_words() -> None:
 def test_refusals(text: str, message: str) -> None:
     with pytest.raises(InputError, match=r"^" + re.escape(message)):
         parse_all(text, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ("jailbreak!", "", ["no longer guarded by jailbreak"]),
+        ("jailbreak!", "jailbreak", ["no longer guarded by jailbreak"]),
+        ("jailbreak!", "jailbreak<0.9", []),
+        ("jailbreak", "jailbreak!", []),
+        ("jailbreak! topic", "topic jailbreak!", []),
+        ("uncertainty topic", "uncertainty@question", ["no longer watched: uncertainty topic"]),
+        ("topic@question<0.5 jb=guardian-core(criteria=x)! uncertainty", "answerability",
+         ["no longer guarded by topic jb=guardian-core(criteria=x)",
+          "no longer watched: uncertainty"]),
+    ],
+)  # fmt: skip
+def test_what_is_lost_is_said(before: str, now: str, told: list[str]) -> None:
+    found = parse_all(now, KNOWN) if now else []
+    assert list(no_longer(parse_all(before, KNOWN), found)) == told
 
 
 def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
