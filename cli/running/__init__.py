@@ -14,7 +14,7 @@ import click
 from alora_gguf.cli import options
 from alora_gguf.cli.options import read_bytes
 from alora_gguf.cli.progress import Progress
-from alora_gguf.cli.render import printable
+from alora_gguf.cli.render import plural, printable
 
 import alora_gguf as ag
 
@@ -130,6 +130,7 @@ def command(
     with plan.tokenizer() as tokenizer:
         if not entries:
             click.echo(f"{printable(name)}: holds no conversations", err=True)
+        _say_unanswered(plan, entries)
         if as_lines or output is not None or form == "csv":
             _many(plan, tokenizer, entries, settings, output, form)
         else:
@@ -141,6 +142,19 @@ def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None
         talk = f"; to talk with a model: alora-gguf chat {conversations}"
         hint = talk if conversations.lower().endswith(".gguf") else ""
         raise click.UsageError(f"give --intrinsic NAME, what to ask; or --reply{hint}")
+
+
+def _say_unanswered(plan: Plan, entries: Sequence[Entry]) -> None:
+    """What judges answers has a number for a question as well, which means nothing."""
+    said = [each.conversation.messages for each in entries if each.conversation is not None]
+    n = sum(bool(messages) and messages[-1].role == "user" for messages in said)
+    judges = [ask.label for ask in plan.asks if plan.contracts[ask.name].judges == "answer"]
+    if n and judges and plan.reply is None:
+        click.echo(
+            f"{plural(n, 'conversation')} without an answer at the end, which is what "
+            f"{printable(', '.join(judges))} is about; --reply writes one",
+            err=True,
+        )
 
 
 def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | None:

@@ -46,6 +46,17 @@ def test_no_conversations_are_no_failure_but_said(run: Runner, tmp_path: Path) -
     assert run("--intrinsic", "jailbreak", "--jsonl").err == "stdin: holds no conversations\n"
 
 
+def test_answers_that_are_missing_are_said(run: Runner) -> None:
+    found = run("--intrinsic", "uncertainty", given=talk(QUESTIONS[0]))
+    assert found.status == 0
+    assert "1 conversation without an answer at the end, which is what uncertainty is" in found.err
+    assert run("--intrinsic", "answerability", given=talk(QUESTIONS[0])).err == ""
+    assert (
+        "without an answer"
+        not in run("--reply", "--intrinsic", "uncertainty", given=talk(QUESTIONS[0])).err
+    )
+
+
 def test_a_refused_line_keeps_its_id(run: Runner) -> None:
     said = b'{"id": 5, "messages": [{"role": "user", "content": "\\ud800"}]}'
     found = run("--intrinsic", "jailbreak", "--jsonl", given=said)
