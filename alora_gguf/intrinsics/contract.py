@@ -105,7 +105,8 @@ class Contract:
                 wanted = "choices or a schema in response_format"
                 raise found["choices"].error(wanted, "remove one of them", found="both")
             given["response_format"] = {**words, ABOUT: {**about.get(ABOUT, {}), **words[ABOUT]}}
-        rules = read_rules(found["transformations"], given.get("sentence_boundaries", ()))
+        boundaries, schema = given.get("sentence_boundaries", ()), given.get("response_format")
+        rules = read_rules(found["transformations"], boundaries, schema)
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
         about = given.get("response_format", {}).pop(ABOUT, {})
         if form := about.pop("form", None):

@@ -444,6 +444,14 @@ def _categories(item: Item) -> tuple[tuple[Scalar, float], ...]:
     return tuple(categories)
 
 
+def as_written(item: Item) -> Item:
+    """A mapping whose keys are texts, as they are written in the file."""
+    if not isinstance(item.value, dict):
+        return item
+    keys = {replace(key, value=key.spelled): value for key, value in item.value.items()}
+    return replace(item, value=keys)
+
+
 ARGUMENTS: Final[Mapping[str, Reader]] = {
     "input_path": _path,
     "field_name": _name,

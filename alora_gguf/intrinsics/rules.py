@@ -12,8 +12,10 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Final, TypeAlias
 
 from alora_gguf.errors import InputError, OutputError
+from alora_gguf.options import ABOUT
 
-from .fields import ARGUMENTS, Pairs
+from .fields import ARGUMENTS, Pairs, as_written
+from .replies import check_categories, check_path
 from .reply import JsonValue, Path, PathPattern, Reply, replace_at, show_path, show_value
 from .sentences import DOCUMENTS, HISTORY
 from .spellings import weigh
@@ -349,10 +351,14 @@ RULES: Final[Mapping[str, type[Rule]]] = {
 }
 
 
-def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
-    """The rules of a contract whose `sentence_boundaries` number the sentences of `places`.
+def read_rules(
+    item: Item, places: Collection[str], schema: Mapping[str, Any] | None = None
+) -> tuple[Rule, ...]:
+    """The rules of a contract whose `sentence_boundaries` number the sentences of `places`, and
+    whose replies have a schema, or none.
 
-    Raises ContractError, with the line, for what is unknown, missing or of the wrong kind.
+    Raises ContractError, with the line, for what is unknown, missing or of the wrong kind, and for
+    what replies of the schema never have.
     """
     if item.is_null or item.value == ():
         return ()
@@ -360,10 +366,17 @@ def read_rules(item: Item, places: Collection[str]) -> tuple[Rule, ...]:
     if len(elements) > MAX_RULES:
         fix = "a contract needs far fewer"
         raise item.error(f"at most {MAX_RULES} rules", fix, found=str(len(elements)))
-    return tuple(_read_rule(element, places) for element in elements)
+    rules: list[Rule] = []
+    for element in elements:
+        # rules find the reply as the schema has it until one changes its shape
+        as_said = all(isinstance(rule, (Likelihood, DropDuplicates)) for rule in rules)
+        rules.append(_read_rule(element, places, schema or {}, as_said=as_said))
+    return tuple(rules)
 
 
-def _read_rule(item: Item, places: Collection[str]) -> Rule:
+def _read_rule(
+    item: Item, places: Collection[str], schema: Mapping[str, Any], *, as_said: bool
+) -> Rule:
     entries = item.entries("a rule", "give its `type`").items()
     types = [value for key, value in entries if key.value == "type"]
     if not types:
@@ -372,8 +385,16 @@ def _read_rule(item: Item, places: Collection[str]) -> Rule:
     kind = RULES[types[0].choice(RULES)]
     needed, optional = kind.arguments()
     said = item.fields(["type", *needed], optional, f"the rule {kind.name}")
+    if schema.get(ABOUT, {}).get("form") == "text":  # of bare words, categories are words too
+        said |= {name: as_written(said[name]) for name in said if name == "categories_to_values"}
     given = {name: said[name] for name in needed}
     given |= {name: said[name] for name in optional if name in said and not said[name].is_null}
     rule = kind(**{name: ARGUMENTS[name](item) for name, item in given.items()})
     rule._check(said, places)
+    if as_said and schema:
+        check_path(said["input_path"], rule.input_path, schema)
+    if isinstance(rule, Likelihood) and schema:
+        keys: Any = said["categories_to_values"].value
+        categories = [category for category, _ in rule.categories_to_values]
+        check_categories(keys, categories, rule.input_path, schema)
     return rule

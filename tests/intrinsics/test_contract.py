@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 import subprocess
@@ -159,9 +160,21 @@ def test_choices_are_words_as_they_are_written() -> None:
     assert Contract.parse(HEAD).choices == ()
     about = "{x-alora: {judges: question, good: low}}"
     told = Contract.parse(
-        CHOICES.format("[a, b]", WEIGHED).replace("format: ~", f"format: {about}")
+        CHOICES.format("[no, yes, 3]", WEIGHED).replace("format: ~", f"format: {about}")
     )
-    assert (told.choices, told.judges, told.good) == (("a", "b"), "question", "low")
+    assert (told.choices, told.judges, told.good) == (("no", "yes", "3"), "question", "low")
+
+
+def test_categories_of_bare_words_are_words_as_they_are_written() -> None:
+    """Numbers, and true, in YAML: they did not count as what was chosen."""
+    for one, other in (("1", "2"), ("1.0", "2.50"), ("true", "false"), ("yes", "~x")):
+        rule = f"type: likelihood, input_path: [], categories_to_values: {{{one}: 10, {other}: 20}}"
+        contract = Contract.parse(CHOICES.format(f"[{one}, {other}]", f"{{{rule}}}"))
+        half = math.log(0.5)
+        top = (TopLogprob(5, one, half), TopLogprob(6, other, half))
+        request = rewrite(contract, [Message("user", "?")])
+        found = transform(contract, one, [TokenLogprob(5, one, half, top)], request)
+        assert found.value == pytest.approx(15.0)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +194,100 @@ def test_choices_that_cannot_be(choices: str, wrong: str) -> None:
     assert "field choices: expected choices or a schema in response_format, found both" in refused(
         text
     )
+
+
+def weighing(path: str, categories: str, schema: str) -> str:
+    rule = f"{{type: likelihood, input_path: {path}, categories_to_values: {categories}}}"
+    return f"model: ~\nresponse_format: '{schema}'\ntransformations:\n  - {rule}\n"
+
+
+OF_V = '{{"type": "object", "properties": {{"v": {}}}, "additionalProperties": false}}'
+VALUES = [
+    (
+        OF_V.format('{"enum": ["Yes", "no"]}'),
+        "[v]",
+        "'Yes', 'no', found 'yes'; did you mean 'Yes'?",
+    ),
+    (OF_V.format('{"enum": ["No", null]}'), "[v]", "'No', null, found 'yes'; correct it, or the "),
+    (OF_V.format('{"const": "yess"}'), "[v]", "'yess', found 'yes'; did you mean 'yess'?"),
+    (OF_V.format('{"type": "boolean"}'), "[v]", "true, false, found 'yes'; correct it"),
+    (OF_V.format('{"enum": [true, false]}'), "[v]", "true, false, found 'yes'; correct it"),
+    (OF_V.format('{"anyOf": [{"enum": ["no"]}, {"const": "YES"}]}'), "[v]", "did you mean 'YES'?"),
+    (OF_V.format('{"type": "array", "items": {"enum": ["no"]}}'), "[v, ~]", "'no', found 'yes'"),
+    (OF_V.format('{"type": "array", "items": {"enum": ["no"]}}'), "[~, 0]", "'no', found 'yes'"),
+    ('{"$ref": "#/$defs/a", "$defs": {"a": {"enum": ["no"]}}}', "[]", "'no', found 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("schema", "path", "wrong"), VALUES)
+def test_categories_that_no_reply_is(schema: str, path: str, wrong: str) -> None:
+    message = refused(weighing(path, "{yes: 1, no: 0}", schema))
+    start = "x/io.yaml:4: field transformations[0].categories_to_values."
+    assert message.startswith(start)
+    assert "expected what replies can be at its input_path, " in message
+    assert wrong in message
+
+
+def test_categories_that_no_choice_is() -> None:
+    rule = "{type: likelihood, input_path: [], categories_to_values: {yes: 1, no: 0}}"
+    assert refused(CHOICES.format("[Yes, no]", rule)).endswith(
+        ":5: field transformations[0].categories_to_values.yes: expected what replies can be at "
+        "its input_path, 'Yes', 'no', found 'yes'; did you mean 'Yes'?"
+    )
+    assert "'a', 'b', found 'yes'; correct it" in refused(CHOICES.format("[a, b]", rule))
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        (OF_V.format('{"enum": ["no", "perhaps", "yes"]}'), "[v]"),  # the others count for nothing
+        (OF_V.format('{"type": "string"}'), "[v]"),
+        (OF_V.format('{"anyOf": [{"enum": ["no"]}, {"type": "string"}]}'), "[v]"),
+        (OF_V.format('{"allOf": [{"enum": ["no", "yes"]}]}'), "[v]"),
+        (OF_V.format('{"$ref": "#/$defs/a"}'), "[v]"),  # which is none
+        ('{"$ref": "#"}', "[v]"),
+        ('{"type": "object", "properties": {"v": {"enum": ["a"]}}}', "[w]"),
+        ('{"type": "array", "items": {"type": "object", "properties": {}}}', "[~, v]"),
+        ('{"type": ["object", "string"], "properties": {"v": true}}', "[v]"),
+    ],
+)
+def test_categories_and_paths_that_the_schema_leaves_open(schema: str, path: str) -> None:
+    Contract.parse(weighing(path, "{yes: 1, no: 0}", schema))
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "wrong"),
+    [
+        (OF_V.format("true"), "[V]", "[0]: expected what replies can have at the root, 'v', found "
+         "'V'; did you mean 'v'?"),
+        (OF_V.format("true"), "[w]", "'v', found 'w'; correct the path, or the schema"),
+        (OF_V.format("true"), "[0]", "'v', found 0; correct"),
+        (OF_V.format('{"type": "string"}'), "[v, w]", "[1]: expected what replies can have at v, "
+         "nothing more, found 'w'"),
+        ('{"enum": ["yes", "no"]}', "[v]", "[0]: expected what replies can have at the root, no"),
+        (f'{{"type": "array", "items": {OF_V.format("true")}}}', "[~, vv]",
+         "[1]: expected what replies can have at this place, 'v', found 'vv'; did you mean 'v'?"),
+        (f'{{"type": "array", "items": {OF_V.format("true")}}}', "[v]", "[0]: expected what"),
+    ],
+)  # fmt: skip
+def test_paths_that_lead_nowhere(schema: str, path: str, wrong: str) -> None:
+    for rule in ("nest, field_name: n", "likelihood, categories_to_values: {yes: 1, no: 0}"):
+        text = weighing(path, "~", schema).replace("likelihood", rule)
+        message = refused(text.replace(", categories_to_values: ~", ""))
+        assert message.startswith("x/io.yaml:4: field transformations[0].input_path")
+        assert wrong in message
+
+
+def test_a_path_into_what_a_rule_has_made_is_left_to_the_reply() -> None:
+    text = weighing("[v]", "{yes: 1}", OF_V.format('{"enum": ["yes"]}'))
+    text += "  - {type: project, input_path: [], retained_fields: {v: w}}\n"
+    Contract.parse(text + "  - {type: nest, input_path: [w], field_name: n}\n")
+
+
+def test_a_schema_that_multiplies_is_left_open() -> None:
+    many = {f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 9} for i in range(30)}
+    schema = json.dumps({"$ref": "#/$defs/a0", "$defs": many})
+    Contract.parse(weighing("[]", "{yes: 1}", schema))
 
 
 def test_parameters_that_are_null_are_left_out() -> None:
