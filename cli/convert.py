@@ -49,7 +49,7 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
     show_default=True,
     help="Type of the weights; all but q8_0 round each value once.",
 )
-@click.option("--name", help="The adapter's name; the intrinsic's or the directory's by default.")
+@click.option("--name", help="The adapter's name; the contract's or the directory's by default.")
 @click.option(
     "--invocation",
     metavar="TEXT",

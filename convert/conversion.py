@@ -97,7 +97,8 @@ def convert_adapter(
                 name with ".gguf", in the current directory
     pick        which adapter, if the source has several
     outtype     "f16", "bf16", "f32", where each value is rounded once, or "q8_0"
-    name        general.name; the intrinsic's or the directory's name by default
+    name        general.name; by default as the contract or a library's path names the intrinsic,
+                else the directory's
     invocation  an aLoRA's invocation, as text or as token ids, where its configuration lacks it
     contract    whether the io.yaml beside the adapter goes into it; or another one, or a directory
                 that has one

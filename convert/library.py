@@ -19,6 +19,8 @@ from .peft.config import FILE_NAME
 
 TECHNOLOGIES: Final = ("alora", "lora")
 _SHOWN: Final = 12  # of a list in a message
+# a version or a size in a model's name, such as granite-4.0-micro or gpt-oss-20b
+_MODEL: Final = re.compile(r"[a-z].*-v?\d+(\.\d|b\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,17 @@ def layout_of(path: str) -> Layout | None:
         return None
     technology, model = rest if words[0] else reversed(rest)
     return Layout(intrinsic, model, technology.casefold())
+
+
+def lies_in_library(layout: Layout, said: str | None, config: Path, *, is_repo: bool) -> bool:
+    """Whether a path that looks like a library's is one's, and not `runs/alora/mine`. `said` is the
+    name that the contract gives, if it does.
+    """
+    intrinsic, model, _ = layout
+    if said is not None and _model_key(said) in map(_model_key, (intrinsic, model)):
+        return _model_key(said) == _model_key(intrinsic)
+    base = str(read_json(config).get("base_model_name_or_path") or "")
+    return is_repo or _model_key(model) == _model_key(base) or bool(_MODEL.search(model))
 
 
 def adapter_paths(files: Iterable[str]) -> list[str]:

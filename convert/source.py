@@ -12,10 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import AloraError, InputError, MissingFileError, UnsupportedAdapterError
+from alora_gguf.errors import (
+    AloraError,
+    ContractError,
+    InputError,
+    MissingFileError,
+    UnsupportedAdapterError,
+)
 from alora_gguf.files import read_small
 
-from .library import Pick, adapter_paths, check_wanted, choose, layout_of, listing
+from .library import (
+    Pick,
+    adapter_paths,
+    check_wanted,
+    choose,
+    layout_of,
+    lies_in_library,
+    listing,
+)
 from .peft.config import FILE_NAME
 from .snapshot import Snapshot, find_configs
 
@@ -40,7 +54,8 @@ class Source:
     weights    adapter_model.safetensors
     io_yaml    the intrinsic's contract, if there is one
     licence    what a README gives, such as "apache-2.0": the adapter's own, or the library's
-    name       what to call it: the intrinsic, or its directory's or repository's name
+    name       what to call it: the intrinsic of a library's path, or as its contract says, or
+               its directory or repository
     stem       the same with model and technology, as far as a library says, fit for a file name
     repo       "owner/repo" on the hub, if it is a copy of one
     revision   the commit's hash
@@ -91,13 +106,14 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     check_wanted(names, config, wanted, str(directory))
     found = (snapshot.file(name) for name in contracts(path))
     io_yaml = next((file for file in found if file is not None), None)
-    if io_yaml is not None:
-        read_small(io_yaml, MAX_TEXT)
+    said = None if io_yaml is None else _name_in(read_small(io_yaml, MAX_TEXT))
     layout = layout_of(full)
+    own_name = full.rpartition("/")[2] or (snapshot.repo or "").rpartition("/")[2] or "adapter"
     if io_yaml is None and layout_of(path) is None:
         layout = None  # somebody's own directories, not a library's
-    own_name = full.rpartition("/")[2] or (snapshot.repo or "").rpartition("/")[2] or "adapter"
-    name = layout.intrinsic if layout else own_name
+    elif layout and not lies_in_library(layout, said, config, is_repo=snapshot.repo is not None):
+        layout = None
+    name = layout.intrinsic if layout else said or own_name
     return Source(
         directory=directory,
         config=config,
@@ -105,11 +121,21 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
         io_yaml=io_yaml,
         licence=_licence(snapshot, path),
         name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
-        stem=_file_name("-".join(layout or [own_name])),
+        stem=_file_name("-".join(layout or [name])),
         repo=snapshot.repo,
         revision=snapshot.revision,
         path=(path or None) if snapshot.repo else None,
     )
+
+
+def _name_in(io_yaml: bytes) -> str | None:
+    """The name that a contract gives, if it can be a file's; a broken one is refused later."""
+    from alora_gguf.intrinsics.contract import Contract  # imports PyYAML
+
+    with contextlib.suppress(ContractError):
+        name = Contract.parse(io_yaml).name
+        return name if name and _file_name(name) == name else None
+    return None
 
 
 def contracts(path: str) -> list[str]:

@@ -105,6 +105,47 @@ def test_contracts_in_a_directory_of_their_own(library: Path) -> None:
     assert find_source(library, Pick(technology="lora", **options)).io_yaml == beside
 
 
+NAMED = "name: {}\nmodel: ~\nresponse_format: ~\ntransformations: ~\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "name", "stem"),
+    [
+        ("peft/alora/jailbreak", "jailbreak", "jailbreak", "jailbreak"),
+        ("w/alora/run3", "smalltalk", "smalltalk", "smalltalk"),
+        ("w/alora/run3", None, "run3", "run3"),
+        ("w/alora/run3", "a b/c", "run3", "run3"),  # no name of a file
+        ("w/run3/alora", "smalltalk", "smalltalk", "smalltalk"),
+        ("run3", "smalltalk", "smalltalk", "smalltalk"),
+        ("alora/jailbreak", "jailbreak", "jailbreak", "jailbreak"),
+        ("answerability/alora/granite-4.0-micro", "answerability", "answerability",
+         "answerability-granite-4.0-micro-alora"),
+        ("answerability/granite-4.0-micro/alora", None, "answerability",
+         "answerability-granite-4.0-micro-alora"),
+        ("answerability/alora/granite-4.0-micro", None, "answerability",
+         "answerability-granite-4.0-micro-alora"),
+        ("requirement-check/alora/gpt-oss-20b", "requirement_check", "requirement-check",
+         "requirement-check-gpt-oss-20b-alora"),
+        ("guardian-core/m/alora", "guardian-core", "guardian-core", "guardian-core-m-alora"),
+        ("sure/alora/GRANITE_3.3-2b-instruct", "other", "sure",
+         "sure-GRANITE_3.3-2b-instruct-alora"),
+    ],
+)  # fmt: skip
+def test_a_name_is_the_contracts_unless_a_librarys_path_has_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    said: str | None,
+    name: str,
+    stem: str,
+) -> None:
+    directory = write_adapter(tmp_path / path, io_yaml=NAMED.format(said or "~"))
+    assert (find_source(directory).name, find_source(directory).stem) == (name, stem)
+    assert find_source(tmp_path).stem == stem
+    monkeypatch.chdir(directory)
+    assert find_source(".").stem == stem
+
+
 def test_someones_own_directories_are_no_library(tmp_path: Path) -> None:
     found = find_source(write_adapter(tmp_path / "runs" / "exp1" / "lora", io_yaml=None))
     assert (found.name, found.stem) == ("lora", "lora")
