@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from alora_gguf.cli.calls import Written, read_calls, written
-from alora_gguf.cli.verdicts import Good, is_good, number_in
+from alora_gguf.cli.verdicts import Good, is_good, number_in, numbers_of
 
 import alora_gguf as ag
 
@@ -98,14 +98,27 @@ def parse_all(text: str, known: Mapping[str, ag.Contract]) -> list[Watched]:
     found: list[Watched] = []
     for each in read_calls(text) or [Written(text, "")]:
         watched = _watched(each, known)
-        label, place = watched.call.label, watched.place
-        if any((other.call.label, other.place) == (label, place) for other in found):
-            raise ag.InputError(
-                f"'{each.text}': '{label}' is asked about the {place} already; name it once, or "
-                f"with other arguments as ALIAS={each.name}(…)"
-            )
+        for other in found:
+            _check_apart(other, watched, each)
         found.append(watched)
     return found
+
+
+def _check_apart(one: Watched, other: Watched, asked: Written) -> None:
+    """Raises InputError where both would be told by one name; a call may be watched in both
+    places.
+    """
+    if one.call.label != other.call.label or (one.call == other.call and one.place != other.place):
+        return
+    label, name = one.call.label, asked.name
+    if one.call.name != name:
+        problem = f"'{label}' is {written(one.call)} already; choose another alias"
+    else:
+        problem = (
+            f"'{label}' is asked about the {one.place} already; name it once, or with other "
+            f"arguments as ALIAS={name}(…)"
+        )
+    raise ag.InputError(f"'{asked.text}': {problem}")
 
 
 def _watched(each: Written, known: Mapping[str, ag.Contract]) -> Watched:
@@ -130,8 +143,15 @@ def _watched(each: Written, known: Mapping[str, ag.Contract]) -> Watched:
             f"'{text}': a guard is asked about the question, before the reply is shown, and this "
             f"one judges the answer; ask it afterwards: {form}@answer"
         )
+    if (numbers := numbers_of(contract)) is None:
+        raise ag.InputError(
+            f"'{text}': a guard goes by a number, and none comes of {name}: by the response_format "
+            f"of its contract it answers with a text or a list; watch it as {form}, or, where that "
+            'text is yes or no, write so there: "enum": ["yes", "no"]'
+        )
     if match["sign"]:
-        return Watched(call, "question", "<" if match["sign"] == "<" else ">", _bound(text, match))
+        bound = _bound(text, match, numbers)
+        return Watched(call, "question", "<" if match["sign"] == "<" else ">", bound)
     if contract.good is None:
         raise ag.InputError(
             f"'{text}': its contract does not say which verdicts are good; write {form}<0.5 if low "
@@ -141,7 +161,7 @@ def _watched(each: Written, known: Mapping[str, ag.Contract]) -> Watched:
     return Watched(call, "question", "!", good=contract.good)
 
 
-def _bound(text: str, match: re.Match[str]) -> float:
+def _bound(text: str, match: re.Match[str], numbers: tuple[float, float]) -> float:
     try:
         bound = float(match["bound"])
     except ValueError:
@@ -149,6 +169,15 @@ def _bound(text: str, match: re.Match[str]) -> float:
     if not math.isfinite(bound):
         raise ag.InputError(
             f"'{text}': expected a number behind {match['sign']}, found '{match['bound']}'"
+        )
+    low, high = numbers
+    all_pass, none_pass = high < bound, low >= bound
+    if match["sign"] == ">":
+        all_pass, none_pass = low > bound, high <= bound
+    if all_pass or none_pass:
+        raise ag.InputError(
+            f"'{text}': its numbers are from {low:g} to {high:g}, by its contract, so that "
+            f"{'every' if all_pass else 'no'} reply would pass; choose a bound between them"
         )
     return bound
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from alora_gguf.cli.render import duration, visible
-from alora_gguf.cli.verdicts import Badge, Good, badges_of
+from alora_gguf.cli.verdicts import Badge, Good, badges_of, number_in
 
 import alora_gguf as ag
 
@@ -282,7 +282,10 @@ def _fail(verdicts: Sequence[Verdict]) -> bool:
 def ending(turn: Turn) -> str:
     """What is to be said of a turn that did not just end, or ""."""
     if turn.withheld is not None:
-        return f"Withheld by {visible(turn.withheld.label)}: your message was taken back."
+        answer = next(iter(values_of([turn.withheld])), None)
+        none = answer is not None and number_in(answer.value) is None
+        why = "its answer is no number, which lets nothing pass; " if none else ""
+        return f"Withheld by {visible(turn.withheld.label)}: {why}your message was taken back."
     return {
         "stop": "" if turn.reply else "(the reply is empty)",
         "length": "(cut off: /set max_tokens N, or -n N, for longer replies)",

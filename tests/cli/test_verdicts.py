@@ -6,7 +6,11 @@ import math
 from typing import Any
 
 import pytest
-from alora_gguf.cli.verdicts import Badge, Good, badges_of, is_good, number_in
+from alora_gguf.cli.verdicts import Badge, Good, badges_of, is_good, number_in, numbers_of
+
+from alora_gguf.intrinsics import Contract
+from alora_gguf.intrinsics.rules import DecodeSentences, Likelihood, Nest, Project, Rule
+from tests.intrinsics.corpus_cases import CORPUS
 
 
 @pytest.mark.parametrize(
@@ -32,8 +36,11 @@ from alora_gguf.cli.verdicts import Badge, Good, badges_of, is_good, number_in
         ({"citations": [1]}, [Badge("citations: 1 item")]),
         ({"citations": []}, [Badge("citations: 0 items")]),
         ({"found": None}, [Badge("found: none")]),
-        ({"found": {"a": 1}}, [Badge("found: 1 field")]),
-        ({"found": {"a": 1, "b": 2}}, [Badge("found: 2 fields")]),
+        ({"found": {"a": 1}}, [Badge("found a 1", True)]),
+        ({"found": {"a": {"b": 0.2}}}, [Badge("found b 20%", False)]),
+        ({"found": {"a": 1, "b": 2}}, [Badge("found a 1", True), Badge("found b 2")]),
+        ({"found": {"a": 1}, "b": {"c": 2}}, [Badge("found: 1 field"), Badge("b: 1 field")]),
+        ({"found": {}}, [Badge("found: 0 fields")]),
         ({}, [Badge("some name: 0 fields")]),
         ([1, 2], [Badge("some name: 2 items")]),
         ("text", [Badge('some name "text"')]),
@@ -53,11 +60,79 @@ def test_badges(value: Any, badges: list[Badge]) -> None:
     [
         (0.5, 0.5), (3, 3.0), (True, 1.0), ("yes", 1.0), ("No", 0.0), ("maybe", None), (None, None),
         ({"answer": "x", "certainty": 0.25, "other": 1.0}, 0.25), ({"answer": "x"}, None),
-        ({"inner": {"certainty": 1.0}}, None), ([1.0], None), ({"list": [1.0], "x": False}, 0.0),
+        ({"guardian": {"score": 0.75}}, 0.75),
+        ({"x": {"y": {"why": "so", "z": 0.5}}}, 0.5), ({"x": {"y": 0.5}, "z": {}}, None),
+        ([1.0], None), ({"list": [1.0], "x": False}, 0.0),
     ],
 )  # fmt: skip
 def test_the_number_that_a_guard_looks_at(value: Any, number: float | None) -> None:
     assert number_in(value) == number
+
+
+PROBABILITY = Likelihood(("score",), (("yes", 1.0), ("no", 0.0)))
+OBJECT: dict[str, Any] = {"type": "object", "properties": {
+    "why": {"type": "string"}, "score": {"type": "string", "enum": ["yes", "no"]}}}  # fmt: skip
+TEXT = {"type": "object", "properties": {"question": {"type": "string"}}}
+ANY = (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("schema", "rules", "numbers"),
+    [
+        (None, (), ANY),
+        ({}, (), ANY),
+        (TEXT, (), None),
+        (TEXT, (Nest((), "all"),), None),
+        (OBJECT, (), (0, 1)),
+        (OBJECT, (PROBABILITY,), (0, 1)),
+        (OBJECT, (PROBABILITY, Nest((), "guardian")), (0, 1)),
+        (OBJECT, (PROBABILITY, Project((), (("score", "risk"),))), (0, 1)),
+        (OBJECT, (PROBABILITY, Project((), (("why", "why"),))), None),
+        (OBJECT, (Likelihood(("score",), (("yes", 100), ("no", 5))),), (5, 100)),
+        (OBJECT, (Likelihood((None,), (("yes", 9), ("no", 2))),), (2, 9)),
+        ({"type": "string", "enum": ["a", "b"]}, (), None),
+        ({"type": "string", "enum": ["a", "b"]}, (Likelihood((), (("a", 1), ("b", 3))),), (1, 3)),
+        ({"const": 5}, (), (5, 5)),
+        ({"enum": [1, 4, "x", None]}, (), (1, 4)),
+        ({"type": "boolean"}, (), (0, 1)),
+        ({"type": "integer", "minimum": 0, "maximum": 9}, (), (0, 9)),
+        ({"type": "number", "minimum": 0}, (), (0, math.inf)),
+        ({"type": "string", "pattern": "yes|no"}, (), ANY),
+        ({"type": ["string", "number"]}, (), ANY),
+        ({"anyOf": [{"type": "string"}]}, (), ANY),
+        ({"type": "object"}, (), ANY),
+        ({"type": "object", "properties": {"x": True}}, (), ANY),
+        ({"type": "array", "items": {"type": "integer"}}, (), None),
+        ({"type": "object", "properties": {"n": {"type": "integer"}}},
+         (DecodeSentences(("n",), ("documents",), (("begin", "at"),)),), ANY),
+    ],
+)  # fmt: skip
+def test_which_numbers_a_contract_s_verdicts_can_be(
+    schema: Any, rules: tuple[Rule, ...], numbers: tuple[float, float] | None
+) -> None:
+    contract = Contract(source="", response_format=schema, transformations=rules)
+    assert numbers_of(contract) == numbers
+
+
+def test_a_schema_is_followed_no_further_than_need_be() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(8):
+        schema = {"type": "object", "properties": {"x": schema}}
+    assert numbers_of(Contract(source="", response_format=schema)) == ANY
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("answerability", (0, 1)), ("certainty_integer", (0.05, 0.95)), ("guardian", (0, 1)),
+        ("context_relevance", (0, 1)), ("requirement_check", (0, 1)),
+        ("uncertainty", (0.05, 0.95)), ("factuality_detection", (0, 1)),
+        ("query_rewrite", None), ("query_clarification", None), ("citations", None),
+    ],
+)  # fmt: skip
+def test_published_forms_of_contracts(name: str, numbers: tuple[float, float] | None) -> None:
+    found = Contract.read(CORPUS / f"{name}.yaml")
+    assert numbers_of(found) == numbers
 
 
 @pytest.mark.parametrize(

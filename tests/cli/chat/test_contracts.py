@@ -46,7 +46,7 @@ def events(text: str, kind: str) -> list[dict[str, object]]:
 
 
 def test_one_intrinsic_guards_and_watches_under_aliases(chatting: Chatting, contract: Path) -> None:
-    guard = 'jb=jailbreak(criteria="jailbreak, (any)", role=user)<2'
+    guard = 'jb=jailbreak(criteria="jailbreak, (any)", role=user)<0.9'
     given = ("--contract", f"jailbreak={contract}", "-w", guard)
     found = chatting(*given, "-w", "tone=jailbreak(criteria=tone role=user)@answer", "-p", QUESTION)
     assert (found.status, found.out) == (0, f"{ANSWER}\n")
@@ -205,6 +205,23 @@ def test_nobody_is_left_unguarded_without_a_word(
 ) -> None:
     found = chatting(lines=f"/watch jailbreak!\n{gone.format(contract)}\n").err.splitlines()
     assert "no longer guarded by jailbreak" in found, found
+
+
+def test_a_guard_says_that_its_answer_is_no_number(chatting: Chatting, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"found": {"anyOf": [{"enum": ["none of it"]}]}}}
+    schema |= {"required": ["found"], "additionalProperties": False}
+    schema["x-alora"] = {"judges": "question"}
+    (tmp_path / "io.yaml").write_text(
+        f"model: ~\nresponse_format: |\n  {json.dumps(schema)}\ntransformations: ~\n"
+    )
+    found = chatting("--contract", f"jailbreak={tmp_path}", "-w", "jailbreak<0.5", lines="Hi\n")
+    assert found.err.splitlines()[0] == (
+        "Withheld by jailbreak: its answer is no number, which lets nothing pass; your message was "
+        "taken back."
+    )
+    assert chatting("-w", "query_rewrite<0.5").err.startswith(
+        "Error: 'query_rewrite<P': a guard goes by a number, and none comes of query_rewrite: "
+    )
 
 
 def test_contracts_that_cannot_be_given(chatting: Chatting, tmp_path: Path, contract: Path) -> None:

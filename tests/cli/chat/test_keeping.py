@@ -105,12 +105,12 @@ def test_what_was_watched_is_watched_again(chatting: Chatting, tmp_path: Path) -
     asked = text.replace("instruction: ~", 'instruction: "Is it {what}, or worse?"')
     (tmp_path / "io.yaml").write_text(asked)
     path, contract = tmp_path / "talk.alora", ("--contract", f"jailbreak={tmp_path}")
-    watch = 'bad=jailbreak(what="so, (or so)")<1.5 uncertainty@question'
+    watch = 'bad=jailbreak(what="so, (or so)")<0.999 uncertainty@question'
     lines = f"{QUESTION}\n/watch {watch}\n/save {path}\n"
     assert chatting(*contract, lines=lines).status == 0
     watching = (
-        'watching bad=jailbreak(what="so, (or so)")<1.5 uncertainty at each question'.replace(
-            "1.5", "P"
+        'watching bad=jailbreak(what="so, (or so)")<0.999 uncertainty at each question'.replace(
+            "0.999", "P"
         )
     )
     found = chatting(*contract, "--restore", path, lines="Who runs it?\n")

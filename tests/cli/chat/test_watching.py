@@ -17,6 +17,14 @@ KNOWN = {
     "answerability": Contract(source="", judges="question", good="high"),
     "uncertainty": Contract(source="", judges="answer", good="high"),
     "topic": Contract(source=""),  # does not say
+    "query_rewrite": Contract(
+        source="", judges="question", good="high",
+        response_format={"type": "object", "properties": {"question": {"type": "string"}}},
+    ),
+    "severity": Contract(
+        source="", judges="question", good="low",
+        response_format={"type": "integer", "minimum": 1, "maximum": 5},
+    ),
     "guardian-core": Contract(
         source="g.gguf", judges="question", good="low", instruction="{criteria} {last_message}"
     ),
@@ -25,7 +33,7 @@ KNOWN = {
     "guardrail_passed": Contract(source="", judges="question", good="high"),
     "risk_free": Contract(source="", judges="question", good="high"),
     "certain_harm": Contract(source="", judges="question", good="low"),
-}
+}  # fmt: skip
 
 
 JAILBREAK = Watched(
@@ -114,6 +122,43 @@ def test_refusals(text: str, message: str) -> None:
 def test_what_is_lost_is_said(before: str, now: str, told: list[str]) -> None:
     found = parse_all(now, KNOWN) if now else []
     assert list(no_longer(parse_all(before, KNOWN), found)) == told
+
+
+@pytest.mark.parametrize("guard", ["query_rewrite<0.5", "query_rewrite!", "query_rewrite>0"])
+def test_what_answers_with_a_text_is_no_guard(guard: str) -> None:
+    message = f"'{guard}': a guard goes by a number, and none comes of query_rewrite: by the respon"
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_all(guard, KNOWN)
+    assert parse_all("query_rewrite", KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("guard", "passes"),
+    [
+        ("severity<6", "every"), ("severity>0", "every"),
+        ("severity<1", "no"), ("severity>5", "no"),
+        ("severity<5", None), ("severity<1.1", None), ("severity>1", None), ("severity>4.9", None),
+    ],
+)  # fmt: skip
+def test_a_bound_that_decides_nothing_is_refused(guard: str, passes: str | None) -> None:
+    if passes is None:
+        assert parse_all(guard, KNOWN)[0].is_guard
+        return
+    message = f"'{guard}': its numbers are from 1 to 5, by its contract, so that {passes} reply w"
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_all(guard, KNOWN)
+
+
+def test_two_verdicts_are_never_told_by_one_name() -> None:
+    for text, problem in [
+        ("j=jailbreak! j=uncertainty", "'j=uncertainty': 'j' is j=jailbreak already; choose ano"),
+        ("j=jailbreak j=answerability", "'j=answerability': 'j' is j=jailbreak already; choose "),
+        ("guardian-core(a) guardian-core(b)@answer", "'guardian-core(b)@answer': 'guardian-core' "
+         "is asked about the question already; name it once, or with other arguments as ALIAS="),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=rf"^{re.escape(problem)}"):
+            parse_all(text, KNOWN)
+    assert len(parse_all("j=jailbreak! j=jailbreak@answer", KNOWN)) == 2
 
 
 def test_one_can_be_asked_of_both_but_not_twice_of_one() -> None:
