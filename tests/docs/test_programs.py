@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Store, demo
 from tests.support import pages, stored
@@ -37,11 +38,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(tmp_path_factory.mktemp("store"))
     stored.add(store, "granite-4.1-3b-Q4_K_M", demo.base_path().read_bytes(), kind="base")
     stored.add(store, "answerability", demo.adapter_path("answerability").read_bytes())
+    # adapters of the demo model with the contracts of others
+    corpus = pages.ROOT / "tests" / "intrinsics" / "corpus"
+    peft = pages.ROOT / "examples" / "demo_model" / "peft" / "alora" / "jailbreak"
+    folder = tmp_path_factory.mktemp("others")
+    for name, file in (("requirement-check", "requirement_check"), ("guardian-core", "guardian")):
+        contract, out = folder / f"{file}.yaml", folder / f"{file}.gguf"
+        text = (corpus / contract.name).read_text(encoding="utf-8")
+        contract.write_text(text.replace("{target_role}", "user"), encoding="utf-8")
+        convert_adapter(peft, demo.base_path(), out, contract=contract)
+        stored.add(store, name, out.read_bytes())
     return store.home
 
 
 def test_there_are_some() -> None:
-    assert len(PROGRAMS) >= 5
+    assert len(PROGRAMS) >= 7
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
