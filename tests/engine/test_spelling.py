@@ -51,7 +51,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Vocab
         for i, (kind, (vocab, name)) in enumerate(made.items())
     }
     tokenizers = {
-        kind: Tokenizer(path, template="x")
+        kind: Tokenizer(path, template="{{ 'x' }}")
         for kind, path in {**paths, "demo": demo.base_path()}.items()
     }
     yield {kind: tokenizer._bare.vocab for kind, tokenizer in tokenizers.items()}
@@ -101,7 +101,7 @@ def test_where_one_token_may_stand_for_anything_nothing_is_told(tmp_path: Path) 
     kinds = [vocabularies.CONTROL] * 5 + [vocabularies.NORMAL] * 2
     bert = vocabularies.Vocabulary("bert", tokens, kinds, [], [0.0] * 7)
     path = vocabularies.write_gguf(tmp_path / "bert.gguf", bert)
-    with Tokenizer(path, template="x") as tokenizer:
+    with Tokenizer(path, template="{{ 'x' }}") as tokenizer:
         vocab = tokenizer._bare.vocab
         vocab.room = 4
         assert len(vocab.tokenize("é" * 500, add_special=False, parse_special=True)) == 1

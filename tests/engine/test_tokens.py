@@ -92,7 +92,7 @@ def test_it_equals_a_record_per_token(data: st.DataObject) -> None:
 
 
 def test_a_long_text_stops_no_other_thread(tmp_path: Path) -> None:
-    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="x") as opened:
+    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="{{ 'x' }}") as opened:
         vocab = opened._bare.vocab
         with vocab.opened():  # as one that is in C for long
             done = threading.Thread(target=vocab.encode, args=("the", "x"), kwargs={"begins": True})
@@ -120,7 +120,7 @@ def test_who_asks_for_characters_is_counted(
             super().__init__(*given)
 
     monkeypatch.setattr("alora_gguf.engine.tokens.Characters", Watched)
-    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="x") as opened:
+    with Tokenizer(tiny_base.write_base(tmp_path / "base.gguf"), template="{{ 'x' }}") as opened:
         vocab = opened._bare.vocab
         vocab.tokenize("the", add_special=False, parse_special=False)
     assert readers == [1]
@@ -134,7 +134,7 @@ def test_who_asks_for_characters_is_counted(
 def test_a_vocabulary_that_outlives_its_model_is_closed(tmp_path: Path, kind: str) -> None:
     base = tiny_base.write_base(tmp_path / "base.gguf")
     if kind == "Tokenizer":
-        vocab = Tokenizer(base, template="x")._bare.vocab
+        vocab = Tokenizer(base, template="{{ 'x' }}")._bare.vocab
     else:
         vocab = inside.vocab(ag.Model(base, n_ctx=64, n_threads=1))
     gc.collect()
@@ -147,7 +147,7 @@ def test_a_vocabulary_that_outlives_its_model_is_closed(tmp_path: Path, kind: st
 OUT_OF_MEMORY = """
 import resource, sys
 from alora_gguf import InputError, Tokenizer
-vocab = Tokenizer(sys.argv[1], template="x")._bare.vocab
+vocab = Tokenizer(sys.argv[1], template="{{ 'x' }}")._bare.vocab
 text = "the cat sat on it " * 500_000  # 9 MB
 vocab.tokenize("the", add_special=False, parse_special=True)
 with open("/proc/self/statm") as file:
