@@ -38,7 +38,18 @@ import os
 
 TYPE_CHECKING = False  # whoever imports the package imports this
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import ClassVar
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint at the nearest of the names that there are, for the end of a message; "" if none is
+    near.
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), [*known], 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class AloraError(Exception):

@@ -71,14 +71,15 @@ class Written:
         given, wanted = self.arguments, contract.arguments
         if isinstance(given, str):
             if len(wanted) != 1:
-                takes = usage(self.name, contract) if wanted else "no arguments"
-                raise _wrong(given, f"is no argument: {self.name} takes {takes}")
+                takes = " and ".join(f"{each}=…" for each in wanted) or "no arguments"
+                found = shortened(given, _SHOWN)
+                raise ag.InputError(f"{self.name} takes {takes}, found '{found}'")
             given = {wanted[0]: given}
         given = {} if given is None else given
         try:
             contract.check_arguments({**dict.fromkeys(wanted, ""), **given})
         except ag.InputError as error:
-            text = "; a text that begins like that stands in quotes" if len(wanted) == 1 else ""
+            text = "; put a text that begins like that in quotes" if len(wanted) == 1 else ""
             raise ag.InputError(f"{error}{text}") from None
         return given
 
@@ -91,7 +92,7 @@ def read_calls(text: str) -> list[Written]:
         assert head is not None  # noqa: S101 - it matches nothing, too
         arguments, at = None, head.end()
         if head["name"] and text.startswith("(", at):
-            arguments, at = _arguments(text, at + 1, ")")
+            arguments, at = _arguments(text, at + 1, ")", begin)
         rest = _REST.match(text, at)
         assert rest is not None  # noqa: S101
         whole = text[begin : rest.end()]
@@ -138,8 +139,12 @@ def _value(value: str) -> str:
 # Reading -----------------------------------------------------------------------------------------
 
 
-def _arguments(text: str, at: int, end: str) -> tuple[Mapping[str, str] | str | None, int]:
-    """ARGUMENTS, and where `end` behind them ends: a parenthesis, or "" for the text's end."""
+def _arguments(
+    text: str, at: int, end: str, call: int = 0
+) -> tuple[Mapping[str, str] | str | None, int]:
+    """ARGUMENTS, and where `end` behind them ends: a parenthesis, or "" for the text's end. The
+    call begins at `call`.
+    """
     begin = at = len(text) - len(text[at:].lstrip())
     found: Mapping[str, str] | str | None
     if text.startswith("{", at):
@@ -153,13 +158,15 @@ def _arguments(text: str, at: int, end: str) -> tuple[Mapping[str, str] | str | 
         at = len(text) if closing < 0 else closing
         found = text[begin:at].rstrip() or None
         if end and found and "(" in found:
-            raise _wrong(found, "a text that has a parenthesis stands in quotes here")
+            raise _wrong(found, "put a text that has a parenthesis in quotes here")
     at = len(text) - len(text[at:].lstrip())
+    if end and at == len(text):
+        raise _wrong(text[call:], f"expected {end} at the end")
     if end and not text.startswith(end, at):
         raise _wrong(text[at:], f"expected {end} behind '{shortened(text[begin:at], _SHOWN)}'")
     if not end and at < len(text):
-        raise _wrong(text[at:], "expected nothing more, or NAME=VALUE; a text that begins with a "
-                     "quote stands in quotes as a whole")  # fmt: skip
+        raise _wrong(text[at:], "expected nothing more, or NAME=VALUE; put a text that begins "
+                     "with a quote in quotes as a whole")  # fmt: skip
     return found, at + len(end)
 
 
@@ -180,7 +187,7 @@ def _value_at(text: str, at: int, end: str) -> tuple[str, int]:
     stop = _STOP.search(text, at)
     until = len(text) if stop is None else stop.start()
     if stop is not None and (stop[0] in '("' or stop[0] == ")" != end):
-        raise _wrong(text[at:], f"a value that has {stop[0]} stands in quotes")
+        raise _wrong(text[at:], f"put a value that has {stop[0]} in quotes")
     return text[at:until].strip(), until
 
 
@@ -207,8 +214,8 @@ def _object(text: str, at: int) -> tuple[Mapping[str, str], int]:
     except json.JSONDecodeError as error:
         raise _wrong(
             text[at:],
-            f"is not JSON: {error.msg} (character {error.pos - at + 1}); a text that begins with "
-            "{ stands in quotes",
+            f"is not JSON: {error.msg} (character {error.pos - at + 1}); put a text that begins "
+            "with { in quotes",
         ) from None
     except RecursionError:
         raise _wrong(text[at:], "is nested too deeply") from None

@@ -145,7 +145,7 @@ max_tokens: Final = click.option(
     "-n", "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
 )
 temperature: Final = click.option(
-    "--temperature", type=click.FloatRange(min=0), help="0 for the likeliest reply."
+    "--temperature", "--temp", type=click.FloatRange(min=0), help="0 for the likeliest reply."
 )
 seed: Final = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="For replies that repeat."

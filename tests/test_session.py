@@ -681,6 +681,8 @@ def test_an_adapter_in_use_cannot_be_unloaded(model: ag.Model) -> None:
     assert "lora" not in model.adapters
     with pytest.raises(ag.UnknownAdapterError, match="no adapter named 'lora' is loaded; loaded"):
         session.generate(adapter="lora")
+    with pytest.raises(ag.UnknownAdapterError, match=r"; did you mean sure\?$"):
+        session.generate(adapter="shure")
     with pytest.raises(ag.AdapterInUseError, match="named 'sure' is loaded already"):
         model.load_adapter("sure", model.adapters["sure"].path)
 

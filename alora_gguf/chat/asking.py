@@ -166,6 +166,17 @@ def as_call(call: str | IntrinsicCall, arguments: Mapping[str, str] | None = Non
     return replace(call, arguments=arguments)
 
 
+def as_calls(calls: Sequence[str | IntrinsicCall]) -> list[IntrinsicCall]:
+    """Calls that are asked together. Raises InputError, also for two that have one alias: nothing
+    would tell their results apart.
+    """
+    asked = [as_call(each) for each in calls]
+    aliases = [each.alias for each in asked if each.alias is not None]
+    if twice := [each for i, each in enumerate(aliases) if each in aliases[:i]]:
+        raise InputError(f"two calls have the alias '{twice[0]}'; give each its own")
+    return asked
+
+
 def changed_call(
     contracts: Contracts, call: IntrinsicCall, changes: Mapping[str, Any]
 ) -> IntrinsicCall:

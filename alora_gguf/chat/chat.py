@@ -27,7 +27,7 @@ from alora_gguf.options import (
 )
 from alora_gguf.session import Session
 
-from .asking import Alongside, Contracts, IntrinsicResult, as_call, ask_all, changed_call
+from .asking import Alongside, Contracts, IntrinsicResult, as_call, as_calls, ask_all, changed_call
 from .prompt import ChatTemplate, Dialogue, Transcript, present
 from .reply import Reply
 
@@ -323,9 +323,9 @@ class Chat:
 
         Returns one result per call, in order; a reply that is not what its contract says is an
         error of its own result only. Raises UnknownAdapterError, ContractError, and InputError for
-        arguments that a contract does not take or lacks.
+        arguments that a contract does not take or lacks, and for two calls of one alias.
         """
-        asked = [as_call(call) for call in calls]
+        asked = as_calls(calls)
         with self._lock:
             self._check_open()
             messages, live = self._said
@@ -539,7 +539,7 @@ class Chat:
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Reply:
-        calls = [as_call(each) for each in intrinsics]
+        calls = as_calls(intrinsics)
         if not messages:
             raise InputError("there is nothing to reply to; say something first")
         before = self._said, self._transcript, self._reader

@@ -25,6 +25,7 @@ from alora_gguf.errors import (
     InputError,
     NotFiniteError,
     UnknownAdapterError,
+    did_you_mean,
 )
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
@@ -359,4 +360,5 @@ class Bank(Mapping[str, AdapterFile]):
             known = ", ".join(f"'{n}'" for n in self._loaded) or "none"
             raise UnknownAdapterError(
                 f"no adapter named {name!r} is loaded; loaded: {known}"
+                f"{did_you_mean(name, self._loaded)}"
             ) from None

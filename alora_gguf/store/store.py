@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf._calls import checked
-from alora_gguf.errors import FileFormatError, InputError, StoreError
+from alora_gguf.errors import FileFormatError, InputError, StoreError, did_you_mean
 from alora_gguf.files import (
     HOME_VARIABLE,
     abandoned,
@@ -264,8 +264,11 @@ class Store:
         path = f" (a path has a separator: .{os.sep}{name})" if Path(name).exists() else ""
         what = "is in the store" if kind is None else f"is {_a(kind)} in the store"
         or_file = "" if kind is None else "; or give the path of a GGUF"
+        entries = self.contents().entries
+        near = [each.name for each in entries if kind in (None, each.about.kind)]
         return InputError(
             f"nothing named '{name}' {what} {self.home}{path}; {self._there_is(kind)}{or_file}"
+            f"{did_you_mean(name, near)}"
         )
 
     def _there_is(self, kind: Kind | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.render import colour, plural, printable, whole
+from alora_gguf.cli.render import colour, printable, whole
 
 import alora_gguf as ag
 
@@ -99,6 +99,7 @@ def _run(given: Given) -> bool:
     from .loop import Loop
     from .opening import opened
     from .room import beyond
+    from .tables import place_note
     from .view import Record, Transcript, write_now
 
     if given.restore is not None and (
@@ -119,6 +120,8 @@ def _run(given: Given) -> bool:
         view = _view(given, records, typed)
         view.began(talk.model)
         if given.n_ctx is not None and (told := beyond(talk.model)):
+            view.note(told)
+        if given.docs and not typed and (told := place_note(talk.chat)):
             view.note(told)
         loop = Loop(talk, view, _lines(given, talk, typed))
         if given.watch:
@@ -217,14 +220,14 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
 def _greet(given: Given, talk: Talk, view: View) -> None:
     """What there is, and what to try."""
     from .asking import in_words
-    from .tables import place_note
+    from .tables import place_note, said
 
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
     view.note(f"{printable(_title(given, talk))} with {names}")
     if given.watch:
         view.note(in_words(talk.watched))
     if given.restore is not None:
-        view.note(f"{plural(len(talk.chat.messages), 'message')}, restored; nothing was read again")
+        view.note(f"{said(talk.chat)}, restored; nothing was read again")
     documents = talk.chat.documents
     if documents:
         view.note("It talks about these documents:")

@@ -16,6 +16,7 @@ from alora_gguf.cli.calls import Written, read_calls, written
 from alora_gguf.cli.verdicts import Good, is_good, number_in, numbers_of
 
 import alora_gguf as ag
+from alora_gguf.errors import did_you_mean
 
 Place = Literal["question", "answer"]
 Sign = Literal["", "!", "<", ">"]
@@ -130,6 +131,7 @@ def _watched(each: Written, known: Mapping[str, ag.Contract]) -> Watched:
         raise ag.InputError(
             f"'{text}': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
             f"NAME<0.5, with NAME one of the intrinsics that are loaded: {', '.join(known)}"
+            f"{'' if name in known else did_you_mean(name, known)}"
         )
     if each.alias in known and each.alias != name:
         raise ag.InputError(f"'{text}': '{each.alias}' is another intrinsic; choose another alias")

@@ -254,7 +254,7 @@ class Commands:
         if n < 1:
             raise ag.InputError(f"expected a number of turns, found '{rest}'")
         self._talk.rewind(n)
-        left = plural(len(self._talk.chat.messages), "message")
+        left = tables.said(self._talk.chat)
         self._view.note(f"took back {plural(n, 'turn')}; {left} left")
 
     @_command("/clear", "start over; the system message, documents and settings stay")
@@ -363,7 +363,7 @@ class Commands:
         with self._view.waiting("saving"):
             specs = [each.spec for each in self._talk.watched]
             self._talk.chat.save(path, notes={_WATCHED: specs} if specs else None)
-        said = plural(len(self._talk.chat.messages), "message")
+        said = tables.said(self._talk.chat)
         self._view.note(f"saved {said}, {size_text(path.stat().st_size)}{over}: {path}")
 
     @_command("/restore FILE", "go on with a saved conversation")
@@ -371,10 +371,10 @@ class Commands:
         with self._view.waiting("restoring"):
             chat = self._talk.model.restore(file_path(rest))
         self._talk.replace_chat(chat)
-        said = plural(len(chat.messages), "message")
+        said = tables.said(chat)
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
         self.watch_as_saved()
-        for message in chat.messages[-2:]:
+        for message in chat.messages[chat.system is not None :][-2:]:
             self._view.show(f"{message.role}: {message.content}")
 
     @_command("/ctx [N]", "show or change how many tokens the KV cache has room for")

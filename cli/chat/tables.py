@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf.cli.calls import usage
-from alora_gguf.cli.render import duration, printable, shortened, visible
+from alora_gguf.cli.render import duration, plural, printable, shortened, visible
 
 import alora_gguf as ag
 
@@ -152,6 +152,11 @@ def room(chat: ag.Chat) -> Shown:
     trained = model.n_ctx_train
     text = f"{used} of {model.n_ctx} tokens" + (f"; trained for {trained}" if trained else "")
     return Shown(text, {"used": used, "n_ctx": model.n_ctx, "n_ctx_train": trained})
+
+
+def said(chat: ag.Chat) -> str:
+    """How many messages there are, without the system message, which nobody said."""
+    return plural(len(chat.messages) - (chat.system is not None), "message")
 
 
 def place_note(chat: ag.Chat) -> str | None:

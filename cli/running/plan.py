@@ -16,6 +16,7 @@ from alora_gguf.cli.options import named_contract, named_path, no_template
 
 import alora_gguf as ag
 from alora_gguf.demo import INTRINSICS, adapter_path, base_path
+from alora_gguf.errors import did_you_mean
 
 from .conversations import Conversation
 
@@ -159,7 +160,7 @@ def _of_demo(name: str) -> Path:
     if name not in INTRINSICS:
         raise ag.InputError(
             f"the demo model has no adapter '{name}', only {', '.join(INTRINSICS)}; for another "
-            "base give -m, and its adapters with -a"
+            f"base give -m, and its adapters with -a{did_you_mean(name, INTRINSICS)}"
         )
     return adapter_path(name)
 

@@ -294,6 +294,10 @@ def test_one_intrinsic_is_asked_several_times_under_aliases(tiny: ag.Model) -> N
         ]  # fmt: skip
         assert [each.text for each in results] == [*alone, alone[1]]
         assert chat.invoke("sure", {"a": "1"}, alias="it").label == "it"
+        with pytest.raises(ag.InputError, match="two calls have the alias 'no 1'; give each its"):
+            chat.invoke_many([*calls, calls[0]])
+        with pytest.raises(ag.InputError, match="two calls have the alias 'no 2'; give each its"):
+            chat.reply(intrinsics=[calls[1], *calls])
         with pytest.raises(ag.InputError, match=r"unknown argument aa \(did you mean a\?\); the "):
             chat.invoke("sure", {"aa": "1"})
 

@@ -67,7 +67,7 @@ def test_arguments(text: str, found: Any) -> None:
 
 def test_only_behind_a_name_a_text_may_have_parentheses() -> None:
     assert read_arguments("a (b)") == "a (b)"
-    with pytest.raises(InputError, match=r"^'a \(b': a text that has a parenthesis stands in quo"):
+    with pytest.raises(InputError, match=r"^'a \(b': put a text that has a parenthesis in quo"):
         read_calls("isq(a (b))")
 
 
@@ -77,20 +77,20 @@ def test_only_behind_a_name_a_text_may_have_parentheses() -> None:
         ('kind="x', "'\"x': expected another \" where the text ends"),
         ("'tis", "''tis': expected another ' where the text ends"),
         ("kind='x\\'", "''x\\'': expected another ' where the text ends"),
-        ('"x" and y', "'and y': expected nothing more, or NAME=VALUE; a text that begins with a "),
+        ('"x" and y', "'and y': expected nothing more, or NAME=VALUE; put a text that begins "),
         ('kind="x" y', "'y': expected nothing more, or NAME=VALUE"),
         ("kind=x, y", "'y': expected nothing more, or NAME=VALUE"),
-        ("kind=f(x)", "'f(x)': a value that has ( stands in quotes"),
-        ("kind=x)", "'x)': a value that has ) stands in quotes"),
-        ('kind=a "b"', "'a \"b\"': a value that has \" stands in quotes"),
-        ('kind={"a": 1}', "'{\"a\": 1}': a value that has \" stands in quotes"),
+        ("kind=f(x)", "'f(x)': put a value that has ( in quotes"),
+        ("kind=x)", "'x)': put a value that has ) in quotes"),
+        ('kind=a "b"', "'a \"b\"': put a value that has \" in quotes"),
+        ('kind={"a": 1}', "'{\"a\": 1}': put a value that has \" in quotes"),
         ("kind=x kind=y", "'kind=x kind=y': the argument kind occurs twice"),
         ('{"kind": "x", "kind": "y"}', "the argument kind occurs twice"),
         ('{"kind": 1}', "'{\"kind\": 1}': the argument kind must be a text in quotes"),
         ('{"kind": ["x"]}', "the argument kind must be a text in quotes"),
         ('{"kind": {"x": "y"}}', "the argument kind must be a text in quotes"),
         ("{kind}", "'{kind}': is not JSON: Expecting property name enclosed in double quotes "
-         "(character 2); a text that begins with { stands in quotes"),
+         "(character 2); put a text that begins with { in quotes"),
         ('{"kind": "x"} y', "'y': expected nothing more"),
         ('{"kind": "x"', "is not JSON: "),
         ('{"kind": ' + "[" * 100_000, "is nested too deeply"),
@@ -149,10 +149,10 @@ def test_calls(text: str, found: Any) -> None:
         (None, ONE, "'isq': needs kind; write isq(kind=…)"),
         (None, TWO, "'isq': needs kind and text; write isq(kind=…, text=…)"),
         ({"text": "y"}, TWO, "'isq': needs kind; write isq(kind=…, text=…)"),
-        ("x", NONE, "'x': is no argument: isq takes no arguments"),
-        ("x", TWO, "'x': is no argument: isq takes isq(kind=…, text=…)"),
+        ("x", NONE, "isq takes no arguments, found 'x'"),
+        ("x", TWO, "isq takes kind=… and text=…, found 'x'"),
         ({"knd": "x"}, ONE, "one.gguf: unknown argument knd (did you mean kind?); the instruction "
-         "takes kind; a text that begins like that stands in quotes"),
+         "takes kind; put a text that begins like that in quotes"),
         ({"kind": "x", "last_message": "y"}, ONE, "one.gguf: unknown argument last_message; "),
         ({"x": "y"}, NONE, "none.gguf: unknown argument x; the instruction takes none"),
         ({"txt": "x"}, TWO, "two.gguf: unknown argument txt (did you mean text?); the instruction "

@@ -237,6 +237,8 @@ def test_files_that_are_none(run: Runner, tiny: Tiny, tmp_path: Path) -> None:
         "the demo model has no adapter 'sure', only answerability, uncertainty, query_rewrite, "
         "hallucination, jailbreak; for another base give -m, and its adapters with -a"
     )
+    assert error("--intrinsic", "answerabilty").endswith("; did you mean answerability?")
+    assert error("--intrinsic", "answerability(") == ("'answerability(': expected ) at the end")
 
 
 USAGES = {

@@ -100,7 +100,7 @@ def test_misspelt_arguments_are_refused_wherever_they_stand(
     chatting: Chatting, one: Path, line: str
 ) -> None:
     unknown = "unknown argument critera (did you mean criteria?); the instruction takes criteria"
-    quotes = "; a text that begins like that stands in quotes"
+    quotes = "; put a text that begins like that in quotes"
     given = ("--contract", f"jailbreak={one}")
     for arguments, said in [
         ("critera=x", f"Error: {one}: {unknown}{quotes}\n"),
@@ -118,14 +118,14 @@ def test_refusals_of_calls(chatting: Chatting, contract: Path, tiny: Tiny) -> No
     given = ("--contract", f"jailbreak={contract}")
     for line, said in [
         ("/jailbreak", "'jailbreak': needs criteria and role; write jailbreak(criteria=…, role=…)"),
-        ("/jailbreak x", "'x': is no argument: jailbreak takes jailbreak(criteria=…, role=…)"),
+        ("/jailbreak x", "jailbreak takes criteria=… and role=…, found 'x'"),
         ("/jailbreak(criteria=x, role=y)!", "'jailbreak(criteria=x, role=y)!': expected one "
          "NAME(ARGUMENTS), and nothing behind it"),
         ("/jailbreak(criteria=x, role=y) uncertainty", "'jailbreak(criteria=x, role=y) uncertai"),
-        ("/answerability x", "'x': is no argument: answerability takes no arguments"),
+        ("/answerability x", "answerability takes no arguments, found 'x'"),
         ("/all answerability!", "'answerability!': is a guard, for /watch; /all asks once"),
         ("/watch jailbreak!", "'jailbreak!': needs criteria and role; write jailbreak(criteria=…"),
-        ("/watch jailbreak(x!", "'': expected ) behind 'x!'"),
+        ("/watch jailbreak(x!", "'jailbreak(x!': expected ) at the end"),
         ("/watch ,", "',': expected NAME, NAME@question, "),
         ("/load a,b=x.gguf", "'a,b': cannot be typed as /NAME; give it another one: NAME=x.gguf"),
         ("/load a(b)=x.gguf", "'a(b)': cannot be typed as /NAME; "),

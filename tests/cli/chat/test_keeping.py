@@ -96,6 +96,17 @@ def test_it_needs_its_base_and_room(saved: Path, chatting: Chatting, tiny: Any) 
     assert "256 cells free" in found.out
 
 
+def test_only_what_was_said_is_counted(chatting: Chatting, tmp_path: Path) -> None:
+    path = tmp_path / "talk.alora"
+    lines = f"Hi\n/save {path}\nWho runs it?\n/rewind\n/restore {path}\n"
+    found = chatting("--system", "Be brief.", lines=lines)
+    told = [line for line in found.err.splitlines() if "message" in line]
+    assert [line.partition(" message")[0] for line in told] == [
+        "saved 2", "took back 1 turn; 2", "restored 2",
+    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in found.out.splitlines()[-2:]] == ["user", "assistant"]
+
+
 def test_times_are_masked() -> None:
     assert masked("12 ms, 1.5 and 2e-06, 90%, in 13 ms, 273") == "T ms, P and P, P%, in T ms, 273"
 

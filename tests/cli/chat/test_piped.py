@@ -71,6 +71,20 @@ def test_only_replies_go_to_the_output(chatting: Chatting) -> None:
     assert (found.status, found.out, found.err) == (0, f"{ANSWER}\n", "")
 
 
+def test_where_documents_stand_is_told_without_a_terminal(
+    chatting: Chatting, tiny: Tiny, tmp_path: Path
+) -> None:
+    (tmp_path / "hours.txt").write_text("open at nine")
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
+    given = ["-m", tiny.base, "--chat-template", template, "--temp", "0", "-n", "3"]
+    given += ["--doc", tmp_path / "hours.txt"]
+    told = "the model's chat template takes no documents: they stand in the system message\n"
+    assert chatting(*given, "-p", "hello").err.startswith(told)
+    assert chatting(*given, lines="hello\n").err.startswith(told)
+    assert told not in chatting(*given[:-2], "-p", "hello").err
+
+
 def test_a_prompt(chatting: Chatting) -> None:
     found = chatting("--prompt", QUESTION)
     assert (found.status, found.out, found.err) == (0, f"{ANSWER}\n", "")

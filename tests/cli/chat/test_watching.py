@@ -84,6 +84,7 @@ def test_in_words() -> None:
     [
         ("nope", "'nope': expected NAME, NAME@question, NAME@answer or a guard such as NAME! or "
          "NAME<0.5, with NAME one of the intrinsics that are loaded: jailbreak, answerability, "),
+        ("jailbreak(", "'jailbreak(': expected ) at the end"),
         ("", "'': expected NAME, "),
         ("jailbreak@here", "'jailbreak@here': expected NAME, "),
         ("jailbreak!!", "'jailbreak!!': expected NAME, "),
@@ -147,6 +148,13 @@ def test_a_bound_that_decides_nothing_is_refused(guard: str, passes: str | None)
     message = f"'{guard}': its numbers are from 1 to 5, by its contract, so that {passes} reply w"
     with pytest.raises(InputError, match=re.escape(message)):
         parse_all(guard, KNOWN)
+
+
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    with pytest.raises(InputError, match=r"; did you mean answerability\?$"):
+        parse_all("answerabilty", KNOWN)
+    with pytest.raises(InputError, match=r"certain_harm$"):
+        parse_all("jailbreak!!", KNOWN)
 
 
 def test_two_verdicts_are_never_told_by_one_name() -> None:
@@ -230,17 +238,18 @@ def test_one_intrinsic_is_watched_with_several_arguments_under_aliases() -> None
         ("requirement-check(a=x)",
          "'requirement-check(a=x)': needs b; write requirement-check(a=…, b=…)"),
         ("requirement-check(polite)",
-         "'polite': is no argument: requirement-check takes requirement-check(a=…, b=…)"),
-        ("jailbreak(x)!", "'x': is no argument: jailbreak takes no arguments"),
+         "requirement-check takes a=… and b=…, found 'polite'"),
+        ("jailbreak(x)!", "jailbreak takes no arguments, found 'x'"),
         ("guardian-core(criterja=jailbreak)!", "g.gguf: unknown argument criterja (did you mean "
-         "criteria?); the instruction takes criteria; a text that begins like that stands in "),
+         "criteria?); the instruction takes criteria; put a text that begins like that in quo"),
         ("jailbreak(x=1)", "unknown argument x; the instruction takes none"),
         ("guardian-core(criteria=a) guardian-core(criteria=b)", "'guardian-core(criteria=b)': "
          "'guardian-core' is asked about the question already; name it once, or with other "
          "arguments as ALIAS=guardian-core(…)"),
         ("topic=guardian-core(criteria=a)", "'topic=guardian-core(criteria=a)': 'topic' is another "
          "intrinsic; choose another alias"),
-        ("guardian-core(criteria=jailbreak", "'': expected ) behind 'criteria=jailbreak'"),
+        ("guardian-core(criteria=jailbreak", "'guardian-core(criteria=jailbreak': "
+         "expected ) at the end"),
         ("guardian-core(criteria=jailbreak)@answer!",
          "'guardian-core(criteria=jailbreak)@answer!': a guard is asked about the question, before "
          "the reply is shown, and this one judges the answer; ask it afterwards: "
