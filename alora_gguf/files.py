@@ -222,7 +222,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _exists(path: Path) -> InputError:
-    return InputError(f"{path}: exists already; pass --force (overwrite=True) to replace it")
+    return InputError(f"{path}: exists already; pass overwrite=True to replace it")
 
 
 def _cannot_write(path: Path, cause: OSError | ValueError, error: type[AloraError]) -> AloraError:

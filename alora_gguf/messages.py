@@ -34,6 +34,11 @@ class Message:
         role, content = value.get("role"), value.get("content")
         if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
             content = "".join(_text_part(part, what) for part in content)
+        if role is None or content is None:
+            name, wanted = (
+                ("role", "a word such as 'user'") if role is None else ("content", "text")
+            )
+            raise InputError(f"{what} has no {name}, expected {wanted}")
         if not isinstance(role, str) or not role:
             raise InputError(f"{what}: its role is {role!r}, expected a word such as 'user'")
         if not isinstance(content, str):

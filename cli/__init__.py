@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 import click
 
@@ -70,6 +71,13 @@ def group() -> None:
     """Activated LoRA for llama.cpp: many adapters on one cached conversation."""
 
 
+# what messages of the package say to programs, as it is said on a command line
+_OPTIONS: Final = {
+    "exists already; pass overwrite=True": "exists already; pass --force",
+    "pass another as template=": "pass another with --chat-template",
+}
+
+
 def run(arguments: list[str]) -> int:
     """Runs the command line and returns its exit status.
 
@@ -87,7 +95,10 @@ def run(arguments: list[str]) -> int:
         click.echo("Interrupted.", err=True)
         return EXIT_INTERRUPTED
     except (AloraError, OSError) as error:
-        click.echo(f"Error: {printable_lines(str(error))}", err=True)
+        text = str(error)
+        for python, option in _OPTIONS.items():
+            text = text.replace(python, option)
+        click.echo(f"Error: {printable_lines(text)}", err=True)
         return EXIT_USER
     except Exception:
         click.echo(

@@ -38,7 +38,7 @@ def part_of(path: Path, middle: str = "0a1b2c3d") -> Path:
 
 def test_existing_output_needs_force_and_survives_a_failure(case: Case) -> None:
     case.out.write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"out\.gguf: exists already; pass --force"):
+    with pytest.raises(InputError, match=r"out\.gguf: exists already; pass overwrite=True"):
         case.convert()
     name = next(n for n in case.tensors if n.endswith("layers.1.mlp.up_proj.lora_B.weight"))
     case.tensors[name][0, 0] = float("nan")  # found late, when half of the file is written

@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -60,9 +60,11 @@ class Extra:
 def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     """Llama.create_chat_completion()'s work, without an intrinsic."""
     template = _file_template(llama)
+    given = options["messages"]
+    if not isinstance(given, Iterable):
+        _check_messages(given, ())
     options["messages"] = [
-        {"role": m.role, "content": m.content} if isinstance(m, Message) else m
-        for m in options["messages"]
+        {"role": m.role, "content": m.content} if isinstance(m, Message) else m for m in given
     ]
     stop = options["stop"]
     options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
@@ -80,8 +82,24 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     constraint = _constraint(llama, options)
     caller = _Caller(llama, options, extra, template, constraint, variables, handler)
     with at(_began(llama, options["messages"])):
-        answer: Any = handler(llama=caller, **options, **variables)
+        try:
+            answer: Any = handler(llama=caller, **options, **variables)
+        except (jinja2.UndefinedError, TypeError):
+            _check_messages(given, options["messages"])  # which some template may have accepted
+            raise
     return _each(caller.with_bytes, answer) if options["logprobs"] else answer
+
+
+def _check_messages(given: object, messages: Sequence[Any]) -> None:
+    """Raises InputError where what was given is no list, or one of the `messages` in it is none."""
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(
+            f"messages is {repr(given)[:60]}, expected a list of messages such as "
+            '{"role": "user", "content": "..."}'
+        )
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not message.get("tool_calls"):
+            Message.of(message, f"messages[{i}]")
 
 
 def _spoken(message: Any) -> Message:

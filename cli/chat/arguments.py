@@ -59,6 +59,10 @@ def read_text(path: Path) -> str:
         raise ag.InputError(
             f"{path}: is longer than {size_text(_DOCUMENT_LIMIT)}; give a part of it"
         )
+    if data.startswith(b"%PDF-"):
+        raise ag.InputError(
+            f"{path}: is a PDF, expected a text; convert it first, for instance with pdftotext"
+        )
     try:
         text = data.decode("utf-8-sig")
         at = text.find("\0")

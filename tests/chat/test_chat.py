@@ -305,8 +305,8 @@ def test_what_is_no_message_is_told(files: Files) -> None:
     with files.model() as model:
         for value, text in (
             (5, "messages[1] is 5, expected a Message or a mapping with role, content"),
-            ({"content": "x"}, "messages[1]: its role is None, expected a word such as 'user'"),
-            ({"role": "user"}, "messages[1]: its content is None, expected text"),
+            ({"content": "x"}, "messages[1] has no role, expected a word such as 'user'"),
+            ({"role": "user"}, "messages[1] has no content, expected text"),
         ):
             with pytest.raises(ag.InputError) as caught:
                 model.chat(template=PLAIN, messages=["a", value])  # type: ignore[list-item]

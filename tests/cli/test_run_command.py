@@ -140,7 +140,7 @@ INPUTS = {
     ),
     "messages: expected an array with at least one message": b'{"id": 3}',
     "messages[0] is 'Hello!', expected a Message or a mapping with role, content": b'["Hello!"]',
-    "messages[0]: its role is None, expected a word such as 'user'": b'[{"content": "x"}]',
+    "messages[0] has no role, expected a word such as 'user'": b'[{"content": "x"}]',
     "messages[0]: its content is 3, expected text": b'[{"role": "user", "content": 3}]',
     "documents: is a text, expected an array": (
         b'{"messages": [{"role": "user", "content": "x"}], "documents": "x"}'

@@ -16,6 +16,7 @@ from alora_gguf.convert import convert_adapter
 from alora_gguf.convert.metadata import OUTTYPES
 from click.testing import CliRunner
 
+from alora_gguf import cli
 from tests.support.peft_files import Case
 
 
@@ -85,11 +86,21 @@ def test_force_and_invocation_tokens(case: Case) -> None:
     result = CliRunner().invoke(command, arguments(case, *given))
     assert "warning: adapter_config.json names no invocation" in result.output
     result = CliRunner().invoke(command, arguments(case, *given))
-    assert "exists already; pass --force" in str(result.exception)
+    assert "exists already; pass overwrite=True" in str(result.exception)
     result = CliRunner().invoke(command, arguments(case, *given, "--force"))
     assert "  invocation    5, 6" in result.output
     result = CliRunner().invoke(command, arguments(case, "--invocation-tokens", "a"))
     assert "'a' is not a list of token ids such as 27,91,3" in result.output
+
+
+def test_the_command_line_speaks_of_its_options(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case.out.write_bytes(b"")
+    assert cli.run(["convert", *arguments(case)]) == cli.EXIT_USER
+    error = capsys.readouterr().err
+    assert f"{case.out}: exists already; pass --force to replace it" in error
+    assert "overwrite" not in error
 
 
 def test_dry_run(case: Case) -> None:

@@ -320,3 +320,34 @@ def test_wide_characters_in_tools(llm: Llama, kind: str) -> None:
         llm.chat_format = known
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == {"a😊": wanted}
+
+
+@pytest.mark.parametrize(
+    ("messages", "wrong"),
+    [
+        ("hi", "messages is 'hi', expected a list of messages such as "),
+        (
+            {"role": "user", "content": "x"},
+            "messages is {'role': 'user', 'content': 'x'}, expected",
+        ),
+        (None, "messages is None, expected a list of messages"),
+        (3, "messages is 3, expected a list of messages"),
+        (["hi"], "messages[0] is 'hi', expected a Message or a mapping with role, content"),
+        ([None], "messages[0] is None, expected a Message"),
+        ([{"rol": "user", "content": "x"}], "messages[0] has no role, expected a word such as"),
+        ([{"role": "user"}], "messages[0] has no content, expected text"),
+        ([{"role": "user", "content": None}], "messages[0] has no content, expected text"),
+    ],
+)
+def test_what_is_no_message_is_told_where_the_template_stumbles(
+    llm: Llama, messages: Any, wrong: str
+) -> None:
+    """It was jinja2's UndefinedError, which speaks of a 'str object'."""
+    with pytest.raises(ag.InputError) as caught:
+        llm.create_chat_completion(messages, max_tokens=1)
+    assert str(caught.value).startswith(wrong)
+
+
+@pytest.mark.parametrize("messages", ["", [], ({"role": "user", "content": "Hi"},)])
+def test_what_stock_takes_is_taken(llm: Llama, messages: Any) -> None:
+    assert content(llm.create_chat_completion(messages, max_tokens=2, temperature=0.0))

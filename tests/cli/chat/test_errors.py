@@ -20,6 +20,8 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "empty.gguf").write_text("")
     (tmp_path / "binary").write_bytes(b"text\0text")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4\n%\xe2\xe3")
+    (tmp_path / "bad.jinja").write_text("{% if %}")
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
     (tmp_path / "my adapter.gguf").write_text("")
     base, sure = tiny.base, tiny.alora
@@ -35,6 +37,9 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
          "tuned to chat"),
         (["-m", tiny.bare, "--chat-template", tmp_path / "no"],
          f"{tmp_path}/no: cannot be read: No such file or directory"),
+        (["--chat-template", tmp_path / "bad.jinja"],
+         "template: the chat template cannot be parsed: Expected an expression, got "
+         "'end of statement block'; pass another with --chat-template\n"),
         (["-a", "nope"], f"nothing named 'nope' is an adapter in the store {home}; {STORE}"),
         (["-a", "=x.gguf"], "'=x.gguf': expected NAME=PATH, a path, or a name in the store"),
         (["-a", "x="], "'x=': expected NAME=PATH, a path, or a name in the store"),
@@ -49,6 +54,7 @@ def test_what_cannot_begin(chatting: Chatting, tiny: Tiny, tmp_path: Path, home:
         (["--doc", tmp_path / "no"], f"{tmp_path}/no: cannot be read: No such file or directory"),
         (["--doc", tmp_path], f"{tmp_path}: cannot be read: Is a directory"),
         (["--doc", tmp_path / "empty"], f"{tmp_path}/empty: is empty"),
+        (["--doc", tmp_path / "a.pdf"], f"{tmp_path}/a.pdf: is a PDF, expected a text; convert "),
         (["--doc", tmp_path / "binary"], f"{tmp_path}/binary: is not UTF-8 text (byte 4); "),
         (["--doc", tmp_path / "latin1.txt"], f"{tmp_path}/latin1.txt: is not UTF-8 text (byte 3"),
         (["--restore", tmp_path / "no"], f"{tmp_path}/no: cannot be read: No such file"),
