@@ -40,14 +40,16 @@ class Badge:
 
 def number_in(value: Any) -> float | None:
     """The one number that a value comes to: itself (yes is 1 and no is 0), or that of an object's
-    first field that has one; an object around an object is passed over.
+    first field that has one, of texts only where there is no other: those explain it. An
+    object around an object is passed over.
     """
     value = _yes_or_no(_unnested(value))
     if isinstance(value, (bool, int, float)):
         return float(value)
     if isinstance(value, dict):
-        inner = (number_in(each) for each in value.values() if not isinstance(each, (dict, list)))
-        return next((number for number in inner if number is not None), None)
+        single = [each for each in value.values() if not isinstance(each, (dict, list))]
+        single.sort(key=lambda each: isinstance(each, str))
+        return next((each for each in map(number_in, single) if each is not None), None)
     return None
 
 
@@ -148,6 +150,8 @@ def badges_of(name: str, value: Any, good: Good | None = None) -> list[Badge]:
     around = "" if (held := _unnested(value)) is value else f"{next(iter(value))} "
     fields = {f"{around}{field}": _yes_or_no(inner) for field, inner in held.items()}
     numbers = {k: v for k, v in fields.items() if isinstance(v, (bool, int, float))}
+    texts = {f"{around}{field}" for field, inner in held.items() if isinstance(inner, str)}
+    numbers = {k: v for k, v in numbers.items() if k not in texts} or numbers
     judged = next(iter(numbers), None)
     return [
         _badge(field, inner, is_good(inner, good) if field == judged else None)

@@ -17,6 +17,8 @@ from tests.intrinsics.corpus_cases import CORPUS
     ("value", "badges"),
     [
         ({"answer": "At 9:30.", "answerable": 0.94}, [Badge("answerable 94%", True)]),
+        ({"answer": "No", "answerable": 0.94}, [Badge("answerable 94%", True)]),
+        ({"answer": "No", "sure": "yes"}, [Badge("answer no", False), Badge("sure yes")]),
         ({"answerable": 0.06}, [Badge("not answerable 94%", False)]),
         ({"answer": "At 9:30.", "certainty": 0.87}, [Badge("certainty 87%", True)]),
         ({"certainty": 0.13}, [Badge("certainty 13%", False)]),
@@ -60,6 +62,8 @@ def test_badges(value: Any, badges: list[Badge]) -> None:
     [
         (0.5, 0.5), (3, 3.0), (True, 1.0), ("yes", 1.0), ("No", 0.0), ("maybe", None), (None, None),
         ({"answer": "x", "certainty": 0.25, "other": 1.0}, 0.25), ({"answer": "x"}, None),
+        ({"answer": "No.", "answerable": 0.9}, 0.9), ({"answer": "no", "answerable": 0.9}, 0.9),
+        ({"answer": "yes", "ok": False}, 0.0), ({"answer": "no", "ok": "yes"}, 0.0),
         ({"guardian": {"score": 0.75}}, 0.75),
         ({"x": {"y": {"why": "so", "z": 0.5}}}, 0.5), ({"x": {"y": 0.5}, "z": {}}, None),
         ([1.0], None), ({"list": [1.0], "x": False}, 0.0),
