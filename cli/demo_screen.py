@@ -91,8 +91,9 @@ class Screen:
         self._wrapped(
             f"Base and adapters come with alora-gguf: {nbytes / 1e6:.1f} MB, of which the base has "
             f"{n_parameters / 1e6:.1f} million parameters. It was trained from scratch to chat "
-            "about short documents, and sometimes it errs. Answers and times are made now, on this "
-            "machine. Under each turn: what adapters say of it, and how long they took."
+            "about short documents, and it sometimes makes mistakes. Answers and times are made "
+            "now, on this machine. Under each turn: what adapters say of it, and how long they "
+            "took."
         )
 
     def documents(self, n_tokens: int, timings: ag.Timings) -> None:
