@@ -93,7 +93,7 @@ def test_arguments_on_the_command_line(run: Runner, tiny: Tiny) -> None:
         (["sure(wat=x)"], f"{tiny.contract}: unknown argument wat (did you mean what?); the "),
         (["sure(x)!"], "'sure(x)!': expected one NAME(ARGUMENTS), and nothing behind it"),
         (["sure(x) sure(y)"], "'sure(x) sure(y)': expected one NAME(ARGUMENTS), and nothing behi"),
-        (["sure(x"], "'': expected ) behind 'x'"),
+        (["sure(x"], "'sure(x': expected ) at the end"),
     ]:
         assert values(*intrinsics).startswith(said)
     assert values("sure(x)", arguments={"what": "y"}) == (
@@ -154,7 +154,7 @@ def test_names_of_the_store(
     )
     assert run("-m", "smell", "--intrinsic", "kept", given=HELLO).error == (
         f"nothing named 'smell' is a base in the store {tmp_path / 'store'}; its bases are small; "
-        "or give the path of a GGUF"
+        "or give the path of a GGUF; did you mean small?"
     )
 
 
