@@ -31,9 +31,9 @@ LIMITS: Final = {
     "import circles": 0,
     "rooms in alora_gguf/": 20,
     "floors": 10,
-    "modules reachable from chat": 47,
+    "modules reachable from chat": 48,
     "files from invoke to llama_decode": 21,
-    "product lines": 31_300,
+    "product lines": 31_700,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet
