@@ -256,7 +256,8 @@ class GenerateOptions:
     sampling    how the next token is chosen
     stop        one or several texts that end it; they are not part of the reply
     schema      a JSON Schema that the text is to match, in the form that its `x-alora` asks for
-    logprobs    keeps the tokens' log-probabilities, and those of so many alternatives each
+    logprobs    keeps the tokens' log-probabilities, and those of so many alternatives each; beyond
+                20 only of those that are likelier than 1e-9
     adapter     what computes it, by name; None is the base. In a chat an activated LoRA's
                 invocation takes the place of what begins the assistant's turn, unless it is in the
                 last turn already; a plain LoRA reads the whole conversation

@@ -25,6 +25,8 @@ from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogpr
 
 from .constraint import Constraint
 
+_MANY: Final = 20  # alternatives to a token: beyond these only such as are likelier than
+_UNLIKELY: Final = math.log(1e-9)
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -181,14 +183,11 @@ def token_logprob(
     total = log_total(row)
     best = np.argpartition(-row, n_top)[:n_top] if n_top < len(row) else np.arange(len(row))
     best = best[np.argsort(-row[best], kind="stable")][:n_top]
-    top = tuple(
-        TopLogprob(
-            int(possible[each]),
-            vocab.piece(int(possible[each])).decode("utf-8", "replace"),
-            float(row[each] - total),
-        )
-        for each in best
-    )
+    found = row[best] - total
+    n = max(_MANY, int(np.count_nonzero(found > _UNLIKELY)))  # they are in descending order
+    tokens = possible[best[:n]].tolist()
+    texts = [vocab.piece(each).decode("utf-8", "replace") for each in tokens]
+    top = tuple(map(TopLogprob, tokens, texts, found[:n].tolist()))
     return TokenLogprob(token, text, float(logits[token] - total), top)
 
 
