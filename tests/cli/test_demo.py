@@ -248,6 +248,19 @@ def test_ctrl_c_amid_an_answer(
 TURN = Turn("A heading", "Who runs it?", right=("Ruth",), truth="Ruth does")
 
 
+def test_the_readme_shows_what_it_prints(text: str) -> None:
+    """But for times, shares and widths, which are the machine's."""
+
+    def plain(line: str) -> str:
+        return re.sub(r"\s+", " ", re.sub(r"[\d,.]+ (?=ms)|[\d.]+(?=%| times)", "", line)).strip()
+
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    begin = page.index("A follow-up with a pronoun")
+    shown = page[begin : page.index("```", begin)].splitlines()
+    printed = {plain(line) for line in text.splitlines()}
+    assert [line for line in shown if line not in ("", "...") and plain(line) not in printed] == []
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     with Model(demo.base_path(), adapters=demo.adapter_paths(), n_ctx=64, n_threads=1) as model:
