@@ -275,6 +275,14 @@ class Model:
         vocab = self._runtime.vocab
         return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
 
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token adds to a text, perhaps a part of a character only; those of a
+        control token with `special`. Raises InputError for a token outside the vocabulary.
+        """
+        self._runtime.check_open()
+        vocab = self._runtime.vocab
+        return vocab.piece(*vocab.check([token], "token"), special=special)
+
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""
         engine = self._runtime.engine

@@ -325,9 +325,35 @@ class Session:
             read = self._sequence.prefill(tokens(), use, cancel=cancel, progress=progress)
             return replace(read, total=time.perf_counter() - started)
 
+    def reserve(
+        self,
+        n: int,
+        *,
+        prompt: Sequence[int] | None = None,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Promises the conversation the cells that it needs to become `prompt` (token ids; None:
+        what it is), read by an `adapter` if one is given, and to grow by `n` tokens more. So what
+        follows never finds the cache full half-way, however many conversations there are.
+
+        Waits while others, who have reserved cells too, are to give theirs back, unless this thread
+        has such itself; raises CacheFullError when nobody is, CancelledError. What is asked about
+        the conversation on forks uses the promise too, so add what that needs. The promise ends
+        with close() or release().
+        """
+        check_int(n, "n", 0)
+        vocab = self._engine.vocab
+        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
+            self._begin()
+            tokens = self._sequence.tokens if prompt is None else vocab.check(prompt, "prompt")
+            self._sequence.reserve(tokens, use, n, cancel)
+
     def release(self, n: int) -> None:
-        """Lets others have the room of all cells but the first `n`, should they need it; the
-        conversation stays as it is, and what gave way is read again when it is needed.
+        """Lets others have the room of all cells but the first `n`, should they need it, and of
+        those that were reserved; the conversation stays as it is, and what gave way is read again
+        when it is needed.
         """
         with self._sequence.lock:
             self._begin()

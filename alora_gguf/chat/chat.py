@@ -336,6 +336,25 @@ class Chat:
 
     # Keeping -------------------------------------------------------------------------------------
 
+    def reserve(
+        self,
+        n: int,
+        *,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        """Promises the conversation the cells in which a reply to it, by an `adapter` if one is
+        given, can have `n` tokens; intrinsics need more. See Session.reserve().
+        """
+        with self._lock:
+            messages = self._begin()
+            file = None if adapter is None else self._contracts.adapter(adapter)
+            prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
+            self._session.reserve(
+                n, prompt=prompt.tokens, adapter=adapter, scale=scale, cancel=cancel
+            )
+
     def read(
         self, *, cancel: CancelToken | None = None, progress: Progress | None = None
     ) -> Timings:

@@ -19,7 +19,8 @@ class CellAllocator:
     Cells are numbered as they are written and never again, so a sequence is a short list of ranges,
     and two sequences share a cell if both have its number. A promise keeps cells that are not
     written yet for one sequence, so that what was let in can finish. One that has a `holder`, a
-    thread, is its sequence's for life, and that thread gives the sequence back soon.
+    thread, is its sequence's for life, and that thread gives the sequence back soon; forks of the
+    sequence borrow of it what is not free.
     """
 
     def __init__(self, n_seqs: int, n_cells: int) -> None:
@@ -30,6 +31,7 @@ class CellAllocator:
         self._lengths: dict[int, int] = {}
         self._promises: dict[int, int] = {}
         self.holders: dict[int, int] = {}  # sequences that are given back soon: by which thread
+        self._lenders: dict[int, tuple[int, int]] = {}  # by fork: whose promise, how much of it
         self.version = 0  # changes when something was given back
         self._next = 0
         self._used: int | None = 0  # None: to be counted again
@@ -46,12 +48,14 @@ class CellAllocator:
     def release(self, seq: int) -> None:
         """Frees a sequence; one that does not exist is ignored."""
         self._lengths.pop(seq, None)
-        self._promises.pop(seq, None)
-        self.holders.pop(seq, None)
+        self.waive(seq)
+        lender, n = self._lenders.pop(seq, (-1, 0))
         if self._ranges.pop(seq, None) is not None:
             self._used = None
             self.version += 1
             self._free.append(seq)
+        if lender in self.holders:
+            self._promises[lender] += n
 
     @property
     def sequences(self) -> tuple[int, ...]:
@@ -83,20 +87,24 @@ class CellAllocator:
 
     def truncate(self, seq: int, n: int) -> None:
         """Takes the cells from position `n` on away from `seq`; what a holder was promised grows
-        by them.
+        by those that this frees.
         """
         self.version += 1
         if n < self._lengths[seq]:
             if seq in self.holders:
-                self._promises[seq] += self._lengths[seq] - n
+                self._promises[seq] += self.freed_by(seq, n)
             self._ranges[seq] = _head(self._ranges[seq], n)
             self._lengths[seq] = n
             self._used = None
 
     def share(self, source: int, target: int, n: int) -> None:
-        """`target`, which is empty, now has the first `n` cells of `source`."""
+        """`target`, which is empty, now has the first `n` cells of `source`; it need not write so
+        many that it was promised.
+        """
         self._ranges[target] = _head(self._ranges[source], n)
         self._lengths[target] = n
+        if target in self.holders:
+            self._promises[target] = max(0, self._promises[target] - n)
 
     # Space ---------------------------------------------------------------------------------------
 
@@ -118,11 +126,31 @@ class CellAllocator:
         """Cells neither in use nor promised."""
         return self.n_cells - self.used() - self.promised()
 
-    def promise(self, seq: int, n: int, *, holder: int | None = None) -> None:
-        """Keeps `n` more cells for `seq`: until settle(), or until release() if it has a holder."""
+    def promise(
+        self, seq: int, n: int, *, holder: int | None = None, lender: int | None = None
+    ) -> None:
+        """Keeps `n` more cells for `seq`: until settle(), or until release() if it has a holder.
+        What is not free of them is the promise's of a `lender` meanwhile.
+        """
+        if lender is not None:
+            lent = max(0, n - self.free())
+            self._promises[lender] -= lent
+            self._lenders[seq] = lender, lent
         self._promises[seq] = self._promises.get(seq, 0) + n
         if holder is not None:
             self.holders[seq] = holder
+
+    def lender(self, source: int) -> int | None:
+        """Whose promise a fork of `source` can borrow of: its own, or that which it is a fork of
+        itself; None if there is none that has a holder.
+        """
+        root = self._lenders.get(source, (source, 0))[0]
+        return root if root in self.holders else None
+
+    def waive(self, seq: int) -> None:
+        """Ends a promise, also one that has a holder."""
+        self.version += self._promises.pop(seq, None) is not None
+        self.holders.pop(seq, None)
 
     def settle(self, seq: int) -> None:
         """Ends a promise that has no holder."""

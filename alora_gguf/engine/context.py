@@ -95,12 +95,14 @@ class Engine:
         0, where the memory cannot be split (`rewinds` is false).
 
         With a `promise` of so many further cells it is there for a while only: others that find
-        no room wait until it is dropped.
+        no room wait until it is dropped. What `source` has reserved serves it too.
         """
         cells, found = self.cells, list[int]()
+        lender = cells.lender(source)
 
         def fits() -> bool:
-            if promise is not None and promise > cells.free():
+            lent = 0 if lender is None else cells.promised_to(lender)
+            if promise is not None and promise > cells.free() + lent:
                 return False
             seq = cells.allocate()
             if seq is None:
@@ -108,7 +110,7 @@ class Engine:
             if n:
                 cells.share(source, seq, n)
             if promise is not None:
-                cells.promise(seq, promise, holder=threading.get_ident())
+                cells.promise(seq, promise, holder=threading.get_ident(), lender=lender)
             found.append(seq)
             return True
 
@@ -119,7 +121,11 @@ class Engine:
             )
         try:
             self.admission.admit(
-                fits, lambda: self.admission.no_sequence(promise), cancel, n=promise or 0
+                fits,
+                lambda: self.admission.no_sequence(promise),
+                cancel,
+                n=promise or 0,
+                waits=promise is None or lender is None,
             )
             if n:
                 with self.lock:
@@ -130,6 +136,32 @@ class Engine:
                 self.abandon(seq)
             raise
         return found[0]
+
+    def reserve(
+        self, seq: int, n: int, *, cancel: CancelToken | None = None, waits: bool = True
+    ) -> None:
+        """Promises `seq` all of `n` more cells until it is dropped or waive() ends it: whoever
+        finds no room meanwhile waits for that. Raises CacheFullError if they cannot be had, now or,
+        where it `waits`, when others have given theirs back.
+        """
+        cells = self.cells
+
+        def fits() -> bool:
+            more = cells.beyond_promise(seq, n)
+            if more > cells.free():
+                return False
+            cells.promise(seq, more, holder=threading.get_ident())
+            return True
+
+        more = cells.beyond_promise(seq, n)
+        full = lambda: self.admission.no_cells(more)  # noqa: E731
+        self.admission.admit(fits, full, cancel, n=more, waits=waits)
+
+    def waive(self, seq: int) -> None:
+        """Ends what reserve() promised."""
+        with self.condition:
+            self.cells.waive(seq)
+            self.condition.notify_all()
 
     def share(self, seq: int, source: int, n: int) -> None:
         """Makes `seq` share the first `n` cells of `source` in place of its own."""

@@ -132,10 +132,12 @@ class AdmissionQueue:
         cancel: CancelToken | None = None,
         *,
         n: int = 0,
+        waits: bool = True,
     ) -> None:
         """Waits until `fits()`, which takes what it needs from the allocator, `n` cells, and says
         if it could, as long as another thread is about to give something back. Raises `full()` when
-        nobody is. A thread that is to give something back itself never waits.
+        nobody is. A thread that is to give something back itself never waits; nor, without `waits`,
+        does one whose call must not.
         """
         me, place = threading.get_ident(), object()
         try:
@@ -145,7 +147,7 @@ class AdmissionQueue:
                     if n > self._cells.n_cells:
                         raise full()
                     holders = self._cells.holders
-                    holds = me in holders.values()
+                    holds = not waits or me in holders.values()
                     first = holds or not self._line or self._line[0] is place
                     if first and fits():
                         return

@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Final
 
 from alora_gguf._calls import uninterrupted
-from alora_gguf.errors import ClosedError, InputError
+from alora_gguf.errors import CacheFullError, ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
 from .context import Engine
@@ -76,6 +76,7 @@ class TokenSequence:
         """
         if self._finalizer.detach() and not self.engine.closed:
             self.engine.deactivate(self.seq)
+            self.engine.waive(self.seq)
             self._cache.give(self.seq, self.cached)
 
     def activate(self, active: ActiveAdapter, first: int | None) -> None:
@@ -116,9 +117,8 @@ class TokenSequence:
         if keep == len(tokens) and logits and (self.logits is None or keep < len(self.cached)):
             keep -= 1  # the last token is computed again for its logits
         if keep < len(self.cached):
-            engine.admission.require(
-                len(tokens) - keep, freed=engine.cells.freed_by(self.seq, keep)
-            )
+            needed = engine.cells.beyond_promise(self.seq, len(tokens) - keep)
+            engine.admission.require(needed, freed=engine.cells.freed_by(self.seq, keep))
             if self.cut(keep) < keep:
                 keep = 0
                 note = "this model's memory cannot rewind, so everything was read again"
@@ -206,6 +206,27 @@ class TokenSequence:
         self.cached = cached.copy(n)
         return n
 
+    def reserve(
+        self, tokens: list[int], active: ActiveAdapter, n: int, cancel: CancelToken | None
+    ) -> None:
+        """Promises the cells that `tokens`, as `active` computes them, and `n` more will need, but
+        for those that are there or can be shared. While it waits it shares none: others may need
+        their room.
+        """
+        engine = self.engine
+        spans = spans_for(active.first_position(tokens, engine.vocab), active.provenance)
+        keep = self.cached.common_prefix(tokens, spans)
+        if not engine.rewinds and keep < len(self.cached):
+            keep = 0
+        shared = self._share_with_others(tokens, spans, keep)
+        if shared:
+            try:
+                engine.reserve(self.seq, len(tokens) - shared + n, waits=False)
+                return
+            except CacheFullError:
+                keep = self.cut(keep)
+        engine.reserve(self.seq, len(tokens) - keep + n, cancel=cancel)
+
     # Forgetting ----------------------------------------------------------------------------------
 
     def forget(self, n: int) -> None:
@@ -218,8 +239,9 @@ class TokenSequence:
     def release_tail(self, n: int) -> None:
         """Keeps the first `n` cells. The others stay where those of conversations that are over
         do, while nobody needs their room; the next call shares them again or prefills again.
-        Nothing happens where the memory cannot rewind.
+        No cells go where the memory cannot rewind. What reserve() promised ends.
         """
+        self.engine.waive(self.seq)
         if self.engine.rewinds and n < len(self.cached):
             TokenSequence(self.engine, self).close()
             self.cut(n)
