@@ -30,6 +30,7 @@ _COMMANDS = {
     "pull": "Fetch an adapter or a base from the hub into the store.",
     "rm": "Remove an adapter or a base from the store.",
     "run": "Ask intrinsics about conversations, for scripts: JSON in, JSON out.",
+    "serve": "Serve a base and its adapters over HTTP.",
     "verify": "Measure what an adapter does to a base, and whether that is right.",
 }
 

@@ -39,6 +39,11 @@ _LONG: Final = 64
 _WORDS: Final = 1000
 """Characters of a template's own message that are shown: a screen, not a scrollback of them."""
 
+_KNOWN: Final = 8
+"""Texts of a template whose tokens are kept for conversations that begin like them, as those of a
+server's clients do, who send all of a conversation with each request.
+"""
+
 _Key = tuple[bool, tuple[Message, ...], tuple[Document, ...], dict[str, object], datetime | None]
 
 
@@ -67,6 +72,7 @@ class ChatTemplate:
         self.special_tokens_in_text = special_tokens_in_text
         self._vocab = vocab
         self._latest: deque[tuple[_Key, str]] = deque(maxlen=4)
+        self._tokenized: deque[Transcript] = deque(maxlen=_KNOWN)
         bos, eos = vocab.special_text("bos"), vocab.special_text("eos")
         try:
             self._formatters: dict[bool, Any] = {
@@ -156,6 +162,17 @@ class ChatTemplate:
         written: str = rendered.prompt
         self._latest.append((key, written))
         return written
+
+    def transcript(self, text: str, marks: Marks) -> Transcript:
+        """The transcript of `text` as its tokenizer alone makes it, from the tokens of the one that
+        begins most like it among those that were made before.
+        """
+        known = tuple(self._tokenized)
+        nearest = max(known, key=lambda each: common(each.text, text), default=Transcript())
+        made = nearest.become(text, self._vocab, marks)
+        if made is not nearest:
+            self._tokenized.append(made)
+        return made
 
 
 def _shown(error: BaseException) -> str:
@@ -253,7 +270,10 @@ class Dialogue:
     def written(self, *, prompt: bool) -> Transcript:
         """All of it; with `prompt` it ends with what begins the assistant's turn."""
         text = self._render((self.messages, self.documents), prompt=prompt)
-        return self.transcript.become(text, self.vocab, self._marks(text, prompt=prompt))
+        marks = self._marks(text, prompt=prompt)
+        if not self.transcript.tokens:
+            return self.template.transcript(text, marks)
+        return self.transcript.become(text, self.vocab, marks)
 
     def _marks(self, text: str, *, prompt: bool) -> Marks:
         """Where `text`, all of it, only quotes control tokens."""

@@ -1,0 +1,255 @@
+"""The adapters that are served, by name: every spelling in use finds one, and a name that is given
+to other weights leaves those that are being used to whoever began with them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import alora_gguf as ag
+from alora_gguf.errors import did_you_mean
+
+from .errors import ForbiddenError, RequestError, UnknownModelError
+
+_LATEST: Final = ":latest"  # what Ollama's clients put behind a name without a tag
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An adapter under its name. `loaded` is what the model calls these weights."""
+
+    name: str
+    loaded: str
+    file: ag.AdapterFile
+    generation: int
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whom a request asks: the base (no `name`), or an adapter, at a scale."""
+
+    name: str | None = None
+    scale: float = 1.0
+
+
+@dataclass
+class View:
+    """The adapters as they were when a request began."""
+
+    by_name: Mapping[str, Served]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def loaded(self, name: str) -> str:
+        """What the model calls an adapter. Raises UnknownModelError, with the nearest names."""
+        try:
+            return self.by_name[name].loaded
+        except KeyError:
+            raise unknown(name, self.by_name) from None
+
+    def shown(self, text: str) -> str:
+        """A message of the model's, in which adapters have the names they are served under."""
+        for loaded, name in self.renamed.items():
+            text = text.replace(loaded, name)
+        return text
+
+
+class Adapters:
+    """The adapters of one model; for any thread."""
+
+    def __init__(self, model: ag.Model, base: str, directory: Path | None = None) -> None:
+        """`base` is the name that the base is served under; below `directory` are the files that
+        load() may read, None for none.
+        """
+        self.base = base
+        self._model, self._directory = model, directory
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+        now = int(time.time())
+        # never changed but replaced, so that whoever looks waits for nobody
+        self._served: Mapping[str, Served] = {
+            name: Served(name, name, file, 1, now) for name, file in model.adapters.items()
+        }
+        self._generations = dict.fromkeys(self._served, 1)
+        self._users: dict[str, int] = {}  # by what the model calls them
+        self._gone: set[str] = set()  # unloaded as soon as nobody uses them
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """All of them, by name."""
+        return self._served
+
+    # Which one -----------------------------------------------------------------------------------
+
+    def asked(
+        self,
+        model: str | None = None,
+        adapter: str | None = None,
+        adapter_id: str | None = None,
+        lora: Sequence[Mapping[str, Any]] | None = None,
+        adapter_name: object = None,
+    ) -> Asked:
+        """Whom a request names, in whichever spelling: `model` as "base", "base:name" or "name",
+        one of three fields, or `lora` as llama-server has it, a list of {"id" | "name", "scale"}.
+
+        Raises RequestError where two disagree, UnknownModelError for a name that there is not.
+        """
+        found: dict[str, Asked] = {}
+        if model is not None and (named := self._model_name(model)) is not None:
+            found["model"] = Asked(named)
+        fields = {"adapter": adapter, "adapter_id": adapter_id,
+                  "chat_template_kwargs.adapter_name": adapter_name}  # fmt: skip
+        for spelling, name in fields.items():
+            if name is not None and not isinstance(name, str):
+                raise RequestError(f"{spelling} must be a name, got {name!r}", spelling)
+            if name:
+                found[spelling] = Asked(self._known(name))
+        if lora:
+            found["lora"] = self._lora(lora)
+        names = {each.name for each in found.values()}
+        if len(names) > 1:
+            said = ", ".join(f"{spelling} says {each.name!r}" for spelling, each in found.items())
+            raise RequestError(f"the request names two adapters: {said}; name one", [*found][-1])
+        scaled = found.get("lora")
+        return scaled or next(iter(found.values()), Asked())
+
+    def _model_name(self, model: str) -> str | None:
+        """The adapter that `model` names; None for the base."""
+        name = model.removesuffix(_LATEST)
+        base, colon, adapter = name.partition(":")
+        if name in ("", self.base):
+            return None
+        if colon and base == self.base:
+            return self._known(adapter)
+        if name in self.served:
+            return name
+        raise unknown(model, [self.base, *self.served, *self._tags()], "model")
+
+    def _tags(self) -> list[str]:
+        return [f"{self.base}:{name}" for name in self.served]
+
+    def _known(self, name: str) -> str:
+        name = name.removeprefix(f"{self.base}:")
+        if name not in self.served:
+            raise unknown(name, self.served)
+        return name
+
+    def _lora(self, lora: Sequence[Mapping[str, Any]]) -> Asked:
+        """The one that is on: clients of llama-server send all, with 0 for those that are off."""
+        served, on = list(self.served), []
+        for i, each in enumerate(lora):
+            name, scale = each.get("name", each.get("id")), each.get("scale", 1.0)
+            if isinstance(name, int) and not isinstance(name, bool):
+                if not 0 <= name < len(served):
+                    raise UnknownModelError(
+                        f"lora[{i}]: there is no adapter with id {name}; there are {len(served)}, "
+                        "listed by /lora-adapters"
+                    )
+                name = served[name]
+            if not isinstance(name, str) or not isinstance(scale, (int, float)):
+                raise RequestError(f'lora[{i}] must have an "id" or "name", and a "scale"', "lora")
+            if scale:
+                on.append(Asked(self._known(name), float(scale)))
+        if len(on) > 1:
+            raise RequestError(
+                "lora: one adapter computes a reply, and several have a scale; to ask several "
+                "about one conversation use intrinsics or verdicts",
+                "lora",
+            )
+        return on[0] if on else Asked()
+
+    # Use and change ------------------------------------------------------------------------------
+
+    @contextmanager
+    def view(self) -> Iterator[View]:
+        """What a request sees, until it ends: adapters that are replaced or unloaded meanwhile are
+        there for it.
+        """
+        with self._lock:
+            held = self._served
+            for each in held.values():
+                self._users[each.loaded] = self._users.get(each.loaded, 0) + 1
+        try:
+            renamed = {e.loaded: e.name for e in held.values() if e.loaded != e.name}
+            yield View(held, renamed)
+        finally:
+            with self._lock:
+                for each in held.values():
+                    self._users[each.loaded] -= 1
+                self._sweep()
+
+    def load(self, name: str, path: str) -> Served:
+        """Serves the file at `path`, below the directory for such files, as `name`: a new one, or
+        other weights from now on. Raises ForbiddenError, RequestError and what
+        Model.load_adapter() does.
+        """
+        file = self._allowed(path)
+        if not name or ":" in name or "/" in name or name == self.base:
+            raise RequestError(
+                f"lora_name is {name!r}, expected a name without ':' and '/', not the base's",
+                "lora_name",
+            )
+        with self._loading:
+            # what the model calls weights is never given to others while they are used
+            names = (name if n == 1 else f"{name}#{n}" for n in itertools.count(1))
+            loaded = next(each for each in names if each not in self._model.adapters)
+            found = self._model.load_adapter(loaded, file)
+            generation = self._generations.get(name, 0) + 1
+            self._generations[name] = generation
+            served = Served(name, loaded, found, generation, int(time.time()))
+            with self._lock:
+                old = self._served.get(name)
+                self._served = {**self._served, name: served}
+                if old is not None:
+                    self._gone.add(old.loaded)
+                self._sweep()
+        return served
+
+    def unload(self, name: str) -> None:
+        """Ends serving `name`. Raises UnknownModelError, and ForbiddenError without a directory."""
+        self._check_open()
+        with self._lock:
+            left = dict(self._served)
+            if name not in left:
+                raise unknown(name, left, "lora_name")
+            self._gone.add(left.pop(name).loaded)
+            self._served = left
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Unloads what nobody uses any more; the caller holds the lock."""
+        for loaded in [each for each in self._gone if not self._users.get(each)]:
+            self._gone.discard(loaded)
+            self._users.pop(loaded, None)
+            self._model.unload_adapter(loaded)
+
+    def _check_open(self) -> Path:
+        if self._directory is None:
+            raise ForbiddenError(
+                "adapters cannot be loaded or unloaded here; start the server with --adapters-dir"
+            )
+        return self._directory
+
+    def _allowed(self, path: str) -> Path:
+        """A path, from the directory on, that stays in it."""
+        directory = self._check_open().resolve()
+        file = (directory / path).resolve()
+        if not file.is_relative_to(directory):
+            raise ForbiddenError(f"lora_path {path!r} is not below the server's --adapters-dir")
+        return file
+
+
+def unknown(
+    name: str, known: Mapping[str, Any] | Sequence[str], param: str = "adapter"
+) -> UnknownModelError:
+    """The error for a name that there is not."""
+    listed = ", ".join([*known][:20]) or "none"
+    return UnknownModelError(
+        f"{param}: there is no {name[:100]!r} here (there are: {listed}){did_you_mean(name, known)}"
+    )

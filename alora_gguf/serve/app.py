@@ -1,0 +1,65 @@
+"""The ASGI application: which path is whose."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+import alora_gguf as ag
+
+from . import chat, errors, models
+from .guard import Guard
+from .service import Service, Settings
+
+_ROUTES = (
+    ("GET", "/health", models.health),
+    ("GET", "/ping", models.ping),
+    ("GET", "/version", models.version),
+    ("GET", "/v1/models", models.models),
+    ("GET", "/v1/models/{name:path}", models.model),
+    ("GET", "/v1/adapters", models.adapters),
+    ("GET", "/v1/cache", models.cache),
+    ("GET", "/lora-adapters", models.lora_adapters),
+    ("POST", "/v1/load_lora_adapter", models.load),
+    ("POST", "/v1/unload_lora_adapter", models.unload),
+    ("POST", "/v1/chat/completions", chat.chat_completions),
+)
+
+
+def create_app(service: Service, begin: Callable[[], None] | None = None) -> Starlette:
+    """The application that serves a service; `begin` is called when it starts."""
+    settings: Settings = service.settings
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if begin is not None:
+            begin()
+        try:
+            yield
+        finally:
+            await ag.aio.call(service.desk.close)
+
+    guard = Middleware(
+        Guard,
+        key=settings.api_key,
+        hosts=settings.hosts,
+        origins=settings.origins,
+        max_body=settings.max_body,
+    )
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES],
+        middleware=[guard],
+        exception_handlers={
+            ag.AloraError: errors.handle,
+            HTTPException: errors.handle,
+            Exception: errors.handle,
+        },
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app

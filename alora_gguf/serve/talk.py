@@ -1,0 +1,324 @@
+"""Conversations at work, on a request's own thread: what every door's request comes to, and what is
+told of it while it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import alora_gguf as ag
+
+from .adapters import Asked, View
+from .errors import RequestError, TooLongError
+from .work import Job
+
+Kind = Literal["content", "reasoning", "tool_call"]
+MAX_REPLIES: Final = 8
+"""Replies of one request (`n`): each is a sequence of cells of its own."""
+_USUAL: Final = 512  # tokens of an answer whose contract sets no limit
+_QUESTION: Final = 128  # tokens of an instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of reply `index`: text that became certain, with the log-probabilities of its tokens
+    if these were asked for.
+    """
+
+    index: int
+    text: str
+    logprobs: tuple[Scored, ...] = ()
+    kind: Kind = "content"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token of a reply, as it is written: its log-probability, bytes and alternatives."""
+
+    text: str
+    data: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """So many tokens of a prompt were read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Reply `index` is over."""
+
+    index: int
+    reason: str
+    timings: ag.Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An intrinsic's answer: about the conversation, or about reply `index`."""
+
+    result: Mapping[str, Any]
+    timings: ag.Timings
+    index: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What is asked about a conversation: replies, verdicts on each of them, or intrinsics' answers
+    alone, in place of a reply.
+    """
+
+    messages: Sequence[Any]
+    documents: Sequence[Any] = ()
+    template: Mapping[str, object] = field(default_factory=dict)
+    jinja: str | None = None
+    options: ag.GenerateOptions = field(default_factory=ag.GenerateOptions)
+    whom: Asked = field(default_factory=Asked)
+    n: int = 1
+    intrinsics: Sequence[ag.IntrinsicCall] = ()
+    verdicts: Sequence[ag.IntrinsicCall] = ()
+
+
+def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
+    """Answers a turn: tells Read, Piece, Ended and Answered."""
+    options = replace(turn.options, adapter=_loaded(view, turn.whom), scale=turn.whom.scale)
+    calls = [replace(each, name=view.loaded(each.name)) for each in turn.intrinsics]
+    verdicts = [replace(each, name=view.loaded(each.name)) for each in turn.verdicts]
+    with contextlib.ExitStack() as closing:
+        chat = closing.enter_context(
+            model.chat(
+                messages=turn.messages,
+                documents=turn.documents,
+                template=turn.jinja,
+                template_arguments=turn.template,
+            )
+        )
+        if calls:
+            for result in chat.invoke_many(calls, cancel=job.cancel):
+                job.tell(_answered(result, view))
+            return
+        options = _fitting(model, chat.count(), options)
+        more = max((_most(model, each) for each in verdicts), default=0)
+        chats = [chat]
+        if turn.n > 1:
+            chat.read(cancel=job.cancel, progress=lambda done, n: job.tell(Read(done, n)))
+            chats += [closing.enter_context(chat.fork()) for _ in range(turn.n - 1)]
+
+        def reply(index: int) -> None:
+            mine = chats[index]
+            room = model.n_ctx - mine.count()
+            mine.reserve(
+                min(options.max_tokens + more, room),
+                adapter=options.adapter,
+                scale=options.scale,
+                cancel=job.cancel,
+            )
+            _reply(mine, index, _seeded(options, index), verdicts, view, job)
+
+        _together(reply, turn.n, job)
+
+
+def _reply(
+    chat: ag.Chat,
+    index: int,
+    options: ag.GenerateOptions,
+    verdicts: Sequence[ag.IntrinsicCall],
+    view: View,
+    job: Job,
+) -> None:
+    n = len(chat.messages)
+    progress = lambda done, total: job.tell(Read(done, total))  # noqa: E731
+    said = chat.reply(options, stream=True, cancel=job.cancel, progress=progress)
+    tell_reply(chat.model, said, index, view, job)
+    if verdicts:
+        asked = [_about(chat.model, each, n) for each in verdicts]
+        for result in chat.invoke_many(asked, cancel=job.cancel):
+            job.tell(_answered(result, view, index))
+
+
+def tell_reply(model: ag.Model, said: ag.Generation, index: int, view: View, job: Job) -> None:
+    """Tells a reply's pieces and its end."""
+    scoring = Scoring(model)
+    for text in said:
+        job.tell(Piece(index, text, scoring.of(said.logprobs, text)))
+    if rest := scoring.rest(said.logprobs):
+        job.tell(Piece(index, "", rest))
+    timings = replace(said.timings, reuse_note=view.shown(said.timings.reuse_note))
+    if said.finish_reason == "cancelled":
+        job.cancel.check()
+    job.tell(Ended(index, said.finish_reason or "stop", timings))
+
+
+class Scoring:
+    """The log-probabilities of a reply's tokens, each with the text that shows it."""
+
+    def __init__(self, model: ag.Model) -> None:
+        self._model = model
+        self._told = 0  # tokens
+        self._behind = ""  # text that was told and whose tokens were not
+
+    def of(self, logprobs: tuple[ag.TokenLogprob, ...] | None, text: str) -> tuple[Scored, ...]:
+        """Of the tokens whose text is told with `text`."""
+        self._behind += text
+        found: list[ag.TokenLogprob] = []
+        for each in (logprobs or ())[self._told :]:
+            if len(each.text) > len(self._behind):
+                break
+            self._behind = self._behind[len(each.text) :]
+            found.append(each)
+        self._told += len(found)
+        return tuple(map(self._scored, found))
+
+    def rest(self, logprobs: tuple[ag.TokenLogprob, ...] | None) -> tuple[Scored, ...]:
+        """Of those that are left at the end, but for what a stop string cut off."""
+        left = [each for each in (logprobs or ())[self._told :] if each.text]
+        return tuple(map(self._scored, left))
+
+    def _scored(self, each: ag.TokenLogprob) -> Scored:
+        top = tuple((t.text, self._bytes(t.token, t.text), t.logprob) for t in each.top)
+        return Scored(each.text, self._bytes(each.token, each.text), each.logprob, top)
+
+    def _bytes(self, token: int, text: str) -> bytes:
+        """A token's own bytes, which may be a part of a character; or those of `text` where they
+        show as another one: a first token without its blank, one that a stop string cut short.
+        """
+        data = self._model.token_bytes(token)
+        try:
+            return data if data.decode() == text else text.encode()
+        except UnicodeDecodeError:
+            return data
+
+
+def _together(work: Callable[[int], None], n: int, job: Job) -> None:
+    """Does `work(index)` for each of `n` at a time: they share batches. One that fails ends all."""
+    if n == 1:
+        work(0)
+        return
+
+    def one(index: int) -> None:
+        try:
+            work(index)
+        except BaseException:
+            job.cancel.cancel()
+            raise
+
+    with ThreadPoolExecutor(n, thread_name_prefix="alora_gguf-reply") as pool:
+        futures = [pool.submit(one, index) for index in range(n)]
+    failed = [error for each in futures if (error := each.exception()) is not None]
+    if failed:  # the others were only cancelled
+        raise next((e for e in failed if not isinstance(e, ag.CancelledError)), failed[0])
+
+
+def _fitting(model: ag.Model, n_prompt: int, options: ag.GenerateOptions) -> ag.GenerateOptions:
+    """A reply that ends where the context does. Raises TooLongError if none can begin."""
+    room = model.n_ctx - n_prompt
+    if room < 1:
+        raise TooLongError(
+            f"the conversation has {n_prompt} tokens with what begins the reply, and this server's "
+            f"context holds {model.n_ctx}; shorten it, or start the server with a larger --n-ctx"
+        )
+    return replace(options, max_tokens=min(options.max_tokens, room))
+
+
+def _most(model: ag.Model, call: ag.IntrinsicCall) -> int:
+    """The most cells that an intrinsic's question and answer take, nearly always."""
+    limit = call.max_tokens or model.contract(call.name).max_tokens or _USUAL
+    return limit + _QUESTION
+
+
+def _seeded(options: ag.GenerateOptions, index: int) -> ag.GenerateOptions:
+    """Further replies of one request are drawn by seeds of their own."""
+    seed = options.sampling.seed
+    if not index or seed is None:
+        return options
+    return replace(options, sampling=replace(options.sampling, seed=(seed + index) % 2**32))
+
+
+def _about(model: ag.Model, call: ag.IntrinsicCall, n: int) -> ag.IntrinsicCall:
+    """What judges a question is asked about the `n` messages up to it."""
+    if call.upto is None and model.contract(call.name).judges == "question":
+        return replace(call, upto=n)
+    return call
+
+
+def _loaded(view: View, whom: Asked) -> str | None:
+    return None if whom.name is None else view.loaded(whom.name)
+
+
+def _answered(result: ag.IntrinsicResult, view: View, index: int | None = None) -> Answered:
+    name = view.shown(result.name)
+    said = {"label": result.alias or name, "name": name, **result.to_dict()}
+    said["timings"] |= {"reuse_note": view.shown(result.timings.reuse_note)}
+    if "error" in said:
+        said["error"] = view.shown(said["error"])
+    return Answered(said, result.timings, index)
+
+
+def as_calls(given: Sequence[Any], what: str) -> list[ag.IntrinsicCall]:
+    """The calls of a request's list: names, or mappings with IntrinsicCall's fields."""
+    calls = []
+    for i, each in enumerate(given):
+        if isinstance(each, str):
+            calls.append(ag.IntrinsicCall(each))
+            continue
+        if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
+            raise RequestError(f'{what}[{i}] must be a name, or an object with "name"', what)
+        known = ("name", "arguments", "upto", "alias", "max_tokens", "stop", "scale")
+        unknown = [key for key in each if key not in known]
+        if unknown:
+            raise RequestError(f"{what}[{i}] has {unknown[0]!r}, expected {', '.join(known)}", what)
+        try:
+            calls.append(ag.IntrinsicCall(**{k: v for k, v in each.items() if v is not None}))
+        except ag.InputError as error:
+            raise RequestError(f"{what}[{i}]: {error}", what) from error
+    return calls
+
+
+def timings_of(timings: Sequence[ag.Timings]) -> dict[str, Any]:
+    """Timings as llama-server has them, in milliseconds, with what was reused and why not more."""
+    first = min((t.first_token for t in timings if t.first_token is not None), default=None)
+    total = max((t.total for t in timings), default=0.0)
+    read = sum(t.evaluated for t in timings)
+    written = sum(t.generated for t in timings)
+    before = total if first is None else first
+    after = total - before
+
+    def rate(n: int, seconds: float) -> float | None:
+        return None if seconds <= 0 else n / seconds
+
+    return {
+        "cache_n": max((t.reused for t in timings), default=0),
+        "prompt_n": read,
+        "prompt_ms": before * 1000,
+        "prompt_per_second": rate(read, before),
+        "predicted_n": written,
+        "predicted_ms": after * 1000,
+        "predicted_per_second": rate(written, after),
+    }
+
+
+def usage_of(timings: Sequence[ag.Timings]) -> dict[str, Any]:
+    """Tokens of some replies to one prompt, as OpenAI's API has them."""
+    prompt = max((t.reused + t.evaluated for t in timings), default=0)
+    written = sum(t.generated for t in timings)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": timings[0].reused if timings else 0},
+    }
+
+
+def now() -> int:
+    """Unix time, in seconds."""
+    return int(time.time())
