@@ -8,6 +8,8 @@
 Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
 Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
+Typed decisions:   Predicate, Choice, Score, Decision, PredicateAnswer, ChoiceAnswer, ScoreAnswer,
+                   FailedAnswer, Usage; and alora_gguf.decide, for web servers
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
 Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_saved_session
 The cache:         CacheReport, CacheHolder, CacheSpan
@@ -40,6 +42,8 @@ _HOMES = {
     "chat.reply": "Reply",
     "chat.tokenizer": "ChatSize Tokenizer",
     "convert": "ConversionReport convert_adapter",
+    "decide.answers": "ChoiceAnswer Decision FailedAnswer PredicateAnswer ScoreAnswer Usage",
+    "decide.questions": "Choice Predicate Score",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
     "engine.tokens": "Provenance",
@@ -73,6 +77,15 @@ if TYPE_CHECKING:
     from .chat.tokenizer import Tokenizer as Tokenizer
     from .convert import ConversionReport as ConversionReport
     from .convert import convert_adapter as convert_adapter
+    from .decide.answers import ChoiceAnswer as ChoiceAnswer
+    from .decide.answers import Decision as Decision
+    from .decide.answers import FailedAnswer as FailedAnswer
+    from .decide.answers import PredicateAnswer as PredicateAnswer
+    from .decide.answers import ScoreAnswer as ScoreAnswer
+    from .decide.answers import Usage as Usage
+    from .decide.questions import Choice as Choice
+    from .decide.questions import Predicate as Predicate
+    from .decide.questions import Score as Score
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan

@@ -5,7 +5,8 @@ AloraError                       error              the root; a program that cat
 ├── ClosedError                  closed             the model or session was closed
 ├── CancelledError               cancelled          cancelled; the conversation is whole, or goes on
 ├── InputError                   input              an argument is out of range or of the wrong kind
-│   └── SchemaError              schema             a JSON Schema is invalid, or cannot be followed
+│   ├── SchemaError              schema             a JSON Schema is invalid, or cannot be followed
+│   └── FieldError               field              a field of a question or request is wrong
 ├── MissingFileError             missing_file       there is no such file, whoever was to read it
 ├── FileFormatError              file_format        a file is truncated, malformed or another kind
 │   ├── ContractError            contract           an intrinsic's io.yaml is malformed
@@ -38,7 +39,7 @@ import os
 
 TYPE_CHECKING = False  # whoever imports the package imports this
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import ClassVar
 
 
@@ -79,6 +80,23 @@ class CancelledError(AloraError, code="cancelled"):
 
 class SchemaError(InputError, code="schema"):
     """A JSON Schema is invalid, or cannot constrain a reply."""
+
+
+class FieldError(InputError, code="field"):
+    """A field of a question or a request is wrong. `path` leads to it, from the whole on; `problem`
+    is what is wrong with it, and `missing` says that it should be there.
+    """
+
+    def __init__(self, path: Sequence[str | int], problem: str) -> None:
+        where = ""
+        for step in path:
+            where += f"[{step}]" if isinstance(step, int) else f".{step}" if where else step
+        super().__init__(f"{where} {problem}" if where else problem)
+        self.path, self.problem = tuple(path), problem
+        self.missing = problem.startswith("is missing")
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[Sequence[str | int], str]]:
+        return type(self), (self.path, self.problem)
 
 
 class MissingFileError(AloraError, FileNotFoundError, code="missing_file"):

@@ -6,13 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.prompt import ChatTemplate
 
-from ._calls import checked, uninterrupted
+from ._calls import Within, checked, uninterrupted
 from .chat.chat import Chat
+from .decide.answers import Decision
+from .decide.prompts import PLAIN_TEMPLATE
+from .decide.questions import MAX_OPTIONS, Asked, Content, check_temperatures, read_questions
+from .decide.state import state_messages
 from .engine.cache_report import CacheReport, report
 from .engine.llama_context import LlamaContext
 from .engine.loading import Tuning, check_load
@@ -88,6 +92,7 @@ class Model:
                 logging.getLogger("alora_gguf").warning("%s: %s", base.path, how)
         self._contracts = Contracts(runtime.bank.find)
         self._template: ChatTemplate | None = None
+        self._decides: ChatTemplate | None = None
         self._special_tokens_in_text = special_tokens_in_text
         try:
             runtime.bank.load(adapters or {})
@@ -229,6 +234,29 @@ class Model:
             session.close()
             raise
 
+    def decide(
+        self,
+        state: Content,
+        questions: Mapping[str, Asked],
+        *,
+        orders: Annotated[int, Within(1, MAX_OPTIONS)] | None = None,
+        temperature: Mapping[str, float] | None = None,
+        template: str | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Decision:
+        """Asks typed questions about a state, which is read once: a text, or what JSON can hold
+        (an array of messages with role and content is a conversation). See Chat.decide().
+
+        A base without a chat template gets a plain one, `template` is another. Raises what
+        Chat.decide() and chat() do.
+        """
+        messages = state_messages(state)
+        asked, given = read_questions(questions), check_temperatures(temperature)
+        if template is None and self._runtime.base.chat_template is None:
+            template = PLAIN_TEMPLATE
+        with self.chat(messages=messages, template=template) as chat:
+            return chat._decide(asked, orders, given, cancel, state)
+
     def restore(self, path: PathLike) -> Chat:
         """The chat that Chat.save() wrote to `path`, cells and all: nothing is read again. Raises
         as restore_session() does.
@@ -330,6 +358,15 @@ class Model:
                 self._template = self._read_template(own or "", self.path)
             return self._template
         return self._read_template(source, "template")
+
+    def _decision_template(self) -> ChatTemplate | None:
+        """What writes the questions of a base that was made for typed decisions; None for any other
+        one.
+        """
+        source = self._runtime.base.decision_template
+        if source is not None and self._decides is None:
+            self._decides = self._read_template(source, f"{self.path}: systemone")
+        return self._decides
 
     def _read_template(self, source: str, name: str) -> ChatTemplate:
         special = self._special_tokens_in_text

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from alora_gguf.errors import AloraError, ContractError, InputError, OutputError, SchemaError
 from alora_gguf.generate.constraint import check_schema
@@ -294,8 +294,19 @@ def ask_all(
     ]
 
 
+class Unsettled(Protocol):
+    """What was asked and may have to be read further: an intrinsic, or a question's options."""
+
+    @property
+    def invocation(self) -> Invocation:
+        """What the session was asked."""
+
+    def outcome(self, verdict: Verdict, further: Further | None = None) -> Outcome:
+        """What a verdict comes to; `unread` says what else has to be known."""
+
+
 def tell_apart(
-    asked: Sequence[tuple[Question, Verdict]],
+    asked: Sequence[tuple[Unsettled, Verdict]],
     ask: Callable[[Sequence[Invocation]], Sequence[Verdict]],
 ) -> list[Further]:
     """For each verdict, what can come next where categories of its contract begin alike: `ask` is

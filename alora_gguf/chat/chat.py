@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from alora_gguf._calls import check_texts, checked, uninterrupted
+from alora_gguf._calls import Within, check_texts, checked, uninterrupted
+from alora_gguf.decide.answers import Decision
+from alora_gguf.decide.questions import (
+    MAX_OPTIONS,
+    Asked,
+    Question,
+    check_temperatures,
+    read_questions,
+)
 from alora_gguf.engine.special import spelled
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
@@ -28,6 +36,7 @@ from alora_gguf.options import (
 from alora_gguf.session import Session
 
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, as_calls, ask_all, changed_call
+from .deciding import Deciding, decide
 from .prompt import ChatTemplate, Dialogue, Transcript, present
 from .reply import Reply
 
@@ -334,6 +343,30 @@ class Chat:
                     self._read(messages, cancel)
             return ask_all(self._contracts, self._session, self._dialogue(), asked, cancel)
 
+    def decide(
+        self,
+        questions: Mapping[str, Asked],
+        *,
+        orders: Annotated[int, Within(1, MAX_OPTIONS)] | None = None,
+        temperature: Mapping[str, float] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Decision:
+        """Asks typed questions about the conversation at once, each on forks of the cells, for a
+        probability of every option. A question is a Predicate, Choice or Score, System One's
+        mapping for one (`{"type": "noul", "instructions": "Is it urgent?"}`), or an IntrinsicCall
+        whose contract's answer is a decision (also `{"intrinsic": name}`).
+
+        Options are read from the logits, in `orders` orders that are averaged (None: all rotations
+        of up to 8 options, fewer of more). `temperature` divides their log-probabilities, by type
+        of question ("noul", "choice", "score"); what neither it nor the question gives is the
+        adapter's, or else the base's, as their files say.
+
+        Raises InputError, naming the question and its field, UnknownAdapterError, ContractError.
+        """
+        asked, given = read_questions(questions), check_temperatures(temperature)
+        with self._lock:
+            return self._decide(asked, orders, given, cancel)
+
     # Keeping -------------------------------------------------------------------------------------
 
     def reserve(
@@ -466,6 +499,29 @@ class Chat:
                     self._read(messages, None)
             except AloraError:
                 return  # no room, say; the next call that needs it will tell
+
+    def _decide(
+        self,
+        questions: Mapping[str, Question | IntrinsicCall],
+        orders: int | None,
+        temperature: Mapping[str, float],
+        cancel: CancelToken | None,
+        state: object = None,
+    ) -> Decision:
+        """What decide() does; `state` is the conversation where it was given as something else."""
+        self._check_open()
+        messages, live = self._said
+        read = Timings(reused=self._session.cached)
+        if live is None:
+            with suppress(InputError):  # refused: folded into the last message it need not be
+                read = self._read(messages, cancel)
+        if state is None:
+            state = [asdict(message) for message in self._so_far()]
+        known, template = self._session._runtime.base.temperatures, self.model._decision_template()
+        how = Deciding(template, state, known, temperature, orders)
+        return decide(
+            self._contracts, self._session, self._dialogue(), questions, how, read, cancel
+        )
 
     # The rest ------------------------------------------------------------------------------------
 

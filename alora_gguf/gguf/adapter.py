@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -19,6 +19,7 @@ from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileForm
 from alora_gguf.files import open_file
 
 from .base import BaseFile
+from .decisions import decision_temperatures
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
 
@@ -94,7 +95,8 @@ class AdapterFile:
     `invocation` is () for a plain LoRA, which is on from the first token; `invocation_text` is what
     the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha`
     is 0 if the file has none (then the scale is 1, as in llama.cpp). `io_yaml` is the text of its
-    contract (intrinsics/), None if it has none.
+    contract (intrinsics/), None if it has none. `temperatures` are those of typed decisions, by
+    question type.
     """
 
     path: Path
@@ -107,6 +109,7 @@ class AdapterFile:
     pairs: tuple[Pair, ...] = field(repr=False)
     identity: str
     data: bytes = field(repr=False)
+    temperatures: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def rank(self) -> int:
@@ -141,6 +144,7 @@ class AdapterFile:
             pairs=pairs,
             identity=_identity(header, pairs, alpha),
             data=data,
+            temperatures=decision_temperatures(header),
         )
 
     def check_base(self, base: BaseFile, n_vocab: int) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 
+from .decisions import TEMPLATE, decision_temperatures
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
 from .soundness import check_base, check_vocabulary, departures, head_sizes, is_causal
@@ -168,6 +169,8 @@ class BaseFile:
     are all its files in order, `path` is that of the first. `causal`: whether tokens see only those
     before them. `head_sizes` are those of a head's keys and of its values, in any layer.
     `departures` say from how many cells on llama.cpp computes otherwise than transformers, and how.
+    `decision_template` is the Jinja text that writes typed questions, None if it has none;
+    `temperatures` are those of their answers, by question type.
     """
 
     path: Path
@@ -179,6 +182,8 @@ class BaseFile:
     causal: bool = True
     departures: tuple[tuple[int, str], ...] = ()
     head_sizes: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    decision_template: str | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -199,18 +204,24 @@ class BaseFile:
         tensors = {info.name: info for part in files for info in part.tensors}
         check_base(header, tensors, overrides)
         check_vocabulary(header)
-        template = header.metadata.get("tokenizer.chat_template")
         return cls(
             file,
             header.architecture,
             tensors,
             _vocabulary_size(header),
-            template if isinstance(template, str) and template else None,
+            _text(header, "tokenizer.chat_template"),
             tuple(files),
             is_causal(header),
             departures(header),
             head_sizes(header),
+            _text(header, TEMPLATE),
+            decision_temperatures(header),
         )
+
+
+def _text(header: GGUFHeader, key: str) -> str | None:
+    found = header.metadata.get(key)
+    return found if isinstance(found, str) and found else None
 
 
 def _read(file: Path) -> tuple[GGUFHeader, BasePart]:

@@ -24,6 +24,7 @@ from alora_gguf.options import ABOUT, FrozenDict, TokenLogprob
 
 from .fields import FIELDS, fields_of, fill
 from .reply import Further, JsonValue, Reply, Tokens, check_spelling, parse
+from .reply import Path as Place
 from .rules import TOP_LOGPROBS, Likelihood, Rule, read_rules
 from .sentences import LAST_MESSAGE, Sentence, number_sentences
 from .yaml_file import MAX_BYTES, read_yaml
@@ -375,6 +376,7 @@ class Outcome:
     """What an intrinsic answers: a JSON value; and the tokens whose probabilities went into it, in
     the order of the rules.
 
+    shares  the probabilities of the categories of a likelihood rule, by the place that it weighed
     unread  beginnings of replies, in tokens, after which categories part that begin alike, but
             what comes next is not known; the likeliest first
     """
@@ -382,6 +384,7 @@ class Outcome:
     value: JsonValue
     used: tuple[TokenLogprob, ...] = ()
     unread: tuple[Tokens, ...] = ()
+    shares: Mapping[Place, tuple[float, ...]] = field(default_factory=dict)
 
 
 @checked
@@ -421,7 +424,7 @@ def transform(
         value = rule.apply(value, reply)
         reply.check(value, rule.name)
     unread = sorted(reply.unread, key=lambda path: -reply.unread[path])
-    return Outcome(value, tuple(reply.used), tuple(unread))
+    return Outcome(value, tuple(reply.used), tuple(unread), reply.shares)
 
 
 def final_channel(tokens: Sequence[TokenLogprob]) -> Sequence[TokenLogprob] | None:

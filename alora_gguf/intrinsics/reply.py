@@ -198,7 +198,8 @@ class Reply:
 
     `source` stands for it in messages. `tokens` are those of the text, None if nothing weighs them;
     `further` has what can come after other beginnings than the reply's own, by their tokens.
-    `used` collects the tokens that were weighed, `unread` the beginnings that `further` would have
+    `used` collects the tokens that were weighed, `shares` the probabilities of a rule's categories
+    at a place, `unread` the beginnings that `further` would have
     to have, with log-probabilities; `made` counts the fields and items of new values.
     """
 
@@ -211,6 +212,7 @@ class Reply:
     further: Further = field(default_factory=dict)
     unread: dict[Tokens, float] = field(default_factory=dict)
     used: list[TokenLogprob] = field(default_factory=list)
+    shares: dict[Path, tuple[float, ...]] = field(default_factory=dict)
     made: int = 0
 
     def make(self, n: int, rule: str) -> None:

@@ -280,7 +280,8 @@ class Likelihood(Rule):
     """Replaces a value by the mean of the categories' numbers, weighted by their probability.
 
     A category's probability is that of all its spellings by tokens. The weights are those of the
-    categories found, made to sum to 1. Raises InputError if there are no log-probabilities.
+    categories found, made to sum to 1; the reply gets them as its `shares`. Raises InputError if
+    there are no log-probabilities.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -316,7 +317,7 @@ class Likelihood(Rule):
                 text = json.dumps(category, ensure_ascii=False)
                 texts.append(str(category) if bare else text[start - place[0] :])
         numbers = [number for _, number in self.categories_to_values]
-        weighed = [(logprob, numbers[i]) for logprob, i in weigh(reply, start, texts, own)]
+        weighed = weigh(reply, start, texts, own)
         if not weighed:
             names = [show_value(category) for category, _ in self.categories_to_values]
             listed = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
@@ -324,8 +325,12 @@ class Likelihood(Rule):
             wanted = f"one of {listed}, or one among its alternatives"
             raise self._unlike(reply, here, found, wanted, fix)
         best = max(logprob for logprob, _ in weighed)
-        weights = [(math.exp(logprob - best), number) for logprob, number in weighed]
-        return math.fsum(w * number for w, number in weights) / math.fsum(w for w, _ in weights)
+        weights = [(math.exp(logprob - best), i) for logprob, i in weighed]
+        total = math.fsum(w for w, _ in weights)
+        reply.shares[here] = tuple(
+            math.fsum(w for w, of in weights if of == i) / total for i in range(len(numbers))
+        )
+        return math.fsum(w * numbers[i] for w, i in weights) / total
 
 
 def _frozen(value: JsonValue) -> Hashable:
