@@ -6,7 +6,8 @@
         print(chat.invoke("answerability").value)
 
 Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
-Chats:             Chat, Message, Document, Reply, GenerateOptions, Sampling, Tokenizer, ChatSize
+Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
+                   Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
 Typed decisions:   Predicate, Choice, Score, Decision, PredicateAnswer, ChoiceAnswer, ScoreAnswer,
                    FailedAnswer, Usage; and alora_gguf.decide, for web servers
@@ -62,6 +63,7 @@ _HOMES = {
     "session": "Session",
     "store.entry": "Description StoreEntry StoredFile",
     "store.store": "Store StoreAddition StoreContents",
+    "tools": "Tool ToolCall",
     "verification": "Verification verify",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -126,6 +128,8 @@ if TYPE_CHECKING:
     from .store.store import Store as Store
     from .store.store import StoreAddition as StoreAddition
     from .store.store import StoreContents as StoreContents
+    from .tools import Tool as Tool
+    from .tools import ToolCall as ToolCall
     from .verification import Verification as Verification
     from .verification import verify as verify
 

@@ -1,13 +1,16 @@
-"""What conversations are made of: messages and the documents they are about."""
+"""What conversations are made of: messages, calls of tools in them, and the documents they are
+about.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from ._calls import checked
 from .errors import InputError
+from .tools import ToolCall
 
 _T = TypeVar("_T")
 
@@ -15,15 +18,31 @@ _T = TypeVar("_T")
 @checked
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks ("system", "user", "assistant", ...) and what is said."""
+    """One turn: who speaks ("system", "user", "assistant", "tool", ...) and what is said.
+
+    tool_calls    the calls of tools that an assistant's turn ends with
+    tool_call_id  of the call that a tool's turn answers
+    name          who speaks, or which tool answers, where a template wants to know
+    reasoning     what an assistant thought before it spoke
+    """
 
     role: str
     content: str
+    tool_calls: Sequence[ToolCall] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str = ""
+
+    def __post_init__(self) -> None:
+        calls = tuple(ToolCall.of(each, "tool_calls: one") for each in self.tool_calls)
+        object.__setattr__(self, "tool_calls", calls)
 
     @classmethod
     def of(cls, value: object, what: str = "the message") -> Message:
-        """`value` if it is a Message, or what OpenAI's mapping with role and content says; content
-        given as parts is joined if all are text. Raises InputError, which calls it `what`.
+        """`value` if it is a Message, or what OpenAI's mapping says: role and content, tool_calls
+        (their arguments as JSON text or an object), tool_call_id, name, and reasoning or
+        reasoning_content. Content given as parts is joined if all are text, and needs not be there
+        beside calls. Raises InputError, which calls it `what`.
         """
         if isinstance(value, Message):
             return value
@@ -34,6 +53,10 @@ class Message:
         role, content = value.get("role"), value.get("content")
         if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
             content = "".join(_text_part(part, what) for part in content)
+        calls = _calls(value.get("tool_calls"), what)
+        reasoning = value.get("reasoning") or value.get("reasoning_content")
+        if content is None and (calls or reasoning):
+            content = ""
         if role is None or content is None:
             name, wanted = (
                 ("role", "a word such as 'user'") if role is None else ("content", "text")
@@ -43,7 +66,35 @@ class Message:
             raise InputError(f"{what}: its role is {role!r}, expected a word such as 'user'")
         if not isinstance(content, str):
             raise InputError(f"{what}: its content is {content!r}, expected text")
-        return cls(role, content)
+        more = {
+            "reasoning": reasoning,
+            **{key: value.get(key) for key in ("tool_call_id", "name")},
+        }
+        for key, text in more.items():
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"{what}: its {key} is {text!r}, expected text")
+        return cls(role, content, calls, **{key: text for key, text in more.items() if text})
+
+    def fields(self) -> dict[str, Any]:
+        """As chat templates get it, in Hugging Face's form: role, content, and what there is of
+        reasoning_content, tool_calls (with their arguments as an object), tool_call_id and name.
+        """
+        more = {
+            "reasoning_content": self.reasoning,
+            "tool_calls": [call.fields() for call in self.tool_calls],
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
+        }
+        said = {name: value for name, value in more.items() if value}
+        return {"role": self.role, "content": self.content, **said}
+
+
+def _calls(value: object, what: str) -> tuple[ToolCall, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        raise InputError(f"{what}: its tool_calls are {value!r:.60}, expected a list")
+    return tuple(ToolCall.of(each, f"{what}: tool_calls[{i}]") for i, each in enumerate(value))
 
 
 def _text_part(part: object, what: str) -> str:
@@ -119,7 +170,8 @@ Place: TypeAlias = Literal["template", "system", "user"]
 system message, or where there can be none either, in the user's first."""
 
 
-def _as_text(documents: Sequence[Document]) -> str:
+def documents_as_text(documents: Sequence[Document]) -> str:
+    """What stands in a message where the template takes no documents."""
     shown = []
     for i, document in enumerate(documents, 1):
         title = f": {document.title}" if document.title else ""
@@ -129,16 +181,16 @@ def _as_text(documents: Sequence[Document]) -> str:
 
 def in_messages(
     messages: Sequence[_T],
-    documents: Sequence[Document],
+    text: str,
     place: Place,
     read: Callable[[_T], Message],
     write: Callable[[Message, _T | None], _T],
 ) -> list[_T]:
-    """`messages` with the documents in one of them, or in a new one: behind a system message's
-    words, before the user's. `read` makes a Message of one, `write` one of a Message, perhaps like
+    """`messages` with a `text` in one of them, or in a new one: behind a system message's words,
+    before the user's. `read` makes a Message of one, `write` one of a Message, perhaps like
     another.
     """
-    turns, text = list(map(read, messages)), _as_text(documents)
+    turns = list(map(read, messages))
     at = next((i for i, each in enumerate(turns) if each.role == place), None)
     if place == "system" and at != 0:
         return [write(Message(place, text), None), *messages]
@@ -146,5 +198,6 @@ def in_messages(
         return [*messages, write(Message(place, text), None)]
     said = turns[at].content
     parts = (said, text) if place == "system" else (text, said)
-    changed = write(Message(place, "\n\n".join(filter(None, parts))), messages[at])
+    both = "\n\n".join(filter(None, parts))
+    changed = write(replace(turns[at], content=both), messages[at])
     return [*messages[:at], changed, *messages[at + 1 :]]

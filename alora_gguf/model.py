@@ -31,6 +31,7 @@ from .options import CancelToken, ContextOptions, context_options
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
+from .tools import ToolLike
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -208,15 +209,17 @@ class Model:
         system: str | None = None,
         documents: Texts = (),
         messages: Iterable[Said] = (),
+        tools: Iterable[ToolLike] = (),
         template: str | None = None,
         template_arguments: Mapping[str, object] | None = None,
     ) -> Chat:
         """A new conversation in messages: what `system` says, then `messages`, about `documents`.
-        Nothing is read before the first call that needs it.
+        Replies can call `tools`, Tools or OpenAI's mappings. Nothing is read before the first call
+        that needs it.
 
         `template` is Jinja text to use instead of the model's own; `template_arguments` are further
-        variables of it. Raises ModelError if there is no template, InputError, CacheFullError if
-        all sequences are in use.
+        variables of it. Raises ModelError if there is no template, InputError, SchemaError for a
+        tool's, CacheFullError if all sequences are in use.
         """
         chosen = self._chat_template(template)
         said = list(messages) if system is None else [Message("system", system), *messages]
@@ -228,6 +231,7 @@ class Model:
                 chosen,
                 messages=said,
                 documents=documents,
+                tools=tools,
                 arguments=template_arguments,
             )
         except BaseException:

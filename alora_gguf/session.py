@@ -14,6 +14,7 @@ from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
 from .engine.tokens import BASE, Spans, spans_for
 from .errors import InputError
+from .generate.calls import CallRules
 from .generate.generation import Generation
 from .generate.invoke import Verdict, run_invocations
 from .generate.plan import Parent
@@ -179,6 +180,7 @@ class Session:
         prompt: Sequence[int] | None,
         cancel: CancelToken | None,
         progress: Progress | None,
+        calls: CallRules | None = None,
     ) -> _G:
         started = time.perf_counter()
         with self._sequence.lock, self._runtime.bank.using(how.adapter, how.scale) as use:
@@ -188,7 +190,7 @@ class Session:
             tokens = before if prompt is None else vocab.check(prompt, "prompt")
             if not tokens:
                 raise InputError("the conversation is empty; append something to it first")
-            reply = SampledReply(how, vocab, started)
+            reply = SampledReply(how, vocab, started, calls)
             first = use.first_position(tokens, vocab)
             read = sequence.prefill(tokens, use, logits=True, cancel=cancel, progress=progress)
             try:

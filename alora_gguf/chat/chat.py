@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,11 +35,15 @@ from alora_gguf.options import (
     reply_options,
 )
 from alora_gguf.session import Session
+from alora_gguf.tools import Tool, ToolLike
 
 from .asking import Alongside, Contracts, IntrinsicResult, as_call, as_calls, ask_all, changed_call
 from .deciding import Deciding, decide
+from .manner import as_json, said
 from .prompt import ChatTemplate, Dialogue, Transcript, present
 from .reply import Reply
+from .said import Parts
+from .tools import ToolUse, usable_tools
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +75,7 @@ class Chat:
         *,
         messages: Iterable[Said] = (),
         documents: Texts = (),
+        tools: Iterable[ToolLike] = (),
         arguments: Mapping[str, object] | None = None,
     ) -> None:
         """Model.chat() calls it. Raises InputError."""
@@ -80,6 +86,7 @@ class Chat:
         # the messages, and the reply that is not over: together, so that who looks sees both
         self._said: tuple[tuple[Message, ...], Reply | None] = (as_said(messages), None)
         self._documents = as_documents(documents)
+        self._tools = usable_tools(tools)
         self._arguments = dict(arguments or {})
         self._now = present()  # what is cached stays right over midnight
         self._notes: dict[str, Any] = {}
@@ -116,6 +123,20 @@ class Chat:
         with self._lock:
             self._begin()
             self._documents = new
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools that a reply may call, a copy. Setting it makes the next call re-read the
+        conversation from where they stand. Raises InputError, SchemaError.
+        """
+        return list(self._tools)
+
+    @tools.setter
+    def tools(self, tools: Iterable[ToolLike]) -> None:
+        new = usable_tools(tools)
+        with self._lock:
+            self._begin()
+            self._tools = new
 
     @property
     def documents_place(self) -> Literal["template", "system", "user"]:
@@ -206,6 +227,7 @@ class Chat:
         *,
         stream: bool = False,
         intrinsics: Sequence[str | IntrinsicCall] = (),
+        tool_choice: str = "auto",
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
         **changes: Unpack[GenerateFields],
@@ -217,13 +239,18 @@ class Chat:
         `intrinsics` are asked about what the user said while the reply begins, in the same batches,
         and go on if it ends early; `Reply.intrinsics` has their results.
 
+        Where the chat has tools, `tool_choice` "auto" leaves it to the model whether it calls any,
+        "none" has it only talk, "required" has it call one at once, or several, and a tool's name
+        that one; calls match their tools' JSON Schemas. A `schema` or grammar for all that is said
+        leaves no room for calls.
+
         `cancel` raises while the conversation is read, and later ends the reply where it is. Raises
-        UnknownAdapterError and SchemaError for the options.
+        UnknownAdapterError and SchemaError for the options, InputError for a tool there is not.
         """
         how = reply_options(options, changes, "Chat.say()")
         with self._lock:
             messages = (*self._begin(), _one(text))
-            return self._reply(messages, how, stream, intrinsics, cancel, progress)
+            return self._reply(messages, how, stream, intrinsics, tool_choice, cancel, progress)
 
     def reply(
         self,
@@ -231,6 +258,7 @@ class Chat:
         *,
         stream: bool = False,
         intrinsics: Sequence[str | IntrinsicCall] = (),
+        tool_choice: str = "auto",
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
         **changes: Unpack[GenerateFields],
@@ -238,7 +266,8 @@ class Chat:
         """Replies to the conversation as it is; see say()."""
         how = reply_options(options, changes, "Chat.reply()")
         with self._lock:
-            return self._reply(self._begin(), how, stream, intrinsics, cancel, progress)
+            messages = self._begin()
+            return self._reply(messages, how, stream, intrinsics, tool_choice, cancel, progress)
 
     def rewind(self, turns: int = 1) -> list[Message]:
         """Takes back the last `turns` messages of the user and all that followed; returns them."""
@@ -301,6 +330,7 @@ class Chat:
                 self._template,
                 messages=self._so_far(),
                 documents=self._documents,
+                tools=self._tools,
                 arguments=self._arguments,
             )
             other._transcript, other._reader = self._written(), self._reader
@@ -404,8 +434,9 @@ class Chat:
             self._check_open()
             written = self._written()
             own = {
-                "messages": [asdict(message) for message in self._so_far()],
+                "messages": [said(each, as_text=True) for each in self._so_far()],
                 "documents": [asdict(document) for document in self._documents],
+                "tools": [as_json(tool.fields()) for tool in self._tools],  # in their order
                 "arguments": self._arguments,
                 "template": self._template.source,
                 "text": written.text,
@@ -444,6 +475,7 @@ class Chat:
                 template(kept["template"]),
                 messages=kept["messages"],
                 documents=kept["documents"],
+                tools=[json.loads(each) for each in kept.get("tools", ())],  # in newer files
                 arguments=kept["arguments"],
             )
             # older files have neither: what quotes control tokens, or says the date, is read anew
@@ -453,7 +485,7 @@ class Chat:
             chat._transcript = Transcript(str(kept["text"]), tuple(tokens), marks)
             chat._reader = (None if adapter is None else str(adapter), float(scale))
             chat._notes = {name: each for name, each in notes.items() if name != _NOTES}
-        except (KeyError, TypeError, ValueError, ModelError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, ModelError) as error:
             raise SavedSessionError(
                 f"{origin}: the chat that it holds is damaged ({error!r}); restore its session "
                 "with Model.restore_session()"
@@ -547,7 +579,7 @@ class Chat:
         messages, live = self._said
         if live is None or not (live.text or live.finish_reason == "stop"):
             return messages
-        return (*messages, Message("assistant", live.text))
+        return (*messages, live._message(keeps_reasoning=self._template.keeps_reasoning))
 
     def _written(self) -> Transcript:
         """The transcript, and the tokens of a reply that is not over."""
@@ -565,10 +597,15 @@ class Chat:
             self._vocab,
             self._so_far() if messages is None else messages,
             self._documents,
-            self._arguments,
+            self._variables(),
             self._written(),
             now=self._now,
         )
+
+    def _variables(self) -> dict[str, object]:
+        """What the template is given beside messages and documents."""
+        tools = {"tools": [tool.fields() for tool in self._tools]} if self._tools else {}
+        return {**self._arguments, **tools}
 
     def _read(
         self,
@@ -611,10 +648,12 @@ class Chat:
         how: GenerateOptions,
         stream: bool,
         intrinsics: Sequence[str | IntrinsicCall],
+        tool_choice: str,
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Reply:
         calls = as_calls(intrinsics)
+        usage = ToolUse.of(self._tools, tool_choice, how)
         if not messages:
             raise InputError("there is nothing to reply to; say something first")
         before = self._said, self._transcript, self._reader
@@ -628,11 +667,12 @@ class Chat:
                 dialogue = self._dialogue(messages)
                 beside = Alongside(self._contracts, self._session, dialogue, calls, asked)
             try:
-                reply = self._generate(messages, how, cancel, progress)
+                reply, parts = self._generate(messages, how, usage, cancel, progress)
             finally:
                 if beside is not None:
                     beside.go_on()
-            reply._join(self._lock, self._take, () if beside is None else beside.results, read)
+            results = () if beside is None else beside.results
+            reply._join(self._lock, self._take, results, read, parts)
             self._said = (messages, reply)
             if not stream:
                 reply.read()
@@ -649,18 +689,26 @@ class Chat:
         self,
         messages: tuple[Message, ...],
         how: GenerateOptions,
+        usage: ToolUse | None,
         cancel: CancelToken,
         progress: Progress | None,
-    ) -> Reply:
+    ) -> tuple[Reply, Parts]:
         """Starts what the session generates as a reply to the messages."""
         file = None if how.adapter is None else self._contracts.adapter(how.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
-        reply = self._session._generate(Reply, how, prompt.tokens, cancel, progress)
+        thinking = self._template.thinking
+        begun = prompt.text.rstrip().endswith(thinking[0])
+        form = None if usage is None else self._template.call_form
+        parts = Parts(thinking, form, begun=begun)
+        rules = None
+        if usage is not None:
+            rules = usage.rules(self._template.call_form, thinking, begun=begun)
+        reply = self._session._generate(Reply, how, prompt.tokens, cancel, progress, rules)
         # a plain LoRA reads all of it; what an aLoRA wrote is the base's to read
         plain_lora = file is not None and not file.invocation
         self._reader = (how.adapter, how.scale) if plain_lora else (None, 1.0)
         self._transcript, self._held = prompt, None
-        return reply
+        return reply, parts
 
 
 def _one(message: Said) -> Message:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 from alora_gguf.engine.special import Markers, Marks, SpecialTokens
 from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
-from alora_gguf.messages import Document, Message, Place, in_messages
+from alora_gguf.generate.calls import CallForm
+from alora_gguf.messages import Document, Message, Place, documents_as_text, in_messages
 
-from .quoting import Quoting, differ_at, since, until
+from . import manner
+from .quoting import Quoting, differ_at, leaves, since, until
 
 if TYPE_CHECKING:
     from alora_gguf.intrinsics import Request
@@ -116,14 +118,48 @@ class ChatTemplate:
     @cached_property
     def place(self) -> Place:
         """Where documents stand."""
-        if self.uses("documents"):
-            return "template"
+        return "template" if self.uses("documents") else self._seat
+
+    @cached_property
+    def _seat(self) -> Place:
+        """Where stands what the template has no place for."""
         word = "<place of documents>"
+        probe = [{"role": "system", "content": word}, {"role": "user", "content": "?"}]
         try:
-            probe = [Message("system", word), Message("user", "?")]
-            return "system" if word in self.render(probe, (), {}, prompt=False) else "user"
+            return "system" if word in self._probe(probe, None) else "user"
         except InputError:  # it wants no system message
             return "user"
+
+    @property
+    def keeps_reasoning(self) -> bool:
+        """Whether the template takes thinking apart from what is said."""
+        return self.uses("reasoning_content")
+
+    @cached_property
+    def thinking(self) -> tuple[str, str]:
+        """How the base's thinking begins and ends."""
+        return manner.thinking_of(self._probe, self.source, self._vocab)
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How the base writes calls of tools."""
+        return manner.call_form(self._probe, self.source, self._vocab)
+
+    @cached_property
+    def _writes_calls(self) -> tuple[bool, bool]:
+        return manner.writes_calls(self._probe)
+
+    @cached_property
+    def _takes_answers(self) -> bool:
+        return manner.takes_answers(self._probe)
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes which tools there are; else a message does."""
+        return self.uses("tools") and manner.writes_tools(self._probe)
+
+    def _probe(self, said: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        return self._write(said, {"tools": tools}, prompt=False, now=present())
 
     def render(
         self,
@@ -146,21 +182,51 @@ class ChatTemplate:
         for known, text in tuple(self._latest):
             if known == key:
                 return text
-        given = dict(arguments)
+        given: dict[str, Any] = dict(arguments)
+        beside = list[str]()
         if documents and self.place == "template":
             given["documents"] = [document.fields() for document in documents]
         elif documents:
-            messages = in_messages(messages, documents, self.place, lambda m: m, lambda m, _: m)
-        said = [{"role": m.role, "content": m.content} for m in messages]
+            beside.append(documents_as_text(documents))
+        if given.get("tools") and not self.writes_tools:
+            beside.insert(0, manner.tools_as_text(given.pop("tools"), self.call_form))
+        if beside:
+            text = "\n\n".join(beside)
+            messages = in_messages(messages, text, self._seat, lambda m: m, lambda m, _: m)
+        written = self._write(self._fields(messages), given, prompt=prompt, now=now)
+        self._latest.append((key, written))
+        return written
+
+    def _fields(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as the template can take them: what it has no place for stands in them."""
+        as_text = False
+        if any(message.tool_calls for message in messages):
+            writes, as_text = self._writes_calls
+            if not writes:
+                form = self.call_form
+                messages = [
+                    manner.calls_in_text(each, form) if each.tool_calls else each
+                    for each in messages
+                ]
+        if any(message.role == "tool" for message in messages) and not self._takes_answers:
+            messages = manner.answers_in_text(messages)
+        return [manner.said(each, as_text=as_text) for each in messages]
+
+    def _write(
+        self,
+        said: Sequence[dict[str, Any]],
+        given: Mapping[str, object],
+        *,
+        prompt: bool,
+        now: datetime,
+    ) -> str:
         try:
             with self._at(now):
-                rendered = self._formatters[prompt](messages=said, **given)
+                written: str = self._formatters[prompt](messages=list(said), **given).prompt
         except Exception as error:  # a template may do, and fail at, anything
             raise InputError(
                 f"{self.name}: the chat template refused the conversation: {_shown(error)}"
             ) from error
-        written: str = rendered.prompt
-        self._latest.append((key, written))
         return written
 
     def transcript(self, text: str, marks: Marks) -> Transcript:
@@ -279,21 +345,27 @@ class Dialogue:
         """Where `text`, all of it, only quotes control tokens."""
         if self.template.special_tokens_in_text or not self.quotes:
             return ()
+        tools = list(leaves(self.arguments.get("tools")))
         said = texts_of(self.messages, self.documents)
-        quoting = Quoting.of((text, *said), self.template.markers)
-        if self.signed is None and not quoting.marks_any(said):
+        quoting = Quoting.of((text, *said, *tools), self.template.markers)
+        quoted = quoting.marks_any(tools)
+        if self.signed is None and not quoted and not quoting.marks_any(said):
             return ()
         messages, documents = self._signed(quoting)
-        if (messages, documents) == (self.messages, self.documents):
+        if not quoted and (messages, documents) == (self.messages, self.documents):
             return ()
 
         def render(quoting: Quoting) -> str:
-            return self._render(self._signed(quoting), prompt=prompt)
+            return self._render(self._signed(quoting), prompt=prompt, quoting=quoting)
 
-        return quoting.places(text, render, texts_of(messages, documents))
+        signed = map(quoting.text, tools) if quoted else ()
+        return quoting.places(text, render, [*texts_of(messages, documents), *signed])
 
-    def _render(self, said: _Talk, *, prompt: bool) -> str:
-        return self.template.render(*said, self.arguments, prompt=prompt, now=self.now)
+    def _render(self, said: _Talk, *, prompt: bool, quoting: Quoting | None = None) -> str:
+        arguments = self.arguments
+        if quoting is not None and arguments.get("tools"):
+            arguments = {**arguments, "tools": quoting.value(arguments["tools"])}
+        return self.template.render(*said, arguments, prompt=prompt, now=self.now)
 
     def _signed(self, quoting: Quoting) -> _Talk:
         if self.signed is not None:
@@ -394,7 +466,8 @@ class Dialogue:
         that message. Without one, a template might refuse it, or write what is before otherwise.
         """
         *others, last = self.messages
-        other = replace(last, content="-" if last.content.startswith(".") else ".")
+        word = "-" if last.content.startswith(".") else "."
+        other = replace(last, content=word, tool_calls=(), reasoning="")
 
         def signed(quoting: Quoting) -> _Talk:
             messages, documents = self._signed(quoting)
@@ -433,6 +506,11 @@ def _followed_by(
 def texts_of(messages: Sequence[Message], documents: Sequence[Document]) -> list[str]:
     """All that is said."""
     said = [text for message in messages for text in (message.role, message.content)]
+    for each in messages:
+        if each.reasoning or each.tool_calls or each.tool_call_id or each.name:
+            said += [each.reasoning, each.tool_call_id or "", each.name or ""]
+            for call in each.tool_calls:
+                said += [call.id, call.name, *leaves(call.arguments)]
     return said + [text for document in documents for text in document.fields().values()]
 
 

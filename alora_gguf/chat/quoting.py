@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,6 +16,7 @@ from alora_gguf.engine.special import Markers, Marks, cut_inside
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import InputError
 from alora_gguf.messages import Document, Message
+from alora_gguf.tools import ToolCall
 
 _SIGNS: Final = range(0xE000, 0xF8FF, 2)  # private use; a template's filters leave them alone
 _LONG: Final = 64  # characters, more than a control token has
@@ -79,12 +80,35 @@ class Quoting:
         """What is said, marked. Tags in what a model says, such as those around its thinking, are
         its own; it cannot be told from what it wrote whether it wrote them as one token.
         """
-        said = self.text(message.content, added=message.role != "assistant")
-        return Message(self.text(message.role), said)
+        own = message.role == "assistant"
+        said = self.text(message.content, added=not own)
+        plain = Message(self.text(message.role), said)
+        if not (message.reasoning or message.tool_calls or message.tool_call_id or message.name):
+            return plain
+        return replace(
+            plain,
+            tool_calls=[
+                ToolCall(self.text(each.id), self.text(each.name), self.value(each.arguments))
+                for each in message.tool_calls
+            ],
+            tool_call_id=message.tool_call_id and self.text(message.tool_call_id),
+            name=message.name and self.text(message.name),
+            reasoning=self.text(message.reasoning, added=not own),
+        )
 
     def document(self, document: Document) -> Document:
         """A document with all that it says of itself marked."""
         return Document(**{name: self.text(value) for name, value in document.fields().items()})
+
+    def value(self, value: Any) -> Any:
+        """What JSON can hold, keys of objects included."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(name): self.value(each) for name, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(each) for each in value]
+        return value
 
     def json(self, value: Any, key: str = "") -> Any:
         """OpenAI's messages or documents, whatever they hold."""
@@ -144,10 +168,12 @@ class Quoting:
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """The texts in OpenAI's messages or documents."""
+    """The texts in OpenAI's messages, documents or tools."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list, tuple)):
+        if isinstance(value, dict):
+            yield from (key for key in value if isinstance(key, str))
         for each in value.values() if isinstance(value, dict) else value:
             yield from leaves(each)
 

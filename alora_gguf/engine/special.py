@@ -75,6 +75,11 @@ class SpecialTokens:
                 out.append(token)
         return tuple(out)
 
+    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The parts of a text, each with its token where it is a special one."""
+        for begin, end, token in self._parts(text, ()):
+            yield text[begin:end], token
+
     def _parts(self, text: str, inert: Sequence[int]) -> list[tuple[int, int, int | None]]:
         """(begin, end, special token or None) in order, as tokenizer_st_partition() splits."""
         parts: list[tuple[int, int, int | None]] = [(0, len(text), None)]

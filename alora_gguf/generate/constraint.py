@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,7 +40,7 @@ _BANNED: Final = np.float32(-np.inf)
 _MAX_PIECE: Final = 512  # bytes of a token that replies may use: llguidance panics at longer ones
 _SPECIAL: Final = b"\xff"  # llguidance's mark of a token that no text contains
 
-_OPTIONS: Final[Any] = {
+OPTIONS: Final[Any] = {
     # json.dumps escapes what is not ASCII unless told otherwise; adapters may have learnt that
     "json_allow_general_unicode_escapes": True,
     "lenient": False,  # and not as the schema says: a keyword that would be ignored is an error
@@ -76,12 +76,7 @@ class Constraint:
         """
         text = _canonical(schema)
         with _compiling:
-            if "constraints" not in vocab.kept:
-                tokens = _read_tokens(vocab)
-                vocab.kept["constraints"] = lru_cache(_MAX_KEPT)(
-                    lambda text: _compile(text, tokens)
-                )
-            compiled: Constraint = vocab.kept["constraints"](text)
+            compiled: Constraint = _known(vocab).compile(text)
             return compiled
 
     def start(self) -> Matcher:
@@ -154,6 +149,24 @@ class Matcher:
         found: bytes = b"" if self._ended else self._matcher.compute_ff_bytes()
         return found
 
+    def spell(self, text: bytes) -> bool:
+        """Goes on by bytes of text, whatever tokens they were; says whether it could."""
+        for token in (self._tokens.bytes_.get(byte, -1) for byte in text):
+            if not self.allows(token):
+                return False
+            self.accept(token)
+        return True
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens can come next, [n_vocab]; not to be changed."""
+        return self._mask()
+
+    def without_ends(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of a row of logits, [n_vocab], with -inf for the tokens that end a reply."""
+        row: NDArray[np.float32] = logits.copy()
+        row[self._tokens.end_ids] = _BANNED
+        return row
+
     def copy(self) -> Matcher:
         """An independent matcher in the same state."""
         other = Matcher(self._matcher.deep_copy(), self._tokens)
@@ -184,13 +197,52 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """What llguidance makes of a vocabulary, and the ids of its `n` tokens that end a reply."""
+    """What llguidance makes of a vocabulary, and the ids of its `n` tokens that end a reply, that
+    no text contains, and that are one byte of text each.
+    """
 
     tokenizer: Any
     limits: Any
     n: int
     ends: frozenset[int]
     end_ids: NDArray[np.intp]
+    special: frozenset[int]
+    bytes_: Mapping[int, int]
+
+
+class _Known:
+    """A vocabulary's tokens, and the latest schemas and grammars compiled for it."""
+
+    def __init__(self, vocab: Vocabulary) -> None:
+        self.tokens = tokens = _read_tokens(vocab)
+        self.compile = lru_cache(_MAX_KEPT)(lambda text: _compile(text, tokens))
+        self.grammar = lru_cache(_MAX_KEPT)(lambda text: _compile_grammar(text, tokens))
+
+
+def _known(vocab: Vocabulary) -> _Known:
+    """Read once; the caller holds `_compiling`."""
+    if "constraints" not in vocab.kept:
+        vocab.kept["constraints"] = _Known(vocab)
+    known: _Known = vocab.kept["constraints"]
+    return known
+
+
+def grammar_matcher(write: Callable[[Collection[int]], str], vocab: Vocabulary) -> Matcher:
+    """The state of a reply that has not begun, to a grammar in llguidance's form of Lark's; `write`
+    gets the tokens that no text contains, which a grammar names by their ids: `<[7]>`. Raises
+    SchemaError, ModelError.
+    """
+    with _compiling:
+        known = _known(vocab)
+        prototype = known.grammar(write(known.tokens.special))
+        return Matcher(prototype.deep_copy(), known.tokens)
+
+
+def _compile_grammar(text: str, tokens: _Tokens) -> Any:
+    prototype = compile_grammar(text, tokens.tokenizer, tokens.limits)
+    if prototype.is_error():
+        raise _unusable(_one_line(prototype.get_error()))
+    return prototype
 
 
 def _canonical(schema: Mapping[str, Any] | str) -> str:
@@ -247,7 +299,7 @@ def _deep(work: Callable[[], _T]) -> _T:
 def _compile(text: str, tokens: _Tokens) -> Constraint:
     schema = _read(text)
     form = form_of(schema)
-    grammar = grammar_of(schema, form, _OPTIONS)
+    grammar = grammar_of(schema, form, OPTIONS)
     prototype = compile_grammar(grammar, tokens.tokenizer, tokens.limits)
     if prototype.is_error():
         raise _unusable(_reason(text) or _one_line(prototype.get_error()))
@@ -261,7 +313,7 @@ def check_schema(schema: Mapping[str, Any] | str) -> None:
     """
     text = _canonical(schema)
     read = _read(text)
-    grammar_of(read, form_of(read), _OPTIONS)
+    grammar_of(read, form_of(read), OPTIONS)
     if reason := _reason(text):
         raise _unusable(reason)
     _check_ends(text)
@@ -290,7 +342,7 @@ def _reason(text: str) -> str:
     from llguidance import LLMatcher
 
     try:
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
     except ValueError as error:  # JSON to Python and not to Rust: lone surrogates, deep nesting
         return _one_line(str(error))
     return _one_line(_deep(lambda: LLMatcher.validate_grammar(grammar, None)))
@@ -336,12 +388,15 @@ def _read_tokens(vocab: Vocabulary) -> _Tokens:
             "the model's vocabulary has no token that ends a reply (tokenizer.ggml.eos_token_id), "
             "so a reply cannot be constrained by a JSON Schema"
         )
+    special = frozenset(t for t, piece in enumerate(pieces) if piece[:1] == _SPECIAL and piece[1:])
+    bytes_ = {piece[0]: token for token, piece in enumerate(pieces) if len(piece) == 1}
     wrapper: Any = _Pieces(pieces, ends[0])
     slices = LLTokenizer.json_slices()
     tokenizer = _deep(lambda: LLTokenizer(wrapper, eos_token=ends, slices=slices))
     wrapper.tokens.clear()  # it keeps the wrapper, and has read them
     limits = LLParserLimits(verbose_errors=False)
-    return _Tokens(tokenizer, limits, vocab.n_tokens, frozenset(ends), np.array(ends, np.intp))
+    end_ids = np.array(ends, np.intp)
+    return _Tokens(tokenizer, limits, vocab.n_tokens, frozenset(ends), end_ids, special, bytes_)
 
 
 def _piece(llama: Any, vocab: Vocabulary, token: int) -> bytes:

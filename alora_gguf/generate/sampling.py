@@ -23,7 +23,8 @@ from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, NotFiniteError
 from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
 
-from .constraint import Constraint
+from .calls import CallMatcher, CallRules
+from .constraint import Constraint, Matcher
 
 _MANY: Final = 20  # alternatives to a token: beyond these only such as are likelier than
 _UNLIKELY: Final = math.log(1e-9)
@@ -42,6 +43,7 @@ class Sampler:
         vocab: Vocabulary,
         *,
         schema: Mapping[str, Any] | None = None,
+        calls: CallRules | None = None,
         top_logprobs: int | None = None,
     ) -> None:
         self.sampling = sampling
@@ -57,8 +59,12 @@ class Sampler:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._logprobs: list[TokenLogprob] = []
         constraint = None if schema is None else Constraint.compile(schema, vocab)
-        self._matcher = None if constraint is None else constraint.start()
-        self.pinned = constraint is not None and constraint.form != "free"
+        self._matcher: Matcher | CallMatcher | None = None
+        self.pinned = False
+        if constraint is not None:
+            self._matcher, self.pinned = constraint.start(), constraint.form != "free"
+        elif calls is not None:
+            self._matcher, self.pinned = calls.start(vocab), calls.form.json != "free"
         self._llama = llama = _native.load().llama
         self._chain: Chain | None = None
         if sampling.is_plain_greedy:
@@ -330,8 +336,16 @@ class SampledReply:
     `pinned` tells whether a schema's form leaves no choice of spacing.
     """
 
-    def __init__(self, how: GenerateOptions, vocab: Vocabulary, started: float) -> None:
-        self.sampler = Sampler(how.sampling, vocab, schema=how.schema, top_logprobs=how.logprobs)
+    def __init__(
+        self,
+        how: GenerateOptions,
+        vocab: Vocabulary,
+        started: float,
+        calls: CallRules | None = None,
+    ) -> None:
+        self.sampler = Sampler(
+            how.sampling, vocab, schema=how.schema, calls=calls, top_logprobs=how.logprobs
+        )
         self.stream = TextStream(tuple(how.stop))
         self.started, self._vocab, self._max_tokens = started, vocab, how.max_tokens
         self.pinned = self.sampler.pinned

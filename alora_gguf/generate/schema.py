@@ -65,9 +65,13 @@ def grammar_of(schema: Mapping[str, Any], form: Form, options: Mapping[str, Any]
     if form == "text":
         start = " | ".join(json.dumps(word, ensure_ascii=False) for word in words_of(schema))
     else:
-        spaced = {**options, **_SPACING[form]}
-        start = "%json " + json.dumps({**schema, "x-guidance": spaced})
+        start = json_rule(schema, form, options)
     return f'%llguidance {{"no_forcing": true}}\nstart: {start}'
+
+
+def json_rule(schema: Mapping[str, Any], form: Form, options: Mapping[str, Any]) -> str:
+    """The values of a schema as a part of llguidance's grammars."""
+    return "%json " + json.dumps({**schema, "x-guidance": {**options, **_SPACING[form]}})
 
 
 def written(value: object, form: Form) -> str:

@@ -31,7 +31,7 @@ from alora_gguf.errors import InputError, ModelError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.generate.invoke import Verdict, run_invocations
 from alora_gguf.generate.plan import Parent
-from alora_gguf.messages import Message, as_documents, in_messages
+from alora_gguf.messages import Message, as_documents, documents_as_text, in_messages
 from alora_gguf.options import IntrinsicCall, Invocation
 
 from .reader import BASE, Reader
@@ -63,9 +63,7 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     given = options["messages"]
     if not isinstance(given, Iterable):
         _check_messages(given, ())
-    options["messages"] = [
-        {"role": m.role, "content": m.content} if isinstance(m, Message) else m for m in given
-    ]
+    options["messages"] = [m.fields() if isinstance(m, Message) else m for m in given]
     stop = options["stop"]
     options["stop"] = [stop] if isinstance(stop, str) else list(stop or ())
     if options["logprobs"] and options["top_logprobs"] is None:
@@ -74,7 +72,11 @@ def complete(llama: Reader, options: dict[str, Any], extra: Extra) -> Any:
     if extra.documents and "documents" not in variables:
         place = "user" if template is None else template.place
         options["messages"] = in_messages(
-            options["messages"], as_documents(extra.documents), place, _spoken, _as_spoken
+            options["messages"],
+            documents_as_text(as_documents(extra.documents)),
+            place,
+            _spoken,
+            _as_spoken,
         )
     name = llama.chat_format or ""
     handler: Any = llama.chat_handler or llama._chat_handlers.get(name)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import alora_gguf as ag
+from alora_gguf.chat.prompt import ChatTemplate
 from alora_gguf.engine.cells import CellAllocator
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.prefix_cache import PrefixCache
@@ -62,3 +63,8 @@ def give_back(model: ag.Model) -> None:
     """Empties the prefix cache, and collects what closed sessions have left."""
     forget_prefixes(model)
     engine(model).collect()
+
+
+def template(chat: ag.Chat) -> ChatTemplate:
+    """What writes a chat's messages."""
+    return chat._template

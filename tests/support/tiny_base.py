@@ -70,20 +70,25 @@ def write_base(
     template: str | None = None,
     tied: bool = False,
     experts: int = 0,
+    markers: Mapping[str, gguf.TokenType] | None = None,
     replace: dict[str, tuple[Array, gguf.GGMLQuantizationType | None]] | None = None,
 ) -> Path:
     """A random base model; without `text` it has no vocabulary (and the same number of tokens).
-    `template` is its chat template. `replace` puts other data, of the raw type given, in the place
-    of a weight's.
+    `template` is its chat template; `markers` are more tokens, with their types. `replace` puts
+    other data, of the raw type given, in the place of a weight's.
     """
     rng = np.random.default_rng(seed)
-    keys = {"general.name": "tiny", **_sizes("llama", N_LAYER), "llama.vocab_size": N_VOCAB}
+    n_vocab = N_VOCAB + len(markers or {})
+    keys = {"general.name": "tiny", **_sizes("llama", N_LAYER), "llama.vocab_size": n_vocab}
     keys |= vocabulary_keys(template) if text else {"tokenizer.ggml.model": "none"}
+    for marker, kind in (markers or {}).items():
+        keys["tokenizer.ggml.tokens"].append(marker)
+        keys["tokenizer.ggml.token_type"].append(int(kind))
     if experts:
         keys |= {"llama.expert_count": experts, "llama.expert_used_count": 2}
-    tensors: dict[str, Any] = {"token_embd.weight": _random(rng, N_VOCAB, N_EMBD)}
+    tensors: dict[str, Any] = {"token_embd.weight": _random(rng, n_vocab, N_EMBD)}
     if not tied:
-        tensors["output.weight"] = 0.5 * _random(rng, N_VOCAB, N_EMBD)
+        tensors["output.weight"] = 0.5 * _random(rng, n_vocab, N_EMBD)
     tensors["output_norm.weight"] = _ones(N_EMBD)
     for i in range(N_LAYER):
         for norm in ("attn_norm", "ffn_norm"):
