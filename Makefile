@@ -8,6 +8,7 @@
 #   make test-backends   the tests of results on other backends, without their hardware
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
+#   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
@@ -50,7 +51,7 @@ python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks e
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-peers bench docs format clean
+	test-page test-peers bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -201,6 +202,13 @@ test-sanitizers: setup-checks
 
 test-peers: setup-checks
 	@$(BIN)/python -m tests.peers
+
+# Chromium is the machine's, or else Playwright's, which is fetched.
+test-page: setup-checks
+	@$(PIP) install --group page
+	@command -v chromium chromium-browser google-chrome > /dev/null || [ -n "$$ALORA_CHROMIUM" ] || \
+	    $(BIN)/python -m playwright install chromium
+	@ALORA_TEST_PAGE=1 $(BIN)/python -m pytest tests/serve/test_page_in_browser.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -20,6 +20,9 @@ from .errors import ForbiddenError, RequestError, UnknownModelError
 
 _LATEST: Final = ":latest"  # what Ollama's clients put behind a name without a tag
 
+MAX_LOOKED: Final = 2000
+"""Entries of a directory that are looked at for adapters: some ms, and a list that one can read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -183,6 +186,16 @@ class Adapters:
                 for each in held.values():
                     self._users[each.loaded] -= 1
                 self._sweep()
+
+    def loadable(self) -> list[str] | None:
+        """Files that load() can read, of the first MAX_LOOKED below the directory; None where it
+        may read none.
+        """
+        if self._directory is None:
+            return None
+        directory = self._directory.resolve()
+        found = itertools.islice(directory.rglob("*"), MAX_LOOKED)
+        return sorted(f.relative_to(directory).as_posix() for f in found if f.suffix == ".gguf")
 
     def load(self, name: str, path: str) -> Served:
         """Serves the file at `path`, below the directory for such files, as `name`: a new one, or

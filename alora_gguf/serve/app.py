@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 import alora_gguf as ag
 
-from . import chat, errors, models
+from . import chat, errors, models, static
 from .guard import Guard
 from .service import Service, Settings
 
@@ -52,7 +52,10 @@ def create_app(service: Service, begin: Callable[[], None] | None = None) -> Sta
         max_body=settings.max_body,
     )
     app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES],
+        routes=[
+            *(Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES),
+            *static.ROUTES,
+        ],
         middleware=[guard],
         exception_handlers={
             ag.AloraError: errors.handle,

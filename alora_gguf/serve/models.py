@@ -88,10 +88,18 @@ def about(model: ag.Model, served: Served) -> dict[str, Any]:
 
 
 async def adapters(request: Request) -> Response:
-    """GET /v1/adapters."""
+    """GET /v1/adapters: those that are served, and the files that others can be loaded from."""
     service = service_of(request)
     served = service.adapters.served.values()
-    return answer({"object": "list", "data": [about(service.model, each) for each in served]})
+    files = await ag.aio.call(service.adapters.loadable)
+    return answer(
+        {
+            "object": "list",
+            "data": [about(service.model, each) for each in served],
+            "loading": files is not None,
+            "files": files or [],
+        }
+    )
 
 
 async def lora_adapters(request: Request) -> Response:

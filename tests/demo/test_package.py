@@ -102,6 +102,14 @@ def test_the_wheel_carries_the_demo_and_little_else(monkeypatch: pytest.MonkeyPa
     assert not [path for path in files if "examples" in path or "demo_model" in path]
 
 
+def test_the_wheel_carries_the_servers_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = "alora_gguf/serve/page"
+    wanted = {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
+    assert {f"{folder}/index.html", f"{folder}/style.css", f"{folder}/main.js"} <= wanted
+    assert wanted <= set(wheel_files())
+
+
 # The script ---------------------------------------------------------------------------------------
 
 

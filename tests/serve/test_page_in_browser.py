@@ -1,0 +1,410 @@
+"""The page, used in Chromium without a screen: `make test-page`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from alora_gguf.cli.verdicts import badges_of
+
+import alora_gguf as ag
+from alora_gguf import demo, serve
+from alora_gguf.serve import Server, talk
+
+from .conftest import open_demo, serving
+
+if not os.environ.get("ALORA_TEST_PAGE"):
+    pytest.skip("uses a browser for more than a minute: make test-page", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="make test-page installs it")
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="make test-page installs it"
+)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+QUESTION = "When does the Bomel library open?"
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+IDLE = "#send:not([hidden])"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        found = os.environ.get("ALORA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
+        found = found or play.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("needs Chromium, which is neither on the PATH nor ALORA_CHROMIUM")
+        # Chromium's own sandbox needs rights that containers do not give
+        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that is open: what it asked for, and what it said in the console."""
+
+    def __init__(self, browser: Any, url: str, **how: Any) -> None:
+        how = {"viewport": WIDE, "permissions": ["clipboard-read", "clipboard-write"], **how}
+        self.url, self.context = url, browser.new_context(**how)
+        self.context.set_default_timeout(15_000)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.bodies: list[Any] = []
+        self.page.on("console", lambda m: m.type in ("error", "warning") and self._say(m.text))
+        self.page.on("pageerror", lambda error: self._say(str(error)))
+        self.page.on("request", self._note)
+
+    def _say(self, text: str) -> None:
+        self.said.append(text)
+
+    def _note(self, request: Any) -> None:
+        self.asked.append(request.url)
+        if request.url.endswith("/v1/chat/completions"):
+            self.bodies.append(json.loads(request.post_data))
+
+    def open(self) -> Any:
+        self.page.goto(self.url)
+        self.page.wait_for_selector("#adapter-list .adapter", state="attached")
+        return self.page
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#prompt", text)
+        self.page.press("#prompt", "Enter")
+        self.page.wait_for_selector(IDLE)
+
+    def badges(self, turn: int) -> list[str]:
+        words = self.page.locator(f".turn >> nth={turn} >> .badge .word")
+        return [text.strip() for text in words.all_text_contents()]
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
+    visits: list[Visit] = []
+
+    def begin(server: Server, **how: Any) -> Visit:
+        visits.append(Visit(browser, server.url, **how))
+        return visits[-1]
+
+    yield begin
+    for each in visits:
+        each.context.close()
+        assert [url for url in each.asked if not url.startswith(each.url)] == []
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies whose pieces come one at a time, slowly enough to be stopped."""
+
+    class Slow:
+        def __init__(self, said: Any) -> None:
+            self._said = said
+
+        def __iter__(self) -> Iterator[str]:
+            for text in self._said:
+                time.sleep(0.3)
+                yield text
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._said, name)
+
+    told = talk.tell_reply
+    monkeypatch.setattr(talk, "tell_reply", lambda m, said, *more: told(m, Slow(said), *more))
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that loads adapters."""
+    folder = tmp_path_factory.mktemp("adapters")
+    shutil.copy(demo.adapter_path("jailbreak"), folder / "guard.gguf")
+    with serving(open_demo, adapters_dir=folder) as server:
+        yield server
+
+
+def test_a_conversation(visit: Callable[..., Visit], open_server: Server) -> None:
+    visited = visit(open_server)
+    page = visited.open()
+    assert page.title() == "demo · alora-gguf"
+    # documents: pasted, and from files
+    page.click("#add-document")
+    page.fill("#document-text", demo.DOCUMENTS[0])
+    page.click("#document-form [type=submit]")
+    page.set_input_files("#files", files=[
+        {"name": "people.txt", "mimeType": "text/plain", "buffer": demo.DOCUMENTS[1].encode()},
+        {"name": "photo.txt", "mimeType": "text/plain", "buffer": b"\xff\xd8\xff"},
+    ])  # fmt: skip
+    page.wait_for_selector(".document:nth-child(2)")
+    assert "photo.txt is not text" in page.inner_text("#document-error")
+    # a streamed reply, and verdicts under the turns that they judge
+    page.click("#open-settings")
+    page.fill("#temperature", "0")
+    page.fill("#max-tokens", "40")
+    page.click("#settings [type=submit]")
+    visited.ask(QUESTION)
+    assert visited.bodies[-1]["documents"][1]["title"] == "people.txt"
+    assert (visited.bodies[-1]["temperature"], visited.bodies[-1]["max_tokens"]) == (0, 40)
+    assert "9:30" in page.inner_text(".turn.assistant .text")
+    assert [text.split(" ")[0] for text in visited.badges(0)] == ["answerable", "harmless"]
+    assert [text.split(" ")[0] for text in visited.badges(1)] == ["certainty", "faithful"]
+    assert page.locator(".badge.good").count() == 4
+    # what they cost is in sight, and the rest a click away
+    badge = page.locator(".turn.assistant .badge >> nth=0")
+    assert "read" in badge.inner_text()
+    badge.click()
+    assert "reused" in page.inner_text(".details")
+    assert badge.get_attribute("aria-expanded") == "true"
+    badge.click()
+    assert page.locator(".details").count() == 0
+    # the next turn reads what is new
+    visited.ask("Who runs it?")
+    page.wait_for_function("document.querySelectorAll('.costs li').length === 5")
+    assert "reused" in page.inner_text("#last .sum")
+    page.wait_for_selector(".holders li")
+    assert "base" in page.inner_text("#map")
+    assert "cells" in page.inner_text(".holders")
+    # the last turn again, and another question in its place
+    page.click("text=Regenerate")
+    page.wait_for_selector(IDLE)
+    assert page.locator(".turn").count() == 4
+    page.click("[data-act=Edit]")
+    assert page.input_value("#prompt") == "Who runs it?"
+    visited.ask("When does it open?")
+    said = [each["content"] for each in visited.bodies[-1]["messages"] if each["role"] == "user"]
+    assert said == [QUESTION, "When does it open?"]
+    # one intrinsic, now
+    page.click("[data-adapter=query_rewrite] >> text=Ask")
+    page.wait_for_selector(".details")
+    assert visited.bodies[-1]["intrinsics"] == ["query_rewrite"]
+    assert visited.bodies[-1]["messages"][-1]["role"] == "user"
+    page.click("text=Copy >> nth=-1")
+    assert page.evaluate("navigator.clipboard.readText()") == page.inner_text(
+        ".turn:last-child .text"
+    )
+    # it is there after a reload, and gone in a new conversation, from which there is a way back
+    page.reload()
+    page.wait_for_selector("#adapter-list .adapter")
+    assert page.locator(".turn").count() == 4
+    page.click("#new")
+    assert page.locator(".turn").count() == 0
+    page.click("text=Back to the old one")
+    assert page.locator(".turn").count() == 4
+    assert visited.said == []
+
+
+def test_adapters_come_and_go(visit: Callable[..., Visit], open_server: Server) -> None:
+    visited = visit(open_server)
+    page = visited.open()
+    page.click("#add-adapter")
+    page.fill("#adapter-path", "guard.gguf")
+    assert page.input_value("#adapter-name") == "guard"
+    page.click("#adapter-form [type=submit]")
+    page.wait_for_selector("[data-adapter=guard]")
+    assert page.locator("#writer option").all_text_contents()[-1] == "guard"
+    page.select_option("#writer", "guard")
+    visited.ask("Hello")
+    assert visited.bodies[-1]["adapter"] == "guard"
+    assert "demo:guard" in page.inner_text(".turn.assistant .who")
+    page.click("[aria-label='Unload guard']")
+    page.wait_for_selector("[data-adapter=guard]", state="detached")
+    assert page.input_value("#writer") == ""
+    assert visited.said == []
+    page.click("#add-adapter")
+    page.fill("#adapter-path", "none.gguf")
+    page.click("#adapter-form [type=submit]")
+    page.wait_for_selector("#adapter-error:not([hidden])")
+    assert "none.gguf" in page.inner_text("#adapter-error")
+
+
+def test_a_reply_is_stopped(visit: Callable[..., Visit], server: Server, slow: None) -> None:
+    visited = visit(server)
+    page = visited.open()
+    page.fill("#prompt", "Tell me about the ferry.")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector(".turn.assistant .text > p:not(.waiting)")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(IDLE)
+    assert "stopped" in page.inner_text(".turn.assistant .meta")
+    for _ in range(50):  # the server ends it as well
+        if httpx.get(f"{server.url}/health").json()["running"] == 0:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the request goes on")
+    assert visited.said == []
+
+
+def test_a_busy_server_can_be_asked_again(visit: Callable[..., Visit], slow: None) -> None:
+    with serving(n_parallel=1, n_waiting=0) as server:
+        visited = visit(server)
+        page = visited.open()
+        body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=30):
+            visited.ask(QUESTION)
+            assert "try again" in page.inner_text(".turn.user .error")
+            assert page.locator(".turn").count() == 1
+        for _ in range(50):
+            page.click("[data-act='Try again']")
+            page.wait_for_selector(IDLE, timeout=60_000)
+            if page.locator(".turn.assistant").count():
+                break
+        assert page.locator(".turn .error").count() == 0
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Callable[..., Visit]) -> None:
+    with serving(api_key="secret") as server:
+        visited = visit(server)
+        page = visited.page
+        page.goto(server.url)
+        for key in ("wrong", "secret"):
+            page.wait_for_selector("#key-dialog[open]")
+            page.fill("#key", key)
+            page.press("#key", "Enter")
+        page.wait_for_selector("#adapter-list .adapter")
+        page.reload()
+        page.wait_for_selector("#adapter-list .adapter")
+        assert page.evaluate("Object.values(localStorage).join()").count("secret") == 0
+        assert not any("secret" in url for url in visited.asked)
+
+
+def test_a_server_that_is_loading_and_one_that_is_gone(visit: Callable[..., Visit]) -> None:
+    go = threading.Event()
+
+    def load() -> ag.Model:
+        assert go.wait(60)
+        return open_demo()
+
+    ready: list[Server] = []
+    server = Server(load, serve.Settings(name="demo"), host="127.0.0.1", port=0)
+    thread = threading.Thread(target=server.serve_until_stopped, daemon=True)
+    thread.start()
+    ready.append(server)
+    try:
+        visited = visit(server)
+        visited.page.goto(server.url)
+        visited.page.wait_for_selector("text=loading the model")
+        assert visited.page.is_disabled("#send")
+        go.set()
+        visited.page.wait_for_selector("#adapter-list .adapter")
+        assert visited.page.is_enabled("#send")
+    finally:
+        server.stop()
+        thread.join(60)
+    visited.ask("Hello")
+    assert "does not answer" in visited.page.inner_text(".turn.user .error")
+
+
+def test_by_keyboard_alone(visit: Callable[..., Visit], server: Server) -> None:
+    visited = visit(server)
+    page = visited.open()
+    press = page.keyboard.press
+    press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    press("Enter")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.type("Who runs it?")
+    press("Enter")
+    page.wait_for_selector(IDLE)
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    for _ in range(20):
+        press("Shift+Tab")
+        if page.evaluate("document.activeElement.classList.contains('badge')"):
+            break
+    press("Enter")
+    page.wait_for_selector(".details")
+    # the badge was drawn again, and has the focus still
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    press("Space")
+    page.wait_for_selector(".details", state="detached")
+    assert visited.said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_nobody_is_kept_out(
+    visit: Callable[..., Visit], server: Server, size: dict[str, int], scheme: str
+) -> None:
+    """axe finds nothing wrong with names, roles and contrasts, nothing is wider than the screen,
+    and what is pressed is large enough.
+    """
+    visited = visit(server, viewport=size, color_scheme=scheme)
+    page = visited.open()
+    page.click(".tries button >> nth=0")
+    page.wait_for_selector(IDLE)
+    page.click(".turn.assistant .badge >> nth=0")
+    views = ["talk", "documents", "adapters", "cache"] if size is NARROW else ["talk"]
+    for view in views:
+        if size is NARROW:
+            page.click(f"#views [data-view={view}]")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        small = page.evaluate(
+            "[...document.querySelectorAll('button, select, summary')].filter(e => e.offsetParent)"
+            ".map(e => [e.textContent, e.getBoundingClientRect()])"
+            ".filter(([, r]) => r.height < 24 || r.width < 24).map(([t]) => t)"
+        )
+        assert small == []
+    page.click("#open-settings")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert visited.said == []
+
+
+VALUES: list[tuple[str, Any, str | None]] = [
+    ("a", True, "high"),
+    ("a", "No", "high"),
+    ("a", 0.25, None),
+    ("a", 3.5, "high"),
+    ("a", "some words", None),
+    ("a", " ", None),
+    ("a", None, None),
+    ("a", [1, 2], None),
+    ("a", {}, "high"),
+    ("a", {"answer": "It does.", "answerable": 0.03}, "high"),
+    ("a", {"answer": "yes", "certainty": 0.77}, "high"),
+    ("a", {"jailbreak": 0.91}, "low"),
+    ("a", {"jailbreak": "no"}, "low"),
+    ("a", {"outer": {"faithful": 0.7, "other": "x"}}, "high"),
+    ("a", {"rewritten_question": "word " * 40}, None),
+    ("a", {"first": 0.2, "second": 0.9}, "high"),
+    ("a", {"requirements_satisfied": True, "list": [1]}, "high"),
+]
+
+
+def test_badges_are_the_terminals(visit: Callable[..., Visit], server: Server) -> None:
+    page = visit(server).open()
+    for name, value, good in VALUES:
+        got = page.evaluate(
+            "async ([name, value, good]) =>"
+            " (await import('/page/badges.js')).badgesOf(name, value, good)",
+            [name, value, good],
+        )
+        wanted = [{"text": each.text, "good": each.good} for each in badges_of(name, value, good)]  # type: ignore[arg-type]
+        assert got == wanted, value
+
+
+def test_markdown_is_elements_and_never_markup(visit: Callable[..., Visit], server: Server) -> None:
+    page = visit(server).open()
+    text = (
+        "# Head\n\nA **bold** `<b>` <img src=x onerror=alert(1)>\n\n- one\n- two\n\n"
+        "```py\nx = '**'\n```\n3. three"
+    )
+    got = page.evaluate(
+        "async (text) => { const { markdown } = await import('/page/markdown.js');"
+        " const box = document.createElement('div'); box.append(...markdown(text));"
+        " return box.innerHTML; }",
+        text,
+    )
+    assert got == (
+        '<p class="heading">Head</p>'
+        "<p>A <strong>bold</strong> <code>&lt;b&gt;</code> &lt;img src=x onerror=alert(1)&gt;</p>"
+        "<ul><li>one</li><li>two</li></ul>"
+        "<pre tabindex=\"0\"><code>x = '**'</code></pre>"
+        '<ol start="3"><li>three</li></ol>'
+    )
