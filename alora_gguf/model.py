@@ -18,11 +18,12 @@ from .decide.prompts import PLAIN_TEMPLATE
 from .decide.questions import MAX_OPTIONS, Asked, Content, check_temperatures, read_questions
 from .decide.state import state_messages
 from .engine.cache_report import CacheReport, report
+from .engine.infill import infill_prompt
 from .engine.llama_context import LlamaContext
 from .engine.loading import Tuning, check_load
 from .engine.native import load
 from .engine.runtime import Runtime
-from .errors import ModelError
+from .errors import InputError, ModelError
 from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
@@ -306,6 +307,31 @@ class Model:
         self._runtime.check_open()
         vocab = self._runtime.vocab
         return vocab.detokenize(vocab.check(tokens, "tokens"), special=special)
+
+    def infill(
+        self, prefix: str | Sequence[int], suffix: str, *, suffix_first: bool = False
+    ) -> list[int]:
+        """A prompt, in token ids, for what stands between `prefix` (text or token ids) and
+        `suffix`: `session.generate(prompt=model.infill(before, after))`. Control tokens in text are
+        text. `suffix_first` is for models that were trained with the suffix before the prefix.
+
+        Raises InputError for a vocabulary without such tokens (tokenizer.ggml.fim_pre_token_id and
+        its like), CacheFullError for more than the KV cache can hold.
+        """
+        self._runtime.check_open()
+        vocab = self._runtime.vocab
+        for text in (prefix, suffix):
+            if isinstance(text, str):
+                vocab.check_fits(text)
+        given = prefix if isinstance(prefix, str) else vocab.check(prefix, "prefix")
+        found = infill_prompt(vocab, given, suffix, suffix_first=suffix_first)
+        if found is None:
+            raise InputError(
+                f"{self.path}: its vocabulary has no tokens for what stands between two texts "
+                "(tokenizer.ggml.fim_pre_token_id, fim_suf_token_id, fim_mid_token_id); use a "
+                "model that was trained to fill in"
+            )
+        return found
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """The bytes that a token adds to a text, perhaps a part of a character only; those of a

@@ -39,6 +39,7 @@ Share = Annotated[float, Within(0, 1)]
 Finite = Annotated[float, Within()]
 # as far as scales serve anybody; from about 8,000 on good adapters overflow half floats
 MAX_SCALE: Final = 1000.0
+MAX_LOGPROBS: Final = 1000  # alternatives to a token: more are noise, and take long to be listed
 Scale = Annotated[float, Within(-MAX_SCALE, MAX_SCALE)]
 
 _K = TypeVar("_K")
@@ -277,7 +278,7 @@ class GenerateOptions:
     sampling: Sampling = Sampling()
     stop: str | Sequence[str] = ()
     schema: Mapping[str, Any] | None = None
-    logprobs: Annotated[int, Within(0, 1000)] | None = None
+    logprobs: Annotated[int, Within(0, MAX_LOGPROBS)] | None = None
     adapter: str | None = None
     scale: Scale = 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 import weakref
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._calls import checked, uninterrupted
+from .engine.llama_context import Logits
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
 from .engine.tokens import BASE, Spans, spans_for
@@ -18,13 +20,15 @@ from .generate.calls import CallRules
 from .generate.generation import Generation
 from .generate.invoke import Verdict, run_invocations
 from .generate.plan import Parent
-from .generate.sampling import SampledReply
+from .generate.sampling import SampledReply, token_logprob
 from .options import (
+    MAX_LOGPROBS,
     CancelToken,
     GenerateOptions,
     Invocation,
     Progress,
     Timings,
+    TokenLogprob,
     changed,
     check_int,
     reply_options,
@@ -137,6 +141,39 @@ class Session:
         """Makes the conversation exactly `tokens`, reading only what the cache does not hold."""
         check = self._engine.vocab.check
         return self._read(lambda: check(tokens, "tokens"), adapter, scale, cancel, progress)
+
+    def score(
+        self,
+        tokens: Sequence[int],
+        *,
+        first: int = 1,
+        logprobs: int = 0,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> list[TokenLogprob]:
+        """Makes the conversation exactly `tokens`, as sync() does, and tells how likely each was
+        after those before it, with so many alternatives (`logprobs`): of the tokens from position
+        `first` on, as nothing comes before the one at 0. What is before that is reused; the rest is
+        read anew, since the cache has no probabilities. Raises InputError for no tokens.
+        """
+        vocab = self._engine.vocab
+        check_int(logprobs, "logprobs", 0, MAX_LOGPROBS)
+        decoder, found = codecs.getincrementaldecoder("utf-8")("replace"), list[TokenLogprob]()
+
+        def take(position: int, row: Logits) -> None:
+            text = decoder.decode(vocab.piece(read[position]))
+            found.append(token_logprob(read[position], text, row, logprobs, vocab))
+
+        with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
+            self._begin()
+            read = vocab.check(tokens, "tokens")
+            if not read:
+                raise InputError("there are no tokens to score")
+            check_int(first, "first", 1, len(read))
+            self._sequence.read_rows(read, first, use, take, cancel=cancel, progress=progress)
+        return found
 
     def rewind(self, n: int) -> None:
         """Forgets all but the first `n` tokens."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import Final
+from typing import Final, cast
 
-from alora_gguf._calls import uninterrupted
+from alora_gguf._calls import allowed, uninterrupted
 from alora_gguf.errors import CacheFullError, ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
@@ -139,6 +139,56 @@ class TokenSequence:
         finally:
             self.deactivate()
         return Timings(keep, len(rest), reuse_note=note)
+
+    def read_rows(
+        self,
+        tokens: list[int],
+        first: int,
+        active: ActiveAdapter,
+        take: Callable[[int, Logits], None],
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes the conversation `tokens`, as prefill() does, and hands `take` each position from
+        `first` on, which is 1 or more, with the logits before it, [n_vocab]. Cells before that are
+        reused.
+        """
+        engine, old, n = self.engine, self.tokens, len(tokens)
+        start = active.first_position(tokens, engine.vocab)
+        spans = spans_for(start, active.provenance)
+        keep = min(self.cached.common_prefix(tokens, spans), first - 1)
+        keep = self._share_with_others(tokens[:first], spans, keep) or keep
+        engine.admission.require(
+            engine.cells.beyond_promise(self.seq, n - keep),
+            freed=engine.cells.freed_by(self.seq, keep),
+        )
+        keep = at = self.cut(keep)
+        step = min(engine.n_batch, engine.options.rows)
+        try:
+            self.activate(active, start)
+            while at < n:
+                part = tokens[at : at + step]
+                wanted = min(len(part), at + len(part) - first + 1)
+                run = Run(self.seq, part, max(1, wanted))
+                rows = cast(Logits, engine.decode([run], cancel=cancel)[0])
+                self.cached.extend(part, spans)
+                at += len(part)
+                self.logits = rows[-1].copy()
+                for position, row in enumerate(rows, at - len(rows) + 1):
+                    if first <= position < n:
+                        take(position, row)
+                if progress is not None:
+                    with allowed:
+                        progress(at - keep, n - keep)
+            self.tokens = list(tokens)
+        except BaseException:
+            self.tokens = old
+            self.cut(keep)
+            self.logits = None
+            raise
+        finally:
+            self.deactivate()
 
     def advance(
         self, tokens: Sequence[int], spans: Spans, cancel: CancelToken | None = None

@@ -21,7 +21,14 @@ from alora_gguf.engine import native as _native
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.errors import DecodeError, InputError, NotFiniteError
-from alora_gguf.options import GenerateOptions, Sampling, TokenLogprob, TopLogprob, check_int
+from alora_gguf.options import (
+    MAX_LOGPROBS,
+    GenerateOptions,
+    Sampling,
+    TokenLogprob,
+    TopLogprob,
+    check_int,
+)
 
 from .calls import CallMatcher, CallRules
 from .constraint import Constraint, Matcher
@@ -52,7 +59,7 @@ class Sampler:
         if schema is not None and sampling.grammar is not None:
             raise InputError("a reply can follow a grammar or a schema, not both")
         if top_logprobs is not None:
-            check_int(top_logprobs, "logprobs", 0, 1000)
+            check_int(top_logprobs, "logprobs", 0, MAX_LOGPROBS)
         for token in sampling.logit_bias or ():
             vocab.check([token], "logit_bias")
         self._top = top_logprobs

@@ -8,21 +8,18 @@ Stock's own generator decides when a completion ends and makes its object or chu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from llama_cpp import Llama as Stock
 
+from alora_gguf.engine.infill import infill_prompt
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError
 from alora_gguf.options import Sampling
 
 from .reader import Reader
 from .request import Request, shown
-
-_MARK: Final = "☺"
-"""Put before an infill's suffix, so that a vocabulary that begins texts with a space puts it before
-the mark and not before the suffix."""
 
 
 def complete(llama: Reader, options: dict[str, Any], request: Request) -> Iterator[Any]:
@@ -146,21 +143,16 @@ def _infill(llama: Reader, options: dict[str, Any]) -> str:
         return ""
     if not isinstance(suffix, str):
         raise InputError(f"suffix must be text, got {suffix!r}")
-    model, prompt = llama._model, options["prompt"]
-    before, after, middle = model.token_prefix(), model.token_suffix(), model.token_middle()
-    if min(before, after, middle) < 0:
+    prompt = infill_prompt(
+        llama._runtime.vocab,
+        options["prompt"],
+        suffix,
+        tokenize=lambda text: llama.tokenize(text.encode(), add_bos=False),
+        suffix_first=llama.spm_infill,
+    )
+    if prompt is None:
         return suffix
-    body = llama.tokenize(prompt.encode(), add_bos=False) if isinstance(prompt, str) else prompt
-    mark = llama.tokenize(_MARK.encode(), add_bos=False)
-    rest = llama.tokenize((_MARK + suffix).encode(), add_bos=False) if suffix else mark
-    if rest[: len(mark)] == mark:
-        rest = rest[len(mark) :]
-    else:
-        rest = llama.tokenize(suffix.encode(), add_bos=False)
-    head, tail = [before, *body], [after, *rest]
-    first = [llama.token_bos()] if model.add_bos_token() and llama.token_bos() != -1 else []
-    parts = [*tail, *head] if llama.spm_infill else [*head, *tail]
-    options["prompt"] = [*first, *parts, middle]
+    options["prompt"] = prompt
     return ""
 
 

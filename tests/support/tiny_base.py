@@ -71,16 +71,18 @@ def write_base(
     tied: bool = False,
     experts: int = 0,
     markers: Mapping[str, gguf.TokenType] | None = None,
+    more: Mapping[str, Any] | None = None,
     replace: dict[str, tuple[Array, gguf.GGMLQuantizationType | None]] | None = None,
 ) -> Path:
     """A random base model; without `text` it has no vocabulary (and the same number of tokens).
-    `template` is its chat template; `markers` are more tokens, with their types. `replace` puts
-    other data, of the raw type given, in the place of a weight's.
+    `template` is its chat template; `markers` are more tokens, with their types, `more` is more
+    metadata. `replace` puts other data, of the raw type given, in the place of a weight's.
     """
     rng = np.random.default_rng(seed)
     n_vocab = N_VOCAB + len(markers or {})
     keys = {"general.name": "tiny", **_sizes("llama", N_LAYER), "llama.vocab_size": n_vocab}
     keys |= vocabulary_keys(template) if text else {"tokenizer.ggml.model": "none"}
+    keys |= more or {}
     for marker, kind in (markers or {}).items():
         keys["tokenizer.ggml.tokens"].append(marker)
         keys["tokenizer.ggml.token_type"].append(int(kind))
