@@ -21,6 +21,7 @@ from .talk import (
     Answered,
     Ended,
     Piece,
+    Read,
     Scored,
     Turn,
     as_calls,
@@ -51,6 +52,7 @@ class ChatRequest(Sampled, kw_only=True):
     tool_choice: Any = None
     intrinsics: list[Any] | None = None
     verdicts: list[Any] | None = None
+    return_progress: bool | None = None
     audio: Any = None
     function_call: Any = None
     functions: Any = None
@@ -65,7 +67,8 @@ async def chat_completions(request: Request) -> Response:
     answer = Completion(service.model_name(turn.whom))
     job = service.start(lambda view, job: converse(service.model, view, turn, job))
     if body.stream:
-        return await streams.events(request, job, answer.chunks(job, body.include_usage))
+        chunks = answer.chunks(job, body.include_usage, bool(body.return_progress))
+        return await streams.events(request, job, chunks)
     return await streams.whole(request, job, answer.collect)
 
 
@@ -208,12 +211,17 @@ class Completion:
             "alora": {"intrinsics": results},
         }
 
-    async def chunks(self, job: Job, include_usage: bool) -> AsyncIterator[Any]:
-        """Its chunks, as they come."""
+    async def chunks(
+        self, job: Job, include_usage: bool, return_progress: bool = False
+    ) -> AsyncIterator[Any]:
+        """Its chunks, as they come; those of how much is read in llama-server's form."""
         head = {**self._head, "object": "chat.completion.chunk"}
         begun: set[int] = set()
         async for event in job:
             self._take(event)
+            if isinstance(event, Read) and return_progress:
+                read = {"total": event.total, "cache": 0, "processed": event.done}
+                yield {**head, "choices": [], "prompt_progress": read}
             if isinstance(event, Answered) and event.index is not None:
                 yield {**head, "choices": [], "alora": {"verdicts": [_verdict(event)]}}
             if not isinstance(event, (Piece, Ended)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -126,3 +127,21 @@ def test_listing_looks_at_so_many_entries(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / f"{i}.gguf").touch()
     with ag.Model(demo.base_path(), n_threads=1) as model:
         assert len(adapters.Adapters(model, "demo", tmp_path).loadable() or ()) == 3
+
+
+def test_a_stream_says_how_much_is_read(client: httpx.Client) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "word " * 600}],
+        "max_tokens": 2,
+        "stream": True,
+    }
+
+    def progress(**more: Any) -> list[Any]:
+        said = client.post("/v1/chat/completions", json=body | more).text
+        chunks = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: {")]
+        return [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+
+    found = progress(return_progress=True)
+    assert len(found) > 1
+    assert found[-1]["processed"] == found[-1]["total"]
+    assert progress() == []

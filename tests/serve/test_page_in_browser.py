@@ -221,6 +221,63 @@ def test_adapters_come_and_go(visit: Callable[..., Visit], open_server: Server) 
     assert "none.gguf" in page.inner_text("#adapter-error")
 
 
+def test_a_plain_lora_and_one_that_needs_an_argument(
+    visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    path = demo.adapter_path("hallucination")
+    text = demo.io_yaml_path("hallucination").read_text("utf-8")
+    contract = tmp_path / "io.yaml"
+    contract.write_text(text.replace("instruction: ~", "instruction: 'It must be {wanted}.'"))
+
+    def load() -> ag.Model:
+        model = open_demo()
+        model.load_adapter("plain", path, from_start=True)
+        model.load_adapter("checks", path)
+        model.set_contract("checks", ag.load_contract(contract))
+        return model
+
+    with serving(load) as server:
+        visited = visit(server)
+        page = visited.open()
+        # what reads everything, or cannot be asked yet, is asked on demand alone
+        assert not page.is_checked("#verdict-plain")
+        assert not page.is_checked("#verdict-checks")
+        page.check("#verdict-plain")
+        page.check("#verdict-checks")
+        visited.ask(QUESTION)
+        assert "plain" in visited.bodies[-1]["verdicts"]
+        assert "checks" not in str(visited.bodies[-1]["verdicts"])
+        page.click("[aria-label='Ask checks now']")
+        assert page.evaluate("document.activeElement.id") == "argument-checks-wanted"
+        page.keyboard.type("short")
+        visited.ask("And on Monday?")
+        call = {"name": "checks", "arguments": {"wanted": "short"}}
+        assert call in visited.bodies[-1]["verdicts"]
+        # three of them answer in the same words
+        words = visited.badges(3)
+        assert [text.partition(":")[0] for text in words[1:]] == [
+            "hallucination",
+            "plain",
+            "checks",
+        ]
+        page.click(".turn:last-child .badge[title=plain]")
+        assert "reads the conversation itself" in page.inner_text(".details")
+        assert " 0 reused" in page.inner_text(".turn:last-child .badge[title=plain]")
+        assert visited.said == []
+
+
+def test_reading_a_long_message_is_followed(visit: Callable[..., Visit], server: Server) -> None:
+    visited = visit(server)
+    page = visited.open()
+    page.evaluate(
+        "() => { window.seen = []; new MutationObserver(() => seen.push("
+        "document.querySelector('.turn.assistant .text')?.textContent ?? '')).observe("
+        "document.getElementById('turns'), { childList: true, subtree: true }); }"
+    )
+    visited.ask("word " * 900)
+    assert any("Reading: 512 of" in text for text in page.evaluate("seen"))
+
+
 def test_a_reply_is_stopped(visit: Callable[..., Visit], server: Server, slow: None) -> None:
     visited = visit(server)
     page = visited.open()

@@ -50,10 +50,11 @@ export async function refresh() {
   changed("served");
 }
 
+const OTHERS = "Others";
 const GROUPS = [
   ["Judge the question", (each) => each.judges === "question"],
   ["Judge the answer", (each) => each.judges === "answer"],
-  ["Others", (each) => !each.judges],
+  [OTHERS, (each) => !each.judges],
 ];
 
 function draw() {
@@ -62,10 +63,11 @@ function draw() {
     ...served.adapters.map((each) => h("option", { value: each.name, text: each.name })),
   );
   $("writer").value = writtenBy();
-  $("adapter-list").replaceChildren(...GROUPS.flatMap(([title, holds]) => {
-    const group = served.adapters.filter(holds);
-    return group.length ? [h("li", {}, h("h3", { text: title }), h("ul", {}, ...group.map(row)))] : [];
-  }));
+  const groups = GROUPS.map(([title, holds]) => [title, served.adapters.filter(holds)]);
+  const filled = groups.filter(([, group]) => group.length);
+  $("adapter-list").replaceChildren(...filled.map(([title, group]) => h("li", {},
+    (filled.length > 1 || title !== OTHERS) && h("h3", { text: title }),
+    h("ul", {}, ...group.map(row)))));
   $("adapter-files").replaceChildren(...served.files.map((file) => h("option", { value: file })));
   $("add-adapter").hidden = !served.open;
   $("adapter-note").textContent = note();
@@ -99,7 +101,7 @@ function row(each) {
       each.intrinsic && button("Ask", () => askNow(each), { "aria-label": `Ask ${each.name} now`, title: "Ask now, about the conversation so far" }),
       served.open && button("×", () => unload(each.name), { class: "icon", "aria-label": `Unload ${each.name}` })),
     each.contract_error && h("span", { class: "more error", text: each.contract_error }),
-    each.kind === "lora" && h("span", { class: "more quiet", text: "on from the first token: it reads the conversation itself" }),
+    each.kind === "lora" && each.intrinsic && h("span", { class: "more quiet", text: "on from the first token: reads the conversation anew" }),
     ...(each.intrinsic ? each.arguments.map((name) => argument(each, name)) : []),
   );
 }

@@ -1,4 +1,4 @@
-// The cache as a map: what the last turn reused and read, and whose cells it holds.
+// The cache as a map: what the last request reused and read, and whose cells it holds.
 
 import { get } from "./api.js";
 import { byName, hue } from "./adapters.js";
@@ -28,10 +28,10 @@ function bar(parts, of) {
 
 const key = (kind, text, data = {}) => h("span", { class: "key" }, h("span", { class: `swatch ${kind}`, data, "aria-hidden": "true" }), text);
 
-// The last turn --------------------------------------------------------------------------------
+// The last request --------------------------------------------------------------------------------
 
-/** Shows what a turn cost: [{name, who, reused, read, written, seconds, note}]. */
-export function showTurn(costs) {
+/** Shows what a request cost: [{name, who, reused, read, written, seconds, note}]. */
+export function showCosts(costs) {
   last = costs;
   drawLast();
 }
@@ -41,9 +41,12 @@ function drawLast() {
   const longest = Math.max(...last.map((each) => each.reused + each.read + each.written));
   const reused = last.reduce((sum, each) => sum + each.reused, 0);
   const read = last.reduce((sum, each) => sum + each.read, 0);
-  const dear = last.filter((each) => each.note && each.read > each.reused);
+  const notes = new Map();  // why much was read -> by whom
+  for (const each of last.filter((one) => one.note && one.read > one.reused)) {
+    notes.set(each.note, [...(notes.get(each.note) ?? []), each.name]);
+  }
   $("last").replaceChildren(
-    h("h3", { text: "Last turn" }),
+    h("h3", { text: "Last request" }),
     h("p", { class: "sum" }, h("strong", { text: plural(read, "token") }), " read, ",
       h("strong", { text: reused.toLocaleString("en") }), " reused",
       read + reused ? ` (${Math.round(100 * reused / (read + reused))}%)` : ""),
@@ -58,7 +61,7 @@ function drawLast() {
       h("span", { class: "unseen", text: `: ${each.reused} reused, ${each.read} read, ${each.written} written, ${duration(each.seconds)}` }),
     ))),
     h("p", { class: "legend" }, key("reused", "reused"), key("read", "read"), key("written", "written")),
-    ...dear.map((each) => h("p", { class: "quiet note", text: `${each.name} read ${each.read}: ${each.note}.` })),
+    ...[...notes].map(([note, names]) => h("p", { class: "quiet note", text: `${names.join(", ")}: ${note}.` })),
   );
 }
 

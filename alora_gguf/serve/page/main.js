@@ -57,8 +57,10 @@ function welcome({ documents: texts, questions, settings: suggested }) {
     $("prompt").focus();
   }));
   $("welcome").replaceChildren(
-    h("p", { class: "lead", text: `Ask ${adapters.served.base}.` }),
-    h("p", { class: "quiet", text: "Adapters judge each reply on the cells that the conversation has in the cache already. What they say stands under each turn." }),
+    h("p", { class: "lead", text: adapters.served.base }),
+    h("p", { class: "quiet", text: adapters.verdicts().length
+      ? "Write a message below. The adapters that are ticked judge each reply, and read next to nothing for it: the conversation is in the cache already."
+      : "Write a message below." }),
     ...(tries.length ? [h("p", { class: "quiet", text: "Questions about the documents of the demo:" }), h("div", { class: "tries" }, ...tries)] : []),
   );
 }
@@ -75,7 +77,15 @@ function startViews() {
   }
 }
 
+/** Adapters may have come and gone while nobody looked. */
+function startAgain() {
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && state === "ready") adapters.refresh().catch(() => {});
+  });
+}
+
 startViews();
+startAgain();
 settings.start();
 documents.start();
 adapters.start();

@@ -12,13 +12,12 @@ import { drawTurn } from "./turns.js";
 let turns = tab.get("turns", []);
 let editing = false;
 let abort = null;      // of the request under way
-let filled = 0;        // tokens of the context that the conversation has
 const shown = new Map(); // turn -> its element
 
 export const isEmpty = () => turns.length === 0;
 
 function save() {
-  const kept = turns.map(({ pending, open, ...turn }) => turn);
+  const kept = turns.map(({ pending, open, reading, ...turn }) => turn);
   tab.set("turns", kept);
 }
 
@@ -37,6 +36,7 @@ function draw() {
     return element;
   }));
   $("welcome").hidden = turns.length > 0;
+  drawRoom();
   if (follow) toEnd();
 }
 
@@ -59,7 +59,7 @@ function actionsOf(turn) {
   const lastUser = turns.findLastIndex((each) => each.role === "user");
   if (turn.role === "user") {
     const actions = [];
-    if (i === turns.length - 1) actions.push(["Try again", () => reply()]);
+    if (i === turns.length - 1) actions.push(["Try again", () => { reply(); focusPrompt(); }]);
     if (i === lastUser) actions.push(["Edit", edit]);
     return actions;
   }
@@ -85,8 +85,10 @@ function setBusy(controller) {
   cache.setBusy(!!controller);
 }
 
+/** Shows how much of the context the conversation fills, as far as the last reply said. */
 function drawRoom() {
   if (!served.size) return;
+  const filled = turns.findLast((turn) => turn.cost)?.cost.context ?? 0;
   $("room").textContent = filled ? `${filled.toLocaleString("en")} / ${served.size.toLocaleString("en")}` : "";
   $("room").title = "Tokens of the context that the conversation has";
   $("room").classList.toggle("full", filled > 0.9 * served.size);
@@ -119,7 +121,7 @@ async function reply() {
   setBusy(controller);
   const body = {
     ...about(turns), ...settings.sampling(), ...(by && { adapter: by }),
-    ...(asked.length && { verdicts: asked }), stream: true, stream_options: { include_usage: true },
+    ...(asked.length && { verdicts: asked }), stream: true, stream_options: { include_usage: true }, return_progress: true,
   };
   turns.push(turn);
   draw();
@@ -134,12 +136,13 @@ async function reply() {
   setBusy(null);
   save();
   draw();
-  drawRoom();
   showCosts(turn, asker);
   announce(turn, asker);
 }
 
 function take(turn, asker, event, asked) {
+  const read = event.prompt_progress;
+  turn.reading = read && read.processed < read.total ? read : undefined;
   for (const choice of event.choices) {
     turn.content += choice.delta.content ?? "";
     turn.reasoning = (turn.reasoning ?? "") + (choice.delta.reasoning_content ?? "") || undefined;
@@ -157,9 +160,8 @@ function take(turn, asker, event, asked) {
     turn.cost = {
       reused: event.timings.cache_n, read: event.timings.prompt_n, written: event.timings.predicted_n,
       seconds: (event.timings.prompt_ms + event.timings.predicted_ms) / 1000,
-      rate: event.timings.predicted_per_second, note: event.alora?.reuse_note ?? "",
+      rate: event.timings.predicted_per_second, note: event.alora?.reuse_note ?? "", context: event.usage.total_tokens,
     };
-    filled = event.usage.total_tokens;
   }
   later(turn);
 }
@@ -183,7 +185,7 @@ function place(verdict, turn, asker) {
 
 function failed(turn, asker, error) {
   if (error.name === "AbortError") {
-    turn.ended = "stopped";
+    turn.ended ??= "stopped";  // or it was there, and verdicts were not
     if (!turn.content) turns.pop();
     return;
   }
@@ -202,8 +204,8 @@ function failed(turn, asker, error) {
 function showCosts(turn, asker) {
   if (!turn.cost) return;
   const all = [...(asker.verdicts ?? []), ...(turn.verdicts ?? [])].filter((each) => each.timings);
-  cache.showTurn([
-    { name: turn.by ? `reply by ${turn.by}` : "reply", ...turn.cost },
+  cache.showCosts([
+    { name: "reply", ...turn.cost },
     ...all.map((each) => costOf(each)),
   ]);
 }
@@ -243,7 +245,7 @@ async function askNow(each) {
     place(verdict, under, under);
     under.open = verdict.label;
     delete under.failed;
-    cache.showTurn([costOf(verdict)]);
+    cache.showCosts([costOf(verdict)]);
     say(`${each.name} has answered`);
   } catch (error) {
     if (error.name !== "AbortError") under.failed = `${each.name}: ${error.message}`;
@@ -274,7 +276,7 @@ function regenerate() {
   turns.pop();
   if (turns.at(-1)?.verdicts) delete turns.at(-1).verdicts;
   reply();
-  $("prompt").focus();
+  focusPrompt();
 }
 
 function edit() {
@@ -293,15 +295,18 @@ function renew() {
   abort?.abort();
   const old = turns;
   turns = [];
-  filled = 0;
   setEditing(false);
   save();
   draw();
-  drawRoom();
-  cache.showTurn(null);
-  $("prompt").focus();
+  cache.showCosts(null);
+  focusPrompt();
   document.querySelector("#views [data-view=talk]").click();
-  if (old.length) notice("new", "A new conversation has begun.", { text: "Back to the old one", press: () => { turns = old; save(); draw(); } });
+  if (old.length) notice("new", "A new conversation has begun.", { text: "Back to the old one", press: () => { turns = old; save(); draw(); toEnd(); } });
+}
+
+/** Goes back to writing, unless that opens a keyboard over what there is to read. */
+function focusPrompt() {
+  if (!isTouch()) $("prompt").focus();
 }
 
 /** Makes the field as high as its text. */
@@ -324,7 +329,7 @@ export function start() {
     event.preventDefault();
     submit($("prompt").value);
   });
-  $("stop").addEventListener("click", () => { abort?.abort(); $("prompt").focus(); });
+  $("stop").addEventListener("click", () => { abort?.abort(); focusPrompt(); });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
     if (abort) abort.abort();
@@ -337,6 +342,8 @@ export function start() {
     $("prompt").focus();
   });
   $("new").addEventListener("click", renew);
+  const [asker, turn] = turns.slice(-2);
+  if (turn) showCosts(turn, asker);
   bus.addEventListener("served", drawRoom);
   bus.addEventListener("ask", (event) => askNow(event.detail));
 }

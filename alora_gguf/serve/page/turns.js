@@ -24,7 +24,7 @@ export function drawTurn(turn, actions, again) {
     turn.reasoning && h("details", { class: "reasoning" }, h("summary", { text: "Reasoning" }), h("div", { class: "text", text: turn.reasoning })),
     h("div", { class: "text" }, ...(isReply ? textOf(turn) : [h("p", { text: turn.content })])),
     (asked.length > 0 || turn.pending?.length > 0) && h("ul", { class: "badges", "aria-label": isReply ? "Verdicts on the reply" : "Verdicts on the question" },
-      ...asked.map((each) => h("li", {}, badge(each, turn, again))),
+      ...asked.map((each) => h("li", {}, badge(each, turn, again, isAlike(each, asked)))),
       ...(turn.pending ?? []).map((name) => h("li", { class: "asking", text: `asking ${name}…` }))),
     open && details(open),
     turn.failed && h("p", { class: "error", role: "alert", text: turn.failed }),
@@ -37,6 +37,10 @@ export function drawTurn(turn, actions, again) {
 
 function textOf(turn) {
   if (turn.content) return markdown(turn.content);
+  if (turn.reading) {
+    const { processed, total } = turn.reading;
+    return [h("p", { class: "quiet", text: `Reading: ${processed.toLocaleString("en")} of ${plural(total, "token")}` })];
+  }
   return turn.ended ? [h("p", { class: "quiet", text: "(nothing)" })] : [h("p", { class: "waiting" }, h("span", { class: "unseen", text: "Waiting for the reply" }))];
 }
 
@@ -54,7 +58,13 @@ function costs({ cost, ended }) {
   return said;
 }
 
-function badge(verdict, turn, again) {
+/** Whether another verdict answers the same fields: then only the name tells them apart. */
+function isAlike(verdict, all) {
+  const fields = (value) => JSON.stringify(value && typeof value === "object" ? Object.keys(value) : null);
+  return all.some((each) => each !== verdict && fields(each.value) === fields(verdict.value));
+}
+
+function badge(verdict, turn, again, named) {
   const badges = verdict.error !== undefined
     ? [{ text: `${verdict.label}: no answer`, good: false }]
     : badgesOf(verdict.name, verdict.value, verdict.good, verdict.schema);
@@ -69,7 +79,7 @@ function badge(verdict, turn, again) {
   },
     h("span", { class: "mark", "aria-hidden": "true", text: MARKS[kind] }),
     h("span", { class: "unseen", text: WORDS[kind] }),
-    h("span", { class: "word", text: badges.map((each) => each.text).join(" · ") }),
+    h("span", { class: "word", text: `${named ? `${verdict.label}: ` : ""}${badges.map((each) => each.text).join(" · ")}` }),
     verdict.timings && h("span", { class: "cost", text: `${duration(total)} · ${evaluated} read, ${reused} reused` }),
   );
 }
