@@ -9,6 +9,7 @@
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
+#   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #
@@ -51,7 +52,7 @@ python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks e
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-page test-peers bench docs format clean
+	test-clients test-page test-peers bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -199,6 +200,9 @@ test-sanitizers: setup-checks
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    ALORA_LIB_DIR=$(CURDIR)/build/asan/bin OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZED_TESTS)
+
+test-clients: setup-checks
+	@$(BIN)/python -m tests.clients
 
 test-peers: setup-checks
 	@$(BIN)/python -m tests.peers

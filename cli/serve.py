@@ -74,6 +74,12 @@ _LOCAL: Final = "127.0.0.1"
     show_default=True,
     help="Seconds that requests have to end when the server is stopped.",
 )
+@click.option(
+    "--index",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write an index of the adapters to DIR, with which mellea asks them, and say how.",
+)
 @options.max_tokens
 @click.option(
     "-c",
@@ -96,6 +102,7 @@ def command(
     host: str,
     port: int,
     grace: float,
+    index: Path | None,
     max_tokens: int | None,
     n_ctx: int | None,
     template: Path | None,
@@ -111,7 +118,7 @@ def command(
     docs/serve.md has the doors and a snippet for each client. Ctrl-C ends it.
     """
     try:
-        from alora_gguf.serve import Server, Settings
+        from alora_gguf.serve import Server, Settings, program, write_index
     except ModuleNotFoundError as error:
         raise ag.InputError(
             f"serve needs {error.name}, which is not installed: pip install 'alora-gguf[serve]'"
@@ -151,6 +158,10 @@ def command(
     given = Settings(**settings, template=jinja, max_tokens=max_tokens or Settings.max_tokens)
 
     def ready(url: str) -> None:
+        if index is not None:
+            for why in write_index(server.service, index):
+                click.echo(f"Not in the index: {printable(why)}", err=True)
+            click.echo(program(server.service, url, index))
         click.echo(f"Serving {printable(server.service.name)} at {url}")
         click.echo(f"Adapters: {', '.join(map(printable, found)) or 'none'}. Ctrl-C ends it.")
 

@@ -10,7 +10,8 @@ Needs the extra `serve`. docs/serve.md has the doors, and a snippet for each cli
 from __future__ import annotations
 
 from .app import create_app
+from .index import program, write_index
 from .server import Server
 from .service import Service, Settings
 
-__all__ = ["Server", "Service", "Settings", "create_app"]
+__all__ = ["Server", "Service", "Settings", "create_app", "program", "write_index"]

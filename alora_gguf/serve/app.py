@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 import alora_gguf as ag
 
-from . import chat, errors, models, static
+from . import chat, completions, embeddings, errors, metrics, models, ollama, responses, static
 from .guard import Guard
 from .service import Service, Settings
 
@@ -27,7 +27,18 @@ _ROUTES = (
     ("GET", "/lora-adapters", models.lora_adapters),
     ("POST", "/v1/load_lora_adapter", models.load),
     ("POST", "/v1/unload_lora_adapter", models.unload),
+    ("GET", "/metrics", metrics.metrics),
     ("POST", "/v1/chat/completions", chat.chat_completions),
+    ("POST", "/v1/completions", completions.completions),
+    ("POST", "/v1/embeddings", embeddings.embeddings),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
+    ("POST", "/api/embed", ollama.embed),
+    ("POST", "/api/show", ollama.show),
+    ("GET", "/api/tags", ollama.tags),
+    ("GET", "/api/ps", ollama.running),
+    ("GET", "/api/version", ollama.version),
+    ("POST", "/v1/responses", responses.responses),
 )
 
 
@@ -56,7 +67,7 @@ def create_app(service: Service, begin: Callable[[], None] | None = None) -> Sta
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in _ROUTES),
             *static.ROUTES,
         ],
-        middleware=[guard],
+        middleware=[Middleware(metrics.Measured, service.metrics), guard],
         exception_handlers={
             ag.AloraError: errors.handle,
             HTTPException: errors.handle,

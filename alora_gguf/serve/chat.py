@@ -50,6 +50,7 @@ class ChatRequest(Sampled, kw_only=True):
     modalities: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     intrinsics: list[Any] | None = None
     verdicts: list[Any] | None = None
     return_progress: bool | None = None
@@ -97,6 +98,9 @@ def read_turn(service: Service, body: ChatRequest) -> Turn:
     return Turn(
         messages=[_message(each) for each in body.messages],
         documents=body.documents or (),
+        tools=body.tools or (),
+        tool_choice=_tool_choice(body.tool_choice),
+        several_calls=body.parallel_tool_calls is not False,
         template=known,
         jinja=service.settings.template,
         options=fields.options(body, max_tokens=service.max_tokens, logprobs=_logprobs(body)),
@@ -124,6 +128,21 @@ def _logprobs(body: ChatRequest) -> int | None:
     return n
 
 
+def _tool_choice(choice: Any) -> str:
+    """As Chat.reply() has it: a word, or a tool's name."""
+    if isinstance(choice, Mapping):
+        function = choice.get("function")
+        choice = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(choice, str):
+            raise RequestError(
+                'tool_choice must be a word, or {"type": "function", "function": {"name": ...}}',
+                "tool_choice",
+            )
+    if choice is not None and not isinstance(choice, str):
+        raise RequestError(f"tool_choice is {choice!r:.60}, expected text", "tool_choice")
+    return choice or "auto"
+
+
 def _message(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """A message with the role that templates know."""
     return {**message, "role": "system"} if message.get("role") == "developer" else message
@@ -135,6 +154,7 @@ class Completion:
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": now(), "model": model}
         self._texts: dict[int, dict[str, str]] = {}
+        self._calls: dict[int, list[ag.ToolCall]] = {}
         self._scored: dict[int, list[Scored]] = {}
         self._reasons: dict[int, str] = {}
         self._timings: list[ag.Timings] = []
@@ -144,6 +164,8 @@ class Completion:
         if isinstance(event, Piece):
             said = self._texts.setdefault(event.index, {})
             said[event.kind] = said.get(event.kind, "") + event.text
+            if event.call is not None:
+                self._calls.setdefault(event.index, []).append(event.call)
             self._scored.setdefault(event.index, []).extend(event.logprobs)
         elif isinstance(event, Ended):
             self._reasons[event.index] = event.reason
@@ -165,6 +187,9 @@ class Completion:
         message: dict[str, Any] = {"role": "assistant", "content": said.get("content", "")}
         if "reasoning" in said:
             message["reasoning_content"] = said["reasoning"]
+        if calls := self._calls.get(index):
+            message["content"] = message["content"] or None
+            message["tool_calls"] = [_call(each) for each in calls]
         return {
             "index": index,
             "message": {**message, "refusal": None},
@@ -234,6 +259,9 @@ class Completion:
                                       "finish_reason": None}  # fmt: skip
             if isinstance(event, Ended):
                 choice["finish_reason"] = event.reason
+            elif event.call is not None:
+                at = len(self._calls[event.index]) - 1
+                delta["tool_calls"] = [{"index": at, **_call(event.call)}]
             else:
                 delta["content" if event.kind == "content" else "reasoning_content"] = event.text
                 if event.logprobs:
@@ -249,6 +277,16 @@ class Completion:
             last = self._end()
         if include_usage:
             yield {**head, "choices": [], **last}
+
+
+def _call(call: ag.ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": arguments_of(call)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def arguments_of(call: ag.ToolCall) -> str:
+    """A call's arguments as clients have them: JSON text."""
+    return json.dumps(call.arguments, ensure_ascii=False)
 
 
 def logprobs_of(scored: Any) -> dict[str, Any]:

@@ -124,16 +124,21 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
+def body(error: BaseException, path: str) -> dict[str, Any]:
+    """An error as the door has it that `path` is of."""
+    described = describe(error)
+    return {"error": described["message"] if path.startswith("/api/") else described}
+
+
 def response(error: BaseException, path: str) -> Response:
     """The answer to a request for `path` that went wrong."""
-    described, status = describe(error), status_of(error)
-    body = {"error": described["message"] if path.startswith("/api/") else described}
+    status = status_of(error)
     headers = {"retry-after": str(RETRY_AFTER)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException):
         headers.update(error.headers or {})
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+    return Response(msgspec.json.encode(body(error, path)), status, headers, "application/json")
 
 
 def log(request: Request, error: BaseException) -> None:
@@ -145,7 +150,7 @@ def log(request: Request, error: BaseException) -> None:
         request.method,
         request.url.path,
         error,
-        exc_info=None if isinstance(error, ag.AloraError) else error,
+        exc_info=error,
     )
 
 

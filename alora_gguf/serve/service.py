@@ -16,6 +16,7 @@ import alora_gguf as ag
 from .adapters import Adapters, Asked, View
 from .errors import NotReadyError
 from .guard import MAX_BODY
+from .metrics import Metrics
 from .work import Desk, Job
 
 State = Literal["loading", "ready", "draining"]
@@ -61,6 +62,8 @@ class Service:
         self.max_tokens = settings.max_tokens
         self.state: State = "loading"
         self.desk = Desk(settings.n_parallel, settings.n_waiting)
+        self.metrics = Metrics(self.desk)
+        self.desk.watch = self.metrics.observe
         self.name, self.opened = "", 0
         self._model: ag.Model | None = None
         self._adapters: Adapters | None = None
@@ -115,6 +118,17 @@ class Service:
     def model_name(self, whom: Asked) -> str:
         """What an answer says that it is of."""
         return self.name if whom.name is None else f"{self.name}:{whom.name}"
+
+    @property
+    def template(self) -> str:
+        """The Jinja text that writes conversations."""
+        return self._template
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What can be asked of it, in Ollama's words."""
+        thinks = ["thinking"] if "<think>" in self._template else []
+        return ["completion", "tools", "embedding", "decisions", *thinks]
 
     def template_uses(self, name: str) -> bool:
         """Whether the base's chat template mentions a variable: clients of many servers send what

@@ -45,8 +45,58 @@ async def events(
     *,
     done: bytes | None = b"[DONE]",
 ) -> Response:
-    """The `chunks` made of a job as server-sent events. What is wrong with the request is an error
-    of its own, as nothing is sent before the job has told something, or PING seconds are over.
+    """The `chunks` made of a job as server-sent events; those of a response have names, and no end
+    of `done`. What is wrong with the request is an error of its own, as nothing is sent before the
+    job has told something, or PING seconds are over.
+    """
+
+    def line(chunk: Any) -> bytes:
+        name = b"event: %s\n" % chunk["type"].encode() if done is None and "type" in chunk else b""
+        return name + b"data: " + encode(chunk) + b"\n\n"
+
+    end = b"" if done is None else b"data: " + done + b"\n\n"
+    return await _streamed(request, job, chunks, line, end, "text/event-stream", PING)
+
+
+async def lines(request: Request, job: Job, chunks: AsyncIterator[Any]) -> Response:
+    """The `chunks` made of a job as lines of JSON; otherwise as events()."""
+    line = lambda chunk: encode(chunk) + b"\n"  # noqa: E731
+    return await _streamed(request, job, chunks, line, b"", "application/x-ndjson", 0)
+
+
+async def _streamed(
+    request: Request,
+    job: Job,
+    chunks: AsyncIterator[Any],
+    line: Callable[[Any], bytes],
+    end: bytes,
+    media_type: str,
+    ping: float,
+) -> Response:
+    if (gone := await _begun(request, job)) is not None:
+        return gone
+
+    async def written() -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks:
+                yield line(chunk)
+        except Exception as error:  # the status is sent already
+            errors.log(request, error)
+            body = errors.body(error, request.url.path)
+            yield line(body)
+        finally:
+            job.stop()
+        if end:
+            yield end
+
+    return EventSourceResponse(
+        written(), media_type=media_type, ping=ping, sep="\n", send_timeout=SEND_SECONDS
+    )
+
+
+async def _begun(request: Request, job: Job) -> Response | None:
+    """Waits for a job's first event, at most PING seconds; returns a response if nobody is there to
+    read another.
     """
     try:
         await _unless_gone(request, job, asyncio.wait_for(job.begun(), PING))
@@ -54,22 +104,7 @@ async def events(
         pass
     except ClientDisconnect:
         return _GONE
-
-    async def lines() -> AsyncIterator[bytes]:
-        try:
-            async for chunk in chunks:
-                yield b"data: " + encode(chunk) + b"\n\n"
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # the status is sent already
-            errors.log(request, error)
-            yield b"data: " + encode({"error": errors.describe(error)}) + b"\n\n"
-        finally:
-            job.stop()
-        if done is not None:
-            yield b"data: " + done + b"\n\n"
-
-    return EventSourceResponse(lines(), ping=PING, sep="\n", send_timeout=SEND_SECONDS)
+    return None
 
 
 async def _unless_gone(request: Request, job: Job, work: Awaitable[Any]) -> Any:

@@ -34,15 +34,18 @@ class Piece:
     text: str
     logprobs: tuple[Scored, ...] = ()
     kind: Kind = "content"
+    call: ag.ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A token of a reply, as it is written: its log-probability, bytes and alternatives."""
+    """A token as it is written: its bytes, its log-probability (None for the first of a text) and
+    its alternatives.
+    """
 
     text: str
     data: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, bytes, float], ...]
 
 
@@ -80,6 +83,9 @@ class Turn:
 
     messages: Sequence[Any]
     documents: Sequence[Any] = ()
+    tools: Sequence[Any] = ()
+    tool_choice: str = "auto"
+    several_calls: bool = True
     template: Mapping[str, object] = field(default_factory=dict)
     jinja: str | None = None
     options: ag.GenerateOptions = field(default_factory=ag.GenerateOptions)
@@ -87,6 +93,23 @@ class Turn:
     n: int = 1
     intrinsics: Sequence[ag.IntrinsicCall] = ()
     verdicts: Sequence[ag.IntrinsicCall] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts to go on with, in tokens and as text, each in `n` ways. With `echo` a reply begins
+    with its prompt, whose log-probabilities are wanted if it is `scored`; and nothing else if it is
+    `scored_only`.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    options: ag.GenerateOptions
+    whom: Asked
+    n: int = 1
+    echo: bool = False
+    scored: bool = False
+    scored_only: bool = False
 
 
 def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
@@ -99,6 +122,7 @@ def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
             model.chat(
                 messages=turn.messages,
                 documents=turn.documents,
+                tools=turn.tools,
                 template=turn.jinja,
                 template_arguments=turn.template,
             )
@@ -123,14 +147,69 @@ def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
                 scale=options.scale,
                 cancel=job.cancel,
             )
-            _reply(mine, index, _seeded(options, index), verdicts, view, job)
+            _reply(mine, index, turn, _seeded(options, index), verdicts, view, job)
 
         _together(reply, turn.n, job)
+
+
+def complete(model: ag.Model, view: View, asked: Prompts, job: Job) -> None:
+    """Goes on with prompts: tells Read, Piece and Ended, of reply j to prompt i by i * n + j."""
+    options = replace(asked.options, adapter=_loaded(view, asked.whom), scale=asked.whom.scale)
+
+    def reply(index: int) -> None:
+        which, turn = divmod(index, asked.n)
+        tokens = asked.tokens[which]
+        mine = _seeded(_fitting(model, len(tokens), options), turn)
+        with model.session() as session:
+            session.reserve(
+                mine.max_tokens,
+                prompt=tokens,
+                adapter=mine.adapter,
+                scale=mine.scale,
+                cancel=job.cancel,
+            )
+            if asked.echo:
+                scored = _of_prompt(session, tokens, mine, job) if asked.scored else ()
+                job.tell(Piece(index, asked.texts[which], scored))
+            said = session.generate(
+                mine,
+                prompt=tokens,
+                cancel=job.cancel,
+                progress=lambda done, n: job.tell(Read(done, n)),
+            )
+            if asked.scored_only:
+                said.close()
+                job.tell(Ended(index, "length", said.timings))
+                return
+            scoring = Scoring(model)
+            for text in said:
+                job.tell(Piece(index, text, scoring.of(said.logprobs, said.text)))
+            _end(said, index, scoring, view, job)
+
+    _together(reply, len(asked.tokens) * asked.n, job)
+
+
+def _of_prompt(
+    session: ag.Session, tokens: Sequence[int], how: ag.GenerateOptions, job: Job
+) -> tuple[Scored, ...]:
+    """How likely a prompt's tokens are, each after those before it."""
+    model = session.model
+    found = session.score(
+        tokens,
+        logprobs=how.logprobs or 0,
+        adapter=how.adapter,
+        scale=how.scale,
+        cancel=job.cancel,
+    )
+    first = model.token_bytes(tokens[0])
+    begins = Scored(first.decode("utf-8", "replace"), first, None, ())
+    return (begins, *Scoring(model).of(found, "".join(each.text for each in found)))
 
 
 def _reply(
     chat: ag.Chat,
     index: int,
+    turn: Turn,
     options: ag.GenerateOptions,
     verdicts: Sequence[ag.IntrinsicCall],
     view: View,
@@ -138,25 +217,42 @@ def _reply(
 ) -> None:
     n = len(chat.messages)
     progress = lambda done, total: job.tell(Read(done, total))  # noqa: E731
-    said = chat.reply(options, stream=True, cancel=job.cancel, progress=progress)
-    tell_reply(chat.model, said, index, view, job)
+    said = chat.reply(
+        options, stream=True, tool_choice=turn.tool_choice, cancel=job.cancel, progress=progress
+    )
+    scoring = Scoring(chat.model)
+    for kind, part in said.events():
+        scored = scoring.of(said.logprobs, said.text)
+        if isinstance(part, ag.ToolCall):
+            job.tell(Piece(index, "", scored, "tool_call", part))
+            if not turn.several_calls:
+                said.close()
+                break
+        else:
+            job.tell(Piece(index, part, scored, "reasoning" if kind == "reasoning" else "content"))
+    called = bool(said.tool_calls) and said.finish_reason in ("stop", "closed")
+    _end(said, index, scoring, view, job, "tool_calls" if called else None)
     if verdicts:
         asked = [_about(chat.model, each, n) for each in verdicts]
         for result in chat.invoke_many(asked, cancel=job.cancel):
             job.tell(_answered(result, view, index))
 
 
-def tell_reply(model: ag.Model, said: ag.Generation, index: int, view: View, job: Job) -> None:
-    """Tells a reply's pieces and its end."""
-    scoring = Scoring(model)
-    for text in said:
-        job.tell(Piece(index, text, scoring.of(said.logprobs, text)))
+def _end(
+    said: ag.Generation,
+    index: int,
+    scoring: Scoring,
+    view: View,
+    job: Job,
+    reason: str | None = None,
+) -> None:
+    """Tells what is left of a reply, and that it is over."""
+    if said.finish_reason == "cancelled":
+        job.cancel.check()
     if rest := scoring.rest(said.logprobs):
         job.tell(Piece(index, "", rest))
     timings = replace(said.timings, reuse_note=view.shown(said.timings.reuse_note))
-    if said.finish_reason == "cancelled":
-        job.cancel.check()
-    job.tell(Ended(index, said.finish_reason or "stop", timings))
+    job.tell(Ended(index, reason or said.finish_reason or "stop", timings))
 
 
 class Scoring:
@@ -164,24 +260,23 @@ class Scoring:
 
     def __init__(self, model: ag.Model) -> None:
         self._model = model
-        self._told = 0  # tokens
-        self._behind = ""  # text that was told and whose tokens were not
+        self._n_tokens = self._n_characters = 0  # that were told
 
-    def of(self, logprobs: tuple[ag.TokenLogprob, ...] | None, text: str) -> tuple[Scored, ...]:
-        """Of the tokens whose text is told with `text`."""
-        self._behind += text
+    def of(self, logprobs: Sequence[ag.TokenLogprob] | None, text: str) -> tuple[Scored, ...]:
+        """Of the tokens that are new in `text`, all of the reply so far."""
         found: list[ag.TokenLogprob] = []
-        for each in (logprobs or ())[self._told :]:
-            if len(each.text) > len(self._behind):
+        for each in (logprobs or ())[self._n_tokens :]:
+            if self._n_characters + len(each.text) > len(text):
                 break
-            self._behind = self._behind[len(each.text) :]
+            self._n_characters += len(each.text)
             found.append(each)
-        self._told += len(found)
-        return tuple(map(self._scored, found))
+        self._n_tokens += len(found)
+        # an end token has neither
+        return tuple(each for each in map(self._scored, found) if each.text or each.data)
 
-    def rest(self, logprobs: tuple[ag.TokenLogprob, ...] | None) -> tuple[Scored, ...]:
+    def rest(self, logprobs: Sequence[ag.TokenLogprob] | None) -> tuple[Scored, ...]:
         """Of those that are left at the end, but for what a stop string cut off."""
-        left = [each for each in (logprobs or ())[self._told :] if each.text]
+        left = [each for each in (logprobs or ())[self._n_tokens :] if each.text]
         return tuple(map(self._scored, left))
 
     def _scored(self, each: ag.TokenLogprob) -> Scored:
@@ -212,7 +307,7 @@ def _together(work: Callable[[int], None], n: int, job: Job) -> None:
             job.cancel.cancel()
             raise
 
-    with ThreadPoolExecutor(n, thread_name_prefix="alora_gguf-reply") as pool:
+    with ThreadPoolExecutor(min(n, MAX_REPLIES), thread_name_prefix="alora_gguf-reply") as pool:
         futures = [pool.submit(one, index) for index in range(n)]
     failed = [error for each in futures if (error := each.exception()) is not None]
     if failed:  # the others were only cancelled

@@ -19,7 +19,9 @@ _END: Final = object()
 class Job:
     """One request at work. What its thread tells comes out of it on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[object], None]) -> None:
+        """`watch` sees what it tells, on the thread that does."""
+        self._watch = watch
         self.cancel: Final = ag.CancelToken()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[object] = asyncio.Queue()
@@ -32,6 +34,7 @@ class Job:
         """Hands an event on; from any thread. Who reads slowly holds up nobody: a reply's text is
         bounded by its tokens, and waits here.
         """
+        self._watch(event)
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._put, event)
 
@@ -73,6 +76,8 @@ class Desk:
     """Takes jobs: `n_parallel` run at a time, and `n_waiting` may wait."""
 
     def __init__(self, n_parallel: int, n_waiting: int) -> None:
+        """`watch` may be set to what sees all that jobs tell."""
+        self.watch: Callable[[object], None] = lambda _: None
         self.n_parallel, self.n_waiting = n_parallel, n_waiting
         self._threads = ThreadPoolExecutor(n_parallel, thread_name_prefix="alora_gguf-serve")
         self._jobs: set[Job] = set()
@@ -94,7 +99,7 @@ class Desk:
         """Begins `work`, or puts it in line; `over` is called when it has ended, begun or not.
         Raises BusyError if the line is full.
         """
-        job = Job()
+        job = Job(self.watch)
         with self._lock:
             if len(self._jobs) >= self.n_parallel + self.n_waiting:
                 raise BusyError(

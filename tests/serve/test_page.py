@@ -13,8 +13,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo, serve
-
-from .conftest import open_demo, serving
+from tests.support.serving import open_demo, serving
 
 FOLDER = Path(serve.__file__).parent / "page"
 FILES = sorted(path.name for path in FOLDER.iterdir())

@@ -18,8 +18,7 @@ from alora_gguf.cli.verdicts import badges_of
 import alora_gguf as ag
 from alora_gguf import demo, serve
 from alora_gguf.serve import Server, talk
-
-from .conftest import open_demo, serving
+from tests.support.serving import open_demo, serving
 
 if not os.environ.get("ALORA_TEST_PAGE"):
     pytest.skip("uses a browser for more than a minute: make test-page", allow_module_level=True)
