@@ -220,6 +220,33 @@ def test_adapters_come_and_go(visit: Callable[..., Visit], open_server: Server) 
     assert "none.gguf" in page.inner_text("#adapter-error")
 
 
+def test_settings_are_kept_by_the_browser(visit: Callable[..., Visit], server: Server) -> None:
+    visited = visit(server)
+    page = visited.open()
+    page.click("#open-settings")
+    page.fill("#system", "Be brief.")
+    page.fill("#seed", "7")
+    page.fill("#max-tokens", "0")  # is no number of tokens, and not taken
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector("#standing:not([hidden])")
+    assert page.inner_text("#standing") == "System prompt: Be brief."
+    visited.ask(QUESTION)
+    body = visited.bodies[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["seed"] == 7
+    assert "max_tokens" not in body
+    assert "temperature" not in body
+    page.click("#standing")
+    page.click("#reset-settings")
+    page.click("#settings [type=submit]")
+    visited.ask("Who runs it?")
+    assert "seed" not in visited.bodies[-1]
+    assert visited.bodies[-1]["messages"][0]["role"] == "user"
+    assert page.is_hidden("#standing")
+    assert visited.said == []
+
+
 def test_a_plain_lora_and_one_that_needs_an_argument(
     visit: Callable[..., Visit], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 // The system prompt and how replies are sampled; this browser keeps them.
 
 import { hasKey, setKey } from "./api.js";
-import { $, browser, changed, say } from "./dom.js";
+import { $, browser, say, tell } from "./dom.js";
 
 const NUMBERS = { temperature: "temperature", "max-tokens": "max_tokens", seed: "seed" };
 const stored = browser.get("settings", {});
@@ -24,6 +24,7 @@ export function suggest(values) {
 }
 
 function fill() {
+  tell($("standing"), system() && `System prompt: ${system()}`);
   $("system").value = stored.system ?? "";
   for (const [id, field] of Object.entries(NUMBERS)) $(id).value = stored[field] ?? "";
   $("forget-key").hidden = !hasKey();
@@ -31,11 +32,13 @@ function fill() {
 
 export function start() {
   fill();
-  $("open-settings").addEventListener("click", () => { fill(); $("settings").showModal(); });
+  for (const id of ["open-settings", "standing"]) {
+    $(id).addEventListener("click", () => { fill(); $("settings").showModal(); });
+  }
   $("system").addEventListener("input", () => {
     stored.system = $("system").value;
     save();
-    changed("settings");
+    tell($("standing"), system() && `System prompt: ${system()}`);
   });
   for (const [id, field] of Object.entries(NUMBERS)) {
     $(id).addEventListener("input", () => {
@@ -49,7 +52,6 @@ export function start() {
     for (const name of Object.keys(stored)) delete stored[name];
     save();
     fill();
-    changed("settings");
     say("Settings are reset");
   });
   $("forget-key").addEventListener("click", () => { setKey(null); fill(); say("The key is forgotten"); });

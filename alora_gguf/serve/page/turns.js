@@ -31,7 +31,7 @@ export function drawTurn(turn, actions, again) {
     turn.error && failure(turn.error),
     h("div", { class: "meta" },
       ...costs(turn).map((text) => h("span", { class: "quiet", text })),
-      ...actions.map(([text, act]) => button(text, act, { class: "link", data: { act: text } }))),
+      actions.length > 0 && h("span", { class: "todo" }, ...actions.map(([text, act]) => button(text, act, { class: "link", data: { act: text } })))),
   );
 }
 
