@@ -5,7 +5,7 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings
 Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
                    Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
@@ -45,6 +45,7 @@ _HOMES = {
     "convert": "ConversionReport convert_adapter",
     "decide.answers": "ChoiceAnswer Decision FailedAnswer PredicateAnswer ScoreAnswer Usage",
     "decide.questions": "Choice Predicate Score",
+    "embeddings": "Embeddings",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
     "engine.tokens": "Provenance",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from .decide.questions import Choice as Choice
     from .decide.questions import Predicate as Predicate
     from .decide.questions import Score as Score
+    from .embeddings import Embeddings as Embeddings
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan

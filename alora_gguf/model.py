@@ -17,7 +17,9 @@ from .decide.answers import Decision
 from .decide.prompts import PLAIN_TEMPLATE
 from .decide.questions import MAX_OPTIONS, Asked, Content, check_temperatures, read_questions
 from .decide.state import state_messages
+from .embeddings import Embeddings, TextEmbedder
 from .engine.cache_report import CacheReport, report
+from .engine.embedding import Pooling
 from .engine.infill import infill_prompt
 from .engine.llama_context import LlamaContext
 from .engine.loading import Tuning, check_load
@@ -96,6 +98,7 @@ class Model:
         self._template: ChatTemplate | None = None
         self._decides: ChatTemplate | None = None
         self._special_tokens_in_text = special_tokens_in_text
+        self._embedder = TextEmbedder(runtime, _tuning)
         try:
             runtime.bank.load(adapters or {})
             self._contracts.check(runtime.bank)
@@ -340,6 +343,34 @@ class Model:
         self._runtime.check_open()
         vocab = self._runtime.vocab
         return vocab.piece(*vocab.check([token], "token"), special=special)
+
+    def embed(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        adapter: str | None = None,
+        scale: float = 1.0,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+        cancel: CancelToken | None = None,
+    ) -> Embeddings:
+        """Vectors of `texts` (a text, or several, each text or token ids), read by the base or by
+        an `adapter` from its invocation on. `pooling` makes one vector of a text's: their "mean",
+        the first ("cls") or the "last" one; None: as the model's file says, else the mean. With
+        `normalize` they have length 1.
+
+        A text has at most n_batch tokens; `truncate` cuts longer ones. The first call makes a
+        second context, with a KV cache of its own: conversations stay as they are. Raises
+        InputError, also for a model that pools into ranks, UnknownAdapterError,
+        InvocationNotFoundError, NotFiniteError, CancelledError.
+        """
+        self._runtime.check_open()
+        given = [texts] if isinstance(texts, str) else texts
+        with self._runtime.bank.using(adapter, scale) as use:
+            return self._embedder.embed(
+                given, use, pooling, normalize=normalize, truncate=truncate, cancel=cancel
+            )
 
     def stats(self) -> Stats:
         """Counters of the context's graphs, buffers and adapters."""

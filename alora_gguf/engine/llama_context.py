@@ -133,10 +133,12 @@ class LlamaContext:
                     llama.llama_model_free(model)
                     raise
         self._ctx = ctx
+        self.model = model
+        self.others: list[int] = []  # contexts that somebody has on the model, to go before it
         self.memory = llama.llama_get_memory(ctx)
         # freed at exit if not before
         free = _free if adopt is None else _leave
-        self._finalizer = weakref.finalize(self, free, llama, self.vocab, ctx, model)
+        self._finalizer = weakref.finalize(self, free, llama, self.vocab, ctx, model, self.others)
         native.interrupt(ctx, False)  # installs the callback
         native.keep_cells(ctx)
         self._forked = False
@@ -254,15 +256,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _free(llama: Any, vocab: Vocabulary, ctx: int, model: int) -> None:
-    vocab.forget()  # somebody may still hold it
+def _free(llama: Any, vocab: Vocabulary, ctx: int, model: int, others: list[int]) -> None:
+    _leave(llama, vocab, ctx, model, others)
     llama.llama_free(ctx)  # before its weights
     llama.llama_model_free(model)
 
 
-def _leave(_llama: Any, vocab: Vocabulary, _ctx: int, _model: int) -> None:
-    """They are the caller's."""
-    vocab.forget()
+def _leave(llama: Any, vocab: Vocabulary, _ctx: int, _model: int, others: list[int]) -> None:
+    """Context and model are the caller's."""
+    vocab.forget()  # somebody may still hold it
+    while others:
+        llama.llama_free(others.pop())
 
 
 # Batches -----------------------------------------------------------------------------------------

@@ -230,6 +230,19 @@ def open_context(
 ) -> int:
     """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
     llama = native.llama
+    params = context_params(llama, model, options, tuning)
+    ctx = llama.llama_init_from_model(model, params)
+    if not ctx:
+        raise ModelError(
+            f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
+            f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "
+            "types may help"
+        )
+    return int(ctx)
+
+
+def context_params(llama: Any, model: int, options: ContextOptions, tuning: Tuning) -> Any:
+    """llama_context_params of a context on `model`."""
     params = _with_fields(llama.llama_context_default_params(), tuning.context)
     trained = llama.llama_model_n_ctx_train(model)
     params.n_ctx = options.n_ctx or min(trained or 4096, 4096)
@@ -245,14 +258,7 @@ def open_context(
     params.kv_unified = True  # forks share cells only in a unified cache
     params.swa_full = True  # and a fork in the middle needs cells that a sliding window drops
     params.no_perf = True
-    ctx = llama.llama_init_from_model(model, params)
-    if not ctx:
-        raise ModelError(
-            f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
-            f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "
-            "types may help"
-        )
-    return int(ctx)
+    return params
 
 
 class BareVocabulary:

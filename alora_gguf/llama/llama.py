@@ -12,6 +12,7 @@ from typing import Any, Literal
 from llama_cpp import Llama as Stock
 
 from alora_gguf._calls import checked
+from alora_gguf.engine.embedding import Embedder, normalized
 from alora_gguf.errors import InputError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.options import Timings
@@ -20,7 +21,6 @@ from . import chat, completion
 from .reader import Reader
 from .request import Request
 from .settings import extends
-from .stock import Embedder
 
 
 class Llama(Reader):
@@ -177,14 +177,24 @@ class Llama(Reader):
         Texts are cut to n_batch tokens with `truncate`, else longer ones raise ValueError. The
         first call makes a second context, with a KV cache of its own.
         """
+        given = options["input"]
+        texts = [given] if isinstance(given, str) else list(given)
         with self._lock:
             self._runtime.check_open()
-            if not len(options["input"]):
-                return ([], 0) if options["return_count"] else []
-            if self._embedder is None:
-                self._embedder = Embedder(self)
-            seen: Any = self._embedder
-            return Stock.embed(seen, **options)
+            if self._embedder is None and texts:
+                params = type(self.context_params).from_buffer_copy(self.context_params)
+                self._embedder = Embedder(self._runtime.engine.context, params, self.n_batch)
+            tokens = [self.tokenize(text.encode("utf-8")) for text in texts]
+        n = self.n_batch
+        tokens = [each[:n] for each in tokens] if options["truncate"] else tokens
+        if too_long := [len(each) for each in tokens if len(each) > n]:
+            raise InputError(f"Requested tokens ({too_long[0]}) exceed batch size of {n}")
+        if any(not each for each in tokens):
+            raise InputError("a text has no tokens, so there is nothing to embed")
+        found = self._embedder.embed(tokens) if self._embedder is not None else []
+        vectors = [(normalized(each) if options["normalize"] else each).tolist() for each in found]
+        output = vectors[0] if isinstance(given, str) else vectors
+        return (output, sum(map(len, tokens))) if options["return_count"] else output
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: what is unpickled opens the model again."""

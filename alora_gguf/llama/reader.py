@@ -23,6 +23,7 @@ from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.chat.prompt import present
 from alora_gguf.engine import native as _native
+from alora_gguf.engine.embedding import Embedder
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import check_load
 from alora_gguf.engine.runtime import Runtime
@@ -42,7 +43,7 @@ from alora_gguf.saved.snapshot import fill, snapshot
 
 from .request import Request
 from .settings import PROMPT_ROWS, check_sampling, checked, context_options, extends
-from .stock import Embedder, LlamaState, Model, Nothing, Sampler, settings_of_cells
+from .stock import LlamaState, Model, Nothing, Sampler, settings_of_cells
 
 _By = tuple[str | None, float, int | None]
 """An adapter's name, its scale, and the position that it computes from."""

@@ -1,14 +1,12 @@
-"""What stands in the place of stock's model, sampler and state, and the Llama embed() sees."""
+"""What stands in the place of stock's model, sampler and state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Final
+from typing import Any
 
-import llama_cpp
 import numpy as np
-from llama_cpp import Llama as Stock
 from llama_cpp import LlamaState as StockState
 from llama_cpp import _internals as internals
 from llama_cpp.llama_grammar import LlamaGrammar
@@ -22,39 +20,6 @@ from alora_gguf.generate.sampling import Chain, grammar_sampler, likeliest, whol
 from alora_gguf.options import check_grammar
 from alora_gguf.saved.session_file import SavedSession
 from alora_gguf.saved.snapshot import check
-
-_NO_POOLING: Final = 0  # LLAMA_POOLING_TYPE_NONE
-_RANKS: Final = 4  # LLAMA_POOLING_TYPE_RANK
-
-
-class Embedder:
-    """The Llama that stock's embed() sees: with a context for embeddings, on the same weights, so
-    that what was read stays.
-    """
-
-    def __init__(self, llama: Stock) -> None:
-        self._llama = llama
-        params = type(llama.context_params).from_buffer_copy(llama.context_params)
-        params.embeddings = True
-        params.n_outputs_max = 0
-        params.n_seq_max = min(llama.n_batch, llama_cpp.llama_max_parallel_sequences())
-        self.context_params = params
-        # freed with the model
-        self._ctx = internals.LlamaContext(model=llama._model, params=params, verbose=False)
-        self._batch = internals.LlamaBatch(n_tokens=llama.n_batch, embd=0, n_seq_max=1)
-        if self._ctx.pooling_type() == _RANKS:  # of which there are fewer than stock would read
-            raise InputError(
-                f"{llama.model_path}: pools into ranks, which are not embeddings; choose another "
-                "pooling_type, such as LLAMA_POOLING_TYPE_MEAN"
-            )
-        if self._ctx.pooling_type() == _NO_POOLING:
-            params.n_seq_max = 1  # stock reads several texts of a batch at wrong offsets
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llama, name)
-
-    def reset(self) -> None:
-        """Its cells are gone already."""
 
 
 class Model(internals.LlamaModel):
