@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { byName, hue } from "./adapters.js";
-import { $, duration, h, plural, tell } from "./dom.js";
+import { $, bus, duration, h, plural, tell } from "./dom.js";
 
 const MOST = 12;          // holders that are shown
 const PERIOD = 4000;      // ms between looks while nothing happens
@@ -138,7 +138,8 @@ export function setBusy(value) {
   look();
 }
 
+/** Begins when it is known what is served: whose name has which colour. */
 export function start() {
   document.addEventListener("visibilitychange", () => { if (isShown()) look(); });
-  look();
+  bus.addEventListener("served", look);
 }

@@ -313,7 +313,8 @@ function focusPrompt() {
 function fit() {
   const field = $("prompt");
   field.style.height = "auto";
-  field.style.height = `${field.scrollHeight + 2}px`;
+  field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
+  field.style.overflowY = field.scrollHeight > field.clientHeight + 1 ? "auto" : "hidden";
 }
 
 /** Whether Enter is a new line: where keys are on glass there is no other. */
@@ -322,6 +323,7 @@ const isTouch = () => window.matchMedia("(pointer: coarse)").matches;
 export function start() {
   draw();
   toEnd();
+  fit();
   $("composer").addEventListener("submit", (event) => { event.preventDefault(); submit($("prompt").value); });
   $("prompt").addEventListener("input", fit);
   $("prompt").addEventListener("keydown", (event) => {
