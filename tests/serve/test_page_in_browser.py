@@ -17,7 +17,7 @@ from alora_gguf.cli.verdicts import badges_of
 
 import alora_gguf as ag
 from alora_gguf import demo, serve
-from alora_gguf.serve import Server, talk
+from alora_gguf.serve import Server, talk, work
 from tests.support.serving import open_demo, serving
 
 if not os.environ.get("ALORA_TEST_PAGE"):
@@ -99,22 +99,15 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replies whose pieces come one at a time, slowly enough to be stopped."""
+    """Replies whose pieces come slowly enough to be stopped."""
+    told = work.Job.tell
 
-    class Slow:
-        def __init__(self, said: Any) -> None:
-            self._said = said
+    def tell(job: work.Job, event: object) -> None:
+        if isinstance(event, talk.Piece):
+            time.sleep(0.3)
+        told(job, event)
 
-        def __iter__(self) -> Iterator[str]:
-            for text in self._said:
-                time.sleep(0.3)
-                yield text
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._said, name)
-
-    told = talk.tell_reply
-    monkeypatch.setattr(talk, "tell_reply", lambda m, said, *more: told(m, Slow(said), *more))
+    monkeypatch.setattr(work.Job, "tell", tell)
 
 
 @pytest.fixture(scope="module")
