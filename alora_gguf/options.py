@@ -297,6 +297,8 @@ class Invocation(GenerateOptions):
     place of both, and shares the cells of what it has in common with the conversation. The
     adapter's invocation is appended to that if it lacks it, unless `append_invocation` is false:
     then it must occur. `begun` (token ids) is how the answer begins, as if it had been sampled.
+    `drafts` (token ids) are ways to begin it that are read along with the prompt, in place of those
+    that a schema suggests; with `logprobs` the verdict's `further` has what can come after them.
 
     With a JSON `schema` the beginning of the answer is drafted and checked instead of sampled token
     by token, and where it admits only a few answers, all of them are scored at once; the answer is
@@ -311,9 +313,14 @@ class Invocation(GenerateOptions):
     prompt: Sequence[int] | None = None
     append_invocation: bool = True
     begun: Sequence[int] = ()
+    drafts: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for path in self.drafts:
+            if not isinstance(path, (list, tuple)):
+                raise InputError(f"drafts must be lists of token ids, found {path!r:.40}")
+        object.__setattr__(self, "drafts", tuple(map(tuple, self.drafts)))
         for name in ("suffix", "prompt", "begun"):
             tokens = getattr(self, name)
             if tokens is not None and not isinstance(tokens, (str, tuple)):

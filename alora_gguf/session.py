@@ -273,7 +273,8 @@ class Session:
         """Asks several adapters (by name, or as Invocations) at once, each on a fork that is then
         dropped: the conversation and its cells stay as they are, even during a generation.
 
-        All suffixes are read in one batch, and all replies grow by a token per step in one batch.
+        All suffixes are read in one batch, and all replies grow by a token per step in one batch;
+        what several suffixes begin with alike is read once, before.
         When there are more than the free sequences or cells allow, they take turns, in order.
         `on_text(index, piece)` is called with each piece of text as it becomes certain,
         `on_verdict(index, verdict)` as soon as one is over.

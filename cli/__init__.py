@@ -24,6 +24,7 @@ _COMMANDS = {
     "bench": "Measure what adapters cost on this machine.",
     "chat": "Chat, with adapters that judge the conversation while it stays cached.",
     "convert": "Turn a PEFT adapter into an adapter GGUF.",
+    "decide": "Ask typed questions about a state: a probability for every option.",
     "demo": "Chat with a small model while five adapters judge what is said.",
     "inspect": "Say what an adapter's or a base's GGUF holds.",
     "list": "Show the adapters and bases in the store.",

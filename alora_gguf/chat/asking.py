@@ -101,7 +101,9 @@ MAX_SPELLINGS: Final = 100
 schema a category has at most one for each of its characters, so these are nearly always all.
 """
 MAX_READ: Final = 32
-"""The most beginnings, of one reply, that are read to tell categories apart which begin alike."""
+"""The most beginnings, of one reply, that are read to tell categories apart which begin alike;
+those that were drafted are known already.
+"""
 _END: Final = TopLogprob(-1, "", 0.0)
 MAX_TOKENS: Final = 512
 """The most tokens of a reply where neither contract nor caller sets a limit."""
@@ -312,12 +314,15 @@ def tell_apart(
     """For each verdict, what can come next where categories of its contract begin alike: `ask` is
     asked until they part, or for MAX_READ beginnings.
     """
-    known: list[dict[tuple[int, ...], Sequence[TopLogprob]]] = [{} for _ in asked]
+    known: list[dict[tuple[int, ...], Sequence[TopLogprob]]]
+    known = [dict(verdict.further) for _, verdict in asked]
     while True:
         wanted = [
             (further, path, replace(question.invocation, begun=path, max_tokens=1))
             for (question, verdict), further in zip(asked, known, strict=True)
-            for path in question.outcome(verdict, further).unread[: MAX_READ - len(further)]
+            for path in question.outcome(verdict, further).unread[
+                : MAX_READ + len(verdict.further) - len(further)
+            ]
         ]
         if not wanted:
             return list(known)

@@ -24,6 +24,7 @@ from alora_gguf.decide.readout import MAX_SPELLINGS, averaged, schema, weigh
 from alora_gguf.engine.special import SpecialTokens
 from alora_gguf.errors import InputError
 from alora_gguf.generate.invoke import Verdict
+from alora_gguf.generate.sampling import usual_tokens
 from alora_gguf.gguf.decisions import temperature_of
 from alora_gguf.intrinsics import Request
 from alora_gguf.intrinsics.contract import Outcome
@@ -72,8 +73,10 @@ class _Order:
         self, verdict: Verdict, further: Further | None = None
     ) -> tuple[list[float], list[tuple[int, ...]]]:
         """Log-probabilities of the labels, and what was not read further."""
-        (first, *_) = verdict.logprobs or ()
-        return weigh(self.prompt, first, further or {})
+        said, known = verdict.tokens, dict(further or {})
+        for i, each in enumerate(verdict.logprobs or ()):
+            known[said[:i]] = each.top
+        return weigh(self.prompt, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,7 @@ def _together(timings: Sequence[Timings]) -> Timings:
     )
 
 
+_MAX_TOKENS: Final = 2  # with what may be drafted: a blank, and the label behind it
 _PROBE: Final = Message("user", "?")
 
 
@@ -211,14 +215,29 @@ class _Writer:
                     question.adapter,
                     prompt=self._tokens(name, question, prompt, invocation),
                     scale=question.scale,
-                    max_tokens=1,
+                    max_tokens=_MAX_TOKENS,
                     schema=schema(prompt.labels),
                     logprobs=MAX_SPELLINGS,
+                    drafts=self._drafts(prompt.labels),
                 ),
             )
             for prompt in prompts(question, self._how.orders, self._is_token, lettered=lettered)
         )
         return _Typed(question, orders, self._temperature(question, temperatures))
+
+    def _drafts(self, labels: Sequence[str]) -> list[list[int]]:
+        """How an answer may begin that is not told from others yet: with a blank, and where labels
+        are several tokens with their first letter.
+        """
+        vocab = self._dialogue.vocab
+        blank = usual_tokens(b" ", vocab)
+        found = [blank] if len(blank) == 1 else []
+        if any(map(self._is_token, labels)):
+            return found
+        for first in dict.fromkeys(label[0] for label in labels):
+            letter, after = (usual_tokens(each.encode(), vocab) for each in (first, f" {first}"))
+            found += [each for each in (letter, after, [*blank, *letter]) if each]
+        return found
 
     def _temperature(self, question: Question, files: Sequence[Mapping[str, float]]) -> float:
         if question.temperature is not None:

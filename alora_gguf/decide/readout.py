@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from alora_gguf.options import ABOUT, TokenLogprob, TopLogprob
+from alora_gguf.options import ABOUT, TopLogprob
 
 from .prompts import Prompt
 
@@ -31,14 +31,15 @@ def schema(labels: Sequence[str]) -> dict[str, object]:
 
 
 def weigh(
-    prompt: Prompt, first: TokenLogprob, further: Mapping[Tokens, Sequence[TopLogprob]]
+    prompt: Prompt, known: Mapping[Tokens, Sequence[TopLogprob]]
 ) -> tuple[list[float], list[Tokens]]:
-    """Log-probabilities of the labels, in the order shown; and what can begin several labels and
-    was not read further, in tokens, the likeliest first.
+    """Log-probabilities of the labels, in the order shown, by what is `known` to come after ways to
+    begin, in tokens; and those that can begin several labels and are not known, the likeliest
+    first.
     """
     found = [-math.inf] * len(prompt.labels)
     unread: dict[Tokens, float] = {}
-    todo: list[tuple[Tokens, str, float, Sequence[TopLogprob]]] = [((), "", 0.0, first.top)]
+    todo: list[tuple[Tokens, str, float, Sequence[TopLogprob]]] = [((), "", 0.0, known[()])]
     while todo:
         path, said, logprob, choices = todo.pop()
         for top in choices:
@@ -49,8 +50,8 @@ def weigh(
             after = (*path, top.token)
             if len(fits) == 1:
                 found[fits[0]] = _plus(found[fits[0]], total)
-            elif after in further:
-                todo.append((after, said + top.text, total, further[after]))
+            elif after in known:
+                todo.append((after, said + top.text, total, known[after]))
             elif total > math.log(NEGLIGIBLE):
                 unread[after] = total
     return found, sorted(unread, key=lambda path: -unread[path])

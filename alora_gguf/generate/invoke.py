@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from alora_gguf._calls import allowed
 from alora_gguf.engine.context import Engine
@@ -13,14 +15,24 @@ from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.tokens import Vocabulary, common
 from alora_gguf.errors import CacheFullError
-from alora_gguf.options import CancelToken, FinishReason, Invocation, Timings, TokenLogprob
+from alora_gguf.options import (
+    CancelToken,
+    FinishReason,
+    Invocation,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+)
 
 from .plan import (
+    WORTH,
     InvocationPlan,
+    Lead,
     Parent,
     Path,
     choose_parent,
     count_shared,
+    leads,
     plan_invocation,
     prefill_shared,
     title,
@@ -35,6 +47,7 @@ OnText = Callable[[int, str], None]
 class Verdict:
     """An adapter's answer: its text and tokens, without an end token or a stop string, and their
     log-probabilities if they were asked for; `end` is the end token's, if one was sampled.
+    `further` has what can come after other ways to begin, in tokens, that were read with it anyway.
     """
 
     adapter: str | None
@@ -44,6 +57,7 @@ class Verdict:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
     end: TokenLogprob | None = field(default=None, repr=False)
+    further: Mapping[Path, tuple[TopLogprob, ...]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -89,7 +103,7 @@ def run_invocations(
                 choose_parent(engine, plan, [parent] if shared is None else [shared, parent])
             count_shared(parent, shared, plans)
             while len(verdicts) < len(plans):
-                runner.run_batch(plans[len(verdicts) :])
+                runner.run_batch([plan for plan in plans if plan.index not in verdicts])
         finally:
             engine.scheduler.leave()
             if shared is not None:
@@ -117,7 +131,29 @@ def _verdict(fork: RunningInvocation) -> Verdict:
         ),
         logprobs=None if logprobs is None else logprobs[:n],
         end=logprobs[-1] if logprobs and sampled_end else None,
+        further=_further(fork, logprobs) if logprobs else {},
     )
+
+
+_UNLIKELY: Final = math.log(1e-6)  # ways to begin that nobody asks about
+
+
+def _further(
+    fork: RunningInvocation, logprobs: Sequence[TokenLogprob]
+) -> dict[Path, tuple[TopLogprob, ...]]:
+    """What can come after drafted paths that were not taken, each after one that is known."""
+    said = tuple(each.token for each in logprobs)
+    known = {said[:i]: (0.0, each.top) for i, each in enumerate(logprobs)}
+    found = {}
+    for path in sorted(fork.drafted, key=len):
+        if path in known or path[:-1] not in known:
+            continue
+        before, top = known[path[:-1]]
+        chance = next((before + each.logprob for each in top if each.token == path[-1]), -math.inf)
+        if chance > _UNLIKELY:
+            found[path] = fork.plan.reply.sampler.alternatives(path, fork.drafted[path])
+            known[path] = chance, found[path]
+    return found
 
 
 @dataclass(slots=True)
@@ -125,9 +161,12 @@ class RunningInvocation:
     """An invocation on its fork.
 
     tokens    sampled, or certain
+    ahead     how much of the prompt was read before the rest, for others to share
     held      what the cells hold after the prompt
     rows      the logits after the prompt and a path
+    drafted   those rows that were read with the prompt
     branches  forks for the draft's other paths
+    later     those paths that are read after the prompt
     said      the bytes of `tokens`
     total     when it came to its end, in seconds from the call
     """
@@ -135,9 +174,12 @@ class RunningInvocation:
     plan: InvocationPlan
     seq: int
     tokens: list[int] = field(default_factory=list)
+    ahead: int = 0
     held: Path = ()
     rows: dict[Path, Logits] = field(default_factory=dict)
+    drafted: dict[Path, Logits] = field(default_factory=dict)
     branches: dict[int, Path] = field(default_factory=dict)
+    later: Sequence[Path] = ()
     said: bytes = b""
     total: float = 0.0
 
@@ -185,30 +227,69 @@ class Runner:
     # Forks ---------------------------------------------------------------------------------------
 
     def _fork_all(self, plans: Sequence[InvocationPlan], forks: list[RunningInvocation]) -> None:
-        """Forks for the plans, each with the cells that it needs at worst."""
-        for plan in plans:
-            try:
-                seq = self._fork(plan, plan.needs())
-            except CacheFullError:
-                if forks:
-                    return  # the rest takes its turn later
-                seq = self._fork_alone(plan)
-            fork = RunningInvocation(plan, seq, held=plan.draft.forced)
-            forks.append(fork)
-            held, *others = plan.draft.paths
-            if len(held) - len(fork.held) >= plan.invocation.max_tokens:
-                continue  # it would not fit into what was promised
-            fork.held = held
-            for path in others:
+        """Forks for the plans, each with the cells that it needs at worst. What several begin with
+        is read once, by the first of them, before the others fork its cells.
+        """
+        made: dict[int, RunningInvocation] = {}
+        lead = leads(plans) if self.engine.rewinds else {}
+        ready = [plan for plan in plans if plan.index not in lead]
+        while ready:
+            for plan in ready:
+                before = plan.parent, plan.reuse
+                if plan.index in lead:
+                    of = made[lead[plan.index].index]
+                    plan.parent = replace(plan.parent, seq=of.seq, logits=None)
+                    plan.reuse = lead[plan.index].n
                 try:
-                    branch = self._fork(plan, len(plan.prompt) - plan.reuse + len(path))
+                    seq = self._fork(plan, plan.needs())
                 except CacheFullError:
-                    break  # these logits come later, if they are needed
-                fork.branches[branch] = path
+                    plan.parent, plan.reuse = before
+                    if forks:
+                        return  # the rest takes its turn later
+                    seq = self._fork_alone(plan)
+                made[plan.index] = fork = RunningInvocation(plan, seq, held=plan.draft.forced)
+                forks.append(fork)
+                self._branch(fork)
+            todo = [plan for plan in plans if plan.index not in made]
+            self._read_ahead(made, [lead[plan.index] for plan in todo])
+            ready = [plan for plan in todo if lead[plan.index].index in made]
 
-    def _fork(self, plan: InvocationPlan, promise: int) -> int:
+    def _branch(self, fork: RunningInvocation) -> None:
+        """Forks for the other paths of a draft."""
+        plan = fork.plan
+        held, *others = plan.draft.paths
+        if len(held) - len(fork.held) >= plan.invocation.max_tokens:
+            return  # it would not fit into what was promised
+        fork.held = held
+        if self.engine.rewinds and len(plan.prompt) - plan.reuse >= WORTH:
+            fork.later = others
+            return
+        for path in others:
+            try:
+                branch = self._fork(plan, len(plan.prompt) - plan.reuse + len(path))
+            except CacheFullError:
+                return  # these logits come later, if they are needed
+            fork.branches[branch] = path
+
+    def _read_ahead(self, made: dict[int, RunningInvocation], wanted: Sequence[Lead]) -> None:
+        """Reads what others wait for."""
+        runs = []
+        for index, fork in made.items():
+            plan = fork.plan
+            begin = plan.reuse + fork.ahead
+            end = max((each.n for each in wanted if each.index == index), default=0)
+            if end > begin:
+                fork.ahead = end - plan.reuse
+                runs.append(Run(fork.seq, plan.prompt[begin:end], outputs="none"))
+        if runs:
+            self._decode(list(made.values()), runs)
+
+    def _fork(self, plan: InvocationPlan, promise: int, source: int | None = None) -> int:
+        """A fork of what the plan reuses, or of its prompt, which `source` holds."""
         engine = self.engine
-        seq = engine.fork(plan.parent.seq, plan.reuse, promise=promise, cancel=self.cancel)
+        n = plan.reuse if source is None else len(plan.prompt)
+        source = plan.parent.seq if source is None else source
+        seq = engine.fork(source, n, promise=promise, cancel=self.cancel)
         try:
             if plan.active.slot and plan.first is not None:
                 engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
@@ -235,10 +316,11 @@ class Runner:
             plan = fork.plan
             self._say(fork, self._take(fork, plan.draft.forced, counted=False))
             rest = plan.prompt[plan.reuse :]
+            own = rest[fork.ahead :]
             if not rest and plan.parent.logits is not None:
                 fork.rows[()] = plan.parent.logits  # it stands where its parent does
             for seq, path in ((fork.seq, fork.held), *fork.branches.items()):
-                tokens = [*rest, *path]
+                tokens = [*(own if seq == fork.seq else rest), *path]
                 if tokens:
                     wanted = len(path) - len(plan.draft.forced) + 1
                     runs.append(Run(seq, tokens, outputs=min(len(tokens), wanted)))
@@ -247,10 +329,39 @@ class Runner:
             if rows is not None:
                 for back, row in enumerate(rows[::-1]):
                     fork.rows[path[: len(path) - back]] = row
+        self._read_later([(fork, path) for fork in forks for path in fork.later], forks)
         for fork in forks:
+            if fork.plan.invocation.logprobs and len(fork.rows) > 1:
+                fork.drafted = fork.rows
             for seq in fork.branches:
                 self.engine.drop(seq)
             fork.branches.clear()
+
+    def _read_later(
+        self, todo: Sequence[tuple[RunningInvocation, Path]], forks: Sequence[RunningInvocation]
+    ) -> None:
+        """Reads drafts on forks of a prompt that is long enough to be read but once; as many at a
+        time as there is room for. Those that have none come later, if they are needed.
+        """
+        while todo:
+            runs = []
+            for fork, path in todo:
+                try:
+                    seq = self._fork(fork.plan, len(path), fork.seq)
+                except CacheFullError:
+                    break
+                fork.branches[seq] = path
+                runs.append(Run(seq, path, outputs="all"))
+            if not runs:
+                return
+            for (fork, path), rows in zip(todo, self._decode(forks, runs), strict=False):
+                for i, row in enumerate(() if rows is None else rows):
+                    fork.rows[path[: i + 1]] = row
+            for fork, _ in todo[: len(runs)]:
+                for seq in fork.branches:
+                    self.engine.drop(seq)
+                fork.branches.clear()
+            todo = todo[len(runs) :]
 
     def _read_tokens(self, forks: Sequence[RunningInvocation]) -> None:
         """Reads what each fork has chosen since."""

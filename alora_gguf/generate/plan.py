@@ -23,8 +23,10 @@ from alora_gguf.engine.tokens import (
     BASE,
     ActiveAdapter,
     CachedTokens,
+    Provenance,
     Spans,
     Vocabulary,
+    common,
     find_last,
     not_found,
     spans_for,
@@ -37,6 +39,8 @@ from .sampling import SampledReply, usual_tokens
 from .schema import form_of, grammar_of, written
 
 _MAX_PATHS: Final = 8
+MAX_DRAFTS: Final = 128
+"""The most ways to begin an answer that a caller has read along; each is a fork for a moment."""
 _MAX_TOKENS: Final = 48
 _MAX_FORCED: Final = 256  # tokens, read unasked: a schema may have long constants
 
@@ -252,6 +256,9 @@ def plan_invocation(
     prompt = _prompt(engine, parent, invocation, active)
     reply = SampledReply(invocation, vocab, started)
     draft = NO_DRAFT if schema is None else draft_reply(schema, vocab, reply.pinned)
+    if invocation.drafts:
+        paths = tuple(tuple(vocab.check(path, "drafts")) for path in invocation.drafts)
+        draft = Draft((), paths[:MAX_DRAFTS], draft.answers)
     if invocation.begun:
         begun = tuple(vocab.check(invocation.begun, "begun"))
         draft = Draft(begun, (begun,), draft.answers)
@@ -317,20 +324,20 @@ def choose_parent(engine: Engine, plan: InvocationPlan, parents: Sequence[Parent
     """Decides whose cells the plan's fork shares, and notes why not more."""
     plan.parent = max(parents, key=lambda parent: _reusable(engine, plan, parent))
     plan.reuse = _reusable(engine, plan, plan.parent)
-    common = plan.parent.cached.common_prefix(plan.prompt, plan.spans)
+    same = plan.parent.cached.common_prefix(plan.prompt, plan.spans)
     name, n = plan.active.name, len(plan.parent.tokens)
     if plan.reuse >= n - 1:
         return
     if plan.first == 0:
         plan.note = f"'{name}' is a plain LoRA: it recomputes every token"
     elif plan.prompt[:n] != list(plan.parent.tokens):
-        plan.note = f"its prompt differs from the conversation from token {common} of {n} on"
-    elif plan.reuse < common - 1:
+        plan.note = f"its prompt differs from the conversation from token {same} of {n} on"
+    elif plan.reuse < same - 1:
         plan.note = "this model's memory can be forked only as a whole, so everything is read again"
     elif plan.first is not None and plan.first < n:
         plan.note = f"'{name}' is on from token {plan.first} of the conversation's {n}"
     else:
-        plan.note = f"tokens from {common} on are cached as another adapter computed them"
+        plan.note = f"tokens from {same} on are cached as another adapter computed them"
 
 
 def prefill_shared(
@@ -383,6 +390,49 @@ def count_shared(parent: Parent, shared: Parent | None, plans: Sequence[Invocati
             f"{plan.extra} tokens were cached as another adapter computed them, and read again for "
             f"{len(users)} invocations together"
         )
+
+
+WORTH: Final = 16
+"""The fewest tokens of a beginning that are worth a batch of their own to be read once for two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The plan whose cells another one can share, and how many of them."""
+
+    index: int
+    n: int
+
+
+def leads(plans: Sequence[InvocationPlan]) -> dict[int, Lead]:
+    """For plans that begin like one before them, and not like the conversation, that one, by index:
+    questions that are asked several times, or of several adapters that read all anew.
+    """
+    found: dict[int, Lead] = {}
+    known = {plan.index: plan for plan in plans}
+    for before, plan in itertools.pairwise(plans):
+        # those that begin alike follow one another: the one before, and those that it shares with
+        candidates, at = [before.index], before.index
+        while at in found:
+            at = found[at].index
+            candidates.append(at)
+        shared = [Lead(i, _shared(known[i], plan)) for i in reversed(candidates)]
+        best = max(shared, key=lambda lead: lead.n)  # of equals the first, which waits for none
+        if best.n - plan.reuse >= WORTH:
+            found[plan.index] = best
+    return found
+
+
+def _shared(one: InvocationPlan, other: InvocationPlan) -> int:
+    """How many cells can be those of both; each has at least one token of its own, for logits."""
+    n = min(common(one.prompt, other.prompt), len(one.prompt) - 1, len(other.prompt) - 1)
+    edges = sorted({start for start, _ in (*one.spans, *other.spans)})
+    return min(n, *(at for at in edges if _by(one.spans, at) != _by(other.spans, at)), n)
+
+
+def _by(spans: Spans, position: int) -> Provenance:
+    """Who computes the token at a position."""
+    return next(by for start, by in reversed(spans) if start <= position)
 
 
 def title(plan: InvocationPlan) -> str:

@@ -66,6 +66,7 @@ class Sampler:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._logprobs: list[TokenLogprob] = []
         constraint = None if schema is None else Constraint.compile(schema, vocab)
+        self._constraint = constraint
         self._matcher: Matcher | CallMatcher | None = None
         self.pinned = False
         if constraint is not None:
@@ -109,6 +110,18 @@ class Sampler:
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
         """Of the tokens chosen so far; None if they were not asked for."""
         return None if self._top is None else tuple(self._logprobs)
+
+    def alternatives(self, path: Sequence[int], logits: Logits) -> tuple[TopLogprob, ...]:
+        """The likeliest tokens of a row of logits after `path`, another way to begin the reply, as
+        far as log-probabilities were asked for. Raises DecodeError if the schema has no such way.
+        """
+        if self._constraint is not None:
+            matcher = self._constraint.start()
+            for token in path:
+                matcher.accept(token)
+            logits = matcher.mask(logits)
+        best = likeliest(logits)
+        return token_logprob(best, "", logits, self._top or 0, self._vocab).top
 
     @property
     def forced(self) -> bytes:

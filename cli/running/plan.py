@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-from alora_gguf.cli.adapters import adapter_file
+from alora_gguf.cli.adapters import adapter_file, demo_adapter
 from alora_gguf.cli.calls import Written, read_call, usage
 from alora_gguf.cli.options import named_contract, named_path, no_template
 
 import alora_gguf as ag
-from alora_gguf.demo import INTRINSICS, adapter_path, base_path
-from alora_gguf.errors import did_you_mean
+from alora_gguf.demo import base_path
 
 from .conversations import Conversation
 
@@ -81,7 +80,7 @@ class Plan:
         store = ag.Store()
         model = base_path() if base is None else store.resolve(base, "base")
         paths = {
-            name: _of_demo(name)
+            name: demo_adapter(name)
             if base is None and name not in given
             else adapter_file(given.get(name, name), model)
             for name in names
@@ -154,15 +153,6 @@ class Plan:
             "special_tokens_in_text": self.special_tokens_in_text,
         }
         return json.dumps(setting, sort_keys=True)
-
-
-def _of_demo(name: str) -> Path:
-    if name not in INTRINSICS:
-        raise ag.InputError(
-            f"the demo model has no adapter '{name}', only {', '.join(INTRINSICS)}; for another "
-            f"base give -m, and its adapters with -a{did_you_mean(name, INTRINSICS)}"
-        )
-    return adapter_path(name)
 
 
 def _ask(each: Written, contract: ag.Contract) -> ag.IntrinsicCall:

@@ -103,18 +103,13 @@ def top(*choices: tuple[str, float]) -> tuple[ag.TopLogprob, ...]:
     return tuple(ag.TopLogprob(i, text, math.log(p)) for i, (text, p) in enumerate(choices))
 
 
-def first(*choices: tuple[str, float]) -> ag.TokenLogprob:
-    found = top(*choices)
-    return ag.TokenLogprob(found[0].token, found[0].text, found[0].logprob, found)
-
-
 def exp(logprobs: Sequence[float]) -> list[float]:
     return [math.exp(each) for each in logprobs]
 
 
 def test_a_blank_before_a_label_counts_for_it() -> None:
     prompt = Prompt("", ("A", "B"), (0, 1))
-    found, unread = weigh(prompt, first(("A", 0.3), (" B", 0.4), (" A", 0.1), ("B", 0.2)), {})
+    found, unread = weigh(prompt, {(): top(("A", 0.3), (" B", 0.4), (" A", 0.1), ("B", 0.2))})
     assert exp(found) == pytest.approx([0.4, 0.6])
     assert unread == []
     assert schema(prompt.labels)["enum"] == ["A", " A", "B", " B"]
@@ -122,8 +117,8 @@ def test_a_blank_before_a_label_counts_for_it() -> None:
 
 def test_a_label_of_several_tokens_is_read_on() -> None:
     prompt = Prompt("", ("AA", "AB", "BA", "BB"), (0, 1, 2, 3))
-    begun = first(("A", 0.6), ("BA", 0.2), (" ", 0.2))
-    found, unread = weigh(prompt, begun, {})
+    begun = {(): top(("A", 0.6), ("BA", 0.2), (" ", 0.2))}
+    found, unread = weigh(prompt, begun)
     assert unread == [(0,), (2,)]
     assert exp(found) == [0.0, 0.0, pytest.approx(0.2), 0.0]
     further = {
@@ -131,19 +126,19 @@ def test_a_label_of_several_tokens_is_read_on() -> None:
         (2,): top(("AA", 0.5), ("B", 0.5)),
         (2, 1): top(("A", 0.5), ("B", 0.5)),
     }
-    assert weigh(prompt, begun, {path: further[path] for path in ((0,), (2,))})[1] == [(2, 1)]
-    found, unread = weigh(prompt, begun, further)
+    assert weigh(prompt, begun | {path: further[path] for path in ((0,), (2,))})[1] == [(2, 1)]
+    found, unread = weigh(prompt, begun | further)
     assert exp(found) == pytest.approx([0.25, 0.45, 0.25, 0.05])
     assert unread == []
 
 
 def test_what_begins_one_label_alone_is_that_label() -> None:
     prompt = Prompt("", ("Yes", "No"), (0, 1))
-    found, unread = weigh(prompt, first(("Y", 0.3), ("No", 0.6), (" Ye", 0.1)), {})
+    found, unread = weigh(prompt, {(): top(("Y", 0.3), ("No", 0.6), (" Ye", 0.1))})
     assert exp(found) == pytest.approx([0.4, 0.6])
     assert unread == []
 
 
 def test_what_hardly_counts_is_not_read() -> None:
     prompt = Prompt("", ("AA", "AB"), (0, 1))
-    assert weigh(prompt, first(("AA", 0.5), ("AB", 0.4995), ("A", 0.0005)), {})[1] == []
+    assert weigh(prompt, {(): top(("AA", 0.5), ("AB", 0.4995), ("A", 0.0005))})[1] == []
