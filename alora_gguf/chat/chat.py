@@ -548,7 +548,7 @@ class Chat:
             with suppress(InputError):  # refused: folded into the last message it need not be
                 read = self._read(messages, cancel)
         if state is None:
-            state = [asdict(message) for message in self._so_far()]
+            state = [message.fields() for message in self._so_far()]
         known, template = self._session._runtime.base.temperatures, self.model._decision_template()
         how = Deciding(template, state, known, temperature, orders)
         return decide(
