@@ -213,6 +213,30 @@ def test_adapters_come_and_go(visit: Callable[..., Visit], open_server: Server) 
     assert "none.gguf" in page.inner_text("#adapter-error")
 
 
+def test_documents_are_dropped_and_removed(visit: Callable[..., Visit], server: Server) -> None:
+    visited = visit(server)
+    page = visited.open()
+    drop = (
+        "([kind]) => { const data = new DataTransfer();"
+        " data.items.add(new File(['The mill closes at six.'], 'mill.md', {type: 'text/plain'}));"
+        " document.body.dispatchEvent(new DragEvent(kind,"
+        " {dataTransfer: data, bubbles: true, cancelable: true})); }"
+    )
+    page.evaluate(drop, ["dragover"])
+    assert page.is_visible("#drop")
+    page.evaluate(drop, ["drop"])
+    page.wait_for_selector(".document")
+    assert page.is_hidden("#drop")
+    page.click(".document summary")
+    assert page.inner_text(".document .whole") == "The mill closes at six."
+    page.click("[aria-label='Remove mill.md']")
+    page.wait_for_selector(".document", state="detached")
+    assert page.evaluate("document.activeElement.id") == "add-document"
+    visited.ask(QUESTION)
+    assert "documents" not in visited.bodies[-1]
+    assert visited.said == []
+
+
 def test_settings_are_kept_by_the_browser(visit: Callable[..., Visit], server: Server) -> None:
     visited = visit(server)
     page = visited.open()
@@ -302,6 +326,12 @@ def test_a_reply_is_stopped(visit: Callable[..., Visit], server: Server, slow: N
     page = visited.open()
     page.fill("#prompt", "Tell me about the ferry.")
     page.press("#prompt", "Enter")
+    page.wait_for_selector(".turn.assistant .text > p:not(.waiting)")
+    page.reload()  # ends the request, and keeps what there is
+    page.wait_for_selector("#adapter-list .adapter")
+    assert "broke off" in page.inner_text(".turn.assistant .meta")
+    assert page.locator(".turn .error").count() == 0
+    page.click("[data-act=Regenerate]")
     page.wait_for_selector(".turn.assistant .text > p:not(.waiting)")
     page.keyboard.press("Escape")
     page.wait_for_selector(IDLE)

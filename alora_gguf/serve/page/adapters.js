@@ -63,6 +63,7 @@ function draw() {
     ...served.adapters.map((each) => h("option", { value: each.name, text: each.name })),
   );
   $("writer").value = writtenBy();
+  $("writer").parentElement.hidden = !served.adapters.length;
   const groups = GROUPS.map(([title, holds]) => [title, served.adapters.filter(holds)]);
   const filled = groups.filter(([, group]) => group.length);
   $("adapter-list").replaceChildren(...filled.map(([title, group]) => h("li", {},

@@ -12,12 +12,15 @@ import { drawTurn } from "./turns.js";
 let turns = tab.get("turns", []);
 let editing = false;
 let abort = null;      // of the request under way
+let leaving = false;   // the page ends, and what fails with it is no news
 const shown = new Map(); // turn -> its element
 
 export const isEmpty = () => turns.length === 0;
 
 function save() {
-  const kept = turns.map(({ pending, open, reading, ...turn }) => turn);
+  if (leaving) return;
+  const begun = turns.filter((turn) => turn.role === "user" || turn.content || turn.ended);
+  const kept = begun.map(({ pending, open, reading, ...turn }) => turn);
   tab.set("turns", kept);
 }
 
@@ -114,6 +117,7 @@ function about(some) {
 async function reply() {
   const asker = turns.at(-1);
   delete asker.error;
+  save();  // what was asked is there after a reload, whatever becomes of the reply
   const by = writtenBy();
   const asked = verdicts();
   const turn = { role: "assistant", content: "", by, verdicts: [], pending: [] };
@@ -346,6 +350,13 @@ export function start() {
   $("new").addEventListener("click", renew);
   const [asker, turn] = turns.slice(-2);
   if (turn) showCosts(turn, asker);
+  window.addEventListener("pagehide", () => {
+    const last = turns.at(-1);
+    if (abort && last.role === "assistant" && last.content) last.ended ??= "broken";
+    save();
+    leaving = true;
+  });
+  window.addEventListener("pageshow", () => { leaving = false; });
   bus.addEventListener("served", drawRoom);
   bus.addEventListener("ask", (event) => askNow(event.detail));
 }
