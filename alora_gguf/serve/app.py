@@ -12,7 +12,18 @@ from starlette.routing import Route
 
 import alora_gguf as ag
 
-from . import chat, completions, embeddings, errors, metrics, models, ollama, responses, static
+from . import (
+    chat,
+    completions,
+    decisions,
+    embeddings,
+    errors,
+    metrics,
+    models,
+    ollama,
+    responses,
+    static,
+)
 from .guard import Guard
 from .service import Service, Settings
 
@@ -31,6 +42,8 @@ _ROUTES = (
     ("POST", "/v1/chat/completions", chat.chat_completions),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/embeddings", embeddings.embeddings),
+    ("POST", "/v1/systemone", decisions.systemone),
+    ("POST", "/v1/decisions", decisions.decisions),
     ("POST", "/api/chat", ollama.chat),
     ("POST", "/api/generate", ollama.generate),
     ("POST", "/api/embed", ollama.embed),

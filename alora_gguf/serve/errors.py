@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import alora_gguf as ag
+from alora_gguf.decide import systemone_error
 
+SYSTEM_ONE: Final = "/v1/systemone"
 RETRY_AFTER: Final = 1  # seconds: a request of a small model takes about that
 
 
@@ -112,7 +114,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ag.AloraError):
         code = error.code
         param = error.param if isinstance(error, RequestError) else None
-        if param is None and isinstance(error, ag.InputError):
+        if isinstance(error, ag.FieldError):
+            param = ".".join(map(str, error.path)) or None
+        elif param is None and isinstance(error, ag.InputError):
             message = _CALL.sub("", message)
             found = _FIELD.match(message)
             param = found[0] if found else None
@@ -127,12 +131,21 @@ def describe(error: BaseException) -> dict[str, Any]:
 def body(error: BaseException, path: str) -> dict[str, Any]:
     """An error as the door has it that `path` is of."""
     described = describe(error)
+    if path == SYSTEM_ONE:
+        if isinstance(error, ag.FieldError):
+            return systemone_error(error)
+        if isinstance(error, RequestError):
+            return systemone_error(ag.FieldError((), str(error)))
+        kind = described["type"] if status_of(error) == 401 else described["code"]
+        return {"detail": {"error_type": kind, "message": described["message"]}}
     return {"error": described["message"] if path.startswith("/api/") else described}
 
 
 def response(error: BaseException, path: str) -> Response:
     """The answer to a request for `path` that went wrong."""
     status = status_of(error)
+    if path == SYSTEM_ONE and status == 400:
+        status = 422  # its word for a request that is malformed
     headers = {"retry-after": str(RETRY_AFTER)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -150,7 +163,7 @@ def log(request: Request, error: BaseException) -> None:
         request.method,
         request.url.path,
         error,
-        exc_info=error,
+        exc_info=None if isinstance(error, ag.AloraError) else error,
     )
 
 

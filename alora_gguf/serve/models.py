@@ -4,6 +4,7 @@ and unloading; and what the cache holds.
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +31,19 @@ async def models(request: Request) -> Response:
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text", "decisions"]},
     }
     served = service.adapters.served.values()
-    return answer({"object": "list", "data": [base, *(_of(service, each) for each in served)]})
+    data = [base, *(_of(service, each) for each in served)]
+    # TypeSafe's clients look for names with dates, in a list of their own
+    models = [
+        {
+            "name": each["id"],
+            "description": "a base"
+            if each["parent"] is None
+            else f"an adapter of {each['parent']}",
+            "release_date": time.strftime("%Y-%m-%d", time.gmtime(each["created"])),
+        }
+        for each in data
+    ]
+    return answer({"object": "list", "data": data, "models": models})
 
 
 async def model(request: Request) -> Response:

@@ -110,7 +110,8 @@ class Service:
             view.__exit__(None, None, None)
 
         try:
-            return self.desk.start(lambda job: work(held, job), over)
+            patiently = self.desk.patiently
+            return self.desk.start(lambda job: patiently(job, lambda: work(held, job)), over)
         except BaseException:
             over()
             raise

@@ -170,6 +170,7 @@ def complete(model: ag.Model, view: View, asked: Prompts, job: Job) -> None:
             )
             if asked.echo:
                 scored = _of_prompt(session, tokens, mine, job) if asked.scored else ()
+                job.answered = True
                 job.tell(Piece(index, asked.texts[which], scored))
             said = session.generate(
                 mine,
@@ -183,6 +184,7 @@ def complete(model: ag.Model, view: View, asked: Prompts, job: Job) -> None:
                 return
             scoring = Scoring(model)
             for text in said:
+                job.answered = True
                 job.tell(Piece(index, text, scoring.of(said.logprobs, said.text)))
             _end(said, index, scoring, view, job)
 
@@ -223,6 +225,7 @@ def _reply(
     scoring = Scoring(chat.model)
     for kind, part in said.events():
         scored = scoring.of(said.logprobs, said.text)
+        job.answered = True
         if isinstance(part, ag.ToolCall):
             job.tell(Piece(index, "", scored, "tool_call", part))
             if not turn.several_calls:

@@ -11,9 +11,10 @@ from typing import Final
 
 import alora_gguf as ag
 
-from .errors import BusyError
+from .errors import BusyError, TooLongError
 
 _END: Final = object()
+_GLANCE: Final = 0.1  # seconds after which who waits looks whether its client is gone
 
 
 class Job:
@@ -29,6 +30,7 @@ class Job:
         self._first: object = None
         self._error: BaseException | None = None
         self._future: Future[None] | None = None
+        self.answered = False  # whether a part of the answer was told
 
     def tell(self, event: object) -> None:
         """Hands an event on; from any thread. Who reads slowly holds up nobody: a reply's text is
@@ -81,9 +83,10 @@ class Desk:
         self.n_parallel, self.n_waiting = n_parallel, n_waiting
         self._threads = ThreadPoolExecutor(n_parallel, thread_name_prefix="alora_gguf-serve")
         self._jobs: set[Job] = set()
-        self._running = 0
+        self._running = self._begun = self._ended = 0
+        self._stuck: list[Job] = []  # those that found the cache full, and hold nothing of it
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
 
     @property
     def running(self) -> int:
@@ -111,26 +114,66 @@ class Desk:
         def run() -> None:
             with self._lock:
                 self._running += 1
+                self._begun += 1
             try:
                 job._run(work)
             finally:
                 with self._lock:
                     self._running -= 1
+                    self._ended += 1
+                    self._changed.notify_all()
 
         def ended(_: object) -> None:
             over()
             with self._lock:
                 self._jobs.discard(job)
-                self._idle.notify_all()
+                self._changed.notify_all()
 
         job._future = self._threads.submit(run)
         job._future.add_done_callback(ended)
         return job
 
+    def patiently(self, job: Job, work: Callable[[], None]) -> None:
+        """Does a job's work, which may find the cache full of others' conversations: then again
+        when one of them has ended, unless the job has told a part of its answer. Raises
+        TooLongError where it is full of this job's alone.
+        """
+        while True:
+            others = self._others()
+            try:
+                work()
+                return
+            except ag.CacheFullError as error:
+                if job.answered:
+                    raise
+                if others == self._others() == (0, self._begun):
+                    raise TooLongError(f"{error}; shorten what is asked") from error
+            self._wait_for_others(job)
+            job.cancel.check()
+
+    def _others(self) -> tuple[int, int]:
+        """How many jobs hold cells beside the caller's, at most; and how many ever began."""
+        with self._lock:
+            return self._running - len(self._stuck) - 1, self._begun
+
+    def _wait_for_others(self, job: Job) -> None:
+        """Until a job has ended. If all found the cache full, they take turns."""
+        with self._lock:
+            self._stuck.append(job)
+            self._changed.notify_all()
+            ended = self._ended
+            while not (
+                job.cancel.cancelled
+                or ended != self._ended
+                or (len(self._stuck) == self._running and self._stuck[0] is job)
+            ):
+                self._changed.wait(_GLANCE)
+            self._stuck.remove(job)
+
     def wait_idle(self, seconds: float) -> bool:
         """Waits until nothing is at work or in line; says whether that came in time."""
         with self._lock:
-            return self._idle.wait_for(lambda: not self._jobs, seconds)
+            return self._changed.wait_for(lambda: not self._jobs, seconds)
 
     def cancel_all(self) -> None:
         """Cancels all jobs."""
