@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from alora_gguf.engine.special import SpecialTokens
@@ -33,11 +34,13 @@ THINKING: Final = (
 _ASKED, _SAID, _THEN, _THOUGHT = "qzquestionq", "qzsaidq", "qzthenq", "qzthoughtq"
 _ARGUMENTS: Final = {"qzkeyq": "qzvalueq", "qzlistq": [1, 2]}
 _IDS: Final = ("qzidoneq1", "qzidtwoq2")  # of nine letters and digits, as Mistral's must be
+_ANY: Final = "qztoolq"
 _NAMES: Final = ("qznameone", "qznametwo")
 _SPELLINGS: Final[Mapping[Form, tuple[str, str]]] = {
     "json.dumps": (", ", ": "),
     "compact": (",", ":"),
 }
+_LIKE: Final = 6  # characters that an end of a turn without a token of its own is known by
 _TAG: Final = re.compile(r"[<\[][^<>\[\]\s\"'{}]{2,40}[>\]]")
 _LIST: Final = CallForm(
     opening='<|tool_call|>[{"name": "',
@@ -58,10 +61,16 @@ def thinking_of(write: Write, source: str, vocab: Vocabulary) -> tuple[str, str]
         text = _written(write, [_user(_ASKED), said])
         before, found, after = text.partition(_ASKED)[2].partition(_THOUGHT)
         begins, ends = _TAG.findall(before), _TAG.findall(after.partition(_SAID)[0])
-        if found and begins and ends:
+        if found and begins and ends and _are_pair(begins[-1], ends[0]):
             return begins[-1], ends[0]
     known = SpecialTokens.of(vocab).texts
     return next((pair for pair in THINKING if pair[1] in source or pair[1] in known), THINKING[0])
+
+
+def _are_pair(begins: str, ends: str) -> bool:
+    """Whether two markers stand around thinking, and not around all that is said."""
+    named = all(re.search("think|thought|reason", each, re.IGNORECASE) for each in (begins, ends))
+    return named or ends.replace("/", "", 1) == begins
 
 
 def writes_tools(write: Write) -> bool:
@@ -72,9 +81,8 @@ def writes_tools(write: Write) -> bool:
 
 def takes_answers(write: Write) -> bool:
     """Whether a template writes what tools answer in turns of theirs."""
-    calls = [_user(_ASKED), _called(1, as_text=False)]
-    texts = [_written(write, [*start, _answer(0)]) for start in (calls, [*calls[:1]])]
-    return any(_THEN in text for text in texts)
+    turns = (_called(1, as_text=False), _called(1, as_text=True), _said(_SAID))
+    return any(_THEN in _written(write, [_user(_ASKED), turn, _answer(0)]) for turn in turns)
 
 
 def writes_calls(write: Write) -> tuple[bool, bool]:
@@ -95,35 +103,57 @@ def call_form(write: Write, source: str, vocab: Vocabulary) -> CallForm:
 
 
 def _form(write: Write, vocab: Vocabulary, as_text: bool) -> CallForm | None:
-    said = _written(write, [_user(_ASKED), {"role": "assistant", "content": _SAID}, _user(_THEN)])
-    head, found, tail = said.partition(_ASKED)[2].partition(_SAID)
+    plain = _written(write, [_user(_ASKED), _said(_SAID), _user(_THEN)])
+    head, found, tail = plain.partition(_ASKED)[2].partition(_SAID)
     one = _conversation(write, 1, as_text).partition(_ASKED)[2]
     header = next((h for h in (head, head.rstrip()) if one.startswith(h)), None)
     if not found or header is None or not tail:
         return None
     one = one[len(header) :]
-    part, token = next(SpecialTokens.of(vocab).split(tail))
-    end = part if token is not None else tail[:1]
     spelling = next((s for s in _SPELLINGS if _json(s) in one), None)
     if spelling is None:
         return None
     places = {"name": one.find(_NAMES[0]), "arguments": one.find(_json(spelling))}
-    stop = one.find(end, places["arguments"] + len(_json(spelling)))
-    if stop < 0 or not 0 <= places["name"] < stop:
+    stop = _end_of_turn(one, max(places.values()), tail, vocab)
+    if stop is None or places["name"] < 0:
         return None
     if 0 <= (at := one.find(_IDS[0])) < stop:
         places["id"] = at
     order = tuple(sorted(places, key=lambda each: places[each]))
     opening, between, closing = _pieces(one[:stop], order, 0, spelling)
     joint = _joint(_conversation(write, 2, as_text), order, spelling, between)
-    plain = opening.lstrip()
-    symbol, special = next(SpecialTokens.of(vocab).split(plain), ("", None))
-    tag = _TAG.match(plain)
-    trigger = symbol if special is not None else tag.group() if tag else plain
-    if not trigger:
-        return None
+    begins = opening.lstrip()
+    lead = opening[: len(opening) - len(begins)]
+    symbol, special = next(SpecialTokens.of(vocab).split(begins), ("", None))
+    tag = _TAG.match(begins)
+    trigger = symbol if special is not None else tag.group() if tag else begins
     only_first = special is None and tag is None
-    return CallForm(plain, order, between, joint, closing, spelling, trigger, only_first)
+    form = CallForm(begins, order, between, joint, closing, spelling, trigger, only_first, lead)
+    return form if trigger and _is_sound(form, vocab) else None
+
+
+def _end_of_turn(text: str, at: int, tail: str, vocab: Vocabulary) -> int | None:
+    """Where what begins `tail`, the end of a turn in which something is said, or a token that ends
+    replies, stands in `text` behind `at`.
+    """
+    special = SpecialTokens.of(vocab)
+    part, token = next(special.split(tail))
+    found = [text.find(part if token is not None else tail[:_LIKE], at)]
+    begin = at
+    for part, token in special.split(text[at:]):
+        found += [begin] if token is not None and vocab.is_end(token) else []
+        begin += len(part)
+    return min((index for index in found if index >= 0), default=None)
+
+
+def _is_sound(form: CallForm, vocab: Vocabulary) -> bool:
+    """Whether nothing of the probes, and no token that ends replies, is in a form."""
+    pieces = (form.opening, *form.between, form.joint, form.closing)
+    words = (_ASKED, _SAID, _THEN, *_NAMES, *_IDS)
+    if any(word in piece for word in words for piece in pieces):
+        return False
+    tokens = (token for piece in pieces for _, token in SpecialTokens.of(vocab).split(piece))
+    return not any(token is not None and vocab.is_end(token) for token in tokens)
 
 
 def _pieces(
@@ -148,8 +178,7 @@ def _joint(text: str, order: Sequence[str], spelling: Form, between: tuple[str, 
 def _conversation(write: Write, n: int, as_text: bool) -> str:
     """What is made of a conversation with `n` calls in a turn; "" where it is refused."""
     start = [_user(_ASKED), _called(n, as_text=as_text), *map(_answer, range(n))]
-    end = [{"role": "assistant", "content": _SAID}, _user(_THEN)]
-    return _written(write, [*start, *end]) or _written(write, start)
+    return _written(write, [*start, _said(_SAID), _user(_THEN)]) or _written(write, start)
 
 
 def _called(n: int, *, as_text: bool) -> Fields:
@@ -178,15 +207,19 @@ def _user(text: str) -> Fields:
     return {"role": "user", "content": text}
 
 
+def _said(text: str) -> Fields:
+    return {"role": "assistant", "content": text}
+
+
 def _json(spelling: Form) -> str:
     return json.dumps(_ARGUMENTS, separators=_SPELLINGS[spelling])
 
 
 def _written(write: Write, messages: Sequence[Fields], tools: list[Fields] | None = None) -> str:
-    try:
-        return write(messages, tools)
-    except InputError:
-        return ""
+    for given in (tools, [Tool(_ANY).fields()]):  # a template may not do without any
+        with suppress(InputError):
+            return write(messages, given)
+    return ""
 
 
 # Where a template has no place for them -----------------------------------------------------------

@@ -40,6 +40,7 @@ class CallForm:
     json      how arguments are written
     trigger   how `opening` begins: what nothing but calls has, or, where it `only_first`, has at
               the beginning of what is said
+    lead      space before `opening`, where a turn begins with it
     """
 
     opening: str
@@ -50,6 +51,7 @@ class CallForm:
     json: Form
     trigger: str
     only_first: bool = False
+    lead: str = ""
 
     def write(self, calls: Sequence[tuple[str, str, str]]) -> str:
         """Calls, each as name, arguments and id, in this form."""
@@ -120,8 +122,9 @@ class CallRules:
         if self.many and joint:
             both = _alike(joint, closing)
             more = f"({_lark(joint[len(both) :])} call {_lark(both)})*"
-        lead = r"/[ \t\r\n]{0,4}/ " if self.must and self.begun else ""
-        start = f"{lead}{_lark(symbols(form.opening))} call {_lark(both)} {more}"
+        lead = _lark(list(form.lead)) if self.must else ""
+        lead = r"/[ \t\r\n]{0,4}/" if self.must and self.begun else lead
+        start = f"{lead} {_lark(symbols(form.opening))} call {_lark(both)} {more}"
         rest = _lark(closing[len(both) :])
         return "\n".join(
             [

@@ -27,7 +27,7 @@ _TURN = (
 )
 FIELD = _TURN + "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 BEGUN = _TURN + "{%- if add_generation_prompt -%}{{ '<|assistant|>BEGINS\n' }}{%- endif -%}"
-MARKERS = [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|x_in|>", "<|x_out|>")]
+MARKERS = [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|to_think|>", "<|thought|>")]
 
 
 def template(text: str, markers: tuple[str, str]) -> str:
