@@ -73,7 +73,8 @@ def test_text_and_tokens_are_the_same_thing(model: ag.Model) -> None:
     by_text.append(TEXT)
     by_token.append([tiny_base.BOS, *model.tokenize(TEXT)])
     assert by_text.tokens == by_token.tokens
-    assert close_to(inside.last_logits(by_text), inside.last_logits(by_token))
+    said = [each.generate(max_tokens=4, temperature=0).read() for each in (by_text, by_token)]
+    assert said[0] == said[1]
     assert model.detokenize(model.tokenize("Grüße €")) == "Grüße €"
 
 

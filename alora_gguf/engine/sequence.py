@@ -111,7 +111,8 @@ class TokenSequence:
         spans = spans_for(first, active.provenance)
         keep = self.cached.common_prefix(tokens, spans)
         note = self._note(tokens, keep)
-        shared = self._share_with_others(tokens, spans, keep)
+        # a last token whose logits are wanted is decoded in any case
+        shared = self._share_with_others(tokens[:-1] if logits else tokens, spans, keep)
         if shared:
             keep, note = shared, f"{shared} tokens are shared with another conversation"
         if keep == len(tokens) and logits and (self.logits is None or keep < len(self.cached)):
@@ -158,7 +159,7 @@ class TokenSequence:
         start = active.first_position(tokens, engine.vocab)
         spans = spans_for(start, active.provenance)
         keep = min(self.cached.common_prefix(tokens, spans), first - 1)
-        keep = self._share_with_others(tokens[:first], spans, keep) or keep
+        keep = self._share_with_others(tokens[: first - 1], spans, keep) or keep
         engine.admission.require(
             engine.cells.beyond_promise(self.seq, n - keep),
             freed=engine.cells.freed_by(self.seq, keep),
@@ -229,17 +230,16 @@ class TokenSequence:
         if len(tokens) < keep + MIN_GAIN:
             return 0
         engine, cache, enough = self.engine, self._cache, keep + MIN_GAIN
-        but_last = tokens[:-1]  # which is decoded for its logits
-        with cache.longest(but_last, spans) as (entry, most):
+        with cache.longest(tokens, spans) as (entry, most):
             found = list[tuple[int, OpenSequence]]()
             for other in cache.open_sequences():  # this one has too few
                 with other.borrow() as there:
-                    n = usable(engine.context, other.cached, but_last, spans) if there else 0
+                    n = usable(engine.context, other.cached, tokens, spans) if there else 0
                     if n >= max(enough, most):
                         found.append((n, other))
             for _, other in sorted(found, key=itemgetter(0), reverse=True):
                 with other.borrow() as there:  # if another thread is using it by now, the next best
-                    n = usable(engine.context, other.cached, but_last, spans) if there else 0
+                    n = usable(engine.context, other.cached, tokens, spans) if there else 0
                     if n >= enough and self._share(other.seq, other.cached, n):
                         return n
             if entry is None or most < enough:
@@ -268,7 +268,7 @@ class TokenSequence:
         keep = self.cached.common_prefix(tokens, spans)
         if not engine.rewinds and keep < len(self.cached):
             keep = 0
-        shared = self._share_with_others(tokens, spans, keep)
+        shared = self._share_with_others(tokens[:-1], spans, keep)  # the last one is decoded
         if shared:
             try:
                 engine.reserve(self.seq, len(tokens) - shared + n, waits=False)

@@ -156,6 +156,14 @@ def test_usage_counts_the_state_once(played: ag.Model) -> None:
         assert all(each.timings.reused >= n - 1 for each in again.answers.values())
 
 
+def test_a_state_that_was_asked_before_is_not_read_again(files: Files) -> None:
+    with files.model(options=replace(EXACT, n_pooled=4)) as model:
+        first = model.decide(TICKET, QUESTIONS)
+        again = model.decide(TICKET, QUESTIONS)
+    assert (again.usage.kept, again.usage.reused) == (0, first.usage.kept)
+    assert numbers(again["team"]) == pytest.approx(numbers(first["team"]), abs=CLOSE)
+
+
 # Adapters and intrinsics --------------------------------------------------------------------------
 
 
