@@ -378,18 +378,16 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Callable[..., Visit]) -> 
         assert not any("secret" in url for url in visited.asked)
 
 
-def test_a_server_that_is_loading_and_one_that_is_gone(visit: Callable[..., Visit]) -> None:
+def test_a_server_that_is_loading_or_about_to_end_or_gone(visit: Callable[..., Visit]) -> None:
     go = threading.Event()
 
     def load() -> ag.Model:
         assert go.wait(60)
         return open_demo()
 
-    ready: list[Server] = []
     server = Server(load, serve.Settings(name="demo"), host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.serve_until_stopped, daemon=True)
     thread.start()
-    ready.append(server)
     try:
         visited = visit(server)
         visited.page.goto(server.url)
@@ -398,10 +396,15 @@ def test_a_server_that_is_loading_and_one_that_is_gone(visit: Callable[..., Visi
         go.set()
         visited.page.wait_for_selector("#adapter-list .adapter")
         assert visited.page.is_enabled("#send")
+        server.service.state = "draining"
+        visited.ask("Hello")
+        assert "about to end" in visited.page.inner_text(".turn.user .error")
     finally:
+        server.service.state = "ready"
         server.stop()
         thread.join(60)
-    visited.ask("Hello")
+    visited.page.click("[data-act='Try again']")
+    visited.page.wait_for_selector(IDLE)
     assert "does not answer" in visited.page.inner_text(".turn.user .error")
 
 
