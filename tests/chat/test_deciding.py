@@ -8,6 +8,7 @@ import itertools
 import math
 import string
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
+from alora_gguf.generate.invoke import Runner
 from alora_gguf.intrinsics import Contract
 from tests.support import inside, tiny_base
-from tests.support.chats import PLAIN, STRICT
+from tests.support.chats import PLAIN, STRICT, assert_nothing_left
 from tests.support.files import EXACT, Files
 
 TICKET = "I was charged twice for my March invoice and want my money back today."
@@ -162,6 +164,38 @@ def test_a_state_that_was_asked_before_is_not_read_again(files: Files) -> None:
         again = model.decide(TICKET, QUESTIONS)
     assert (again.usage.kept, again.usage.reused) == (0, first.usage.kept)
     assert numbers(again["team"]) == pytest.approx(numbers(first["team"]), abs=CLOSE)
+
+
+def test_threads_share_batches_and_nothing_is_left(files: Files) -> None:
+    """Few sequences: orders take turns, and those that others wait for are never lost."""
+    with files.model(n_ctx=2048, options=replace(EXACT, n_seq_max=7)) as model:
+        wanted = {k: model.decide(f"{TICKET} {k}", QUESTIONS) for k in range(4)}
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda k: model.decide(f"{TICKET} {k}", QUESTIONS), range(4))
+            for k, decision in enumerate(found):
+                for name in QUESTIONS:
+                    here, there = numbers(decision[name]), numbers(wanted[k][name])
+                    assert here == pytest.approx(there, abs=CLOSE)
+        assert_nothing_left(model)
+
+
+def test_a_call_that_is_cancelled_amid_its_batches_leaves_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.model() as model, model.chat(messages=[TICKET], template=PLAIN) as chat:
+        chat.read()
+        token, decode = ag.CancelToken(), Runner._decode
+
+        def cancelled(runner: Runner, *arguments: Any) -> Any:
+            token.cancel()
+            return decode(runner, *arguments)
+
+        monkeypatch.setattr(Runner, "_decode", cancelled)
+        with pytest.raises(ag.CancelledError):
+            chat.decide(QUESTIONS, cancel=token)
+        monkeypatch.undo()
+        assert inside.cells(model).used() == len(chat.tokens)
+        assert numbers(chat.decide(QUESTIONS)["team"])
 
 
 # Adapters and intrinsics --------------------------------------------------------------------------
