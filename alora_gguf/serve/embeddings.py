@@ -10,6 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+import alora_gguf as ag
+
 from . import fields, streams
 from .adapters import View
 from .completions import MAX_PROMPTS
@@ -45,16 +47,15 @@ async def embeddings(request: Request) -> Response:
     whom = service.adapters.asked(body.model, body.adapter, body.adapter_id)
 
     async def collect(job: Job) -> dict[str, Any]:
-        found = [event async for event in job]
-        return _answer(found[0], form, service.model_name(whom))
+        (found,) = [event async for event in job if isinstance(event, ag.Embeddings)]
+        return _answer(found, form, service.model_name(whom))
 
     return await streams.whole(request, service.start(embedded(service, body)), collect)
 
 
 def embedded(service: Service, body: EmbeddingRequest) -> Callable[[View, Job], None]:
     """The work that tells a request's embeddings. Raises RequestError, UnknownModelError."""
-    model: Any = service.model
-    texts = _texts(body.input)
+    texts, model = _texts(body.input), service.model
     whom = service.adapters.asked(body.model, body.adapter, body.adapter_id)
 
     def work(view: View, job: Job) -> None:
@@ -76,15 +77,13 @@ def _texts(given: Any) -> list[Any]:
     return given
 
 
-def _answer(found: Any, form: str, model: str) -> dict[str, Any]:
-    import numpy as np
-
+def _answer(found: ag.Embeddings, form: str, model: str) -> dict[str, Any]:
     def shown(vector: Any) -> Any:
         if form == "base64":
-            return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
-        return list(map(float, vector))
+            return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        return vector.tolist()
 
-    n = found.n_tokens
+    n = sum(found.n_tokens)
     return {
         "object": "list",
         "model": model,

@@ -356,10 +356,12 @@ async def embed(request: Request) -> Response:
     job = service.start(embedded(service, asked))
 
     async def collect(job: Job) -> dict[str, Any]:
-        (found,) = [event async for event in job]
-        embeddings: Any = found
-        vectors = [list(map(float, each)) for each in embeddings.vectors]
-        n = embeddings.n_tokens
-        return {"model": body.model, "embeddings": vectors, "prompt_eval_count": n}
+        (found,) = [event async for event in job if isinstance(event, ag.Embeddings)]
+        n = sum(found.n_tokens)
+        return {
+            "model": body.model,
+            "embeddings": found.vectors.tolist(),
+            "prompt_eval_count": n,
+        }
 
     return await streams.whole(request, job, collect)
