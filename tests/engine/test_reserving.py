@@ -145,3 +145,24 @@ def test_a_chat_reserves_what_its_reply_needs(files: Files) -> None:
         assert inside.cells(model).promised() in (0, 1)  # the last token was not decoded
         with pytest.raises(ag.UnknownAdapterError):
             chat.reserve(1, adapter="none")
+
+
+def test_replies_and_what_is_asked_about_them_share_a_full_cache(files: Files) -> None:
+    """Each thread reserves for both; closed conversations' cells give way, and nothing is left."""
+    options = ag.ContextOptions(n_pooled=4)
+
+    def converse(i: int) -> int:
+        whole = 0
+        for turn in range(3):
+            said = [f"a beginning that some of them have, word for word, {(i + turn) % 3}"]
+            with model.chat(messages=said, template=PLAIN) as chat:
+                chat.reserve(40 + 2 * 30)
+                bias = never_ends(model)
+                reply = chat.reply(max_tokens=40, sampling=GREEDY, logit_bias=bias)
+                asked = [ag.Invocation(name, max_tokens=4) for name in ("sure", "other")]
+                whole += len(reply.tokens) == 40 and len(chat.session.invoke_many(asked)) == 2
+        return whole
+
+    with files.model(n_ctx=256, options=options) as model:
+        assert at_once(5, converse) == [3] * 5
+        assert_nothing_left(model)
