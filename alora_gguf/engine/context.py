@@ -90,12 +90,14 @@ class Engine:
         *,
         promise: int | None = None,
         cancel: CancelToken | None = None,
+        evicts: bool = True,
     ) -> int:
         """A new sequence that shares the first `n` cells of `source`; `n` must be all of them, or
         0, where the memory cannot be split (`rewinds` is false).
 
         With a `promise` of so many further cells it is there for a while only: others that find
         no room wait until it is dropped. What `source` has reserved serves it too.
+        Without `evicts` no conversation that is over gives way.
         """
         cells, found = self.cells, list[int]()
         lender = cells.lender(source)
@@ -126,6 +128,7 @@ class Engine:
                 cancel,
                 n=promise or 0,
                 waits=promise is None or lender is None,
+                evicts=evicts,
             )
             if n:
                 with self.lock:

@@ -133,11 +133,12 @@ class AdmissionQueue:
         *,
         n: int = 0,
         waits: bool = True,
+        evicts: bool = True,
     ) -> None:
         """Waits until `fits()`, which takes what it needs from the allocator, `n` cells, and says
         if it could, as long as another thread is about to give something back. Raises `full()` when
         nobody is. A thread that is to give something back itself never waits; nor, without `waits`,
-        does one whose call must not.
+        does one whose call must not. Without `evicts` no conversation that is over gives way.
         """
         me, place = threading.get_ident(), object()
         try:
@@ -154,7 +155,7 @@ class AdmissionQueue:
                     seen = self._cells.version
                 if first and self._context.collect():
                     continue
-                if first and self._would_fit(n, me) and self._cache.evict():
+                if first and evicts and self._would_fit(n, me) and self._cache.evict():
                     continue
                 with self._condition:
                     if first and (holds or not holders) and seen == self._cells.version:

@@ -135,6 +135,10 @@ def _verdict(fork: RunningInvocation) -> Verdict:
     )
 
 
+_TOGETHER: Final = 4
+"""So many forks are worth it that conversations which are over give way; more take turns instead:
+who comes back to such a conversation would have to read it again.
+"""
 _UNLIKELY: Final = math.log(1e-6)  # ways to begin that nobody asks about
 
 
@@ -241,7 +245,7 @@ class Runner:
                     plan.parent = replace(plan.parent, seq=of.seq, logits=None)
                     plan.reuse = lead[plan.index].n
                 try:
-                    seq = self._fork(plan, plan.needs())
+                    seq = self._fork(plan, plan.needs(), evicts=len(forks) < _TOGETHER)
                 except CacheFullError:
                     plan.parent, plan.reuse = before
                     if forks:
@@ -266,7 +270,8 @@ class Runner:
             return
         for path in others:
             try:
-                branch = self._fork(plan, len(plan.prompt) - plan.reuse + len(path))
+                n = len(plan.prompt) - plan.reuse + len(path)
+                branch = self._fork(plan, n, evicts=False)
             except CacheFullError:
                 return  # these logits come later, if they are needed
             fork.branches[branch] = path
@@ -284,12 +289,19 @@ class Runner:
         if runs:
             self._decode(list(made.values()), runs)
 
-    def _fork(self, plan: InvocationPlan, promise: int, source: int | None = None) -> int:
+    def _fork(
+        self,
+        plan: InvocationPlan,
+        promise: int,
+        source: int | None = None,
+        *,
+        evicts: bool = True,
+    ) -> int:
         """A fork of what the plan reuses, or of its prompt, which `source` holds."""
         engine = self.engine
         n = plan.reuse if source is None else len(plan.prompt)
         source = plan.parent.seq if source is None else source
-        seq = engine.fork(source, n, promise=promise, cancel=self.cancel)
+        seq = engine.fork(source, n, promise=promise, cancel=self.cancel, evicts=evicts)
         try:
             if plan.active.slot and plan.first is not None:
                 engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
@@ -347,7 +359,7 @@ class Runner:
             runs = []
             for fork, path in todo:
                 try:
-                    seq = self._fork(fork.plan, len(path), fork.seq)
+                    seq = self._fork(fork.plan, len(path), fork.seq, evicts=False)
                 except CacheFullError:
                     break
                 fork.branches[seq] = path

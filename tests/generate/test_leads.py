@@ -11,7 +11,8 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.generate.plan import WORTH
-from tests.support.files import Files
+from tests.support import inside
+from tests.support.files import EXACT, Files
 
 TEXT = "<|user|>Is the answer certain?<|end|>"
 HEAD = "<|user|>These words are the same for all of them, however they go on: "
@@ -79,6 +80,20 @@ def test_where_there_is_no_room_for_all_the_others_take_their_turn(files: Files)
         assert len(found) == len(calls)
         for call, each in zip(calls[-3:], found[-3:], strict=True):
             assert each.tokens == session.invoke(call).tokens
+
+
+def test_forks_take_turns_rather_than_all_conversations_that_are_over(files: Files) -> None:
+    options = replace(EXACT, n_pooled=6, n_seq_max=8)
+    with files.model(options=options) as model:
+        for k in range(6):
+            with model.session() as closed:
+                closed.append(f"<|user|>{k}{k}{k} and so on, and on, and on<|end|>")
+        with model.session() as session:
+            session.append(TEXT)
+            calls = [ag.Invocation(None, f"<|user|>{k}<|end|>", max_tokens=2) for k in range(9)]
+            found = session.invoke_many(calls)
+            assert len(inside.prefix_cache(model).entries) >= 3
+            assert found[-1].tokens == session.invoke(calls[-1]).tokens
 
 
 @pytest.mark.parametrize("head", ["", HEAD])
