@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -118,12 +119,21 @@ class Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    found = None
     try:
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.create_server(info[4][:2], family=info[0], backlog=512)
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = info[0]
+        # of a socket that does not name its protocol asyncio does not know that it is TCP, and
+        # leaves Nagle's algorithm on: an answer's body then waits 40 ms for the client's receipt
+        found = socket.socket(family, kind, protocol)
+        if os.name != "nt":  # where others could listen at the same port
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(512)
     except OSError as error:
+        if found is not None:
+            found.close()
         raise ag.InputError(
             f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --port"
         ) from error
-    found.set_inheritable(True)
     return found

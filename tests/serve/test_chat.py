@@ -129,3 +129,49 @@ def test_intrinsics_are_answered_in_place_of_a_reply(client: httpx.Client, model
     assert json.loads(only["choices"][0]["delta"]["content"])["jailbreak"] == pytest.approx(
         values["safe"], abs=1e-3
     )
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "timetable",
+            "description": "When ferries leave.",
+            "parameters": {
+                "type": "object",
+                "properties": {"harbour": {"enum": ["Harwich", "Dover"]}},
+                "required": ["harbour"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+def test_tools_are_called(client: httpx.Client) -> None:
+    choice = {"type": "function", "function": {"name": "timetable"}}
+    asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 96,
+                             "parallel_tool_calls": False}  # fmt: skip
+    got = ask(client, **asked)["choices"][0]
+    assert got["finish_reason"] == "tool_calls"
+    (call,) = got["message"]["tool_calls"]
+    assert (call["type"], call["function"]["name"]) == ("function", "timetable")
+    assert json.loads(call["function"]["arguments"])["harbour"] in ("Harwich", "Dover")
+    assert got["message"]["content"] is None
+    deltas = [part["choices"][0] for part in chunks(client, **asked) if part["choices"]]
+    (streamed,) = [d["delta"]["tool_calls"] for d in deltas if "tool_calls" in d["delta"]]
+    assert streamed[0]["function"] == call["function"]
+    assert deltas[-1]["finish_reason"] == "tool_calls"
+    answered = [
+        QUESTION,
+        got["message"],
+        {"role": "tool", "tool_call_id": call["id"], "content": "At nine."},
+    ]
+    assert ask(client, messages=answered, tools=TOOLS, tool_choice="none")["choices"]
+
+
+def test_a_tool_that_there_is_not(client: httpx.Client) -> None:
+    body = ASKED | {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "timetable" in answer.json()["error"]["message"]

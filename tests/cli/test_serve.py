@@ -1,0 +1,92 @@
+"""`alora-gguf serve`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from alora_gguf.cli import run
+
+from alora_gguf import demo
+
+
+def start(*options: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alora_gguf", "serve", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_the_demo_until_it_is_told_to_stop(tmp_path: Path, how: signal.Signals) -> None:
+    folder = tmp_path / "switch"
+    process = start("--index", str(folder), ALORA_API_KEY="secret")
+    try:
+        assert process.stdout is not None
+        lines = []
+        while not (line := process.stdout.readline()).startswith("Serving demo at http://127."):
+            lines.append(line)
+            assert line, process.communicate()
+        url = line.split()[-1]
+        assert f"adapter_source={str(folder)!r}" in "".join(lines)
+        index = json.loads((folder / "adapter_index.json").read_text())
+        assert [each["adapter_name"] for each in index["adapters"]] == list(demo.INTRINSICS)
+        assert all((folder / each["io_config"]).is_file() for each in index["adapters"])
+        assert httpx.get(url + "/v1/models").status_code == 401
+        key = {"authorization": "Bearer secret"}
+        models = httpx.get(url + "/v1/models", headers=key).json()["data"]
+        assert len(models) == 6
+        process.send_signal(how)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert run(["serve", "--port", port]) == 1
+    assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["-a", "x=/nowhere.gguf"], "/nowhere.gguf"),
+        (["-m", "/nowhere.gguf"], "/nowhere.gguf"),
+        (["-a", "jailbreak=x.gguf"], "two adapters are named 'jailbreak'"),
+        (["--contract", f"nobody={demo.io_yaml_path('jailbreak')}"], "no adapter here"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--port", "0", *options]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [each for each in sys.modules if each.startswith("alora_gguf.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    hidden: Any = None
+    monkeypatch.setitem(sys.modules, "starlette", hidden)
+    for name in [each for each in sys.modules if each.startswith("starlette.")]:
+        monkeypatch.setitem(sys.modules, name, hidden)
+    assert run(["serve"]) == 1
+    assert "pip install 'alora-gguf[serve]'" in capsys.readouterr().err
