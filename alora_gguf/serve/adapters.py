@@ -179,7 +179,8 @@ class Adapters:
             for each in held.values():
                 self._users[each.loaded] = self._users.get(each.loaded, 0) + 1
         try:
-            renamed = {e.loaded: e.name for e in held.values() if e.loaded != e.name}
+            renamed = {str(e.file.path): e.name for e in held.values()}
+            renamed |= {e.loaded: e.name for e in held.values() if e.loaded != e.name}
             yield View(held, renamed)
         finally:
             with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -128,9 +129,10 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-def body(error: BaseException, path: str) -> dict[str, Any]:
-    """An error as the door has it that `path` is of."""
+def body(error: BaseException, path: str, shown: Callable[[str], str] = str) -> dict[str, Any]:
+    """An error as the door has it that `path` is of, in words that may be `shown`."""
     described = describe(error)
+    described["message"] = shown(described["message"])
     if path == SYSTEM_ONE:
         if isinstance(error, ag.FieldError):
             return systemone_error(error)
@@ -141,7 +143,7 @@ def body(error: BaseException, path: str) -> dict[str, Any]:
     return {"error": described["message"] if path.startswith("/api/") else described}
 
 
-def response(error: BaseException, path: str) -> Response:
+def response(error: BaseException, path: str, shown: Callable[[str], str] = str) -> Response:
     """The answer to a request for `path` that went wrong."""
     status = status_of(error)
     if path == SYSTEM_ONE and status == 400:
@@ -151,7 +153,9 @@ def response(error: BaseException, path: str) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException):
         headers.update(error.headers or {})
-    return Response(msgspec.json.encode(body(error, path)), status, headers, "application/json")
+    return Response(
+        msgspec.json.encode(body(error, path, shown)), status, headers, "application/json"
+    )
 
 
 def log(request: Request, error: BaseException) -> None:
@@ -170,4 +174,4 @@ def log(request: Request, error: BaseException) -> None:
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler of all errors."""
     log(request, error)
-    return response(error, request.url.path)
+    return response(error, request.url.path, request.app.state.service.shown)

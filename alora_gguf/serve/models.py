@@ -64,13 +64,13 @@ def _of(service: Service, served: Served) -> dict[str, Any]:
     return {
         **_entry(f"{service.name}:{served.name}", served.created, service.name),
         "root": str(served.file.path.name),
-        "alora": about(service.model, served),
+        "alora": about(service, served),
     }
 
 
-def about(model: ag.Model, served: Served) -> dict[str, Any]:
+def about(service: Service, served: Served) -> dict[str, Any]:
     """What a client has to know of an adapter to use it."""
-    file = served.file
+    file, model = served.file, service.model
     found: dict[str, Any] = {
         "name": served.name,
         "kind": "alora" if file.invocation else "lora",
@@ -88,7 +88,7 @@ def about(model: ag.Model, served: Served) -> dict[str, Any]:
         contract = model.contract(served.loaded)
     except ag.AloraError as error:
         if file.io_yaml is not None:
-            found["contract_error"] = str(error)
+            found["contract_error"] = service.shown(str(error))
         return found
     return {
         **found,
@@ -108,7 +108,7 @@ async def adapters(request: Request) -> Response:
     return answer(
         {
             "object": "list",
-            "data": [about(service.model, each) for each in served],
+            "data": [about(service, each) for each in served],
             "loading": files is not None,
             "files": files or [],
         }
@@ -147,7 +147,7 @@ async def load(request: Request) -> Response:
     return answer(
         {
             "message": f"Success: LoRA adapter '{body.lora_name}' added successfully.",
-            "alora": about(service.model, served),
+            "alora": about(service, served),
         }
     )
 

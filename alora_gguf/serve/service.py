@@ -19,6 +19,19 @@ from .guard import MAX_BODY
 from .metrics import Metrics
 from .work import Desk, Job
 
+_OPTIONS: Final = {
+    "pass its Jinja text as template=, or use a session and write prompts yourself": (
+        "start the server with --chat-template FILE, or send prompts to /v1/completions"
+    ),
+    "pass another as template=": "start the server with another --chat-template",
+    "close or rewind a session, or open the model with a larger n_ctx": (
+        "start the server with a larger --n-ctx"
+    ),
+    "close a session, or open the model with a larger n_seq_max": (
+        "start the server with a smaller --parallel"
+    ),
+}
+"""What messages say to programs, as it is said to who asks a server."""
 State = Literal["loading", "ready", "draining"]
 VERSION: Final = "0.12.0"
 """The version of vLLM's that /version answers with: from this one on clients such as mellea send
@@ -115,6 +128,19 @@ class Service:
         except BaseException:
             over()
             raise
+
+    def shown(self, text: str) -> str:
+        """A message of the package's as clients are to see it: without this machine's paths, and
+        with the server's options in place of Python's.
+        """
+        if self._model is not None and self._adapters is not None:
+            named = {self._model.path: self.name}
+            named |= {str(e.file.path): e.name for e in self._adapters.served.values()}
+            for path, name in named.items():
+                text = text.replace(path, name)
+        for python, option in _OPTIONS.items():
+            text = text.replace(python, option)
+        return text
 
     def model_name(self, whom: Asked) -> str:
         """What an answer says that it is of."""

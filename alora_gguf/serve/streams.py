@@ -82,7 +82,7 @@ async def _streamed(
                 yield line(chunk)
         except Exception as error:  # the status is sent already
             errors.log(request, error)
-            body = errors.body(error, request.url.path)
+            body = errors.body(error, request.url.path, request.app.state.service.shown)
             yield line(body)
         finally:
             job.stop()

@@ -7,6 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from alora_gguf import demo
+from alora_gguf.serve import Server
+
 HI = [{"role": "user", "content": "hi"}]
 CHAT, RAW, RESPONSES, OLLAMA = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/api/chat",
@@ -103,3 +106,15 @@ def test_it_is_refused_before_anything_is_computed(
     assert error["code"]
     if field is not None:
         assert error["param"] == field, error
+
+
+def test_no_message_tells_the_servers_paths(client: httpx.Client, server: Server) -> None:
+    asked = {"messages": [{"role": "user", "content": "word " * 5000}], "intrinsics": ["jailbreak"]}
+    message = client.post(CHAT, json=asked).json()["error"]["message"]
+    assert "--n-ctx" in message
+    text = f"{server.service.model.path}: the KV cache is full"
+    assert server.service.shown(text) == "demo: the KV cache is full"
+    path = server.service.model.adapters["jailbreak"].path
+    assert server.service.shown(f"{path}: malformed") == "jailbreak: malformed"
+    for path in ("/v1/models", "/v1/adapters", "/api/tags", "/lora-adapters"):
+        assert str(demo.base_path().parent) not in client.get(path).text
