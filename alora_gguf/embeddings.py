@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,8 @@ class TextEmbedder:
         if isinstance(text, str):
             vocab.check_fits(text)
             tokens = vocab.tokenize(text, add_special=True, parse_special=False)
+        elif not hasattr(text, "__len__") or isinstance(text, (bytes, Mapping)):
+            raise InputError(f"{what} is {text!r:.60}, expected text or token ids")
         else:
             tokens = vocab.check(text, what)
         tokens = tokens[:most] if truncate else tokens

@@ -98,6 +98,7 @@ def test_conversations_stay_as_they_are(files: Files) -> None:
 @pytest.mark.parametrize(
     ("texts", "more", "problem"),
     [
+        ([3], {}, r"texts\[0\] is 3, expected text or token ids"),
         (["a", []], {}, r"texts\[1\] has no tokens"),
         (["a b " * 40], {}, r"texts\[0\] has \d+ tokens, expected at most 32; split it"),
         ([[1, 99999]], {}, r"texts\[0\]: token 1 is 99999"),
