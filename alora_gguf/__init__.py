@@ -45,7 +45,7 @@ _HOMES = {
     "convert": "ConversionReport convert_adapter",
     "decide.answers": "ChoiceAnswer Decision FailedAnswer PredicateAnswer ScoreAnswer Usage",
     "decide.questions": "Choice Predicate Score",
-    "embeddings": "Embeddings",
+    "generate.embeddings": "Embeddings",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
     "engine.tokens": "Provenance",
@@ -89,13 +89,13 @@ if TYPE_CHECKING:
     from .decide.questions import Choice as Choice
     from .decide.questions import Predicate as Predicate
     from .decide.questions import Score as Score
-    from .embeddings import Embeddings as Embeddings
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
     from .engine.tokens import Provenance as Provenance
     from .errors import *  # noqa: F403 (each of them)
+    from .generate.embeddings import Embeddings as Embeddings
     from .generate.generation import Generation as Generation
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile

@@ -17,7 +17,6 @@ from .decide.answers import Decision
 from .decide.prompts import PLAIN_TEMPLATE
 from .decide.questions import MAX_OPTIONS, Asked, Content, check_temperatures, read_questions
 from .decide.state import state_messages
-from .embeddings import Embeddings, TextEmbedder
 from .engine.cache_report import CacheReport, report
 from .engine.embedding import Pooling
 from .engine.infill import infill_prompt
@@ -26,6 +25,7 @@ from .engine.loading import Tuning, check_load
 from .engine.native import load
 from .engine.runtime import Runtime
 from .errors import InputError, ModelError
+from .generate.embeddings import Embeddings, TextEmbedder
 from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract

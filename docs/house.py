@@ -29,11 +29,11 @@ Graph = dict[str, set[str]]
 # to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
-    "rooms in alora_gguf/": 20,
-    "floors": 10,
-    "modules reachable from chat": 48,
-    "files from invoke to llama_decode": 21,
-    "product lines": 31_700,
+    "rooms in alora_gguf/": 23,
+    "floors": 11,
+    "modules reachable from chat": 60,
+    "files from invoke to llama_decode": 23,
+    "product lines": 40_300,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

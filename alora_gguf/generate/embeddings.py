@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .engine.embedding import POOLING, UNSPECIFIED, Embedder, Pooling, Vectors, normalized
-from .engine.loading import Tuning, context_params
-from .engine.runtime import Runtime
-from .engine.tokens import ActiveAdapter
-from .errors import AdapterFormatError, InputError
-from .gguf.adapter import AdapterFile
-from .options import CancelToken
+from alora_gguf.engine.embedding import POOLING, UNSPECIFIED, Embedder, Pooling, Vectors, normalized
+from alora_gguf.engine.loading import Tuning, context_params
+from alora_gguf.engine.runtime import Runtime
+from alora_gguf.engine.tokens import ActiveAdapter
+from alora_gguf.errors import AdapterFormatError, InputError
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.options import CancelToken
 
 
 @dataclass(frozen=True, slots=True)
