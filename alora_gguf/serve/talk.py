@@ -131,7 +131,8 @@ def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
             for result in chat.invoke_many(calls, cancel=job.cancel):
                 job.tell(_answered(result, view))
             return
-        options = _fitting(model, chat.count(), options)
+        n_prompt = chat.count()
+        options = _fitting(model, n_prompt, options)
         more = max((_most(model, each) for each in verdicts), default=0)
         chats = [chat]
         if turn.n > 1:
@@ -140,9 +141,8 @@ def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
 
         def reply(index: int) -> None:
             mine = chats[index]
-            room = model.n_ctx - mine.count()
             mine.reserve(
-                min(options.max_tokens + more, room),
+                min(options.max_tokens + more, model.n_ctx - n_prompt),
                 adapter=options.adapter,
                 scale=options.scale,
                 cancel=job.cancel,

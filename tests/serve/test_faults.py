@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from alora_gguf import demo
-from alora_gguf.serve import Server, guard
+from alora_gguf.serve import Server, guard, streams
 from alora_gguf.serve import server as process
 from tests.support.serving import serving
 
@@ -150,6 +150,17 @@ def test_who_is_gone_is_not_worked_for(server: Server) -> None:
     assert time.monotonic() - left < 1  # the replies would take longer
     holders = server.service.model.cache_report().holders
     assert all(holder.kind == "closed" for holder in holders)
+
+
+def test_a_long_silence_is_broken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment says that the stream is alive before there is a first token to send."""
+    monkeypatch.setattr(streams, "PING", 0.02)
+    turn = {"role": "user", "content": "The ferry to Harwich leaves at nine. " * 120}
+    asked = {"messages": [turn], "max_tokens": 4, "stream": True}
+    with httpx.stream("POST", server.url + CHAT, json=asked, timeout=60) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[0].startswith(": ping")
+    assert lines[-1] == "data: [DONE]"
 
 
 def test_a_line_that_is_full_says_so() -> None:
