@@ -82,7 +82,7 @@ FORCE:
 # Editable: a change of a Python file needs no new installation.
 $(PACKAGE): $(BASE) $(FLAGS) pyproject.toml CMakeLists.txt $(native_sources)
 	@echo "Building the native library (the first time takes some minutes)"
-	@$(PIP) install --no-build-isolation $(SETTINGS) -e .
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[serve]'
 	@touch $@
 
 $(CHECKS): $(BASE) pyproject.toml
