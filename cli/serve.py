@@ -80,7 +80,14 @@ _LOCAL: Final = "127.0.0.1"
     type=click.Path(path_type=Path, file_okay=False),
     help="Write an index of the adapters to DIR, with which mellea asks them, and say how.",
 )
-@options.max_tokens
+@click.option(
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="The most tokens of a reply whose request does not say.",
+)
 @click.option(
     "-c",
     "--n-ctx",
@@ -103,7 +110,7 @@ def command(
     port: int,
     grace: float,
     index: Path | None,
-    max_tokens: int | None,
+    max_tokens: int,
     n_ctx: int | None,
     template: Path | None,
     special_tokens_in_text: bool,
@@ -117,6 +124,8 @@ def command(
     All adapters work on one cache: what a conversation begins with is read once, whoever asks.
     docs/serve.md has the doors and a snippet for each client. Ctrl-C ends it.
     """
+    if settings["api_key"] is None and os.environ.get("ALORA_API_KEY") == "":
+        settings["api_key"] = ""  # refused, as --api-key "" is: a variable that was not set, say
     try:
         from alora_gguf.serve import Server, Settings, program, write_index
     except ModuleNotFoundError as error:
@@ -155,7 +164,7 @@ def command(
         verbose=verbose,
     )
     jinja = None if template is None else options.read_bytes(template).decode("utf-8", "replace")
-    given = Settings(**settings, template=jinja, max_tokens=max_tokens or Settings.max_tokens)
+    given = Settings(**settings, template=jinja, max_tokens=max_tokens)
 
     def ready(url: str) -> None:
         if index is not None:
@@ -163,7 +172,9 @@ def command(
                 click.echo(f"Not in the index: {printable(why)}", err=True)
             click.echo(program(server.service, url, index))
         click.echo(f"Serving {printable(server.service.name)} at {url}")
-        click.echo(f"Adapters: {', '.join(map(printable, found)) or 'none'}. Ctrl-C ends it.")
+        click.echo(f"Adapters: {', '.join(map(printable, found)) or 'none'}")
+        key = "An API key is asked for" if settings["api_key"] else "Any API key will do"
+        click.echo(f"{key}. Ctrl-C ends it.")
 
     server = Server(load, given, host=host, port=port, grace=grace, ready=ready)
     if host != _LOCAL and not settings["api_key"]:

@@ -50,12 +50,14 @@ class View:
     by_name: Mapping[str, Served]
     renamed: Mapping[str, str] = field(default_factory=dict)
 
-    def loaded(self, name: str) -> str:
-        """What the model calls an adapter. Raises UnknownModelError, with the nearest names."""
+    def loaded(self, name: str, param: str = "adapter") -> str:
+        """What the model calls an adapter. Raises UnknownModelError, with the nearest names, for
+        what `param` says.
+        """
         try:
             return self.by_name[name].loaded
         except KeyError:
-            raise unknown(name, self.by_name) from None
+            raise unknown(name, self.by_name, param) from None
 
     def shown(self, text: str) -> str:
         """A message of the model's, in which adapters have the names they are served under."""
@@ -80,6 +82,7 @@ class Adapters:
             name: Served(name, name, file, 1, now) for name, file in model.adapters.items()
         }
         self._generations = dict.fromkeys(self._served, 1)
+        self._ids = {name: i for i, name in enumerate(self._served)}  # a name's for good
         self._users: dict[str, int] = {}  # by what the model calls them
         self._gone: set[str] = set()  # unloaded as soon as nobody uses them
 
@@ -87,6 +90,10 @@ class Adapters:
     def served(self) -> Mapping[str, Served]:
         """All of them, by name."""
         return self._served
+
+    def id_of(self, name: str) -> int:
+        """The number that llama-server's clients know an adapter by: never another's."""
+        return self._ids[name]
 
     # Which one -----------------------------------------------------------------------------------
 
@@ -145,16 +152,17 @@ class Adapters:
 
     def _lora(self, lora: Sequence[Mapping[str, Any]]) -> Asked:
         """The one that is on: clients of llama-server send all, with 0 for those that are off."""
-        served, on = list(self.served), []
+        named = {self._ids[name]: name for name in self.served}
+        on = []
         for i, each in enumerate(lora):
             name, scale = each.get("name", each.get("id")), each.get("scale", 1.0)
             if isinstance(name, int) and not isinstance(name, bool):
-                if not 0 <= name < len(served):
+                if name not in named:
                     raise UnknownModelError(
-                        f"lora[{i}]: there is no adapter with id {name}; there are {len(served)}, "
-                        "listed by /lora-adapters"
+                        f"lora[{i}]: there is no adapter with id {name}; /lora-adapters lists them",
+                        "lora",
                     )
-                name = served[name]
+                name = named[name]
             if not isinstance(name, str) or not isinstance(scale, (int, float)):
                 raise RequestError(f'lora[{i}] must have an "id" or "name", and a "scale"', "lora")
             if scale:
@@ -213,9 +221,15 @@ class Adapters:
             # what the model calls weights is never given to others while they are used
             names = (name if n == 1 else f"{name}#{n}" for n in itertools.count(1))
             loaded = next(each for each in names if each not in self._model.adapters)
-            found = self._model.load_adapter(loaded, file)
+            try:
+                found = self._model.load_adapter(loaded, file)
+            except ag.AloraError as error:
+                # in the words of who asked: this machine's paths are nobody's business
+                error.args = (str(error).replace(str(file), path), *error.args[1:])
+                raise
             generation = self._generations.get(name, 0) + 1
             self._generations[name] = generation
+            self._ids.setdefault(name, len(self._ids))
             served = Served(name, loaded, found, generation, int(time.time()))
             with self._lock:
                 old = self._served.get(name)
@@ -263,7 +277,8 @@ def unknown(
     name: str, known: Mapping[str, Any] | Sequence[str], param: str = "adapter"
 ) -> UnknownModelError:
     """The error for a name that there is not."""
-    listed = ", ".join([*known][:20]) or "none"
+    listed, hint = ", ".join([*known][:20]) or "none", did_you_mean(name, known)
     return UnknownModelError(
-        f"{param}: there is no {name[:100]!r} here (there are: {listed}){did_you_mean(name, known)}"
+        f"{param}: there is no {name[:100]!r} here (there are: {listed}){hint}",
+        param,
     )

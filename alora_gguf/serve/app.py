@@ -48,6 +48,12 @@ _ROUTES = (
     ("POST", "/api/generate", ollama.generate),
     ("POST", "/api/embed", ollama.embed),
     ("POST", "/api/show", ollama.show),
+    ("POST", "/api/embeddings", ollama.embed),
+    ("POST", "/api/pull", ollama.pull),
+    ("POST", "/api/create", ollama.elsewhere),
+    ("POST", "/api/copy", ollama.elsewhere),
+    ("POST", "/api/push", ollama.elsewhere),
+    ("DELETE", "/api/delete", ollama.elsewhere),
     ("GET", "/api/tags", ollama.tags),
     ("GET", "/api/ps", ollama.running),
     ("GET", "/api/version", ollama.version),
@@ -88,5 +94,7 @@ def create_app(service: Service, begin: Callable[[], None] | None = None) -> Sta
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    app.state.paths = [path for _, path, _ in _ROUTES]
     app.state.service = service
     return app

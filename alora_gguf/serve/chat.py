@@ -33,6 +33,7 @@ from .talk import (
 from .work import Job
 
 MAX_LOGPROBS: Final = 20  # alternatives of a token, as in OpenAI's API
+_ROLES: Final = ("system", "user", "assistant", "tool")
 _NOT_TAKEN: Final = ("audio", "function_call", "functions", "web_search_options")
 """Fields that change what a reply is, and that nothing here can do."""
 
@@ -82,6 +83,10 @@ def read_turn(service: Service, body: ChatRequest) -> Turn:
         raise RequestError(
             "modalities must be ['text']: this model writes nothing else", "modalities"
         )
+    if not body.messages:
+        raise RequestError("messages is empty: there is nothing to reply to", "messages")
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs", "top_logprobs")
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
     variables = dict(body.chat_template_kwargs or {})
@@ -96,7 +101,7 @@ def read_turn(service: Service, body: ChatRequest) -> Turn:
             "verdicts",
         )
     return Turn(
-        messages=[_message(each) for each in body.messages],
+        messages=[_message(service, each, i) for i, each in enumerate(body.messages)],
         documents=body.documents or (),
         tools=body.tools or (),
         tool_choice=_tool_choice(body.tool_choice),
@@ -143,9 +148,18 @@ def _tool_choice(choice: Any) -> str:
     return choice or "auto"
 
 
-def _message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message with the role that templates know."""
-    return {**message, "role": "system"} if message.get("role") == "developer" else message
+def _message(service: Service, message: Mapping[str, Any], i: int) -> Mapping[str, Any]:
+    """A message with a role that templates know. Raises RequestError for one that none does."""
+    role = message.get("role")
+    if role == "developer":
+        return {**message, "role": "system"}
+    if isinstance(role, str) and role not in _ROLES and not service.template_uses(role):
+        raise RequestError(
+            f"messages[{i}].role is {role!r:.60}, expected {', '.join(_ROLES)}, or one that the "
+            "chat template knows",
+            "messages",
+        )
+    return message
 
 
 class Completion:
@@ -241,6 +255,7 @@ class Completion:
     ) -> AsyncIterator[Any]:
         """Its chunks, as they come; those of how much is read in llama-server's form."""
         head = {**self._head, "object": "chat.completion.chunk"}
+        no_usage = {"usage": None} if include_usage else {}
         begun: set[int] = set()
         async for event in job:
             self._take(event)
@@ -248,7 +263,8 @@ class Completion:
                 read = {"total": event.total, "cache": 0, "processed": event.done}
                 yield {**head, "choices": [], "prompt_progress": read}
             if isinstance(event, Answered) and event.index is not None:
-                yield {**head, "choices": [], "alora": {"verdicts": [_verdict(event)]}}
+                said = {"verdicts": [_verdict(event)]}
+                yield {**head, "choices": [], "alora": said, **no_usage}
             if not isinstance(event, (Piece, Ended)):
                 continue
             delta: dict[str, Any] = {}
@@ -266,7 +282,7 @@ class Completion:
                 delta["content" if event.kind == "content" else "reasoning_content"] = event.text
                 if event.logprobs:
                     choice["logprobs"] = logprobs_of(event.logprobs)
-            yield {**head, "choices": [choice]}
+            yield {**head, "choices": [choice], **no_usage}
         if not self._reasons:
             whole = self._of_intrinsics()
             message = whole["choices"][0].pop("message")

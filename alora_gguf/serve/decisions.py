@@ -55,6 +55,9 @@ async def _decided(
         decision = service.model.decide(
             state, known, template=service.settings.template, cancel=job.cancel
         )
+        for answer in decision.answers.values():
+            if isinstance(answer, ag.FailedAnswer):
+                answer.error.args = (service.shown(view.shown(str(answer.error))),)
         job.tell(decision)
 
     async def collect(job: Job) -> dict[str, Any]:

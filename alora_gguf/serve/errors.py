@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 import alora_gguf as ag
 from alora_gguf.decide import systemone_error
+from alora_gguf.errors import did_you_mean
 
 SYSTEM_ONE: Final = "/v1/systemone"
 RETRY_AFTER: Final = 1  # seconds: a request of a small model takes about that
@@ -37,7 +38,7 @@ class TooLongError(ServeError, code="context_length_exceeded"):
     """A conversation is longer than the model's context."""
 
 
-class UnknownModelError(ServeError, code="model_not_found"):
+class UnknownModelError(RequestError, code="model_not_found"):
     """No base or adapter of that name is served."""
 
     status = 404
@@ -98,6 +99,14 @@ _CALL: Final = re.compile(r"^[\w.]+\(\): ")
 _FIELD: Final = re.compile(r"[a-z_]+(?=(?:\[\d+\])?(?: must|:| is | has ))")
 
 
+FIELDS: Final = (
+    "documents", "frequency_penalty", "grammar", "input", "logit_bias", "max_tokens", "messages",
+    "min_p", "presence_penalty", "repeat_last_n", "repeat_penalty", "scale", "seed", "stop",
+    "temperature", "tool_choice", "tools", "top_k", "top_p", "typical_p",
+)  # fmt: skip
+"""Fields of requests that the package's own messages may begin with."""
+
+
 def status_of(error: BaseException) -> int:
     """The HTTP status of an error."""
     if isinstance(error, (ServeError, HTTPException)):
@@ -114,13 +123,15 @@ def describe(error: BaseException) -> dict[str, Any]:
     message, code, param = str(error), "internal", None
     if isinstance(error, ag.AloraError):
         code = error.code
+        if isinstance(error, ag.CancelledError):  # who went away does not read it
+            message = "the server is ending, and did not wait for this answer any longer"
         param = error.param if isinstance(error, RequestError) else None
         if isinstance(error, ag.FieldError):
             param = ".".join(map(str, error.path)) or None
         elif param is None and isinstance(error, ag.InputError):
             message = _CALL.sub("", message)
             found = _FIELD.match(message)
-            param = found[0] if found else None
+            param = found[0] if found and found[0] in FIELDS else None
     elif isinstance(error, HTTPException):
         message = error.detail
         code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http")
@@ -174,4 +185,9 @@ def log(request: Request, error: BaseException) -> None:
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's handler of all errors."""
     log(request, error)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        path, known = request.url.path, request.app.state.paths
+        near = next((each for each in known if each.endswith(path.rstrip("/"))), None)
+        hint = did_you_mean(path, known) if near is None else f"; did you mean {near}?"
+        error = HTTPException(404, f"there is nothing at {path[:200]}{hint}")
     return response(error, request.url.path, request.app.state.service.shown)

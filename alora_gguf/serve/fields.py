@@ -19,15 +19,13 @@ from .errors import RequestError
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _PATH: Final = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
 MAX_DEPTH: Final = 100  # of arrays and objects in each other: what reads them afterwards recurses
 
-_RENAMED: Final = {
-    "repetition_penalty": "repeat_penalty",
-    "typical": "typical_p",
-    "num_predict": "max_tokens",
-    "n_predict": "max_tokens",
-    "repeat_last_n": "repeat_last_n",
-}
+_SAMPLING: Final = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
+    "presence_penalty", "repeat_last_n", "grammar",
+)  # fmt: skip
 
 
 class Sampled(msgspec.Struct, kw_only=True):
@@ -94,6 +92,8 @@ def convert(body: Any, kind: type[_S]) -> _S:
         found = _PATH.search(text)
         field = found[1] if found else None
         text = text[: found.start()] if found else text
+        if missing := _MISSING.search(text):
+            field, text = ".".join(filter(None, (field, missing[1]))), "is missing"
         raise RequestError(f"{field}: {text}" if field else text, field) from None
 
 
@@ -121,13 +121,12 @@ def options(body: Sampled, *, max_tokens: int, logprobs: int | None) -> ag.Gener
     InputError, RequestError.
     """
     sampling: dict[str, Any] = {}
-    for name in (
-        "temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty",
-        "repetition_penalty", "frequency_penalty", "presence_penalty", "repeat_last_n", "grammar",
-    ):  # fmt: skip
+    for name in _SAMPLING:
         value = getattr(body, name)
         if value is not None and value != "":
-            sampling[_RENAMED.get(name, name)] = value
+            sampling[name] = value
+    if body.repetition_penalty is not None:  # vLLM's name
+        sampling["repeat_penalty"] = body.repetition_penalty
     if body.seed is not None and body.seed != -1:  # llama-server's word for a new one
         sampling["seed"] = body.seed % 2**32  # OpenAI's seeds have 64 bits
     if body.logit_bias:

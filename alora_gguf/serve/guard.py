@@ -98,7 +98,8 @@ class Guard:
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.strip().encode(), self._key.encode()):
+        # a header's bytes are read as Latin-1, whatever they were written in
+        if not hmac.compare_digest(given.strip().encode("latin-1"), self._key.encode()):
             raise errors.UnauthorizedError(
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY"
             )

@@ -117,11 +117,11 @@ async def adapters(request: Request) -> Response:
 
 async def lora_adapters(request: Request) -> Response:
     """GET /lora-adapters, llama-server's: the ids that `lora` may name. None is on by itself."""
-    served = service_of(request).adapters.served
+    adapters = service_of(request).adapters
     return answer(
         [
-            {"id": i, "name": name, "path": each.file.path.name, "scale": 0.0}
-            for i, (name, each) in enumerate(served.items())
+            {"id": adapters.id_of(name), "name": name, "path": each.file.path.name, "scale": 0.0}
+            for name, each in adapters.served.items()
         ]
     )
 

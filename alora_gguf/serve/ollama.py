@@ -19,7 +19,7 @@ from . import fields, streams
 from .chat import ChatRequest, logprobs_of, read_turn
 from .completions import CompletionRequest, read_prompts
 from .embeddings import EmbeddingRequest, embedded
-from .errors import RequestError
+from .errors import ForbiddenError, RequestError
 from .service import Service, service_of
 from .talk import Ended, Piece, Scored, complete, converse
 from .work import Job
@@ -34,7 +34,8 @@ _OPTIONS: Final = (
 
 
 class _Request(msgspec.Struct, kw_only=True):
-    model: str
+    model: str | None = None
+    keep_alive: Any = None
     stream: bool | None = None
     format: Any = None
     options: dict[str, Any] | None = None
@@ -76,10 +77,12 @@ async def chat(request: Request) -> Response:
     body = await fields.read(request, ChatBody)
     asked = _asked(body, [_message(each, i) for i, each in enumerate(body.messages)])
     asked.tools, asked.documents = body.tools, body.documents
-    turn = read_turn(service, asked)
-    answer = _Answer(body, "message")
+    _check_thinks(service, body)
+    answer = _Answer(service, body, "message")
     if not body.messages:
-        return streams.answer(answer.loaded())
+        service.adapters.asked(body.model)
+        return streams.answer(answer.loaded(body))
+    turn = read_turn(service, asked)
     job = service.start(lambda view, job: converse(service.model, view, turn, job))
     return await _sent(request, job, answer, body)
 
@@ -93,12 +96,13 @@ async def generate(request: Request) -> Response:
             raise RequestError(
                 f"{name} cannot be used here; send the conversation to /api/chat", name
             )
-    answer = _Answer(body, "response")
+    _check_thinks(service, body)
+    answer = _Answer(service, body, "response")
     said = [{"role": "system", "content": body.system}] if body.system else []
     asked = _asked(body, [*said, {"role": "user", "content": body.prompt or ""}])
     turn = read_turn(service, asked)
     if not body.prompt and not body.suffix:
-        return streams.answer(answer.loaded())
+        return streams.answer(answer.loaded(body))
     if body.raw or body.suffix:
         options = {n: getattr(asked, n) for n in (*_OPTIONS, "max_tokens", "response_format")}
         raw = CompletionRequest(
@@ -147,6 +151,12 @@ def _asked(body: _Request, messages: list[dict[str, Any]]) -> ChatRequest:
     )
 
 
+def _check_thinks(service: Service, body: _Request) -> None:
+    """Raises RequestError where a model is to think that cannot."""
+    if body.think and "thinking" not in service.capabilities:
+        raise RequestError(f"think: {service.name} does not support thinking", "think")
+
+
 def _format(form: Any) -> dict[str, Any] | None:
     if form in (None, ""):
         return None
@@ -176,8 +186,8 @@ def _message(message: Mapping[str, Any], i: int) -> dict[str, Any]:
 class _Answer:
     """An answer in the making, under the `key` that has its text."""
 
-    def __init__(self, body: _Request, key: str) -> None:
-        self._model, self._key = body.model, key
+    def __init__(self, service: Service, body: _Request, key: str) -> None:
+        self._model, self._key = body.model or service.name, key
         self._texts: dict[str, str] = {}
         self._calls: list[Any] = []
         self._scored: list[Scored] = []
@@ -212,9 +222,10 @@ class _Answer:
                 yield {**self._head(), **said, "done": False, **_scores(event.logprobs)}
         yield {**self._head(), **self._said("", "", []), **self._end()}
 
-    def loaded(self) -> dict[str, Any]:
-        """To who only wants the model loaded: it is."""
-        return {**self._head(), **self._said("", "", []), "done": True, "done_reason": "load"}
+    def loaded(self, body: _Request) -> dict[str, Any]:
+        """To who only wants the model loaded, or unloaded: it stays."""
+        reason = "unload" if body.keep_alive in (0, "0") else "load"
+        return {**self._head(), **self._said("", "", []), "done": True, "done_reason": reason}
 
     def _head(self) -> dict[str, Any]:
         return {"model": self._model, "created_at": _date(datetime.now(timezone.utc))}
@@ -315,7 +326,8 @@ async def show(request: Request) -> Response:
     parent = None if served is None else service.name
     lines = [f"FROM {service.name}", *([f"ADAPTER {served.file.path.name}"] if served else [])]
     info = {"general.architecture": service.model.architecture,
-            f"{service.model.architecture}.context_length": service.model.n_ctx}  # fmt: skip
+            f"{service.model.architecture}.context_length":
+                service.model.n_ctx_train or service.model.n_ctx}  # fmt: skip
     if served is not None:
         info["adapter.name"] = served.name
         info["adapter.kind"] = "alora" if served.file.invocation else "lora"
@@ -342,26 +354,57 @@ async def version(_request: Request) -> Response:
 
 
 class EmbedBody(msgspec.Struct, kw_only=True):
-    """Of /api/embed."""
+    """Of /api/embed, and of the older /api/embeddings."""
 
-    model: str
-    input: Any
+    model: str | None = None
+    input: Any = None
+    prompt: str | None = None
 
 
 async def embed(request: Request) -> Response:
     """POST /api/embed."""
     body = await fields.read(request, EmbedBody)
-    asked = EmbeddingRequest(model=body.model, input=body.input)
+    old = request.url.path.endswith("s")
+    asked = EmbeddingRequest(model=body.model, input=body.prompt if old else body.input)
     service = service_of(request)
+    if asked.input == []:
+        service.adapters.asked(body.model)
+        return streams.answer({"model": body.model or service.name, "embeddings": []})
     job = service.start(embedded(service, asked))
 
     async def collect(job: Job) -> dict[str, Any]:
         (found,) = [event async for event in job if isinstance(event, ag.Embeddings)]
         n = sum(found.n_tokens)
+        if old:
+            return {"embedding": found.vectors[0].tolist()}
         return {
-            "model": body.model,
+            "model": body.model or service.name,
             "embeddings": found.vectors.tolist(),
             "prompt_eval_count": n,
         }
 
     return await streams.whole(request, job, collect)
+
+
+class PullBody(msgspec.Struct, kw_only=True):
+    """Of /api/pull."""
+
+    model: str | None = None
+    name: str | None = None
+    stream: bool | None = None
+
+
+async def pull(request: Request) -> Response:
+    """POST /api/pull: what is served is there already, and nothing else is fetched."""
+    service = service_of(request)
+    body = await fields.read(request, PullBody)
+    service.adapters.asked(body.model or body.name)
+    return streams.answer({"status": "success"})
+
+
+async def elsewhere(_request: Request) -> Response:
+    """What makes, copies, publishes or deletes models."""
+    raise ForbiddenError(
+        "models are neither made nor changed here: alora-gguf serve is given its base and its "
+        "adapters, and loads further adapters from --adapters-dir"
+    )

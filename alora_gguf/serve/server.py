@@ -91,12 +91,11 @@ class Server(uvicorn.Server):
         try:
             self._model = self._load()
             self.service.open(self._model)
+            if self._ready is not None:
+                self._ready(self.url)
         except BaseException as error:
             self.error = error
             self.should_exit = True
-            return
-        if self._ready is not None:
-            self._ready(self.url)
 
     def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
         """A signal."""

@@ -27,11 +27,13 @@ _OPTIONS: Final = {
     "close or rewind a session, or open the model with a larger n_ctx": (
         "start the server with a larger --n-ctx"
     ),
+    "open the model with a larger n_ctx": "start the server with a larger --n-ctx",
     "close a session, or open the model with a larger n_seq_max": (
         "start the server with a smaller --parallel"
     ),
 }
 """What messages say to programs, as it is said to who asks a server."""
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+/?")
 State = Literal["loading", "ready", "draining"]
 VERSION: Final = "0.12.0"
 """The version of vLLM's that /version answers with: from this one on clients such as mellea send
@@ -65,6 +67,23 @@ class Settings:
     template: str | None = None
     max_tokens: int = 1024
     max_body: int = MAX_BODY
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise ag.InputError(
+                "the API key is empty, which would let anybody ask; leave it out, or give one"
+            )
+        if self.name is not None and (not self.name or ":" in self.name):
+            raise ag.InputError(
+                f"the name is {self.name!r}, expected one without ':', which adapters' follow"
+            )
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ag.InputError(
+                    f"{origin!r} is no origin, expected a scheme, a host and perhaps a port, such "
+                    "as http://localhost:3000, or *"
+                )
+        object.__setattr__(self, "origins", tuple(each.rstrip("/") for each in self.origins))
 
 
 class Service:
@@ -155,7 +174,8 @@ class Service:
     def capabilities(self) -> list[str]:
         """What can be asked of it, in Ollama's words."""
         thinks = ["thinking"] if "<think>" in self._template else []
-        return ["completion", "tools", "embedding", "decisions", *thinks]
+        tools = ["tools"] if self._template else []
+        return ["completion", *tools, "embedding", "decisions", *thinks]
 
     def template_uses(self, name: str) -> bool:
         """Whether the base's chat template mentions a variable: clients of many servers send what

@@ -115,8 +115,8 @@ class Prompts:
 def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
     """Answers a turn: tells Read, Piece, Ended and Answered."""
     options = replace(turn.options, adapter=_loaded(view, turn.whom), scale=turn.whom.scale)
-    calls = [replace(each, name=view.loaded(each.name)) for each in turn.intrinsics]
-    verdicts = [replace(each, name=view.loaded(each.name)) for each in turn.verdicts]
+    calls = [replace(each, name=view.loaded(each.name, "intrinsics")) for each in turn.intrinsics]
+    verdicts = [replace(each, name=view.loaded(each.name, "verdicts")) for each in turn.verdicts]
     with contextlib.ExitStack() as closing:
         chat = closing.enter_context(
             model.chat(

@@ -147,7 +147,7 @@ class Desk:
                 if job.answered:
                     raise
                 if others == self._others() == (0, self._begun):
-                    raise TooLongError(f"{error}; shorten what is asked") from error
+                    raise TooLongError(str(error)) from error
             self._wait_for_others(job)
             job.cancel.check()
 

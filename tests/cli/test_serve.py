@@ -69,6 +69,10 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         (["-a", "x=/nowhere.gguf"], "/nowhere.gguf"),
         (["-m", "/nowhere.gguf"], "/nowhere.gguf"),
         (["-a", "jailbreak=x.gguf"], "two adapters are named 'jailbreak'"),
+        (["--api-key", ""], "API key is empty"),
+        (["--name", "a:b"], "without ':'"),
+        (["--cors", "localhost:3000"], "is no origin"),
+        (["--index", "/proc/nothing"], "/proc/nothing"),
         (["--contract", f"nobody={demo.io_yaml_path('jailbreak')}"], "no adapter here"),
     ],
 )

@@ -272,6 +272,14 @@ def test_an_adapter_that_is_replaced_is_kept_for_who_uses_it(server: Server) -> 
         assert got == [wanted]
         names = [each["id"] for each in client.get("/v1/models").json()["data"]]
         assert "demo:mine" not in names
+        # a number that clients know an adapter by is never another's
+        other = {**load, "lora_name": "other"}
+        assert client.post("/v1/load_lora_adapter", json=other).status_code == 200
+        ids = {each["name"]: each["id"] for each in client.get("/lora-adapters").json()}
+        assert ids["other"] == len(demo.INTRINSICS) + 1
+        gone = client.post(CHAT, json={**ASKED, "lora": [{"id": len(demo.INTRINSICS)}]})
+        assert gone.status_code == 404
+        client.post("/v1/unload_lora_adapter", json={"lora_name": "other"})
     assert idle(server)
     assert set(server.service.model.adapters) == set(demo.INTRINSICS)
 
@@ -295,3 +303,10 @@ def test_adapters_are_loaded_from_below_the_directory_alone(tmp_path: Path, path
         )
         assert answer.status_code == 403
         assert str(tmp_path) not in answer.text
+        (folder / "junk.gguf").write_bytes(b"junk")
+        for name in ("junk.gguf", "none.gguf"):
+            asked = {"lora_name": "x", "lora_path": name}
+            wrong = httpx.post(server.url + "/v1/load_lora_adapter", json=asked)
+            assert wrong.status_code in (400, 404)
+            assert name in wrong.text
+            assert str(tmp_path) not in wrong.text

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from alora_gguf.serve import Server
+import alora_gguf as ag
+from alora_gguf.serve import Server, Settings
 from tests.support.serving import serving
 
 SAID = {"messages": [{"role": "user", "content": "Good morning."}], "max_tokens": 2}
@@ -76,3 +77,27 @@ def test_key_hosts_origins_and_size_as_told() -> None:
 def test_any_key_will_do_where_none_is_asked_for(client: httpx.Client) -> None:
     answer = client.get("/v1/models", headers={"authorization": "Bearer whatever"})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"api_key": ""}, "API key is empty"),
+        ({"api_key": "  "}, "API key is empty"),
+        ({"name": "a:b"}, "without ':'"),
+        ({"name": ""}, "without ':'"),
+        ({"origins": ("localhost:3000",)}, "is no origin"),
+        ({"origins": ("http://localhost:3000/path",)}, "is no origin"),
+    ],
+)
+def test_settings_that_could_not_be_meant(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ag.InputError, match=says):
+        Settings(**settings)
+
+
+def test_keys_and_origins_as_people_write_them() -> None:
+    with serving(api_key="schlüssel", origins=("http://localhost:3000/",)) as server:
+        key = {"authorization": "Bearer schlüssel".encode()}
+        assert httpx.get(server.url + "/v1/models", headers=key).status_code == 200
+        page: Any = {**key, "origin": "http://localhost:3000"}
+        assert httpx.get(server.url + "/v1/models", headers=page).status_code == 200

@@ -21,9 +21,11 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, "[]", 400, None, "object"),
     (CHAT, "[" * 100_000, 400, None, "JSON"),
     (CHAT, '{"messages": ' + '{"a":' * 200 + "1" + "}" * 201, 400, None, "in each other"),
-    (CHAT, {}, 400, None, "messages"),
+    (CHAT, {}, 400, "messages", "is missing"),
     (CHAT, {"messages": 5}, 400, "messages", "array"),
-    (CHAT, {"messages": []}, 400, None, "nothing to reply to"),
+    (CHAT, {"messages": []}, 400, "messages", "nothing to reply to"),
+    (CHAT, {"messages": [{"role": "usr", "content": "x"}]}, 400, "messages", "usr"),
+    (CHAT, {"messages": HI, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, "messages", "content"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages",
      "not text"),
@@ -52,17 +54,17 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, {"messages": HI, "functions": []}, 400, "functions", "cannot be used"),
     (CHAT, {"messages": HI, "modalities": ["audio"]}, 400, "modalities", "text"),
     (CHAT, {"messages": HI, "documents": [{"title": "x"}]}, 400, "documents", "text"),
-    (CHAT, {"messages": HI, "model": "gpt-4o"}, 404, None, "gpt-4o"),
+    (CHAT, {"messages": HI, "model": "gpt-4o"}, 404, "model", "gpt-4o"),
     (CHAT, {"messages": HI, "model": "demo:answerabilty"}, 404, None, "mean answerability"),
     (CHAT, {"messages": HI, "adapter": "answerabilty"}, 404, None, "mean answerability"),
     (CHAT, {"messages": HI, "model": "demo:jailbreak", "adapter": "uncertainty"}, 400, "adapter",
      "two adapters"),
-    (CHAT, {"messages": HI, "lora": [{"id": 7}]}, 404, None, "id 7"),
+    (CHAT, {"messages": HI, "lora": [{"id": 7}]}, 404, "lora", "id 7"),
     (CHAT, {"messages": HI, "lora": [{"id": 0}, {"id": 1}]}, 400, "lora", "several"),
     (CHAT, {"messages": HI, "lora": [{"id": 0, "scale": 1e9}]}, 400, "scale", "1000"),
     (CHAT, {"messages": HI, "chat_template_kwargs": {"adapter_name": 5}}, 400,
      "chat_template_kwargs.adapter_name", "name"),
-    (CHAT, {"messages": HI, "verdicts": ["nobody"]}, 404, None, "nobody"),
+    (CHAT, {"messages": HI, "verdicts": ["nobody"]}, 404, "verdicts", "nobody"),
     (CHAT, {"messages": HI, "verdicts": [{}]}, 400, "verdicts", "name"),
     (CHAT, {"messages": HI, "verdicts": [{"name": "jailbreak", "x": 1}]}, 400, "verdicts", "'x'"),
     (CHAT, {"messages": HI, "intrinsics": [{"name": "jailbreak", "arguments": {"a": "b"}}]}, 400,
@@ -73,12 +75,14 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (RESPONSES, {"input": "hi", "previous_response_id": "resp_1"}, 400, "previous_response_id",
      "stored"),
     (RESPONSES, {"input": [{"type": "image"}]}, 400, "input", "image"),
-    (RESPONSES, {}, 400, None, "input"),
+    (RESPONSES, {}, 400, "input", "is missing"),
     (OLLAMA, {"model": "demo:nobody", "messages": HI}, 404, None, "nobody"),
     (OLLAMA, {"model": "demo", "messages": HI, "options": {"temperature": "x"}}, 400, None,
      "temperature"),
+    (OLLAMA, {"model": "demo", "messages": HI, "think": True}, 400, None, "does not support"),
+    ("/api/create", {"model": "x"}, 403, None, "--adapters-dir"),
     ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "x"}, 403, None, "--adapters-dir"),
-    ("/v1/nothing", {}, 404, None, "Not Found"),
+    ("/chat/completions", {}, 404, None, "did you mean /v1/chat/completions?"),
     ("/v1/models", {}, 405, None, "Method Not Allowed"),
 ]  # fmt: skip
 
@@ -99,7 +103,7 @@ def test_it_is_refused_before_anything_is_computed(
         answer = client.post(path, content=json.dumps(body))
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    if path == OLLAMA:
+    if path.startswith("/api/"):
         assert says in error
         return
     assert says in error["message"], error
