@@ -8,9 +8,12 @@ be named in error messages.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 Range = tuple[int, int]
 """Numbers of cells, [begin, end)."""
+NOBODY: Final = -1
+"""The lender of a fork that borrowed of no promise. It lends nothing: it needs all of its own."""
 
 
 class CellAllocator:
@@ -19,8 +22,8 @@ class CellAllocator:
     Cells are numbered as they are written and never again, so a sequence is a short list of ranges,
     and two sequences share a cell if both have its number. A promise keeps cells that are not
     written yet for one sequence, so that what was let in can finish. One that has a `holder`, a
-    thread, is its sequence's for life, and that thread gives the sequence back soon; forks of the
-    sequence borrow of it what is not free.
+    thread, is its sequence's for life, and that thread gives the sequence back soon. Forks borrow
+    what is not free of it, unless it is a fork's own, which needs all of it.
     """
 
     def __init__(self, n_seqs: int, n_cells: int) -> None:
@@ -130,11 +133,12 @@ class CellAllocator:
         self, seq: int, n: int, *, holder: int | None = None, lender: int | None = None
     ) -> None:
         """Keeps `n` more cells for `seq`: until settle(), or until release() if it has a holder.
-        What is not free of them is the promise's of a `lender` meanwhile.
+        What is not free of them is the promise's of a `lender` meanwhile, which may be NOBODY.
         """
         if lender is not None:
-            lent = max(0, n - self.free())
-            self._promises[lender] -= lent
+            lent = 0 if lender == NOBODY else max(0, n - self.free())
+            if lent:
+                self._promises[lender] -= lent
             self._lenders[seq] = lender, lent
         self._promises[seq] = self._promises.get(seq, 0) + n
         if holder is not None:

@@ -31,6 +31,7 @@ from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import MAX_SCALE, CancelToken, Progress, check_number
 
+from .cells import NOBODY
 from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
 from .scheduler import AdmissionQueue, Scheduler
@@ -112,7 +113,8 @@ class Engine:
             if n:
                 cells.share(source, seq, n)
             if promise is not None:
-                cells.promise(seq, promise, holder=threading.get_ident(), lender=lender)
+                of = NOBODY if lender is None else lender
+                cells.promise(seq, promise, holder=threading.get_ident(), lender=of)
             found.append(seq)
             return True
 

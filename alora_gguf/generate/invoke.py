@@ -396,7 +396,7 @@ class Runner:
         try:
             return self.engine.decode(runs, cancel=self.cancel)
         except CacheFullError as error:
-            names = ", ".join(title(fork.plan) for fork in forks)
+            names = ", ".join(dict.fromkeys(title(fork.plan) for fork in forks))
             raise CacheFullError(
                 f"{names}: dropped after {len(forks[0].tokens)} tokens, the conversation is as it "
                 f"was: {error}"

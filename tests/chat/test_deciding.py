@@ -302,6 +302,25 @@ def test_255_options_are_what_the_models_logits_say(
     assert sum(wanted.values()) == pytest.approx(1)
 
 
+def test_orders_that_do_not_fit_together_take_turns(files: Files) -> None:
+    """The second order shares what the first begins with; its own cells it must not have of it."""
+    options = {f"n{i}": None for i in range(64)}
+    asked = {"q": ag.Choice("Which one of all these is it meant to be?", options)}
+    with files.model(n_ctx=4096) as roomy:
+        wanted = roomy.decide("x", asked, orders=2)
+    first, second = wanted.usage.read - wanted.usage.kept, wanted.usage.kept
+    with files.model(n_ctx=first // 2 + second + 64) as narrow:
+        found = narrow.decide("x", asked, orders=2)
+        assert numbers(found["q"]) == pytest.approx(numbers(wanted["q"]), rel=1e-3)
+        assert_nothing_left(narrow)
+    with (
+        files.model(n_ctx=first // 4) as tight,
+        pytest.raises(ag.CacheFullError, match="KV cache is full") as caught,
+    ):
+        tight.decide("x", asked, orders=2)
+    assert str(caught.value).count("the base model") <= 1
+
+
 def test_an_options_length_does_not_count(tiny: ag.Model) -> None:
     """Nothing of an option is sampled or scored but its label."""
     names = ["a", "a much longer option " * 8]
