@@ -91,7 +91,8 @@ class FieldError(InputError, code="field"):
         where = ""
         for step in path:
             where += f"[{step}]" if isinstance(step, int) else f".{step}" if where else step
-        super().__init__(f"{where} {problem}" if where else problem)
+        joint = ": " if problem.startswith("expected") else " "
+        super().__init__(f"{where}{joint}{problem}" if where else problem)
         self.path, self.problem = tuple(path), problem
         self.missing = problem.startswith("is missing")
 

@@ -22,7 +22,7 @@ from alora_gguf.decide.prompts import Prompt, described, n_options, prompts
 from alora_gguf.decide.questions import Choice, Predicate, Question, option_text
 from alora_gguf.decide.readout import MAX_SPELLINGS, averaged, schema, weigh
 from alora_gguf.engine.special import SpecialTokens
-from alora_gguf.errors import InputError
+from alora_gguf.errors import FieldError, InputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.generate.sampling import usual_tokens
 from alora_gguf.gguf.decisions import temperature_of
@@ -199,7 +199,12 @@ class _Writer:
     def question(self, name: str, question: Question | IntrinsicCall) -> _Typed | _Intrinsic:
         """A question worked out. Raises UnknownAdapterError, ContractError, InputError."""
         if isinstance(question, IntrinsicCall):
-            categories = Categories.of(self._contracts.of(question.name))
+            contract = self._contracts.of(question.name)
+            try:
+                categories = Categories.of(contract)
+            except InputError as error:
+                why = str(error).removeprefix(f"{contract.source}: its ")
+                raise FieldError(("questions", name), f"is an intrinsic whose {why}") from error
             known = Contracts(self._contracts.adapter, {question.name: categories.contract})
             return _Intrinsic(categories, (AskedIntrinsic.about(known, self._dialogue, question),))
         invocation: tuple[int, ...] = ()

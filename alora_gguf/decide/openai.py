@@ -21,6 +21,7 @@ from .questions import (
     Score,
     check_known,
     content_text,
+    kind_of,
     made,
     read_question,
 )
@@ -167,7 +168,8 @@ def _part(part: object, path: _Path) -> str:
 
 def _question(given: object, path: _Path) -> Question | IntrinsicCall:
     if not isinstance(given, Mapping):
-        raise FieldError(path, "expected an object with a type")
+        example = '{"type": "predicate", "instructions": "Is it urgent?"}'
+        raise FieldError(path, f"is {kind_of(given)}, expected a question such as {example}")
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise FieldError((*path, "type"), f"is {kind!r:.40}, expected {', '.join(_TYPES)}")

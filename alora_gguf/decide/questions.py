@@ -81,7 +81,14 @@ def kind_of(value: object) -> str:
         return "a number"
     if isinstance(value, Mapping):
         return "an object"
-    return "an array" if isinstance(value, (list, tuple)) else f"of the kind {type(value).__name__}"
+    if isinstance(value, (str, list, tuple)):
+        return "text" if isinstance(value, str) else "an array"
+    return f"of the kind {type(value).__name__}"
+
+
+def counted(n: int, thing: str) -> str:
+    """How many there are, as it is said."""
+    return f"{n or 'no'} {thing}{'s' * (n != 1)}"
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,8 @@ class _Asked:
             if not (text.strip() and self.instructions):
                 raise FieldError(
                     ("instructions",),
-                    "are empty, expected what is to be decided; leave them out where the criteria "
-                    "say it",
+                    "is empty, expected what is to be decided; leave it out where the criteria say "
+                    "it",
                 )
 
     @property
@@ -174,7 +181,7 @@ class Choice(_Asked):
         options = given if isinstance(given, Mapping) else dict.fromkeys(given)
         n = len(given)
         if not 1 <= n <= MAX_OPTIONS:
-            raise FieldError(where, f"has {n} options, expected 1 to {MAX_OPTIONS}")
+            raise FieldError(where, f"has {counted(n, 'option')}, expected 1 to {MAX_OPTIONS}")
         if len(options) < n:
             raise FieldError(where, "has an option twice, expected each once")
         for name, description in options.items():
@@ -206,7 +213,7 @@ class Score(_Asked):
         n = len(self.levels)
         if not MIN_LEVELS <= n <= MAX_LEVELS:
             wanted = f"expected {MIN_LEVELS} to {MAX_LEVELS}"
-            raise FieldError(("criteria",), f"has {n} levels, {wanted}")
+            raise FieldError(("criteria",), f"has {counted(n, 'level')}, {wanted}")
         for i, level in enumerate(self.levels):
             if not content_text(level, "criteria", i).strip():
                 raise FieldError(("criteria", i), "is empty, expected what the level says")
@@ -239,6 +246,7 @@ _COMMON: Final = ("type", "instructions", "adapter", "scale", "temperature")
 _TYPED: Final = (*_COMMON, "criteria")
 _INTRINSIC: Final = ("intrinsic", "type", "arguments", "scale")
 TYPES: Final = ("noul", "choice", "score")
+EXAMPLE: Final = 'a question such as {"type": "noul", "instructions": "Is it urgent?"}'
 
 
 def read_questions(
@@ -249,8 +257,10 @@ def read_questions(
     """
     if not isinstance(questions, Mapping):
         raise FieldError(path, f"is {kind_of(questions)}, expected an object of questions by name")
-    if not 1 <= len(questions) <= MAX_QUESTIONS:
-        raise FieldError(path, f"has {len(questions)} questions, expected 1 to {MAX_QUESTIONS}")
+    n = len(questions)
+    if not 1 <= n <= MAX_QUESTIONS:
+        size = f"has {n}" if n else "is empty"
+        raise FieldError(path, f"{size}, expected 1 to {MAX_QUESTIONS} questions")
     found = dict[str, Question | IntrinsicCall]()
     for name, question in questions.items():
         if name == "" or type(name) is not str:
@@ -265,7 +275,7 @@ def read_question(question: object, path: Sequence[str | int]) -> Question | Int
     if isinstance(question, (Predicate, Choice, Score, IntrinsicCall)):
         return question
     if not isinstance(question, Mapping):
-        raise FieldError(path, f"is {kind_of(question)}, expected an object with a type")
+        raise FieldError(path, f"is {kind_of(question)}, expected {EXAMPLE}")
     if question.get("intrinsic") is not None:
         return _intrinsic(question, path)
     kind = question.get("type")

@@ -41,7 +41,7 @@ class Categories:
             found = "none" if not rules else f"{len(rules)}, or one for many places"
             raise InputError(
                 f"{contract.source}: its answer is no decision: expected choices, or one rule of "
-                f"likelihood for one place of the reply, found {found}; ask it with invoke()"
+                f"likelihood for one place of the reply, found {found}"
             )
         names, numbers = zip(*rules[0].categories_to_values, strict=True)
         yes = numbers.index(1.0) if sorted(numbers) == [0.0, 1.0] else None

@@ -455,8 +455,13 @@ def test_what_cannot_be_asked_is_refused_by_name(chat: ag.Chat) -> None:
         chat.decide({"q": ag.Predicate("?", adapter="jailbrake")})
     with pytest.raises(ag.UnknownAdapterError, match="no adapter named 'nobody'"):
         chat.decide({"q": {"intrinsic": "nobody"}})
-    with pytest.raises(ag.InputError, match=r"query_rewrite.*its answer is no decision: expected"):
-        chat.decide({"q": {"intrinsic": "query_rewrite"}})
+    with pytest.raises(ag.FieldError) as caught:
+        chat.decide({"j": {"intrinsic": "jailbreak"}, "q": {"intrinsic": "query_rewrite"}})
+    assert caught.value.path == ("questions", "q")
+    assert str(caught.value) == (
+        "questions.q is an intrinsic whose answer is no decision: expected choices, or one rule of "
+        "likelihood for one place of the reply, found none"
+    )
     with pytest.raises(ag.InputError, match="unknown argument colour"):
         chat.decide({"q": {"intrinsic": "jailbreak", "arguments": {"colour": "red"}}})
     with pytest.raises(ag.FieldError, match=r"^questions\.urgent\.criteria is missing"):

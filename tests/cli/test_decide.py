@@ -93,9 +93,9 @@ def test_an_openai_request_gets_openais_answer(decide: Decide) -> None:
         (STATE, "[1", "q: is not JSON"),
         (STATE, {"u": {"type": "noul"}}, "q: questions.u.instructions is missing"),
         (STATE, {"u": {"intrinsic": "jailbrake"}}, "the demo model has no adapter 'jailbrake'"),
-        (STATE, {"u": {"intrinsic": "query_rewrite"}}, "its answer is no decision"),
+        (STATE, {"u": {"intrinsic": "query_rewrite"}}, "questions.u is an intrinsic whose answer"),
         ({"state": "x"}, None, "state: questions is missing"),
-        ({"input": "x", "questions": []}, None, "state: questions expected an array"),
+        ({"input": "x", "questions": []}, None, "state: questions: expected an array"),
         (STATE, None, "state: is not JSON"),
     ],
 )

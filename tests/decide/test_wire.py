@@ -202,7 +202,7 @@ def test_a_conversation_with_tools_is_an_input() -> None:
     ("change", "words"),
     [
         ({"input": None}, "input is missing"),
-        ({"input": []}, "input expected text, or an array of messages"),
+        ({"input": []}, "input: expected text, or an array of messages"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role is 'tool', expected user"),
         ({"input": [{"role": "user"}]}, "input[0].content is missing"),
         (
@@ -213,17 +213,17 @@ def test_a_conversation_with_tools_is_an_input() -> None:
             {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
             "input[0].call_id is 'c', which no call before it has",
         ),
-        ({"questions": []}, "questions expected an array of 1 to 400 questions"),
-        ({"questions": [7]}, "questions[0] expected an object with a type"),
+        ({"questions": []}, "questions: expected an array of 1 to 400 questions"),
+        ({"questions": [7]}, "questions[0] is a number, expected a question such as"),
         ({"questions": [{"type": "noul"}]}, "questions[0].type is 'noul', expected predicate"),
         ({"questions": [{"type": "predicate"}]}, "questions[0].instructions is missing"),
         (
             {"questions": [{"type": "predicate", "instructions": ""}]},
-            "questions[0].instructions are empty",
+            "questions[0].instructions is empty",
         ),
         (
             {"questions": [{"type": "choice", "instructions": "?", "choices": [{"value": "a"}]}]},
-            "questions[0].choices expected an array of 2 to 255 choices",
+            "questions[0].choices: expected an array of 2 to 255 choices",
         ),
         (
             {
@@ -235,7 +235,7 @@ def test_a_conversation_with_tools_is_an_input() -> None:
         ),
         (
             {"questions": [{"type": "score", "instructions": "?", "levels": [{"label": "a"}]}]},
-            "questions[0].levels has 1 levels, expected 2 to 10",
+            "questions[0].levels has 1 level, expected 2 to 10",
         ),
         (
             {"questions": [{"type": "score", "instructions": "?", "levels": [{}, {}]}]},
