@@ -133,6 +133,7 @@ class _Asked:
 def _read(state: str, questions: str | None) -> _Asked:
     """What files, or stdin, say. Raises InputError, which names the file."""
     text, name = _text(state)
+    names = {"state": name}
     if questions is None:
         body = _json(text, name)
     else:
@@ -145,6 +146,7 @@ def _read(state: str, questions: str | None) -> _Asked:
             return _Asked(openai.state, openai.questions, partial(openai_response, openai))
         asked = systemone_request(body)
     except ag.FieldError as error:
+        name = names.get(str(next(iter(error.path), "")), name)
         raise ag.InputError(f"{name}: {error}") from error
     return _Asked(asked.state, asked.questions, systemone_response)
 

@@ -89,6 +89,8 @@ def openai_request(body: object) -> OpenAIRequest:
 def _messages(given: object) -> tuple[Message, ...]:
     """Turns of one speaker in a row are one turn, which any template takes."""
     if isinstance(given, str):
+        if not given.strip():
+            raise FieldError(("input",), "is empty, expected what the questions are about")
         return (Message("user", content_text(given, "input")),)
     if not isinstance(given, (list, tuple)) or not given:
         raise FieldError(("input",), "expected text, or an array of messages that is not empty")

@@ -11,7 +11,8 @@ from alora_gguf.errors import AloraError, FieldError
 from alora_gguf.options import IntrinsicCall
 
 from .answers import Answer, ChoiceAnswer, Decision, FailedAnswer, PredicateAnswer, ScoreAnswer
-from .questions import Content, Question, content_text, read_questions
+from .questions import Content, Question, read_questions
+from .state import state_messages
 
 _IMAGES: Final = ("assets", "images", "files", "videos")
 
@@ -42,7 +43,7 @@ def systemone_request(body: object) -> SystemOneRequest:
     for name in _IMAGES:
         if body.get(name):
             raise FieldError((name,), "is not supported: the model reads text alone")
-    content_text(body["state"], "state")
+    state_messages(body["state"])
     return SystemOneRequest(model, body["state"], read_questions(body["questions"]))
 
 

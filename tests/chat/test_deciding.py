@@ -17,6 +17,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
+from alora_gguf.decide import systemone_request
 from alora_gguf.generate.invoke import Runner
 from alora_gguf.intrinsics import Contract
 from tests.support import inside, tiny_base
@@ -88,8 +89,9 @@ def test_a_state_is_asked_several_questions(played: ag.Model) -> None:
         {"subject": "Charged twice", "customer": {"plan": "pro", "tickets": 3}},
         ["Charged twice.", "Refund promised."],
         "배송이 3일째 안 와요 😡",
-        "",
         [],
+        {"team": [{"role": "engineer"}]},
+        [{"role": "user", "content": "Hi."}, "no message"],
     ],
 )
 def test_a_state_is_text_or_json(played: ag.Model, state: Any) -> None:
@@ -478,6 +480,35 @@ def test_a_state_that_is_none_is_refused(played: ag.Model) -> None:
     for state in (None, 7, {"a": float("nan")}, {"a": {1, 2}}):
         with pytest.raises(ag.InputError, match="state"):
             played.decide(state, QUESTIONS)  # type: ignore[arg-type]
+
+
+HI = {"role": "user", "content": "Hi."}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("", "state is empty, expected what"),
+        (" \n", "state is empty, expected what"),
+        ([HI, {"role": "user"}], "state[1].content is missing, expected text; an array of objects"),
+        ({"messages": [{"role": "user"}]}, "state.messages[0].content is missing"),
+        ([{"role": "bogus", "content": "x"}], "state[0].role is 'bogus', expected system, user"),
+        ([{"role": ["user"], "content": "x"}], "state[0].role is ['user'], expected system"),
+        ([{"role": "user", "content": 7}], "state[0].content is a number, expected text"),
+        ([{**HI, "colour": "red"}], "state[0] has no field 'colour', only role"),
+        ([{**HI, "tool_calls": 7}], "state[0] is no message: "),
+    ],
+)
+def test_a_conversation_with_a_wrong_message_is_refused(
+    played: ag.Model, state: Any, words: str
+) -> None:
+    """It is not taken for JSON that happens to look like one."""
+    with pytest.raises(ag.FieldError) as caught:
+        played.decide(state, QUESTIONS)
+    assert str(caught.value).startswith(words)
+    with pytest.raises(ag.FieldError) as again:
+        systemone_request({"state": state, "questions": {"q": {"intrinsic": "jailbreak"}}})
+    assert str(again.value) == str(caught.value)
 
 
 def test_a_cancelled_call_leaves_the_chat_as_it_was(chat: ag.Chat) -> None:

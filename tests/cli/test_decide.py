@@ -94,6 +94,7 @@ def test_an_openai_request_gets_openais_answer(decide: Decide) -> None:
         (STATE, {"u": {"type": "noul"}}, "q: questions.u.instructions is missing"),
         (STATE, {"u": {"intrinsic": "jailbrake"}}, "the demo model has no adapter 'jailbrake'"),
         (STATE, {"u": {"intrinsic": "query_rewrite"}}, "questions.u is an intrinsic whose answer"),
+        (" ", QUESTIONS, "state: state is empty, expected"),
         ({"state": "x"}, None, "state: questions is missing"),
         ({"input": "x", "questions": []}, None, "state: questions: expected an array"),
         (STATE, None, "state: is not JSON"),

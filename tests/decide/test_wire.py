@@ -202,6 +202,7 @@ def test_a_conversation_with_tools_is_an_input() -> None:
     ("change", "words"),
     [
         ({"input": None}, "input is missing"),
+        ({"input": " "}, "input is empty, expected what the questions are about"),
         ({"input": []}, "input: expected text, or an array of messages"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role is 'tool', expected user"),
         ({"input": [{"role": "user"}]}, "input[0].content is missing"),
