@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from alora_gguf.errors import AloraError
@@ -99,6 +99,22 @@ class Decision:
 
     def __getitem__(self, name: str) -> Answer:
         return self.answers[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What json.dumps() takes: `answers` by name, each with its `type`, its fields and
+        `timings`, or what is wrong as `error`; `usage`, and `timings`.
+        """
+        answers = {name: _fields(each) for name, each in self.answers.items()}
+        return {"answers": answers, "usage": asdict(self.usage), "timings": asdict(self.timings)}
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    said: dict[str, Any] = {"type": answer.type, **vars(answer), "timings": asdict(answer.timings)}
+    if isinstance(answer, ChoiceAnswer):
+        said["probabilities"] = dict(answer.probabilities)
+    if isinstance(answer, FailedAnswer):
+        said["error"] = str(answer.error)
+    return said
 
 
 def choice_confidence(probabilities: Sequence[float]) -> float:

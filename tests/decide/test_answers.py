@@ -4,6 +4,7 @@ TypeSafe defines.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -64,6 +65,31 @@ def test_answers_say_what_was_likeliest() -> None:
     scored = score_answer(["low", "mid", "high"], [0.1, 0.1, 0.8], ag.Timings())
     assert scored.score == pytest.approx(1.7)
     assert scored.legend == ("low", "mid", "high")
+
+
+def test_a_decision_is_json() -> None:
+    answers: dict[str, ag.Answer] = {
+        "sure": ag.PredicateAnswer(0.25),
+        "team": choice_answer(["a", True], [0.75, 0.25], ag.Timings()),
+        "mood": score_answer(["low", {"is": "high"}], [0.5, 0.5], ag.Timings()),
+        "broken": ag.FailedAnswer(ag.OutputError("no number")),
+    }
+    found = ag.Decision(answers, ag.Usage(read=7), ag.Timings(reused=3))
+    said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (said["usage"]["read"], said["timings"]["reused"]) == (7, 3)
+    assert all(each.pop("timings")["total"] == 0 for each in said["answers"].values())
+    assert said["answers"] == {
+        "sure": {"type": "noul", "probability": 0.25},
+        "team": {
+            "type": "choice", "choice": "a", "probabilities": {"a": 0.75, "true": 0.25},
+            "confidence": 0.5,
+        },
+        "mood": {
+            "type": "score", "score": 0.5, "legend": ["low", {"is": "high"}],
+            "probabilities": [0.5, 0.5], "confidence": 0.0,
+        },
+        "broken": {"type": "error", "error": "no number"},
+    }  # fmt: skip
 
 
 def test_of_equals_the_choice_does_not_depend_on_the_order() -> None:
