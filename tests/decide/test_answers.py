@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.decide import choice_confidence, score_confidence
+from alora_gguf.decide import Answer, choice_confidence, score_confidence
 from alora_gguf.decide.answers import choice_answer, score_answer
 from alora_gguf.decide.prompts import Prompt, orders
 from alora_gguf.decide.readout import FLOOR, averaged, schema, weigh
@@ -68,7 +68,7 @@ def test_answers_say_what_was_likeliest() -> None:
 
 
 def test_a_decision_is_json() -> None:
-    answers: dict[str, ag.Answer] = {
+    answers: dict[str, Answer] = {
         "sure": ag.PredicateAnswer(0.25),
         "team": choice_answer(["a", True], [0.75, 0.25], ag.Timings()),
         "mood": score_answer(["low", {"is": "high"}], [0.5, 0.5], ag.Timings()),

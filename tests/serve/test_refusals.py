@@ -54,6 +54,10 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, {"messages": HI, "functions": []}, 400, "functions", "cannot be used"),
     (CHAT, {"messages": HI, "modalities": ["audio"]}, 400, "modalities", "text"),
     (CHAT, {"messages": HI, "documents": [{"title": "x"}]}, 400, "documents", "text"),
+    ("/v1/decisions", {"input": HI, "questions": [
+        {"type": "intrinsic", "intrinsic": "jailbreak"},
+        {"type": "intrinsic", "intrinsic": "query_rewrite"},
+    ]}, 400, "questions.1", "questions.1 is an intrinsic whose answer is no decision"),
     (CHAT, {"messages": HI, "model": "gpt-4o"}, 404, "model", "gpt-4o"),
     (CHAT, {"messages": HI, "model": "demo:answerabilty"}, 404, None, "mean answerability"),
     (CHAT, {"messages": HI, "adapter": "answerabilty"}, 404, None, "mean answerability"),
