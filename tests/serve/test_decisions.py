@@ -82,7 +82,7 @@ def test_a_model_may_be_an_adapter_or_a_name_of_typesafes(client: httpx.Client) 
         ({"questions": {"a": {"type": "choice", "instructions": "?", "criteria": {}}}}, 422,
          "questions.a.criteria"),
         ({"questions": {"a": {**QUESTIONS["urgent"], "adapter": "nobody"}}}, 404, "nobody"),
-        ({"questions": {"a": {"intrinsic": "query_rewrite"}}}, 422, "query_rewrite"),
+        ({"questions": {"a": {"intrinsic": "query_rewrite"}}}, 422, "questions.a is an"),
         ({"model": "nobody"}, 404, "nobody"),
     ],
 )  # fmt: skip
