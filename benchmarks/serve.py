@@ -106,7 +106,8 @@ def verdicts(n_threads: int, rounds: int) -> None:
     names = list(demo.INTRINSICS)
     paths = [demo.adapter_path(name) for name in names]
     with ag.Model(demo.base_path(), adapters=demo.adapter_paths(), n_ctx=N_CTX) as model:
-        turns = conversation(model, 2000)
+        # llama-server gives a conversation what the base was trained for, 2,048 tokens
+        turns = conversation(model, 1750)
         with model.chat(messages=turns) as chat:
             wanted = {each.name: each for each in chat.invoke_many(names)}
             n = chat.session.cached

@@ -147,7 +147,7 @@ def body(error: BaseException, path: str, shown: Callable[[str], str] = str) -> 
     if path == SYSTEM_ONE:
         if isinstance(error, ag.FieldError):
             return systemone_error(error)
-        if isinstance(error, RequestError):
+        if isinstance(error, RequestError) and error.status == 400:
             return systemone_error(ag.FieldError((), str(error)))
         kind = described["type"] if status_of(error) == 401 else described["code"]
         return {"detail": {"error_type": kind, "message": described["message"]}}
