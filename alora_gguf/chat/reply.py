@@ -103,13 +103,14 @@ class Reply(Generation):
         """What it has said so far as a message. Thinking is told from it if the template
         `keeps_reasoning`, and all is over that was begun.
         """
-        with self._lock:
-            listener, parts = self._listener, self._listener.parts
-            if not parts.whole or not (parts.calls or (parts.thought and keeps_reasoning)):
-                return Message("assistant", self.text)
-            if keeps_reasoning:
-                return Message("assistant", parts.content, parts.calls, reasoning=parts.reasoning)
-            return Message("assistant", self.text[: listener.before].rstrip(), parts.calls)
+        # without the lock, for who only looks: a piece that comes meanwhile may be in one of them
+        listener, parts = self._listener, self._listener.parts
+        calls = tuple(parts.calls)
+        if not parts.whole or not (calls or (parts.thought and keeps_reasoning)):
+            return Message("assistant", self.text)
+        if keeps_reasoning:
+            return Message("assistant", parts.content, calls, reasoning=parts.reasoning)
+        return Message("assistant", self.text[: listener.before].rstrip(), calls)
 
     def __next__(self) -> str:
         with self._lock:
