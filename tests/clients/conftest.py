@@ -9,7 +9,7 @@ import pytest
 
 import alora_gguf as ag
 from alora_gguf.serve import Server
-from tests.support.serving import open_demo, serving
+from tests.support.serving import open_exact, serving
 
 DOCUMENTS = [{"text": "The ferry to Harwich leaves at nine.", "doc_id": "1"}]
 QUESTION = {"role": "user", "content": "When does the ferry to Harwich leave?"}
@@ -21,13 +21,13 @@ def package(name: str) -> Any:
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    with serving() as server:
+    with serving(open_exact) as server:
         yield server
 
 
 @pytest.fixture(scope="package")
 def model() -> Iterator[ag.Model]:
-    with open_demo() as model:
+    with open_exact() as model:
         yield model
 
 

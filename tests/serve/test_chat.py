@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 import alora_gguf as ag
-from tests.support.serving import open_demo
+from alora_gguf.serve import Server
+from tests.support.serving import open_exact, serving
 
 DOCUMENTS = [{"text": "The ferry to Harwich leaves at nine.", "doc_id": "1"}]
 QUESTION = {"role": "user", "content": "When does the ferry to Harwich leave?"}
@@ -24,8 +25,14 @@ ASKED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ag.Model]:
-    with open_demo() as model:
+    with open_exact() as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(open_exact) as server:
+        yield server
 
 
 def ask(client: httpx.Client, **changes: Any) -> Any:

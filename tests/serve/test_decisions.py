@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.serving import open_demo, serving
+from alora_gguf.serve import Server
+from tests.support.serving import open_exact, serving
 
 STATE = "Customer: my parcel is three weeks late and nobody answers. I want my money back today!"
 QUESTIONS: dict[str, Any] = {
@@ -19,7 +21,13 @@ QUESTIONS: dict[str, Any] = {
     "attack": {"intrinsic": "jailbreak"},
     "adapted": {"type": "noul", "instructions": "Is it urgent?", "adapter": "answerability"},
 }  # fmt: skip
-NEAR = 0.02  # the demo's weights are quantised: batches of other sizes round otherwise
+NEAR = 0.01
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(open_exact) as server:
+        yield server
 
 
 def ask(client: httpx.Client, **changes: Any) -> Any:
@@ -30,7 +38,7 @@ def ask(client: httpx.Client, **changes: Any) -> Any:
 
 
 def test_system_one(client: httpx.Client) -> None:
-    with open_demo() as model:
+    with open_exact() as model:
         wanted: Any = model.decide(STATE, QUESTIONS)
     got = ask(client)
     answers = got["answers"]
@@ -104,7 +112,7 @@ def test_a_question_that_is_wrong(
 def test_a_full_cache_is_waited_for() -> None:
     """Six at a time that find room for two; and one for which there never is any."""
     with (
-        serving(lambda: open_demo(n_ctx=1024), n_parallel=6) as server,
+        serving(lambda: open_exact(n_ctx=1024), n_parallel=6) as server,
         httpx.Client(base_url=server.url, timeout=120) as client,
         ThreadPoolExecutor(6) as pool,
     ):
