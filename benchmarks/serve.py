@@ -192,9 +192,29 @@ def overhead(n_threads: int, rounds: int) -> None:
         a, b, c = alternating(rounds, invoked, decided, base)
         print(
             f"five decisions on 2,000 tokens: invoke_many {ms(a)}, /v1/systemone {ms(b)}, "
-            f"{ratio(b, a):.2f}x (goal 1.1x); five yes/no questions to the base in two orders each "
-            f"{ms(c)}"
+            f"{ratio(b, a):.2f}x (goal 1.1x); five yes/no questions to the base, in two orders "
+            f"each, {ms(c)}, {ratio(c, a):.2f}x"
         )
+        tokenizing(model, turns, rounds)
+
+
+def tokenizing(model: ag.Model, turns: list[dict[str, str]], rounds: int) -> None:
+    """The tokens of a conversation that begins like none before, and of one that does."""
+    numbers = iter(range(10**6))
+
+    def count(first: str, last: str) -> int:
+        with model.chat(messages=[{"role": "user", "content": first}, *turns[1:-1],
+                                  {"role": "user", "content": last}]) as chat:  # fmt: skip
+            return chat.count()
+
+    n = count("Hello.", "?")
+    new = lambda: count(f"Hello {next(numbers)}.", "?")  # noqa: E731
+    known = lambda: count("Hello.", f"And {next(numbers)}?")  # noqa: E731
+    a, b = alternating(rounds * 4, new, known)
+    print(
+        f"tokens of {n}: of a conversation that begins like none before {ms(a)}, like one before "
+        f"{ms(b)}, {ratio(a, b):.1f}x sooner"
+    )
 
 
 def clients(n_threads: int, rounds: int) -> None:

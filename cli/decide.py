@@ -48,13 +48,7 @@ _SEQUENCES: Final = 64  # so many orders of questions are asked at a time
 @options.special_tokens
 @options.threads
 @options.gpu_layers
-@click.option(
-    "-c",
-    "--n-ctx",
-    "--ctx",
-    type=click.IntRange(min=1),
-    help="Cells of the cache; by default as many as the model was trained for, up to 4096.",
-)
+@options.n_ctx("Cells of the cache; by default as many as the model was trained for, up to 4096.")
 @options.verbose
 def command(
     *,

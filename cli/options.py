@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 import alora_gguf as ag
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -155,6 +156,13 @@ DEMO_THREADS: Final = 1  # by default: the demo model is so small that a second 
 threads: Final = click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
 )
+
+
+def n_ctx(text: str) -> Callable[[_F], _F]:
+    """How many cells a command's cache has; `text` says what for, and how many by default."""
+    return click.option("-c", "--n-ctx", "--ctx", type=click.IntRange(min=1), help=text)
+
+
 gpu_layers: Final = click.option(
     "-ngl",
     "--gpu-layers",

@@ -88,13 +88,9 @@ _LOCAL: Final = "127.0.0.1"
     show_default=True,
     help="The most tokens of a reply whose request does not say.",
 )
-@click.option(
-    "-c",
-    "--n-ctx",
-    "--ctx",
-    type=click.IntRange(min=1),
-    help="Cells of the cache, which all conversations share; by default the context that the model "
-    "was trained for, but at most 4096.",
+@options.n_ctx(
+    "Cells of the cache, which all conversations share; by default the context that the model "
+    "was trained for, but at most 4096."
 )
 @options.template
 @options.special_tokens

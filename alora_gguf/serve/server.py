@@ -133,6 +133,7 @@ def _listen(host: str, port: int) -> socket.socket:
         if found is not None:
             found.close()
         raise ag.InputError(
-            f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --port"
+            f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --host "
+            "or --port"
         ) from error
     return found

@@ -105,6 +105,8 @@ class Service:
         """Begins to serve."""
         settings = self.settings
         self.name = settings.name or Path(model.path).name.removesuffix(".gguf")
+        if settings.template is not None:
+            model.chat(template=settings.template).close()  # one that cannot be read is said now
         self._model = model
         self._adapters = Adapters(model, self.name, settings.adapters_dir)
         self._template = settings.template or ag.BaseFile.read(model.path).chat_template or ""

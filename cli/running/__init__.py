@@ -67,13 +67,9 @@ _REPLY_TOKENS: Final = 512
 )
 @options.threads
 @options.gpu_layers
-@click.option(
-    "-c",
-    "--n-ctx",
-    "--ctx",
-    type=click.IntRange(min=1),
-    help="Cells of the cache, which conversations that are worked on at a time share; by default "
-    "as many as they need, for each at most what the model was trained for.",
+@options.n_ctx(
+    "Cells of the cache, which conversations that are worked on at a time share; by default "
+    "as many as they need, for each at most what the model was trained for."
 )
 @options.verbose
 def command(

@@ -83,6 +83,13 @@ def test_what_is_wrong_is_said(
     assert says in capsys.readouterr().err
 
 
+def test_a_template_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.jinja"
+    file.write_text("{% if %}")
+    assert run(["serve", "--port", "0", "--chat-template", str(file)]) == 1
+    assert "the chat template cannot be parsed" in capsys.readouterr().err
+
+
 def test_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
