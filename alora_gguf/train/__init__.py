@@ -1,0 +1,1 @@
+"""Training adapters on the GGUF that will serve them: `alora-gguf train` (the extra `train`)."""
