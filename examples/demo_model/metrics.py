@@ -1,50 +1,25 @@
 """The figures of an evaluation, each with its 95 % interval: plain functions of plain sequences.
 
 An answer that could not be read is None: it differs from every expected label, so it counts as
-wrong. Shares get Wilson's score interval (E. B. Wilson, 1927, JASA 22), everything else the
-percentile bootstrap over examples (B. Efron, R. Tibshirani, 1993, chapter 13), seeded.
+wrong. Intervals are those of alora_gguf.train.figures.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alora_gguf.errors import InputError
+from alora_gguf.train import figures
+from alora_gguf.train.figures import Column, Estimate, wilson
 
-Z95: Final = 1.959964  # the normal distribution's 97.5 % point
 ROUNDS: Final = 2000
-Column = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 # Shares ------------------------------------------------------------------------------------------
-
-
-def wilson(successes: int, n: int) -> Estimate:
-    """The share of `successes` among `n`, with Wilson's interval. Raises InputError if n is 0."""
-    if not 0 <= successes <= n or n == 0:
-        raise InputError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}")
-    p, z2 = successes / n, Z95**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # where all or none succeeded the interval ends there exactly; rounding must not say otherwise
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == n else middle + half
-    return Estimate(p, low, high)
 
 
 def accuracy(expected: Sequence[str], predicted: Sequence[str | None]) -> Estimate:
@@ -155,25 +130,13 @@ def auroc(scores: Sequence[float], outcomes: Sequence[bool], *, seed: int = 0) -
     if all(outcomes) or not any(outcomes):
         return None
     return bootstrap(
-        _auroc_statistic, np.asarray(scores, float), np.asarray(outcomes, bool), seed=seed
+        figures.auroc, np.asarray(scores, float), np.asarray(outcomes, bool), seed=seed
     )
 
 
-def bootstrap(
-    statistic: Callable[..., float], *columns: Column, seed: int = 0, rounds: int = ROUNDS
-) -> Estimate:
-    """`statistic(*columns)` and the 2.5 % and 97.5 % points of it over resampled examples.
-
-    A resample for which it is not defined (NaN) is left out; the interval always holds the value.
-    """
-    value = statistic(*columns)
-    rng, n = np.random.default_rng(seed), len(columns[0])
-    samples = [
-        statistic(*(column[picks] for column in columns))
-        for picks in (rng.integers(0, n, n) for _ in range(rounds))
-    ]
-    low, high = np.nanpercentile([*samples, value], [2.5, 97.5])
-    return Estimate(value, min(float(low), value), max(float(high), value))
+def bootstrap(statistic: Callable[..., float], *columns: Column, seed: int = 0) -> Estimate:
+    """`statistic(*columns)` and the 2.5 % and 97.5 % points of it over resampled examples."""
+    return figures.bootstrap(statistic, *columns, seed=seed, rounds=ROUNDS)
 
 
 def label_columns(expected: Sequence[str], *predicted: Sequence[str | None]) -> list[Column]:
@@ -201,17 +164,6 @@ def f1_statistic(expected: Column, predicted: Column) -> float:
 def mae_statistic(expected: Column, predicted: Column) -> float:
     """mean_absolute_error() of arrays."""
     return float(np.abs(expected - predicted).mean())
-
-
-def _auroc_statistic(scores: Column, outcomes: Column) -> float:
-    positives = int(outcomes.sum())
-    negatives = len(outcomes) - positives
-    if not positives or not negatives:
-        return math.nan
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # a tie's members share its mean rank
-    above = ranks[outcomes].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
 
 
 def _bin(values: Column, bins: int) -> Column:
