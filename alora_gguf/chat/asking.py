@@ -341,6 +341,7 @@ class Question:
     contract: Contract
     request: Request
     invocation: Invocation
+    temperatures: Mapping[str, float] = field(default_factory=dict)  # of the adapter's file
     change: str = ""  # what the contract changes of the text that the cells are of
 
     @classmethod
@@ -373,7 +374,7 @@ class Question:
             signed=signed,
             quotes=quotes,
         )
-        question = cls._of(contract, request, call, prompt)
+        question = cls._of(contracts, request, call, prompt)
         held = dialogue.transcript.tokens
         if not invocation or prompt[: len(held)] == held:
             return question
@@ -394,12 +395,13 @@ class Question:
                 f"{contract.source}: its instruction or its changes need a conversation in "
                 "messages, not a prompt; use create_chat_completion()"
             )
-        return cls._of(contract, rewrite(contract, (), (), call.arguments), call, prompt)
+        return cls._of(contracts, rewrite(contract, (), (), call.arguments), call, prompt)
 
     @classmethod
     def _of(
-        cls, contract: Contract, request: Request, call: IntrinsicCall, prompt: Sequence[int]
+        cls, contracts: Contracts, request: Request, call: IntrinsicCall, prompt: Sequence[int]
     ) -> Question:
+        contract, file = contracts.of(call.name), contracts.adapter(call.name)
         limit = limit_of(contract, call)
         invocation = Invocation(
             call.name,
@@ -411,7 +413,7 @@ class Question:
             logprobs=MAX_SPELLINGS if request.want_logprobs else None,
             stop=contract.stop if call.stop is None else call.stop,
         )
-        return cls(call, contract, request, invocation)
+        return cls(call, contract, request, invocation, file.temperatures)
 
     def outcome(self, verdict: Verdict, further: Further | None = None) -> Outcome:
         """What the contract makes of a verdict; nothing if it is not what the contract says."""
@@ -432,6 +434,7 @@ class Question:
                 self.request,
                 max_tokens=self.invocation.max_tokens,
                 further=further,
+                temperatures=self.temperatures,
             )
         except InputError:  # a stop string ended it within a token
             raise OutputError(

@@ -25,7 +25,7 @@ from alora_gguf.engine.special import SpecialTokens
 from alora_gguf.errors import FieldError, InputError
 from alora_gguf.generate.invoke import Verdict
 from alora_gguf.generate.sampling import usual_tokens
-from alora_gguf.gguf.decisions import temperature_of
+from alora_gguf.gguf.decisions import overridden, temperature_of
 from alora_gguf.intrinsics import Request
 from alora_gguf.intrinsics.contract import Outcome
 from alora_gguf.intrinsics.decision import Categories
@@ -206,7 +206,9 @@ class _Writer:
                 why = str(error).removeprefix(f"{contract.source}: its ")
                 raise FieldError(("questions", name), f"is an intrinsic whose {why}") from error
             known = Contracts(self._contracts.adapter, {question.name: categories.contract})
-            return _Intrinsic(categories, (AskedIntrinsic.about(known, self._dialogue, question),))
+            asked = AskedIntrinsic.about(known, self._dialogue, question)
+            chosen = overridden(asked.temperatures, self._how.given)
+            return _Intrinsic(categories, (replace(asked, temperatures=chosen),))
         invocation: tuple[int, ...] = ()
         temperatures = [self._how.temperatures]
         if question.adapter is not None:

@@ -10,21 +10,28 @@ from typing import Final
 from .header import GGUFHeader
 
 TEMPLATE: Final = "tokenizer.chat_template.systemone"
-_MAX: Final = 1000.0  # beyond it any answer is even
+KEY: Final = "{}.decision.temperature.{}"
+KINDS: Final = ("noul", "choice", "score")
+MAX: Final = 1000.0  # beyond it any answer is even
 
 
 def decision_temperatures(header: GGUFHeader) -> dict[str, float]:
     """`<architecture>.decision.temperature.<type>[.<bucket>]`, by what follows `temperature.`; not
     those that are no temperature.
     """
-    prefix = f"{header.metadata.get('general.architecture')}.decision.temperature."
+    prefix = KEY.format(header.metadata.get("general.architecture"), "")
     found = {}
     for key, value in header.metadata.items():
         if not key.startswith(prefix) or not isinstance(value, (int, float)):
             continue
-        if not isinstance(value, bool) and 0 < value <= _MAX:  # neither NaN nor infinity
+        if not isinstance(value, bool) and 0 < value <= MAX:  # neither NaN nor infinity
             found[key.removeprefix(prefix)] = float(value)
     return found
+
+
+def overridden(temperatures: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    """Those of a file, but for kinds that are `given`, in whatever buckets the file has them."""
+    return {k: v for k, v in temperatures.items() if k.partition(".")[0] not in given} | {**given}
 
 
 def temperature_of(temperatures: Mapping[str, float], kind: str, n: int) -> float | None:

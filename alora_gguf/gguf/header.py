@@ -89,6 +89,7 @@ class GGUFHeader:
             if info.name in infos:
                 raise cursor.fail(f"tensor '{info.name}' occurs twice; {DAMAGED}")
             infos[info.name] = info
+        self.table_end = cursor.pos  # padding follows
         self.data_offset = -(-cursor.pos // self.alignment) * self.alignment
         self.tensors = {info.name: info for info in self._place(infos.values(), cursor)}
 

@@ -1,7 +1,8 @@
-"""Writes a GGUF file: the same bytes for the same input, tensor by tensor."""
+"""Writes a GGUF file: the same bytes for the same input, tensor by tensor; or one value of it."""
 
 from __future__ import annotations
 
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import ConvertError
-from alora_gguf.files import write_whole
+from alora_gguf.errors import ConvertError, InputError
+from alora_gguf.files import open_file, write_whole
 
+from . import decisions
+from .header import read_header
 from .parser import MAX_TENSOR_NAME, VALUE_FORMATS, ValueType, nbytes_of
 
 _ALIGNMENT: Final = 32  # GGUF's default
+_COUNTS: Final = 24  # bytes before the entries; the last 8 say how many there are
 Value = str | int | float | Sequence[int] | Sequence[str]
 Progress = Callable[[int, int], None]
 
@@ -65,6 +69,35 @@ def measure_gguf(
     return _emit(len, metadata, tensors, progress)
 
 
+def write_temperature(path: str | os.PathLike[str], kind: str, value: float) -> None:
+    """Gives an adapter's GGUF the temperature that its decisions of a kind are divided by: "noul"
+    (yes and no), "choice" or "score". It replaces the one that the file has; all else stays, byte
+    for byte. Memory holds the whole file.
+
+    Raises InputError, MissingFileError, FileFormatError for what is not a sound GGUF, ConvertError
+    if the file system refuses.
+    """
+    if kind not in decisions.KINDS:
+        known = ", ".join(decisions.KINDS)
+        raise InputError(f"the kind of a temperature is {kind!r}, expected {known}")
+    if not 0 < value <= decisions.MAX:
+        limit = f"a number above 0, at most {decisions.MAX}"
+        raise InputError(f"the temperature is {value}, expected {limit}")
+    file = Path(path)
+    with open_file(file, "a GGUF file") as source:
+        data = source.read()
+    header = read_header(data, name=str(file))
+    key = decisions.KEY.format(header.architecture, kind)
+    start = _COUNTS + sum(map(len, header.entries.values()))
+    entries: dict[str, bytes | memoryview] = dict(header.entries)
+    entries[key] = _entry(key, ValueType.FLOAT32, value)
+    counts = data[: _COUNTS - 8] + struct.pack("<Q", len(entries))
+    head = b"".join((counts, *entries.values(), data[start : header.table_end]))
+    head += b"\0" * (-len(head) % header.alignment)
+    with write_whole(file, what="GGUF", error=ConvertError) as target:
+        target.write(head + data[header.data_offset :])
+
+
 def _emit(
     write: Callable[[bytes | memoryview], object],
     metadata: Sequence[tuple[str, ValueType, Value]],
@@ -98,7 +131,7 @@ def _head(metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[Ou
     _check_names([key for key, _, _ in metadata], [tensor.name for tensor in tensors])
     head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, kind, value in metadata:
-        head += _string(key, key) + struct.pack("<I", kind) + _value(key, kind, value)
+        head += _entry(key, kind, value)
     offset = 0
     for tensor in tensors:
         dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
@@ -106,6 +139,10 @@ def _head(metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[Ou
         head += struct.pack("<IQ", tensor.type, offset)
         offset += tensor.nbytes + _padding(tensor.nbytes)
     return bytes(head) + b"\0" * _padding(len(head))
+
+
+def _entry(key: str, kind: ValueType, value: Value) -> bytes:
+    return _string(key, key) + struct.pack("<I", kind) + _value(key, kind, value)
 
 
 def _check_names(keys: list[str], tensors: list[str]) -> None:

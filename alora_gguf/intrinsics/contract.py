@@ -396,6 +396,7 @@ def transform(
     *,
     max_tokens: int | None = None,
     further: Further | None = None,
+    temperatures: Mapping[str, float] | None = None,
 ) -> Outcome:
     """What `text`, the reply to `request`, means by the contract.
 
@@ -403,7 +404,8 @@ def transform(
     where the contract needs them, else None will do; those behind the text, such as an end token,
     are passed over. `max_tokens` is the
     limit that the reply had, for messages (None: the contract's). `further` has what can come after
-    the beginnings that an earlier outcome left unread.
+    the beginnings that an earlier outcome left unread. `temperatures`, by type of decision, divide
+    the log-probabilities of categories: two that stand for 1 and 0 are a "noul", others a "choice".
 
     Raises OutputError if the reply is not what the contract says: no JSON, cut off, of another
     shape, with a sentence number that was not given. Raises InputError if log-probabilities are
@@ -419,7 +421,8 @@ def transform(
     tokens = logprobs if contract.needs_logprobs else None
     if tokens is not None:
         check_spelling(tokens, text, source)
-    reply = Reply(source, text, value, places, tokens, request.sentences, further or {})
+    known = (further or {}, temperatures or {})
+    reply = Reply(source, text, value, places, tokens, request.sentences, *known)
     for rule in contract.transformations:
         value = rule.apply(value, reply)
         reply.check(value, rule.name)

@@ -43,6 +43,5 @@ class Categories:
                 f"{contract.source}: its answer is no decision: expected choices, or one rule of "
                 f"likelihood for one place of the reply, found {found}"
             )
-        names, numbers = zip(*rules[0].categories_to_values, strict=True)
-        yes = numbers.index(1.0) if sorted(numbers) == [0.0, 1.0] else None
-        return cls(contract, place, names, yes)
+        names = tuple(name for name, _ in rules[0].categories_to_values)
+        return cls(contract, place, names, rules[0].yes)

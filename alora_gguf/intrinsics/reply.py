@@ -197,7 +197,8 @@ class Reply:
     """What a rule may look at besides the value that other rules have changed.
 
     `source` stands for it in messages. `tokens` are those of the text, None if nothing weighs them;
-    `further` has what can come after other beginnings than the reply's own, by their tokens.
+    `further` has what can come after other beginnings than the reply's own, by their tokens;
+    `temperatures` are those that calibrate categories, as gguf.decisions.temperature_of() has them.
     `used` collects the tokens that were weighed, `shares` the probabilities of a rule's categories
     at a place, `unread` the beginnings that `further` would have
     to have, with log-probabilities; `made` counts the fields and items of new values.
@@ -210,6 +211,7 @@ class Reply:
     tokens: Sequence[TokenLogprob] | None
     sentences: Mapping[str, tuple[Sentence, ...]]
     further: Further = field(default_factory=dict)
+    temperatures: Mapping[str, float] = field(default_factory=dict)
     unread: dict[Tokens, float] = field(default_factory=dict)
     used: list[TokenLogprob] = field(default_factory=list)
     shares: dict[Path, tuple[float, ...]] = field(default_factory=dict)

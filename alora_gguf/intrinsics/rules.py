@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Final, TypeAlias
 
 from alora_gguf.errors import InputError, OutputError
+from alora_gguf.gguf.decisions import temperature_of
 from alora_gguf.options import ABOUT
 
 from .fields import ARGUMENTS, Pairs, as_written
@@ -279,9 +280,10 @@ class MergeSpans(Rule):
 class Likelihood(Rule):
     """Replaces a value by the mean of the categories' numbers, weighted by their probability.
 
-    A category's probability is that of all its spellings by tokens. The weights are those of the
-    categories found, made to sum to 1; the reply gets them as its `shares`. Raises InputError if
-    there are no log-probabilities.
+    A category's probability is that of all its spellings by tokens, its logarithm divided by the
+    reply's temperature for such a decision. The weights are those of the categories found, made to
+    sum to 1; the reply gets them as its `shares`. Raises InputError if there are no
+    log-probabilities.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -326,11 +328,25 @@ class Likelihood(Rule):
             raise self._unlike(reply, here, found, wanted, fix)
         best = max(logprob for logprob, _ in weighed)
         weights = [(math.exp(logprob - best), i) for logprob, i in weighed]
+        if (heat := self._temperature(reply)) != 1.0:
+            sums = [math.fsum(w for w, of in weights if of == i) for i in range(len(numbers))]
+            weights = [(w ** (1 / heat), i) for i, w in enumerate(sums)]
         total = math.fsum(w for w, _ in weights)
         reply.shares[here] = tuple(
             math.fsum(w for w, of in weights if of == i) / total for i in range(len(numbers))
         )
         return math.fsum(w * numbers[i] for w, i in weights) / total
+
+    @property
+    def yes(self) -> int | None:
+        """Which of two categories is the number 1 where the other is 0; None: no yes and no."""
+        numbers = [number for _, number in self.categories_to_values]
+        return numbers.index(1.0) if sorted(numbers) == [0.0, 1.0] else None
+
+    def _temperature(self, reply: Reply) -> float:
+        kind = "choice" if self.yes is None else "noul"
+        found = temperature_of(reply.temperatures, kind, len(self.categories_to_values))
+        return 1.0 if found is None else found
 
 
 def _frozen(value: JsonValue) -> Hashable:

@@ -146,9 +146,12 @@ class Deciding(Asking):
         return self.names.index(_text(value))
 
     def adapter(self, chat: ag.Chat, example: Example, cancel: ag.CancelToken | None) -> Said:
-        """Its probabilities; where it writes something before the category, after that."""
+        """Its probabilities, whatever temperature its file has; where it writes something before
+        the category, after that.
+        """
         call = ag.IntrinsicCall(self.name, example.arguments)
-        return self._decided(chat.decide({"asked": call}, cancel=cancel))
+        even = {self.temperature_kind: 1.0}
+        return self._decided(chat.decide({"asked": call}, temperature=even, cancel=cancel))
 
     def base(self, chat: ag.Chat, example: Example, cancel: ag.CancelToken | None) -> Said:
         """Its probabilities of the same categories, as a typed question's options."""

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import string
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.decide import systemone_request
 from alora_gguf.generate.invoke import Runner
+from alora_gguf.gguf.writer import write_temperature
 from alora_gguf.intrinsics import Contract
 from tests.support import inside, tiny_base
 from tests.support.chats import PLAIN, STRICT, assert_nothing_left
@@ -447,6 +450,39 @@ def test_temperatures_are_the_questions_the_calls_the_adapters_or_the_bases(
         found = chat.decide(asked)
     for name, by in divided.items():
         assert log_odds(found[name]) == pytest.approx(log_odds(plain[name]) / by, rel=1e-2), name
+
+
+def test_the_temperature_in_an_adapters_file_calibrates_its_intrinsic(
+    played: ag.Model, tmp_path: Path
+) -> None:
+    names = {"jailbreak": "noul", "uncertainty": "choice"}
+    for name, kind in names.items():
+        shutil.copy(demo.adapter_paths()[name], tmp_path / f"{name}.gguf")
+        write_temperature(tmp_path / f"{name}.gguf", kind, 2.0)
+    talk: list[Any] = ["Hello.", ag.Message("assistant", "Hello! What would you like to know?")]
+    asked = {name: ag.IntrinsicCall(name) for name in names}
+    with played.chat(messages=talk) as chat:
+        plain = chat.decide(asked)
+        given = chat.decide({"jailbreak": asked["jailbreak"]}, temperature={"noul": 4.0})
+    files = {name: tmp_path / f"{name}.gguf" for name in names}
+    with (
+        ag.Model(demo.base_path(), adapters=files, n_ctx=1024, n_threads=1, options=EXACT) as model,
+        model.chat(messages=talk) as chat,
+    ):
+        found = chat.decide(asked)
+        even = chat.decide(asked, temperature={"noul": 1.0, "choice": 1.0})
+        values = {name: chat.invoke(name).value for name in names}
+    assert log_odds(found["jailbreak"]) == pytest.approx(log_odds(plain["jailbreak"]) / 2, rel=1e-3)
+    assert log_odds(given["jailbreak"]) == pytest.approx(log_odds(plain["jailbreak"]) / 4, rel=1e-3)
+    assert values["jailbreak"]["jailbreak"] == pytest.approx(found["jailbreak"].probability)
+    roots = [math.sqrt(p) for p in plain["uncertainty"].probabilities.values()]
+    wanted = [root / sum(roots) for root in roots]
+    shares = list(found["uncertainty"].probabilities.values())
+    assert shares == pytest.approx(wanted, abs=1e-4)
+    mean = sum((i + 0.5) / 10 * p for i, p in enumerate(shares))
+    assert values["uncertainty"]["certainty"] == pytest.approx(mean)
+    for name in names:
+        assert numbers(even[name]) == pytest.approx(numbers(plain[name]), abs=CLOSE)
 
 
 # What is refused ----------------------------------------------------------------------------------
