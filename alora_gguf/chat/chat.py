@@ -43,6 +43,7 @@ from .manner import as_json, said
 from .prompt import ChatTemplate, Dialogue, Transcript, present
 from .reply import Reply
 from .said import Parts
+from .supervised import Supervised, supervise
 from .tools import ToolUse, usable_tools
 
 if TYPE_CHECKING:
@@ -396,6 +397,19 @@ class Chat:
         asked, given = read_questions(questions), check_temperatures(temperature)
         with self._lock:
             return self._decide(asked, orders, given, cancel)
+
+    def supervise(
+        self, call: str | IntrinsicCall, answer: Any, arguments: Mapping[str, str] | None = None
+    ) -> Supervised:
+        """What invoke() reads for a call, and the reply from which its contract makes `answer`, in
+        tokens, to train an adapter on; nothing is read. `answer` is text, or what JSON can hold.
+
+        Raises InputError for an answer that the contract excludes, and as invoke() does.
+        """
+        asked = as_call(call, arguments)
+        with self._lock:
+            self._check_open()
+            return supervise(self._contracts, self._dialogue(), asked, answer)
 
     # Keeping -------------------------------------------------------------------------------------
 

@@ -215,6 +215,13 @@ class Vocabulary:
                 self._eog[token] = bool(llama.llama_vocab_is_eog(self.handle, token))
         return self._eog[token]
 
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text; None if there is none."""
+        with self.opened() as llama:
+            token = int(llama.llama_vocab_eos(self.handle))
+        return token if token >= 0 else None
+
     def check(self, tokens: Sequence[int], what: str) -> list[int]:
         """`tokens` as a list of plain ints. Raises InputError for one outside the vocabulary."""
         plain = len(tokens) and set(map(type, tokens)) == {int}  # quickly, as nearly always

@@ -247,12 +247,18 @@ def _parts(llama: Any, sampling: Sampling, vocab: Vocabulary) -> Iterator[Any]:
 
 
 def usual_tokens(said: bytes, vocab: Vocabulary) -> list[int]:
-    """The tokens that a vocabulary has for a text; none if they would not say just that: it may end
-    within a character, or the vocabulary may put a space before every text.
+    """The tokens that a vocabulary has for a text; none if they would not say just that, as where
+    it ends within a character.
     """
     text = said.decode(errors="ignore")
-    tokens = vocab.tokenize(text, add_special=False, parse_special=False) if text else []
-    return tokens if b"".join(vocab.piece(token) for token in tokens) == said else []
+    # a vocabulary may put a space before every text, but not behind a line break
+    for before in ("", "\n") if text else ():
+        tokens = vocab.tokenize(before + text, add_special=False, parse_special=False)
+        pieces = [vocab.piece(token) for token in tokens]
+        for skipped in range(min(3, len(tokens))):
+            if b"".join(pieces[skipped:]) == said:
+                return tokens[skipped:]
+    return []
 
 
 _ESCAPE: Final = re.compile(
