@@ -123,7 +123,9 @@ def _attention(
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores.view(n, heads, s, -1) + attention_mask
-    weights = scores.softmax(-1, torch.float32).to(query.dtype).view(n, shared, -1, scores.shape[-1])
+    weights = (
+        scores.softmax(-1, torch.float32).to(query.dtype).view(n, shared, -1, scores.shape[-1])
+    )
     before, after = weights.split([known.get_seq_length(), s], -1)
     found = before @ known.values + after @ value
     return found.view(n, heads, s, -1).transpose(1, 2), None

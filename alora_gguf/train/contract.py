@@ -86,7 +86,9 @@ def _object(answers: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[
 def _property(name: str, values: Sequence[Any]) -> dict[str, Any]:
     kinds = {"boolean": (bool,), "integer": (int,), "number": (int, float), "string": (str,)}
     for kind, types in kinds.items():
-        alike = all(isinstance(v, types) and (kind == "boolean") == isinstance(v, bool) for v in values)
+        alike = all(
+            isinstance(v, types) and (kind == "boolean") == isinstance(v, bool) for v in values
+        )
         if alike:
             few = _enumeration(values) if kind != "boolean" else ()
             return {"type": kind, **({"enum": list(few)} if few else {})}
@@ -114,7 +116,9 @@ def _numbers(values: Sequence[Any]) -> dict[Any, float]:
     if len(values) == 2:
         return {values[0]: 1.0, values[1]: 0.0}
     numbers = {each: _number(each) for each in values}
-    return {k: v for k, v in numbers.items() if v is not None} if None not in numbers.values() else {}
+    return (
+        {k: v for k, v in numbers.items() if v is not None} if None not in numbers.values() else {}
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""What an adapter is trained on: conversations in JSON lines, each with the answer that is right."""
+"""What an adapter is trained on: conversations in JSON lines, each with its right answer."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ model, to BF16 by 12 %.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -104,7 +103,9 @@ class Prefixes:
 
     def compute(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes what is not there yet; may be stopped and called again."""
-        done = sum(sum(len(self._segments[i].tokens) for i in r) for r in self._rounds[: self.n_done])
+        done = sum(
+            sum(len(self._segments[i].tokens) for i in r) for r in self._rounds[: self.n_done]
+        )
         total = self.n_kept
         for number in range(self.n_done, len(self._rounds)):
             if progress is not None:
@@ -136,7 +137,9 @@ class Prefixes:
     def _identity(self) -> str:
         told = hashlib.sha256(repr((self.shapes, sorted(self._offsets))).encode())
         for segment in self._segments:
-            told.update(np.asarray(segment.tokens, np.int32).tobytes() + repr(segment.path).encode())
+            told.update(
+                np.asarray(segment.tokens, np.int32).tobytes() + repr(segment.path).encode()
+            )
         return told.hexdigest()
 
     def _place(self, room: int) -> dict[int, int]:
@@ -166,7 +169,8 @@ class Prefixes:
         for i, segment in enumerate(self._segments):  # those before are earlier in the list
             depth[i] = 1 + max((depth[j] for j, _ in segment.path), default=-1)
         order = sorted(
-            self._offsets, key=lambda i: (depth[i], len(self._segments[i].tokens), self._segments[i].start, i)
+            self._offsets,
+            key=lambda i: (depth[i], len(self._segments[i].tokens), self._segments[i].start, i),
         )
         rounds: list[list[int]] = []
         for i in order:
@@ -182,7 +186,7 @@ class Prefixes:
         self._kept.flush()
         part = self._done_file.with_suffix(".part")
         part.write_text(f"{self._identity} {self.n_done}\n")
-        os.replace(part, self._done_file)
+        part.replace(self._done_file)
 
     # ---- computing ------------------------------------------------------------------------------
 
@@ -194,7 +198,10 @@ class Prefixes:
         with torch.no_grad(), self.without_adapter():
             before.go_on(self.model, ids, mask, keep=ids.shape[1] - 1)
         return [
-            [tuple(part[row, :, : len(each.tokens)] for part in layer.new) for layer in before.layers]  # type: ignore[misc, union-attr]
+            [
+                tuple(part[row, :, : len(each.tokens)] for part in layer.new)
+                for layer in before.layers
+            ]  # type: ignore[misc, union-attr]
             for row, each in enumerate(segments)
         ]
 

@@ -68,9 +68,7 @@ def _whole(model: Any, rows: Sequence[Row]) -> Losses:
     return _compared(logits, ids[:, keep + 1 :], rows, [n - 1 - keep for n in asked])
 
 
-def _compared(
-    logits: Tensor, wanted: Tensor, rows: Sequence[Row], starts: Sequence[int]
-) -> Losses:
+def _compared(logits: Tensor, wanted: Tensor, rows: Sequence[Row], starts: Sequence[int]) -> Losses:
     """Logits [n, t, n_vocab] for tokens [n, t], of which each row's reply begins at its start."""
     weight = torch.zeros(wanted.shape)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
