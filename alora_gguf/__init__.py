@@ -8,7 +8,7 @@
 Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings
 Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
                    Tokenizer, ChatSize
-Asking intrinsics: IntrinsicCall, IntrinsicResult, Contract, load_contract
+Asking intrinsics: IntrinsicCall, IntrinsicResult, Supervised, Contract, load_contract
 Typed decisions:   Predicate, Choice, Score, Decision, PredicateAnswer, ChoiceAnswer, ScoreAnswer,
                    FailedAnswer, Usage; and alora_gguf.decide, for web servers
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
@@ -41,6 +41,7 @@ _HOMES = {
     "chat.asking": "IntrinsicResult",
     "chat.chat": "Chat",
     "chat.reply": "Reply",
+    "chat.supervised": "Supervised",
     "chat.tokenizer": "ChatSize Tokenizer",
     "convert": "ConversionReport convert_adapter",
     "decide.answers": "ChoiceAnswer Decision FailedAnswer PredicateAnswer ScoreAnswer Usage",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from .chat.asking import IntrinsicResult as IntrinsicResult
     from .chat.chat import Chat as Chat
     from .chat.reply import Reply as Reply
+    from .chat.supervised import Supervised as Supervised
     from .chat.tokenizer import ChatSize as ChatSize
     from .chat.tokenizer import Tokenizer as Tokenizer
     from .convert import ConversionReport as ConversionReport

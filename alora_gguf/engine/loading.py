@@ -208,7 +208,7 @@ def _check_memory(base: BaseFile, options: ContextOptions) -> None:
     }
     sizes = {"k": options.type_k, "v": options.type_v}
     each = sum(n * _LEAST_SIZES.get(sizes[part], _LEAST_SIZE) for part, n in values.items())
-    there = _memory()
+    there = machine_memory()
     if options.n_gpu_layers or not there or wanted * each <= there:
         return
     raise ModelError(
@@ -217,8 +217,8 @@ def _check_memory(base: BaseFile, options: ContextOptions) -> None:
     )
 
 
-def _memory() -> int:
-    """This machine's, in bytes; 0 where it cannot be told."""
+def machine_memory() -> int:
+    """This machine's memory, in bytes; 0 where it cannot be told."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know

@@ -56,16 +56,19 @@ class Prefixes:
         folder: Path,
         *,
         limit: int,
+        identity: str = "",
         without_adapter: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """`model` computes, without the adapter that `without_adapter` switches off; `folder` gets
-        a file of at most `limit` bytes. What does not fit is computed each time it is needed.
+        a file of at most `limit` bytes, for the model that `identity` stands for. What does not fit
+        is computed each time it is needed.
         """
         self.model, self.shapes, self.without_adapter = model, tuple(shapes), without_adapter
         self._segments, self._paths = _plan(prefixes)
         self._values = sum(heads * (keys + values) for heads, keys, values in self.shapes)
         self._offsets = self._place(limit // (4 * self._values))
         self._rounds = self._schedule()
+        self._model_identity = identity
         self._file, self._done_file = folder / _FILE, folder / _DONE
         self._kept: Any = None
         self.n_done = 0
@@ -86,6 +89,12 @@ class Prefixes:
         return sum(len(self._segments[i].tokens) for i in self._offsets)
 
     @property
+    def n_done_tokens(self) -> int:
+        """Those of them that are there."""
+        there = (i for which in self._rounds[: self.n_done] for i in which)
+        return sum(len(self._segments[i].tokens) for i in there)
+
+    @property
     def n_bytes(self) -> int:
         """Of the file."""
         return self.n_kept * self._values * 4
@@ -103,9 +112,7 @@ class Prefixes:
 
     def compute(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes what is not there yet; may be stopped and called again."""
-        done = sum(
-            sum(len(self._segments[i].tokens) for i in r) for r in self._rounds[: self.n_done]
-        )
+        done = self.n_done_tokens
         total = self.n_kept
         for number in range(self.n_done, len(self._rounds)):
             if progress is not None:
@@ -135,7 +142,9 @@ class Prefixes:
 
     @property
     def _identity(self) -> str:
-        told = hashlib.sha256(repr((self.shapes, sorted(self._offsets))).encode())
+        told = hashlib.sha256(
+            repr((self._model_identity, self.shapes, sorted(self._offsets))).encode()
+        )
         for segment in self._segments:
             told.update(
                 np.asarray(segment.tokens, np.int32).tobytes() + repr(segment.path).encode()

@@ -37,7 +37,7 @@ class TrainSettings:
     alpha: float | None = None
     targets: str | Sequence[str] = ATTENTION
     epochs: int = 3
-    batch: int = 16
+    batch: int = 8
     rate: float = 1e-3
     warmup: int = 10
     patience: int = 4

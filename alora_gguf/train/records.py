@@ -1,0 +1,144 @@
+"""What train() is told, what it tells, and what it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .data import Examples
+from .scores import Scores
+from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from .steps import Row
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One adapter to train.
+
+    data        JSON lines of conversations and answers (see read_examples())
+    out         the GGUF to write
+    name        the adapter's; by default that of `out`
+    contract    an io.yaml, or what has one; None: one is made of the answers
+    invocation  a text; None: one is chosen of the base's control tokens
+    peft_out    a directory for the adapter in PEFT's format, with its contract
+    """
+
+    data: PathLike
+    out: PathLike
+    name: str | None = None
+    contract: PathLike | None = None
+    invocation: str | None = None
+    peft_out: PathLike | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What came of a task.
+
+    out, peft_out  the files that were written
+    invocation     its token ids, and as text; empty for a plain LoRA
+    contract       the text of its io.yaml; `made` if it was made of the answers
+    n_train, n_held_out  examples
+    steps, best_step, over  how many there were, which was the best, and why it ended: "epochs",
+                   "early", or "stopped" by the caller
+    seconds        of the steps, and of the keys and values before them
+    looks          at the held-out examples: step, loss and the share of right replies
+    losses         of each step
+    scores         through the runtime, on the held-out examples; None if it was stopped
+    """
+
+    name: str
+    kind: str
+    out: Path
+    peft_out: Path | None
+    invocation: tuple[int, ...]
+    invocation_text: str
+    contract: str
+    made: bool
+    n_train: int
+    n_held_out: int
+    steps: int
+    best_step: int
+    over: str
+    seconds: float
+    prefix_seconds: float
+    looks: tuple[dict[str, float], ...]
+    losses: tuple[float, ...] = field(repr=False)
+    scores: Scores | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What json.dumps() takes."""
+        told = {key: value for key, value in vars(self).items() if key != "scores"}
+        paths = {"out": str(self.out), "peft_out": self.peft_out and str(self.peft_out)}
+        scores = None if self.scores is None else self.scores.to_dict()
+        return {**told, **paths, "scores": scores}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training takes, before it starts: seconds of prefixes and of steps, tokens of prefixes
+    (as often as they occur, and to compute), bytes of memory and of the disk.
+    """
+
+    prefix_seconds: float
+    step_seconds: float
+    n_given: int
+    n_tokens: int
+    memory: int
+    disk: int
+
+
+class Watcher:
+    """What is told on the way; a subclass shows it. Every method may be called from the thread that
+    train() runs on.
+    """
+
+    def stage(self, text: str) -> None:
+        """Something begins, such as "reading"."""
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        """So much of it is done."""
+
+    def estimated(self, found: Estimate) -> None:
+        """Before the first task's training."""
+
+    def stopped(self) -> bool:
+        """Asked after each step: whether to end here, with the best so far."""
+        return False
+
+
+@dataclass
+class Prepared:
+    """A task that was checked, with its examples in tokens."""
+
+    task: Task
+    name: str
+    kind: str  # "alora" or "lora"
+    out: Path
+    examples: Examples
+    contract: str
+    made: bool
+    invocation: tuple[int, ...] = ()
+    text: str = ""
+    train: list[Row] = field(default_factory=list)
+    held_out: list[Row] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.name if self.kind == "alora" else f"{self.name}, as a plain LoRA"
+
+    def hash(self, base: str, settings: TrainSettings) -> str:
+        """Of all that decides the weights."""
+        told = hashlib.sha256(json.dumps([base, self.kind, settings.to_dict()]).encode())
+        for row in (*self.train, *self.held_out):
+            told.update(repr(asdict(row)).encode())
+        return told.hexdigest()

@@ -1,0 +1,350 @@
+"""One run of train(): the base in torch, prefixes that all tasks share, and each task's adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from alora_gguf.convert import convert_adapter
+from alora_gguf.engine.loading import machine_memory
+from alora_gguf.errors import AdapterError, CancelledError, ModelError
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.model import Model
+from alora_gguf.verification import verify
+
+from .adapter import CONTRACT, Adapter, shapes_of
+from .fitting import Fit, Fitting
+from .hf_model import load_model, model_bytes
+from .invocation import choose_invocation, ids_of
+from .prefixes import Prefixes
+from .records import Estimate, Prepared, TrainReport, Watcher
+from .rows import answered, rows_of
+from .scores import Scores, score
+from .settings import TrainSettings
+from .steps import Row
+
+_CONTEXT: Final = 8192  # tokens of a conversation at most, where the base was trained for more
+_SHARE_OF_DISK: Final = 0.5  # of what is free, that prefixes may take
+_PROBE: Final = 256  # tokens that show how fast the base reads
+_SHAPED: Final = 1e-3  # a weight of an adapter that only shows what it will look like
+_BESIDE: Final = 1 << 30  # bytes for torch itself, and for what a step computes
+
+
+class Run:
+    """A context manager: the base's memory and the threads' number are given back at its end."""
+
+    def __init__(
+        self, base: BaseFile, folder: Path, settings: TrainSettings, watcher: Watcher
+    ) -> None:
+        self.base, self.folder, self.settings, self.watcher = base, folder, settings, watcher
+        self._threads = torch.get_num_threads()
+        self._prefixes: Prefixes | None = None
+        self._adapter: Adapter | None = None
+        self._model: Any = None
+        self._prefix_seconds = 0.0
+        self._n_ctx = _CONTEXT
+
+    def __enter__(self) -> Run:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        torch.set_num_threads(self._threads)
+        if self._prefixes is not None:
+            self._prefixes.close(remove=False)
+        self._model = None
+
+    # ---- before anything is trained -------------------------------------------------------------
+
+    def prepare(self, tasks: Sequence[Prepared]) -> None:
+        """Loads the base, puts the tasks' examples into tokens, and computes prefixes."""
+        self.watcher.stage("Loading the base")
+        dtype = self._dtype()
+        self._check_memory(dtype)
+        self._model = load_model(self.base.path, dtype=dtype)
+        self._write_initial(tasks)
+        with self._runtime({each.name: self._initial(each) for each in tasks}) as model:
+            for task in tasks:
+                self.watcher.stage(f"Reading {task.examples.path}")
+                self._tokenize(model, task)
+        self._open_prefixes(tasks)
+        self._say_estimate(tasks)
+        if self._prefixes is not None:
+            self.watcher.stage("Reading the conversations, once")
+            started = time.monotonic()
+            self._prefixes.compute(self._progress)
+            self._prefix_seconds = time.monotonic() - started
+
+    def _dtype(self) -> str:
+        if self.settings.dtype != "auto":
+            return self.settings.dtype
+        fast = (
+            getattr(torch.cpu, f"_is_{name}_supported", None)
+            for name in ("amx_tile", "avx512_bf16")
+        )
+        return "bfloat16" if any(ask is not None and ask() for ask in fast) else "float32"
+
+    def _check_memory(self, dtype: str) -> None:
+        needed, there = model_bytes(self.base.path, dtype) + _BESIDE, machine_memory()
+        if there and needed > there:
+            raise ModelError(
+                f"{self.base.path}: training takes {needed / 1e9:,.1f} GB of memory (weights in "
+                f"{dtype}), and this machine has {there / 1e9:,.1f} GB; use a smaller base, or a "
+                "machine with more"
+            )
+
+    def _write_initial(self, tasks: Sequence[Prepared]) -> None:
+        """Adapters of the right shapes, converted as they will be: what cannot be converted or
+        loaded is refused before anything is trained, and the runtime says how it reads examples.
+        """
+        with Model(self.base.path, n_ctx=_PROBE, n_seq_max=1) as model:
+            self._n_ctx = min(model.n_ctx_train or _CONTEXT, _CONTEXT)
+            taken: list[tuple[int, ...]] = []
+            for task in tasks:
+                if task.kind == "alora":
+                    task.text = task.task.invocation or choose_invocation(
+                        model, task.name, self.base.chat_template, taken
+                    )
+                    task.invocation = ids_of(model, task.text)
+                    taken.append(task.invocation)
+        adapter = Adapter(self._model, self.base.architecture, self.settings)
+        # one that changes nothing is refused
+        shaped = {name: torch.full_like(each, _SHAPED) for name, each in adapter.weights.items()}
+        for task in tasks:
+            self._write(task, adapter, shaped, self._initial(task))
+        self._model = adapter.close()
+
+    def _tokenize(self, model: Model, task: Prepared) -> None:
+        parts = {}
+        for split in ("train", "held_out"):
+            given = answered(model, task.name, getattr(task.examples, split))
+            parts[split] = tuple(given)
+            rows = rows_of(model, task.name, given, task.examples.path, self._progress)
+            setattr(task, split, rows)
+        task.examples = replace(task.examples, **parts)
+
+    def _open_prefixes(self, tasks: Sequence[Prepared]) -> None:
+        shapes = shapes_of(self._model)
+        wanted = [row.prefix for each in tasks if each.kind == "alora" for row in _rows(each)]
+        if shapes is None or not wanted:
+            return
+        free = int(shutil.disk_usage(self.folder).free * _SHARE_OF_DISK)
+        self._prefixes = Prefixes(
+            self._model,
+            shapes,
+            wanted,
+            self.folder,
+            limit=min(self.settings.cache_bytes, free),
+            identity=f"{self._identity} {self._model.dtype}",
+            without_adapter=self._without_adapter,
+        )
+        self._prefixes.open()
+
+    def _say_estimate(self, tasks: Sequence[Prepared]) -> None:
+        """From how fast the base reads some tokens here, and how fast a batch's gradient is."""
+        prefixes = self._prefixes
+        prefix_seconds = 0.0
+        if prefixes is not None:
+            ids = torch.arange(_PROBE)[None] % self._model.config.get_text_config().vocab_size
+            seconds = _timed(lambda: self._read(ids))
+            prefix_seconds = seconds / _PROBE * (prefixes.n_kept - prefixes.n_done_tokens)
+        step_seconds = 0.0
+        for task in tasks:
+            fitting = self._fitting(task)
+            rows = task.train[: self.settings.batch]
+            if not self._whole(task):  # what comes before is not known yet
+                rows = [replace(row, prefix=()) for row in rows]
+            step_seconds += _timed(partial(fitting.gradient, rows)) * fitting.steps
+            self._end_adapter()
+        self.watcher.estimated(
+            Estimate(
+                prefix_seconds=prefix_seconds,
+                step_seconds=step_seconds,
+                n_given=0 if prefixes is None else prefixes.n_given,
+                n_tokens=0 if prefixes is None else prefixes.n_tokens,
+                memory=model_bytes(self.base.path, self._dtype()) + _BESIDE,
+                disk=0 if prefixes is None else prefixes.n_bytes,
+            )
+        )
+
+    def _read(self, ids: torch.Tensor) -> None:
+        with torch.no_grad():
+            self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    # ---- a task ---------------------------------------------------------------------------------
+
+    def train(self, task: Prepared, question: str | None) -> TrainReport:
+        """Trains, writes, verifies and scores one adapter."""
+        self.watcher.stage(f"Training {task.label}")
+        fitting = self._fitting(task)
+        fitting.resume()
+        fit = fitting.run(
+            lambda state, steps: self.watcher.moved(state.step, steps, _note(state)),
+            self.watcher.stopped,
+        )
+        self._check_worth(task, fit)
+        self._write(task, fitting.adapter, fit.weights, task.out)
+        self._end_adapter()
+        self._verify(task)
+        scores = None if fit.state.over == "stopped" else self._score(task, question)
+        return self._report(task, fit, scores)
+
+    def _fitting(self, task: Prepared) -> Fitting:
+        whole = self._whole(task)
+        _attend(self._model, whole)
+        invocation = task.invocation if whole and task.kind == "alora" else ()
+        self._adapter = Adapter(self._model, self.base.architecture, self.settings, invocation)
+        identity = task.hash(self._identity, self.settings)
+        return Fitting(
+            self._adapter,
+            None if whole else self._prefixes,
+            task.train,
+            task.held_out,
+            self.settings,
+            self.folder / f"{task.name}.safetensors",
+            identity,
+        )
+
+    def _whole(self, task: Prepared) -> bool:
+        """Whether conversations have to be computed with each step."""
+        return task.kind == "lora" or self._prefixes is None
+
+    @property
+    def _identity(self) -> str:
+        """Of the base: its files' names, sizes and headers."""
+        told = [(str(part.path), part.path.stat().st_size) for part in self.base.files]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
+
+    def _without_adapter(self) -> Any:
+        return nullcontext() if self._adapter is None else self._adapter.model.disable_adapter()
+
+    def _end_adapter(self) -> None:
+        if self._adapter is not None:
+            self._model, self._adapter = self._adapter.close(), None
+
+    def _check_worth(self, task: Prepared, fit: Fit) -> None:
+        state = fit.state
+        if state.best_step:
+            return
+        self._end_adapter()
+        if state.over == "stopped":
+            raise CancelledError(
+                f"{task.name}: stopped before anything better than the base was found; --resume "
+                "(resume=True) goes on"
+            )
+        raise AdapterError(
+            f"{task.name}: training found nothing better than the base on the held-out examples "
+            f"(loss {state.best_loss:.3g} before, {state.looks[-1]['loss']:.3g} at the end); try a "
+            "lower rate, or look at the data"
+        )
+
+    # ---- its files ------------------------------------------------------------------------------
+
+    def _folder(self, task: Prepared) -> Path:
+        return self.folder / f"{task.name}.peft"
+
+    def _initial(self, task: Prepared) -> Path:
+        return self.folder / f"{task.name}.initial.gguf"
+
+    def _write(self, task: Prepared, adapter: Adapter, weights: Any, out: Path) -> None:
+        """PEFT's directory, with the contract, and the GGUF made of it."""
+        folder = self._folder(task)
+        adapter.save(folder, weights, task.invocation, self.base.path.name)
+        (folder / CONTRACT).write_text(task.contract, encoding="utf-8")
+        convert_adapter(folder, self.base.path, out, name=task.name, overwrite=True)
+
+    def _verify(self, task: Prepared) -> None:
+        self.watcher.stage(f"Verifying {task.out}")
+        found = verify(self.base.path, task.out)
+        if not found.passed:
+            raise AdapterError(f"{task.out}: fails verify(): {'; '.join(found.failures)}")
+
+    def _score(self, task: Prepared, question: str | None) -> Scores:
+        self.watcher.stage(f"Asking {task.label} about the held-out examples")
+        with self._runtime({task.name: task.out}) as model:
+            return score(
+                model,
+                task.name,
+                task.examples.held_out,
+                training=task.examples.train,
+                question=question,
+                progress=self._progress,
+            )
+
+    def _report(self, task: Prepared, fit: Fit, scores: Scores | None) -> TrainReport:
+        peft = None
+        if task.task.peft_out is not None:
+            peft = Path(task.task.peft_out)
+            peft = peft if task.kind == "alora" else peft.with_name(f"{peft.name}.lora")
+            shutil.copytree(self._folder(task), peft, dirs_exist_ok=True)
+        state = fit.state
+        return TrainReport(
+            name=task.name,
+            kind=task.kind,
+            out=task.out,
+            peft_out=peft,
+            invocation=task.invocation,
+            invocation_text=task.text,
+            contract=task.contract,
+            made=task.made,
+            n_train=len(task.train),
+            n_held_out=len(task.held_out),
+            steps=state.step,
+            best_step=state.best_step,
+            over=state.over,
+            seconds=state.seconds,
+            prefix_seconds=self._prefix_seconds,
+            looks=tuple(state.looks),
+            losses=tuple(state.losses),
+            scores=scores,
+        )
+
+    def _runtime(self, adapters: dict[str, Path]) -> Model:
+        return Model(
+            self.base.path,
+            adapters=adapters,
+            n_ctx=self._n_ctx,
+            max_adapters=len(adapters),
+            n_threads=self.settings.threads,
+        )
+
+    def _progress(self, done: int, total: int) -> None:
+        if self.watcher.stopped():
+            raise CancelledError("stopped before training began; --resume (resume=True) goes on")
+        self.watcher.moved(done, total)
+
+
+def _attend(model: Any, whole: bool) -> None:
+    """Has the base's attention computed in the way that what is trained next needs."""
+    if whole:
+        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        model.set_attn_implementation("eager" if softcap else "sdpa")
+    else:
+        from .attention import use
+
+        use(model)
+
+
+def _rows(task: Prepared) -> list[Row]:
+    return [*task.train, *task.held_out]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def _note(state: Any) -> str:
+    look = state.looks[-1]
+    return f"loss {state.losses[-1]:.3f}, held out {look['loss']:.3f}, {look['right']:.0%} right"

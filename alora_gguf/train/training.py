@@ -1,0 +1,136 @@
+"""train(): from a base's GGUF and conversations to adapters that are converted, verified and
+measured.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from alora_gguf.errors import InputError
+from alora_gguf.files import check_target
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.intrinsics import load_contract
+from alora_gguf.intrinsics.contract import file_in
+
+from .contract import made_contract
+from .data import Example, Examples, read_examples
+from .records import PathLike, Prepared, Task, TrainReport, Watcher
+from .settings import TrainSettings
+
+_NEEDED: Final = ("torch", "transformers", "peft", "safetensors")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SUFFIX: Final = ".train"
+
+
+def train(
+    base: PathLike,
+    tasks: Sequence[Task],
+    *,
+    settings: TrainSettings | None = None,
+    also_lora: bool = False,
+    question: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> list[TrainReport]:
+    """Trains an activated LoRA for each of the `tasks` on the base in the GGUF `base`, converts,
+    verifies and scores them; `also_lora` trains the plain twin of each too, into NAME.lora.gguf.
+
+    What conversations have before their invocations is computed once, for all tasks and epochs, and
+    kept in a folder beside the first task's `out`, with a checkpoint; with `resume` a training that
+    ended there goes on, and comes out as if it had never ended. `question` is what the base is
+    asked for comparison.
+
+    Nothing is written under a task's name before its adapter is whole. Raises InputError,
+    MissingFileError, FileFormatError, ContractError and ModelError before anything is trained;
+    AdapterError if nothing better than the base was found, or the adapter fails verify();
+    CancelledError if the watcher stopped it before there was anything to keep.
+    """
+    _require_installed()
+    settings, watcher = settings or TrainSettings(), watcher or Watcher()
+    prepared = _checked(tasks, overwrite, also_lora, settings)
+    file = BaseFile.read(base)
+    folder = _folder(prepared[0].out, resume, overwrite)
+    from .run import Run
+
+    with Run(file, folder, settings, watcher) as run:
+        run.prepare(prepared)
+        reports = []
+        for each in prepared:
+            reports.append(run.train(each, question))
+            if reports[-1].over == "stopped":
+                return reports
+    shutil.rmtree(folder, ignore_errors=True)
+    return reports
+
+
+def _require_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"training needs {', '.join(_NEEDED)}, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed: pip install 'alora-gguf[train]'"
+        )
+
+
+def _checked(
+    tasks: Sequence[Task], overwrite: bool, also_lora: bool, settings: TrainSettings
+) -> list[Prepared]:
+    """The tasks with their examples and contracts, and behind each its plain twin if there are to
+    be some. Raises what can be found wrong without the base.
+    """
+    if not tasks:
+        raise InputError("there are no tasks to train; give at least one")
+    found = []
+    for task in tasks:
+        out = Path(task.out)
+        name = task.name or out.name.removesuffix(".gguf")
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"'{name}' cannot be an adapter's name: expected letters, digits, _, . and -; give "
+                "another name or output"
+            )
+        examples = read_examples(task.data, seed=settings.seed)
+        contract, made = _contract(task, name, [each.answer for each in _all(examples)])
+        found.append(Prepared(task, name, "alora", out, examples, contract, made))
+        if also_lora:
+            twin = out.with_name(f"{out.name.removesuffix('.gguf')}.lora.gguf")
+            found.append(Prepared(task, f"{name}.lora", "lora", twin, examples, contract, made))
+    for what, each in (("name", "name"), ("output", "out")):
+        values = [getattr(one, each) for one in found]
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise InputError(f"two tasks have the {what} '{twice[0]}'; give each its own")
+    for one in found:
+        check_target(one.out, overwrite=overwrite, what="adapter")
+    return found
+
+
+def _all(examples: Examples) -> list[Example]:
+    return [*examples.train, *examples.held_out]
+
+
+def _contract(task: Task, name: str, answers: Sequence[object]) -> tuple[str, bool]:
+    """The text of a task's contract, and whether it was made."""
+    if task.contract is None:
+        return made_contract(name, answers), True
+    load_contract(task.contract)  # says what is wrong with it
+    return file_in(Path(task.contract)).read_text(encoding="utf-8"), False
+
+
+def _folder(out: Path, resume: bool, overwrite: bool) -> Path:
+    """Where the work is kept until it is done."""
+    folder = out.with_name(out.name + _SUFFIX)
+    if folder.exists() and not resume:
+        if not overwrite:
+            raise InputError(
+                f"{folder}: is there of a training that did not end; go on with --resume "
+                "(resume=True), or begin anew with --force (overwrite=True)"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
