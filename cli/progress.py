@@ -43,8 +43,8 @@ class Progress:
         if self._bar is not None:
             self._bar.render_finish()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done."""
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Shows that `done` of `total` are done, and a note."""
         now = time.monotonic()
         rate = done / max(now - self._start, 1e-9)
         if not sys.stderr.isatty():
@@ -52,7 +52,8 @@ class Progress:
                 self._said = now
                 left = timedelta(seconds=round((total - done) / max(rate, 1e-9)))
                 speed = f"{rate:.3g} a second, {left} left"
-                click.echo(f"{self._label}: {done} of {total}, {speed}", err=True)
+                said = f", {note}" if note else ""
+                click.echo(f"{self._label}: {done} of {total}, {speed}{said}", err=True)
             return
         if self._bar is None:
             if now - self._start < _PATIENCE:
@@ -62,9 +63,10 @@ class Progress:
                 label=self._label,
                 file=sys.stderr,
                 show_pos=self._counted,
-                item_show_func=lambda rate: f"{rate:.3g}/s" if rate and self._counted else None,
+                item_show_func=str,
             )
-        self._bar.update(done - self._bar.pos, rate)
+        speed = f"{rate:.3g}/s" if rate and self._counted else ""
+        self._bar.update(done - self._bar.pos, f"{speed}  {note}".strip())
 
     def fraction(self, done: float) -> None:
         """The same for a part of 1."""

@@ -29,9 +29,9 @@ Graph = dict[str, set[str]]
 # to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
-    "rooms in alora_gguf/": 23,
+    "rooms in alora_gguf/": 25,
     "floors": 11,
-    "modules reachable from chat": 60,
+    "modules reachable from chat": 61,
     "files from invoke to llama_decode": 23,
     "product lines": 40_300,
     "public names that say they are not": 0,

@@ -65,7 +65,7 @@ class Adapter:
         """Writes PEFT's two files; with an invocation, of an activated LoRA."""
         shutil.rmtree(folder, ignore_errors=True)
         with _quiet():
-            self.model.save_pretrained(str(folder), state_dict=None)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         from safetensors.torch import save_file
 
         save_file(weights, str(folder / "adapter_model.safetensors"), {"format": "pt"})
@@ -92,7 +92,7 @@ def shapes_of(base: Any) -> tuple[Shape, ...] | None:
         return None
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (Shape(heads, width, width),) * config.num_hidden_layers
+    return tuple(Shape(heads, width, width) for _ in range(config.num_hidden_layers))
 
 
 def targets(base: Any, architecture: str, wanted: str | Sequence[str]) -> list[str]:

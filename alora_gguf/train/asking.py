@@ -6,27 +6,19 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import alora_gguf as ag
 from alora_gguf.decide.prompts import n_options, prompts
 from alora_gguf.errors import InputError
 from alora_gguf.intrinsics import Contract, rewrite
 from alora_gguf.intrinsics.decision import Categories
-from alora_gguf.messages import Document, Message, documents_as_text, in_messages
+from alora_gguf.messages import Message, documents_as_text, in_messages
+
+from .data import Example
 
 _SPARE: Final = 16  # tokens of a reply beyond the longest right one, for other words
 _SHORT: Final = 2  # characters of a token, at the least that is usual
-
-
-class Example(Protocol):
-    """A conversation, and what is right to answer."""
-
-    messages: tuple[Message, ...]
-    documents: tuple[Document, ...]
-    answer: Any
-    arguments: Mapping[str, str]
-    line: int
 
 
 @dataclass(frozen=True, slots=True)

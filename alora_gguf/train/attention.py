@@ -21,7 +21,7 @@ NAME: Final = "alora_gguf"
 _prefix: Final = ContextVar[Any]("prefix")  # transformers hands an attention function no cache
 
 
-class PrefixLayer(CacheLayerMixin):
+class PrefixLayer(CacheLayerMixin):  # type: ignore[no-untyped-call] # transformers has no types
     """A layer's keys and values of the prefixes, [n, heads, length, width]; `new` gets those of the
     tokens after them.
     """
@@ -29,8 +29,9 @@ class PrefixLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: Tensor = keys
+        self.values: Tensor = values
         self.new: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
@@ -126,6 +127,6 @@ def _attention(
     weights = (
         scores.softmax(-1, torch.float32).to(query.dtype).view(n, shared, -1, scores.shape[-1])
     )
-    before, after = weights.split([known.get_seq_length(), s], -1)
+    before, after = weights.tensor_split([known.get_seq_length()], -1)
     found = before @ known.values + after @ value
     return found.view(n, heads, s, -1).transpose(1, 2), None

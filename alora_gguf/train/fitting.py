@@ -143,7 +143,7 @@ class Fitting:
             if state.step % self._look_every == 0 or state.step == self.steps:
                 self._look()
             if state.step >= self.steps:
-                state.over = state.over or "epochs"
+                state.over = "epochs"
             report(state, self.steps)
             if time.monotonic() - noted > _EVERY:
                 self.save()
@@ -233,7 +233,7 @@ class Fitting:
         else:
             known = len(row.prefix) * sum(h * (k + v) for h, k, v in self.prefixes.shapes) * 4
         each = config.num_hidden_layers * config.hidden_size * _ACTIVATIONS
-        return known + 4 * (n * each + len(row.reply) * config.vocab_size * 3)
+        return int(known + 4 * (n * each + len(row.reply) * config.vocab_size * 3))
 
     def _look(self) -> None:
         """At the held-out examples."""

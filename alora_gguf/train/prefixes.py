@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -107,8 +107,10 @@ class Prefixes:
         same = known[:1] == [self._identity] and self._file.is_file()
         if same and self._file.stat().st_size == self.n_bytes:
             self.n_done = int(known[1])
-        mode = "r+" if self.n_done else "w+"
-        self._kept = np.memmap(self._file, np.float32, mode, shape=(self.n_kept * self._values,))
+        mode: Literal["r+", "w+"] = "r+" if self.n_done else "w+"
+        self._kept = np.memmap(
+            str(self._file), np.float32, mode, shape=(self.n_kept * self._values,)
+        )
 
     def compute(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes what is not there yet; may be stopped and called again."""
@@ -206,13 +208,12 @@ class Prefixes:
         ids, mask = padded([each.tokens for each in segments])
         with torch.no_grad(), self.without_adapter():
             before.go_on(self.model, ids, mask, keep=ids.shape[1] - 1)
-        return [
-            [
-                tuple(part[row, :, : len(each.tokens)] for part in layer.new)
-                for layer in before.layers
-            ]  # type: ignore[misc, union-attr]
-            for row, each in enumerate(segments)
-        ]
+        found = []
+        for row, each in enumerate(segments):
+            n = len(each.tokens)
+            new = [layer.new for layer in before.layers if layer.new is not None]
+            found.append([(keys[row, :, :n], values[row, :, :n]) for keys, values in new])
+        return found
 
     def _joined(self, paths: Sequence[Sequence[tuple[int, int]]]) -> Prefix:
         """Rows of segments, padded on the left."""

@@ -45,7 +45,8 @@ class TrainReport:
 
     out, peft_out  the files that were written
     invocation     its token ids, and as text; empty for a plain LoRA
-    contract       the text of its io.yaml; `made` if it was made of the answers
+    contract       the text of its io.yaml; `made` of the answers and written to `contract_file`,
+                   or given
     n_train, n_held_out  examples
     steps, best_step, over  how many there were, which was the best, and why it ended: "epochs",
                    "early", or "stopped" by the caller
@@ -63,6 +64,7 @@ class TrainReport:
     invocation_text: str
     contract: str
     made: bool
+    contract_file: Path | None
     n_train: int
     n_held_out: int
     steps: int
@@ -76,10 +78,11 @@ class TrainReport:
 
     def to_dict(self) -> dict[str, Any]:
         """What json.dumps() takes."""
-        told = {key: value for key, value in vars(self).items() if key != "scores"}
-        paths = {"out": str(self.out), "peft_out": self.peft_out and str(self.peft_out)}
-        scores = None if self.scores is None else self.scores.to_dict()
-        return {**told, **paths, "scores": scores}
+        told = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(self).items()
+        }
+        return {**told, "scores": None if self.scores is None else self.scores.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,13 @@ class Prepared:
     text: str = ""
     train: list[Row] = field(default_factory=list)
     held_out: list[Row] = field(default_factory=list)
+
+    @property
+    def contract_file(self) -> Path | None:
+        """Where a contract that was made is written, to be read and changed."""
+        if not self.made or self.kind == "lora":
+            return None
+        return self.out.with_name(f"{self.out.name.removesuffix('.gguf')}.io.yaml")
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ import torch
 from alora_gguf.convert import convert_adapter
 from alora_gguf.engine.loading import machine_memory
 from alora_gguf.errors import AdapterError, CancelledError, ModelError
+from alora_gguf.files import write_whole
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.model import Model
 from alora_gguf.verification import verify
@@ -125,13 +126,12 @@ class Run:
         self._model = adapter.close()
 
     def _tokenize(self, model: Model, task: Prepared) -> None:
-        parts = {}
-        for split in ("train", "held_out"):
-            given = answered(model, task.name, getattr(task.examples, split))
-            parts[split] = tuple(given)
-            rows = rows_of(model, task.name, given, task.examples.path, self._progress)
-            setattr(task, split, rows)
-        task.examples = replace(task.examples, **parts)
+        given = task.examples
+        train = answered(model, task.name, given.train)
+        held_out = answered(model, task.name, given.held_out)
+        task.examples = replace(given, train=tuple(train), held_out=tuple(held_out))
+        task.train = rows_of(model, task.name, train, given.path, self._progress)
+        task.held_out = rows_of(model, task.name, held_out, given.path, self._progress)
 
     def _open_prefixes(self, tasks: Sequence[Prepared]) -> None:
         shapes = shapes_of(self._model)
@@ -287,6 +287,9 @@ class Run:
             peft = Path(task.task.peft_out)
             peft = peft if task.kind == "alora" else peft.with_name(f"{peft.name}.lora")
             shutil.copytree(self._folder(task), peft, dirs_exist_ok=True)
+        if task.contract_file is not None:
+            with write_whole(task.contract_file) as file:
+                file.write(task.contract.encode())
         state = fit.state
         return TrainReport(
             name=task.name,
@@ -297,6 +300,7 @@ class Run:
             invocation_text=task.text,
             contract=task.contract,
             made=task.made,
+            contract_file=task.contract_file,
             n_train=len(task.train),
             n_held_out=len(task.held_out),
             steps=state.step,

@@ -17,7 +17,8 @@ import alora_gguf as ag
 from alora_gguf.errors import CacheFullError, InputError
 
 from . import figures
-from .asking import Asking, Deciding, Example, Said, asking
+from .asking import Asking, Deciding, Said, asking
+from .data import Example
 from .figures import Column, Estimate
 
 ADAPTER: Final = "adapter"

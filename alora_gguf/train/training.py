@@ -106,7 +106,8 @@ def _checked(
         if twice := [value for i, value in enumerate(values) if value in values[:i]]:
             raise InputError(f"two tasks have the {what} '{twice[0]}'; give each its own")
     for one in found:
-        check_target(one.out, overwrite=overwrite, what="adapter")
+        for file in filter(None, (one.out, one.contract_file)):
+            check_target(file, overwrite=overwrite, what="adapter or contract")
     return found
 
 
