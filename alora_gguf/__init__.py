@@ -149,7 +149,7 @@ _library.announce()
 if not TYPE_CHECKING:  # or every name would be there
 
     def __getattr__(name: str) -> object:
-        if name in ("aio", "demo"):
+        if name in ("aio", "demo", "smollm2"):
             return import_module(f".{name}", __name__)
         home = _HOME.get(name)
         if home is None:
@@ -166,7 +166,7 @@ if not TYPE_CHECKING:  # or every name would be there
 
 def __dir__() -> list[str]:
     own = {name for name in globals() if name.startswith("__") or name in _LOAD_THE_LIBRARY}
-    return sorted({*own, *__all__, "demo", "errors"})
+    return sorted({*own, *__all__, "demo", "errors", "smollm2"})
 
 
 def _unavailable(name: str, error: Exception) -> type:

@@ -13,8 +13,6 @@ from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
-from alora_gguf.demo import INTRINSICS, adapter_path
-from alora_gguf.errors import did_you_mean
 
 
 def adapter_file(text: str, base: Path) -> Path:
@@ -23,16 +21,6 @@ def adapter_file(text: str, base: Path) -> Path:
     """
     path = ag.Store().resolve(text, "adapter")
     return _converted(path, base) if path.is_dir() else path
-
-
-def demo_adapter(name: str) -> Path:
-    """The GGUF of one of the demo model's own. Raises InputError, naming those that there are."""
-    if name not in INTRINSICS:
-        raise ag.InputError(
-            f"the demo model has no adapter '{name}', only {', '.join(INTRINSICS)}; for another "
-            f"base give -m, and its adapters with -a{did_you_mean(name, INTRINSICS)}"
-        )
-    return adapter_path(name)
 
 
 def _converted(directory: Path, base: Path) -> Path:

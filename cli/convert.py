@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .bases import named_file
 from .progress import Progress, hush_hub
 from .render import printable
 
@@ -32,8 +33,9 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
 @click.option(
     "--base",
     required=True,
-    help="The model the adapter was trained on: a GGUF (only its header is read), a Hugging Face "
-    "model directory, or hf://OWNER/REPO[@REVISION][/FILE.gguf].",
+    shell_complete=options.store_names("base"),
+    help="The model the adapter was trained on: a GGUF (only its header is read), its name in the "
+    "store, a Hugging Face model directory, or hf://OWNER/REPO[@REVISION][/FILE.gguf].",
 )
 @click.option(
     "-o",
@@ -104,7 +106,7 @@ def command(
     with Progress("Converting") as progress:
         report = convert_adapter(
             source,
-            base,
+            base if is_reference(base) else named_file(base, "base"),
             pick=Pick(intrinsic, model, technology),
             invocation=invocation if invocation is not None else invocation_tokens,
             contract=options.given_contract(contract, no_contract),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.adapters import adapter_file, demo_adapter
+from alora_gguf.cli.bases import NamedBase
 from alora_gguf.cli.options import named_contract, named_path, read_bytes
 from alora_gguf.cli.progress import Progress
 
@@ -23,7 +23,6 @@ from alora_gguf.decide import (
     systemone_request,
     systemone_response,
 )
-from alora_gguf.demo import base_path
 
 _SEQUENCES: Final = 64  # so many orders of questions are asked at a time
 
@@ -68,8 +67,8 @@ def command(
     do, {"input": ..., "questions": [...]}. The answer has the same form. A question is
     {"type": "noul", "instructions": ...}, "choice" with "criteria" {"OPTION": null, ...}, or
     "score" with "criteria" ["LOWEST", ...]; it may name an "adapter", or is {"intrinsic": NAME}.
-    Adapters that are named and not given by --adapter are the store's, or with the demo model its
-    own.
+    Adapters that are named and not given by --adapter are the base's own, as with the demo model,
+    or the store's.
 
     The exit status is 1 if a question could not be answered.
     """
@@ -77,19 +76,14 @@ def command(
         raise click.UsageError("STATE and --questions cannot both be stdin")
     asked = _read(state, questions)
     jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
-    path = base_path() if base is None else ag.Store().resolve(base, "base")
-    given = dict(map(named_path, adapters))
-    files = {
-        name: demo_adapter(name)
-        if base is None and name not in given
-        else adapter_file(given.get(name, name), path)
-        for name in dict.fromkeys([*given, *asked.adapters])
-    }
+    named, given = NamedBase.of(base), dict(map(named_path, adapters))
+    names = dict.fromkeys([*given, *asked.adapters])
+    files = {name: named.adapter(name, given) for name in names}
     if base is None and computing["n_threads"] is None:
         computing["n_threads"] = options.DEMO_THREADS
     with Progress("Loading") as progress:
         model = ag.Model(
-            path,
+            named.path,
             adapters=files,
             n_seq_max=_SEQUENCES,
             max_adapters=max(1, len(files)),
@@ -100,7 +94,7 @@ def command(
         for name, contract in map(named_contract, contracts):
             model.set_contract(name, contract)
         found = model.decide(asked.state, asked.questions, orders=orders, template=jinja)
-    click.echo(json.dumps(asked.write(found, path.stem), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(asked.write(found, named.path.stem), indent=2, ensure_ascii=False))
     failed = [name for name, each in found.answers.items() if isinstance(each, ag.FailedAnswer)]
     if failed:
         raise ag.OutputError(f"{len(failed)} of {len(found.answers)} questions got no answer")

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import alora_gguf as ag
 
+from .bases import named_file
+from .options import store_names
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ _ROWS = {
 
 
 @click.command("inspect")
-@click.argument("path", metavar="FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE.gguf", shell_complete=store_names("base"))
 @click.option("--json", "as_json", is_flag=True, help="Print everything, uncut, as JSON.")
-def command(path: Path, as_json: bool) -> None:
+def command(path: str, as_json: bool) -> None:
     """Say what a GGUF file is: an adapter, a base model, or something else.
+
+    FILE.gguf may also be a name in the store.
 
     Only the header is read, so this is quick for any size; the weights' values are not looked at.
 
@@ -53,7 +56,7 @@ def command(path: Path, as_json: bool) -> None:
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
-    summary = ag.inspect_gguf(path)
+    summary = ag.inspect_gguf(named_file(path))
     summary = replace(summary, problems=(*summary.problems, *contract_problems(summary)))
     if as_json:
         text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)

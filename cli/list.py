@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 
 import alora_gguf as ag
+from alora_gguf.smollm2 import PACKAGE
 
+from .bases import packaged
 from .render import aligned, printable, printable_lines, size_text
 
 _KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
@@ -22,7 +25,8 @@ def command(*, as_json: bool) -> None:
     """Show the adapters and bases in the store.
 
     They are named by `alora-gguf pull`, in ALORA_GGUF_HOME or the system's directory for a user's
-    data. BASE is the model that an adapter was converted for; FROM is the repository and commit.
+    data. BASE is the model that an adapter was converted for; FROM is the repository and commit, or
+    the package of a base that is installed.
     """
     store = ag.Store()
     contents = store.contents()
@@ -31,13 +35,20 @@ def command(*, as_json: bool) -> None:
     for entry in contents.entries:
         paths[entry.name], problem = _path(store, entry)
         problems += [problem] if problem else []
+    names = {entry.name.lower() for entry in contents.entries}
+    there = {name: path for name, path in packaged().items() if name not in names}
     if as_json:
         entries = [{**entry.to_dict(), "path": paths[entry.name]} for entry in contents.entries]
-        report = {"home": str(store.home), "entries": entries, "problems": problems}
+        report: dict[str, object] = {
+            "home": str(store.home),
+            "entries": entries,
+            "problems": problems,
+        }
+        report["packages"] = {name: str(path) for name, path in there.items()}
         click.echo(json.dumps(report, indent=2))
         return
-    if contents.entries:
-        click.echo("\n".join(table(contents.entries)))
+    if contents.entries or there:
+        click.echo("\n".join(table(contents.entries, there)))
     elif not problems:
         click.echo(f"The store {store.home} is empty; `alora-gguf pull` adds to it.", err=True)
     for problem in problems:
@@ -57,8 +68,8 @@ def kind_of(entry: ag.StoreEntry) -> str:
     return _KINDS.get(entry.about.technology or "", entry.about.kind)
 
 
-def table(entries: Sequence[ag.StoreEntry]) -> list[str]:
-    """A line for each entry below a head."""
+def table(entries: Sequence[ag.StoreEntry], packages: Mapping[str, Path]) -> list[str]:
+    """A line for each entry, and each base of a package, below a head."""
     rows = [_HEAD]
     for entry in entries:
         about = entry.about
@@ -66,4 +77,6 @@ def table(entries: Sequence[ag.StoreEntry]) -> list[str]:
         source = f"{about.repository or '-'}{commit}"
         cells = (entry.name, kind_of(entry), size_text(entry.nbytes), about.base or "-", source)
         rows.append(tuple(map(printable, cells)))  # type: ignore[arg-type]
+    for name, path in packages.items():
+        rows.append((name, "base", size_text(path.stat().st_size), "-", PACKAGE))
     return aligned(rows, "<<><<")

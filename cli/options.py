@@ -12,13 +12,15 @@ from click.shell_completion import CompletionItem
 
 import alora_gguf as ag
 
+from .bases import packaged
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
-    """Completes names in the store, of one kind or of all; a shell completes files where none
-    fits. A store that cannot be read has none.
+    """Completes names in the store, of one kind or of all, and those of packages' bases; a shell
+    completes files where none fits. A store that cannot be read has none.
     """
 
     def complete(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -27,11 +29,11 @@ def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
             entries = ag.Store().contents().entries
         except ag.AloraError:
             return files
-        return files + [
-            CompletionItem(entry.name, help=entry.about.repository)
-            for entry in entries
-            if kind in (None, entry.about.kind) and entry.name.startswith(begun)
-        ]
+        names = {e.name: e.about.repository for e in entries if kind in (None, e.about.kind)}
+        if kind == "base":
+            names = {**dict.fromkeys(packaged()), **names}
+        found = {name: told for name, told in names.items() if name.startswith(begun)}
+        return files + [CompletionItem(name, help=told) for name, told in found.items()]
 
     return complete
 
@@ -102,7 +104,8 @@ model: Final = click.option(
     "base",
     metavar="BASE",
     shell_complete=store_names("base"),
-    help="A base's GGUF, or its name in the store. Without one: the demo model and its adapters.",
+    help="A base's GGUF, its name in the store, or smollm2. Without one: the demo model and its "
+    "adapters.",
 )
 adapters: Final = click.option(
     "-a",

@@ -188,8 +188,8 @@ def _base(text: str, store: ag.Store) -> tuple[str | Path, str]:
         return text, text
     if store.is_path(text):
         return Path(text), Path(text).name
-    entry = store.get(text, "base")
-    return store.path(entry), entry.name
+    path, entry = store.resolve(text, "base"), store.find(text)
+    return path, text if entry is None else entry.name
 
 
 def _pull_adapter(

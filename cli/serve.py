@@ -10,11 +10,11 @@ from typing import Any, Final
 import click
 from alora_gguf.cli import options
 from alora_gguf.cli.adapters import adapter_file
+from alora_gguf.cli.bases import NamedBase
 from alora_gguf.cli.options import DEMO_THREADS, named_contract, named_path
 from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
-from alora_gguf.demo import adapter_paths, base_path
 
 _N_CLOSED: Final = 16  # conversations that are over and kept: clients come back with the next turn
 _LOCAL: Final = "127.0.0.1"
@@ -129,13 +129,13 @@ def command(
             f"serve needs {error.name}, which is not installed: pip install 'alora-gguf[serve]'"
         ) from error
 
-    file = base_path() if base is None else ag.Store().resolve(base, "base")
-    found = dict(adapter_paths()) if base is None else {}
+    named = NamedBase.of(base)
+    found = dict(named.adapters)
     for text in adapters:
         name, path = named_path(text)
         if name in found:
             raise ag.InputError(f"--adapter: two adapters are named '{name}'; write OTHER=PATH")
-        found[name] = adapter_file(path, file)
+        found[name] = adapter_file(path, named.path)
     read = {name: ag.load_contract(path) for name, path in map(named_contract, contracts)}
     if strange := [name for name in read if name not in found]:
         known = ", ".join(found) or "none"
@@ -147,7 +147,7 @@ def command(
     n_parallel = settings["n_parallel"]
     load = partial(
         _open,
-        file,
+        named.path,
         found,
         read,
         n_ctx=n_ctx,
@@ -177,7 +177,7 @@ def command(
         click.echo(
             f"Note: {host} is open to others without a key; --api-key asks for one", err=True
         )
-    click.echo(f"Loading {os.fspath(file)}", err=True)
+    click.echo(f"Loading {os.fspath(named.path)}", err=True)
     server.serve_until_stopped()
 
 

@@ -88,9 +88,11 @@ def command(
 
 def _checked(store: ag.Store, text: str, kind: Literal["adapter", "base"]) -> Path:
     """The file of a name or a path; the store's own must be as they were stored."""
-    if not store.is_path(text):
-        store.check(store.get(text, kind))
-    return store.resolve(text, kind)
+    path = store.resolve(text, kind)
+    entry = None if store.is_path(text) else store.find(text)
+    if entry is not None:
+        store.check(entry)
+    return path
 
 
 def report(found: Verification, width: int) -> Iterator[str]:

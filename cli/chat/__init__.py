@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from alora_gguf.cli import options
+from alora_gguf.cli.bases import packaged
 from alora_gguf.cli.render import colour, printable, whole
 
 import alora_gguf as ag
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from .view import Record, View
 
 _SHOWN: Final = 3  # documents, when a chat begins
+_SMOLLM2: Final = (
+    "It is a real model of 135 million parameters: it chats about anything, and makes facts up.\n"
+    "/doc FILE gives it a text to keep to."
+)
 _PATH: Final = click.Path(path_type=Path)
 
 
@@ -245,4 +250,6 @@ def _greet(given: Given, talk: Talk, view: View) -> None:
             "  /all\n"
             "  /watch jailbreak! answerability uncertainty hallucination"
         )
+    if Path(talk.model.path) in packaged().values() and given.restore is None:
+        view.note(_SMOLLM2 + ("\n/all asks what adapters judge." if talk.model.adapters else ""))
     view.note("/help shows the commands, Ctrl-D leaves.")

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from alora_gguf.cli.bases import NamedBase
 from alora_gguf.cli.options import DEMO_THREADS, named_contract, no_template, read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
 import alora_gguf as ag
-from alora_gguf.demo import DOCUMENTS, adapter_paths, base_path
+from alora_gguf.demo import DOCUMENTS
 
 from .arguments import read_document, read_text, split_adapter
 from .commands import COMMANDS
@@ -130,17 +131,16 @@ def _options(given: Given) -> ag.GenerateOptions:
 
 
 def _paths(given: Given) -> tuple[Path, dict[str, Path]]:
-    base = base_path() if given.base is None else ag.Store().resolve(given.base, "base")
-    own = adapter_paths() if given.is_demo else {}
-    adapters = dict(own)
+    named = NamedBase.of(given.base)
+    adapters = dict(named.adapters)
     for text in given.adapters:
-        name, path = split_adapter(text, [*COMMANDS], base)
+        name, path = split_adapter(text, [*COMMANDS], named.path)
         if name in adapters:
-            is_own = adapters[name] == own.get(name)
-            there = "the demo model has an adapter" if is_own else "two adapters are"
+            is_own = adapters[name] == named.adapters.get(name)
+            there = f"{named.title} has an adapter" if is_own else "two adapters are"
             raise ag.InputError(f"--adapter: {there} named '{name}'; write OTHER=PATH")
         adapters[name] = path
-    return base, adapters
+    return named.path, adapters
 
 
 def _contracts(given: Given, adapters: Mapping[str, Path]) -> dict[str, ag.Contract]:

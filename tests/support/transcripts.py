@@ -19,9 +19,10 @@ from pathlib import Path
 import pexpect
 
 from .pages import ROOT, Block, blocks
-from .smollm2 import FOLDER, smollm2
+from .smollm2 import smollm2
 
 _PROMPT = "\r\n> "
+_REAL = "chat smollm2"  # in the blocks that need the model
 _MASKS = (
     (r" *\d+(\.\d+)? m?s\b", " # ms"),
     (r"\d+%", "#%"),
@@ -76,7 +77,7 @@ def play(page: Path, folder: Path, *, real: bool = False) -> Iterator[tuple[Bloc
     needs SmolLM2, if it is to be the `real` model, or else what does not.
     """
     for block in blocks(page):
-        if (FOLDER in block.text) is not real:
+        if (_REAL in block.text) is not real:
             continue
         name = re.match(r"# (\w+\.py)\n", block.text)
         if block.language == "python" and name:
@@ -164,8 +165,6 @@ def put_files(folder: Path) -> None:
     """What a reader has who stands in the repository."""
     for name in ("examples", "alora_gguf"):
         (folder / name).symlink_to(ROOT / name)
-    if (file := smollm2()) is not None:
-        (folder / FOLDER).symlink_to(file.parent)
 
 
 if __name__ == "__main__":

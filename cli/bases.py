@@ -1,0 +1,77 @@
+"""A base's file by what people name: a path, a name in the store, a model that is installed as a
+package, or nothing for the demo's. And the adapters that come with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alora_gguf.cli.adapters import adapter_file
+
+import alora_gguf as ag
+from alora_gguf import demo, smollm2
+from alora_gguf.errors import did_you_mean
+
+
+@dataclass(frozen=True)
+class NamedBase:
+    """A base's GGUF. `adapters` come with it, by name; `title` is for messages."""
+
+    path: Path
+    adapters: Mapping[str, Path]
+    title: str
+    is_demo: bool = False
+
+    @classmethod
+    def of(cls, text: str | None) -> NamedBase:
+        """The base that a command line names. Raises what Store.resolve() does."""
+        if text is None:
+            return cls(demo.base_path(), demo.adapter_paths(), "the demo model", is_demo=True)
+        path = ag.Store().resolve(text, "base")
+        own = _fitting(path) if text.lower() == smollm2.NAME else {}
+        return cls(path, own, text)
+
+    def adapter(self, name: str, given: Mapping[str, str]) -> Path:
+        """The GGUF of an adapter: of those `given` as NAME=PATH, its own, or the store's.
+
+        Raises InputError, naming those that there are, and what adapter_file() does.
+        """
+        if name in given or (name not in self.adapters and not self.is_demo):
+            return adapter_file(given.get(name, name), self.path)
+        if name not in self.adapters:
+            raise ag.InputError(
+                f"{self.title} has no adapter '{name}', only {', '.join(self.adapters)}; for "
+                "another base give -m, and its adapters with -a"
+                f"{did_you_mean(name, self.adapters)}"
+            )
+        return self.adapters[name]
+
+
+def named_file(text: str, kind: Literal["adapter", "base"] | None = None) -> Path:
+    """The file or directory of a path that is there, or else what Store.resolve() says."""
+    path = Path(text)
+    return path if path.exists() else ag.Store().resolve(text, kind)
+
+
+def packaged() -> dict[str, Path]:
+    """The bases that have a name without being stored, where their packages are installed."""
+    try:
+        return {smollm2.NAME: smollm2.base_path()}
+    except ag.InputError:
+        return {}
+
+
+def _fitting(base: Path) -> dict[str, Path]:
+    """The adapters for SmolLM2, if they fit what the store has under its name, or the package."""
+    own = smollm2.adapter_paths()
+    if own and packaged().get(smollm2.NAME) != base:
+        read = ag.BaseFile.read(base)
+        try:
+            for path in own.values():
+                ag.AdapterFile.read(path).check_base(read, read.n_vocab or 0)
+        except ag.AdapterMismatchError:
+            return {}
+    return own
