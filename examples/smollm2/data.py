@@ -1,0 +1,112 @@
+"""Makes the intrinsics' data: python -m examples.smollm2.data OUT
+
+OUT gets <task>.jsonl (the splits train, and held_out for early stopping), <task>.eval.jsonl for
+the evaluation and <task>.final.jsonl, for one look at the end. Beside each lies what is known about
+its lines, <name>.notes.jsonl. The packages that the prose comes from are kept in OUT/packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from . import facts, passages, tasks
+from .passages import Passage
+from .tasks import Made, Page, Pools
+from .wordings import Split
+
+# lines of each part; the first two are one file
+SIZES: Final = {"train": 2000, "held_out": 200, "eval": 1000, "final": 300}
+SOURCES: Final[dict[str, tuple[str, ...]]] = {
+    "train": ("countries", "speeches", "computing"),
+    "final": ("nations", "planets"),
+}
+# of a source's articles, in percent: what is left is for the evaluation
+_TRAIN: Final = 54
+_HELD_OUT: Final = 8
+
+Task = Callable[[Sequence[Page], Pools, Split, int, random.Random], list[Made]]
+ABOUT_PASSAGES: Final[dict[str, Task]] = {
+    "answerability": tasks.answerability,
+    "hallucination": tasks.hallucination,
+}
+
+
+def part_of(article: str) -> str:
+    """Which part an article belongs to, whatever else there is: train, held_out or eval."""
+    n = int(hashlib.sha256(article.encode()).hexdigest(), 16) % 100
+    return "train" if n < _TRAIN else "held_out" if n < _TRAIN + _HELD_OUT else "eval"
+
+
+def parted(known: Sequence[Passage], unknown: Sequence[Passage]) -> dict[str, list[Passage]]:
+    """Passages that something can be asked about, by part; the unknown ones are for `final`."""
+    parts: dict[str, list[Passage]] = {"train": [], "held_out": [], "eval": [], "final": []}
+    for part, some in (("", known), ("final", unknown)):
+        for each in some:
+            if facts.facts(each):
+                parts[part or part_of(each.article)].append(each)
+    return parts
+
+
+def wording_of(part: str) -> Split:
+    """In which wordings a part is put: what stops the training is put as what it trains on."""
+    return "eval" if part == "eval" else "final" if part == "final" else "train"
+
+
+def about_passages(
+    task: str, parts: dict[str, list[Passage]], sizes: dict[str, int]
+) -> dict[str, list[Made]]:
+    """A task's lines by part."""
+    made = {}
+    for part, some in parts.items():
+        split = wording_of(part)
+        pages = [tasks.page(each, split) for each in some]
+        rng = random.Random(f"{task} {part}")
+        made[part] = ABOUT_PASSAGES[task](pages, Pools(some), split, sizes[part], rng)
+    return made
+
+
+def write(out: Path, task: str, made: dict[str, list[Made]]) -> None:
+    """The task's three files and their notes."""
+    files = {
+        task: [(part, each) for part in ("train", "held_out") for each in made[part]],
+        f"{task}.eval": [("", each) for each in made["eval"]],
+        f"{task}.final": [("", each) for each in made["final"]],
+    }
+    for name, lines in files.items():
+        texts = [{**each.line, **({"split": part} if part else {})} for part, each in lines]
+        _write(out / f"{name}.jsonl", texts)
+        _write(out / f"{name}.notes.jsonl", [each.notes for _, each in lines])
+
+
+def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.smollm2.data", description="Makes the intrinsics' data."
+    )
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / "packages"
+    read = {
+        of: [each for name in names for each in passages.passages(name, kept)]
+        for of, names in SOURCES.items()
+    }
+    parts = parted(read["train"], read["final"])
+    for task in ABOUT_PASSAGES:
+        made = about_passages(task, parts, SIZES)
+        write(args.out, task, made)
+        print(f"{task}: " + ", ".join(f"{part} {len(lines)}" for part, lines in made.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
