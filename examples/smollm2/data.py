@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from . import facts, passages, tasks
+from . import certainty, facts, passages, tasks, wordings
 from .passages import Passage
 from .tasks import Made, Page, Pools
 from .wordings import Split
@@ -53,9 +53,13 @@ def parted(known: Sequence[Passage], unknown: Sequence[Passage]) -> dict[str, li
     return parts
 
 
-def wording_of(part: str) -> Split:
-    """In which wordings a part is put: what stops the training is put as what it trains on."""
-    return "eval" if part == "eval" else "final" if part == "final" else "train"
+def passages_by_part(out: Path) -> dict[str, list[Passage]]:
+    """Those of all sources, fetched if need be."""
+    read = {
+        of: [each for name in names for each in passages.passages(name, out / "packages")]
+        for of, names in SOURCES.items()
+    }
+    return parted(read["train"], read["final"])
 
 
 def about_passages(
@@ -64,11 +68,16 @@ def about_passages(
     """A task's lines by part."""
     made = {}
     for part, some in parts.items():
-        split = wording_of(part)
+        split = wordings.of_part(part)
         pages = [tasks.page(each, split) for each in some]
         rng = random.Random(f"{task} {part}")
         made[part] = ABOUT_PASSAGES[task](pages, Pools(some), split, sizes[part], rng)
     return made
+
+
+def _report(out: Path, task: str, made: dict[str, list[Made]]) -> None:
+    write(out, task, made)
+    print(f"{task}: " + ", ".join(f"{part} {len(lines)}" for part, lines in made.items()))
 
 
 def write(out: Path, task: str, made: dict[str, list[Made]]) -> None:
@@ -95,16 +104,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.out / "packages"
-    read = {
-        of: [each for name in names for each in passages.passages(name, kept)]
-        for of, names in SOURCES.items()
-    }
-    parts = parted(read["train"], read["final"])
+    parts = passages_by_part(args.out)
     for task in ABOUT_PASSAGES:
         made = about_passages(task, parts, SIZES)
-        write(args.out, task, made)
-        print(f"{task}: " + ", ".join(f"{part} {len(lines)}" for part, lines in made.items()))
+        _report(args.out, task, made)
+    if answers := certainty.read(args.out):
+        _report(args.out, "uncertainty", certainty.lines(parts, answers))
     return 0
 
 

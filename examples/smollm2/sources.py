@@ -162,6 +162,13 @@ def tagged(paragraphs: list[str], folder: Path) -> list[list[list[Any]]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# the Factbook writes surnames in capitals: "Nelson MANDELA"
+_SURNAME: Final = re.compile(
+    r"\b((?!The |In |By |After |With |From |Its |An |On |And |For |Under |Since )"
+    r"[A-Z][a-z]{2,} )([A-Z]{4,})\b"
+)
+
+
 def _factbook(root: Path) -> Iterator[list[str]]:
     wanted = {
         "Background",
@@ -180,8 +187,7 @@ def _factbook(root: Path) -> Iterator[list[str]]:
         for part in country.values():
             for name, entry in part.items() if isinstance(part, dict) else ():
                 if name in wanted and isinstance(entry, dict) and "text" in entry:
-                    # surnames in capitals and notes behind semicolons are the Factbook's own way
-                    text = re.sub(r"\b[A-Z]{4,}\b", lambda m: m[0].capitalize(), entry["text"])
+                    text = _SURNAME.sub(lambda m: m[1] + m[2].capitalize(), entry["text"])
                     kept.append(text)
         if kept:
             yield kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -131,13 +131,13 @@ class Made:
     sort: str
     wording: str
     gold: str = ""
+    more: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def notes(self) -> dict[str, str]:
-        """Without the line."""
-        return {
-            "about": self.about, "sort": self.sort, "wording": self.wording, "gold": self.gold,
-        }  # fmt: skip
+    def notes(self) -> dict[str, Any]:
+        """All but the line."""
+        return {"about": self.about, "sort": self.sort, "wording": self.wording,
+                "gold": self.gold, **self.more}  # fmt: skip
 
 
 class Pools:

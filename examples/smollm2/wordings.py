@@ -89,6 +89,11 @@ _ASKED: Final[dict[Split, dict[str, tuple[str, ...]]]] = {
 }
 
 
+def of_part(part: str) -> Split:
+    """In which wordings a part is put: what stops the training is put as what it trains on."""
+    return "eval" if part == "eval" else "final" if part == "final" else "train"
+
+
 @dataclass(frozen=True)
 class Question:
     text: str
