@@ -70,6 +70,11 @@ SHAPES: Final = {
             "attention.scale": 0.015625,
         },
     ),
+    "135m": Shape(
+        "SmolLM2-135M", "llama", 30, 49152,
+        {"rope.freq_base": 100000.0, "attention.layer_norm_rms_epsilon": 1e-5},
+        hidden=576, ff=1536, heads=9, kv_heads=3,
+    ),
     "moe": Shape(
         "Granite-3.1-1B-A400M", "granitemoe", 24, 49152,
         {
@@ -152,7 +157,8 @@ def _fill_base(writer: Any, shape: Shape, quant: str) -> None:
         writer.add_float32(f"{arch}.{key}", value)
 
     ones = np.ones(shape.hidden, dtype=np.float32)
-    _add_blocks(writer, rng, "token_embd.weight", (shape.vocab, shape.hidden), "q6_k")
+    fine = "q8_0" if shape.hidden % 256 else "q6_k"  # whose blocks have 256 values
+    _add_blocks(writer, rng, "token_embd.weight", (shape.vocab, shape.hidden), fine)
     writer.add_tensor("output_norm.weight", ones)
     for layer, name, size in _linears(shape):
         if name == "attn_q":

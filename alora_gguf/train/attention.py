@@ -79,6 +79,7 @@ class Prefix:
         """Logits [n, s - keep, n_vocab] of the tokens `ids` [n, s] after the prefixes, from the one
         at `keep` on; `mask` [n, s] is 0 for padding, on the right. Gradients end at the prefixes.
         """
+        attend(model, NAME)
         before = torch.arange(self.length) >= self.length - self.lengths[:, None]
         token = _prefix.set(self)
         try:
@@ -94,11 +95,19 @@ class Prefix:
             _prefix.reset(token)
 
 
-def use(model: Any) -> None:
-    """Has a transformers model compute its attention here."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
-    model.set_attn_implementation(NAME)
+def attend(model: Any, implementation: str | None = None) -> None:
+    """Has a transformers model compute attention by an `implementation`, ours (NAME) for suffixes;
+    None: transformers' own, for whole conversations.
+    """
+    config = model.config.get_text_config()
+    if implementation is None:  # scaled_dot_product_attention() caps no scores
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
+        implementation = "eager" if capped else "sdpa"
+    if config._attn_implementation != implementation:
+        if implementation == NAME:
+            AttentionInterface.register(NAME, _attention)
+            AttentionMaskInterface.register(NAME, eager_mask)
+        model.set_attn_implementation(implementation)
 
 
 def _attention(

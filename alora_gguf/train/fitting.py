@@ -140,12 +140,13 @@ class Fitting:
                 break
             self._step()
             state.seconds = time.monotonic() - begun
-            if state.step % self._look_every == 0 or state.step == self.steps:
+            looks = state.step % self._look_every == 0 or state.step == self.steps
+            if looks:
                 self._look()
             if state.step >= self.steps:
                 state.over = "epochs"
             report(state, self.steps)
-            if time.monotonic() - noted > _EVERY:
+            if looks or time.monotonic() - noted > _EVERY:
                 self.save()
                 noted = time.monotonic()
         state.seconds = time.monotonic() - begun

@@ -65,6 +65,7 @@ class Prefixes:
         """
         self.model, self.shapes, self.without_adapter = model, tuple(shapes), without_adapter
         self._segments, self._paths = _plan(prefixes)
+        self.n_given = sum(map(len, prefixes))  # tokens, each prefix counted for itself
         self._values = sum(heads * (keys + values) for heads, keys, values in self.shapes)
         self._offsets = self._place(limit // (4 * self._values))
         self._rounds = self._schedule()
@@ -77,11 +78,6 @@ class Prefixes:
     def n_tokens(self) -> int:
         """To compute in all."""
         return sum(len(each.tokens) for each in self._segments)
-
-    @property
-    def n_given(self) -> int:
-        """Of all prefixes, each counted for itself."""
-        return sum(sum(n for _, n in path) for path in self._paths.values())
 
     @property
     def n_kept(self) -> int:

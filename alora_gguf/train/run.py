@@ -23,6 +23,7 @@ from alora_gguf.model import Model
 from alora_gguf.verification import verify
 
 from .adapter import CONTRACT, Adapter, shapes_of
+from .attention import attend
 from .fitting import Fit, Fitting
 from .hf_model import load_model, model_bytes
 from .invocation import choose_invocation, ids_of
@@ -178,6 +179,7 @@ class Run:
         )
 
     def _read(self, ids: torch.Tensor) -> None:
+        attend(self._model)
         with torch.no_grad():
             self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
@@ -201,7 +203,6 @@ class Run:
 
     def _fitting(self, task: Prepared) -> Fitting:
         whole = self._whole(task)
-        _attend(self._model, whole)
         invocation = task.invocation if whole and task.kind == "alora" else ()
         self._adapter = Adapter(self._model, self.base.architecture, self.settings, invocation)
         identity = task.hash(self._identity, self.settings)
@@ -326,17 +327,6 @@ class Run:
         if self.watcher.stopped():
             raise CancelledError("stopped before training began; --resume (resume=True) goes on")
         self.watcher.moved(done, total)
-
-
-def _attend(model: Any, whole: bool) -> None:
-    """Has the base's attention computed in the way that what is trained next needs."""
-    if whole:
-        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-        model.set_attn_implementation("eager" if softcap else "sdpa")
-    else:
-        from .attention import use
-
-        use(model)
 
 
 def _rows(task: Prepared) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from .attention import attend
 from .prefixes import Prefixes, Tokens, padded
 
 WEIGHT_OF_FORCED: Final = 0.1
@@ -59,6 +60,7 @@ def losses(model: Any, prefixes: Prefixes | None, rows: Sequence[Row]) -> Losses
 
 
 def _whole(model: Any, rows: Sequence[Row]) -> Losses:
+    attend(model)
     asked = [len(row.prefix) + len(row.asked) for row in rows]
     ids, mask = padded([(*row.prefix, *row.asked, *row.reply) for row in rows])
     keep = min(asked) - 1

@@ -53,9 +53,15 @@ def train(
     """
     _require_installed()
     settings, watcher = settings or TrainSettings(), watcher or Watcher()
-    prepared = _checked(tasks, overwrite, also_lora, settings)
+    prepared = _checked(tasks, also_lora, settings)
     file = BaseFile.read(base)
-    folder = _folder(prepared[0].out, resume, overwrite)
+    folder = prepared[0].out.with_name(prepared[0].out.name + _SUFFIX)
+    for one in prepared:
+        for path in filter(None, (one.out, one.contract_file)):
+            # what was kept when a training was stopped is its own
+            own = overwrite or (resume and folder.is_dir())
+            check_target(path, overwrite=own, what="adapter or contract")
+    _make_folder(folder, resume, overwrite)
     from .run import Run
 
     with Run(file, folder, settings, watcher) as run:
@@ -78,9 +84,7 @@ def _require_installed() -> None:
         )
 
 
-def _checked(
-    tasks: Sequence[Task], overwrite: bool, also_lora: bool, settings: TrainSettings
-) -> list[Prepared]:
+def _checked(tasks: Sequence[Task], also_lora: bool, settings: TrainSettings) -> list[Prepared]:
     """The tasks with their examples and contracts, and behind each its plain twin if there are to
     be some. Raises what can be found wrong without the base.
     """
@@ -105,9 +109,6 @@ def _checked(
         values = [getattr(one, each) for one in found]
         if twice := [value for i, value in enumerate(values) if value in values[:i]]:
             raise InputError(f"two tasks have the {what} '{twice[0]}'; give each its own")
-    for one in found:
-        for file in filter(None, (one.out, one.contract_file)):
-            check_target(file, overwrite=overwrite, what="adapter or contract")
     return found
 
 
@@ -123,9 +124,8 @@ def _contract(task: Task, name: str, answers: Sequence[object]) -> tuple[str, bo
     return file_in(Path(task.contract)).read_text(encoding="utf-8"), False
 
 
-def _folder(out: Path, resume: bool, overwrite: bool) -> Path:
+def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Where the work is kept until it is done."""
-    folder = out.with_name(out.name + _SUFFIX)
     if folder.exists() and not resume:
         if not overwrite:
             raise InputError(
@@ -133,5 +133,4 @@ def _folder(out: Path, resume: bool, overwrite: bool) -> Path:
                 "(resume=True), or begin anew with --force (overwrite=True)"
             )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    folder.mkdir(exist_ok=True)

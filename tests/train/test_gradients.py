@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from alora_gguf.train.adapter import Adapter, shapes_of
-from alora_gguf.train.attention import use
 from alora_gguf.train.hf_model import load_model
 from alora_gguf.train.prefixes import Prefixes
 from alora_gguf.train.settings import TrainSettings
@@ -51,14 +50,12 @@ def both(
     """PEFT's gradients and ours."""
     torch.set_num_threads(1)
     base: Any = load_model(tiny.gguf)
-    base.set_attn_implementation("eager")
     settings = TrainSettings(targets=targets)
     architecture = base_architecture(tiny)
     peft = Adapter(base, architecture, settings, INVOCATION)
     _started(peft)
     theirs = _gradients(peft, None)
     base = peft.close()
-    use(base)
     shapes = shapes_of(base)
     assert shapes is not None
     prefixes = Prefixes(base, shapes, [row.prefix for row in ROWS], folder, limit=limit)

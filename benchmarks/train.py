@@ -1,0 +1,130 @@
+"""`python -m benchmarks.train`: a training step and an epoch, PEFT's ordinary way against ours.
+
+The base, the batches and the processor are the same; sides take turns. PEFT computes whole
+conversations, forward and backward; ours what comes after their prefixes, whose keys and values
+were computed once. The first epoch's figure has that in it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.train.adapter import Adapter, shapes_of
+from alora_gguf.train.hf_model import load_model
+from alora_gguf.train.prefixes import Prefixes
+from alora_gguf.train.settings import TrainSettings
+from alora_gguf.train.steps import Row, losses
+
+from . import options
+from .measure import timed
+from .models import SHAPES
+from .models import base as made_base
+from .report import machine
+
+SUFFIX: Final = 16  # tokens, of which the invocation is the first part
+INVOCATION: Final = (11, 12, 13, 14)
+
+
+def rows(n: int, prefix: int, n_vocab: int, seed: int) -> list[Row]:
+    """Random conversations of one length, each with another reply."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(100, n_vocab, (n, prefix + SUFFIX), generator=generator).tolist()
+    at = SUFFIX - len(INVOCATION)
+    return [Row(tuple(each[:prefix]), INVOCATION, tuple(each[-at:])) for each in tokens]
+
+
+class Side:
+    """An adapter that is trained on batches, in one of the two ways."""
+
+    def __init__(self, file: BaseFile, settings: TrainSettings, prefixes: bool) -> None:
+        self.base: Any = load_model(file.path)
+        self.prefixes: Prefixes | None = None
+        self.adapter = Adapter(
+            self.base, file.architecture, settings, () if prefixes else INVOCATION
+        )
+        self.optimizer = torch.optim.AdamW(self.adapter.parameters, lr=1e-3)
+
+    def keep(self, batches: Sequence[Sequence[Row]], folder: Path) -> None:
+        """Computes prefixes, once for all epochs."""
+        shapes = shapes_of(self.base)
+        assert shapes is not None
+        wanted = [row.prefix for batch in batches for row in batch]
+        self.prefixes = Prefixes(
+            self.base, shapes, wanted, folder, limit=1 << 40,
+            without_adapter=self.adapter.model.disable_adapter,
+        )  # fmt: skip
+        self.prefixes.open()
+        self.prefixes.compute()
+
+    def step(self, batch: Sequence[Row]) -> float:
+        """Returns the loss."""
+        found = losses(self.adapter.model, self.prefixes, batch)
+        loss = found.total / found.weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = options.parser("benchmarks.train", __doc__)
+    parser.add_argument("base", nargs="?", type=Path, help="a GGUF; by default a random one")
+    options.several(parser, "--prefixes", "250,1000,4000", options.number())
+    parser.add_argument("--batch", type=options.number(), default=2, help="conversations a step")
+    parser.add_argument("--steps", type=options.number(), default=6, help="of an epoch")
+    parser.add_argument("--rounds", type=options.number(), default=3)
+    parser.add_argument("--threads", type=options.number(), default=1)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    file = BaseFile.read(args.base or made_base(SHAPES["135m"]))
+    print(f"{machine()}; torch {torch.__version__} in F32, {args.threads} threads")
+    print(
+        f"{file.path.name}, rank 8 on attention; {args.batch} conversations a step, "
+        f"{SUFFIX} tokens after each prefix, {args.rounds} rounds"
+    )
+    print("prefix  PEFT's step     ours    step  first epoch  losses differ by")
+    for prefix in args.prefixes:
+        print(_line(file, prefix, args), flush=True)
+    return 0
+
+
+def _line(file: BaseFile, prefix: int, args: Any) -> str:
+    settings = TrainSettings()
+    theirs, ours = Side(file, settings, False), Side(file, settings, True)
+    n_vocab = theirs.base.config.get_text_config().vocab_size
+    batches = [rows(args.batch, prefix, n_vocab, seed) for seed in range(args.steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        once = timed(lambda: ours.keep(batches, Path(folder)))
+        seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+        apart = 0.0
+        for turn in range(-1, args.rounds):
+            batch, found = batches[turn % len(batches)], {}
+            sides = [("theirs", theirs), ("ours", ours)]
+            for name, side in sides[:: 1 if turn % 2 else -1]:
+                started = time.perf_counter()
+                found[name] = side.step(batch)
+                if turn >= 0:
+                    seconds[name].append(time.perf_counter() - started)
+            apart = max(apart, abs(found["theirs"] - found["ours"]) / found["theirs"])
+    peft, own = (statistics.median(each) for each in seconds.values())
+    first = args.steps * peft / (once + args.steps * own)
+    return (
+        f"{prefix:>6}  {peft:>9.2f} s  {own:>5.2f} s  {peft / own:>5.0f}x  {first:>10.1f}x  "
+        f"{apart:>16.1e}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,347 @@
+"""train() from end to end on a tiny base: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alora_gguf as ag
+from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, fitting, run, train
+from tests.support.tiny_base import write_hybrid
+
+from .conftest import WriteLines, example
+
+pytestmark = pytest.mark.parity
+
+SETTINGS = TrainSettings(epochs=4, batch=8, rate=2e-2, threads=1, looks=2, patience=0)
+EXAMPLES = [example(i, split="held_out" if i % 5 == 4 else "train") for i in range(60)]
+
+
+class Stopping(Watcher):
+    """Stops, or fails, after so many steps."""
+
+    def __init__(self, at: int, *, dies: bool = False) -> None:
+        self.at, self.dies, self.steps = at, dies, 0
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        if note:
+            self.steps = done
+            if self.dies and done == self.at:
+                raise MemoryError("killed")
+
+    def stopped(self) -> bool:
+        return self.steps >= self.at and not self.dies
+
+
+def trained(base: Path, data: Path, out: Path, **more: Any) -> TrainReport:
+    return train(base, [Task(data=data, out=out)], **{"settings": SETTINGS, **more})[0]
+
+
+def test_an_adapter_comes_of_a_base_and_lines(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    out, peft = tmp_path / "x.gguf", tmp_path / "peft"
+    task = Task(data=lines(EXAMPLES), out=out, peft_out=peft)
+    (report,) = train(base, [task], settings=SETTINGS)
+    assert (report.n_train, report.n_held_out) == (48, 12)
+    assert report.steps == 4 * 6
+    assert report.losses[-1] < 0.5 * report.losses[0]
+    assert report.looks[-1]["loss"] < report.looks[0]["loss"]
+    assert not out.with_name("x.gguf.train").exists()
+
+    assert report.scores is not None
+    adapter, blind = report.scores.rows["adapter"], report.scores.rows["never looking"]
+    assert adapter.figures["accuracy"].value > blind.figures["accuracy"].value
+    json.dumps(report.to_dict())
+    # the runtime's answers are those that training saw
+    assert adapter.figures["accuracy"].value == report.looks[-1]["right"]
+
+    config = json.loads((peft / "adapter_config.json").read_text())
+    assert tuple(config["alora_invocation_tokens"]) == report.invocation
+    contract = (tmp_path / "x.io.yaml").read_text()
+    assert contract == (peft / "io.yaml").read_text() == report.contract
+    with ag.Model(base, adapters={"x": out}) as model:
+        with model.chat(documents=["the rain"], messages=["a xb ?"]) as chat:
+            yes = chat.invoke("x")
+            chat.replace(messages=["a ob ?"])
+            no = chat.invoke("x")
+        assert yes.value["x"] > no.value["x"]
+        assert model.adapter("x").invocation == report.invocation
+
+
+def test_two_tasks_read_what_they_share_once(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    """Each comes out as it does alone."""
+    one, other = EXAMPLES, [{**each, "answer": str(i % 3)} for i, each in enumerate(EXAMPLES)]
+    estimates = []
+
+    class Noting(Watcher):
+        def estimated(self, found: Any) -> None:
+            estimates.append(found)
+
+    files = lines(one, "one.jsonl"), lines(other, "other.jsonl")
+    settings = replace(SETTINGS, epochs=1)
+    tasks = [Task(data=file, out=tmp_path / f"{file.stem}.gguf") for file in files]
+    train(base, tasks, settings=settings, watcher=Noting())
+    trained(base, files[1], tmp_path / "alone" / "other.gguf", settings=settings, watcher=Noting())
+    both, alone = estimates
+    assert both.n_tokens == alone.n_tokens
+    assert both.n_given == 2 * alone.n_given
+    same = [(folder / "other.gguf").read_bytes() for folder in (tmp_path, tmp_path / "alone")]
+    assert same[0] == same[1]
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path) -> None:
+    for name in ("alone", "whole", "again"):
+        (tmp_path / name).mkdir()
+
+
+def test_what_died_goes_on_bit_for_bit(
+    base: Path, lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = lines(EXAMPLES)
+    whole = trained(base, data, tmp_path / "whole" / "x.gguf")
+    again = tmp_path / "again" / "x.gguf"
+    monkeypatch.setattr(fitting, "_EVERY", 0.0)
+    for at in (2, 9):  # before the first look, and after some
+        with pytest.raises(MemoryError):
+            trained(base, data, again, watcher=Stopping(at, dies=True), resume=at > 2)
+        assert not again.exists()
+    torch.rand(3)  # another state of the generator
+    resumed = trained(base, data, again, resume=True)
+    assert resumed.losses == whole.losses
+    assert resumed.looks == whole.looks
+    assert again.read_bytes() == whole.out.read_bytes()
+
+
+def test_a_checkpoint_of_other_lines_is_not_taken_up(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.gguf"
+    trained(base, lines(EXAMPLES), out, watcher=Stopping(12))
+    other = [{**each, "answer": "no" if i % 2 else "yes"} for i, each in enumerate(EXAMPLES)]
+    settings = replace(SETTINGS, epochs=1)
+    resumed = trained(base, lines(other), out, resume=True, overwrite=True, settings=settings)
+    assert resumed.steps == 6
+
+
+def test_stopping_keeps_the_best_so_far(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    out, data = tmp_path / "x.gguf", lines(EXAMPLES)
+    report = trained(base, data, out, watcher=Stopping(12))
+    assert (report.over, report.steps, report.scores) == ("stopped", 12, None)
+    assert 0 < report.best_step <= 12
+    assert ag.AdapterFile.read(out).invocation == report.invocation
+    out.unlink()
+    (tmp_path / "x.io.yaml").unlink()
+    with pytest.raises(ag.InputError, match="is there of a training that did not end"):
+        trained(base, data, out)
+    trained(base, data, out, watcher=Stopping(12), resume=True)
+    whole = trained(base, data, tmp_path / "whole" / "x.gguf")
+    resumed = trained(base, data, out, resume=True)  # over what stopping wrote
+    assert resumed.losses == whole.losses
+    assert out.read_bytes() == whole.out.read_bytes()
+
+
+def test_stopping_before_anything_is_better_writes_nothing(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "x.gguf", lines(EXAMPLES)
+    for at in (0, 1):
+        with pytest.raises(ag.CancelledError, match="--resume"):
+            trained(base, data, out, watcher=Stopping(at), resume=True)
+        assert not out.exists()
+
+
+def test_a_plain_twin_is_trained_beside_it(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=2)
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf")
+    reports = train(base, [task], settings=settings, also_lora=True)
+    assert [each.kind for each in reports] == ["alora", "lora"]
+    assert reports[1].out == tmp_path / "x.lora.gguf"
+    assert reports[1].invocation == ()
+    assert not ag.AdapterFile.read(reports[1].out).invocation
+    assert reports[1].losses[-1] < reports[1].losses[0]
+
+
+def test_texts_are_learned_without_a_schema(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    said = [{**each, "answer": f"the {i}"} for i, each in enumerate(EXAMPLES)]
+    report = trained(base, lines(said), tmp_path / "x.gguf", settings=replace(SETTINGS, epochs=1))
+    assert "response_format: null" in report.contract
+    assert report.scores is not None
+    assert report.scores.kind == "text"
+
+
+def test_bfloat16_learns_alike(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    data = lines(EXAMPLES)
+    exact, rough = (
+        trained(base, data, tmp_path / folder / "x.gguf", settings=replace(SETTINGS, dtype=dtype))
+        for folder, dtype in (("whole", "float32"), ("again", "bfloat16"))
+    )
+    assert rough.looks[-1]["loss"] == pytest.approx(exact.looks[-1]["loss"], rel=0.1)
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def test_the_invocation_must_not_occur_in_the_data(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", invocation="the rain")
+    with pytest.raises(ag.InputError, match=r"line \d+: the invocation 'the rain' occurs in"):
+        train(base, [task], settings=SETTINGS)
+
+
+def test_an_answer_that_the_contract_excludes_is_named(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    contract = tmp_path / "io.yaml"
+    contract.write_text(
+        "model: ~\ntransformations: ~\nresponse_format: |\n"
+        '  {"type": "object", "properties": {"x": {"type": "string", "enum": ["yes", "so"]}},\n'
+        '   "required": ["x"], "additionalProperties": false}\n'
+    )
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", contract=contract)
+    with pytest.raises(ag.InputError, match=r'x.jsonl: line 2: the answer {"x": "no"} does not'):
+        train(base, [task], settings=SETTINGS)
+
+
+def test_nothing_starts_where_files_are_in_the_way(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    data, out = lines(EXAMPLES), tmp_path / "x.gguf"
+    for name in ("x.gguf", "x.io.yaml"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ag.InputError, match="exists"):
+            trained(base, data, out)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    with pytest.raises(ag.InputError, match="two tasks have the name 'x'"):
+        train(base, [Task(data=data, out=out), Task(data=data, out=tmp_path / "y" / "x.gguf")])
+    with pytest.raises(ag.InputError, match="cannot be an adapter's name"):
+        trained(base, data, tmp_path / "-x.gguf")
+    with pytest.raises(ag.InputError, match="no tasks"):
+        train(base, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"targets": "ffn_nothing"}, "the base has no 'ffn_nothing'; it has attn_k, "),
+        ({"targets": ["attn_q", "lm_head"]}, "the base has no 'lm_head'"),
+    ],
+)
+def test_targets_that_the_base_has_not(
+    base: Path, lines: WriteLines, tmp_path: Path, changes: Any, problem: str
+) -> None:
+    with pytest.raises(ag.InputError, match=problem):
+        trained(base, lines(EXAMPLES), tmp_path / "x.gguf", settings=replace(SETTINGS, **changes))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"epochs": 0},
+        {"rate": 0.0},
+        {"rate": float("nan")},
+        {"alpha": -1},
+        {"dtype": 1},
+    ],
+)
+def test_settings_out_of_range(wrong: Any) -> None:
+    with pytest.raises(ag.InputError, match=next(iter(wrong))):
+        TrainSettings(**wrong)
+
+
+def test_a_family_that_cannot_be_trained(lines: WriteLines, tmp_path: Path) -> None:
+    jamba = write_hybrid(tmp_path / "jamba.gguf", text=True)
+    with pytest.raises(ag.AloraError, match="jamba"):
+        trained(jamba, lines(EXAMPLES), tmp_path / "x.gguf")
+
+
+def test_too_little_memory_is_said_before_loading(
+    base: Path, lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "machine_memory", lambda: 1 << 20)
+    with pytest.raises(ag.ModelError, match="GB of memory"):
+        trained(base, lines(EXAMPLES), tmp_path / "x.gguf")
+
+
+def test_what_is_not_installed_is_named(
+    base: Path, lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "peft" else found(name)
+    )
+    with pytest.raises(
+        ag.InputError, match=r"peft is not installed: pip install 'alora-gguf\[train"
+    ):
+        trained(base, lines(EXAMPLES), tmp_path / "x.gguf")
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def command(base: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "alora_gguf", "train", str(base), *map(str, arguments)]
+    return subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not file.is_file():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_command_killed_and_resumed(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    """Killed in earnest, and ended by Ctrl-C: in the end the file is what it would have been."""
+    data, out = lines(EXAMPLES), tmp_path / "x.gguf"
+    options = ["-o", out, "-t", "1", "--epochs", "200", "--rate", "0.02", "--patience", "0"]
+    checkpoint = tmp_path / "x.gguf.train" / "x.safetensors"
+    process = command(base, data, *options)
+    wait_for(checkpoint, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    time_of = checkpoint.stat().st_mtime_ns
+
+    process = command(base, data, *options, "--resume")
+    while checkpoint.stat().st_mtime_ns == time_of:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted" in said
+    assert out.exists()
+
+    shutil.rmtree(tmp_path / "x.gguf.train")
+    out.unlink()
+    (tmp_path / "x.io.yaml").unlink()
+    process = command(base, data, "-o", out, "-t", "1", "--epochs", "2", "--rate", "0.02", "--json")
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    (report,) = json.loads(said)
+    assert report["name"] == "x"
+    assert report["scores"]["rows"]["adapter"]["figures"]["accuracy"]["value"] > 0.5
