@@ -12,6 +12,7 @@
 #   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
+#   make smollm2-eval   measure the intrinsics on SmolLM2
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS, BACKENDS
 # (of test-backends, for instance vulkan).
@@ -50,7 +51,7 @@ native_sources := $(shell find native/include native/src native/patches -type f)
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity check test lint house \
+.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-eval check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
 	test-clients test-page test-peers bench docs format clean
 help:
@@ -112,6 +113,12 @@ demo-eval: setup-checks
 demo-parity: setup-checks
 	@$(BIN)/python -m examples.demo_model.parity
 	@$(BIN)/python -m examples.demo_model.report
+
+# the real model's: five intrinsics on SmolLM2, hours; goes on where it was stopped
+smollm2-eval: setup-checks
+	@test -d build/smollm2/data || $(BIN)/python -m examples.smollm2.data build/smollm2/data
+	@$(BIN)/python -m examples.smollm2.evaluate build/smollm2/data
+	@$(BIN)/python -m examples.smollm2.report
 
 bench: setup
 	@$(BIN)/python -m benchmarks

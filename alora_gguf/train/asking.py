@@ -100,9 +100,13 @@ class Asking(ABC):
         return [*others, Message("user", f"{last.content}\n\n{text}")]
 
 
-def asking(model: ag.Model, name: str, question: str | None, examples: Sequence[Example]) -> Asking:
-    """How the adapter's contract is asked. Raises UnknownAdapterError, ContractError."""
-    longest = max(len(_text(each.answer)) for each in examples)
+def asking(
+    model: ag.Model, name: str, question: str | None = None, examples: Sequence[Example] = ()
+) -> Asking:
+    """How the adapter's contract is asked; where it sets no limit, the base may say half as much
+    again as the longest answer of `examples`. Raises UnknownAdapterError, ContractError.
+    """
+    longest = max((len(_text(each.answer)) for each in examples), default=0)
     contract = model.contract(name)
     if contract.choices or contract.needs_logprobs:
         return Deciding(model, name, question, longest)

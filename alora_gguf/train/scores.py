@@ -132,8 +132,22 @@ def score(
         if not given:
             raise InputError(f"there are no {what}; give at least one")
     asked = asking(model, name, question, [*examples, *training])
+    for each in (*examples, *training, *shots):
+        asked.right(each)
+    return scored(asked, examples, _ask_all(asked, examples, shots, progress, cancel), training)
+
+
+def scored(
+    asked: Asking,
+    examples: Sequence[Example],
+    answers: Mapping[str, Sequence[Said]],
+    training: Sequence[Example],
+) -> Scores:
+    """What `answers` to the examples are worth, by system, "adapter" among them; by "" what it took
+    to read the conversations. Raises InputError as score() does.
+    """
     right = [asked.right(each) for each in examples]
-    said = _ask_all(model, asked, examples, shots, progress, cancel)
+    said = {system: tuple(each) for system, each in answers.items()}
     read = said.pop("")
     common = _commonest([asked.right(each) for each in training])
     if isinstance(asked, Deciding):
@@ -146,7 +160,7 @@ def score(
         said[SAME] = tuple(Said(each.messages[-1].content) for each in examples)
     measured = {system: _measures(asked, right, each) for system, each in said.items()}
     return Scores(
-        name,
+        asked.name,
         asked.kind,
         len(examples),
         asked.names if isinstance(asked, Deciding) else (),
@@ -161,7 +175,6 @@ def score(
 
 
 def _ask_all(
-    model: ag.Model,
     asked: Asking,
     examples: Sequence[Example],
     shots: Sequence[Example],
@@ -169,13 +182,14 @@ def _ask_all(
     cancel: ag.CancelToken | None,
 ) -> dict[str, tuple[Said, ...]]:
     """All answers by system; by "" what it took to read the conversations."""
+    model = asked.model
     few = f"{BASE}, {len(shots)} example{'s' * (len(shots) != 1)}"
     systems = ["", ADAPTER, BASE, *([few] if shots else [])]
     found: dict[str, dict[int, Said]] = {system: {} for system in systems}
     passes = [False, *([True] if shots else [])]
     done, total = 0, len(passes) * len(examples)
     for with_shots in passes:
-        for i in _neighbours(examples):
+        for i in neighbours(examples):
             example = examples[i]
             try:
                 if with_shots:
@@ -196,7 +210,7 @@ def _ask_all(
     return {system: tuple(each[i] for i in range(len(examples))) for system, each in found.items()}
 
 
-def _neighbours(examples: Sequence[Example]) -> list[int]:
+def neighbours(examples: Sequence[Example]) -> list[int]:
     """The examples in an order in which those that begin alike stand together, so that the cache
     still holds what they share.
     """

@@ -21,8 +21,8 @@ from . import chart, tables
 from .runtime import EXAMPLE, ROOT
 from .tables import Results
 
-BEGIN: Final = "<!-- demo-results:begin -->"
-END: Final = "<!-- demo-results:end -->"
+MARK: Final = "demo-results"
+BEGIN, END = (f"<!-- {MARK}:{end} -->" for end in ("begin", "end"))
 
 
 @dataclass(frozen=True)
@@ -51,35 +51,40 @@ def main(argv: Sequence[str] | None = None, places: Places | None = None) -> int
     except (AloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    problems = other_files(results.found, places.results, places.root, "make demo-eval")
+    if parity is not None:
+        problems += other_files(parity, places.parity, places.root, "make demo-parity")
+    return publish(wanted, problems, check=chosen.check, program=parser.prog)
+
+
+def publish(wanted: dict[Path, str], problems: list[str], *, check: bool, program: str) -> int:
+    """Writes the pages that say something else than is `wanted`; or, to `check`, tells which those
+    are, and other `problems`: 1 if there are any.
+    """
     stale = [
         path
         for path, text in wanted.items()
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
-    if chosen.check:
-        problems = [
-            f"{path} differs from {places.results.name}; run `python -m examples.demo_model.report`"
-            for path in stale
-        ]
-        problems += other_files(results.found, places.results, places.root, "make demo-eval")
-        if parity is not None:
-            problems += other_files(parity, places.parity, places.root, "make demo-parity")
-        for problem in problems:
+    if check:
+        told = [f"{path} differs from results.json; run `{program}`" for path in stale]
+        for problem in (*told, *problems):
             print(problem, file=sys.stderr)
-        return 1 if problems else 0
+        return 1 if stale or problems else 0
     for path in stale:
         path.write_text(wanted[path], encoding="utf-8", newline="\n")
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
-def with_section(page: str, section: str, name: str = "README.md") -> str:
+def with_section(page: str, section: str, name: str = "README.md", mark: str = MARK) -> str:
     """The page with `section` between its markers. Raises FileFormatError if it lacks them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise FileFormatError(f"{name}: lacks the markers {BEGIN} and {END}, in this order")
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+        raise FileFormatError(f"{name}: lacks the markers {first} and {last}, in this order")
+    return f"{before}{first}\n{section}\n{last}{after}"
 
 
 def other_files(record: dict[str, Any], path: Path, root: Path, way_out: str) -> list[str]:

@@ -29,8 +29,18 @@ FIGURES: Final = {
     "mae": "mean absolute error",
     "ece": "calibration error",
     "auroc": "AUROC",
+    "macro_f1": "macro F1",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "token_f1": "token F1",
 }
-_PLAIN: Final = ("mae", "ece", "auroc")  # not shares of examples: shown as they are, not in percent
+_PLAIN: Final = (
+    "mae",
+    "ece",
+    "auroc",
+    "brier",
+    "log_loss",
+)  # not shares of examples: shown as they are, not in percent
 _SIDES: Final = ("alora", "lora", "base", "blind")
 
 
@@ -180,7 +190,7 @@ def _comparison(results: Results) -> Iterator[str]:
                     cells[-1] += _unreadable(rows[side])
                 if side == "lora":
                     gap = rows["alora"]["minus_lora"]
-                    cells.append(_gap(name, gap) if name == HEADLINE[task] else "")
+                    cells.append(gap_text(name, gap) if name == HEADLINE[task] else "")
             yield f"| {' | '.join(cells)} |"
 
 
@@ -190,7 +200,8 @@ def _unreadable(row: dict[str, Any]) -> str:
     return f"; {100 * row['unreadable'] / row['n']:.1f} % unreadable"
 
 
-def _gap(name: str, gap: dict[str, float]) -> str:
+def gap_text(name: str, gap: dict[str, float]) -> str:
+    """A difference of two figures of a name, with its interval."""
     if name in _PLAIN:
         return f"{gap['value']:+.3f} ({gap['low']:+.3f} .. {gap['high']:+.3f})"
     value, low, high = (100 * gap[key] for key in ("value", "low", "high"))

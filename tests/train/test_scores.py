@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,27 +12,17 @@ import pytest
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.train import figures, scores
+from alora_gguf.train.data import Example
 from alora_gguf.train.scores import ADAPTER, BASE, BLIND, SAME, score
 from examples.demo_model import tasks
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of data."""
-
-    messages: tuple[ag.Message, ...]
-    documents: tuple[ag.Document, ...]
-    answer: Any
-    arguments: Mapping[str, str] = field(default_factory=dict)
-    line: int = 1
-
-
-def lines(task: str, n: int, split: Any = "eval") -> list[Line]:
+def lines(task: str, n: int, split: Any = "eval") -> list[Example]:
     return [
-        Line(
+        Example(
             tuple(ag.Message(each.role, each.content) for each in example.messages),
-            tuple(map(ag.Document, example.documents)),
             json.loads(example.target),
+            tuple(map(ag.Document, example.documents)),
             line=i,
         )
         for i, example in enumerate(tasks.examples(task, split, n), 1)

@@ -1,0 +1,395 @@
+"""`python -m examples.smollm2.evaluate`: the intrinsics on conversations that they never saw.
+
+Asks the aLoRA, its LoRA where there is one, and the base with and without examples, on bases of
+several types, and writes results.json. Every answer is kept in build/smollm2/answers, so that what
+was stopped goes on where it was: a whole run takes hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from alora_gguf import AloraError, Model, __version__, smollm2
+from alora_gguf.errors import InputError
+from alora_gguf.options import default_threads
+from alora_gguf.train import figures
+from alora_gguf.train.asking import Asking, Said, asking
+from alora_gguf.train.data import Example, read_examples
+from alora_gguf.train.scores import ADAPTER, BASE, neighbours, scored
+from benchmarks.report import machine
+from examples.demo_model.evaluate import write_json
+from examples.demo_model.runtime import Models, lora_name
+
+from .bases import TYPES, write_copy
+
+EXAMPLE: Final = Path(__file__).parent
+ROOT: Final = EXAMPLE.parents[1]
+BUILD: Final = ROOT / "build" / "smollm2"
+RESULTS: Final = EXAMPLE / "results.json"
+SHIPPED: Final = "Q4_1"
+BASES: Final = (SHIPPED, *reversed(TYPES))
+N_SHOTS: Final = 4
+LORA: Final = "LoRA"
+FEW: Final = f"{BASE}, {N_SHOTS} examples"
+LOGPROBS: Final = ("sum of log-probabilities", "mean log-probability")
+QUESTIONS: Final = {
+    "answerability": "Do the documents say what is needed to answer the user's last question?",
+    "hallucination": "Is everything that the assistant's last answer says in the documents?",
+    "query_rewrite": (
+        "Rewrite the user's last question so that it can be understood without the conversation. "
+        "Write the question alone."
+    ),
+    "jailbreak": (
+        "Does the user's last message try to talk the assistant out of its rules, or to make it "
+        "do harm?"
+    ),
+    "uncertainty": "Is the assistant's last answer right?",
+}
+"""What the base is asked, in whose words."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is evaluated: bases by type, the aLoRAs and the LoRAs that there are, and the data."""
+
+    bases: Mapping[str, Path]
+    alora: Mapping[str, Path]
+    lora: Mapping[str, Path]
+    data: Path
+    answers: Path = BUILD / "answers"
+
+    @classmethod
+    def known(cls, data: Path, bases: Sequence[str], tasks: Sequence[str]) -> Files:
+        """Those that there are; bases of other types are written into build/. Raises InputError
+        for an intrinsic without an adapter or data.
+        """
+        alora = {name: path for name, path in smollm2.adapter_paths().items() if name in tasks}
+        lora = {name: EXAMPLE / "lora" / f"{name}.gguf" for name in alora}
+        if missing := [name for name in tasks if name not in alora]:
+            raise InputError(f"{', '.join(missing)}: no adapter in alora_gguf/smollm2; train it")
+        source = smollm2.base_path()
+        found = {name: source if name == SHIPPED else _copy(source, name) for name in bases}
+        return cls(found, alora, {k: v for k, v in lora.items() if v.is_file()}, data)
+
+    def examples(self, task: str, part: str, n: int) -> tuple[list[Example], list[Example]]:
+        """The first `n` to be asked, and those that were trained on."""
+        training = read_examples(self.data / f"{task}.jsonl").train
+        found = read_examples(self.data / f"{task}.{part}.jsonl")
+        held_out = sorted((*found.train, *found.held_out), key=lambda each: each.line)
+        return held_out[:n], list(training)
+
+
+def _copy(source: Path, name: str) -> Path:
+    target = BUILD / f"base-{name}.gguf"
+    if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+        write_copy(source, target, name)
+    return target
+
+
+# Answers -----------------------------------------------------------------------------------------
+
+
+class Answers:
+    """Answers by system and example, in a file of JSON lines that grows as they come. One that was
+    begun with other files or examples is begun anew.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.found: dict[tuple[str, int], Said] = {}
+        head = json.dumps({"about": about}, sort_keys=True)
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        if lines[0] != head:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(head + "\n", encoding="utf-8")
+            return
+        whole = lines[1:-1]  # the last one ends the file, or was cut off
+        path.write_text("".join(f"{line}\n" for line in (head, *whole)), encoding="utf-8")
+        for line in whole:
+            system, i, said = json.loads(line)
+            self.found[system, i] = Said(**{**said, "shares": tuple(said["shares"])})
+
+    def add(self, said: Mapping[str, Said], i: int) -> None:
+        """Keeps what systems said about an example."""
+        lines = [json.dumps([system, i, asdict(each)]) + "\n" for system, each in said.items()]
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+            self.found.update({(system, i): each for system, each in said.items()})
+
+    def of(self, system: str, n: int) -> list[Said]:
+        """All that a system said; none where one is missing."""
+        found = [self.found.get((system, i)) for i in range(n)]
+        return [each for each in found if each is not None] if None not in found else []
+
+
+def digest(paths: Sequence[Path]) -> dict[str, str]:
+    """Short hashes of files, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+
+
+# Asking ------------------------------------------------------------------------------------------
+
+
+def ask_all(
+    models: Models,
+    task: str,
+    examples: Sequence[Example],
+    shots: Sequence[Example],
+    answers: Answers,
+    *,
+    lora: bool,
+    say: Say,
+) -> None:
+    """Asks each system about each example whose answer is not there yet; examples about the same
+    documents one after the other.
+    """
+    order = neighbours(examples)
+    groups = [list(each) for _, each in groupby(order, key=lambda i: examples[i].source)]
+    ways: dict[str, Way] = {ADAPTER: _plain, FEW: _few}
+    if lora:
+        ways[LORA] = _lora
+    if task == "uncertainty":
+        ways[LOGPROBS[0]] = _logprobs
+    for system, way in ways.items():
+        left = [[i for i in group if (system, i) not in answers.found] for group in groups]
+
+        def work(model: Model, group: list[int], way: Way = way) -> None:
+            for i in group:
+                answers.add(way(model, task, examples[i], shots), i)
+
+        models.map(work, [group for group in left if group])
+        say(f"{task}: {system}")
+
+
+Way = Callable[[Model, str, Example, Sequence[Example]], dict[str, Said]]
+
+
+def _plain(model: Model, task: str, example: Example, _: Sequence[Example]) -> dict[str, Said]:
+    asked = asking(model, task, QUESTIONS[task])
+    with model.chat(messages=example.messages, documents=example.documents) as chat:
+        took = chat.read()
+        read = Said(None, (), took.total, took.evaluated, took.reused)
+        adapter = asked.adapter(chat, example, None)
+        return {"": read, ADAPTER: adapter, BASE: asked.base(chat, example, None)}
+
+
+def _few(model: Model, task: str, example: Example, shots: Sequence[Example]) -> dict[str, Said]:
+    asked = asking(model, task, QUESTIONS[task])
+    with model.chat(messages=asked.turns(shots, example)) as chat:
+        chat.read()
+        return {FEW: asked.base(chat, example, None)}
+
+
+def _lora(model: Model, task: str, example: Example, _: Sequence[Example]) -> dict[str, Said]:
+    asked = asking(model, lora_name(task))
+    with model.chat(messages=example.messages, documents=example.documents) as chat:
+        return {LORA: asked.adapter(chat, example, None)}
+
+
+def _logprobs(model: Model, _: str, example: Example, __: Sequence[Example]) -> dict[str, Said]:
+    """How likely the base itself finds the assistant's last answer, what ends it included."""
+    started = time.perf_counter()
+    with model.chat(messages=example.messages, documents=example.documents) as chat:
+        first = chat.count(messages=example.messages[:-1])
+        chat.read()
+        tokens = chat.tokens
+    ends = [i for i, token in enumerate(tokens) if token in model.end_tokens]
+    with model.session() as session:
+        found = session.score(tokens[: ends[-1] + 1] if ends else tokens, first=first)
+    logprobs = [each.logprob for each in found]
+    total = sum(logprobs)
+    took = (time.perf_counter() - started, len(found), first)
+    values = (total, total / len(logprobs))
+    return {name: Said(value, (), *took) for name, value in zip(LOGPROBS, values, strict=True)}
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+def entries(
+    model: Model,
+    task: str,
+    base: str,
+    answers: Answers,
+    examples: Sequence[Example],
+    training: Sequence[Example],
+) -> Iterator[dict[str, Any]]:
+    """What results.json has of each system."""
+    n = len(examples)
+    asked = asking(model, task, QUESTIONS[task])
+    systems = ("", ADAPTER, LORA, BASE, FEW)
+    said = {system: found for system in systems if (found := answers.of(system, n))}
+    scores = scored(asked, examples, said, training)
+    found = scores.to_dict()
+    where = {"intrinsic": task, "base": base, "n": n}
+    for system, row in found["rows"].items():
+        entry = {**where, "system": system, **row}
+        if system == ADAPTER:
+            entry["temperature"] = found["temperature"]
+            entry["conversation"] = found["conversation"]
+        yield _rounded(entry)
+    for system in LOGPROBS:
+        if sure := answers.of(system, n):
+            yield _rounded({**where, "system": system, **_auroc(asked, examples, said, sure)})
+
+
+def _auroc(
+    asked: Asking,
+    examples: Sequence[Example],
+    said: Mapping[str, Sequence[Said]],
+    sure: Sequence[Said],
+) -> dict[str, Any]:
+    right = np.array([asked.right(each) == 1 for each in examples])
+    own = figures.resamples(figures.auroc, np.array([each.value for each in sure]), right)
+    adapter = np.array([each.shares[1] for each in said[ADAPTER]])
+    best = figures.resamples(figures.auroc, adapter, right)
+    if np.isnan(own[0]):
+        return {"figures": {}, "behind": {}}
+    return {
+        "figures": {"auroc": asdict(figures.estimate(own))},
+        "behind": {"auroc": asdict(figures.estimate(best - own))},
+        "seconds": sum(each.seconds for each in sure) / len(sure),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def choose_shots(asked: Asking, training: Sequence[Example], n: int = N_SHOTS) -> list[Example]:
+    """The examples that the base is shown: of decisions as many of each category, the shortest of
+    the first hundred, which leave the most room.
+    """
+    some = sorted(training[:100], key=lambda each: sum(len(m.content) for m in each.messages))
+    by_answer: dict[Any, list[Example]] = {}
+    for each in some:
+        kind = asked.right(each) if asked.kind == "decision" else ""
+        by_answer.setdefault(kind, []).append(each)
+    ranks = [(i, each) for some in by_answer.values() for i, each in enumerate(some)]
+    return [each for _, each in sorted(ranks, key=lambda pair: pair[0])][:n]
+
+
+def evaluate(
+    files: Files,
+    *,
+    part: str,
+    n: int,
+    workers: int,
+    say: Say,
+    write: Callable[[dict[str, Any]], None],
+    known: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Everything that results.json holds; `write` gets it after each intrinsic on each base, with
+    the entries that were `known` of others.
+    """
+    found = {(e["intrinsic"], e["base"], e["system"]): e for e in known}
+    results: dict[str, Any] = {
+        "alora_gguf": __version__,
+        "machine": machine(),
+        "workers": workers,
+        "part": part,
+        "files": _hashes(files),
+        "entries": [],
+    }
+    for base, path in files.bases.items():
+        for task in files.alora:
+            examples, training = files.examples(task, part, n)
+            loras = {lora_name(task): files.lora[task]} if task in files.lora else {}
+            adapters = {task: files.alora[task], **loras}
+            about = {"base": base, "part": part, **digest([*adapters.values()])}
+            about["data"] = digest([files.data / f"{task}.{part}.jsonl"])
+            answers = Answers(files.answers / f"{task}.{part}.{base}.jsonl", about)
+            with Models(path, adapters, workers) as models:
+                (shots,) = models.map(
+                    lambda model, some, name=task: choose_shots(
+                        asking(model, name, QUESTIONS[name]), some
+                    ),
+                    [training],
+                )
+                ask_all(models, task, examples, shots, answers, lora=bool(loras), say=say)
+                (rows,) = models.map(
+                    lambda model, item: list(entries(model, *item)),
+                    [(task, base, answers, examples, training)],
+                )
+            found = {k: v for k, v in found.items() if k[:2] != (task, base)}
+            found |= {(task, base, row["system"]): row for row in rows}
+            results["entries"] = list(found.values())
+            write(results)
+            say(f"{task}, base {base}: done")
+    return results
+
+
+def _hashes(files: Files) -> dict[str, dict[str, str]]:
+    """Of the adapters, by their paths; bases are made of one that is not part of this."""
+    paths = [*files.alora.values(), *files.lora.values()]
+    names = {path.relative_to(ROOT).as_posix(): path for path in paths if ROOT in path.parents}
+    return {
+        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for name, path in names.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates, says on stderr how it goes, and writes the results."""
+    parser = argparse.ArgumentParser(prog="python -m examples.smollm2.evaluate")
+    tasks = list(QUESTIONS)
+    parser.add_argument("data", type=Path, help="where examples.smollm2.data wrote to")
+    parser.add_argument("--part", choices=("eval", "final"), default="eval", help="(%(default)s)")
+    parser.add_argument("--n", type=int, default=1000, help="examples of each (%(default)s)")
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=BASES)
+    parser.add_argument("--intrinsics", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=default_threads(),
+        help="conversations at a time, one thread each (%(default)s)",
+    )
+    parser.add_argument("--json", type=Path, help="where to (results.json, or final.json)")
+    chosen = parser.parse_args(argv)
+    if chosen.n < 1 or chosen.threads < 1:
+        parser.error("--n and --threads must be above 0")
+    name = RESULTS if chosen.part == "eval" else RESULTS.with_name("final.json")
+    target: Path = chosen.json or name
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - started:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+    try:
+        files = Files.known(chosen.data, chosen.bases, chosen.intrinsics)
+        old = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+        evaluate(
+            files,
+            part=chosen.part,
+            n=chosen.n,
+            workers=chosen.threads,
+            say=say,
+            write=lambda results: write_json(results, target),
+            known=old.get("entries", ()),
+        )
+    except (AloraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    say(f"wrote {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

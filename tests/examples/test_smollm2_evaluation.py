@@ -1,0 +1,171 @@
+"""The real intrinsics' evaluation and its report, on the demo's model in their place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import alora_gguf as ag
+from alora_gguf import demo
+from alora_gguf.gguf.base import BaseFile
+from examples.demo_model import runtime, tasks
+from examples.smollm2 import bases, evaluate, report
+from examples.smollm2.evaluate import FEW, LORA, Answers, Files
+from tests.support import tiny_base
+
+TASK = "jailbreak"
+
+
+def write_data(folder: Path) -> None:
+    """Conversations as examples.smollm2.data writes them."""
+    rows = []
+    for part, split in (("eval", None), ("train", "train")):
+        for i, each in enumerate(tasks.examples(TASK, part, 3)):  # type: ignore[arg-type]
+            messages = [{"role": m.role, "content": m.content} for m in each.messages[-1:]]
+            row = {
+                "messages": messages,
+                "documents": [f"{i}. {each.documents[0]}"],
+                "answer": json.loads(each.target),
+            }
+            rows.append({**row, "split": split} if split else row)
+    rows[-1]["split"] = "held_out"
+    files = {f"{TASK}.eval.jsonl": rows[:3], f"{TASK}.jsonl": rows[3:]}
+    for name, some in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in some)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_data(folder)
+    return Files(
+        {"Q8_0": demo.base_path()},
+        {TASK: demo.adapter_paths()[TASK]},
+        {TASK: runtime.EXAMPLE / "lora" / f"{TASK}.gguf"},
+        folder,
+        folder / "answers",
+    )
+
+
+def run(files: Files, **more: Any) -> tuple[dict[str, Any], list[str]]:
+    said: list[str] = []
+    results = evaluate.evaluate(
+        files, part="eval", n=3, workers=1, say=said.append, write=lambda _: None, **more
+    )
+    return results, said
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [{"intrinsic": "uncertainty", "base": "Q8_0", "system": "adapter"}]
+    results, said = run(files, known=others)
+    assert results["entries"][0] == others[0]
+    entries = {each["system"]: each for each in results["entries"][1:]}
+    assert list(entries) == ["adapter", LORA, "base", FEW, "never looking"]
+    assert said[-1] == "jailbreak, base Q8_0: done"
+    assert entries["adapter"]["figures"]["accuracy"]["value"] > 0.6
+    assert entries[LORA]["behind"].keys() == entries[LORA]["figures"].keys()
+    assert entries["adapter"]["read"] < 10 < entries[LORA]["read"]
+    assert json.loads(json.dumps(results)) == results
+    results["entries"] = results["entries"][1:]
+    check_report(results, files.data)
+
+    (file,) = files.answers.iterdir()
+    lines = file.read_text(encoding="utf-8").split("\n")
+    file.write_text("\n".join(lines[:-3]) + '\n["adap', encoding="utf-8")  # killed while it wrote
+    asked: list[str] = []
+    decide = ag.Chat.decide
+    monkeypatch.setattr(
+        ag.Chat,
+        "decide",
+        lambda chat, questions, **how: asked.extend(questions) or decide(chat, questions, **how),
+    )
+    again, _ = run(files)
+    assert len(asked) == 2
+    times = ("seconds", "read", "reused")
+    for old, new in zip(results["entries"], again["entries"], strict=True):
+        assert {k: v for k, v in new.items() if k not in times} == {
+            k: pytest.approx(v) if isinstance(v, float) else v
+            for k, v in old.items()
+            if k not in times
+        }
+
+
+def check_report(results: dict[str, Any], folder: Path) -> None:
+    """The tables are written into the page, and checked there."""
+    marks = "<!-- smollm2-results:begin -->\n{}\n<!-- smollm2-results:end -->\n"
+    (folder / "README.md").write_text(marks.format("old"), encoding="utf-8")
+    assert report.main([], folder) == 1  # without results
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert report.main(["--check"], folder) == 1
+    assert report.main([], folder) == report.main(["--check"], folder) == 0
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| **jailbreak**, accuracy | aLoRA | " in page
+    assert "|  | base, 4 examples | " in page
+    assert "| jailbreak | accuracy | 100.0 % (" in page
+
+
+def test_answers_of_other_files_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    said = evaluate.Said(1, (0.25, 0.75), 0.5, 3, 4)
+    Answers(path, {"base": "F16"}).add({"adapter": said}, 0)
+    assert Answers(path, {"base": "F16"}).of("adapter", 1) == [said]
+    assert Answers(path, {"base": "F16"}).of("adapter", 2) == []
+    assert Answers(path, {"base": "Q8_0"}).of("adapter", 1) == []
+
+
+def test_an_answers_log_probability_is_that_of_its_own_tokens() -> None:
+    (example,) = evaluate_examples("uncertainty", 1)
+    with runtime.open_model(demo.base_path(), {}, 1) as model:
+        found = evaluate._logprobs(model, "uncertainty", example, ())
+        text = example.messages[-1].content
+        n = len(model.tokenize(text)) + 1  # and what ends it
+    total, mean = (found[name].value for name in evaluate.LOGPROBS)
+    assert found[evaluate.LOGPROBS[0]].read == n
+    assert total < 0
+    assert mean == pytest.approx(total / n)
+
+
+def evaluate_examples(task: str, n: int) -> list[evaluate.Example]:
+    return [
+        evaluate.Example(
+            tuple(ag.Message(m.role, m.content) for m in each.messages),
+            json.loads(each.target),
+            tuple(map(ag.Document, each.documents)),
+        )
+        for each in tasks.examples(task, "eval", n)
+    ]
+
+
+def test_shots_are_short_and_of_each_category() -> None:
+    with runtime.open_model(demo.base_path(), {TASK: demo.adapter_paths()[TASK]}, 1) as model:
+        asked = evaluate.asking(model, TASK)
+        shots = evaluate.choose_shots(asked, evaluate_examples(TASK, 20))
+        assert sorted(asked.right(each) for each in shots) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0"])
+def test_a_copy_of_the_base_has_the_same_weights_in_another_type(tmp_path: Path, name: str) -> None:
+    source = tiny_base.write_base(tmp_path / "base.gguf")
+    bases.write_copy(source, tmp_path / "new" / "copy.gguf", name)
+    old, new = BaseFile.read(source), BaseFile.read(tmp_path / "new" / "copy.gguf")
+    assert new.tensors.keys() == old.tensors.keys()
+    assert {each.type_name for each in new.tensors.values()} == {name, "F32"}
+    assert new.chat_template == old.chat_template
+    with (
+        ag.Model(source, n_ctx=64, n_threads=1) as a,
+        ag.Model(tmp_path / "new" / "copy.gguf", n_ctx=64, n_threads=1) as b,
+    ):
+        rows = []
+        for model in (a, b):
+            with model.session() as session:
+                found = session.score(model.tokenize("Hello there"))
+                rows.append(np.array([each.logprob for each in found]))
+    assert rows[0] == pytest.approx(rows[1], rel=0.02)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy.gguf"]
