@@ -84,29 +84,38 @@ class _Metadata:
     @property
     def head_size(self) -> int:
         default = self.integer("embedding_length") // max(self.integer("attention.head_count"), 1)
-        return self.integer("attention.key_length", default)
+        size = self.integer("attention.key_length", default)
+        if size < 1:
+            raise self.fail(f"its attention heads have {size} values", "convert the model again")
+        return size
 
 
-def configuration(base: GGUFBase) -> Any:
-    """A base's configuration, of a class of transformers'.
+def planned(base: GGUFBase, dtype: str) -> Any:
+    """A base's model as transformers has it, but with no memory for its weights; `config` of it is
+    the configuration.
 
     Raises ModelError for what transformers cannot compute as llama.cpp does, and for metadata that
-    is missing or of another type.
+    is missing, of another type, or of no model.
     """
+    import torch
     import transformers
 
     metadata = _Metadata(base)
     name, own = _FAMILIES[base.architecture](metadata)
     options = {**_common(metadata), **own}
     kind: Any = getattr(transformers, name)
+    auto: Any = transformers.AutoModelForCausalLM
     try:
-        return kind(**options)
-    except Exception as error:  # checked by transformers, with errors of several libraries
+        with torch.device("meta"):
+            plan = auto.from_config(kind(**options), dtype=getattr(torch, dtype))
+            plan.tie_weights()
+    except Exception as error:  # sizes that no model has, told by several libraries
         reason = " ".join(str(error).split())
         raise metadata.fail(
             f"transformers' {name} refuses what its metadata says: {reason}",
             "was it converted by llama.cpp's own converter?",
         ) from error
+    return plan
 
 
 def _common(m: _Metadata) -> _Options:
@@ -174,7 +183,7 @@ def _rope(m: _Metadata) -> _Options:
 
 def _partial(m: _Metadata) -> _Options:
     rotated = m.integer("rope.dimension_count", m.head_size)
-    if m.name == "phi3":
+    if m.name == "phi3" and rotated <= m.head_size:
         return {"partial_rotary_factor": rotated / m.head_size}
     if rotated != m.head_size:
         raise m.fail(
@@ -269,11 +278,12 @@ def _gemma(m: _Metadata) -> _Built:
     options: _Options = {
         "query_pre_attn_scalar": width // heads if large else m.head_size,
         "layer_types": [kinds[each] for each in sliding],
-        "sliding_window": window or None,
+        "sliding_window": window or 1,  # transformers wants one, also where no layer has it
     }
-    theta = m.number("rope.freq_base_swa", 10000.0)
+    usual = m.number("rope.freq_base", 10000.0)
+    theta = m.number("rope.freq_base_swa", usual if m.name == "gemma2" else 10000.0)
     if m.name == "gemma2":
-        if theta != m.number("rope.freq_base", 10000.0):
+        if theta != usual:
             raise m.fail(
                 f"'gemma2.rope.freq_base_swa' is {theta}, unlike its other layers' base, which "
                 "transformers does not know",

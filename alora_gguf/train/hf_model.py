@@ -23,7 +23,7 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import TensorInfo
 
-from .hf_config import configuration
+from .hf_config import planned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,9 @@ DTYPES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}  
 _NEEDED: Final = ("torch", "transformers")
 # values that are dequantised at a time: 16 MiB in F32, and what gguf needs beside them
 _AT_ONCE: Final = 4 << 20
+
+# times as many values as the file has: if it only lacks a tensor, that is told by name
+_MOST: Final = 2
 
 # What is not in Family.modules: vectors, which adapters do not target. Without "blk.<n>.".
 _NORMS: Final[Mapping[str, str]] = {
@@ -90,10 +93,11 @@ def load_model(path: str | os.PathLike[str], *, dtype: str = "float32") -> Any:
     import transformers
     from transformers.initialization import no_init_weights
 
+    plan = planned(weights.base, dtype)
+    weights.require_room(plan)
+    auto: Any = transformers.AutoModelForCausalLM
     with no_init_weights():  # memory that is not touched before it is filled
-        config = configuration(weights.base)
-        auto: Any = transformers.AutoModelForCausalLM
-        model = auto.from_config(config, dtype=getattr(torch, dtype))
+        model = auto.from_config(plan.config, dtype=getattr(torch, dtype))
     model.tie_weights()
     model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -157,6 +161,18 @@ class _Weights:
         headers[0].tensors.update(file.tensors)
         return cls(GGUFBase(headers[0]), data)
 
+    def require_room(self, plan: Any) -> None:
+        """Raises ModelError if a model has far more values than the file: its metadata, which say
+        how much memory is taken, are another model's.
+        """
+        wanted = sum(parameter.numel() for parameter in plan.parameters())
+        held = sum(math.prod(info.shape) for info in self.base.header.tensors.values())
+        if wanted > _MOST * held:
+            raise ModelError(
+                f"{self.base.label}: its tensors have {held:,} values, but a model as its metadata "
+                f"describe it has {wanted:,}; convert the model again"
+            )
+
     def fill(self, name: str, target: Any) -> None:
         """Writes the parameter `name`, whose memory is `target`, a tensor of torch's."""
         import torch
@@ -166,8 +182,9 @@ class _Weights:
         into = target.T if flipped else target  # GPT-2 keeps [in, out]
         start = 0
         for part in self._parts(name, tuple(into.shape)):
-            rows = part.values.shape[axis]
-            if start + rows > into.shape[axis]:
+            same = part.values.ndim == into.dim()
+            rows = part.values.shape[axis] if same else 0
+            if not same or start + rows > into.shape[axis]:
                 raise self._misfit(name, part.tensor, tuple(into.shape))
             spot = into.narrow(axis, start, rows)
             if tuple(spot.shape) != part.values.shape:
@@ -245,6 +262,8 @@ class _Weights:
         values = self._read(tensor, name, slice(place.first, place.first + place.rows))
         if place.heads:
             numbers = np.arange(place.rows, dtype=np.float64)[:, None]
+            if values.shape[0] != place.rows or place.rows % (2 * place.heads):
+                raise self._misfit(name, tensor, (place.rows, *values.shape[1:]))
             order = head_order(numbers, place.heads)[:, 0].astype(np.int64)
             ordered = np.empty_like(values)
             ordered[order] = values

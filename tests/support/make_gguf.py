@@ -11,6 +11,11 @@ from typing import Any
 import gguf
 import numpy as np
 
+from alora_gguf.gguf.header import read_header
+from alora_gguf.gguf.parser import ArrayRef
+
+from .gguf_bytes import tensor_array
+
 Array = np.ndarray[Any, Any]
 Type = gguf.GGUFValueType
 _TYPES = {bool: Type.BOOL, int: Type.UINT32, float: Type.FLOAT32, str: Type.STRING}
@@ -40,6 +45,24 @@ def make_gguf(
         values, raw = data if isinstance(data, tuple) else (data, None)
         writer.add_tensor(name, values, raw_dtype=raw)
     return finish(writer, path)
+
+
+def rewritten(
+    source: Path,
+    target: Path,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Any] | None = None,
+) -> Path:
+    """A GGUF written anew with other `keys` and `tensors`; those of None are left out."""
+    header = read_header(source)
+    held: dict[str, Any] = {}
+    for key, value in header.metadata.items():
+        array = isinstance(value, ArrayRef)
+        kind = value.type if isinstance(value, ArrayRef) else header.types[key]
+        held[key] = (list(header.array(key)) if array else value, Type(kind))
+    weights: dict[str, Any] = {name: tensor_array(header, name) for name in header.tensors}
+    weights = {k: v for k, v in {**weights, **(tensors or {})}.items() if v is not None}
+    return make_gguf(target, {**held, **(keys or {})}, weights)
 
 
 def adapter_keys(alpha: float | None = 16.0, **more: Any) -> dict[str, Any]:

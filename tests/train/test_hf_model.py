@@ -15,28 +15,14 @@ from gguf.quants import dequantize, quantize
 
 from alora_gguf.errors import InputError, MissingFileError, ModelError
 from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.parser import ArrayRef
 from alora_gguf.train.hf_model import load_model, model_bytes
 from tests.support.gguf_bytes import tensor_array
-from tests.support.make_gguf import make_gguf
+from tests.support.make_gguf import rewritten
 from tests.support.tiny_models import ALL_FAMILIES, FUSED_FAMILIES, TinyModel, tiny_model
 
 Kind = gguf.GGMLQuantizationType
 IDS = torch.tensor([[(7 * i * i + 3 * i) % 320 for i in range(40)]])
 GEMMA = ("gemma2", "gemma3")
-
-
-def copy(source: Path, target: Path, keys: Any = None, tensors: Any = None) -> Path:
-    """A GGUF written anew with other `keys` and `tensors`; those of None are left out."""
-    header = read_header(source)
-    held: dict[str, Any] = {}
-    for key, value in header.metadata.items():
-        array = isinstance(value, ArrayRef)
-        kind = value.type if isinstance(value, ArrayRef) else header.types[key]
-        held[key] = (list(header.array(key)) if array else value, gguf.GGUFValueType(kind))
-    weights: dict[str, Any] = {name: tensor_array(header, name) for name in header.tensors}
-    weights = {k: v for k, v in {**weights, **(tensors or {})}.items() if v is not None}
-    return make_gguf(target, {**held, **(keys or {})}, weights)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -92,8 +78,8 @@ def test_quantised_weights_are_as_gguf_has_them(
             data = quantize(tensor_array(header, name), kind)
             packed[name] = (data, kind)
             wide[name] = dequantize(data, kind)
-    one = load_model(copy(tiny.gguf, tmp_path / "packed.gguf", tensors=packed))
-    other = load_model(copy(tiny.gguf, tmp_path / "wide.gguf", tensors=wide))
+    one = load_model(rewritten(tiny.gguf, tmp_path / "packed.gguf", tensors=packed))
+    other = load_model(rewritten(tiny.gguf, tmp_path / "wide.gguf", tensors=wide))
     for (name, values), expected in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(values, expected), name
 
@@ -106,7 +92,7 @@ def test_gate_and_up_of_experts_may_be_one_tensor(tmp_path: Path) -> None:
         parts = [f"{block}.ffn_{part}_exps.weight" for part in ("gate", "up")]
         joined = np.concatenate([tensor_array(header, part) for part in parts], axis=1)
         changed |= {**dict.fromkeys(parts), f"{block}.ffn_gate_up_exps.weight": joined}
-    ours = load_model(copy(tiny.gguf, tmp_path / "base.gguf", tensors=changed))
+    ours = load_model(rewritten(tiny.gguf, tmp_path / "base.gguf", tensors=changed))
     for one, other in zip(ours.parameters(), load_model(tiny.gguf).parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -171,7 +157,7 @@ def test_positions_are_scaled_as_transformers_does(
         "llama.rope.scaling.original_context_length": 16,
     }
     tensors = {"rope_freqs.weight": llama3_factors(10000.0, 32, rope)} if kind == "llama3" else {}
-    path = copy(llama.gguf, tmp_path / "base.gguf", {} if tensors else keys, tensors)
+    path = rewritten(llama.gguf, tmp_path / "base.gguf", {} if tensors else keys, tensors)
     ours = load_model(path)
     assert (logits(ours) - logits(load_model(llama.gguf))).abs().max() > 0.01
     assert (logits(ours) - logits(original)).abs().max() < 2e-5
@@ -219,9 +205,51 @@ WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     ),
     "other numbers of heads": (
         "llama",
-        {"llama.attention.head_count_kv": 4},
+        {"llama.attention.head_count_kv": 1},
         {},
         "'blk.0.attn_k.weight' of shape [64, 128] does not fit",
+    ),
+    "weights in three dimensions": (
+        "llama",
+        {},
+        {"blk.0.attn_q.weight": np.zeros((2, 128, 128), np.float32)},
+        "tensor 'blk.0.attn_q.weight' of shape [2, 128, 128] does not fit",
+    ),
+    "a vector for a matrix": (
+        "llama",
+        {},
+        {"blk.0.ffn_down.weight": np.zeros(128, np.float32)},
+        "tensor 'blk.0.ffn_down.weight' of shape [128] does not fit",
+    ),
+    "more memory than the file accounts for": (
+        "llama",
+        {"llama.feed_forward_length": 2**30},
+        {},
+        "but a model as its metadata describe it has 1,",
+    ),
+    "heads that do not divide": (
+        "gpt2",
+        {"gpt2.attention.head_count": 12},
+        {},
+        "transformers' GPT2Config refuses what its metadata says",
+    ),
+    "heads of nothing": (
+        "qwen2",
+        {"qwen2.attention.head_count": 255},
+        {},
+        "its attention heads have 0 values",
+    ),
+    "more positions than a head has": (
+        "phi3",
+        {"phi3.rope.dimension_count": 256},
+        {},
+        "'phi3.rope.dimension_count' is 256, expected the 32 of a head",
+    ),
+    "two bases of positions": (
+        "gemma2",
+        {"gemma2.rope.freq_base_swa": 30.0},
+        {},
+        "'gemma2.rope.freq_base_swa' is 30.0, unlike its other layers' base",
     ),
     "positive states": (
         "granitemoehybrid",
@@ -286,7 +314,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_exact_is_refused(name: str, tmp_path: Path) -> None:
     family, keys, tensors, expected = WRONG[name]
-    path = copy(tiny_model(family).gguf, tmp_path / "base.gguf", keys, tensors)
+    path = rewritten(tiny_model(family).gguf, tmp_path / "base.gguf", keys, tensors)
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert expected in str(caught.value)
