@@ -12,7 +12,7 @@
 #   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
-#   make smollm2-eval   measure the intrinsics on SmolLM2
+#   make smollm2-eval, make smollm2-parity   measure the intrinsics on SmolLM2, and compare with PEFT
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS, BACKENDS
 # (of test-backends, for instance vulkan).
@@ -51,7 +51,8 @@ native_sources := $(shell find native/include native/src native/patches -type f)
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-eval check test lint house \
+.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-eval smollm2-parity \
+	check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
 	test-clients test-page test-peers bench docs format clean
 help:
@@ -118,6 +119,11 @@ demo-parity: setup-checks
 smollm2-eval: setup-checks
 	@test -d build/smollm2/data || $(BIN)/python -m examples.smollm2.data build/smollm2/data
 	@$(BIN)/python -m examples.smollm2.evaluate build/smollm2/data
+	@$(BIN)/python -m examples.smollm2.report
+
+# PEFT's directories are what training wrote to build/smollm2/peft
+smollm2-parity: setup-checks
+	@$(BIN)/python -m examples.smollm2.parity build/smollm2/data build/smollm2/peft
 	@$(BIN)/python -m examples.smollm2.report
 
 bench: setup

@@ -221,9 +221,9 @@ def tell(result: dict[str, Any]) -> int:
         )
     print(
         f"{result['same']} of {result['total']} answers are the same ({result['share']:.2%}; floor "
-        f"{FLOOR:.1%})"
+        f"{result['floor']:.1%})"
     )
-    return 0 if result["share"] >= FLOOR else 1
+    return 0 if result["share"] >= result["floor"] else 1
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         "refusal for a jailbreak); to rewrite it is merely told. *Never looking* always gives the "
         "commonest answer (or repeats the question as it is).",
         *_base_alone(results),
-        *([] if parity is None else [_parity(parity)]),
+        *([] if parity is None else [parity_text(parity, "demo_model", "make demo-parity")]),
         "\n".join(_quantized(results)),
         "\n".join(_latency(results)),
     ]
@@ -223,12 +223,13 @@ def _base_alone(results: Results) -> Iterator[str]:
         yield f"The base itself, {sampling}, {' and '.join(parts)}."
 
 
-def _parity(found: dict[str, Any]) -> str:
-    others = ", the others are in [parity.json](examples/demo_model/parity.json)"
+def parity_text(found: dict[str, Any], folder: str, way_out: str) -> str:
+    """What parity.json in a folder of examples/ says."""
+    others = f", the others are in [parity.json](examples/{folder}/parity.json)"
     return (
         f"PEFT (computing in F32) and this runtime (base {found['base']}) give the same answer, "
         f"letter by letter, on {found['same']:,} of {found['total']:,} held-out conversations"
-        f"{others if found['same'] < found['total'] else ''}; `make demo-parity` repeats it."
+        f"{others if found['same'] < found['total'] else ''}; `{way_out}` repeats it."
     )
 
 

@@ -14,7 +14,15 @@ from typing import Any, Final
 
 from alora_gguf import AloraError
 from examples.demo_model.report import other_files, publish, with_section
-from examples.demo_model.tables import FIGURES, ROWS, Figure, gap_text, milliseconds, read_record
+from examples.demo_model.tables import (
+    FIGURES,
+    ROWS,
+    Figure,
+    gap_text,
+    milliseconds,
+    parity_text,
+    read_record,
+)
 
 from .evaluate import EXAMPLE, FEW, LOGPROBS, LORA, ROOT, SHIPPED
 
@@ -66,8 +74,8 @@ class Results:
         return {name: each for name, each in found.items() if each is not None}
 
 
-def section(results: Results) -> str:
-    """All that stands between the README's markers."""
+def section(results: Results, parity: dict[str, Any] | None = None) -> str:
+    """All that stands between the README's markers; `parity` is parity.json's, if there is one."""
     record, base = results.record, results.bases[0]
     most = max(entry["n"] for entry in record["entries"])
     workers = record["workers"]
@@ -78,6 +86,7 @@ def section(results: Results) -> str:
             f"Taken on {record['machine']}{at_once}, one thread each.",
             "\n".join(_comparison(results, base)),
             *_temperatures(results, base),
+            *([] if parity is None else [parity_text(parity, "smollm2", "make smollm2-parity")]),
             "\n".join(_types(results)),
             "\n".join(_times(results, base)),
         ]
@@ -146,10 +155,13 @@ def main(argv: Sequence[str] | None = None, folder: Path = EXAMPLE, root: Path =
     parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
     chosen = parser.parse_args(argv)
     page, path = folder / "README.md", folder / "results.json"
+    beside, parity = folder / "parity.json", None
     try:
         record = read_record(path, ("machine", "workers", "files", "entries"), WAY_OUT)
+        if beside.is_file():
+            parity = read_record(beside, ("base", "same", "total", "files"), "make smollm2-parity")
         text = page.read_text(encoding="utf-8")
-        wanted = {page: with_section(text, section(Results(record)), page.name, MARK)}
+        wanted = {page: with_section(text, section(Results(record), parity), page.name, MARK)}
     except (AloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.gguf.base import BaseFile
 from examples.demo_model import runtime, tasks
-from examples.smollm2 import bases, evaluate, report
+from examples.smollm2 import bases, evaluate, parity, report
 from examples.smollm2.evaluate import FEW, LORA, Answers, Files
 from tests.support import tiny_base
 
@@ -109,6 +109,11 @@ def check_report(results: dict[str, Any], folder: Path) -> None:
     assert "| **jailbreak**, accuracy | aLoRA | " in page
     assert "|  | base, 4 examples | " in page
     assert "| jailbreak | accuracy | 100.0 % (" in page
+    same = {"base": "F16", "same": 3, "total": 4, "files": {}}
+    (folder / "parity.json").write_text(json.dumps(same), encoding="utf-8")
+    assert report.main([], folder) == 0
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "on 3 of 4 held-out conversations, the others are in [parity.json](examples/smo" in page
 
 
 def test_answers_of_other_files_are_not_taken(tmp_path: Path) -> None:
@@ -169,3 +174,31 @@ def test_a_copy_of_the_base_has_the_same_weights_in_another_type(tmp_path: Path,
                 rows.append(np.array([each.logprob for each in found]))
     assert rows[0] == pytest.approx(rows[1], rel=0.02)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy.gguf"]
+
+
+@pytest.mark.parametrize("task", ["jailbreak", "query_rewrite"])
+def test_peft_and_the_runtime_agree_on_the_same_weights(task: str) -> None:
+    pytest.importorskip("peft")
+    examples = evaluate_examples(task, 2)
+    answers = [{"jailbreak": verdict} for verdict in ("no", "yes")]
+    folder = runtime.EXAMPLE / "peft" / "alora" / task
+    peft = parity.Peft(demo.base_path(), {task: folder}, 1)
+    with runtime.open_model(demo.base_path(), {task: demo.adapter_paths()[task]}, 1) as model:
+        assert list(parity.compare(peft, model, task, examples, answers)) == []
+        if task != "jailbreak":
+            return
+        # where PEFT has another verdict, it is told by how much
+        logits = peft.logits
+        peft.logits = lambda name, tokens: -logits(name, tokens)  # type: ignore[method-assign]
+        found = list(parity.compare(peft, model, task, examples, answers))
+    assert [each.prompt for each in found] == ["line 0", "line 0"]
+    assert all({each.peft, each.ours} == {"no", "yes"} and each.margin > 1 for each in found)
+
+
+def test_what_is_no_alora_in_pefts_format_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ag.InputError, match="is not a PEFT directory; `--peft-out` writes one"):
+        parity.Peft(demo.base_path(), {TASK: tmp_path}, 1)
+    plain = runtime.EXAMPLE / "peft" / "lora" / TASK
+    with pytest.raises(ag.InputError, match="is a plain LoRA, expected an aLoRA"):
+        parity.Peft(demo.base_path(), {TASK: plain}, 1)
