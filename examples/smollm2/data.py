@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from . import certainty, facts, passages, tasks, wordings
+from . import certainty, facts, jailbreak, passages, rewriting, tasks, wordings
 from .passages import Passage
 from .tasks import Made, Page, Pools
 from .wordings import Split
@@ -29,6 +29,8 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
 # of a source's articles, in percent: what is left is for the evaluation
 _TRAIN: Final = 54
 _HELD_OUT: Final = 8
+
+_OTHERS: Final[tuple[tuple[str, Split], ...]] = (("eval", "eval"), ("final", "final"))
 
 Task = Callable[[Sequence[Page], Pools, Split, int, random.Random], list[Made]]
 ABOUT_PASSAGES: Final[dict[str, Task]] = {
@@ -75,6 +77,28 @@ def about_passages(
     return made
 
 
+def rewrites(parts: dict[str, list[Passage]], sizes: dict[str, int]) -> dict[str, list[Made]]:
+    """Query rewriting's lines by part."""
+    made = {}
+    for part, some in parts.items():
+        rng, split = random.Random(f"query_rewrite {part}"), wordings.of_part(part)
+        made[part] = rewriting.query_rewrite(some, Pools(some), split, sizes[part], rng)
+    return made
+
+
+def jailbreaks(sizes: dict[str, int]) -> dict[str, list[Made]]:
+    """Jailbreak detection's lines by part; what stops the training has its framings, too, but no
+    message of its.
+    """
+    rng = random.Random("jailbreak train")
+    known = jailbreak.jailbreak("train", sizes["train"] + sizes["held_out"], rng)
+    made = {"train": known[: sizes["train"]], "held_out": known[sizes["train"] :]}
+    for part, split in _OTHERS:
+        rng = random.Random(f"jailbreak {part}")
+        made[part] = jailbreak.jailbreak(split, sizes[part], rng)
+    return made
+
+
 def _report(out: Path, task: str, made: dict[str, list[Made]]) -> None:
     write(out, task, made)
     print(f"{task}: " + ", ".join(f"{part} {len(lines)}" for part, lines in made.items()))
@@ -108,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     for task in ABOUT_PASSAGES:
         made = about_passages(task, parts, SIZES)
         _report(args.out, task, made)
+    _report(args.out, "query_rewrite", rewrites(parts, SIZES))
+    _report(args.out, "jailbreak", jailbreaks(SIZES))
     if answers := certainty.read(args.out):
         _report(args.out, "uncertainty", certainty.lines(parts, answers))
     return 0

@@ -141,25 +141,35 @@ def articles(source: str, folder: Path) -> list[Article]:
 
 
 def tagged(paragraphs: list[str], folder: Path) -> list[list[list[Any]]]:
-    """Of each paragraph the sentences, of each sentence the words, as tag.mjs writes them."""
+    """Of each paragraph the sentences, of each sentence the words, as tag.mjs writes them. It takes
+    a minute, so that they are kept in the folder.
+    """
+    told = "".join(json.dumps(each) + "\n" for each in paragraphs)
+    name = hashlib.sha256(TAGGER.read_bytes() + told.encode()).hexdigest()[:16]
+    kept = folder / "tagged" / f"{name}.jsonl"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        partial.write_text(_run_tagger(told, folder), encoding="utf-8")
+        partial.replace(kept)
+    with kept.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _run_tagger(told: str, folder: Path) -> str:
     modules = folder / "tagger" / "node_modules"
     for name in _TAGGER_PACKAGES:
         if not (modules / name).exists():
             modules.mkdir(parents=True, exist_ok=True)
-            (modules / name).symlink_to(unpacked(PACKAGES[name], folder).resolve() / "package")
+            files = unpacked(PACKAGES[name], folder).resolve() / "package"
+            (modules / name).symlink_to(files)
     script = folder / "tagger" / TAGGER.name
     script.write_bytes(TAGGER.read_bytes())
     command = ["node", str(script)]
-    done = subprocess.run(
-        command,
-        input="".join(json.dumps(each) + "\n" for each in paragraphs),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"node {script} failed: {done.stderr.strip()[-500:]}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
 # the Factbook writes surnames in capitals: "Nelson MANDELA"

@@ -11,12 +11,12 @@ import pytest
 
 from alora_gguf import load_contract
 from alora_gguf.train.data import read_examples
-from examples.smollm2 import data, facts, tasks, wordings
+from examples.smollm2 import certainty, data, facts, tasks, wordings
 from examples.smollm2.passages import Passage, Sentence, is_clean, sentence, with_small_beginnings
 from examples.smollm2.tasks import Made
 
 INTRINSICS = Path(data.__file__).with_name("intrinsics")
-TASKS = tuple(data.ABOUT_PASSAGES)
+TASKS = (*data.ABOUT_PASSAGES, "query_rewrite", "jailbreak", "uncertainty")
 SIZES = {"train": 60, "held_out": 16, "eval": 40, "final": 24}
 
 NAMES = (
@@ -63,12 +63,36 @@ def parts() -> dict[str, list[Passage]]:
 
 
 @pytest.fixture(scope="module", params=TASKS)
-def made(request: pytest.FixtureRequest, parts: dict[str, list[Passage]]) -> dict[str, list[Made]]:
-    return data.about_passages(request.param, parts, SIZES)
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def task_of(made: dict[str, list[Made]]) -> str:
-    return "answerability" if "answerability" in made["eval"][0].line["answer"] else "hallucination"
+@pytest.fixture(scope="module")
+def made(task: str, parts: dict[str, list[Passage]]) -> dict[str, list[Made]]:
+    return make(task, parts)
+
+
+def make(task: str, parts: dict[str, list[Passage]]) -> dict[str, list[Made]]:
+    if task == "query_rewrite":
+        return data.rewrites(parts, SIZES)
+    if task == "jailbreak":
+        return data.jailbreaks(SIZES)
+    if task == "uncertainty":
+        return certainty.lines(parts, answers(parts))
+    return data.about_passages(task, parts, SIZES)
+
+
+def answers(parts: dict[str, list[Passage]]) -> list[certainty.Answer]:
+    """As if the base had answered every second question right."""
+    found = []
+    for part, some in parts.items():
+        for each in some:
+            page = tasks.page(each, wordings.of_part(part))
+            for i, one in enumerate(certainty.asked(page, part)):
+                text = f"It was {one.gold}." if i % 2 else "I cannot say."
+                right = certainty.is_right(one, text)
+                found.append(certainty.Answer(one.key, part, text, 4, -1.5, right))
+    return found
 
 
 def question(fact: facts.Fact, asked: str) -> str:
@@ -123,12 +147,14 @@ def test_a_word_is_small_at_the_beginning_only_if_it_is_no_name() -> None:
 
 
 def test_the_same_is_made_each_time(
-    parts: dict[str, list[Passage]], made: dict[str, list[Made]]
+    task: str, parts: dict[str, list[Passage]], made: dict[str, list[Made]]
 ) -> None:
-    assert data.about_passages(task_of(made), parts, SIZES) == made
+    assert make(task, parts) == made
 
 
-def test_sizes_and_balance(made: dict[str, list[Made]]) -> None:
+def test_sizes_and_balance(task: str, made: dict[str, list[Made]]) -> None:
+    if task in ("query_rewrite", "uncertainty"):
+        pytest.skip("its answers are no two verdicts, or as the base happens to be right")
     for part, lines in made.items():
         assert abs(len(lines) - SIZES[part]) <= 4
         verdicts = Counter(str(each.line["answer"]) for each in lines)
@@ -146,13 +172,17 @@ def test_each_wording_of_an_answer_is_as_often_right_as_wrong(
         assert right == wrong
 
 
-def test_no_article_passage_or_wording_is_in_two_parts(made: dict[str, list[Made]]) -> None:
+def test_no_article_passage_or_wording_is_in_two_parts(
+    task: str, made: dict[str, list[Made]]
+) -> None:
     def shared(what: list[set[str]]) -> set[str]:
         return {each for i, one in enumerate(what) for other in what[:i] for each in one & other}
 
     parts = list(made.values())
-    assert not shared([{each.about for each in some} for some in parts])
-    assert not shared([{each.line["documents"][0]["text"] for each in some} for some in parts])
+    if task != "jailbreak":
+        assert not shared([{each.about for each in some} for some in parts])
+    about = [{json.dumps(each.line.get("documents") or each.line) for each in p} for p in parts]
+    assert not shared(about)
     worded = [
         {each.wording for part in some for each in made[part]}
         for some in (("train", "held_out"), ("eval",), ("final",))
@@ -194,9 +224,8 @@ def test_a_fact_that_another_sentence_says_too_is_not_removed() -> None:
 
 
 def test_the_reader_of_a_training_takes_each_line_and_the_contract_each_answer(
-    made: dict[str, list[Made]], tmp_path: Path
+    task: str, made: dict[str, list[Made]], tmp_path: Path
 ) -> None:
-    task = task_of(made)
     data.write(tmp_path, task, made)
     read = read_examples(tmp_path / f"{task}.jsonl")
     assert (len(read.train), len(read.held_out)) == (len(made["train"]), len(made["held_out"]))
