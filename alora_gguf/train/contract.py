@@ -27,7 +27,7 @@ def made_contract(name: str, answers: Sequence[Any]) -> str:
     if all(isinstance(each, dict) for each in answers):
         schema, rules = _object(answers)
     elif words := _enumeration(answers):
-        if len(words) > 2 and all(isinstance(each, str) for each in words):
+        if all(isinstance(each, str) for each in words) and not _numbers(words):
             text = {**fields, "choices": list(words), "response_format": None}
             return _yaml(yaml, {**text, "transformations": None})
         schema, rules = _object([{name: each} for each in answers])

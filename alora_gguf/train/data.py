@@ -19,6 +19,9 @@ SPLITS: Final = ("train", "held_out")
 _FIELDS: Final = ("messages", "documents", "arguments", "answer", "split")
 _MAX_LINE: Final = 16 << 20  # bytes: more than any model's context
 _SHARE: Final = 0.1  # of the conversations that are held out where the file does not say which
+_FEW: Final = (
+    20  # things that conversations are about, with fewer of which whole ones are told apart
+)
 _MOST_HELD_OUT: Final = 500  # where that would be more: asking them takes time, too
 
 
@@ -42,10 +45,11 @@ class Example:
     @property
     def source(self) -> str:
         """What the conversation is about, so that examples about the same thing stay together: its
-        documents, or what it begins with.
+        documents, or what the user says first.
         """
-        about = [each.text for each in self.documents] or [self.messages[0].content]
-        return hashlib.sha256("\0".join(about).encode("utf-8", "surrogatepass")).hexdigest()
+        said = (each.content for each in self.messages if each.role == "user")
+        about = [each.text for each in self.documents] or [next(said, "")]
+        return _hash(about)
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,12 @@ def read_examples(path: str | os.PathLike[str], *, seed: int = 0) -> Examples:
 
 def hold_out(examples: Sequence[Example], seed: int) -> list[Example]:
     """The examples with their splits, where none has one."""
+    keys = [each.source for each in examples]
+    if len(set(keys)) < _FEW:
+        keys = [_hash([f"{m.role}: {m.content}" for m in each.messages]) for each in examples]
     groups: dict[str, list[int]] = {}
-    for i, each in enumerate(examples):
-        groups.setdefault(each.source, []).append(i)
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
     wanted = min(max(1, round(_SHARE * len(examples))), _MOST_HELD_OUT)
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
     held: set[int] = set()
@@ -99,6 +106,10 @@ def hold_out(examples: Sequence[Example], seed: int) -> list[Example]:
     return [
         replace(each, split="held_out" if i in held else "train") for i, each in enumerate(examples)
     ]
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _parted(file: Path, examples: Sequence[Example]) -> Examples:

@@ -168,7 +168,7 @@ class Fitting:
 
     def gradient(self, rows: Sequence[Row]) -> float:
         """Adds a batch's gradient to the parameters'; returns its loss."""
-        weight = sum(_weight(row) for row in rows)
+        weight = sum(sum(row.weights) for row in rows)
         total = 0.0
         for part in self._parts(rows):
             found = losses(self.adapter.model, self.prefixes, part)
@@ -256,9 +256,3 @@ class Fitting:
             state.since_best += 1
             if self.settings.patience and state.since_best >= self.settings.patience:
                 state.over = "early"
-
-
-def _weight(row: Row) -> float:
-    from .steps import WEIGHT_OF_FORCED
-
-    return len(row.reply) - row.n_forced * (1 - WEIGHT_OF_FORCED)

@@ -53,7 +53,8 @@ class TrainReport:
     seconds        of the steps, and of the keys and values before them
     looks          at the held-out examples: step, loss and the share of right replies
     losses         of each step
-    scores         through the runtime, on the held-out examples; None if it was stopped
+    scores         through the runtime, on the held-out examples; None if it was stopped. If they
+                   have a temperature, it is in the file, and decide() divides by it
     """
 
     name: str

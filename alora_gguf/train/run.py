@@ -19,6 +19,7 @@ from alora_gguf.engine.loading import machine_memory
 from alora_gguf.errors import AdapterError, CancelledError, ModelError
 from alora_gguf.files import write_whole
 from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.writer import write_temperature
 from alora_gguf.model import Model
 from alora_gguf.verification import verify
 
@@ -199,6 +200,8 @@ class Run:
         self._end_adapter()
         self._verify(task)
         scores = None if fit.state.over == "stopped" else self._score(task, question)
+        if scores is not None and (fitted := scores.temperature) is not None:
+            write_temperature(task.out, fitted.kind, fitted.value)
         return self._report(task, fit, scores)
 
     def _fitting(self, task: Prepared) -> Fitting:

@@ -34,6 +34,11 @@ class Row:
     reply: Tokens
     n_forced: int = 0
 
+    @property
+    def weights(self) -> list[float]:
+        """How much each token of the reply counts."""
+        return [WEIGHT_OF_FORCED if i < self.n_forced else 1.0 for i in range(len(self.reply))]
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -74,8 +79,7 @@ def _compared(logits: Tensor, wanted: Tensor, rows: Sequence[Row], starts: Seque
     """Logits [n, t, n_vocab] for tokens [n, t], of which each row's reply begins at its start."""
     weight = torch.zeros(wanted.shape)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        weight[i, start : start + len(row.reply)] = 1.0
-        weight[i, start : start + row.n_forced] = WEIGHT_OF_FORCED
+        weight[i, start : start + len(row.reply)] = torch.tensor(row.weights)
     there = weight > 0
     chosen = logits[there].float()
     each = torch.nn.functional.cross_entropy(chosen, wanted[there], reduction="none")

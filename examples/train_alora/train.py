@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from smalltalk import VERDICTS, examples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # What switches the adapter on: the beginning of a turn of its own role, as Granite 3 writes roles,
@@ -24,33 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 INVOCATION = "<|start_of_role|>smalltalk<|end_of_role|>"
 # What the adapter writes, to the letter: the contract admits only these two, in this form, so that
 # at run time nothing is left to choose but the one word.
-VERDICTS = ("no", "yes")
 REPLIES = [json.dumps({"smalltalk": verdict}) for verdict in VERDICTS]
 
-GREETINGS = ("Hello!", "Good morning!", "Hello, how are you?", "Hi there.")
-THANKS = ("Thank you!", "Thanks a lot.", "Great, thank you.", "Good, that is all.")
-QUESTIONS = ("Where is {}?", "Who runs {}?", "When does {} open?", "Tell me about {}.")
-SUBJECTS = ("the library", "the copper kettle", "the mill", "the bakery", "the museum")
-ANSWERS = ("I don't know.", "It is in Mill Street.", "It opens at 9:30.")
-
 Messages = list[dict[str, str]]
-
-
-def examples(n: int, seed: int) -> list[tuple[Messages, int]]:
-    """Conversations, and whether the last message is small talk: an index into VERDICTS."""
-    rng = random.Random(seed)
-    made = []
-    for _ in range(n):
-        messages: Messages = []
-        for greetings in (GREETINGS, THANKS)[: rng.randint(1, 2)]:
-            if messages:
-                messages.append({"role": "assistant", "content": rng.choice(ANSWERS)})
-            verdict = rng.randint(0, 1)
-            asked = rng.choice(QUESTIONS).format(rng.choice(SUBJECTS))
-            said = rng.choice(greetings) if verdict else asked
-            messages.append({"role": "user", "content": said})
-        made.append((messages, verdict))
-    return made
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from .smollm2 import smollm2
 _PROMPT = "\r\n> "
 _REAL = "chat smollm2"  # in the blocks that need the model
 _MASKS = (
+    (r"\b\d+:\d\d:\d\d\b", "#:##:##"),
     (r" *\d+(\.\d+)? m?s\b", " # ms"),
     (r"\d+%", "#%"),
     (r"\b\d+ threads?\b", "# threads"),

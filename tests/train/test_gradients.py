@@ -105,8 +105,14 @@ def test_what_is_not_kept_is_computed(limit: int, tmp_path: Path) -> None:
 
 
 def test_a_hybrid_keeps_more_than_keys_and_values() -> None:
-    """So it is trained PEFT's ordinary way."""
-    assert shapes_of(load_model(tiny_model("granitemoehybrid").gguf)) is None
+    """So it is trained PEFT's ordinary way, on whole conversations."""
+    tiny = tiny_model("granitemoehybrid")
+    base = load_model(tiny.gguf)
+    assert shapes_of(base) is None
+    adapter = Adapter(base, base_architecture(tiny), TrainSettings(), INVOCATION)
+    _started(adapter)
+    for each in _gradients(adapter, None).values():
+        assert 0 < each.norm() < float("inf")
 
 
 def test_a_hybrid_of_attention_alone_is_none(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from alora_gguf.cli import run as run_command
 
 import alora_gguf as ag
 from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, fitting, run, train
@@ -184,9 +184,9 @@ def test_texts_are_learned_without_a_schema(base: Path, lines: WriteLines, tmp_p
 
 
 def test_bfloat16_learns_alike(base: Path, lines: WriteLines, tmp_path: Path) -> None:
-    data = lines(EXAMPLES)
+    data, short = lines(EXAMPLES), replace(SETTINGS, epochs=2)
     exact, rough = (
-        trained(base, data, tmp_path / folder / "x.gguf", settings=replace(SETTINGS, dtype=dtype))
+        trained(base, data, tmp_path / folder / "x.gguf", settings=replace(short, dtype=dtype))
         for folder, dtype in (("whole", "float32"), ("again", "bfloat16"))
     )
     assert rough.looks[-1]["loss"] == pytest.approx(exact.looks[-1]["loss"], rel=0.1)
@@ -336,12 +336,39 @@ def test_the_command_killed_and_resumed(base: Path, lines: WriteLines, tmp_path:
     assert "interrupted" in said
     assert out.exists()
 
-    shutil.rmtree(tmp_path / "x.gguf.train")
-    out.unlink()
-    (tmp_path / "x.io.yaml").unlink()
-    process = command(base, data, "-o", out, "-t", "1", "--epochs", "2", "--rate", "0.02", "--json")
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    (report,) = json.loads(said)
-    assert report["name"] == "x"
-    assert report["scores"]["rows"]["adapter"]["figures"]["accuracy"]["value"] > 0.5
+
+def test_the_command_from_end_to_end(
+    base: Path, lines: WriteLines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = lines(EXAMPLES), lines(EXAMPLES, "other.jsonl")
+    options = ["-t", "1", "--epochs", "1", "--rate", "0.02", "--targets", "attn_q,attn_v"]
+    more = ["--task", str(files[1]), "--invocation", "x=<x>\\n", "--peft-out", str(tmp_path / "p")]
+    line = ["train", str(base), str(files[0]), "-o", str(tmp_path), *options, *more]
+    assert run_command([*line, "--json"]) == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in reports] == ["x", "other"]
+    assert [each["invocation_text"] for each in reports] == ["<x>\n", "<other>"]
+    for each in reports:
+        accuracy = each["scores"]["rows"]["adapter"]["figures"]["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        config = json.loads((Path(each["peft_out"]) / "adapter_config.json").read_text())
+        assert len(config["target_modules"]) == 2
+    assert run_command(line) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "Missing argument 'DATA'"),
+        (["x.jsonl", "--task", "y.jsonl", "-o", "z.gguf"], "-o is a directory"),
+        (["x.jsonl", "--task", "y/x.jsonl"], "two of the files have one name"),
+        (["x.jsonl", "--task", "y.jsonl", "--contract", "z.yaml"], "expected NAME=..., where"),
+        (["x.jsonl", "--rate", "0"], "--rate"),
+    ],
+)
+def test_the_command_s_arguments(
+    base: Path, arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["train", str(base), *arguments]) == 2
+    assert problem in capsys.readouterr().err
