@@ -34,6 +34,7 @@ _AT_ONCE: Final = 8  # questions on one passage, in one batch
 _TEMPERATURES: Final = (0.0, 0.7)
 _OVERHEAD: Final = 40  # what an answer costs, in words that are read
 _PAGES_AT_ONCE: Final = 3
+_SEQUENCES: Final = _PAGES_AT_ONCE * (_AT_ONCE + 1) + 2  # a fork for each question, and pages
 _ASIDE: Final = re.compile(r"[^a-z0-9%$]+")
 
 
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     with (
         (args.out / FILE).open("a", encoding="utf-8") as file,
-        Model(args.base, n_threads=args.threads, n_ctx=8192) as model,
+        Model(args.base, n_threads=args.threads, n_ctx=8192, n_seq_max=_SEQUENCES) as model,
         ThreadPoolExecutor(_PAGES_AT_ONCE) as threads,
     ):
         for some in threads.map(lambda one: answers(model, one[1], one[0]), left):

@@ -71,7 +71,7 @@ def query_rewrite(
     passages: Sequence[Passage], pools: Pools, split: Split, n: int, rng: random.Random
 ) -> list[Made]:
     """`n` lines; a quarter of the questions can be understood as they are."""
-    found: dict[str, list[Made]] = {sort: [] for sort in _SHARES}
+    found: dict[str, dict[str, Made]] = {sort: {} for sort in _SHARES}
     for passage in passages:
         told = [fact for fact in facts.facts(passage) if _can_be_spoken_of(fact.clause)]
         for fact in told:
@@ -79,14 +79,15 @@ def query_rewrite(
             for sort, make in _SORTS.items():
                 for _ in range(2 if sort != "pronoun" else 3):
                     made = make(passage, fact, others, pools, split, rng)
-                    if made is not None and made not in found[sort]:
-                        found[sort].append(made)
+                    if made is not None:
+                        found[sort].setdefault(str(made.line), made)
     chosen = [
         each
         for sort, share in _SHARES.items()
-        for each in rng.sample(found[sort], min(len(found[sort]), round(n * share)))
+        for each in rng.sample([*found[sort].values()], min(len(found[sort]), round(n * share)))
     ]
-    spare = [each for each in found["pronoun"] if each not in chosen]
+    taken = {id(each) for each in chosen}
+    spare = [each for each in found["pronoun"].values() if id(each) not in taken]
     chosen += rng.sample(spare, min(len(spare), max(0, n - len(chosen))))
     return chosen
 

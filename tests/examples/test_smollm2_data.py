@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from alora_gguf import load_contract
+from alora_gguf import Model, demo, load_contract
+from alora_gguf.errors import FileFormatError
 from alora_gguf.train.data import read_examples
-from examples.smollm2 import certainty, data, facts, tasks, wordings
+from examples.smollm2 import certainty, data, facts, jailbreak, rewriting, sources, tasks, wordings
 from examples.smollm2.passages import Passage, Sentence, is_clean, sentence, with_small_beginnings
 from examples.smollm2.tasks import Made
 
@@ -240,3 +242,75 @@ def test_the_reader_of_a_training_takes_each_line_and_the_contract_each_answer(
             fields = contract.response_format["properties"]
             assert answer.keys() == fields.keys()
             assert all(v in fields[k].get("enum", [v]) for k, v in answer.items())
+
+
+def test_the_base_answers_a_pages_questions_and_each_answer_finds_its_line(
+    parts: dict[str, list[Passage]],
+) -> None:
+    some = next(each for each in parts["train"] if certainty.asked(tasks.page(each, "train"), ""))
+    page = tasks.page(some, "train")
+    with Model(demo.base_path(), n_threads=1, n_seq_max=20) as model:
+        found = certainty.answers(model, page, "train")
+    assert len(found) == len(certainty.asked(page, "train"))
+    assert all(each.log_probability < 0 < each.tokens for each in found)
+    made = certainty.lines({"train": [some]}, found)["train"]
+    assert [each.line["messages"][-1]["content"] for each in made] == [
+        each.answer for each in found if each.answer
+    ]
+    assert {each.notes["log_probability"] for each in made} <= {e.log_probability for e in found}
+
+
+def test_an_answer_is_right_if_the_gold_one_is_in_it_and_could_be_known(
+    parts: dict[str, list[Passage]],
+) -> None:
+    page = tasks.page(parts["train"][0], "train")
+    one = certainty.Asked(page, "When?", "", "the old harbour", "kept", 0.0)
+    assert certainty.is_right(one, "It was an Old Harbour, I think.")
+    assert not certainty.is_right(one, "It was an old harbourmaster.")
+    assert not certainty.is_right(replace(one, sort="removed"), "The old harbour.")
+
+
+def test_an_attempt_that_is_quoted_is_none() -> None:
+    made = data.jailbreaks(SIZES)
+    for part, split in (("train", "train"), ("eval", "eval"), ("final", "final")):
+        texts = {each.line["messages"][-1]["content"]: each for each in made[part]}
+        quoted = [t for t, each in texts.items() if "{attempt}" in each.wording]
+        assert quoted
+        assert all(texts[t].line["answer"] == {"jailbreak": "no"} for t in quoted)
+        assert len(texts) > 0.8 * len(made[part])
+        assert not any("{" in text for text in texts), "nothing is left unfilled"
+        assert len(jailbreak.ATTEMPTS[split]) >= 6
+    n_framings = [sum(map(len, t.values())) for t in (jailbreak.ATTEMPTS, jailbreak.PLAIN)]
+    n_aims = [sum(map(len, t.values())) for t in (jailbreak.HARMFUL, jailbreak.HARMLESS)]
+    assert min(n_framings) >= 40
+    assert min(n_aims) >= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "short", "whole"),
+    [
+        (
+            "Norway/PROPN left/VERB:leave the/DET union/NOUN in/ADP 1905/NUM ./PUNCT",
+            "when", "When did it leave the union?", "When did Norway leave the union?",
+        ),
+        (
+            "the/DET kings/NOUN:king left/VERB:leave Norway/PROPN in/ADP 1905/NUM ./PUNCT",
+            "when", "When did they leave Norway?", "When did the kings leave Norway?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_rewritten_question_has_what_the_pronoun_stands_for(
+    text: str, kind: str, short: str, whole: str
+) -> None:
+    fact = next(each for each in facts.of_sentence(tagged(text)) if each.kind == kind)
+    assert question(fact, "when") == whole
+    word = rewriting.pronoun(fact.clause)
+    pronoun = replace(fact, clause=replace(fact.clause, subject=word))
+    assert question(pronoun, "when") == short
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    package = sources.PACKAGES["dict-foldoc"]
+    (tmp_path / package.file).write_bytes(b"another")
+    with pytest.raises(FileFormatError, match="delete it to fetch dict-foldoc"):
+        sources.fetch(package, tmp_path)
