@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import sys
 import threading
 import time
@@ -85,11 +86,14 @@ class Files:
         return cls(found, alora, {k: v for k, v in lora.items() if v.is_file()}, data)
 
     def examples(self, task: str, part: str, n: int) -> tuple[list[Example], list[Example]]:
-        """The first `n` to be asked, and those that were trained on."""
+        """`n` to be asked, drawn where there are more, and those that were trained on."""
         training = read_examples(self.data / f"{task}.jsonl").train
         found = read_examples(self.data / f"{task}.{part}.jsonl")
         held_out = sorted((*found.train, *found.held_out), key=lambda each: each.line)
-        return held_out[:n], list(training)
+        if n < len(held_out):
+            drawn = random.Random(0).sample(held_out, n)
+            held_out = sorted(drawn, key=lambda each: each.line)
+        return held_out, list(training)
 
 
 def _copy(source: Path, name: str) -> Path:
@@ -149,8 +153,6 @@ def ask_all(
     examples: Sequence[Example],
     shots: Sequence[Example],
     answers: Answers,
-    *,
-    lora: bool,
     say: Say,
 ) -> None:
     """Asks each system about each example whose answer is not there yet; examples about the same
@@ -159,8 +161,6 @@ def ask_all(
     order = neighbours(examples)
     groups = [list(each) for _, each in groupby(order, key=lambda i: examples[i].source)]
     ways: dict[str, Way] = {ADAPTER: _plain, FEW: _few}
-    if lora:
-        ways[LORA] = _lora
     if task == "uncertainty":
         ways[LOGPROBS[0]] = _logprobs
     for system, way in ways.items():
@@ -182,8 +182,10 @@ def _plain(model: Model, task: str, example: Example, _: Sequence[Example]) -> d
     with model.chat(messages=example.messages, documents=example.documents) as chat:
         took = chat.read()
         read = Said(None, (), took.total, took.evaluated, took.reused)
-        adapter = asked.adapter(chat, example, None)
-        return {"": read, ADAPTER: adapter, BASE: asked.base(chat, example, None)}
+        said = {"": read, ADAPTER: asked.adapter(chat, example, None)}
+        if lora_name(task) in model.adapters:  # which reads the conversation once more
+            said[LORA] = asking(model, lora_name(task)).adapter(chat, example, None)
+        return {**said, BASE: asked.base(chat, example, None)}
 
 
 def _few(model: Model, task: str, example: Example, shots: Sequence[Example]) -> dict[str, Said]:
@@ -191,12 +193,6 @@ def _few(model: Model, task: str, example: Example, shots: Sequence[Example]) ->
     with model.chat(messages=asked.turns(shots, example)) as chat:
         chat.read()
         return {FEW: asked.base(chat, example, None)}
-
-
-def _lora(model: Model, task: str, example: Example, _: Sequence[Example]) -> dict[str, Said]:
-    asked = asking(model, lora_name(task))
-    with model.chat(messages=example.messages, documents=example.documents) as chat:
-        return {LORA: asked.adapter(chat, example, None)}
 
 
 def _logprobs(model: Model, _: str, example: Example, __: Sequence[Example]) -> dict[str, Said]:
@@ -275,9 +271,10 @@ def _rounded(value: Any) -> Any:
 
 def choose_shots(asked: Asking, training: Sequence[Example], n: int = N_SHOTS) -> list[Example]:
     """The examples that the base is shown: of decisions as many of each category, the shortest of
-    the first hundred, which leave the most room.
+    a hundred that are drawn, which leave the most room.
     """
-    some = sorted(training[:100], key=lambda each: sum(len(m.content) for m in each.messages))
+    drawn = random.Random(0).sample(training, min(len(training), 100))
+    some = sorted(drawn, key=lambda each: sum(len(m.content) for m in each.messages))
     by_answer: dict[Any, list[Example]] = {}
     for each in some:
         kind = asked.right(each) if asked.kind == "decision" else ""
@@ -323,7 +320,7 @@ def evaluate(
                     ),
                     [training],
                 )
-                ask_all(models, task, examples, shots, answers, lora=bool(loras), say=say)
+                ask_all(models, task, examples, shots, answers, say)
                 (rows,) = models.map(
                     lambda model, item: list(entries(model, *item)),
                     [(task, base, answers, examples, training)],
