@@ -98,13 +98,42 @@ def _can_be_spoken_of(clause: Clause) -> bool:
     return not re.match(r"(a|an|\d|about|nearly|over)\b", subject, re.IGNORECASE)
 
 
+_HE: Final = frozenset({
+    "Abraham", "Adam", "Alan", "Albert", "Alexander", "Ali", "Andrew", "Bill", "Bob", "Charles",
+    "Chris", "Christopher", "Daniel", "David", "Dennis", "Dick", "Donald", "Douglas", "Edgar",
+    "Edward", "Eric", "Francis", "Franklin", "Frederick", "George", "Gordon", "Harry", "Henry",
+    "Hugo", "Ian", "Isaac", "Jack", "Jacob", "James", "Jean", "Jim", "Joe", "John", "Jose",
+    "Joseph", "Juan", "Karl", "Ken", "Kim", "Larry", "Linus", "Louis", "Luis", "Mark", "Martin",
+    "Max", "Michael", "Mike", "Mohamed", "Mohammed", "Nelson", "Nicholas", "Niklaus", "Oliver",
+    "Oscar", "Paul", "Peter", "Philip", "Ralph", "Raymond", "Richard", "Rob", "Robert", "Roger",
+    "Ronald", "Samuel", "Simon", "Steve", "Stephen", "Theodore", "Thomas", "Tim", "Tom", "Viktor",
+    "Vladimir", "Walter", "Warren", "William", "Winston",
+})  # fmt: skip
+_SHE: Final = frozenset({
+    "Alice", "Angela", "Ann", "Anna", "Anne", "Barbara", "Carol", "Catherine", "Cristina", "Diana",
+    "Elizabeth", "Eva", "Grace", "Helen", "Hillary", "Isabel", "Jane", "Joan", "Julia", "Laura",
+    "Linda", "Margaret", "Maria", "Mary", "Michelle", "Nancy", "Rosa", "Ruth", "Sally", "Sarah",
+    "Susan", "Victoria",
+})  # fmt: skip
+# what happens to people alone
+_PERSONAL: Final = frozenset({
+    "appointed", "assassinated", "born", "deposed", "die", "diagnosed", "elected", "executed",
+    "exiled", "inaugurated", "marry", "reelected", "resign", "retire", "succeeded", "sworn", "win",
+})  # fmt: skip
+
+
 def pronoun(clause: Clause) -> str:
-    """What stands for the subject: "it", "they", "he", or "" if that is not sure."""
-    last = clause.subject.split()[-1] if clause.subject else ""
+    """What stands for the subject: "it", "they", "he", "she", or "" if that is not sure."""
+    words = clause.subject.split()
+    last = words[-1] if words else ""
     if not last or " and " in clause.subject:
         return ""
-    if clause.person:
+    if clause.person or words[0] in _HE:
         return "he"
+    if words[0] in _SHE:
+        return "she"
+    if words[0][0].isupper() and _PERSONAL & {*clause.base.split()}:
+        return ""
     if clause.aux in ("were", "are", "have", "do") or clause.plural:
         return "they"
     if clause.aux in ("was", "is", "has", "does"):
