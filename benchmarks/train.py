@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import torch
 
+import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.train.adapter import Adapter, shapes_of
 from alora_gguf.train.hf_model import load_model
@@ -33,6 +34,7 @@ from .models import SHAPES
 from .models import base as made_base
 from .report import machine
 
+READ: Final = 512  # tokens
 SUFFIX: Final = 16  # tokens, of which the invocation is the first part
 INVOCATION: Final = (11, 12, 13, 14)
 
@@ -94,10 +96,33 @@ def main(argv: list[str] | None = None) -> int:
         f"{file.path.name}, rank 8 on attention; {args.batch} conversations a step, "
         f"{SUFFIX} tokens after each prefix, {args.rounds} rounds"
     )
+    print(_reading(file, args), flush=True)
     print("prefix  PEFT's step     ours    step  first epoch  losses differ by")
     for prefix in args.prefixes:
         print(_line(file, prefix, args), flush=True)
     return 0
+
+
+def _reading(file: BaseFile, args: Any) -> str:
+    """Who reads prefixes: torch in F32, or the runtime, which has the file's own types."""
+    base: Any = load_model(file.path)
+    seconds: dict[str, list[float]] = {"torch": [], "runtime": []}
+    with ag.Model(file.path, n_ctx=2 * READ, n_seq_max=1, n_threads=args.threads) as model:
+        for turn in range(-1, args.rounds):
+            ids = [(100 + 7919 * i + turn) % model.n_vocab for i in range(READ)]
+            with model.session() as session, torch.no_grad():
+                works = {
+                    "torch": lambda ids=ids: base(torch.tensor([ids]), logits_to_keep=1),
+                    "runtime": lambda ids=ids, session=session: session.sync(ids),
+                }
+                for name, work in works.items():
+                    taken = timed(work)
+                    seconds[name] += [taken] if turn >= 0 else []
+    speeds = {name: READ / statistics.median(each) for name, each in seconds.items()}
+    return (
+        f"reading {READ} tokens: torch {speeds['torch']:.0f} a second, "
+        f"the runtime {speeds['runtime']:.0f} ({speeds['torch'] / speeds['runtime']:.2f}x)"
+    )
 
 
 def _line(file: BaseFile, prefix: int, args: Any) -> str:

@@ -60,11 +60,6 @@ class Fit:
     state: State
 
 
-def n_steps(n_rows: int, settings: TrainSettings) -> int:
-    """Steps in all, if it does not stop early."""
-    return math.ceil(n_rows / settings.batch) * settings.epochs
-
-
 class Fitting:
     """One adapter's training."""
 
@@ -85,12 +80,12 @@ class Fitting:
         self.train, self.held_out = train, held_out
         self.checkpoint, self.identity = checkpoint, identity
         self.state = State()
-        self.steps = n_steps(len(train), settings)
+        per_epoch = math.ceil(len(train) / settings.batch)
+        self.steps = per_epoch * settings.epochs  # if it does not stop early
         self._optimizer = torch.optim.AdamW(
             adapter.parameters, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0
         )
         self._best = adapter.weights
-        per_epoch = math.ceil(len(train) / settings.batch)
         self._look_every = max(1, per_epoch // settings.looks)
 
     def resume(self) -> bool:
