@@ -169,7 +169,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         "refusal for a jailbreak); to rewrite it is merely told. *Never looking* always gives the "
         "commonest answer (or repeats the question as it is).",
         *_base_alone(results),
-        *([] if parity is None else [parity_text(parity, "demo_model", "make demo-parity")]),
+        *([] if parity is None else [parity_text(parity, "make demo-parity")]),
         "\n".join(_quantized(results)),
         "\n".join(_latency(results)),
     ]
@@ -223,9 +223,9 @@ def _base_alone(results: Results) -> Iterator[str]:
         yield f"The base itself, {sampling}, {' and '.join(parts)}."
 
 
-def parity_text(found: dict[str, Any], folder: str, way_out: str) -> str:
-    """What parity.json in a folder of examples/ says."""
-    others = f", the others are in [parity.json](examples/{folder}/parity.json)"
+def parity_text(found: dict[str, Any], way_out: str) -> str:
+    """What parity.json beside the page says."""
+    others = ", the others are in [parity.json](parity.json)"
     return (
         f"PEFT (computing in F32) and this runtime (base {found['base']}) give the same answer, "
         f"letter by letter, on {found['same']:,} of {found['total']:,} held-out conversations"

@@ -86,7 +86,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
             f"Taken on {record['machine']}{at_once}, one thread each.",
             "\n".join(_comparison(results, base)),
             *_temperatures(results, base),
-            *([] if parity is None else [parity_text(parity, "smollm2", "make smollm2-parity")]),
+            *([] if parity is None else [parity_text(parity, "make smollm2-parity")]),
             "\n".join(_types(results)),
             "\n".join(_times(results, base)),
         ]

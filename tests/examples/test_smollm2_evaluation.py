@@ -112,7 +112,7 @@ def check_report(results: dict[str, Any], folder: Path) -> None:
     (folder / "parity.json").write_text(json.dumps(same), encoding="utf-8")
     assert report.main([], folder) == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
-    assert "on 3 of 4 held-out conversations, the others are in [parity.json](examples/smo" in page
+    assert "on 3 of 4 held-out conversations, the others are in [parity.json](parity.json)" in page
 
 
 def test_answers_of_other_files_are_not_taken(tmp_path: Path) -> None:
