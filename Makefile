@@ -13,7 +13,8 @@
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make train-demo   train an adapter on a real model, from nothing, in ten minutes
 #   make demo-eval, make demo-parity   measure the demo model, and compare it with PEFT
-#   make smollm2-eval, make smollm2-parity   measure the intrinsics on SmolLM2, and compare with PEFT
+#   make smollm2-train, make smollm2-eval, make smollm2-parity   train five intrinsics on
+#       SmolLM2, measure them, and compare with PEFT
 #
 # Variables: PYTHON (to create .venv with), CMAKE_ARGS (for instance -DGGML_CUDA=ON), JOBS, BACKENDS
 # (of test-backends, for instance vulkan).
@@ -52,8 +53,8 @@ native_sources := $(shell find native/include native/src native/patches -type f)
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
 
-.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-eval smollm2-parity \
-	train-demo check test lint house \
+.PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
+	smollm2-parity train-demo check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
 	test-clients test-page test-peers bench docs format clean
 help:
@@ -116,15 +117,21 @@ demo-parity: setup-checks
 	@$(BIN)/python -m examples.demo_model.parity
 	@$(BIN)/python -m examples.demo_model.report
 
-# the real model's: five intrinsics on SmolLM2, hours; goes on where it was stopped
-smollm2-eval: setup-checks
-	@test -d build/smollm2/data || $(BIN)/python -m examples.smollm2.data build/smollm2/data
-	@$(BIN)/python -m examples.smollm2.evaluate build/smollm2/data
+# The real model's: five intrinsics on SmolLM2, trained and measured in hours; what was stopped goes on.
+SMOLLM2_DATA := build/smollm2/data
+$(SMOLLM2_DATA):
+	@$(BIN)/python -m examples.smollm2.data $@
+
+smollm2-train: setup-checks $(SMOLLM2_DATA)
+	@$(BIN)/python -m examples.smollm2.training $(SMOLLM2_DATA) --also-lora
+
+smollm2-eval: setup-checks $(SMOLLM2_DATA)
+	@$(BIN)/python -m examples.smollm2.evaluate $(SMOLLM2_DATA)
 	@$(BIN)/python -m examples.smollm2.report
 
 # PEFT's directories are what training wrote to build/smollm2/peft
 smollm2-parity: setup-checks
-	@$(BIN)/python -m examples.smollm2.parity build/smollm2/data build/smollm2/peft
+	@$(BIN)/python -m examples.smollm2.parity $(SMOLLM2_DATA) build/smollm2/peft
 	@$(BIN)/python -m examples.smollm2.report
 
 # A base of 98 MB in a Python package, 400 conversations, and an adapter that is verified and measured.

@@ -1,0 +1,85 @@
+"""`python -m examples.smollm2.training DATA`: the five intrinsics' adapters, one after another.
+
+Each goes into alora_gguf/smollm2/, its PEFT directory into build/smollm2/peft, and with --also-lora
+its plain twin into lora/ beside this file. What was stopped goes on where it was: an adapter takes
+an hour or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+from alora_gguf import smollm2
+from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, train
+
+from .evaluate import BUILD, EXAMPLE, QUESTIONS
+
+RANK: Final = 12  # attention alone: 2.8 MB in F16
+SHIPPED: Final = Path(smollm2.__file__).parent
+
+
+class Said(Watcher):
+    """Lines on stdout, now and then."""
+
+    def __init__(self) -> None:
+        self._done = -1.0
+
+    def stage(self, text: str) -> None:
+        self._done = -1.0
+        print(text, flush=True)
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        if done / max(total, 1) >= self._done + 0.05:
+            self._done = done / max(total, 1)
+            print(f"  {self._done:.0%} {note}", flush=True)
+
+
+def trained(task: str, data: Path, threads: int | None, *, also_lora: bool) -> list[TrainReport]:
+    """An intrinsic's adapter, from its lines in `data`."""
+    out = BUILD / f"{task}.gguf"
+    reports = train(
+        smollm2.base_path(),
+        [
+            Task(
+                data=data / f"{task}.jsonl",
+                out=out,
+                contract=EXAMPLE / "intrinsics" / task / "io.yaml",
+                peft_out=BUILD / "peft" / task,
+            )
+        ],
+        settings=TrainSettings(rank=RANK, threads=threads),
+        also_lora=also_lora,
+        question=QUESTIONS[task],
+        resume=True,
+        overwrite=True,
+        watcher=Said(),
+    )
+    homes = {"alora": SHIPPED, "lora": EXAMPLE / "lora"}
+    for report in reports:
+        homes[report.kind].mkdir(exist_ok=True)
+        shutil.copyfile(report.out, homes[report.kind] / f"{task}.gguf")
+    return reports
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="what examples.smollm2.data wrote")
+    parser.add_argument("--tasks", default=",".join(QUESTIONS))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--also-lora", action="store_true")
+    args = parser.parse_args(argv)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for task in args.tasks.split(","):
+        for report in trained(task, args.data, args.threads, also_lora=args.also_lora):
+            print(f"{report.scores}\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
