@@ -28,6 +28,7 @@ from .passages import Passage
 from .tasks import Made, Page, assistant, user
 
 FILE: Final = "answers.jsonl"
+KEPT: Final = Path(__file__).with_name(FILE)
 _MAX_TOKENS: Final = 24  # of an answer: the gold ones are a few words
 _LONGEST_GOLD: Final = 5  # words
 _AT_ONCE: Final = 8  # questions on one passage, in one batch
@@ -160,11 +161,16 @@ def _line(one: Asked, said: Answer) -> Made:
 
 
 def read(out: Path) -> list[Answer]:
-    """The answers that there are."""
-    path = out / FILE
-    if not path.exists():
-        return []
-    return [Answer(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    """The answers that there are: those in OUT, and those that the repository keeps, as they take
+    hours.
+    """
+    found: dict[str, Answer] = {}
+    for path in (KEPT, out / FILE):
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                answer = Answer(**json.loads(line))
+                found[answer.key] = answer
+    return list(found.values())
 
 
 def in_turn(parts: dict[str, list[Passage]]) -> list[tuple[str, Page]]:

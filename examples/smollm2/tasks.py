@@ -21,6 +21,10 @@ _COMMON: Final = frozenset({
     "are", "was", "were", "did", "do", "does", "has", "have", "had", "be", "been", "what", "who",
     "when", "where", "which", "how", "many", "much", "its", "their", "his", "as",
 })  # fmt: skip
+# how answers that are not faithful are made
+_WRONG: Final = {"removed": 0.3, "here": 0.35, "elsewhere": 0.35}
+_LINES_PER_PAGE: Final = 4  # on average: a page is read once for all of them
+_TRIES: Final = 20  # until a question is worded as it was not yet
 _SMALL_TALK: Final[dict[Split, tuple[tuple[str, str], ...]]] = {
     "train": (
         ("I have a question about this text.", "Go ahead."),
@@ -159,12 +163,20 @@ def form(fact: Fact, answer: str) -> str:
     return f"{fact.kind} {shape}{' counted' if fact.counted else ''}"
 
 
+def richest(pages: Sequence[Page], n: int) -> list[Page]:
+    """As many of the pages as `n` lines need, those first that most can be asked about."""
+    wanted = -(-n // _LINES_PER_PAGE)
+    order = sorted(range(len(pages)), key=lambda i: -len(pages[i].kept) - len(pages[i].removed))
+    return [pages[i] for i in sorted(order[:wanted])]
+
+
 def answerability(
     pages: Sequence[Page], pools: Pools, split: Split, n: int, rng: random.Random
 ) -> list[Made]:
     """Half of the `n` lines can be answered; of the others half lack the sentence, a quarter is
     about another passage, a quarter has another name in the question.
     """
+    pages = richest(pages, n)
     by_sort: dict[str, list[tuple[int, Fact, str]]] = defaultdict(list)
     for i, one in enumerate(pages):
         for fact in one.kept:
@@ -175,24 +187,29 @@ def answerability(
             swapped = swap_name(one, rng.choice(one.kept), pools, rng)
             if swapped:
                 by_sort["swapped"].append((i, *swapped))
-        other = pages[rng.randrange(len(pages))]
-        a, b = one.passage, other.passage
-        if a.source == b.source and a.article != b.article:
-            for fact in rng.sample(other.kept, min(1, len(other.kept))):
-                if any(not holds(one.text, name) for name in fact.names) and not is_said(
-                    fact, [one.text]
-                ):
-                    by_sort["other"].append((i, fact, ""))
+        for other in rng.sample(pages, min(4, len(pages))):
+            a, b = one.passage, other.passage
+            if a.source != b.source or a.article == b.article or not other.kept:
+                continue
+            fact = rng.choice(other.kept)
+            unknown = any(not holds(one.text, name) for name in fact.names)
+            if unknown and not is_said(fact, [one.text]):
+                by_sort["other"].append((i, fact, ""))
     taken = [
         *_take(by_sort["kept"], n // 2, "kept", rng),
         *_take(by_sort["removed"], n // 4, "removed", rng),
         *_take(by_sort["other"], n // 8, "other", rng),
         *_take(by_sort["swapped"], n - n // 2 - n // 4 - n // 8, "swapped", rng),
     ]
-    made = []
+    made, seen = [], set[tuple[int, str]]()
     for i, fact, _, sort in sorted(taken, key=lambda each: each[0]):
         one = pages[i]
         asked = wordings.question(fact, split, rng)
+        for _ in range(_TRIES):
+            if (i, asked.text) not in seen:
+                break
+            asked = wordings.question(fact, split, rng)
+        seen.add((i, asked.text))
         verdict = "answerable" if sort == "kept" else "unanswerable"
         line = {
             "messages": [*one.earlier, user(asked.text)],
@@ -274,6 +291,7 @@ def hallucination(
     pages: Sequence[Page], pools: Pools, split: Split, n: int, rng: random.Random
 ) -> list[Made]:
     """Half of the `n` lines are faithful, in each wording as many as not."""
+    pages = richest(pages, n * 5 // 4)  # each wording fits some facts alone
     good: dict[str, list[Made]] = defaultdict(list)
     bad: dict[str, dict[str, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for one in pages:
@@ -333,21 +351,24 @@ def _balanced(
     n: int,
     rng: random.Random,
 ) -> list[Made]:
-    templates = sorted(good)
+    by_template = {template: _different(some) for template, some in good.items()}
+    # those with little to choose from come first, and what they lack the others make up for
+    templates = sorted(by_template, key=lambda each: (len(by_template[each]), each))
     chosen: list[Made] = []
     for k, template in enumerate(templates):
-        wanted = (n // 2) // len(templates) + (k < (n // 2) % len(templates))
-        shares = {"here": 0.35, "elsewhere": 0.35, "removed": 0.3}
-        for sort, share in shares.items():
-            pool = bad[template][sort]
-            got = rng.sample(pool, min(len(pool), round(wanted * share)))
-            chosen += got
-        n_bad = sum(each.wording == template for each in chosen)
-        if n_bad < wanted:
-            used = {id(each) for each in chosen}
-            more = [e for s in ("here", "elsewhere") for e in bad[template][s] if id(e) not in used]
-            chosen += rng.sample(more, min(len(more), wanted - n_bad))
-            n_bad = sum(each.wording == template for each in chosen)
-        pool = good[template]
-        chosen += rng.sample(pool, min(len(pool), n_bad))
+        right = by_template[template]
+        wanted = min((n - len(chosen)) // 2 // (len(templates) - k), len(right))
+        wrong: list[Made] = []
+        for sort, share in _WRONG.items():
+            pool = _different(bad[template][sort])
+            wrong += rng.sample(pool, min(len(pool), round(wanted * share)))
+        used = {id(each) for each in wrong}
+        more = [e for s in ("here", "elsewhere") for e in bad[template][s] if id(e) not in used]
+        wrong += rng.sample(more, min(len(more), max(0, wanted - len(wrong))))
+        wrong = wrong[:wanted]
+        chosen += wrong + rng.sample(right, len(wrong))
     return chosen
+
+
+def _different(some: Sequence[Made]) -> list[Made]:
+    return [*{str(each.line): each for each in some}.values()]
