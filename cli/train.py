@@ -174,6 +174,12 @@ def command(
             _print(report, path)
     if reports[-1].over == "stopped":
         raise KeyboardInterrupt
+    for report in reports:
+        if report.over == "diverged":
+            raise ag.AdapterError(
+                f"{report.out}: the loss was no number any more at step {report.steps + 1}; what "
+                f"was written is the best before, of step {report.best_step}: try a lower rate"
+            )
 
 
 def _tasks(
@@ -199,6 +205,8 @@ def _tasks(
     for name, file in names.items():
         target = (out or Path()) / f"{name}.gguf" if several or out is None else out
         text = asked[1].get(name)
+        if text == "":
+            raise click.UsageError("--invocation is empty, expected a text")
         tasks.append(
             Task(
                 data=file,
@@ -291,6 +299,7 @@ def _told(found: Estimate) -> str:
 def _print(report: TrainReport, base: Path) -> None:
     size = report.out.stat().st_size / 1e6
     ended = {"early": "stopped early", "stopped": "interrupted", "epochs": "to the end"}
+    ended["diverged"] = "where the loss was no number any more"
     seconds = timedelta(seconds=round(report.seconds + report.prefix_seconds))
     rows = [
         ("kind", "aLoRA" if report.kind == "alora" else "LoRA"),

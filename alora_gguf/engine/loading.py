@@ -136,28 +136,34 @@ def load_weights(
     """
     llama = native.llama
     failed: list[BaseException] = []
+    interrupted = False
 
     def on_progress(fraction: float, _user_data: object) -> bool:
         """llama.cpp's callback, on this thread; returning false ends the loading."""
+        nonlocal interrupted
         try:
             if progress is not None:
                 with allowed:
                     progress(fraction)
         except BaseException as error:
             failed.append(error)
-        return not (failed or pending() or (cancel is not None and cancel.cancelled))
+        interrupted = interrupted or pending()
+        return not (failed or interrupted or (cancel is not None and cancel.cancelled))
 
     params = _with_fields(llama.llama_model_default_params(), tuning.model)
     params.n_gpu_layers = n_gpu_layers
     callback = llama.llama_progress_callback(on_progress)
     params.progress_callback = callback
-    model = llama.llama_model_load_from_file(os.fsencode(path), params)
+    while True:
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if model or failed or not interrupted:
+            break
+        check_interrupts()
+        interrupted = False  # the program's handler raised nothing: it is loaded all the same
     if failed:
         if model:
             llama.llama_model_free(model)
         raise failed.pop()  # or this frame and the error would refer to one another
-    if not model:
-        check_interrupts()
     if not model and cancel is not None and cancel.cancelled:
         raise CancelledError(f"{path}: loading was cancelled")
     if not model:

@@ -127,7 +127,12 @@ def _example(file: Path, number: int, line: bytes) -> Example:
     try:
         value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _wrong(file, number, f"is not JSON: {error}") from None
+        raise _wrong(
+            file,
+            number,
+            f"is {line[:40].decode(errors='replace').strip()!r}, expected an object as JSON, "
+            f'{{"messages": [...], "answer": ...}}: {error}',
+        ) from None
     if not isinstance(value, dict):
         raise _wrong(file, number, f"holds {value!r:.40}, expected an object")
     if unknown := [name for name in value if name not in _FIELDS]:

@@ -8,13 +8,14 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,11 +54,31 @@ class Fit:
     """What came of it.
 
     weights  the best ones, by their loss on the held-out examples
-    state    `over` says why it ended: "epochs", "early" or "stopped"
+    state    `over` says why it ended: "epochs", "early", "stopped", or "diverged": a loss was no
+             number any more, and the weights after it are worthless
     """
 
     weights: dict[str, Tensor]
     state: State
+
+
+@contextmanager
+def _opened(checkpoint: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(checkpoint), "pt") as file:
+            yield file
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise FileFormatError(
+            f"{checkpoint}: is no checkpoint that can be gone on from: {error}; remove it"
+        ) from error
+
+
+def is_own(checkpoint: Path, identity: str) -> bool:
+    """Whether a checkpoint is there, and of the training that `identity` stands for."""
+    if not checkpoint.is_file():
+        return False
+    with _opened(checkpoint) as file:
+        return bool(json.loads(file.metadata()["state"])["identity"] == identity)
 
 
 class Fitting:
@@ -90,18 +111,12 @@ class Fitting:
 
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one of this training."""
-        if not self.checkpoint.is_file():
+        if not is_own(self.checkpoint, self.identity):
             return False
-        try:
-            with safe_open(str(self.checkpoint), "pt") as file:
-                about = json.loads(file.metadata()["state"])
-                if about.pop("identity") != self.identity:
-                    return False
-                tensors = {name: file.get_tensor(name) for name in [*file.keys()]}
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise FileFormatError(
-                f"{self.checkpoint}: is no checkpoint that can be gone on from: {error}; remove it"
-            ) from error
+        with _opened(self.checkpoint) as file:
+            about = json.loads(file.metadata()["state"])
+            del about["identity"]
+            tensors = {name: file.get_tensor(name) for name in [*file.keys()]}
         self.state = State(**about)
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
         for name, tensor in tensors.items():
@@ -133,7 +148,9 @@ class Fitting:
             if stopped():
                 state.over = "stopped"
                 break
-            self._step()
+            if not self._step():
+                state.over = "diverged"
+                break
             state.seconds = time.monotonic() - begun
             looks = state.step % self._look_every == 0 or state.step == self.steps
             if looks:
@@ -145,7 +162,9 @@ class Fitting:
                 self.save()
                 noted = time.monotonic()
         state.seconds = time.monotonic() - begun
-        over, state.over = state.over, "" if state.over == "stopped" else state.over
+        over = state.over
+        if over in ("stopped", "diverged"):
+            state.over = ""  # of the checkpoint: one can go on from there
         self.save()
         state.over = over
         return Fit(self._best, state)
@@ -171,16 +190,21 @@ class Fitting:
             total += found.total.item()
         return total / weight
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Returns whether it could be taken: from a loss that is no number nothing comes back."""
         state, settings = self.state, self.settings
         for group in self._optimizer.param_groups:
             group["lr"] = settings.rate * self._rate(state.step)
         loss = self.gradient(self._batch(state.step))
-        torch.nn.utils.clip_grad_norm_(self.adapter.parameters, _CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters, _CLIP)
+        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+            self._optimizer.zero_grad()
+            return False
         self._optimizer.step()
         self._optimizer.zero_grad()
         state.step += 1
         state.losses.append(loss)
+        return True
 
     def _rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / (self.settings.warmup + 1))

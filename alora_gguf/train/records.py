@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alora_gguf._calls import checked
+
 from .data import Examples
 from .scores import Scores
 from .settings import TrainSettings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One adapter to train.
@@ -49,7 +52,8 @@ class TrainReport:
                    or given
     n_train, n_held_out  examples
     steps, best_step, over  how many there were, which was the best, and why it ended: "epochs",
-                   "early", or "stopped" by the caller
+                   "early", "stopped" by the caller, or "diverged": the next step's loss was no
+                   number, and `out` is the best before
     seconds        of the steps, and of the keys and values before them
     looks          at the held-out examples: step, loss and the share of right replies
     losses         of each step
@@ -149,7 +153,7 @@ class Prepared:
 
     def hash(self, base: str, settings: TrainSettings) -> str:
         """Of all that decides the weights."""
-        told = hashlib.sha256(json.dumps([base, self.kind, settings.to_dict()]).encode())
+        told = hashlib.sha256(json.dumps([base, self.kind, settings.deciding()]).encode())
         for row in (*self.train, *self.held_out):
             told.update(repr(asdict(row)).encode())
         return told.hexdigest()

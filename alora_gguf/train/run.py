@@ -16,7 +16,7 @@ import torch
 
 from alora_gguf.convert import convert_adapter
 from alora_gguf.engine.loading import machine_memory
-from alora_gguf.errors import AdapterError, CancelledError, ModelError
+from alora_gguf.errors import AdapterError, CancelledError, InputError, ModelError
 from alora_gguf.files import write_whole
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.writer import write_temperature
@@ -25,7 +25,7 @@ from alora_gguf.verification import verify
 
 from .adapter import CONTRACT, Adapter, shapes_of
 from .attention import attend
-from .fitting import Fit, Fitting
+from .fitting import Fit, Fitting, is_own
 from .hf_model import load_model, model_bytes
 from .invocation import choose_invocation, ids_of
 from .prefixes import Prefixes
@@ -69,8 +69,10 @@ class Run:
 
     # ---- before anything is trained -------------------------------------------------------------
 
-    def prepare(self, tasks: Sequence[Prepared]) -> None:
-        """Loads the base, puts the tasks' examples into tokens, and computes prefixes."""
+    def prepare(self, tasks: Sequence[Prepared], *, anew: bool = False) -> None:
+        """Loads the base, puts the tasks' examples into tokens, and computes prefixes. Raises
+        InputError for a checkpoint of another training, unless that may be thrown away: `anew`.
+        """
         self.watcher.stage("Loading the base")
         dtype = self._dtype()
         self._check_memory(dtype)
@@ -80,6 +82,9 @@ class Run:
             for task in tasks:
                 self.watcher.stage(f"Reading {task.examples.path}")
                 self._tokenize(model, task)
+        if not anew:
+            for task in tasks:
+                self._check_checkpoint(task)
         self._open_prefixes(tasks)
         self._say_estimate(tasks)
         if self._prefixes is not None:
@@ -128,12 +133,24 @@ class Run:
         self._model = adapter.close()
 
     def _tokenize(self, model: Model, task: Prepared) -> None:
+        if task.task.contract is not None:  # errors name the file, not the copy of it
+            model.set_contract(task.name, task.task.contract)
         given = task.examples
         train = answered(model, task.name, given.train)
         held_out = answered(model, task.name, given.held_out)
         task.examples = replace(given, train=tuple(train), held_out=tuple(held_out))
         task.train = rows_of(model, task.name, train, given.path, self._progress)
         task.held_out = rows_of(model, task.name, held_out, given.path, self._progress)
+
+    def _check_checkpoint(self, task: Prepared) -> None:
+        checkpoint = self._checkpoint(task)
+        identity = task.hash(self._identity, self.settings)
+        if checkpoint.is_file() and not is_own(checkpoint, identity):
+            raise InputError(
+                f"{checkpoint}: is of a training with other lines, settings or another base, and "
+                "going on would throw it away; give the same ones, begin anew with --force "
+                "(overwrite=True), or name another output"
+            )
 
     def _open_prefixes(self, tasks: Sequence[Prepared]) -> None:
         shapes = shapes_of(self._model)
@@ -199,7 +216,12 @@ class Run:
         self._write(task, fitting.adapter, fit.weights, task.out)
         self._end_adapter()
         self._verify(task)
-        scores = None if fit.state.over == "stopped" else self._score(task, question)
+        scores = None
+        try:
+            if fit.state.over != "stopped":
+                scores = self._score(task, question)
+        except CancelledError:
+            fit.state.over = "stopped"  # the adapter is whole; going on asks again
         if scores is not None and (fitted := scores.temperature) is not None:
             write_temperature(task.out, fitted.kind, fitted.value)
         return self._report(task, fit, scores)
@@ -208,15 +230,14 @@ class Run:
         whole = self._whole(task)
         invocation = task.invocation if whole and task.kind == "alora" else ()
         self._adapter = Adapter(self._model, self.base.architecture, self.settings, invocation)
-        identity = task.hash(self._identity, self.settings)
         return Fitting(
             self._adapter,
             None if whole else self._prefixes,
             task.train,
             task.held_out,
             self.settings,
-            self.folder / f"{task.name}.safetensors",
-            identity,
+            self._checkpoint(task),
+            task.hash(self._identity, self.settings),
         )
 
     def _whole(self, task: Prepared) -> bool:
@@ -246,16 +267,25 @@ class Run:
                 f"{task.name}: stopped before anything better than the base was found; --resume "
                 "(resume=True) goes on"
             )
+        self._checkpoint(task).unlink(missing_ok=True)  # nothing to go on from
+        found = f"training found nothing better than the base (a loss of {state.best_loss:.3g} on "
+        found += "the held-out examples), and "
+        if state.over == "diverged":
+            found += f"the loss was no number any more at step {state.step + 1}"
+        else:
+            found += f"ended at {state.looks[-1]['loss']:.3g}"
         raise AdapterError(
-            f"{task.name}: training found nothing better than the base on the held-out examples "
-            f"(loss {state.best_loss:.3g} before, {state.looks[-1]['loss']:.3g} at the end); try a "
-            "lower rate, or look at the data"
+            f"{task.name}: {found}; look at the data, or try a lower rate than "
+            f"{self.settings.rate:g}: with --resume (resume=True) nothing is read again"
         )
 
     # ---- its files ------------------------------------------------------------------------------
 
     def _folder(self, task: Prepared) -> Path:
         return self.folder / f"{task.name}.peft"
+
+    def _checkpoint(self, task: Prepared) -> Path:
+        return self.folder / f"{task.name}.safetensors"
 
     def _initial(self, task: Prepared) -> Path:
         return self.folder / f"{task.name}.initial.gguf"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from alora_gguf._calls import is_text
 from alora_gguf.errors import InputError
 
 ATTENTION: Final = "attention"
@@ -59,6 +60,14 @@ class TrainSettings:
                 continue
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise InputError(f"{name} is {value!r}, expected a number above 0")
+        named: Any = [self.targets] if isinstance(self.targets, str) else self.targets
+        if not isinstance(named, Sequence) or not named or not all(map(is_text, named)):
+            raise InputError(
+                f"targets are {self.targets!r:.80}, expected {ATTENTION}, {ALL_LINEAR}, or a list "
+                "of names of weights"
+            )
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise InputError(f"threads is {self.threads!r}, expected None or at least 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}, expected auto, float32 or bfloat16")
 
@@ -67,8 +76,15 @@ class TrainSettings:
         """The adapter's alpha."""
         return 2.0 * self.rank if self.alpha is None else float(self.alpha)
 
+    def deciding(self) -> dict[str, object]:
+        """What a training has to have in common with one that it goes on with: all but what a
+        machine has room for.
+        """
+        own = self.to_dict()
+        return {name: own[name] for name in own if name not in ("threads", "cache_bytes")}
+
     def to_dict(self) -> dict[str, object]:
-        """What decides the result, as JSON can hold it."""
+        """As JSON can hold it."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         targets = own["targets"]
         return {**own, "targets": targets if isinstance(targets, str) else list(targets)}

@@ -5,14 +5,16 @@ measured.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from alora_gguf.errors import InputError
-from alora_gguf.files import check_target
+from alora_gguf._calls import check_kind
+from alora_gguf.errors import AloraError, CancelledError, InputError
+from alora_gguf.files import check_target, reason
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import load_contract
 from alora_gguf.intrinsics.contract import file_in
@@ -52,20 +54,30 @@ def train(
     CancelledError if the watcher stopped it before there was anything to keep.
     """
     _require_installed()
-    settings, watcher = settings or TrainSettings(), watcher or Watcher()
+    settings = TrainSettings() if settings is None else settings
+    watcher = Watcher() if watcher is None else watcher
+    _check_kinds(base, tasks, settings, watcher)
     prepared = _checked(tasks, also_lora, settings)
     file = BaseFile.read(base)
+    _check_not_read(prepared, [part.path for part in file.files])
     folder = prepared[0].out.with_name(prepared[0].out.name + _SUFFIX)
     for one in prepared:
         for path in filter(None, (one.out, one.contract_file)):
             # what was kept when a training was stopped is its own
             own = overwrite or (resume and folder.is_dir())
             check_target(path, overwrite=own, what="adapter or contract")
-    _make_folder(folder, resume, overwrite)
+    new = _make_folder(folder, resume, overwrite)
     from .run import Run
 
     with Run(file, folder, settings, watcher) as run:
-        run.prepare(prepared)
+        try:
+            run.prepare(prepared, anew=overwrite)
+        except CancelledError:
+            raise  # what was read until then is gone on with
+        except AloraError:
+            if new:  # nothing is in it that would be of use to another try
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         reports = []
         for each in prepared:
             reports.append(run.train(each, question))
@@ -124,13 +136,51 @@ def _contract(task: Task, name: str, answers: Sequence[object]) -> tuple[str, bo
     return file_in(Path(task.contract)).read_text(encoding="utf-8"), False
 
 
-def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Where the work is kept until it is done."""
-    if folder.exists() and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{folder}: is there of a training that did not end; go on with --resume "
-                "(resume=True), or begin anew with --force (overwrite=True)"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(exist_ok=True)
+def _check_kinds(base: object, tasks: object, settings: object, watcher: object) -> None:
+    # by hand: a call that is @checked keeps a second Ctrl-C waiting until its end
+    check_kind(
+        tasks,
+        "tasks",
+        lambda given: isinstance(given, (list, tuple)) and all(isinstance(t, Task) for t in given),
+        "a list of Task(data=, out=)",
+    )
+    check_kind(base, "base", lambda x: isinstance(x, (str, os.PathLike)), "a path")
+    check_kind(settings, "settings", lambda x: isinstance(x, TrainSettings), "TrainSettings")
+    check_kind(watcher, "watcher", lambda x: isinstance(x, Watcher), "a Watcher")
+
+
+def _check_not_read(tasks: Sequence[Prepared], base: Sequence[Path]) -> None:
+    """What is written must not replace what is read, not even with `overwrite`."""
+    read = list(base)
+    for one in tasks:
+        read.append(Path(one.task.data))
+        if one.task.contract is not None:
+            read.append(file_in(Path(one.task.contract)))
+    for one in tasks:
+        for out in filter(None, (one.out, one.contract_file)):
+            if any(out.exists() and path.exists() and out.samefile(path) for path in read):
+                raise InputError(
+                    f"{out}: is a file that training reads, and would be replaced; name another "
+                    "output"
+                )
+
+
+def _make_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
+    """Where the work is kept until it is done. Returns whether it is new."""
+    if resume and folder.is_dir():
+        return False
+    if folder.exists() and not overwrite:
+        raise InputError(
+            f"{folder}: is there of a training that did not end; go on with --resume "
+            "(resume=True), or begin anew with --force (overwrite=True)"
+        )
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made to keep the work in: {reason(error)}; name an output where "
+            "you may write"
+        ) from error
+    return True

@@ -198,20 +198,27 @@ def test_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         hangs()
 
 
-def test_loading_ends(files: Files) -> None:
-    """Without a traceback from inside a callback of llama.cpp's."""
+@pytest.mark.parametrize(("handler", "said"), [("raises", "ended"), ("returns", "loaded")])
+def test_loading_ends(files: Files, handler: str, said: str) -> None:
+    """Without a traceback from inside a callback of llama.cpp's; not where the handler returns."""
     program = (
         "import signal, sys, alora_gguf\n"
         "from alora_gguf.engine import native\n"
-        "log = native.Log.write\n"
+        "if sys.argv[2] == 'returns': signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "log, sent = native.Log.write, []\n"
         "def write(*given):\n"
-        "    if b'load' in (given[2] or b''): signal.raise_signal(signal.SIGINT)\n"
+        "    if b'load' in (given[2] or b'') and not sent:\n"
+        "        sent.append(signal.raise_signal(signal.SIGINT))\n"
         "    log(*given)\n"
         "native.Log.write = write\n"
-        "try: alora_gguf.Model(sys.argv[1], n_ctx=256)\n"
+        "try:\n"
+        "    with alora_gguf.Model(sys.argv[1], n_ctx=256): print('loaded')\n"
         "except KeyboardInterrupt: print('ended')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(files.base)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, str(files.base), handler],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("ended\n", "")
+    assert (done.stdout, done.stderr) == (f"{said}\n", "")

@@ -62,8 +62,9 @@ def test_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "is not JSON"),
-        ("[" * 10_000, "is not JSON"),
+        ("{", "is '{', expected an object as JSON"),
+        ("[" * 10_000, "expected an object as JSON"),
+        ("text,category", "is 'text,category', expected an object as JSON"),
         ("3", "holds 3, expected an object"),
         ({**GOOD, "anwser": 1}, "has a field 'anwser'; known are messages, "),
         ({"messages": GOOD["messages"]}, "has no answer"),

@@ -133,8 +133,96 @@ def test_a_checkpoint_of_other_lines_is_not_taken_up(
     trained(base, lines(EXAMPLES), out, watcher=Stopping(12))
     other = [{**each, "answer": "no" if i % 2 else "yes"} for i, each in enumerate(EXAMPLES)]
     settings = replace(SETTINGS, epochs=1)
+    kept = (tmp_path / "x.gguf.train" / "x.safetensors").read_bytes()
+    for data, chosen in ((other, SETTINGS), (EXAMPLES, settings)):
+        with pytest.raises(ag.InputError, match="of a training with other lines, settings"):
+            trained(base, lines(data), out, resume=True, settings=chosen)
+    assert (tmp_path / "x.gguf.train" / "x.safetensors").read_bytes() == kept
     resumed = trained(base, lines(other), out, resume=True, overwrite=True, settings=settings)
     assert resumed.steps == 6
+
+
+def test_a_loss_that_is_no_number_ends_it(
+    base: Path, lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was best before is written, if anything was better than the base."""
+    gradient = fitting.Fitting.gradient
+    for last, out in ((7, tmp_path / "x.gguf"), (0, tmp_path / "alone" / "x.gguf")):
+
+        def broken(self: Any, rows: Any, last: int = last) -> float:
+            loss = gradient(self, rows)
+            return float("nan") if self.state.step == last and self.state.looks else loss
+
+        monkeypatch.setattr(fitting.Fitting, "gradient", broken)
+        if last:
+            report = trained(base, lines(EXAMPLES[:20]), out)
+            assert (report.over, report.steps) == ("diverged", 7)
+            assert 0 < report.best_step <= 7
+            assert ag.verify(base, out).passed
+            continue
+        with pytest.raises(ag.AdapterError, match=r"no number any more at step 1; .* lower rate"):
+            trained(base, lines(EXAMPLES[:20]), out)
+        assert not out.exists()
+        monkeypatch.setattr(fitting.Fitting, "gradient", gradient)
+        lower = replace(SETTINGS, rate=1e-2, epochs=1)  # as the message says
+        assert trained(base, lines(EXAMPLES[:20]), out, settings=lower, resume=True).steps == 2
+
+
+def test_what_is_read_is_not_replaced(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    data = lines(EXAMPLES)
+    copy, contract = tmp_path / "copy.gguf", tmp_path / "x.io.yaml"
+    copy.write_bytes(base.read_bytes())
+    contract.write_text("model: ~\nresponse_format: ~\ntransformations: ~\n")
+    (tmp_path / "link.gguf").symlink_to(copy)
+    for out in (data, copy, tmp_path / "link.gguf", contract):
+        before = out.read_bytes()
+        task = Task(data=data, out=out, name="x", contract=contract)
+        with pytest.raises(ag.InputError, match="is a file that training reads"):
+            train(copy, [task], overwrite=True)
+        assert out.read_bytes() == before
+
+
+def test_what_ends_before_training_leaves_no_folder(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    with pytest.raises(ag.AloraError, match="at most 4096"):
+        trained(base, lines(EXAMPLES), tmp_path / "x.gguf", settings=replace(SETTINGS, rank=9999))
+    assert not (tmp_path / "x.gguf.train").exists()
+    with pytest.raises(ag.InputError, match=r"/proc/x\.gguf\.train: cannot be made"):
+        trained(base, lines(EXAMPLES), Path("/proc/x.gguf"))
+
+
+def test_stopping_while_it_is_asked_keeps_the_adapter(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    class Asking(Watcher):
+        asking = False
+
+        def stage(self, text: str) -> None:
+            self.asking = text.startswith("Asking")
+
+        def stopped(self) -> bool:
+            return self.asking
+
+    out, settings = tmp_path / "x.gguf", replace(SETTINGS, epochs=1)
+    report = trained(base, lines(EXAMPLES[:20]), out, watcher=Asking(), settings=settings)
+    assert (report.over, report.steps, report.scores) == ("stopped", 2, None)
+    again = trained(base, lines(EXAMPLES[:20]), out, settings=settings, resume=True)
+    assert (again.over, again.steps) == ("epochs", 2)
+    assert again.scores is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tasks": "x.jsonl"}, {"tasks": ["x.jsonl"]}, {"tasks": [{}]}, {"settings": {}}],
+)
+def test_arguments_of_the_wrong_kind(base: Path, wrong: Any) -> None:
+    with pytest.raises(ag.InputError, match=next(iter(wrong))):
+        train(base, **{"tasks": [Task(data="x.jsonl", out="x.gguf")], **wrong})
+    with pytest.raises(ag.InputError, match="base"):
+        train(None, [])  # type: ignore[arg-type]
+    with pytest.raises(ag.InputError, match="data"):
+        Task(data=5, out="x.gguf")  # type: ignore[arg-type]
 
 
 def test_stopping_keeps_the_best_so_far(base: Path, lines: WriteLines, tmp_path: Path) -> None:
@@ -213,7 +301,8 @@ def test_an_answer_that_the_contract_excludes_is_named(
         '   "required": ["x"], "additionalProperties": false}\n'
     )
     task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", contract=contract)
-    with pytest.raises(ag.InputError, match=r'x.jsonl: line 2: the answer {"x": "no"} does not'):
+    said = r'x.jsonl: line 2: the answer {"x": "no"} does not .*/io.yaml;'
+    with pytest.raises(ag.InputError, match=said):
         train(base, [task], settings=SETTINGS)
 
 
@@ -258,6 +347,9 @@ def test_targets_that_the_base_has_not(
         {"rate": float("nan")},
         {"alpha": -1},
         {"dtype": 1},
+        {"targets": 5},
+        {"targets": []},
+        {"threads": 0},
     ],
 )
 def test_settings_out_of_range(wrong: Any) -> None:
