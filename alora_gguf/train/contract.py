@@ -9,6 +9,7 @@ from alora_gguf.errors import InputError
 
 _MOST: Final = 20  # different answers of an enumeration
 _SEEN: Final = 3  # times that each of them occurs, on average, at least
+_LONGEST: Final = 200  # characters of one of them: more is a text, no category
 _YES: Final = ("yes", "true", "1", "y", "positive", "good", "correct", "right", "pass")
 _NOT: Final = ("un", "in", "im", "non-", "not ", "not_", "non", "dis", "ir")
 
@@ -102,7 +103,9 @@ def _property(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 def _enumeration(values: Sequence[Any]) -> tuple[Any, ...]:
     """The different values, if they are few and each is seen often."""
-    if not all(isinstance(each, (str, int, float)) for each in values):
+    if not all(
+        isinstance(each, (str, int, float)) and len(str(each)) <= _LONGEST for each in values
+    ):
         return ()
     found = tuple(dict.fromkeys(values))
     several = 1 < len(found) <= _MOST and len(values) >= _SEEN * len(found)

@@ -49,6 +49,12 @@ def _row(model: Model, name: str, example: Example, invocation: tuple[int, ...])
     call = IntrinsicCall(name, example.arguments)
     with model.chat(messages=example.messages, documents=example.documents) as chat:
         found = chat.supervise(call, example.answer)
+    n_tokens = len(found.prompt) + len(found.reply)
+    if n_tokens > model.n_ctx:  # else memory, which grows with its square, runs out amid a step
+        raise InputError(
+            f"the conversation and its answer have {n_tokens:,} tokens, at most {model.n_ctx:,} "
+            "can be trained on this base; shorten them"
+        )
     prefix, asked = found.prompt[: found.first], found.prompt[found.first :]
     if invocation and _occurs(invocation, prefix):
         text: Any = model.detokenize(invocation, special=True)

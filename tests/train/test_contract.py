@@ -54,6 +54,11 @@ def test_texts_that_differ_are_text() -> None:
     assert made(["yes", "no"]).response_format is None  # seen once each
 
 
+def test_long_texts_are_no_categories() -> None:
+    assert made(["yes " * 51, "no"] * 10).response_format is None
+    assert made(["yes " * 50, "no"] * 10).response_format is not None
+
+
 def test_objects_have_their_fields() -> None:
     answers = [{"why": f"so {i}", "n": i, "good": "yes" if i < 3 else "no"} for i in range(30)]
     contract = made(answers)

@@ -291,6 +291,14 @@ def test_the_invocation_must_not_occur_in_the_data(
         train(base, [task], settings=SETTINGS)
 
 
+def test_a_line_longer_than_the_context_is_named(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    long = [{**each, "answer": f"{i} " + "a " * 9000 * (i == 3)} for i, each in enumerate(EXAMPLES)]
+    with pytest.raises(ag.InputError, match=r"line 4: .* tokens, at most .* can be trained"):
+        trained(base, lines(long), tmp_path / "x.gguf")
+
+
 def test_an_answer_that_the_contract_excludes_is_named(
     base: Path, lines: WriteLines, tmp_path: Path
 ) -> None:
