@@ -74,6 +74,12 @@ class Prefixes:
         self._kept: Any = None
         self.n_done = 0
 
+    @staticmethod
+    def written(folder: Path) -> int:
+        """Bytes of a file that is there."""
+        file = folder / _FILE
+        return file.stat().st_size if file.is_file() else 0
+
     @property
     def n_tokens(self) -> int:
         """To compute in all."""

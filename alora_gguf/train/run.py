@@ -157,7 +157,9 @@ class Run:
         wanted = [row.prefix for each in tasks if each.kind == "alora" for row in _rows(each)]
         if shapes is None or not wanted:
             return
-        free = int(shutil.disk_usage(self.folder).free * _SHARE_OF_DISK)
+        # what an earlier run has written there already is room, too
+        room = shutil.disk_usage(self.folder).free + Prefixes.written(self.folder)
+        free = int(room * _SHARE_OF_DISK)
         self._prefixes = Prefixes(
             self._model,
             shapes,
@@ -246,8 +248,9 @@ class Run:
 
     @property
     def _identity(self) -> str:
-        """Of the base: its files' names, sizes and headers."""
-        told = [(str(part.path), part.path.stat().st_size) for part in self.base.files]
+        """Of the base: its files' names, sizes and times."""
+        stats = [(part.path.name, part.path.stat()) for part in self.base.files]
+        told = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def _without_adapter(self) -> Any:
