@@ -147,6 +147,14 @@ class Prepared:
         return self.out.with_name(f"{self.out.name.removesuffix('.gguf')}.io.yaml")
 
     @property
+    def peft_out(self) -> Path | None:
+        """Where it is written in PEFT's format: a plain twin beside the other."""
+        if self.task.peft_out is None:
+            return None
+        path = Path(self.task.peft_out)
+        return path if self.kind == "alora" else path.with_name(f"{path.name}.lora")
+
+    @property
     def label(self) -> str:
         """What messages call it."""
         return self.name if self.kind == "alora" else f"{self.name}, as a plain LoRA"

@@ -319,11 +319,8 @@ class Run:
             )
 
     def _report(self, task: Prepared, fit: Fit, scores: Scores | None) -> TrainReport:
-        peft = None
-        if task.task.peft_out is not None:
-            peft = Path(task.task.peft_out)
-            peft = peft if task.kind == "alora" else peft.with_name(f"{peft.name}.lora")
-            shutil.copytree(self._folder(task), peft, dirs_exist_ok=True)
+        if task.peft_out is not None:
+            shutil.copytree(self._folder(task), task.peft_out, dirs_exist_ok=True)
         if task.contract_file is not None:
             with write_whole(task.contract_file) as file:
                 file.write(task.contract.encode())
@@ -332,7 +329,7 @@ class Run:
             name=task.name,
             kind=task.kind,
             out=task.out,
-            peft_out=peft,
+            peft_out=task.peft_out,
             invocation=task.invocation,
             invocation_text=task.text,
             contract=task.contract,

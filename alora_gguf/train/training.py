@@ -61,11 +61,17 @@ def train(
     file = BaseFile.read(base)
     _check_not_read(prepared, [part.path for part in file.files])
     folder = prepared[0].out.with_name(prepared[0].out.name + _SUFFIX)
+    # what was kept when a training was stopped is its own
+    own = overwrite or (resume and folder.is_dir())
     for one in prepared:
         for path in filter(None, (one.out, one.contract_file)):
-            # what was kept when a training was stopped is its own
-            own = overwrite or (resume and folder.is_dir())
             check_target(path, overwrite=own, what="adapter or contract")
+        peft = one.peft_out
+        if peft is not None and not own and peft.exists():
+            raise InputError(
+                f"{peft}: exists already; name another directory for PEFT's format, or replace its "
+                "files with --force (overwrite=True)"
+            )
     new = _make_folder(folder, resume, overwrite)
     from .run import Run
 

@@ -324,6 +324,10 @@ def test_nothing_starts_where_files_are_in_the_way(
             trained(base, data, out)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+    (tmp_path / "peft").mkdir()
+    with pytest.raises(ag.InputError, match="peft: exists already"):
+        train(base, [Task(data=data, out=out, peft_out=tmp_path / "peft")], settings=SETTINGS)
+    assert not out.with_name("x.gguf.train").exists()
     with pytest.raises(ag.InputError, match="two tasks have the name 'x'"):
         train(base, [Task(data=data, out=out), Task(data=data, out=tmp_path / "y" / "x.gguf")])
     with pytest.raises(ag.InputError, match="cannot be an adapter's name"):
