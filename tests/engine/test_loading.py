@@ -118,12 +118,12 @@ def test_more_cells_than_the_machine_has_memory_for(
     """Known before anything is loaded: llama.cpp would take half a minute, or be killed."""
     base = write_base(tmp_path / "base.gguf")
     each = 2 * 2 * 2 * 32  # layers, keys and values, bytes, elements of both heads
-    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 1000 * each)
+    monkeypatch.setattr("alora_gguf.engine.loading.machine_memory", lambda: 1000 * each)
     with pytest.raises(ag.ModelError, match=r"a KV cache of 1024 cells takes 0\.0 GB, "):
         ag.Model(base, n_ctx=1024)
-    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 1024 * each)
+    monkeypatch.setattr("alora_gguf.engine.loading.machine_memory", lambda: 1024 * each)
     with ag.Model(base, n_ctx=1024, n_threads=1) as model:
         assert model.n_ctx == 1024
-    monkeypatch.setattr("alora_gguf.engine.loading._memory", lambda: 0)  # it cannot be told
+    monkeypatch.setattr("alora_gguf.engine.loading.machine_memory", lambda: 0)  # it cannot be told
     with ag.Model(base, n_ctx=1024, n_threads=1, type_k="f32", type_v="bf16") as model:
         assert model.n_ctx == 1024
