@@ -35,6 +35,8 @@ from .models import base as made_base
 from .report import machine
 
 READ: Final = 512  # tokens
+TOKENS: Final = 4000  # of a step's prefixes, about: PEFT's way keeps all of them for the way back
+BATCH: Final = 8  # conversations a step at most, which is what training takes by default
 SUFFIX: Final = 16  # tokens, of which the invocation is the first part
 INVOCATION: Final = (11, 12, 13, 14)
 
@@ -84,20 +86,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = options.parser("benchmarks.train", __doc__)
     parser.add_argument("base", nargs="?", type=Path, help="a GGUF; by default a random one")
     options.several(parser, "--prefixes", "250,1000,4000", options.number())
-    parser.add_argument("--batch", type=options.number(), default=2, help="conversations a step")
-    parser.add_argument("--steps", type=options.number(), default=6, help="of an epoch")
-    parser.add_argument("--rounds", type=options.number(), default=3)
+    parser.add_argument("--batch", type=options.number(), help="conversations a step, up to 8")
+    parser.add_argument("--steps", type=options.number(), default=2, help="of an epoch")
+    parser.add_argument("--rounds", type=options.number(), default=2)
     parser.add_argument("--threads", type=options.number(), default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     file = BaseFile.read(args.base or made_base(SHAPES["135m"]))
     print(f"{machine()}; torch {torch.__version__} in F32, {args.threads} threads")
     print(
-        f"{file.path.name}, rank 8 on attention; {args.batch} conversations a step, "
+        f"{file.path.name}, rank 8 on attention, {args.steps} steps an epoch; "
         f"{SUFFIX} tokens after each prefix, {args.rounds} rounds"
     )
     print(_reading(file, args), flush=True)
-    print("prefix  PEFT's step     ours    step  first epoch  losses differ by")
+    print("prefix  batch  PEFT's step     ours    step  first epoch  losses differ by")
     for prefix in args.prefixes:
         print(_line(file, prefix, args), flush=True)
     return 0
@@ -129,7 +131,8 @@ def _line(file: BaseFile, prefix: int, args: Any) -> str:
     settings = TrainSettings()
     theirs, ours = Side(file, settings, False), Side(file, settings, True)
     n_vocab = theirs.base.config.get_text_config().vocab_size
-    batches = [rows(args.batch, prefix, n_vocab, seed) for seed in range(args.steps)]
+    batch_size = args.batch or max(1, min(BATCH, TOKENS // prefix))
+    batches = [rows(batch_size, prefix, n_vocab, seed) for seed in range(args.steps)]
     with tempfile.TemporaryDirectory() as folder:
         once = timed(lambda: ours.keep(batches, Path(folder)))
         seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
@@ -146,8 +149,8 @@ def _line(file: BaseFile, prefix: int, args: Any) -> str:
     peft, own = (statistics.median(each) for each in seconds.values())
     first = args.steps * peft / (once + args.steps * own)
     return (
-        f"{prefix:>6}  {peft:>9.2f} s  {own:>5.2f} s  {peft / own:>5.0f}x  {first:>10.1f}x  "
-        f"{apart:>16.1e}"
+        f"{prefix:>6}  {batch_size:>5}  {peft:>9.2f} s  {own:>5.2f} s  {peft / own:>5.0f}x  "
+        f"{first:>10.1f}x  {apart:>16.1e}"
     )
 
 
