@@ -9,7 +9,7 @@ model, to BF16 by 12 %.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from .attention import Prefix, PrefixLayer
 
 Tokens = tuple[int, ...]
+_Layers = list[tuple[Tensor, Tensor]]  # keys and values of a segment, [heads, tokens, width]
 _MOST: Final = 512  # tokens of a segment: scores of attention take tokens x (tokens before + these)
 _AT_ONCE: Final = 512  # tokens of segments that are computed together
 _FILE: Final = "prefixes.f32"
@@ -71,7 +72,8 @@ class Prefixes:
         self._rounds = self._schedule()
         self._model_identity = identity
         self._file, self._done_file = folder / _FILE, folder / _DONE
-        self._kept: Any = None
+        self._kept: Any = None  # the file
+        self._values_kept = torch.empty(0)  # what is in it
         self.n_done = 0
 
     @staticmethod
@@ -113,6 +115,7 @@ class Prefixes:
         self._kept = np.memmap(
             str(self._file), np.float32, mode, shape=(self.n_kept * self._values,)
         )
+        self._values_kept = torch.from_numpy(np.asarray(self._kept))
 
     def compute(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes what is not there yet; may be stopped and called again."""
@@ -137,7 +140,7 @@ class Prefixes:
 
     def close(self, *, remove: bool = True) -> None:
         """Lets go of the file, and removes it."""
-        self._kept = None
+        self._kept, self._values_kept = None, torch.empty(0)
         if remove:
             for file in (self._file, self._done_file):
                 file.unlink(missing_ok=True)
@@ -203,8 +206,8 @@ class Prefixes:
 
     # ---- computing ------------------------------------------------------------------------------
 
-    def _computed(self, which: Sequence[int]) -> list[list[tuple[Tensor, Tensor]]]:
-        """Keys and values of segments, each layer's [heads, tokens, width]."""
+    def _computed(self, which: Sequence[int]) -> list[_Layers]:
+        """Keys and values of segments."""
         segments = [self._segments[i] for i in which]
         before = self._joined([each.path for each in segments])
         ids, mask = padded([each.tokens for each in segments])
@@ -219,10 +222,9 @@ class Prefixes:
 
     def _joined(self, paths: Sequence[Sequence[tuple[int, int]]]) -> Prefix:
         """Rows of segments, padded on the left."""
-        missing = {i: None for path in paths for i, _ in path if i not in self._offsets}
-        fresh: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for i in sorted(missing, key=lambda i: self._segments[i].start):
-            fresh[i] = self._computed([i])[0]
+        found: dict[int, _Layers] = {}
+        for i in sorted({i for path in paths for i, _ in path}):  # those before come first
+            found[i] = self._kept_of(i) if i in self._offsets else self._computed([i])[0]
         lengths = [sum(n for _, n in path) for path in paths]
         longest = max(lengths, default=0)
         layers = []
@@ -233,35 +235,28 @@ class Prefixes:
                 for row, path in enumerate(paths):
                     at = longest - lengths[row]
                     for i, n in path:
-                        kept = self._read(i, number, which, fresh)
-                        whole[row, :, at : at + n] = kept[:, :n]
+                        whole[row, :, at : at + n] = found[i][number][which][:, :n]
                         at += n
                 parts.append(whole.to(self.model.dtype))
             layers.append(PrefixLayer(*parts))
         return Prefix(tuple(layers), torch.tensor(lengths))
 
-    def _read(
-        self, i: int, layer: int, which: int, fresh: Mapping[int, list[tuple[Tensor, Tensor]]]
-    ) -> Tensor:
-        if i in fresh:
-            return fresh[i][layer][which]
-        return torch.from_numpy(self._views(i)[layer][which])
+    def _keep(self, i: int, layers: _Layers) -> None:
+        for kept, new in zip(self._kept_of(i), layers, strict=True):
+            for one, other in zip(kept, new, strict=True):
+                one.copy_(other)
 
-    def _keep(self, i: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for views, tensors in zip(self._views(i), layers, strict=True):
-            for view, tensor in zip(views, tensors, strict=True):
-                view[:] = tensor.float().numpy()
-
-    def _views(self, i: int) -> list[tuple[Any, Any]]:
-        """A segment's keys and values in the file, each layer's [heads, tokens, width]."""
+    def _kept_of(self, i: int) -> _Layers:
+        """A segment's keys and values, in the file."""
         n = len(self._segments[i].tokens)
         at = self._offsets[i] * self._values
         found = []
         for heads, *widths in self.shapes:
             pair = []
             for width in widths:
-                pair.append(self._kept[at : at + heads * n * width].reshape(heads, n, width))
-                at += heads * n * width
+                size = heads * n * width
+                pair.append(self._values_kept[at : at + size].view(heads, n, width))
+                at += size
             found.append((pair[0], pair[1]))
         return found
 
