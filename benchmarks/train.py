@@ -81,6 +81,33 @@ class Side:
         self.optimizer.zero_grad()
         return loss.item()
 
+    def gradient(self, batch: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Of each weight that is trained; no step is taken."""
+        found = losses(self.adapter.model, self.prefixes, batch)
+        (found.total / found.weight).backward()  # type: ignore[no-untyped-call]
+        named = self.adapter.model.named_parameters()
+        copied = {name: each.grad.clone() for name, each in named if each.requires_grad}
+        self.optimizer.zero_grad()
+        return copied
+
+
+def gradients(theirs: Side, ours: Side, batch: Sequence[Row]) -> str:
+    """How far ours are off PEFT's in the weight where they are farthest off, relative to it: as
+    keys and values are kept, and if they were kept in half the bytes.
+    """
+    ours.adapter.restore(theirs.adapter.weights)  # AdamW makes much of little, step by step
+    right = theirs.gradient(batch)
+    assert ours.prefixes is not None
+    kept = ours.prefixes._values_kept
+    exact, found = kept.clone(), []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        kept.copy_(exact.to(dtype))
+        off = ours.gradient(batch)
+        worst = max(float((off[n] - g).norm() / g.norm()) for n, g in right.items())
+        found.append(f"{str(dtype).removeprefix('torch.')} {worst:.1e}")
+    kept.copy_(exact)
+    return f"        gradients off PEFT's, by what is kept: {', '.join(found)}"
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = options.parser("benchmarks.train", __doc__)
@@ -89,10 +116,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=options.number(), help="conversations a step, up to 8")
     parser.add_argument("--steps", type=options.number(), default=2, help="of an epoch")
     parser.add_argument("--rounds", type=options.number(), default=2)
+    parser.add_argument("--gradients", action="store_true", help="compare them, too")
     parser.add_argument("--threads", type=options.number(), default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    file = BaseFile.read(args.base or made_base(SHAPES["135m"]))
+    try:
+        file = BaseFile.read(args.base or made_base(SHAPES["135m"]))
+    except ag.AloraError as error:
+        parser.error(str(error))
     print(f"{machine()}; torch {torch.__version__} in F32, {args.threads} threads")
     print(
         f"{file.path.name}, rank 8 on attention, {args.steps} steps an epoch; "
@@ -146,11 +177,12 @@ def _line(file: BaseFile, prefix: int, args: Any) -> str:
                 if turn >= 0:
                     seconds[name].append(time.perf_counter() - started)
             apart = max(apart, abs(found["theirs"] - found["ours"]) / found["theirs"])
+        compared = gradients(theirs, ours, batches[0]) if args.gradients else ""
     peft, own = (statistics.median(each) for each in seconds.values())
     first = args.steps * peft / (once + args.steps * own)
     return (
         f"{prefix:>6}  {batch_size:>5}  {peft:>9.2f} s  {own:>5.2f} s  {peft / own:>5.0f}x  "
-        f"{first:>10.1f}x  {apart:>16.1e}"
+        f"{first:>10.1f}x  {apart:>16.1e}" + (f"\n{compared}" if compared else "")
     )
 
 

@@ -2,8 +2,8 @@
 gradients, and kept in a file that is mapped into memory.
 
 What conversations begin with alike, such as a document that several questions are about, is
-computed and kept once. Values are F32: rounded to F16 they move gradients by up to 4 % on a real
-model, to BF16 by 12 %.
+computed and kept once. Values are F32: rounded to F16 they move gradients of a real model by
+percents, to BF16 by tens (`python -m benchmarks.train --gradients`).
 """
 
 from __future__ import annotations

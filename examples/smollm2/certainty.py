@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf import Chat, Model
+from alora_gguf.gguf.base import BaseFile
 
 from . import tasks, wordings
 from .facts import Fact
@@ -201,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="where data.py makes the data")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
+    BaseFile.read(args.base)  # before packages are fetched
     done = {each.key for each in read(args.out)}
     parts = data.passages_by_part(args.out)
     began, n, right = time.monotonic(), 0, 0

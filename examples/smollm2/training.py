@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 from alora_gguf import smollm2
 from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, train
+from examples.demo_model import program
 
 from .evaluate import BUILD, EXAMPLE, QUESTIONS
 
@@ -76,10 +77,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     BUILD.mkdir(parents=True, exist_ok=True)
     for task in args.tasks.split(","):
+        there = [SHIPPED / f"{task}.gguf"]
+        there += [EXAMPLE / "lora" / f"{task}.gguf"] if args.also_lora else []
+        if all(file.is_file() for file in there):
+            print(f"{task}: is there; remove {there[0]} to train it again", flush=True)
+            continue
         for report in trained(task, args.data, args.threads, also_lora=args.also_lora):
             print(f"{report.scores}\n", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

@@ -7,9 +7,9 @@ writes so many as JSON lines, as `alora-gguf train` reads them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 
 VERDICTS = ("no", "yes")
 Messages = list[dict[str, str]]
@@ -39,5 +39,7 @@ def examples(n: int, seed: int) -> list[tuple[Messages, int]]:
 
 
 if __name__ == "__main__":
-    for messages, verdict in examples(int(sys.argv[1]), seed=-1):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("n", type=int, help="how many")
+    for messages, verdict in examples(parser.parse_args().n, seed=-1):
         print(json.dumps({"messages": messages, "answer": VERDICTS[verdict]}))
