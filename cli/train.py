@@ -145,7 +145,6 @@ def command(
     """
     # threads that wait for each other while another process has their core would spin for it
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
     path = ag.Store().resolve(base, "base")
     settings = TrainSettings(
         threads=n_threads,

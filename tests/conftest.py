@@ -28,6 +28,15 @@ def backend() -> None:
     attach(library_dir())
 
 
+@pytest.fixture(autouse=True)
+def environment(backend: None) -> Iterator[None]:
+    """Commands that run in this process set variables for their own; none reaches the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return write_files(tmp_path_factory.mktemp("tiny"))

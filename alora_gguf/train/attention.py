@@ -77,7 +77,8 @@ class Prefix:
 
     def go_on(self, model: Any, ids: Tensor, mask: Tensor, keep: int = 0) -> Tensor:
         """Logits [n, s - keep, n_vocab] of the tokens `ids` [n, s] after the prefixes, from the one
-        at `keep` on; `mask` [n, s] is 0 for padding, on the right. Gradients end at the prefixes.
+        at `keep` on (s: none); `mask` [n, s] is 0 for padding, on the right. Gradients end at the
+        prefixes.
         """
         attend(model, NAME)
         before = torch.arange(self.length) >= self.length - self.lengths[:, None]
@@ -89,7 +90,7 @@ class Prefix:
                 position_ids=self.lengths[:, None] + torch.arange(ids.shape[1]),
                 past_key_values=Cache(layers=list(self.layers)),
                 use_cache=True,
-                logits_to_keep=ids.shape[1] - keep,
+                logits_to_keep=torch.arange(keep, ids.shape[1]),  # as a number, 0 would be all
             ).logits
         finally:
             _prefix.reset(token)

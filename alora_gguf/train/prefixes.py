@@ -212,7 +212,7 @@ class Prefixes:
         before = self._joined([each.path for each in segments])
         ids, mask = padded([each.tokens for each in segments])
         with torch.no_grad(), self.without_adapter():
-            before.go_on(self.model, ids, mask, keep=ids.shape[1] - 1)
+            before.go_on(self.model, ids, mask, keep=ids.shape[1])
         found = []
         for row, each in enumerate(segments):
             n = len(each.tokens)

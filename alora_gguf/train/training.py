@@ -8,13 +8,15 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from alora_gguf._calls import check_kind
 from alora_gguf.errors import AloraError, CancelledError, InputError
-from alora_gguf.files import check_target, reason
+from alora_gguf.files import abandoned, check_target, reason
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import load_contract
 from alora_gguf.intrinsics.contract import file_in
@@ -27,6 +29,7 @@ from .settings import TrainSettings
 _NEEDED: Final = ("torch", "transformers", "peft", "safetensors")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIX: Final = ".train"
+_LOCK: Final = "lock"
 
 
 def train(
@@ -72,24 +75,25 @@ def train(
                 f"{peft}: exists already; name another directory for PEFT's format, or replace its "
                 "files with --force (overwrite=True)"
             )
-    new = _make_folder(folder, resume, overwrite)
     from .run import Run
 
-    with Run(file, folder, settings, watcher) as run:
+    reports = []
+    with (
+        _work_folder(folder, resume, overwrite) as work,
+        Run(file, folder, settings, watcher) as run,
+    ):
         try:
             run.prepare(prepared, anew=overwrite)
         except CancelledError:
             raise  # what was read until then is gone on with
         except AloraError:
-            if new:  # nothing is in it that would be of use to another try
-                shutil.rmtree(folder, ignore_errors=True)
+            work.over = work.new  # nothing is in it that would be of use to another try
             raise
-        reports = []
         for each in prepared:
             reports.append(run.train(each, question))
             if reports[-1].over == "stopped":
                 return reports
-    shutil.rmtree(folder, ignore_errors=True)
+        work.over = True
     return reports
 
 
@@ -171,22 +175,46 @@ def _check_not_read(tasks: Sequence[Prepared], base: Sequence[Path]) -> None:
                 )
 
 
-def _make_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Where the work is kept until it is done. Returns whether it is new."""
-    if resume and folder.is_dir():
-        return False
-    if folder.exists() and not overwrite:
+@dataclass
+class _Work:
+    """A folder's: whether it is new, and whether nothing in it is of use any more."""
+
+    new: bool
+    over: bool = False
+
+
+@contextmanager
+def _work_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[_Work]:
+    """Where the work is kept until it is done, and this process's alone."""
+    new = not (resume and folder.is_dir())
+    if new and folder.exists() and not overwrite:
         raise InputError(
             f"{folder}: is there of a training that did not end; go on with --resume "
             "(resume=True), or begin anew with --force (overwrite=True)"
         )
+    work, lock = _Work(new), folder / _LOCK
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be made to keep the work in: {reason(error)}; name an output where "
-            "you may write"
-        ) from error
-    return True
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(exist_ok=True)
+                lock.touch()
+                free = stack.enter_context(abandoned(lock))
+                for each in folder.iterdir() if free and new else ():
+                    if each.is_dir():
+                        shutil.rmtree(each)
+                    elif each != lock:
+                        each.unlink()
+            except OSError as error:
+                raise InputError(
+                    f"{folder}: cannot be made to keep the work in: {reason(error)}; name an "
+                    "output where you may write"
+                ) from error
+            if not free:
+                raise InputError(
+                    f"{folder}: another training is at work there; wait for its end, or name "
+                    "another output"
+                )
+            yield work
+    finally:
+        if work.over:  # with the lock let go, or the folder could not be removed everywhere
+            shutil.rmtree(folder, ignore_errors=True)

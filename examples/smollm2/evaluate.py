@@ -1,8 +1,8 @@
 """`python -m examples.smollm2.evaluate`: the intrinsics on conversations that they never saw.
 
 Asks the aLoRA, its LoRA where there is one, and the base with and without examples, on bases of
-several types, and writes results.json. Every answer is kept in build/smollm2/answers, so that what
-was stopped goes on where it was: a whole run takes hours.
+several types, and writes results.json. Every answer is kept in answers/ beside this file, so that
+what was stopped goes on where it was, on another machine too: a whole run takes hours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -43,6 +44,7 @@ SHIPPED: Final = "Q4_1"
 BASES: Final = (SHIPPED, *reversed(TYPES))
 N_SHOTS: Final = 4
 LORA: Final = "LoRA"
+READ: Final = ""  # the conversation, before anything is asked
 FEW: Final = f"{BASE}, {N_SHOTS} examples"
 LOGPROBS: Final = ("sum of log-probabilities", "mean log-probability")
 QUESTIONS: Final = {
@@ -70,7 +72,7 @@ class Files:
     alora: Mapping[str, Path]
     lora: Mapping[str, Path]
     data: Path
-    answers: Path = BUILD / "answers"
+    answers: Path = EXAMPLE / "answers"
 
     @classmethod
     def known(cls, data: Path, bases: Sequence[str], tasks: Sequence[str]) -> Files:
@@ -107,36 +109,68 @@ def _copy(source: Path, name: str) -> Path:
 
 
 class Answers:
-    """Answers by system and example, in a file of JSON lines that grows as they come. One that was
-    begun with other files or examples is begun anew.
+    """Answers by system and example, in a file of JSON lines for each system, which grows as they
+    come. One that was begun with other files, examples or questions is begun anew.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self._path, self._lock = path, threading.Lock()
+    def __init__(self, stem: Path, about: Mapping[str, Mapping[str, Any]]) -> None:
+        """`about` has the systems, and what each one's answers depend on."""
+        self._lock = threading.Lock()
+        self._paths = {
+            system: stem.with_name(f"{stem.name}.{_slug(system)}.jsonl") for system in about
+        }
         self.found: dict[tuple[str, int], Said] = {}
-        head = json.dumps({"about": about}, sort_keys=True)
+        for system, path in self._paths.items():
+            self._read(system, path, json.dumps({"about": about[system]}, sort_keys=True))
+
+    def _read(self, system: str, path: Path, head: str) -> None:
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
         if lines[0] != head:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(head + "\n", encoding="utf-8")
             return
         whole = lines[1:-1]  # the last one ends the file, or was cut off
-        path.write_text("".join(f"{line}\n" for line in (head, *whole)), encoding="utf-8")
+        if lines[-1]:
+            path.write_text("".join(f"{line}\n" for line in (head, *whole)), encoding="utf-8")
         for line in whole:
-            system, i, said = json.loads(line)
-            self.found[system, i] = Said(**{**said, "shares": tuple(said["shares"])})
+            i, value, shares, *took = json.loads(line)
+            self.found[system, i] = Said(value, tuple(shares), *took)
 
     def add(self, said: Mapping[str, Said], i: int) -> None:
         """Keeps what systems said about an example."""
-        lines = [json.dumps([system, i, asdict(each)]) + "\n" for system, each in said.items()]
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-            self.found.update({(system, i): each for system, each in said.items()})
+        with self._lock:
+            for system, each in said.items():
+                shares = [round(share, 6) for share in each.shares]
+                row = [i, each.value, shares, round(each.seconds, 4), each.read, each.reused]
+                with self._paths[system].open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                self.found[system, i] = each
+
+    def missing(self, systems: Sequence[str], i: int) -> list[str]:
+        """Those of the systems, where they are evaluated, that said nothing about an example."""
+        return [each for each in systems if each in self._paths and (each, i) not in self.found]
 
     def of(self, system: str, n: int) -> list[Said]:
         """All that a system said; none where one is missing."""
         found = [self.found.get((system, i)) for i in range(n)]
         return [each for each in found if each is not None] if None not in found else []
+
+
+def _slug(system: str) -> str:
+    return re.sub(r"\W+", "-", system) or "conversation"
+
+
+def depends(files: Files, task: str, part: str, base: str) -> dict[str, dict[str, Any]]:
+    """The systems that are asked about an intrinsic, and what each one's answers depend on."""
+    data = digest([files.data / f"{task}.{part}.jsonl"])
+    about: dict[str, Any] = {"base": base, "data": data}
+    asked = {**about, "question": QUESTIONS[task]}
+    found = {READ: about, ADAPTER: {**about, "adapter": digest([files.alora[task]])}}
+    if task in files.lora:
+        found[LORA] = {**about, "adapter": digest([files.lora[task]])}
+    found[BASE] = asked
+    found[FEW] = {**asked, "shots": digest([files.data / f"{task}.jsonl"])}
+    return found | (dict.fromkeys(LOGPROBS, about) if task == "uncertainty" else {})
 
 
 def digest(paths: Sequence[Path]) -> dict[str, str]:
@@ -160,42 +194,56 @@ def ask_all(
     """
     order = neighbours(examples)
     groups = [list(each) for _, each in groupby(order, key=lambda i: examples[i].source)]
-    ways: dict[str, Way] = {ADAPTER: _plain, FEW: _few}
-    if task == "uncertainty":
-        ways[LOGPROBS[0]] = _logprobs
-    for system, way in ways.items():
-        left = [[i for i in group if (system, i) not in answers.found] for group in groups]
+    ways: dict[Way, tuple[str, ...]] = {
+        _plain: (READ, ADAPTER, LORA, BASE), _few: (FEW,), _logprobs: LOGPROBS
+    }  # fmt: skip
+    for way, systems in ways.items():
+        left = [[i for i in group if answers.missing(systems, i)] for group in groups]
 
-        def work(model: Model, group: list[int], way: Way = way) -> None:
+        def work(
+            model: Model, group: list[int], way: Way = way, systems: tuple[str, ...] = systems
+        ) -> None:
             for i in group:
-                answers.add(way(model, task, examples[i], shots), i)
+                wanted = answers.missing(systems, i)
+                answers.add(way(model, task, examples[i], shots, wanted), i)
 
         models.map(work, [group for group in left if group])
-        say(f"{task}: {system}")
+        say(f"{task}: {', '.join(filter(None, systems))}")
 
 
-Way = Callable[[Model, str, Example, Sequence[Example]], dict[str, Said]]
+Way = Callable[[Model, str, Example, Sequence[Example], Collection[str]], dict[str, Said]]
 
 
-def _plain(model: Model, task: str, example: Example, _: Sequence[Example]) -> dict[str, Said]:
+def _plain(
+    model: Model, task: str, example: Example, _: Sequence[Example], wanted: Collection[str]
+) -> dict[str, Said]:
     asked = asking(model, task, QUESTIONS[task])
+    said = {}
     with model.chat(messages=example.messages, documents=example.documents) as chat:
         took = chat.read()
-        read = Said(None, (), took.total, took.evaluated, took.reused)
-        said = {"": read, ADAPTER: asked.adapter(chat, example, None)}
-        if lora_name(task) in model.adapters:  # which reads the conversation once more
+        if READ in wanted:
+            said[READ] = Said(None, (), took.total, took.evaluated, took.reused)
+        if ADAPTER in wanted:
+            said[ADAPTER] = asked.adapter(chat, example, None)
+        if LORA in wanted:  # which reads the conversation once more
             said[LORA] = asking(model, lora_name(task)).adapter(chat, example, None)
-        return {**said, BASE: asked.base(chat, example, None)}
+        if BASE in wanted:
+            said[BASE] = asked.base(chat, example, None)
+    return said
 
 
-def _few(model: Model, task: str, example: Example, shots: Sequence[Example]) -> dict[str, Said]:
+def _few(
+    model: Model, task: str, example: Example, shots: Sequence[Example], _: Collection[str]
+) -> dict[str, Said]:
     asked = asking(model, task, QUESTIONS[task])
     with model.chat(messages=asked.turns(shots, example)) as chat:
         chat.read()
         return {FEW: asked.base(chat, example, None)}
 
 
-def _logprobs(model: Model, _: str, example: Example, __: Sequence[Example]) -> dict[str, Said]:
+def _logprobs(
+    model: Model, _: str, example: Example, __: Sequence[Example], ___: Collection[str]
+) -> dict[str, Said]:
     """How likely the base itself finds the assistant's last answer, what ends it included."""
     started = time.perf_counter()
     with model.chat(messages=example.messages, documents=example.documents) as chat:
@@ -226,7 +274,7 @@ def entries(
     """What results.json has of each system."""
     n = len(examples)
     asked = asking(model, task, QUESTIONS[task])
-    systems = ("", ADAPTER, LORA, BASE, FEW)
+    systems = (READ, ADAPTER, LORA, BASE, FEW)
     said = {system: found for system in systems if (found := answers.of(system, n))}
     scores = scored(asked, examples, said, training)
     found = scores.to_dict()
@@ -310,9 +358,8 @@ def evaluate(
             examples, training = files.examples(task, part, n)
             loras = {lora_name(task): files.lora[task]} if task in files.lora else {}
             adapters = {task: files.alora[task], **loras}
-            about = {"base": base, "part": part, **digest([*adapters.values()])}
-            about["data"] = digest([files.data / f"{task}.{part}.jsonl"])
-            answers = Answers(files.answers / f"{task}.{part}.{base}.jsonl", about)
+            about = depends(files, task, part, base)
+            answers = Answers(files.answers / f"{task}.{part}.{base}", about)
             with Models(path, adapters, workers) as models:
                 (shots,) = models.map(
                     lambda model, some, name=task: choose_shots(

@@ -76,9 +76,13 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     results["entries"] = results["entries"][1:]
     check_report(results, files.data)
 
-    (file,) = files.answers.iterdir()
-    lines = file.read_text(encoding="utf-8").split("\n")
-    file.write_text("\n".join(lines[:-3]) + '\n["adap', encoding="utf-8")  # killed while it wrote
+    names = [path.name.removeprefix("jailbreak.eval.Q8_0.") for path in files.answers.iterdir()]
+    kinds = {"adapter", "LoRA", "base", "base-4-examples", "conversation"}
+    assert {name.removesuffix(".jsonl") for name in names} == kinds
+    for kind in ("adapter", "base-4-examples"):
+        file = files.answers / f"jailbreak.eval.Q8_0.{kind}.jsonl"
+        lines = file.read_text(encoding="utf-8").split("\n")
+        file.write_text("\n".join(lines[:-2]) + "\n[2, 0", encoding="utf-8")  # killed amid a line
     asked: list[str] = []
     decide = ag.Chat.decide
     monkeypatch.setattr(
@@ -115,19 +119,23 @@ def check_report(results: dict[str, Any], folder: Path) -> None:
     assert "on 3 of 4 held-out conversations, the others are in [parity.json](parity.json)" in page
 
 
-def test_answers_of_other_files_are_not_taken(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
+def test_answers_are_kept_for_as_long_as_what_they_depend_on(tmp_path: Path) -> None:
+    stem = tmp_path / "a"
     said = evaluate.Said(1, (0.25, 0.75), 0.5, 3, 4)
-    Answers(path, {"base": "F16"}).add({"adapter": said}, 0)
-    assert Answers(path, {"base": "F16"}).of("adapter", 1) == [said]
-    assert Answers(path, {"base": "F16"}).of("adapter", 2) == []
-    assert Answers(path, {"base": "Q8_0"}).of("adapter", 1) == []
+    about = {"adapter": {"base": "F16", "adapter": 1}, "base": {"base": "F16"}}
+    Answers(stem, about).add({"adapter": said, "base": said}, 0)
+    again = Answers(stem, about)
+    assert again.of("adapter", 1) == again.of("base", 1) == [said]
+    assert again.of("adapter", 2) == []
+    assert again.missing(("base", "LoRA"), 0) == []  # what is not evaluated is not missing
+    trained = Answers(stem, about | {"adapter": {"base": "F16", "adapter": 2}, "LoRA": {}})
+    assert trained.missing(("adapter", "base", "LoRA"), 0) == ["adapter", "LoRA"]
 
 
 def test_an_answers_log_probability_is_that_of_its_own_tokens() -> None:
     (example,) = evaluate_examples("uncertainty", 1)
     with runtime.open_model(demo.base_path(), {}, 1) as model:
-        found = evaluate._logprobs(model, "uncertainty", example, ())
+        found = evaluate._logprobs(model, "uncertainty", example, (), ())
         text = example.messages[-1].content
         n = len(model.tokenize(text)) + 1  # and what ends it
     total, mean = (found[name].value for name in evaluate.LOGPROBS)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from alora_gguf.cli import run as run_command
 
 import alora_gguf as ag
+from alora_gguf.files import abandoned
 from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, fitting, run, train
 from tests.support.tiny_base import write_hybrid
 
@@ -50,11 +52,14 @@ def trained(base: Path, data: Path, out: Path, **more: Any) -> TrainReport:
 
 
 def test_an_adapter_comes_of_a_base_and_lines(
-    base: Path, lines: WriteLines, tmp_path: Path
+    base: Path, lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sought: list[object] = []  # on the network
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: sought.append(where) or [])
     out, peft = tmp_path / "x.gguf", tmp_path / "peft"
     task = Task(data=lines(EXAMPLES), out=out, peft_out=peft)
     (report,) = train(base, [task], settings=SETTINGS)
+    assert not sought
     assert (report.n_train, report.n_held_out) == (48, 12)
     assert report.steps == 4 * 6
     assert report.losses[-1] < 0.5 * report.losses[0]
@@ -190,6 +195,20 @@ def test_what_ends_before_training_leaves_no_folder(
     assert not (tmp_path / "x.gguf.train").exists()
     with pytest.raises(ag.InputError, match=r"/proc/x\.gguf\.train: cannot be made"):
         trained(base, lines(EXAMPLES), Path("/proc/x.gguf"))
+
+
+def test_two_at_once_in_one_folder(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    out, data = tmp_path / "x.gguf", lines(EXAMPLES)
+    with pytest.raises(ag.CancelledError):
+        trained(base, data, out, watcher=Stopping(1))
+    folder = tmp_path / "x.gguf.train"
+    kept = sorted(folder.iterdir())
+    with abandoned(folder / "lock") as free:
+        assert free
+        for chosen in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ag.InputError, match="another training is at work there"):
+                trained(base, data, out, **chosen)
+    assert sorted(folder.iterdir()) == kept
 
 
 def test_stopping_while_it_is_asked_keeps_the_adapter(
