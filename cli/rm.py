@@ -7,8 +7,10 @@ import json
 import click
 
 import alora_gguf as ag
+from alora_gguf.smollm2 import PACKAGE
 
 from . import options
+from .bases import packaged
 from .render import size_text
 
 
@@ -20,7 +22,14 @@ def command(*, name: str, as_json: bool) -> None:
 
     What huggingface_hub has in its cache stays there; `hf cache` manages that.
     """
-    entry = ag.Store().remove(name)
+    try:
+        entry = ag.Store().remove(name)
+    except ag.InputError:
+        if name.lower() in packaged():
+            raise ag.InputError(
+                f"{name} is not in the store but in the package {PACKAGE}: pip uninstall {PACKAGE}"
+            ) from None
+        raise
     if as_json:
         click.echo(json.dumps(None if entry is None else entry.to_dict(), indent=2))
     else:

@@ -17,6 +17,7 @@ from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
 from alora_gguf.train import Estimate, Task, TrainReport, TrainSettings, Watcher, train
+from alora_gguf.train.scores import MIN_FITTED
 
 
 @click.command("train")
@@ -277,7 +278,9 @@ class _Shown(Watcher):
         if self._stopped:
             raise KeyboardInterrupt
         self._stopped = True
-        click.echo("\nEnding after this step; Ctrl-C again ends at once.", err=True)
+        click.echo(
+            "\nEnding after this step; Ctrl-C again ends at once. --resume goes on.", err=True
+        )
 
 
 def _told(found: Estimate) -> str:
@@ -314,4 +317,9 @@ def _print(report: TrainReport, base: Path) -> None:
         click.echo(f"  {label:<12}  {printable(text)}")
     if report.scores is not None:
         click.echo(f"\n{report.scores}")
+        if report.n_held_out < MIN_FITTED:
+            click.echo(
+                f"\n{report.n_held_out} held-out examples tell little, as the intervals show, and "
+                f"below {MIN_FITTED} no temperature is fitted."
+            )
     click.echo(f"\nTry it: alora-gguf chat {base} --adapter {report.out}")

@@ -22,6 +22,7 @@ from typing import Final
 
 from alora_gguf import Chat, Model
 from alora_gguf.gguf.base import BaseFile
+from examples.demo_model import program
 
 from . import tasks, wordings
 from .facts import Fact
@@ -226,4 +227,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program.run(main)

