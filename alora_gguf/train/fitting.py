@@ -22,9 +22,9 @@ from torch import Tensor
 from alora_gguf.errors import FileFormatError
 
 from .adapter import Adapter
-from .prefixes import Prefixes
+from .prefixes import SharedPrefixes, Tokens, n_common
 from .settings import TrainSettings
-from .steps import Row, losses
+from .steps import Prefixed, Row, losses
 
 _POOL: Final = 8  # batches whose rows are sorted by length together, so that they pad little
 _FLOOR: Final = 0.1  # of the learning rate, at the end
@@ -81,13 +81,28 @@ def is_own(checkpoint: Path, identity: str) -> bool:
         return bool(json.loads(file.metadata()["state"])["identity"] == identity)
 
 
+def _groups(prefixes: Sequence[Tokens], most: int) -> list[list[int]]:
+    """Rows by their numbers, at most so many together, which have half of their prefixes in common:
+    taken into one step, they are read once.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(prefixes)), key=lambda i: (prefixes[i], i)):
+        last = groups[-1] if groups else []
+        shared = n_common(prefixes[last[0]], prefixes[i]) if last else 0
+        if last and len(last) < most and 2 * shared >= len(prefixes[i]):
+            last.append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 class Fitting:
     """One adapter's training."""
 
     def __init__(
         self,
         adapter: Adapter,
-        prefixes: Prefixes | None,
+        prefixes: Prefixed | None,
         train: Sequence[Row],
         held_out: Sequence[Row],
         settings: TrainSettings,
@@ -108,6 +123,10 @@ class Fitting:
         )
         self._best = adapter.weights
         self._look_every = max(1, per_epoch // settings.looks)
+        self._shares = isinstance(prefixes, SharedPrefixes)
+        self._groups = [[i] for i in range(len(train))]
+        if self._shares:
+            self._groups = _groups([row.prefix for row in train], settings.batch)
 
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one of this training."""
@@ -217,11 +236,14 @@ class Fitting:
         per_epoch = math.ceil(len(self.train) / size)
         epoch, number = divmod(step, per_epoch)
         rng = random.Random(f"{self.settings.seed} {epoch}")  # noqa: S311 - no secret
-        order = list(range(len(self.train)))
-        rng.shuffle(order)
+        groups = list(self._groups)
+        rng.shuffle(groups)
+        order = [i for group in groups for i in group]
         batches: list[list[int]] = []
         for first in range(0, len(order), size * _POOL):
-            pool = sorted(order[first : first + size * _POOL], key=self._length)
+            pool = order[first : first + size * _POOL]
+            if not self._shares:
+                pool.sort(key=self._length)
             batches += [pool[i : i + size] for i in range(0, len(pool), size)]
         rng.shuffle(batches)
         return [self.train[i] for i in batches[number]]
@@ -230,36 +252,46 @@ class Fitting:
         row = self.train[i]
         return len(row.prefix), len(row.asked) + len(row.reply)
 
+    def _sorted(self, rows: Sequence[Row]) -> list[Row]:
+        """Beside one another those that share a beginning, if that helps, or are of one length."""
+        if self._shares:
+            return sorted(rows, key=lambda row: row.prefix)
+        return sorted(rows, key=lambda row: len(row.prefix))
+
     def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Rows that fit into memory together."""
         parts: list[list[Row]] = []
-        most = 0
-        for row in sorted(rows, key=lambda row: len(row.prefix)):
-            most = max(most, self._bytes(row))
-            if parts and (len(parts[-1]) + 1) * most <= _MEMORY:
+        for row in self._sorted(rows):
+            if parts and self._bytes([*parts[-1], row]) <= _MEMORY:
                 parts[-1].append(row)
             else:
                 parts.append([row])
-                most = self._bytes(row)
         return parts
 
-    def _bytes(self, row: Row) -> int:
-        """What a row takes, at most: its prefix, and what its tokens keep for the way back."""
+    def _bytes(self, rows: Sequence[Row]) -> int:
+        """What rows take together, at most: what is known before them, and what the others of
+        their tokens keep for the way back.
+        """
         config = self.adapter.model.config.get_text_config()
-        n = len(row.asked) + len(row.reply)
+        before = max(len(row.prefix) for row in rows)
+        n = len(rows) * max(len(row.asked) + len(row.reply) for row in rows)
         known = 0
         if self.prefixes is None:
-            n += len(row.prefix)
+            n += len(rows) * before
         else:
-            known = len(row.prefix) * sum(h * (k + v) for h, k, v in self.prefixes.shapes) * 4
+            if isinstance(self.prefixes, SharedPrefixes):
+                n += self.prefixes.n_tokens([row.prefix for row in rows])
+            values = sum(heads * (k + v) for heads, k, v in self.prefixes.shapes)
+            known = len(rows) * before * values
         each = config.num_hidden_layers * config.hidden_size * _ACTIVATIONS
-        return int(known + 4 * (n * each + len(row.reply) * config.vocab_size * 3))
+        logits = sum(len(row.reply) for row in rows) * config.vocab_size * 3
+        return int(4 * (known + n * each + logits))
 
     def _look(self) -> None:
         """At the held-out examples."""
         state = self.state
         total = weight = right = 0.0
-        rows = sorted(self.held_out, key=lambda row: len(row.prefix))
+        rows = self._sorted(self.held_out)
         with torch.no_grad():
             for first in range(0, len(rows), _HELD_OUT_AT_ONCE):
                 for part in self._parts(rows[first : first + _HELD_OUT_AT_ONCE]):

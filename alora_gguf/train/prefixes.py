@@ -9,7 +9,8 @@ percents, to BF16 by tens (`python -m benchmarks.train --gradients`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from .attention import Prefix, PrefixLayer
 
 Tokens = tuple[int, ...]
+_Path = tuple[tuple[int, int], ...]  # of segments, each with how many of its tokens are before
 _Layers = list[tuple[Tensor, Tensor]]  # keys and values of a segment, [heads, tokens, width]
 _MOST: Final = 512  # tokens of a segment: scores of attention take tokens x (tokens before + these)
 _AT_ONCE: Final = 512  # tokens of segments that are computed together
@@ -42,7 +44,7 @@ class _Segment:
     """Tokens that stand after a path of other segments."""
 
     tokens: Tokens
-    path: tuple[tuple[int, int], ...]  # of segments, each with how many of its tokens are before
+    path: _Path
     start: int  # its position
 
 
@@ -134,9 +136,11 @@ class Prefixes:
         if progress is not None and total:
             progress(total, total)
 
-    def of(self, prefixes: Sequence[Tokens]) -> Prefix:
-        """What comes before a batch of suffixes."""
-        return self._joined([self._paths[each] for each in prefixes])
+    def before(self, prefixes: Sequence[Tokens]) -> tuple[Prefix, list[int]]:
+        """What comes before a batch of suffixes, and how many tokens of each prefix are in it: all
+        of them.
+        """
+        return self._joined([self._paths[each] for each in prefixes]), list(map(len, prefixes))
 
     def close(self, *, remove: bool = True) -> None:
         """Lets go of the file, and removes it."""
@@ -210,36 +214,14 @@ class Prefixes:
         """Keys and values of segments."""
         segments = [self._segments[i] for i in which]
         before = self._joined([each.path for each in segments])
-        ids, mask = padded([each.tokens for each in segments])
         with torch.no_grad(), self.without_adapter():
-            before.go_on(self.model, ids, mask, keep=ids.shape[1])
-        found = []
-        for row, each in enumerate(segments):
-            n = len(each.tokens)
-            new = [layer.new for layer in before.layers if layer.new is not None]
-            found.append([(keys[row, :, :n], values[row, :, :n]) for keys, values in new])
-        return found
+            return _read(self.model, before, [each.tokens for each in segments])
 
-    def _joined(self, paths: Sequence[Sequence[tuple[int, int]]]) -> Prefix:
-        """Rows of segments, padded on the left."""
+    def _joined(self, paths: Sequence[_Path]) -> Prefix:
         found: dict[int, _Layers] = {}
         for i in sorted({i for path in paths for i, _ in path}):  # those before come first
             found[i] = self._kept_of(i) if i in self._offsets else self._computed([i])[0]
-        lengths = [sum(n for _, n in path) for path in paths]
-        longest = max(lengths, default=0)
-        layers = []
-        for number, (heads, *widths) in enumerate(self.shapes):
-            parts = []
-            for which, width in enumerate(widths):
-                whole = torch.zeros(len(paths), heads, longest, width)
-                for row, path in enumerate(paths):
-                    at = longest - lengths[row]
-                    for i, n in path:
-                        whole[row, :, at : at + n] = found[i][number][which][:, :n]
-                        at += n
-                parts.append(whole.to(self.model.dtype))
-            layers.append(PrefixLayer(*parts))
-        return Prefix(tuple(layers), torch.tensor(lengths))
+        return _joined(self.shapes, found, paths, self.model.dtype)
 
     def _keep(self, i: int, layers: _Layers) -> None:
         for kept, new in zip(self._kept_of(i), layers, strict=True):
@@ -261,6 +243,77 @@ class Prefixes:
         return found
 
 
+class SharedPrefixes:
+    """What the conversations of a batch begin with alike, computed once, with gradients: before a
+    plain LoRA, which acts on it too.
+    """
+
+    def __init__(self, model: Any, shapes: Sequence[Shape]) -> None:
+        self.model, self.shapes = model, tuple(shapes)
+
+    def before(self, prefixes: Sequence[Tokens]) -> tuple[Prefix, list[int]]:
+        """What comes before a batch of suffixes, and how many tokens of each prefix are in it; the
+        others are no other's.
+        """
+        segments, paths = _shared(prefixes)
+        found: dict[int, _Layers] = {}
+        for i, each in segments.items():
+            before = _joined(self.shapes, found, [each.path], self.model.dtype)
+            (found[i],) = _read(self.model, before, [each.tokens])
+        joined = _joined(self.shapes, found, paths, self.model.dtype)
+        return joined, [sum(n for _, n in path) for path in paths]
+
+    @staticmethod
+    def n_tokens(prefixes: Sequence[Tokens]) -> int:
+        """How many are computed of prefixes of one batch."""
+        segments, paths = _shared(prefixes)
+        alone = sum(map(len, prefixes)) - sum(n for path in paths for _, n in path)
+        return alone + sum(len(each.tokens) for each in segments.values())
+
+
+def _shared(prefixes: Sequence[Tokens]) -> tuple[dict[int, _Segment], list[_Path]]:
+    """The segments that several prefixes have, those before others first; and each prefix's."""
+    segments, found = _plan(prefixes)
+    users = Counter(i for each in prefixes for i, _ in found[each])
+    # those of several stand before those of one, as a trie's paths part and do not meet again
+    paths = [tuple(part for part in found[each] if users[part[0]] > 1) for each in prefixes]
+    return {i: each for i, each in enumerate(segments) if users[i] > 1}, paths
+
+
+def _read(model: Any, before: Prefix, segments: Sequence[Tokens]) -> list[_Layers]:
+    """Keys and values of segments, each after its row of what is `before`."""
+    ids, mask = padded(segments)
+    before.go_on(model, ids, mask, keep=ids.shape[1])
+    new = [layer.new for layer in before.layers if layer.new is not None]
+    return [
+        [(keys[row, :, : len(each)], values[row, :, : len(each)]) for keys, values in new]
+        for row, each in enumerate(segments)
+    ]
+
+
+def _joined(
+    shapes: Sequence[Shape],
+    found: Mapping[int, _Layers],
+    paths: Sequence[_Path],
+    dtype: torch.dtype,
+) -> Prefix:
+    """Rows of segments, padded on the left."""
+    lengths = [sum(n for _, n in path) for path in paths]
+    longest = max(lengths, default=0)
+    layers = []
+    for number, (heads, *widths) in enumerate(shapes):
+        parts = []
+        for which, width in enumerate(widths):
+            rows = []
+            for length, path in zip(lengths, paths, strict=True):
+                row = [found[i][number][which][:, :n] for i, n in path]
+                row.insert(0, torch.zeros(heads, longest - length, width))
+                rows.append(torch.cat(row, 1))
+            parts.append(torch.stack(rows).to(dtype))
+        layers.append(PrefixLayer(*parts))
+    return Prefix(tuple(layers), torch.tensor(lengths))
+
+
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids [n, longest] with zeros on the right, and the mask that is 0 there."""
     longest = max(map(len, rows))
@@ -272,17 +325,15 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _plan(
-    prefixes: Sequence[Tokens],
-) -> tuple[list[_Segment], dict[Tokens, tuple[tuple[int, int], ...]]]:
+def _plan(prefixes: Sequence[Tokens]) -> tuple[list[_Segment], dict[Tokens, _Path]]:
     """Segments that prefixes are made of, and each one's path. In sorted order what two prefixes
     share is what neighbours share.
     """
     segments: list[_Segment] = []
-    paths: dict[Tokens, tuple[tuple[int, int], ...]] = {(): ()}
+    paths: dict[Tokens, _Path] = {(): ()}
     last: Tokens = ()
     for prefix in sorted(set(prefixes)):
-        shared = _n_common(last, prefix)
+        shared = n_common(last, prefix)
         path, left = [], shared
         for i, n in paths[last]:
             if left:
@@ -297,7 +348,8 @@ def _plan(
     return segments, paths
 
 
-def _n_common(one: Tokens, other: Tokens) -> int:
+def n_common(one: Tokens, other: Tokens) -> int:
+    """How many tokens two begin with alike."""
     n = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

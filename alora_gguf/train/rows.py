@@ -55,7 +55,9 @@ def _row(model: Model, name: str, example: Example, invocation: tuple[int, ...])
             f"the conversation and its answer have {n_tokens:,} tokens, at most {model.n_ctx:,} "
             "can be trained on this base; shorten them"
         )
-    prefix, asked = found.prompt[: found.first], found.prompt[found.first :]
+    # a plain LoRA acts on all of the prompt, most of which other rows may have, too
+    first = found.first if invocation else len(found.prompt) - 1
+    prefix, asked = found.prompt[:first], found.prompt[first:]
     if invocation and _occurs(invocation, prefix):
         text: Any = model.detokenize(invocation, special=True)
         raise InputError(

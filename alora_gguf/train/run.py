@@ -28,12 +28,12 @@ from .attention import attend
 from .fitting import Fit, Fitting, is_own
 from .hf_model import load_model, model_bytes
 from .invocation import choose_invocation, ids_of
-from .prefixes import Prefixes
+from .prefixes import Prefixes, SharedPrefixes
 from .records import Estimate, Prepared, TrainReport, Watcher
 from .rows import answered, rows_of
 from .scores import Scores, score
 from .settings import TrainSettings
-from .steps import Row
+from .steps import Prefixed, Row
 
 _CONTEXT: Final = 8192  # tokens of a conversation at most, where the base was trained for more
 _SHARE_OF_DISK: Final = 0.5  # of what is free, that prefixes may take
@@ -183,7 +183,7 @@ class Run:
         for task in tasks:
             fitting = self._fitting(task)
             rows = task.train[: self.settings.batch]
-            if not self._whole(task):  # what comes before is not known yet
+            if isinstance(fitting.prefixes, Prefixes):  # what comes before is not known yet
                 rows = [replace(row, prefix=()) for row in rows]
             step_seconds += _timed(partial(fitting.gradient, rows)) * fitting.steps
             self._end_adapter()
@@ -229,22 +229,21 @@ class Run:
         return self._report(task, fit, scores)
 
     def _fitting(self, task: Prepared) -> Fitting:
-        whole = self._whole(task)
-        invocation = task.invocation if whole and task.kind == "alora" else ()
+        prefixes: Prefixed | None = self._prefixes
+        if task.kind == "lora" and (shapes := shapes_of(self._model)) is not None:
+            prefixes = SharedPrefixes(self._model, shapes)
+        # without prefixes PEFT looks for the invocation itself
+        invocation = task.invocation if prefixes is None and task.kind == "alora" else ()
         self._adapter = Adapter(self._model, self.base.architecture, self.settings, invocation)
         return Fitting(
             self._adapter,
-            None if whole else self._prefixes,
+            prefixes,
             task.train,
             task.held_out,
             self.settings,
             self._checkpoint(task),
             task.hash(self._identity, self.settings),
         )
-
-    def _whole(self, task: Prepared) -> bool:
-        """Whether conversations have to be computed with each step."""
-        return task.kind == "lora" or self._prefixes is None
 
     @property
     def _identity(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import attend
-from .prefixes import Prefixes, Tokens, padded
+from .prefixes import Prefixes, SharedPrefixes, Tokens, padded
 
 WEIGHT_OF_FORCED: Final = 0.1
 """How much a reply's first tokens count that its contract leaves no choice about: at run time
@@ -22,9 +22,10 @@ nothing is sampled there, but the adapter learns where it is.
 class Row:
     """An example in tokens.
 
-    prefix   before the adapter acts
+    prefix   before the adapter acts; of a plain LoRA, which acts on everything, all but the
+             prompt's last token
     asked    the adapter acts on, and is not trained to write: the invocation, and what comes after
-             it in the prompt
+             it in the prompt; at least one token
     reply    what it is trained to write
     n_forced of the reply's first tokens that are no choice
     """
@@ -51,28 +52,32 @@ class Losses:
     right: tuple[bool, ...]
 
 
-def losses(model: Any, prefixes: Prefixes | None, rows: Sequence[Row]) -> Losses:
-    """Of replies, given what comes before them. Without `prefixes` everything is computed, as PEFT
-    does it: for a plain LoRA, which acts on all of it.
+Prefixed = Prefixes | SharedPrefixes
+
+
+def losses(model: Any, prefixes: Prefixed | None, rows: Sequence[Row]) -> Losses:
+    """Of replies, given what comes before them. Without `prefixes` everything is computed for each
+    row, as PEFT does it: for models whose layers keep more than keys and values.
     """
     if prefixes is None:
-        return _whole(model, rows)
-    before = prefixes.of([row.prefix for row in rows])
-    ids, mask = padded([(*row.asked, *row.reply) for row in rows])
-    keep = min(len(row.asked) for row in rows) - 1
-    logits = before.go_on(model, ids, mask, keep)[:, :-1]
-    return _compared(logits, ids[:, keep + 1 :], rows, [len(row.asked) - 1 - keep for row in rows])
-
-
-def _whole(model: Any, rows: Sequence[Row]) -> Losses:
-    attend(model)
-    asked = [len(row.prefix) + len(row.asked) for row in rows]
-    ids, mask = padded([(*row.prefix, *row.asked, *row.reply) for row in rows])
-    keep = min(asked) - 1
-    logits = model(
-        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - keep
-    ).logits[:, :-1]
-    return _compared(logits, ids[:, keep + 1 :], rows, [n - 1 - keep for n in asked])
+        attend(model)
+        ids, mask = padded([(*row.prefix, *row.asked, *row.reply) for row in rows])
+        asked = [len(row.prefix) + len(row.asked) for row in rows]
+        keep = min(asked) - 1
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=False,
+            logits_to_keep=ids.shape[1] - keep,
+        ).logits
+    else:
+        before, known = prefixes.before([row.prefix for row in rows])
+        left = [(*row.prefix[n:], *row.asked) for row, n in zip(rows, known, strict=True)]
+        ids, mask = padded([(*a, *row.reply) for a, row in zip(left, rows, strict=True)])
+        asked = list(map(len, left))
+        keep = min(asked) - 1
+        logits = before.go_on(model, ids, mask, keep)
+    return _compared(logits[:, :-1], ids[:, keep + 1 :], rows, [n - 1 - keep for n in asked])
 
 
 def _compared(logits: Tensor, wanted: Tensor, rows: Sequence[Row], starts: Sequence[int]) -> Losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 from alora_gguf.train.adapter import Adapter, shapes_of
 from alora_gguf.train.hf_model import load_model
-from alora_gguf.train.prefixes import Prefixes
+from alora_gguf.train.prefixes import Prefixes, SharedPrefixes
 from alora_gguf.train.settings import TrainSettings
-from alora_gguf.train.steps import Row, losses
+from alora_gguf.train.steps import Prefixed, Row, losses
 from tests.support.tiny_models import ALL_FAMILIES, TinyModel, tiny_model
 
 pytestmark = pytest.mark.parity
@@ -29,8 +30,10 @@ ROWS = [
 TARGETS = ("attention", "all-linear")
 
 
-def _gradients(adapter: Adapter, prefixes: Prefixes | None) -> dict[str, torch.Tensor]:
-    found = losses(adapter.model, prefixes, ROWS)
+def _gradients(
+    adapter: Adapter, prefixes: Prefixed | None, rows: Sequence[Row] = ROWS
+) -> dict[str, torch.Tensor]:
+    found = losses(adapter.model, prefixes, rows)
     (found.total / found.weight).backward()
     named = adapter.model.named_parameters()
     return {name: each.grad for name, each in named if each.requires_grad}
@@ -93,6 +96,25 @@ CASES = [
 def test_gradients_are_pefts(family: str, targets: str, tmp_path: Path) -> None:
     theirs, ours, _ = both(tiny_model(family), targets, tmp_path)
     assert_equal(theirs, ours)
+
+
+@pytest.mark.parametrize("family", [each for each in ALL_FAMILIES if "hybrid" not in each])
+def test_a_plain_loras_gradients_are_pefts(family: str) -> None:
+    """With what its rows begin with alike computed once: of two all, of a third a part."""
+    torch.set_num_threads(1)
+    tiny = tiny_model(family)
+    base: Any = load_model(tiny.gguf)
+    rows = [*ROWS, Row(_LONG, (11,), (100, 2))]
+    shapes = shapes_of(base)
+    assert shapes is not None
+    adapter = Adapter(base, base_architecture(tiny), TrainSettings())
+    _started(adapter)
+    theirs = {name: each.clone() for name, each in _gradients(adapter, None, rows).items()}
+    for each in adapter.parameters:
+        each.grad = None
+    prefixes = SharedPrefixes(base, shapes)
+    assert prefixes.n_tokens([row.prefix for row in rows]) == 40 + 2 + 2
+    assert_equal(theirs, _gradients(adapter, prefixes, rows))
 
 
 @pytest.mark.parametrize("limit", [0, 40_000])
