@@ -27,13 +27,14 @@ from alora_gguf import AloraError, Model, __version__, smollm2
 from alora_gguf.errors import InputError
 from alora_gguf.options import default_threads
 from alora_gguf.train import figures
-from alora_gguf.train.asking import Asking, Said, asking
+from alora_gguf.train.asking import Asking, Deciding, Said, asking
 from alora_gguf.train.data import Example, read_examples
 from alora_gguf.train.scores import ADAPTER, BASE, neighbours, scored
 from benchmarks.report import machine
 from examples.demo_model.evaluate import write_json
 from examples.demo_model.runtime import Models, lora_name
 
+from . import surface
 from .bases import TYPES, write_copy
 
 EXAMPLE: Final = Path(__file__).parent
@@ -275,7 +276,11 @@ def entries(
     n = len(examples)
     asked = asking(model, task, QUESTIONS[task])
     systems = (READ, ADAPTER, LORA, BASE, FEW)
-    said = {system: found for system in systems if (found := answers.of(system, n))}
+    said: dict[str, Sequence[Said]] = {
+        system: found for system in systems if (found := answers.of(system, n))
+    }
+    if isinstance(asked, Deciding):
+        said |= surface.answers(asked, training, examples)
     scores = scored(asked, examples, said, training)
     found = scores.to_dict()
     where = {"intrinsic": task, "base": base, "n": n}

@@ -24,6 +24,7 @@ from examples.demo_model.tables import (
     read_record,
 )
 
+from . import surface
 from .evaluate import EXAMPLE, FEW, LOGPROBS, LORA, ROOT, SHIPPED
 
 MARK: Final = "smollm2-results"
@@ -35,6 +36,8 @@ SYSTEMS: Final = {
     FEW: FEW,
     "last message": "last message as it is",
     **{name: f"the base's {name}" for name in LOGPROBS},
+    surface.WORDS: "naive Bayes of the last message's words",
+    surface.OVERLAP: "how many of its words one sentence has",
     "never looking": "never looking",
 }
 Entry = Mapping[str, Any]

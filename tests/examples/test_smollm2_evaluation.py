@@ -13,7 +13,7 @@ import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.gguf.base import BaseFile
 from examples.demo_model import runtime, tasks
-from examples.smollm2 import bases, evaluate, parity, report
+from examples.smollm2 import bases, evaluate, parity, report, surface
 from examples.smollm2.evaluate import FEW, LORA, Answers, Files
 from tests.support import tiny_base
 
@@ -67,7 +67,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     results, said = run(files, known=others)
     assert results["entries"][0] == others[0]
     entries = {each["system"]: each for each in results["entries"][1:]}
-    assert list(entries) == ["adapter", LORA, "base", FEW, "never looking"]
+    controls = [surface.WORDS, surface.OVERLAP, "never looking"]
+    assert list(entries) == ["adapter", LORA, "base", FEW, *controls]
     assert said[-1] == "jailbreak, base Q8_0: done"
     assert entries["adapter"]["figures"]["accuracy"]["value"] > 0.6
     assert entries[LORA]["behind"].keys() == entries[LORA]["figures"].keys()
@@ -160,6 +161,28 @@ def test_shots_are_short_and_of_each_category() -> None:
         asked = evaluate.asking(model, TASK)
         shots = evaluate.choose_shots(asked, evaluate_examples(TASK, 20))
         assert sorted(asked.right(each) for each in shots) == [0, 0, 1, 1]
+
+
+def test_the_surface_tells_what_words_and_sentences_do() -> None:
+    """Of two made tasks each is told by one of the two, and not by the other."""
+    page = (ag.Document("The mill opened in 1900. A school stands by the river."),)
+    texts = {
+        surface.WORDS: ("Hardly {}", "Surely {}"),
+        surface.OVERLAP: ("in 1900 a school stands", "the mill opened in 1900"),
+    }
+
+    def example(text: str, i: int) -> evaluate.Example:
+        answer = {"jailbreak": ("no", "yes")[i % 2]}
+        return evaluate.Example((ag.Message("user", text.format(i)),), answer, page)
+
+    with runtime.open_model(demo.base_path(), {TASK: demo.adapter_paths()[TASK]}, 1) as model:
+        asked = evaluate.asking(model, TASK)
+        assert isinstance(asked, evaluate.Deciding)
+        for name, both in texts.items():
+            rows = [example(both[i % 2], i) for i in range(24)]
+            said = surface.answers(asked, rows[:16], rows[16:])[name]
+            assert [each.value for each in said] == [asked.right(each) for each in rows[16:]]
+            assert all(sum(each.shares) == pytest.approx(1) for each in said)
 
 
 @pytest.mark.parametrize("name", ["F16", "Q8_0"])
