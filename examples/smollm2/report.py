@@ -1,4 +1,5 @@
-"""`python -m examples.smollm2.report`: results.json as the README's tables.
+"""`python -m examples.smollm2.report`: results.json as the README's tables, and the project's front
+page's.
 
 With --check it writes nothing and fails if the README says something else, or if the results are of
 other files than those that are here.
@@ -28,6 +29,8 @@ from . import surface
 from .evaluate import EXAMPLE, FEW, LOGPROBS, LORA, ROOT, SHIPPED
 
 MARK: Final = "smollm2-results"
+FRONT: Final = ROOT / "README.md"
+FRONT_MARK: Final = "smollm2"
 WAY_OUT: Final = "make smollm2-eval"
 SYSTEMS: Final = {
     "adapter": "aLoRA",
@@ -96,6 +99,30 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
     )
 
 
+def headlines(results: Results) -> str:
+    """The front page's table: one figure of each intrinsic, by system."""
+    shown = {name: SYSTEMS[name] for name in ("adapter", LORA, "base", FEW, LOGPROBS[0])}
+    base = results.bases[0]
+    rows = {task: results.of(task, base) for task in results.tasks}
+    there = [name for name in shown if any(name in entries for entries in rows.values())]
+    lines = [
+        f"| {max(e['n'] for e in results.record['entries']):,} conversations each | "
+        + " | ".join(shown[name] for name in there)
+        + " |",
+        "|---|" + "---|" * len(there),
+    ]
+    for task, entries in rows.items():
+        name = headline(entries["adapter"])
+        cells = [
+            str(Figure(name, **entries[system]["figures"][name]))
+            if system in entries and name in entries[system]["figures"]
+            else ""
+            for system in there
+        ]
+        lines.append(f"| {ROWS[task]}, {FIGURES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _comparison(results: Results, base: str) -> Iterator[str]:
     yield f"| base {base} | | value | the aLoRA is above it by |"
     yield "|---|---|---|---|"
@@ -152,8 +179,13 @@ def _times(results: Results, base: str) -> Iterator[str]:
                 yield f"| {title} | {SYSTEMS[system]} | {time} | {counts} |"
 
 
-def main(argv: Sequence[str] | None = None, folder: Path = EXAMPLE, root: Path = ROOT) -> int:
-    """Writes or checks the README; 1 if it is stale or the results cannot be read."""
+def main(
+    argv: Sequence[str] | None = None,
+    folder: Path = EXAMPLE,
+    front: Path = FRONT,
+    root: Path = ROOT,
+) -> int:
+    """Writes or checks the two pages; 1 if one is stale or the results cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m examples.smollm2.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
     chosen = parser.parse_args(argv)
@@ -163,8 +195,12 @@ def main(argv: Sequence[str] | None = None, folder: Path = EXAMPLE, root: Path =
         record = read_record(path, ("machine", "workers", "files", "entries"), WAY_OUT)
         if beside.is_file():
             parity = read_record(beside, ("base", "same", "total", "files"), "make smollm2-parity")
-        text = page.read_text(encoding="utf-8")
-        wanted = {page: with_section(text, section(Results(record), parity), page.name, MARK)}
+        results = Results(record)
+        sections = {page: (section(results, parity), MARK), front: (headlines(results), FRONT_MARK)}
+        wanted = {
+            each: with_section(each.read_text(encoding="utf-8"), text, each.name, mark)
+            for each, (text, mark) in sections.items()
+        }
     except (AloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

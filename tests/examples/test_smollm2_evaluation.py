@@ -102,20 +102,26 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
 
 def check_report(results: dict[str, Any], folder: Path) -> None:
-    """The tables are written into the page, and checked there."""
-    marks = "<!-- smollm2-results:begin -->\n{}\n<!-- smollm2-results:end -->\n"
-    (folder / "README.md").write_text(marks.format("old"), encoding="utf-8")
-    assert report.main([], folder) == 1  # without results
+    """The tables are written into both pages, and checked there."""
+    front = folder / "front.md"
+    for page, mark in ((folder / "README.md", report.MARK), (front, report.FRONT_MARK)):
+        page.write_text(f"<!-- {mark}:begin -->\nold\n<!-- {mark}:end -->\n", encoding="utf-8")
+
+    def called(*argv: str) -> int:
+        return report.main(argv, folder, front)
+
+    assert called() == 1  # without results
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    assert report.main(["--check"], folder) == 1
-    assert report.main([], folder) == report.main(["--check"], folder) == 0
+    assert called("--check") == 1
+    assert called() == called("--check") == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "| **jailbreak**, accuracy | aLoRA | " in page
     assert "|  | base, 4 examples | " in page
     assert "| jailbreak | accuracy | 100.0 % (" in page
+    assert "| jailbreak, accuracy | 100.0 % (" in front.read_text(encoding="utf-8")
     same = {"base": "F16", "same": 3, "total": 4, "files": {}}
     (folder / "parity.json").write_text(json.dumps(same), encoding="utf-8")
-    assert report.main([], folder) == 0
+    assert called() == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "on 3 of 4 held-out conversations, the others are in [parity.json](parity.json)" in page
 
