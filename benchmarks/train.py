@@ -2,7 +2,8 @@
 
 The base, the batches and the processor are the same; sides take turns. PEFT computes whole
 conversations, forward and backward; ours what comes after their prefixes, whose keys and values
-were computed once. The first epoch's figure has that in it.
+were computed once. The first epoch's figure has that in it. Of a plain LoRA, which has to compute
+everything, ours computes once a step what conversations begin with alike.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +26,9 @@ import alora_gguf as ag
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.train.adapter import Adapter, shapes_of
 from alora_gguf.train.hf_model import load_model
-from alora_gguf.train.prefixes import Prefixes
+from alora_gguf.train.prefixes import Prefixes, SharedPrefixes
 from alora_gguf.train.settings import TrainSettings
-from alora_gguf.train.steps import Row, losses
+from alora_gguf.train.steps import Prefixed, Row, losses
 
 from . import options
 from .measure import timed
@@ -38,6 +40,7 @@ READ: Final = 512  # tokens
 TOKENS: Final = 4000  # of a step's prefixes, about: PEFT's way keeps all of them for the way back
 BATCH: Final = 8  # conversations a step at most, which is what training takes by default
 SUFFIX: Final = 16  # tokens, of which the invocation is the first part
+DOCUMENTS, DOCUMENT, QUESTION = 2, 200, 20  # of a plain LoRA's step: how many, and their tokens
 INVOCATION: Final = (11, 12, 13, 14)
 
 
@@ -52,12 +55,11 @@ def rows(n: int, prefix: int, n_vocab: int, seed: int) -> list[Row]:
 class Side:
     """An adapter that is trained on batches, in one of the two ways."""
 
-    def __init__(self, file: BaseFile, settings: TrainSettings, prefixes: bool) -> None:
+    def __init__(self, file: BaseFile, invocation: tuple[int, ...] = ()) -> None:
+        """With an `invocation` PEFT finds out itself where the adapter begins to act."""
         self.base: Any = load_model(file.path)
-        self.prefixes: Prefixes | None = None
-        self.adapter = Adapter(
-            self.base, file.architecture, settings, () if prefixes else INVOCATION
-        )
+        self.prefixes: Prefixed | None = None
+        self.adapter = Adapter(self.base, file.architecture, TrainSettings(), invocation)
         self.optimizer = torch.optim.AdamW(self.adapter.parameters, lr=1e-3)
 
     def keep(self, batches: Sequence[Sequence[Row]], folder: Path) -> None:
@@ -97,7 +99,7 @@ def gradients(theirs: Side, ours: Side, batch: Sequence[Row]) -> str:
     """
     ours.adapter.restore(theirs.adapter.weights)  # AdamW makes much of little, step by step
     right = theirs.gradient(batch)
-    assert ours.prefixes is not None
+    assert isinstance(ours.prefixes, Prefixes)
     kept = ours.prefixes._values_kept
     exact, found = kept.clone(), []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -133,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     print("prefix  batch  PEFT's step     ours    step  first epoch  losses differ by")
     for prefix in args.prefixes:
         print(_line(file, prefix, args), flush=True)
+    print(_plain(file, args), flush=True)
     return 0
 
 
@@ -159,31 +162,63 @@ def _reading(file: BaseFile, args: Any) -> str:
 
 
 def _line(file: BaseFile, prefix: int, args: Any) -> str:
-    settings = TrainSettings()
-    theirs, ours = Side(file, settings, False), Side(file, settings, True)
+    theirs, ours = Side(file, INVOCATION), Side(file)
     n_vocab = theirs.base.config.get_text_config().vocab_size
     batch_size = args.batch or max(1, min(BATCH, TOKENS // prefix))
     batches = [rows(batch_size, prefix, n_vocab, seed) for seed in range(args.steps)]
     with tempfile.TemporaryDirectory() as folder:
         once = timed(lambda: ours.keep(batches, Path(folder)))
-        seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
-        apart = 0.0
-        for turn in range(-1, args.rounds):
-            batch, found = batches[turn % len(batches)], {}
-            sides = [("theirs", theirs), ("ours", ours)]
-            for name, side in sides[:: 1 if turn % 2 else -1]:
-                started = time.perf_counter()
-                found[name] = side.step(batch)
-                if turn >= 0:
-                    seconds[name].append(time.perf_counter() - started)
-            apart = max(apart, abs(found["theirs"] - found["ours"]) / found["theirs"])
+        peft, own, apart = _steps(theirs, ours, batches, args.rounds)
         compared = gradients(theirs, ours, batches[0]) if args.gradients else ""
-    peft, own = (statistics.median(each) for each in seconds.values())
     first = args.steps * peft / (once + args.steps * own)
     return (
         f"{prefix:>6}  {batch_size:>5}  {peft:>9.2f} s  {own:>5.2f} s  {peft / own:>5.0f}x  "
         f"{first:>10.1f}x  {apart:>16.1e}" + (f"\n{compared}" if compared else "")
     )
+
+
+def _plain(file: BaseFile, args: Any) -> str:
+    theirs, ours = Side(file), Side(file)
+    shapes = shapes_of(ours.base)
+    assert shapes is not None
+    ours.prefixes = SharedPrefixes(ours.base, shapes)
+    n_vocab = theirs.base.config.get_text_config().vocab_size
+    batches = []
+    for seed in range(args.steps):
+        documents = rows(DOCUMENTS, DOCUMENT, n_vocab, seed)
+        asked = rows(BATCH, QUESTION, n_vocab, 100 + seed)
+        whose = [documents[i % DOCUMENTS] for i in range(BATCH)]
+        batches.append(
+            [
+                replace(row, prefix=(*document.prefix, *row.prefix))
+                for row, document in zip(asked, whose, strict=True)
+            ]
+        )
+    peft, own, apart = _steps(theirs, ours, batches, args.rounds)
+    return (
+        f"a plain LoRA, {BATCH} questions of {QUESTION} tokens about {DOCUMENTS} documents of "
+        f"{DOCUMENT}: PEFT's step {peft:.2f} s, ours {own:.2f} s, {peft / own:.1f}x, losses differ "
+        f"by {apart:.1e}"
+    )
+
+
+def _steps(
+    theirs: Side, ours: Side, batches: Sequence[Sequence[Row]], rounds: int
+) -> tuple[float, float, float]:
+    """Medians of seconds that steps take, and how far their losses were apart at most."""
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    apart = 0.0
+    for turn in range(-1, rounds):
+        batch, found = batches[turn % len(batches)], {}
+        sides = [("theirs", theirs), ("ours", ours)]
+        for name, side in sides[:: 1 if turn % 2 else -1]:
+            started = time.perf_counter()
+            found[name] = side.step(batch)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+        apart = max(apart, abs(found["theirs"] - found["ours"]) / found["theirs"])
+    peft, own = (statistics.median(each) for each in seconds.values())
+    return peft, own, apart
 
 
 if __name__ == "__main__":
