@@ -110,8 +110,8 @@ def _copy(source: Path, name: str) -> Path:
 
 
 class Answers:
-    """Answers by system and example, in a file of JSON lines for each system, which grows as they
-    come. One that was begun with other files, examples or questions is begun anew.
+    """Answers by system and the example's line, in a file of JSON lines for each system, which
+    grows as they come. One that was begun with other files or questions is begun anew.
     """
 
     def __init__(self, stem: Path, about: Mapping[str, Mapping[str, Any]]) -> None:
@@ -134,26 +134,26 @@ class Answers:
         if lines[-1]:
             path.write_text("".join(f"{line}\n" for line in (head, *whole)), encoding="utf-8")
         for line in whole:
-            i, value, shares, *took = json.loads(line)
-            self.found[system, i] = Said(value, tuple(shares), *took)
+            number, value, shares, *took = json.loads(line)
+            self.found[system, number] = Said(value, tuple(shares), *took)
 
-    def add(self, said: Mapping[str, Said], i: int) -> None:
-        """Keeps what systems said about an example."""
+    def add(self, said: Mapping[str, Said], line: int) -> None:
+        """Keeps what systems said about the example of a line."""
         with self._lock:
             for system, each in said.items():
                 shares = [round(share, 6) for share in each.shares]
-                row = [i, each.value, shares, round(each.seconds, 4), each.read, each.reused]
+                row = [line, each.value, shares, round(each.seconds, 4), each.read, each.reused]
                 with self._paths[system].open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-                self.found[system, i] = each
+                self.found[system, line] = each
 
-    def missing(self, systems: Sequence[str], i: int) -> list[str]:
+    def missing(self, systems: Sequence[str], line: int) -> list[str]:
         """Those of the systems, where they are evaluated, that said nothing about an example."""
-        return [each for each in systems if each in self._paths and (each, i) not in self.found]
+        return [each for each in systems if each in self._paths and (each, line) not in self.found]
 
-    def of(self, system: str, n: int) -> list[Said]:
-        """All that a system said; none where one is missing."""
-        found = [self.found.get((system, i)) for i in range(n)]
+    def of(self, system: str, lines: Sequence[int]) -> list[Said]:
+        """What a system said about examples, by their lines; none where one is missing."""
+        found = [self.found.get((system, line)) for line in lines]
         return [each for each in found if each is not None] if None not in found else []
 
 
@@ -193,20 +193,20 @@ def ask_all(
     """Asks each system about each example whose answer is not there yet; examples about the same
     documents one after the other.
     """
-    order = neighbours(examples)
-    groups = [list(each) for _, each in groupby(order, key=lambda i: examples[i].source)]
+    order = [examples[i] for i in neighbours(examples)]
+    groups = [list(each) for _, each in groupby(order, key=lambda each: each.source)]
     ways: dict[Way, tuple[str, ...]] = {
         _plain: (READ, ADAPTER, LORA, BASE), _few: (FEW,), _logprobs: LOGPROBS
     }  # fmt: skip
     for way, systems in ways.items():
-        left = [[i for i in group if answers.missing(systems, i)] for group in groups]
+        left = [[e for e in group if answers.missing(systems, e.line)] for group in groups]
 
         def work(
-            model: Model, group: list[int], way: Way = way, systems: tuple[str, ...] = systems
+            model: Model, group: list[Example], way: Way = way, systems: tuple[str, ...] = systems
         ) -> None:
-            for i in group:
-                wanted = answers.missing(systems, i)
-                answers.add(way(model, task, examples[i], shots, wanted), i)
+            for each in group:
+                wanted = answers.missing(systems, each.line)
+                answers.add(way(model, task, each, shots, wanted), each.line)
 
         models.map(work, [group for group in left if group])
         say(f"{task}: {', '.join(filter(None, systems))}")
@@ -273,11 +273,11 @@ def entries(
     training: Sequence[Example],
 ) -> Iterator[dict[str, Any]]:
     """What results.json has of each system."""
-    n = len(examples)
+    n, lines = len(examples), [each.line for each in examples]
     asked = asking(model, task, QUESTIONS[task])
     systems = (READ, ADAPTER, LORA, BASE, FEW)
     said: dict[str, Sequence[Said]] = {
-        system: found for system in systems if (found := answers.of(system, n))
+        system: found for system in systems if (found := answers.of(system, lines))
     }
     if isinstance(asked, Deciding):
         said |= surface.answers(asked, training, examples)
@@ -291,7 +291,7 @@ def entries(
             entry["conversation"] = found["conversation"]
         yield _rounded(entry)
     for system in LOGPROBS:
-        if sure := answers.of(system, n):
+        if sure := answers.of(system, lines):
             yield _rounded({**where, "system": system, **_auroc(asked, examples, said, sure)})
 
 
