@@ -21,6 +21,7 @@ from .render import printable_lines
 # name -> what `alora-gguf --help` says of it; the module of that name has it as `command`, except
 # for those in _MODULES
 _COMMANDS = {
+    "analyse": "Say what adapters change and where, by their weights.",
     "bench": "Measure what adapters cost on this machine.",
     "chat": "Chat, with adapters that judge the conversation while it stays cached.",
     "convert": "Turn a PEFT adapter into an adapter GGUF.",

@@ -19,7 +19,8 @@ from .parser import MAX_TENSOR_NAME, VALUE_FORMATS, ValueType, nbytes_of
 
 _ALIGNMENT: Final = 32  # GGUF's default
 _COUNTS: Final = 24  # bytes before the entries; the last 8 say how many there are
-Value = str | int | float | Sequence[int] | Sequence[str]
+# a memoryview is a whole entry, as another file has it (GGUFHeader.entries)
+Value = str | int | float | Sequence[int] | Sequence[str] | memoryview
 Progress = Callable[[int, int], None]
 
 
@@ -142,6 +143,8 @@ def _head(metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[Ou
 
 
 def _entry(key: str, kind: ValueType, value: Value) -> bytes:
+    if isinstance(value, memoryview):
+        return bytes(value)
     return _string(key, key) + struct.pack("<I", kind) + _value(key, kind, value)
 
 

@@ -1,0 +1,57 @@
+"""What adapters change and where, told from their weights: analyse(), truncate(), and the records
+that they return.
+"""
+
+from __future__ import annotations
+
+from .analysing import analyse
+from .findings import RULES, Rule
+from .records import (
+    LEVELS,
+    AdapterWeights,
+    Analysis,
+    Angles,
+    Comparison,
+    Finding,
+    LayerWeights,
+    Level,
+    MatrixWeights,
+    Overlap,
+    RandomWeights,
+    SharedBasis,
+    SharedRank,
+    TargetWeights,
+    Totals,
+    TruncatedMatrix,
+    Truncation,
+)
+from .reporting import check_sarif, sarif, write_sarif
+from .truncating import check_truncation, truncate
+
+__all__ = [
+    "LEVELS",
+    "RULES",
+    "AdapterWeights",
+    "Analysis",
+    "Angles",
+    "Comparison",
+    "Finding",
+    "LayerWeights",
+    "Level",
+    "MatrixWeights",
+    "Overlap",
+    "RandomWeights",
+    "Rule",
+    "SharedBasis",
+    "SharedRank",
+    "TargetWeights",
+    "Totals",
+    "TruncatedMatrix",
+    "Truncation",
+    "analyse",
+    "check_sarif",
+    "check_truncation",
+    "sarif",
+    "truncate",
+    "write_sarif",
+]

@@ -1,0 +1,320 @@
+"""`alora-gguf analyse`: what adapters change and where, as a report or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import click
+
+import alora_gguf as ag
+
+from . import options
+from .progress import Progress
+from .render import aligned, colour, columns, plural, printable, shortened, wrapped
+
+if TYPE_CHECKING:
+    from alora_gguf.analyse import AdapterWeights, Analysis, Comparison, SharedBasis, Totals
+
+_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
+_LEVELS: Final = ("error", "warning", "note")
+_NAME: Final = 20  # columns of a target's name, at most
+
+
+@click.command("analyse")
+@click.argument(
+    "adapters", metavar="ADAPTER...", nargs=-1, shell_complete=options.store_names("adapter")
+)
+@click.option(
+    "--base",
+    shell_complete=options.store_names("base"),
+    help="The base's GGUF, or its name in the store: show dW relative to its weights.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(_LEVELS),
+    help="Exit with status 1 if there is a finding of this level, or a worse one.",
+)
+@click.option(
+    "--sarif",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the findings there in SARIF 2.1.0, for CI.",
+)
+@click.option(
+    "--write-rank",
+    metavar="K",
+    type=click.IntRange(min=1),
+    help="Write the adapter to --output, truncated to rank K.",
+)
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="For --write-rank."
+)
+@click.option("--force", "overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the random adapters to compare with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def command(
+    *,
+    adapters: tuple[str, ...],
+    base: str | None,
+    fail_on: str | None,
+    sarif: Path | None,
+    as_json: bool,
+    **written: Any,
+) -> None:
+    """Say what adapters change and where, by their weights alone.
+
+    An ADAPTER is a name in the store or the path of a GGUF file; those in the store must have the
+    SHA-256 that they were stored with.
+
+    Shows norms and ranks of what an adapter adds to the base's weights, dW = scale * B A, by layer
+    and target, beside those of a random adapter of the same norm; for several adapters, how the
+    spaces that they write and read overlap, and what a basis that they share would need. Findings
+    are what is odd about an adapter, and may be meant. No model is run.
+
+    The exit status is 0 whatever is found, unless --fail-on is given.
+    """
+    from alora_gguf import analyse
+
+    seed = written.pop("seed")
+    _check_usage(adapters, **written)
+    store = ag.Store()
+    paths = [_checked(store, each, "adapter") for each in adapters]
+    base_path = None if base is None else _checked(store, base, "base")
+    if written["write_rank"] is not None:
+        how = {"rank": written["write_rank"], "overwrite": written["overwrite"]}
+        analyse.check_truncation(paths[0], written["output"], **how)
+    if sarif is not None:
+        analyse.check_sarif(sarif)
+    with Progress("Measuring the base") as progress:
+        found = analyse.analyse(paths, base=base_path, seed=seed, progress=progress.fraction)
+    truncated = None
+    if written["write_rank"] is not None:
+        truncated = analyse.truncate(paths[0], written["output"], **how)
+    if sarif is not None:
+        analyse.write_sarif(found, sarif)
+    if as_json:
+        shown = found.to_dict()
+        shown["truncation"] = truncated and truncated.to_dict()
+        click.echo(json.dumps(shown, indent=2, allow_nan=False))
+    else:
+        for line in report(found, columns()):
+            click.echo(line, color=colour())
+        if truncated is not None:
+            click.echo(f"\n{printable(str(truncated))}")
+    _fail(found, fail_on)
+
+
+def _check_usage(
+    adapters: Sequence[str], *, write_rank: int | None, output: Path | None, overwrite: bool
+) -> None:
+    if not adapters:
+        raise click.UsageError("Missing argument 'ADAPTER...'.")
+    if write_rank is None and (output is not None or overwrite):
+        given = "--output" if output is not None else "--force"
+        raise click.UsageError(f"{given} is only used with --write-rank; give both")
+    if write_rank is not None and output is None:
+        raise click.UsageError("--write-rank needs --output, the file to write")
+    if write_rank is not None and len(adapters) > 1:
+        raise click.UsageError(f"--write-rank takes one adapter, got {len(adapters)}")
+
+
+def _checked(store: ag.Store, text: str, kind: Literal["adapter", "base"]) -> Path:
+    """The file of a name or a path; the store's own must be as they were stored."""
+    path = store.resolve(text, kind)
+    entry = None if store.is_path(text) else store.find(text)
+    if entry is not None:
+        store.check(entry)
+    return path
+
+
+def _fail(found: Analysis, level: str | None) -> None:
+    failing = _LEVELS[: _LEVELS.index(level) + 1] if level else ()
+    for adapter in found.adapters:
+        bad = [finding for finding in adapter.findings if finding.level in failing]
+        if bad:
+            raise ag.AdapterError(
+                f"{adapter.path}: {plural(len(bad), 'finding')} of level {level} or worse, first: "
+                f"{bad[0].message}"
+            )
+
+
+# The report -------------------------------------------------------------------------------------
+
+
+def report(found: Analysis, width: int) -> Iterator[str]:
+    """The lines of a report of `width` columns, paths and tables apart; styled."""
+    alone = len(found.adapters) == 1
+    for adapter in found.adapters:
+        yield from _adapter(adapter, width)
+        if alone:
+            yield from ("", *_layers(adapter), "", *_targets(adapter))
+        yield ""
+    if not alone:
+        yield from _depth(found.adapters)
+        yield ""
+        yield from _pairs(found, width)
+        yield ""
+    text = (
+        "dW is what is added to a weight W: norms |dW|, singular values s. stable: sum of s^2 / "
+        "largest s^2. effective: exp of the entropy of s. 99 %: the fewest s with 99 % of the sum "
+        "of s^2. random: of an adapter of the same shapes and norm whose A and B are random."
+    )
+    yield from wrapped(text, width)
+
+
+def _adapter(adapter: AdapterWeights, width: int) -> Iterator[str]:
+    kind = "aLoRA" if adapter.kind == "alora" else "plain LoRA"
+    about = f"{kind} of rank {adapter.rank}, {adapter.architecture}"
+    name = click.style(printable(adapter.label), bold=True)
+    yield f"{name}: {printable(about)}, {adapter.n_parameters:,} parameters"
+    totals, n = adapter.totals, len(adapter.layers)
+    if adapter.alive:
+        chance = totals.random
+        text = (
+            f"|dW|_F {totals.frobenius:.4g} over {_matrices(totals.n_matrices)}, ranks "
+            f"{totals.stable_rank:.1f} stable, {totals.effective_rank:.1f} effective, "
+            f"{totals.energy_rank:.1f} for 99 % (random {chance.stable_rank:.1f}, "
+            f"{chance.effective_rank:.1f}, {chance.energy_rank:.1f}); utilisation "
+            f"{totals.utilisation:.0%}"
+        )
+        if n:
+            text += f"; concentration {adapter.concentration:.2f} (even: {1 / n:.2f})"
+        yield from wrapped(text, width, "  ")
+    for finding in adapter.findings:
+        first, *more = wrapped(f"{finding.message} [{finding.rule}]", width, " " * 11)
+        mark = click.style(f"{finding.level:<9}", fg=_COLOURS[finding.level])
+        yield f"  {mark}{first[11:]}"
+        yield from more
+
+
+def _matrices(n: int) -> str:
+    return "1 matrix" if n == 1 else f"{n} matrices"
+
+
+def _layers(adapter: AdapterWeights) -> Iterator[str]:
+    """One row a layer, with a bar of its share."""
+    if not adapter.layers:
+        return
+    rows = [("layer", *_heading(adapter.layers[0].totals), "")]
+    largest = max(layer.totals.share for layer in adapter.layers)
+    for layer in adapter.layers:
+        bar = "#" * round(8 * layer.totals.share / largest) if largest else ""
+        rows.append((str(layer.layer), *_cells(layer.totals), bar))
+    yield from aligned(rows, ">" * (len(rows[0]) - 1) + "<", indent=2)
+
+
+def _targets(adapter: AdapterWeights) -> list[str]:
+    rows = [("target", *_heading(adapter.totals), "dead")]
+    for target in adapter.targets:
+        dead = f"{target.totals.n_dead} of {target.totals.n_matrices}"
+        name = shortened(printable(target.name), _NAME)
+        rows.append((name, *_cells(target.totals), dead))
+    return aligned(rows, "<" + ">" * (len(rows[0]) - 1), indent=2)
+
+
+def _heading(totals: Totals) -> tuple[str, ...]:
+    relative = () if totals.relative is None else ("|dW|2/|W|2",)
+    norms = ("|dW|_F", "share", "|dW|_2", "random", *relative)
+    return (*norms, "stable", "effective", "random", "99 %")
+
+
+def _cells(totals: Totals) -> tuple[str, ...]:
+    relative = () if totals.relative is None else (f"{totals.relative:.3f}",)
+    return (
+        f"{totals.frobenius:.3g}",
+        f"{totals.share:.0%}",
+        f"{totals.spectral:.3g}",
+        f"{totals.random.spectral:.3g}",
+        *relative,
+        f"{totals.stable_rank:.1f}",
+        f"{totals.effective_rank:.1f}",
+        f"{totals.random.effective_rank:.1f}",
+        f"{totals.energy_rank:.1f}",
+    )
+
+
+# Several ----------------------------------------------------------------------------------------
+
+
+def _depth(adapters: Sequence[AdapterWeights]) -> Iterator[str]:
+    """|dW|_F and effective rank of all, side by side; columns by number."""
+    yield click.style("Side by side", bold=True)
+    for i, adapter in enumerate(adapters):
+        yield f"  {i + 1}  {printable(adapter.label)}"
+    layers = sorted({layer.layer for adapter in adapters for layer in adapter.layers})
+    found = [{layer.layer: layer.totals for layer in adapter.layers} for adapter in adapters]
+    numbers = [str(i + 1) for i in range(len(adapters))]
+    first = [f"|dW|_F {numbers[0]}", *numbers[1:]]
+    rows = [["layer", *first, f"effective {numbers[0]}", *numbers[1:]]]
+    for layer in layers:
+        totals = [each.get(layer) for each in found]
+        norms = ["-" if t is None else f"{t.frobenius:.3g}" for t in totals]
+        ranks = ["-" if t is None else f"{t.effective_rank:.1f}" for t in totals]
+        rows.append([str(layer), *norms, *ranks])
+    yield ""
+    yield from aligned(rows, ">" * len(rows[0]), indent=2)
+
+
+def _pairs(found: Analysis, width: int) -> Iterator[str]:
+    """How similar the spaces are that each two write and read, and what all could share."""
+    yield click.style("Spaces in common", bold=True)
+    text = (
+        "Mean squared cosine of the principal angles: 1 if one space contains the other. written: "
+        "columns of dW, from B; read: rows of dW, from A."
+    )
+    yield from wrapped(text, width, "  ")
+    numbers = {adapter.label: str(i + 1) for i, adapter in enumerate(found.adapters)}
+    heading = ("", "written", "random", "read", "random", "cosine of dW", "apart")
+    rows: list[tuple[str, ...]] = [heading]
+    rows += [_pair(each, numbers) for each in found.comparisons]
+    yield ""
+    yield from aligned(rows, "<>>>>>>", indent=2)
+    if len(found.comparisons) == 1 and found.comparisons[0].overlaps:
+        yield from ("", *_pair_by_layer(found.comparisons[0]))
+    if found.shared:
+        yield ""
+        for side, verb in (("written", "write"), ("read", "read")):
+            yield from wrapped(_sharing(found.shared, side, verb), width, "  ")
+
+
+def _pair(each: Comparison, numbers: dict[str, str]) -> tuple[str, ...]:
+    name = f"{numbers[each.first]}, {numbers[each.second]}"
+    if not each.overlaps:
+        return (name, "-", "-", "-", "-", "-", str(each.n_apart))
+    (written, by_chance), (read, by_chance_too) = each.mean("written"), each.mean("read")
+    cosine = sum(overlap.cosine for overlap in each.overlaps) / len(each.overlaps)
+    numbers_of = (written, by_chance, read, by_chance_too, cosine)
+    return (name, *(f"{number:.3f}" for number in numbers_of), str(each.n_apart))
+
+
+def _pair_by_layer(each: Comparison) -> list[str]:
+    rows: list[tuple[str, ...]] = [("layer", "written", "random", "read", "random")]
+    for layer in sorted({o.layer for o in each.overlaps if o.layer is not None}):
+        (written, by_chance), (read, other) = each.mean("written", layer), each.mean("read", layer)
+        numbers = (written, by_chance, read, other)
+        rows.append((str(layer), *(f"{number:.3f}" for number in numbers)))
+    return aligned(rows, ">" * len(rows[0]), indent=2)
+
+
+def _sharing(shared: Sequence[SharedBasis], side: str, verb: str) -> str:
+    n = len(shared)
+    ranks = [getattr(each, side) for each in shared]
+    together, apart, by_chance = (
+        sum(getattr(rank, name) for rank in ranks) / n for name in ("together", "apart", "random")
+    )
+    many = max(each.n_adapters for each in shared)
+    whose = "both" if many == 2 else f"all {many}"
+    return (
+        f"99 % of what {whose} {verb} could share a basis of rank {together:.1f}; their own bases "
+        f"add up to {apart:.1f}, and random spaces would share one of {by_chance:.1f} (means over "
+        f"{n} of the matrices)."
+    )

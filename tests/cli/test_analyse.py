@@ -1,0 +1,206 @@
+"""`alora-gguf analyse` as a user runs it: reports, JSON, SARIF, statuses and sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alora_gguf import AdapterFile, Description, Store, cli, demo
+from tests.analyse.known import Q, random_pair, write
+from tests.support.files import Files
+
+DEMO = [str(demo.adapter_path(name)) for name in ("answerability", "uncertainty", "jailbreak")]
+
+
+def run(*arguments: Path | str) -> tuple[int, str, str]:
+    """(status, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.run(["analyse", *map(str, arguments)])
+    return status, out.getvalue(), err.getvalue()
+
+
+def refusal(*arguments: Path | str, status: int = 1) -> str:
+    found, out, err = run(*arguments)
+    assert (found, out) == (status, "")
+    return err.strip().splitlines()[-1].removeprefix("Error: ")
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Path:
+    a, b = random_pair(np.random.default_rng(0))
+    return write(tmp_path / "dead.gguf", {Q: (a, 0 * b)})
+
+
+# The report ---------------------------------------------------------------------------------------
+
+ONE = """\
+answerability: aLoRA of rank 32, granite, 393,216 parameters
+  |dW|_F 25.16 over 24 matrices, ranks 1.5 stable, 11.2 effective, 10.0 for 99 %
+  (random 14.8, 30.9, 31.6); utilisation 5%; concentration 0.19 (even: 0.17)
+"""
+
+
+def test_one_adapter() -> None:
+    status, out, err = run(DEMO[0])
+    assert (status, err) == (0, "")
+    assert out.startswith(ONE)
+    lines = out.splitlines()
+    assert "  layer  |dW|_F  share  |dW|_2  random  stable  effective  random  99 %" in lines
+    assert (
+        "  target       |dW|_F  share  |dW|_2  random  stable  effective  random  99 %    dead"
+        in (lines)
+    )
+    (first,) = (line for line in lines if line.split()[:1] == ["0"])
+    assert first.split() == [
+        "0", "8.34", "11%", "4.3", "1.36", "1.6", "12.6", "30.9", "12.0", "###",
+    ]  # fmt: skip
+    assert lines[-1] == "A and B are random."
+
+
+def test_with_its_base() -> None:
+    out = run(DEMO[0], "--base", demo.base_path())[1]
+    assert "|dW|2/|W|2" in out
+    assert "  note     ||dW||_2 is more than 0.3 of the base's ||W||_2 in" in out
+
+
+def test_several() -> None:
+    status, out, _ = run(*DEMO)
+    assert status == 0
+    assert "Side by side\n  1  answerability\n  2  uncertainty\n  3  jailbreak\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["0", "8.34", "12.5", "7.46", "12.6", "14.2", "8.6"] in rows
+    assert ["1,", "2", "0.207", "0.125", "0.817", "0.125", "0.026", "0"] in rows
+    assert "99 % of what all 3 read could share a basis of rank " in " ".join(out.split())
+    assert "layer  written" not in out
+
+
+def test_two_are_compared_layer_by_layer() -> None:
+    out = run(*DEMO[:2])[1]
+    rows = [line.split() for line in out.splitlines()]
+    assert ["layer", "written", "random", "read", "random"] in rows
+    assert "99 % of what both write could share" in " ".join(out.split())
+
+
+def test_adapters_that_share_no_matrix(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = [
+        write(tmp_path / f"{i}.gguf", {f"blk.{i}.attn_q.weight": random_pair(rng)})
+        for i in range(2)
+    ]
+    status, out, _ = run(*paths)
+    assert status == 0
+    assert ["1,", "2", "-", "-", "-", "-", "-", "2"] in [line.split() for line in out.splitlines()]
+    assert "could share" not in out
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    pair = random_pair(np.random.default_rng(0))
+    hostile = {f"blk.0.\x1b[31m.{Q}": pair}
+    path = write(tmp_path / "a.gguf", hostile, general__name="\x1b[31mred")
+    for arguments in ([path], [path, path]):
+        status, out, _ = run(*arguments)
+        assert status == 0
+        assert "\x1b" not in out
+
+
+def test_names_in_the_store(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALORA_GGUF_HOME", str(tmp_path))
+    store = Store()
+    with store.adding("sure") as addition:
+        addition.put(files.alora, "sure.gguf")
+        addition.commit(Description.of(files.alora, repository=None, commit=None, sources=()))
+    assert run("sure")[0] == 0
+    assert "nothing of the name" in refusal("unsure") or "unsure" in refusal("unsure")
+
+
+# JSON and SARIF -----------------------------------------------------------------------------------
+
+
+def test_everything_is_one_object() -> None:
+    status, out, err = run(*DEMO, "--json", "--seed", "3")
+    assert (status, err) == (0, "")
+    found = json.loads(out, parse_constant=lambda _: pytest.fail("not JSON"))
+    assert set(found) == {"base", "seed", "adapters", "comparisons", "shared", "truncation"}
+    assert (found["seed"], found["truncation"]) == (3, None)
+    assert [adapter["label"] for adapter in found["adapters"]][:2] == [
+        "answerability", "uncertainty",
+    ]  # fmt: skip
+    assert len(found["comparisons"]) == 3
+    assert len(found["shared"]) == 24
+
+
+def test_sarif(dead: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.sarif"
+    assert run(dead, "--sarif", out)[0] == 0
+    (result,) = json.loads(out.read_text("utf-8"))["runs"][0]["results"]
+    assert (result["ruleId"], result["level"]) == ("never-trained", "error")
+    gone = tmp_path / "gone" / "found.sarif"
+    assert refusal(dead, "--sarif", gone) == (
+        f"{gone}: its directory does not exist; create it first"
+    )
+
+
+def test_fail_on(dead: Path, tmp_path: Path) -> None:
+    for level in ("error", "warning", "note"):
+        status, out, err = run(dead, "--fail-on", level, "--sarif", tmp_path / "found.sarif")
+        assert status == 1
+        assert "  error    every dW is 0, so the adapter changes nothing" in out
+        assert err == (
+            f"Error: {dead}: 1 finding of level {level} or worse, first: every dW is 0, so the "
+            "adapter changes nothing; its B matrices are zero, as before training\n"
+        )
+    assert (tmp_path / "found.sarif").exists()
+    assert run(DEMO[2], "--fail-on", "warning")[0] == 0
+    assert run(DEMO[2], "--fail-on", "note")[0] == 1
+
+
+# --write-rank -------------------------------------------------------------------------------------
+
+
+def test_write_rank(tmp_path: Path) -> None:
+    out = tmp_path / "small.gguf"
+    status, shown, err = run(DEMO[2], "--write-rank", "8", "-o", out)
+    assert (status, err) == (0, "")
+    assert shown.splitlines()[-1] == f"{out}: rank 8, 99.80% of ||dW||_F^2 kept"
+    assert AdapterFile.read(out).rank == 8
+    assert refusal(DEMO[2], "--write-rank", "8", "-o", out) == (
+        f"{out}: exists already; pass --force to replace it"
+    )
+    status, shown, _ = run(DEMO[2], "--write-rank", "4", "-o", out, "--force", "--json")
+    assert status == 0
+    assert json.loads(shown)["truncation"]["rank"] == 4
+    assert AdapterFile.read(out).rank == 4
+    assert "give a lower one to truncate it" in refusal(
+        DEMO[2], "--write-rank", "32", "-o", tmp_path / "x.gguf"
+    )
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    for arguments, words in (
+        ([], "Missing argument 'ADAPTER...'."),
+        ([DEMO[0], "-o", out], "--output is only used with --write-rank; give both"),
+        ([DEMO[0], "--force"], "--force is only used with --write-rank; give both"),
+        ([DEMO[0], "--write-rank", "4"], "--write-rank needs --output, the file to write"),
+        ([*DEMO[:2], "--write-rank", "4", "-o", out], "--write-rank takes one adapter, got 2"),
+    ):
+        assert refusal(*arguments, status=2) == words
+    assert run(DEMO[0], "--write-rank", "0", "-o", out)[0] == 2
+    assert run(DEMO[0], "--fail-on", "never")[0] == 2
+
+
+def test_files_that_cannot_be_read(files: Files, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.gguf"
+    made = "(`alora-gguf convert` makes one of a PEFT directory)"
+    assert refusal(gone) == (
+        f"{gone}: there is no such file, expected an adapter's GGUF file {made}; check the path"
+    )
+    assert refusal(files.base) == (
+        f"{files.base}: general.type is missing, expected 'adapter'; this is not an adapter's file"
+    )
