@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -120,6 +120,7 @@ class Answers:
         self._paths = {
             system: stem.with_name(f"{stem.name}.{_slug(system)}.jsonl") for system in about
         }
+        self.systems = tuple(about)
         self.found: dict[tuple[str, int], Said] = {}
         for system, path in self._paths.items():
             self._read(system, path, json.dumps({"about": about[system]}, sort_keys=True))
@@ -149,7 +150,7 @@ class Answers:
 
     def missing(self, systems: Sequence[str], line: int) -> list[str]:
         """Those of the systems, where they are evaluated, that said nothing about an example."""
-        return [each for each in systems if each in self._paths and (each, line) not in self.found]
+        return [each for each in systems if each in self.systems and (each, line) not in self.found]
 
     def of(self, system: str, lines: Sequence[int]) -> list[Said]:
         """What a system said about examples, by their lines; none where one is missing."""
@@ -209,7 +210,8 @@ def ask_all(
                 answers.add(way(model, task, each, shots, wanted), each.line)
 
         models.map(work, [group for group in left if group])
-        say(f"{task}: {', '.join(filter(None, systems))}")
+        if asked := [each for each in systems if each and each in answers.systems]:
+            say(f"{task}: {', '.join(asked)}")
 
 
 Way = Callable[[Model, str, Example, Sequence[Example], Collection[str]], dict[str, Said]]
@@ -355,7 +357,7 @@ def evaluate(
         "machine": machine(),
         "workers": workers,
         "part": part,
-        "files": _hashes(files),
+        "files": hashes([*files.alora.values(), *files.lora.values()]),
         "entries": [],
     }
     for base, path in files.bases.items():
@@ -385,9 +387,8 @@ def evaluate(
     return results
 
 
-def _hashes(files: Files) -> dict[str, dict[str, str]]:
-    """Of the adapters, by their paths; bases are made of one that is not part of this."""
-    paths = [*files.alora.values(), *files.lora.values()]
+def hashes(paths: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """Of files of this project, by their paths in it; bases are made of one that is not its own."""
     names = {path.relative_to(ROOT).as_posix(): path for path in paths if ROOT in path.parents}
     return {
         name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

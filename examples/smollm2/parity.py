@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf import AloraError, IntrinsicCall, Model, __version__
+from alora_gguf import AloraError, IntrinsicCall, Model, __version__, smollm2
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import InputError
 from alora_gguf.options import default_threads
@@ -26,7 +26,7 @@ from examples.demo_model.evaluate import write_json
 from examples.demo_model.parity import Difference, tell
 from examples.demo_model.runtime import open_model
 
-from .evaluate import EXAMPLE, QUESTIONS, SHIPPED, Files, digest
+from .evaluate import EXAMPLE, QUESTIONS, SHIPPED, Files, hashes
 
 RESULT: Final = EXAMPLE / "parity.json"
 FLOOR: Final = 0.99
@@ -143,10 +143,35 @@ def _texts(peft: Peft, model: Model, task: str, example: Example) -> Difference 
     return Difference(task, f"line {example.line}", str(theirs), text, at, margin)
 
 
-def run(peft: Peft, base: Path, files: Files, *, part: str, n: int, threads: int) -> dict[str, Any]:
-    """Compares `n` conversations of each intrinsic on `base`, telling on stderr how it goes."""
-    counts: dict[str, int] = {}
-    differences: list[Difference] = []
+def still_true(
+    known: Mapping[str, Any], files: Files
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """What parity.json has of intrinsics that are not compared again and whose adapters are the
+    same: conversations by intrinsic, and differences.
+    """
+    there = {name: hashes([path]) for name, path in smollm2.adapter_paths().items()}
+    counts = {
+        name: n
+        for name, n in known.get("conversations", {}).items()
+        if name not in files.alora and there.get(name, {"": ""}).items() <= known["files"].items()
+    }
+    return counts, [each for each in known.get("differences", ()) if each["intrinsic"] in counts]
+
+
+def run(
+    peft: Peft,
+    base: Path,
+    files: Files,
+    *,
+    part: str,
+    n: int,
+    threads: int,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Compares `n` conversations of each intrinsic on `base`, telling on stderr how it goes; what
+    is `known` of others with the same adapters stays.
+    """
+    counts, differences = still_true(known or {}, files)
     started = time.monotonic()
     with open_model(base, dict(files.alora), threads) as model:
         for task in files.alora:
@@ -154,24 +179,24 @@ def run(peft: Peft, base: Path, files: Files, *, part: str, n: int, threads: int
             answers = {json.dumps(each.answer): each.answer for each in training}
             found = list(compare(peft, model, task, examples, list(answers.values())))
             counts[task] = len(examples)
-            differences += found
+            differences += map(asdict, found)
             print(
                 f"[{time.monotonic() - started:6.0f} s] {task}: {len(examples) - len(found)} of "
                 f"{len(examples)} the same",
                 file=sys.stderr,
                 flush=True,
             )
-    total = sum(counts.values())
+    total, adapters = sum(counts.values()), {**smollm2.adapter_paths(), **files.alora}
     return {
         "alora_gguf": __version__,
         "base": BASE,
-        "files": {name: {"sha256": each} for name, each in digest([*files.alora.values()]).items()},
+        "files": hashes(path for name, path in adapters.items() if name in counts),
         "conversations": counts,
         "same": total - len(differences),
         "total": total,
         "share": round((total - len(differences)) / total, 5),
         "floor": FLOOR,
-        "differences": [asdict(difference) for difference in differences],
+        "differences": differences,
     }
 
 
@@ -192,8 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = Files.known(chosen.data, (SHIPPED, BASE), chosen.intrinsics)
         folders = {name: chosen.peft / name for name in files.alora}
         peft = Peft(files.bases[SHIPPED], folders, chosen.threads)
+        old = json.loads(chosen.json.read_text("utf-8")) if chosen.json.is_file() else None
         result = run(
-            peft, files.bases[BASE], files, part="eval", n=chosen.n, threads=chosen.threads
+            peft,
+            files.bases[BASE],
+            files,
+            part="eval",
+            n=chosen.n,
+            threads=chosen.threads,
+            known=old,
         )
     except (AloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf import demo
+from alora_gguf import demo, smollm2
 from alora_gguf.gguf.base import BaseFile
 from examples.demo_model import runtime, tasks
 from examples.smollm2 import bases, evaluate, parity, report, surface
@@ -229,6 +229,27 @@ def test_peft_and_the_runtime_agree_on_the_same_weights(task: str) -> None:
         found = list(parity.compare(peft, model, task, examples, answers))
     assert [each.prompt for each in found] == ["line 0", "line 0"]
     assert all({each.peft, each.ours} == {"no", "yes"} and each.margin > 1 for each in found)
+
+
+def test_what_was_compared_stays_for_as_long_as_its_adapter(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = {}
+    for name in (TASK, "answerability", "hallucination"):
+        adapters[name] = tmp_path / f"{name}.gguf"
+        adapters[name].write_text(name)
+    monkeypatch.setattr(smollm2, "adapter_paths", lambda: adapters)
+    monkeypatch.setattr(evaluate, "ROOT", tmp_path)
+    known = {
+        "conversations": dict.fromkeys((*adapters, "uncertainty"), 300),
+        "files": evaluate.hashes(adapters.values()),
+        "differences": [{"intrinsic": name} for name in adapters],
+    }
+    adapters["hallucination"].write_text("trained again")
+    counts, differences = parity.still_true(known, files)  # which has TASK again
+    assert counts == {"answerability": 300}
+    assert differences == [{"intrinsic": "answerability"}]
+    assert parity.still_true({}, files) == ({}, [])
 
 
 def test_what_is_no_alora_in_pefts_format_is_refused(tmp_path: Path) -> None:
