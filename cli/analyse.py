@@ -11,7 +11,7 @@ import click
 
 import alora_gguf as ag
 
-from . import options
+from . import activations, options
 from .progress import Progress
 from .render import aligned, colour, columns, plural, printable, shortened, wrapped
 
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
 _LEVELS: Final = ("error", "warning", "note")
+_RUN: Final = ("text", "probes", "ranks", "dump", "max_tokens", "n_threads", "n_gpu_layers")
 _NAME: Final = 20  # columns of a target's name, at most
+
+
+def _numbers(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Of a list with commas between."""
+    found = tuple(int(each) if each.strip().isdecimal() else 0 for each in (text or "").split(","))
+    if text is not None and 0 in found:
+        raise click.BadParameter(f"{text!r} is not a list of ranks, such as 4,8,16")
+    return () if text is None else found
 
 
 @click.command("analyse")
@@ -32,6 +41,33 @@ _NAME: Final = 20  # columns of a target's name, at most
     shell_complete=options.store_names("base"),
     help="The base's GGUF, or its name in the store: show dW relative to its weights.",
 )
+@click.option(
+    "--text",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Run the base on this text, or on the conversations of a .jsonl file, without and with "
+    "each adapter. Needs --base.",
+)
+@click.option("--probes", is_flag=True, help="Likewise, on a few built-in conversations.")
+@click.option(
+    "--ranks",
+    metavar="K,...",
+    callback=_numbers,
+    help="Say what truncating to these ranks changes in the next token on the texts.",
+)
+@click.option(
+    "--dump",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the states of layers and their change on the texts there, as safetensors.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 2**20),
+    help="Read texts until an adapter has acted on so many tokens.  [default: 1024]",
+)
+@options.threads
+@options.gpu_layers
 @click.option(
     "--fail-on",
     type=click.Choice(_LEVELS),
@@ -70,7 +106,7 @@ def command(
     as_json: bool,
     **written: Any,
 ) -> None:
-    """Say what adapters change and where, by their weights alone.
+    """Say what adapters change and where, by their weights and on texts.
 
     An ADAPTER is a name in the store or the path of a GGUF file; those in the store must have the
     SHA-256 that they were stored with.
@@ -78,13 +114,19 @@ def command(
     Shows norms and ranks of what an adapter adds to the base's weights, dW = scale * B A, by layer
     and target, beside those of a random adapter of the same norm; for several adapters, how the
     spaces that they write and read overlap, and what a basis that they share would need. Findings
-    are what is odd about an adapter, and may be meant. No model is run.
+    are what is odd about an adapter, and may be meant.
+
+    With --text or --probes it also runs the base without and with each adapter, and with a random
+    one: how much the states of each layer change, how alike they stay, in how many directions they
+    move, and what that does to the next token. Without, no model is run.
 
     The exit status is 0 whatever is found, unless --fail-on is given.
     """
     from alora_gguf import analyse
 
     seed = written.pop("seed")
+    run = {name: written.pop(name) for name in _RUN}
+    asked = _asked(base, **run)
     _check_usage(adapters, **written)
     store = ag.Store()
     paths = [_checked(store, each, "adapter") for each in adapters]
@@ -94,8 +136,11 @@ def command(
         analyse.check_truncation(paths[0], written["output"], **how)
     if sarif is not None:
         analyse.check_sarif(sarif)
-    with Progress("Measuring the base") as progress:
-        found = analyse.analyse(paths, base=base_path, seed=seed, progress=progress.fraction)
+    how_run = None if asked is None else analyse.ActivationOptions(**asked)
+    with Progress("Measuring") as progress:
+        found = analyse.analyse(
+            paths, base=base_path, activations=how_run, seed=seed, progress=progress.fraction
+        )
     truncated = None
     if written["write_rank"] is not None:
         truncated = analyse.truncate(paths[0], written["output"], **how)
@@ -111,6 +156,21 @@ def command(
         if truncated is not None:
             click.echo(f"\n{printable(str(truncated))}")
     _fail(found, fail_on)
+
+
+def _asked(base: str | None, *, probes: bool, **run: Any) -> dict[str, Any] | None:
+    """Fields of ActivationOptions, None if no model is to be run."""
+    given = [name for name in ("ranks", "dump", "max_tokens") if run[name]]
+    if probes and run["text"] is not None:
+        raise click.UsageError("--text and --probes exclude each other; give one of them")
+    if not probes and run["text"] is None:
+        if given:
+            name = given[0].replace("_", "-")
+            raise click.UsageError(f"--{name} is only used with --text or --probes; give one, too")
+        return None
+    if base is None:
+        raise click.UsageError(f"--{'probes' if probes else 'text'} needs --base, the model to run")
+    return {name: value for name, value in run.items() if value is not None}
 
 
 def _check_usage(
@@ -162,6 +222,9 @@ def report(found: Analysis, width: int) -> Iterator[str]:
         yield from _depth(found.adapters)
         yield ""
         yield from _pairs(found, width)
+        yield ""
+    if found.activations is not None:
+        yield from activations.report(found.activations, width)
         yield ""
     text = (
         "dW is what is added to a weight W: norms |dW|, singular values s. stable: sum of s^2 / "

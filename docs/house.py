@@ -33,7 +33,7 @@ LIMITS: Final = {
     "floors": 11,
     "modules reachable from chat": 61,
     "files from invoke to llama_decode": 23,
-    "product lines": 47_000,
+    "product lines": 48_000,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

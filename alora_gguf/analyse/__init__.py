@@ -1,9 +1,19 @@
-"""What adapters change and where, told from their weights: analyse(), truncate(), and the records
-that they return.
+"""What adapters change and where, told from their weights and by running them: analyse(),
+truncate(), and the records that they return.
 """
 
 from __future__ import annotations
 
+from .activation_records import (
+    ActivationOptions,
+    Activations,
+    AdapterActivations,
+    DeltaCosines,
+    LayerActivations,
+    LayerStates,
+    Merge,
+    RankLoss,
+)
 from .analysing import analyse
 from .findings import RULES, Rule
 from .records import (
@@ -31,16 +41,24 @@ from .truncating import check_truncation, truncate
 __all__ = [
     "LEVELS",
     "RULES",
+    "ActivationOptions",
+    "Activations",
+    "AdapterActivations",
     "AdapterWeights",
     "Analysis",
     "Angles",
     "Comparison",
+    "DeltaCosines",
     "Finding",
+    "LayerActivations",
+    "LayerStates",
     "LayerWeights",
     "Level",
     "MatrixWeights",
+    "Merge",
     "Overlap",
     "RandomWeights",
+    "RankLoss",
     "Rule",
     "SharedBasis",
     "SharedRank",

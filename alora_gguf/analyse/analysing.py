@@ -1,5 +1,5 @@
-"""What adapters do to a base, told from their weights: reads the files, checks that they can be
-looked at together, and puts the parts of an analysis together.
+"""What adapters do to a base: reads the files, checks that they can be looked at together, and puts
+the parts of an analysis together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import check_int
 
+from .activation_records import ActivationOptions
 from .base_norms import base_norms
 from .records import Analysis
 from .subspaces import compare
@@ -28,19 +29,23 @@ def analyse(
     adapters: PathLike | Sequence[PathLike],
     *,
     base: PathLike | None = None,
+    activations: ActivationOptions | None = None,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Analysis:
     """What the weights of one adapter's GGUF file do, or of several: norms and ranks of dW by
     matrix, layer and target, beside those of random adapters, which are drawn with `seed`; what is
-    odd about them; and for several, how the spaces that they write and read overlap. No model is
-    run.
+    odd about them; and for several, how the spaces that they write and read overlap.
 
-    With the GGUF of a `base`, also ||dW||_2 relative to the base's own ||W||_2; `progress` is
-    called with the fraction of the base's weights that is done.
+    With the GGUF of a `base`, also ||dW||_2 relative to the base's own ||W||_2. With `activations`,
+    the base is run on texts without and with each adapter, which shows what that changes in the
+    states of layers and in the next token; without, no model is run. `progress` is called with the
+    fraction that is done of the base's weights, and then of the texts.
 
     Raises InputError, AdapterFormatError and MissingFileError for an adapter's file, ModelError for
-    the base's, AdapterMismatchError for adapters of different bases.
+    the base's, AdapterMismatchError for adapters of different bases; and with `activations` what
+    Model() raises, FileFormatError for the texts, DecodeError if a row before an invocation is not
+    the base's, bit for bit, and NotFiniteError.
     """
     check_int(seed, "seed", 0)
     paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else [*adapters]
@@ -49,22 +54,32 @@ def analyse(
     for path in paths:
         if not isinstance(path, (str, os.PathLike)):
             raise InputError(f"adapters must be paths of GGUF files, got {path!r:.80} among them")
+    if activations is not None and base is None:
+        raise InputError("activations needs base, the model to run; give both")
     found = None if base is None else BaseFile.read(base)
     files = [AdapterFile.read(path) for path in paths]
     if found is not None:
         for file in files:
             file.check_base(found, _n_vocab(found))
     _check_shapes(files)
+    if activations is not None:
+        from .activations import check_options, measure_activations  # which needs the runtime
+
+        check_options(activations, files)
     norms = None if found is None else base_norms(found, files, seed, progress)
     labels = _labels(files)
     measured = [measure(f, label, norms, seed) for f, label in zip(files, labels, strict=True)]
     comparisons, shared = compare(files, labels, seed) if len(files) > 1 else ((), ())
+    run = None
+    if activations is not None and found is not None:
+        run = measure_activations(found.path, files, labels, activations, seed, progress)
     return Analysis(
         base=None if found is None else found.path,
         seed=seed,
         adapters=tuple(measured),
         comparisons=comparisons,
         shared=shared,
+        activations=run,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 
 from alora_gguf.gguf.inspection import plain
 
+from .activation_records import Activations
+
 Level = Literal["note", "warning", "error"]
 LEVELS: Final[tuple[Level, ...]] = ("note", "warning", "error")
 """Of findings, least first."""
@@ -285,7 +287,8 @@ class SharedBasis:
 @dataclass(frozen=True)
 class Analysis:
     """All of it. `comparisons` has every pair of adapters, `shared` the matrices that at least two
-    of them change; both are () for one adapter. Random adapters were drawn with `seed`.
+    of them change; both are () for one adapter. `activations` are None if nothing was run. Random
+    adapters were drawn with `seed`.
     """
 
     base: Path | None
@@ -293,6 +296,7 @@ class Analysis:
     adapters: tuple[AdapterWeights, ...]
     comparisons: tuple[Comparison, ...]
     shared: tuple[SharedBasis, ...]
+    activations: Activations | None = None
 
     @property
     def worst(self) -> Level | None:
@@ -313,6 +317,7 @@ class Analysis:
             yield str(each)
             yield from (f"  {finding}" for finding in each.findings)
         yield from map(str, self.comparisons)
+        yield from map(str, self.activations.adapters if self.activations else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -14,16 +12,12 @@ from alora_gguf._calls import checked
 from alora_gguf.errors import ConvertError, InputError
 from alora_gguf.files import check_target
 from alora_gguf.gguf.adapter import AdapterFile, Pair
-from alora_gguf.gguf.header import read_header
-from alora_gguf.gguf.parser import TensorInfo
-from alora_gguf.gguf.writer import OutTensor, write_gguf
 from alora_gguf.options import check_int
 
 from .factors import Doubles, Factors, factors_of
 from .records import TruncatedMatrix, Truncation
+from .rewriting import Stacks, write_changed
 
-_F32: Final = 0
-_ALIGNMENT: Final = "general.alignment"  # the writer's is GGUF's default
 Halves = tuple[Doubles, Doubles]
 """A [r, n_in] and B [n_out, r]."""
 
@@ -65,46 +59,39 @@ def truncate(
     Raises InputError if `output` exists and `overwrite` is false, or if no matrix has a rank above
     `rank`; AdapterFormatError and MissingFileError for the file, ConvertError.
     """
-    target, file = Path(output), check_truncation(adapter, output, rank=rank, overwrite=overwrite)
-    header = read_header(file.data, name=str(file.path))
-    tensors, matrices, weights = dict[str, OutTensor](), list[TruncatedMatrix](), list[float]()
-    for pair in file.pairs:
-        cut, shorter = _Cut(file, pair, min(rank, pair.rank)), pair.rank > rank
-        for info in (pair.a, pair.b):
-            tensors[info.name] = cut.tensor(info) if shorter else _as_it_is(file, info)
-        matrices += cut.matrices
-        weights += cut.squares
-    metadata = [
-        (key, header.types[key], entry)
-        for key, entry in header.entries.items()
-        if key != _ALIGNMENT
-    ]
-    # in the file's order
-    ordered = [tensors[name] for name in header.tensors]
-    nbytes = write_gguf(target, metadata, ordered, overwrite=overwrite)
+    file = check_truncation(adapter, output, rank=rank, overwrite=overwrite)
+    return write_cut(file, Path(output), rank, overwrite=overwrite)
+
+
+def write_cut(file: AdapterFile, target: Path, rank: int, *, overwrite: bool) -> Truncation:
+    """What truncate() does; with the adapter's own rank it writes the same dW with other factors,
+    which differs by rounding.
+    """
+    matrices, weights = list[TruncatedMatrix](), list[float]()
+
+    def shorter(pair: Pair) -> Stacks | None:
+        cut = _Cut(file, pair, min(rank, pair.rank))
+        matrices.extend(cut.matrices)
+        weights.extend(cut.squares)
+        return cut.stacks if pair.rank > rank or rank == file.rank else None
+
+    nbytes = write_changed(file, target, shorter, overwrite=overwrite)
     whole = sum(weights)
     kept = sum(w * m.kept for w, m in zip(weights, matrices, strict=True)) / whole if whole else 1.0
     return Truncation(target, rank, nbytes, kept, tuple(matrices))
 
 
-def _as_it_is(file: AdapterFile, info: TensorInfo) -> OutTensor:
-    data = memoryview(file.data)[info.offset : info.offset + info.nbytes]
-    return OutTensor(info.name, info.shape, info.type, lambda: data)
-
-
 class _Cut:
-    """A target at a lower rank. `squares` are ||dW||_F^2 of its matrices before."""
+    """A target at a lower rank: its `stacks`. `squares` are ||dW||_F^2 of its matrices before."""
 
     def __init__(self, file: AdapterFile, pair: Pair, rank: int) -> None:
         self.matrices: list[TruncatedMatrix] = []
         self.squares: list[float] = []
-        self._pair, self._rank = pair, rank
-        self._is_embedding = pair.target.endswith("token_embd.weight")
+        self._rank = rank
         # the scale is alpha/rank then; without an alpha it is 1 before and after
         self._more = pair.rank / rank if file.alpha else 1.0
         found = [self._halves(factors) for factors in factors_of(file, pair)]
-        self._a = np.stack([a for a, _ in found]).astype("<f4")
-        self._b = np.stack([b for _, b in found]).astype("<f4")
+        self.stacks = np.stack([a for a, _ in found]), np.stack([b for _, b in found])
 
     def _halves(self, factors: Factors) -> Halves:
         # of B A itself: its scale is what the file says, and the new one's is alpha/rank
@@ -126,16 +113,3 @@ class _Cut:
         a, b = np.zeros((k, vt.shape[1])), np.zeros((len(u), k))
         a[: len(root)], b[:, : len(root)] = root[:, None] * vt[:k], u[:, :k] * root
         return a, b
-
-    def tensor(self, info: TensorInfo) -> OutTensor:
-        is_a = info is self._pair.a
-        array = self._a if is_a else self._b
-        if len(info.shape) == 2:
-            array = array[0]
-        if is_a and self._is_embedding:
-            array = array.T
-        return OutTensor(info.name, array.shape[::-1], _F32, partial(_bytes, array))
-
-
-def _bytes(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
-    return array.tobytes()

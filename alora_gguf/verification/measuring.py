@@ -13,9 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from alora_gguf._calls import checked
-from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import InputError, ModelError, NotFiniteError
-from alora_gguf.generate.sampling import log_total
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
@@ -25,7 +23,7 @@ from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int
 
-from .probe import TINY, Reading, random_text, read_twice, relative_error
+from .probe import Reading, changes, divergence, open_probe, random_text, relative_error
 from .records import (
     AdapterFacts,
     BaseFacts,
@@ -97,10 +95,13 @@ def verify(
         said = [file.io_yaml and contract_problem(model.contract, _NAME)]
         text = _draw(model, file.invocation, seed)
         cells = _check_cells(model, text)
-        plain, adapted = read_twice(model._runtime, file.path, text.tokens, text.n_rows)
+        n_tokens = len(text.tokens)
+        with open_probe(model, {_NAME: adapter}, n_tokens=n_tokens, n_rows=text.n_rows) as probe:
+            plain = probe.read(text.tokens, text.n_rows)
+            adapted = probe.read(text.tokens, text.n_rows, _NAME)
         logits = _logits_change(plain, adapted, text, model)
     facts = _base_facts(base_file), _adapter_facts(file)
-    wrong = _first_not_finite(plain), _first_not_finite(adapted)
+    wrong = plain.not_finite, adapted.not_finite
     found = Verification(
         base=facts[0],
         adapter=facts[1],
@@ -237,19 +238,14 @@ def _compare(base: str | None, adapter: str | None) -> Vocabularies:
 def _logits_change(base: Reading, adapted: Reading, text: Text, model: Model) -> LogitsChange:
     n_before = text.n_rows - text.n_adapted
     ours, theirs = adapted.logits[n_before:], base.logits[n_before:]
-    # to the last bit, NaN and the sign of 0 included
-    equal = all(
-        base.named[name][:n_before].tobytes() == values[:n_before].tobytes()
-        for name, values in adapted.named.items()
-    )
     tops = int(theirs[-1].argmax()), int(ours[-1].argmax())
     known = model._runtime.vocab.has_text
     texts = [model.detokenize([top], special=True) if known else None for top in tops]
     return LogitsChange(
         n_before=n_before,
-        before_equal=equal if n_before else None,
+        before_equal=adapted.same_rows(base, n_before) if n_before else None,
         largest=relative_error(ours, theirs),
-        kl=_divergence(theirs[-1], ours[-1]),
+        kl=divergence(theirs[-1], ours[-1]),
         n_top_changed=int(np.sum(ours.argmax(axis=-1) != theirs.argmax(axis=-1))),
         top_base=tops[0],
         top_adapter=tops[1],
@@ -261,25 +257,9 @@ def _logits_change(base: Reading, adapted: Reading, text: Text, model: Model) ->
 def _layer_changes(base: Reading, adapted: Reading, n_adapted: int) -> Iterator[LayerChange]:
     """Of the last rows."""
     for layer in base.layers:
-        a, b = (each.layers[layer][-n_adapted:].astype(np.float64) for each in (adapted, base))
-        with np.errstate(invalid="ignore", over="ignore"):  # not finite: the result is NaN then
-            norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
-            ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
-            cosine = np.sum(a * b, axis=-1) / np.maximum(norm_a * norm_b, TINY)
+        rows = base.layers[layer][-n_adapted:], adapted.layers[layer][-n_adapted:]
+        ratio, cosine = changes(*rows)
         yield LayerChange(layer, float(ratio.mean()), float(ratio.max()), float(cosine.mean()))
-
-
-def _divergence(p: Logits, q: Logits) -> float:
-    """KL(p || q) of two rows of logits, in nats."""
-    with np.errstate(invalid="ignore"):
-        a, b = p.astype(np.float64), q.astype(np.float64)
-        log_p, log_q = a - log_total(a), b - log_total(b)
-        return float(np.sum(np.exp(log_p) * (log_p - log_q)))
-
-
-def _first_not_finite(reading: Reading) -> str | None:
-    """Where a value is NaN or infinite first, such as "layer 3"."""
-    return next((name for name, x in reading.named.items() if not np.isfinite(x).all()), None)
 
 
 def _differ(plain: Reading, adapted: Reading) -> bool:

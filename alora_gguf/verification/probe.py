@@ -1,11 +1,13 @@
 """A second context on a model's weights, in which what every layer computes can be seen.
 
-Owns how a text is read there, and random texts; what the numbers mean is measuring.py's business.
+Owns how a text is read there, how two readings of it differ, and random texts; what the numbers
+mean is the business of measuring.py, and of analyse.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import DecodeError, ModelError, NotFiniteError
+from alora_gguf.generate.sampling import log_total
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
 
@@ -29,7 +32,6 @@ from alora_gguf.options import ContextOptions
 _LAYER: Final = re.compile(rb"l_out-([0-9]+)")
 _LIBRARIES: Final = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _BATCH: Final = 512
-_NAME: Final = "adapter"
 _KINDS: Final = 512  # different tokens that a random text is made of
 TINY: Final = 1e-30  # in place of a norm of 0
 
@@ -53,27 +55,40 @@ class Reading:
         layers = {f"layer {i}": hidden for i, hidden in self.layers.items()}
         return {**layers, "the logits": self.logits}
 
+    @property
+    def not_finite(self) -> str | None:
+        """Where a value is NaN or infinite first, such as "layer 3"."""
+        return next((name for name, x in self.named.items() if not np.isfinite(x).all()), None)
 
-def read_twice(
-    runtime: Runtime, adapter: Path, tokens: Sequence[int], n_rows: int
-) -> tuple[Reading, Reading]:
-    """What a context of its own computes of `tokens`, without the adapter and with it; the last
-    `n_rows` of them in one batch. Raises ModelError if there is no room for it, DecodeError.
+    def same_rows(self, other: Reading, n: int) -> bool:
+        """Whether the first `n` rows are the same bits, NaN and the sign of 0 included."""
+        theirs = other.named
+        return all(x[:n].tobytes() == theirs[name][:n].tobytes() for name, x in self.named.items())
+
+
+@contextmanager
+def open_probe(
+    model: Model, adapters: Mapping[str, str | os.PathLike[str]], *, n_tokens: int, n_rows: int
+) -> Iterator[Probe]:
+    """A context of its own on a model's weights, with `adapters` by name; it reads texts of up to
+    `n_tokens` tokens and shows up to `n_rows` of each. Raises ModelError if there is no room for
+    it, and what loading adapters raises.
     """
+    runtime = model._runtime
     native, llama, theirs = runtime.engine.native, runtime.engine.llama, runtime.engine.ctx
     tap = _Tap(_ggml(native.path.parent))
     callback = llama.ggml_backend_sched_eval_callback(tap.see)
-    n_batch = max(n_rows, min(len(tokens), _BATCH))
+    n_batch = max(n_rows, min(n_tokens, _BATCH))
     # F32 cells and plain attention: what is seen is what the weights do
     options = ContextOptions(
-        n_ctx=max(len(tokens), n_batch),
+        n_ctx=max(n_tokens, n_batch),
         n_batch=n_batch,
         n_ubatch=n_batch,
         n_seq_max=1,
         n_outputs=n_rows,
         n_threads=llama.llama_n_threads(theirs),
         n_pooled=0,
-        max_adapters=1,
+        max_adapters=max(1, len(adapters)),
         type_k="f32",
         type_v="f32",
         flash_attn="off",
@@ -83,36 +98,53 @@ def read_twice(
         ctx = open_context(native, runtime.base.path, weights, options, watched)
     try:
         context = LlamaContext(runtime.base.path, options, adopt=(weights, ctx))
-        probe = Runtime(runtime.base, context)
+        inner = Runtime(runtime.base, context)
         try:
-            probe.bank.load({_NAME: adapter})
-            return _read(probe, None, tokens, n_rows, tap), _read(probe, _NAME, tokens, n_rows, tap)
+            inner.bank.load(adapters)
+            yield Probe(inner, tap)
         finally:
-            probe.close()
+            inner.close()
     finally:
         llama.llama_free(ctx)
 
 
-def _read(
-    runtime: Runtime, adapter: str | None, tokens: Sequence[int], n_rows: int, tap: _Tap
-) -> Reading:
-    engine, n_head = runtime.engine, len(tokens) - n_rows
-    seq = engine.allocate()
-    try:
-        with runtime.bank.using(adapter, 1.0) as use:
-            first = use.first_position(tokens, runtime.vocab)
-            if first is not None:
-                engine.activate(seq, first, use.slot, use.scale)
-            if n_head:
-                engine.decode([Run(seq, tokens[:n_head], "none")])
-            with tap.watching(n_rows) as layers:
-                try:
-                    (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
-                except NotFiniteError:
-                    logits = np.full((n_rows, runtime.vocab.n_tokens), np.nan, np.float32)
-    finally:
-        engine.drop(seq)
-    return Reading(cast(Logits, logits), dict(sorted(layers.items())))
+class Probe:
+    """What open_probe() opens."""
+
+    def __init__(self, runtime: Runtime, tap: _Tap) -> None:
+        self._runtime, self._tap = runtime, tap
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        n_rows: int,
+        adapter: str | None = None,
+        *,
+        first: int | None = None,
+        scale: float = 1.0,
+    ) -> Reading:
+        """What is computed of `tokens`, the last `n_rows` of them in one batch; with an adapter
+        from position `first` on, by default from where its invocation begins. Values that are not
+        finite are shown as they are, and logits as NaN then. Raises DecodeError.
+        """
+        runtime, n_head = self._runtime, len(tokens) - n_rows
+        engine = runtime.engine
+        seq = engine.allocate()
+        try:
+            with runtime.bank.using(adapter, scale) as use:
+                begin = use.first_position(tokens, runtime.vocab) if first is None else first
+                if adapter is not None and begin is not None:
+                    engine.activate(seq, begin, use.slot, use.scale)
+                if n_head:
+                    engine.decode([Run(seq, tokens[:n_head], "none")])
+                with self._tap.watching(n_rows) as layers:
+                    try:
+                        (logits,) = engine.decode([Run(seq, tokens[n_head:], "all")])
+                    except NotFiniteError:
+                        logits = np.full((n_rows, runtime.vocab.n_tokens), np.nan, np.float32)
+        finally:
+            engine.drop(seq)
+        return Reading(cast(Logits, logits), dict(sorted(layers.items())))
 
 
 class _Tap:
@@ -191,6 +223,25 @@ def relative_error(ours: Logits, theirs: Logits) -> float:
     with np.errstate(invalid="ignore"):
         largest = np.abs(theirs.astype(np.float64)).max()
         return float(np.abs(ours.astype(np.float64) - theirs).max() / max(largest, TINY))
+
+
+def changes(base: Hidden, adapted: Hidden) -> tuple[Doubles, Doubles]:
+    """Of each row |adapted - base| / |base|, and the cosine between the two; NaN where a value is
+    not finite.
+    """
+    a, b = adapted.astype(np.float64), base.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        ratio = np.linalg.norm(a - b, axis=-1) / np.maximum(norm_b, TINY)
+        return ratio, np.sum(a * b, axis=-1) / np.maximum(norm_a * norm_b, TINY)
+
+
+def divergence(p: Logits, q: Logits) -> float:
+    """KL(p || q) of two rows of logits, in nats."""
+    with np.errstate(invalid="ignore"):
+        a, b = p.astype(np.float64), q.astype(np.float64)
+        log_p, log_q = a - log_total(a), b - log_total(b)
+        return float(np.sum(np.exp(log_p) * (log_p - log_q)))
 
 
 def random_text(model: Model, n: int, *, without: Collection[int], seed: int) -> list[int]:

@@ -119,6 +119,56 @@ def test_names_in_the_store(files: Files, tmp_path: Path, monkeypatch: pytest.Mo
     assert "nothing of the name" in refusal("unsure") or "unsure" in refusal("unsure")
 
 
+# On texts -----------------------------------------------------------------------------------------
+
+
+def test_on_texts(files: Files, tmp_path: Path) -> None:
+    text, dump = tmp_path / "text.txt", tmp_path / "states.safetensors"
+    text.write_text(60 * "the rain in the main ")
+    how = ["--base", files.base, "-t", "1", "--text", text]
+    status, out, err = run(files.alora, *how, "--ranks", "2,4", "--dump", dump)
+    assert (status, err) == (0, "")
+    assert f"On {text}: 2 texts" in out
+    rows = [line.split() for line in out.splitlines()]
+    (header,) = (row for row in rows if row[:2] == ["layer", "|d|/|h|"])
+    assert header[-2:] == ["dim", "random"]
+    for rank in ("2", "4", "8"):
+        (row,) = (row for row in rows if row[:1] == [rank] and len(row) == 5)
+        assert row[1].endswith("%")
+    assert "rows before its invocation are the base's, bit for bit" in " ".join(out.split())
+    assert dump.stat().st_size > 10_000
+    text.write_text("the rain")
+    out = run(files.alora, *how)[1]
+    assert "do not carry a CKA: it needs at least 64" in " ".join(out.split())
+    status, out, _ = run(files.alora, files.other, *how, "--json")
+    assert len(json.loads(out)["activations"]["cosines"]) == 2
+
+
+def test_several_on_the_probes(files: Files) -> None:
+    how = ["--base", files.base, "-t", "1", "--probes", "--max-tokens", "200"]
+    status, out, err = run(files.alora, files.other, files.alora, *how)
+    assert (status, err) == (0, "")
+    assert "On the probes: " in out
+    assert "Cosine of what they add\n  1  " in out
+    assert "The most alike first: " in " ".join(out.split())
+
+
+def test_wrong_usage_of_texts(files: Files) -> None:
+    for arguments, words in (
+        (["--probes"], "--probes needs --base, the model to run"),
+        (["--text", "a"], "--text needs --base, the model to run"),
+        (["--text", "a", "--probes"], "--text and --probes exclude each other; give one of them"),
+        (["--ranks", "4"], "--ranks is only used with --text or --probes; give one, too"),
+        (["--max-tokens", "4"], "--max-tokens is only used with --text or --probes; give one, too"),
+        (["--ranks", "4,x"], "Invalid value for '--ranks': '4,x' is not a list of ranks, such as "
+         "4,8,16"),
+    ):  # fmt: skip
+        assert refusal(DEMO[0], *arguments, status=2) == words
+    assert refusal(files.alora, "--base", files.base, "--probes", "--ranks", "8") == (
+        "ranks has 8, but no adapter has a rank above 8; give lower ones"
+    )
+
+
 # JSON and SARIF -----------------------------------------------------------------------------------
 
 
@@ -126,8 +176,10 @@ def test_everything_is_one_object() -> None:
     status, out, err = run(*DEMO, "--json", "--seed", "3")
     assert (status, err) == (0, "")
     found = json.loads(out, parse_constant=lambda _: pytest.fail("not JSON"))
-    assert set(found) == {"base", "seed", "adapters", "comparisons", "shared", "truncation"}
-    assert (found["seed"], found["truncation"]) == (3, None)
+    assert set(found) == {
+        "base", "seed", "adapters", "comparisons", "shared", "activations", "truncation",
+    }  # fmt: skip
+    assert (found["seed"], found["activations"], found["truncation"]) == (3, None, None)
     assert [adapter["label"] for adapter in found["adapters"]][:2] == [
         "answerability", "uncertainty",
     ]  # fmt: skip
