@@ -332,10 +332,11 @@ class Invocation(GenerateOptions):
 class IntrinsicCall:
     """An intrinsic to ask: the name of its adapter, and `arguments` for its contract's instruction.
 
-    It is asked about the first `upto` messages (None: all), so that what judges a question can be
-    asked when it was answered. `alias` tells it from other calls of the same intrinsic.
-    `max_tokens`, `sampling`, `stop` and `scale` are GenerateOptions'; the first three are the
-    contract's unless given, what the answer looks like always is.
+    It is asked about the first `upto` messages; None: what by its contract judges a question, about
+    those up to the user's last one, also where that was answered, and others about all. `alias`
+    tells it from other calls of the same intrinsic. `max_tokens`, `sampling`, `stop` and `scale`
+    are GenerateOptions'; the first three are the contract's unless given, what the answer looks
+    like always is.
     """
 
     name: str

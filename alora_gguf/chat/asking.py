@@ -333,6 +333,17 @@ def tell_apart(
             further[path] = entries[len(path)].top if len(entries) > len(path) else (_END,)
 
 
+def judged(contract: Contract, messages: Sequence[Message]) -> int:
+    """How many of the messages what it judges is the last of: an answer, or what it does not say,
+    all; a question, those up to the user's last one.
+    """
+    if contract.judges == "question":
+        for n in range(len(messages), 0, -1):
+            if messages[n - 1].role == "user":
+                return n
+    return len(messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A call worked out: what its contract asks for, and what a session can be asked."""
@@ -348,9 +359,11 @@ class Question:
     def about(cls, contracts: Contracts, dialogue: Dialogue, call: IntrinsicCall) -> Question:
         """A question about a conversation."""
         contract = contracts.of(call.name)
-        if call.upto is not None:
-            check_int(call.upto, "upto", 0, len(dialogue.messages))
-            dialogue = replace(dialogue, messages=dialogue.messages[: call.upto])
+        upto = call.upto
+        if upto is None:
+            upto = judged(contract, dialogue.messages)
+        check_int(upto, "upto", 0, len(dialogue.messages))
+        dialogue = replace(dialogue, messages=dialogue.messages[:upto])
         request = rewrite(contract, dialogue.messages, dialogue.documents, call.arguments)
         invocation = contracts.adapter(call.name).invocation
 

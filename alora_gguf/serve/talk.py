@@ -217,7 +217,6 @@ def _reply(
     view: View,
     job: Job,
 ) -> None:
-    n = len(chat.messages)
     progress = lambda done, total: job.tell(Read(done, total))  # noqa: E731
     said = chat.reply(
         options, stream=True, tool_choice=turn.tool_choice, cancel=job.cancel, progress=progress
@@ -236,8 +235,7 @@ def _reply(
     called = bool(said.tool_calls) and said.finish_reason in ("stop", "closed")
     _end(said, index, scoring, view, job, "tool_calls" if called else None)
     if verdicts:
-        asked = [_about(chat.model, each, n) for each in verdicts]
-        for result in chat.invoke_many(asked, cancel=job.cancel):
+        for result in chat.invoke_many(verdicts, cancel=job.cancel):
             job.tell(_answered(result, view, index))
 
 
@@ -340,13 +338,6 @@ def _seeded(options: ag.GenerateOptions, index: int) -> ag.GenerateOptions:
     if not index or seed is None:
         return options
     return replace(options, sampling=replace(options.sampling, seed=(seed + index) % 2**32))
-
-
-def _about(model: ag.Model, call: ag.IntrinsicCall, n: int) -> ag.IntrinsicCall:
-    """What judges a question is asked about the `n` messages up to it."""
-    if call.upto is None and model.contract(call.name).judges == "question":
-        return replace(call, upto=n)
-    return call
 
 
 def _loaded(view: View, whom: Asked) -> str | None:

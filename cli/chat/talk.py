@@ -127,7 +127,9 @@ class Talk:
             return turn
         try:
             with view.waiting(_asking(asked)):
-                verdicts = ask_each(self.chat, [each.call for each in asked], cancel)
+                n = len(self.chat.messages)  # NAME@answer counts, whatever the contract says
+                calls = [replace(each.call, upto=n) for each in asked]
+                verdicts = ask_each(self.chat, calls, cancel)
         except ag.CancelledError:  # the turn is there, and stays
             verdicts = unasked(asked)
         return replace(turn, verdicts=(*turn.verdicts, *verdicts))
@@ -268,17 +270,8 @@ class Talk:
         if nothing was said.
         """
         self._check_turns(1)
-        messages = self.chat.messages
-        question = len(messages) - (messages[-1].role == "assistant")
-        of_question = {
-            name for name, each in intrinsics_of(self.model).items() if each.judges == "question"
-        }
-        asked = (ag.IntrinsicCall(each) if isinstance(each, str) else each for each in calls)
-        return ask_each(
-            self.chat,
-            [replace(each, upto=question) if each.name in of_question else each for each in asked],
-            cancel,
-        )
+        asked = [ag.IntrinsicCall(each) if isinstance(each, str) else each for each in calls]
+        return ask_each(self.chat, asked, cancel)
 
     def good_of(self, name: str) -> Good | None:
         """Which end of an intrinsic's number is the good one, if its contract says so."""

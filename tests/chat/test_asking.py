@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,31 @@ def test_the_demos_script_gets_the_verdicts_it_is_there_to_show(played: ag.Model
                 assert result.timings.reused >= n
                 assert result.timings.evaluated < 12
                 assert result.timings.reuse_note == ""
+
+
+@pytest.mark.parametrize("name", demo.INTRINSICS)
+def test_what_judges_a_question_is_asked_about_it_wherever_the_talk_is(
+    played: ag.Model, name: str
+) -> None:
+    attack = script.TURNS[2].question
+    said = [ag.Message("user", attack), ag.Message("assistant", "No, I will not do that.")]
+    n = 1 if played.contract(name).judges == "question" else 2
+    asked = ag.IntrinsicCall(name)
+    with played.chat(messages=said, documents=script.DOCUMENTS) as chat:
+        right = chat.invoke(name, upto=n)
+        (many,) = chat.invoke_many([name])
+        assert chat.invoke(name).text == many.text == right.text
+        if played.contract(name).choices or name == "jailbreak":
+            decided = chat.decide({"asked": asked})["asked"]
+            there = chat.decide({"asked": replace(asked, upto=n)})["asked"]
+            assert decided.probability == pytest.approx(there.probability, abs=1e-6)
+        reply = chat.say(
+            "Please!", brief(4), intrinsics=[name]
+        )  # beside the reply: up to "Please!"
+        (beside,) = reply.intrinsics
+        assert beside.result().text == chat.invoke(name, upto=3).text
+    with played.chat(messages=said[1:]) as chat:  # without any question
+        assert chat.invoke(name).text == chat.invoke(name, upto=1).text
 
 
 # What a result says -----------------------------------------------------------------------------

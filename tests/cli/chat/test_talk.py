@@ -380,12 +380,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ag.IntrinsicCall]:
     return found
 
 
-def test_each_is_asked_about_what_it_judges(talk: Talk, asked: list[ag.IntrinsicCall]) -> None:
+def test_each_is_asked_about_what_it_judges(talk: Talk) -> None:
     with pytest.raises(ag.InputError, match=r"^nothing was said yet$"):
         talk.ask(["jailbreak"])
     say(talk, QUESTION)
     verdicts = talk.ask(["jailbreak", "answerability", "uncertainty"])
-    assert [call.upto for call in asked] == [1, 1, None]
+    places = [1, 1, 2]
+    for verdict, n in zip(verdicts, places, strict=True):
+        assert isinstance(verdict, ag.IntrinsicResult)
+        assert verdict.text == talk.chat.invoke(verdict.name, upto=n).text
     assert [verdict.name for verdict in verdicts] == ["jailbreak", "answerability", "uncertainty"]
     assert all(isinstance(v, ag.IntrinsicResult) and v.error is None for v in verdicts)
 
@@ -399,7 +402,7 @@ def test_where_it_is_said_what_to_judge_that_counts(
     ]
     turn = say(talk, QUESTION)
     assert [(call.name, call.upto) for call in asked] == [
-        ("answerability", None), ("uncertainty", None),
+        ("answerability", 2), ("uncertainty", 2),
     ]  # fmt: skip
     assert [verdict.name for verdict in turn.verdicts] == ["answerability", "uncertainty"]
 
