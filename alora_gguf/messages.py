@@ -4,15 +4,18 @@ about.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ._calls import checked
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .tools import ToolCall
 
 _T = TypeVar("_T")
+ROLES: Final = ("system", "user", "assistant", "tool")
+"""Who speaks in a conversation; some templates know others."""
 
 
 @checked
@@ -156,6 +159,26 @@ def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
         Message("user", value) if isinstance(value, str) else Message.of(value, f"messages[{i}]")
         for i, value in enumerate(messages)
     )
+
+
+def known_role(role: str, template: str, what: str) -> str:
+    """The role that a chat template is given; "developer" is OpenAI's word for system. Raises
+    InputError, which calls the message `what`, for one that is none of ROLES and that the
+    template's Jinja text does not know either.
+    """
+    if role == "developer":
+        return "system"
+    if role not in ROLES and not mentions(template, role):
+        raise InputError(
+            f"{what}.role is {role!r:.60}, expected {', '.join(ROLES)}, or one that the chat "
+            f"template knows{did_you_mean(role, ROLES)}"
+        )
+    return role
+
+
+def mentions(template: str, name: str) -> bool:
+    """Whether a chat template's Jinja text has a word, such as a variable."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def as_documents(documents: Texts) -> tuple[Document, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import alora_gguf as ag
 
 from . import activations, options
+from .bases import NamedBase, checked_file
 from .progress import Progress
 from .render import aligned, colour, columns, plural, printable, shortened, wrapped
 
@@ -39,7 +40,7 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 @click.option(
     "--base",
     shell_complete=options.store_names("base"),
-    help="The base's GGUF, or its name in the store: show dW relative to its weights.",
+    help="The base's GGUF, its name in the store, or smollm2: show dW relative to its weights.",
 )
 @click.option(
     "--text",
@@ -108,8 +109,8 @@ def command(
 ) -> None:
     """Say what adapters change and where, by their weights and on texts.
 
-    An ADAPTER is a name in the store or the path of a GGUF file; those in the store must have the
-    SHA-256 that they were stored with.
+    An ADAPTER is a name in the store or the path of a GGUF file, or with --base smollm2 one of its
+    own; those in the store must have the SHA-256 that they were stored with.
 
     Shows norms and ranks of what an adapter adds to the base's weights, dW = scale * B A, by layer
     and target, beside those of a random adapter of the same norm; for several adapters, how the
@@ -128,9 +129,9 @@ def command(
     run = {name: written.pop(name) for name in _RUN}
     asked = _asked(base, **run)
     _check_usage(adapters, **written)
-    store = ag.Store()
-    paths = [_checked(store, each, "adapter") for each in adapters]
-    base_path = None if base is None else _checked(store, base, "base")
+    base_path = None if base is None else checked_file(base, "base")
+    named = None if base is None else NamedBase.of(base)
+    paths = [checked_file(each, "adapter", named) for each in adapters]
     if written["write_rank"] is not None:
         how = {"rank": written["write_rank"], "overwrite": written["overwrite"]}
         analyse.check_truncation(paths[0], written["output"], **how)
@@ -185,15 +186,6 @@ def _check_usage(
         raise click.UsageError("--write-rank needs --output, the file to write")
     if write_rank is not None and len(adapters) > 1:
         raise click.UsageError(f"--write-rank takes one adapter, got {len(adapters)}")
-
-
-def _checked(store: ag.Store, text: str, kind: Literal["adapter", "base"]) -> Path:
-    """The file of a name or a path; the store's own must be as they were stored."""
-    path = store.resolve(text, kind)
-    entry = None if store.is_path(text) else store.find(text)
-    if entry is not None:
-        store.check(entry)
-    return path
 
 
 def _fail(found: Analysis, level: str | None) -> None:

@@ -39,15 +39,26 @@ class NamedBase:
 
         Raises InputError, naming those that there are, and what adapter_file() does.
         """
-        if name in given or (name not in self.adapters and not self.is_demo):
-            return adapter_file(given.get(name, name), self.path)
-        if name not in self.adapters:
-            raise ag.InputError(
-                f"{self.title} has no adapter '{name}', only {', '.join(self.adapters)}; for "
-                "another base give -m, and its adapters with -a"
-                f"{did_you_mean(name, self.adapters)}"
-            )
-        return self.adapters[name]
+        if name in given:
+            return adapter_file(given[name], self.path)
+        return self.own(name) or adapter_file(name, self.path)
+
+    def own(self, text: str) -> Path | None:
+        """The GGUF of its own adapter of that name; None for what is a path, or the store's.
+
+        Raises InputError for what is neither where it has adapters, naming them.
+        """
+        if text in self.adapters:
+            return self.adapters[text]
+        if not self.adapters or (not self.is_demo and _is_stored(text)):
+            return None
+        others = "for another base give -m, and its adapters with -a"
+        if not self.is_demo:
+            others = "another is named by its path, or by its name in the store"
+        raise ag.InputError(
+            f"{self.title} has no adapter '{text}', only {', '.join(self.adapters)}; {others}"
+            f"{did_you_mean(text, self.adapters)}"
+        )
 
 
 def named_file(text: str, kind: Literal["adapter", "base"] | None = None) -> Path:
@@ -56,12 +67,40 @@ def named_file(text: str, kind: Literal["adapter", "base"] | None = None) -> Pat
     return path if path.exists() else ag.Store().resolve(text, kind)
 
 
+def checked_file(
+    text: str, kind: Literal["adapter", "base"], base: NamedBase | None = None
+) -> Path:
+    """The file of a path or a name: of a `base`'s own adapter, or in the store, where it must be as
+    it was stored. Raises what NamedBase.own(), Store.resolve() and Store.check() do.
+    """
+    if base is not None and (own := base.own(text)) is not None:
+        return own
+    store = ag.Store()
+    path = store.resolve(text, kind)
+    if not store.is_path(text) and (entry := store.find(text)) is not None:
+        store.check(entry)
+    return path
+
+
 def packaged() -> dict[str, Path]:
     """The bases that have a name without being stored, where their packages are installed."""
     try:
         return {smollm2.NAME: smollm2.base_path()}
     except ag.InputError:
         return {}
+
+
+def own_adapters() -> dict[str, Path]:
+    """The adapters that come with smollm2, where there is a base of that name that they fit."""
+    try:
+        return dict(NamedBase.of(smollm2.NAME).adapters)
+    except ag.AloraError:
+        return {}
+
+
+def _is_stored(text: str) -> bool:
+    """Whether a text is a path, or a name that the store knows."""
+    return ag.Store.is_path(text) or ag.Store().find(text) is not None
 
 
 def _fitting(base: Path) -> dict[str, Path]:

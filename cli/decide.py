@@ -67,8 +67,8 @@ def command(
     do, {"input": ..., "questions": [...]}. The answer has the same form. A question is
     {"type": "noul", "instructions": ...}, "choice" with "criteria" {"OPTION": null, ...}, or
     "score" with "criteria" ["LOWEST", ...]; it may name an "adapter", or is {"intrinsic": NAME}.
-    Adapters that are named and not given by --adapter are the base's own, as with the demo model,
-    or the store's.
+    Adapters that are named and not given by --adapter are the base's own, which the demo model and
+    smollm2 have, or the store's.
 
     The exit status is 1 if a question could not be answered.
     """

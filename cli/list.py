@@ -10,9 +10,9 @@ from typing import Final
 import click
 
 import alora_gguf as ag
-from alora_gguf.smollm2 import PACKAGE
+from alora_gguf.smollm2 import NAME, PACKAGE
 
-from .bases import packaged
+from .bases import own_adapters, packaged
 from .render import aligned, printable, printable_lines, size_text
 
 _KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
@@ -26,7 +26,8 @@ def command(*, as_json: bool) -> None:
 
     They are named by `alora-gguf pull`, in ALORA_GGUF_HOME or the system's directory for a user's
     data. BASE is the model that an adapter was converted for; FROM is the repository and commit, or
-    the package of a base that is installed.
+    the package of what is installed: smollm2, and its own adapters, which are known by name where
+    it is the base.
     """
     store = ag.Store()
     contents = store.contents()
@@ -37,6 +38,7 @@ def command(*, as_json: bool) -> None:
         problems += [problem] if problem else []
     names = {entry.name.lower() for entry in contents.entries}
     there = {name: path for name, path in packaged().items() if name not in names}
+    own = own_adapters()
     if as_json:
         entries = [{**entry.to_dict(), "path": paths[entry.name]} for entry in contents.entries]
         report: dict[str, object] = {
@@ -45,10 +47,11 @@ def command(*, as_json: bool) -> None:
             "problems": problems,
         }
         report["packages"] = {name: str(path) for name, path in there.items()}
+        report["adapters"] = {NAME: {n: str(path) for n, path in own.items()}} if own else {}
         click.echo(json.dumps(report, indent=2))
         return
     if contents.entries or there:
-        click.echo("\n".join(table(contents.entries, there)))
+        click.echo("\n".join(table(contents.entries, there, own)))
     elif not problems:
         click.echo(f"The store {store.home} is empty; `alora-gguf pull` adds to it.", err=True)
     for problem in problems:
@@ -68,8 +71,10 @@ def kind_of(entry: ag.StoreEntry) -> str:
     return _KINDS.get(entry.about.technology or "", entry.about.kind)
 
 
-def table(entries: Sequence[ag.StoreEntry], packages: Mapping[str, Path]) -> list[str]:
-    """A line for each entry, and each base of a package, below a head."""
+def table(
+    entries: Sequence[ag.StoreEntry], packages: Mapping[str, Path], own: Mapping[str, Path]
+) -> list[str]:
+    """A line for each entry, base of a package and adapter of smollm2's `own`, below a head."""
     rows = [_HEAD]
     for entry in entries:
         about = entry.about
@@ -79,4 +84,6 @@ def table(entries: Sequence[ag.StoreEntry], packages: Mapping[str, Path]) -> lis
         rows.append(tuple(map(printable, cells)))  # type: ignore[arg-type]
     for name, path in packages.items():
         rows.append((name, "base", size_text(path.stat().st_size), "-", PACKAGE))
+    for name, path in own.items():
+        rows.append((name, _KINDS["alora"], size_text(path.stat().st_size), NAME, "alora-gguf"))
     return aligned(rows, "<<><<")

@@ -28,7 +28,11 @@ _LOCAL: Final = "127.0.0.1"
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one."
 )
-@click.option("--name", metavar="NAME", help="What to call the base; by default as its file.")
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What to call the base; by default what -m says, or a path's file.",
+)
 @click.option(
     "--api-key",
     metavar="KEY",
@@ -142,8 +146,8 @@ def command(
         raise ag.InputError(
             f"--contract: is for '{strange[0]}', which is no adapter here (there are: {known})"
         )
-    if settings["name"] is None and base is None:
-        settings["name"] = "demo"
+    if settings["name"] is None and (base is None or not ag.Store.is_path(base)):
+        settings["name"] = base or "demo"
     n_parallel = settings["n_parallel"]
     load = partial(
         _open,

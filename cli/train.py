@@ -134,9 +134,10 @@ def command(
 ) -> None:
     """Train an adapter on conversations and their right answers.
 
-    BASE is the GGUF that will serve it, or a name in the store. DATA has a conversation a line, as
-    JSON: {"messages": [...], "answer": ...}, and if need be "documents", "arguments" for the
-    contract's instruction, and "split": "train" or "held_out"; without splits a tenth is held out.
+    BASE is the GGUF that will serve it, its name in the store, or smollm2. DATA has a conversation
+    a line, as JSON: {"messages": [...], "answer": ...}, and if need be "documents", "arguments" for
+    the contract's instruction, and "split": "train" or "held_out"; without splits a tenth is held
+    out.
 
     What stands before an adapter's invocation is read once, so that a step costs the few tokens
     after it. The adapter is then converted, verified, and asked about the held-out conversations,

@@ -21,10 +21,11 @@ SURE: Final = 0.5
 
 # field -> what a high number means, and a low one
 _WORDS: Final[dict[str, tuple[str, str]]] = {
+    "answerability": ("answerable", "not answerable"),
     "answerable": ("answerable", "not answerable"),
     "faithful": ("faithful", "not faithful"),
     "grounded": ("grounded", "not grounded"),
-    "jailbreak": ("jailbreak attempt", "harmless"),
+    "jailbreak": ("jailbreak attempt", "no jailbreak attempt"),
     "requirements_satisfied": ("requirement met", "requirement not met"),
 }
 _YES_NO: Final = {"yes": True, "true": True, "no": False, "false": False}

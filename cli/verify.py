@@ -6,13 +6,14 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import alora_gguf as ag
 
 from . import options
+from .bases import NamedBase, checked_file
 from .chart import bars
 from .progress import Progress
 from .render import colour, columns, plural, printable, size_text, wrapped
@@ -59,8 +60,8 @@ def command(
 ) -> None:
     """Measure what an adapter does to a base, and whether that is right.
 
-    BASE and ADAPTER are names in the store or paths of GGUF files; those in the store must have the
-    SHA-256 that they were stored with.
+    BASE and ADAPTER are names in the store or paths of GGUF files; BASE may be smollm2, and ADAPTER
+    one of its own. Those in the store must have the SHA-256 that they were stored with.
 
     Loads both, reads a random text without the adapter and with it, and compares: cells, layers and
     logits before the invocation must be the base's, bit for bit; after it they must have changed,
@@ -72,8 +73,8 @@ def command(
         raise click.UsageError("--hf-base is only used with --peft; give both")
     # what loading warns of stands in the report
     logging.getLogger("alora_gguf").addHandler(logging.NullHandler())
-    store = ag.Store()
-    paths = [_checked(store, base, "base"), _checked(store, adapter, "adapter")]
+    paths = [checked_file(base, "base")]
+    paths.append(checked_file(adapter, "adapter", NamedBase.of(base)))
     with Progress("Loading") as progress:
         how = {"peft": peft, "hf_base": hf_base, **measured}
         found = ag.verify(*paths, progress=progress.fraction, **how)
@@ -84,15 +85,6 @@ def command(
             click.echo(line, color=colour())
     if not found.passed:
         raise ag.AdapterError(f"{adapter}: fails on {base}; the report says why")
-
-
-def _checked(store: ag.Store, text: str, kind: Literal["adapter", "base"]) -> Path:
-    """The file of a name or a path; the store's own must be as they were stored."""
-    path = store.resolve(text, kind)
-    entry = None if store.is_path(text) else store.find(text)
-    if entry is not None:
-        store.check(entry)
-    return path
 
 
 def report(found: Verification, width: int) -> Iterator[str]:

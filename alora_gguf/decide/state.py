@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from alora_gguf.errors import FieldError, InputError
-from alora_gguf.messages import Message
+from alora_gguf.messages import ROLES, Message
 
 from .questions import Content, check_known, content_text, kind_of
 
-ROLES: Final = ("system", "user", "assistant", "tool")
-"""Who speaks in a state that is a conversation."""
 _FIELDS: Final = (
     "role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"
 )  # fmt: skip

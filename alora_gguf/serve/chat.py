@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import alora_gguf as ag
+from alora_gguf.messages import known_role
 
 from . import fields, streams
 from .errors import RequestError
@@ -33,7 +34,6 @@ from .talk import (
 from .work import Job
 
 MAX_LOGPROBS: Final = 20  # alternatives of a token, as in OpenAI's API
-_ROLES: Final = ("system", "user", "assistant", "tool")
 _NOT_TAKEN: Final = ("audio", "function_call", "functions", "web_search_options")
 """Fields that change what a reply is, and that nothing here can do."""
 
@@ -151,15 +151,12 @@ def _tool_choice(choice: Any) -> str:
 def _message(service: Service, message: Mapping[str, Any], i: int) -> Mapping[str, Any]:
     """A message with a role that templates know. Raises RequestError for one that none does."""
     role = message.get("role")
-    if role == "developer":
-        return {**message, "role": "system"}
-    if isinstance(role, str) and role not in _ROLES and not service.template_uses(role):
-        raise RequestError(
-            f"messages[{i}].role is {role!r:.60}, expected {', '.join(_ROLES)}, or one that the "
-            "chat template knows",
-            "messages",
-        )
-    return message
+    if not isinstance(role, str):
+        return message
+    try:
+        return {**message, "role": known_role(role, service.template, f"messages[{i}]")}
+    except ag.InputError as error:
+        raise RequestError(str(error), "messages") from error
 
 
 class Completion:

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from starlette.requests import Request
 
 import alora_gguf as ag
+from alora_gguf.messages import mentions
 
 from .adapters import Adapters, Asked, View
 from .errors import NotReadyError
@@ -183,7 +184,7 @@ class Service:
         """Whether the base's chat template mentions a variable: clients of many servers send what
         some template needs.
         """
-        return re.search(rf"\b{re.escape(name)}\b", self._template) is not None
+        return mentions(self._template, name)
 
 
 def service_of(request: Request) -> Service:

@@ -272,9 +272,11 @@ class Store:
         entries = self.contents().entries
         near = [each.name for each in entries if kind in (None, each.about.kind)]
         near += [smollm2.NAME] if kind != "adapter" else []
+        own = smollm2.adapter_paths().get(name) if kind != "base" else None
+        hint = did_you_mean(name, near) if own is None else f"; {smollm2.NAME}'s own is {own}"
         return InputError(
             f"nothing named '{name}' {what} {self.home}{path}; {self._there_is(kind)}{or_file}"
-            f"{did_you_mean(name, near)}"
+            f"{hint}"
         )
 
     def _there_is(self, kind: Kind | None) -> str:

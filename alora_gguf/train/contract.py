@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from alora_gguf.errors import InputError
+from alora_gguf.errors import FileFormatError, InputError
+
+from .data import Example
 
 _MOST: Final = 20  # different answers of an enumeration
-_SEEN: Final = 3  # times that each of them occurs, on average, at least
+_SEEN: Final = 3  # times that each of them occurs, on average, at least; fewer are warned of
 _LONGEST: Final = 200  # characters of one of them: more is a text, no category
 _YES: Final = ("yes", "true", "1", "y", "positive", "good", "correct", "right", "pass")
 _NOT: Final = ("un", "in", "im", "non-", "not ", "not_", "non", "dis", "ir")
@@ -39,6 +43,46 @@ def made_contract(name: str, answers: Sequence[Any]) -> str:
     about = {"x-alora": {"form": "json.dumps"}}
     whole = {**fields, "response_format": {**schema, **about}, "transformations": rules or None}
     return _yaml(yaml, whole)
+
+
+def check_words(file: Path, examples: Sequence[Example]) -> None:
+    """Warns, through `logging`, of words that made_contract() would have as categories and that are
+    seen less than three times. Raises FileFormatError, with the lines, for two that differ in
+    nothing but case and spaces.
+    """
+    for what, answers in _texts(examples):
+        if not _enumeration(list(answers.values())):
+            continue
+        seen: dict[str, dict[str, list[int]]] = {}
+        for line, word in answers.items():
+            alike = seen.setdefault(" ".join(word.casefold().split()), {})
+            alike.setdefault(word, []).append(line)
+        for alike in seen.values():
+            word, *others = sorted(alike, key=lambda each: len(alike[each]))
+            lines = alike[word]
+            if others:
+                raise FileFormatError(
+                    f"{file}: line {lines[0]} has {what} {_shown(word)}, and line "
+                    f"{alike[others[-1]][0]} has {_shown(others[-1])}; write them alike, or give a "
+                    "contract with --contract"
+                )
+            if len(lines) < _SEEN:
+                logging.getLogger("alora_gguf").warning(
+                    "%s: line %d has %s %s, which %d of %d lines have; correct it if it is a typo",
+                    *(file, lines[0], what, _shown(word), len(lines), len(answers)),
+                )
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[tuple[str, dict[int, str]]]:
+    """What is answered in texts, the answer or a field of it, in words; and the texts by line."""
+    answers = {each.line: each.answer for each in examples}
+    if all(isinstance(each, str) for each in answers.values()):
+        yield "the answer", answers
+    elif all(isinstance(each, dict) for each in answers.values()):
+        for name in next(iter(answers.values())):
+            values = {line: answer.get(name) for line, answer in answers.items()}
+            if all(isinstance(each, str) for each in values.values()):
+                yield f"'{name}'", values
 
 
 def fitted(answer: Any, schema: Mapping[str, Any] | None) -> Any:

@@ -21,7 +21,7 @@ from alora_gguf.gguf.base import BaseFile
 from alora_gguf.intrinsics import load_contract
 from alora_gguf.intrinsics.contract import file_in
 
-from .contract import made_contract
+from .contract import check_words, made_contract
 from .data import Example, Examples, read_examples
 from .records import PathLike, Prepared, Task, TrainReport, Watcher
 from .settings import TrainSettings
@@ -64,6 +64,7 @@ def train(
     file = BaseFile.read(base)
     _check_not_read(prepared, [part.path for part in file.files])
     folder = prepared[0].out.with_name(prepared[0].out.name + _SUFFIX)
+    _check_folder(folder, resume, overwrite)
     # what was kept when a training was stopped is its own
     own = overwrite or (resume and folder.is_dir())
     for one in prepared:
@@ -79,7 +80,7 @@ def train(
 
     reports = []
     with (
-        _work_folder(folder, resume, overwrite) as work,
+        _work_folder(folder, resume) as work,
         Run(file, folder, settings, watcher) as run,
     ):
         try:
@@ -122,7 +123,7 @@ def _checked(tasks: Sequence[Task], also_lora: bool, settings: TrainSettings) ->
                 "another name or output"
             )
         examples = read_examples(task.data, seed=settings.seed)
-        contract, made = _contract(task, name, [each.answer for each in _all(examples)])
+        contract, made = _contract(task, name, examples)
         found.append(Prepared(task, name, "alora", out, examples, contract, made))
         if also_lora:
             twin = out.with_name(f"{out.name.removesuffix('.gguf')}.lora.gguf")
@@ -138,10 +139,12 @@ def _all(examples: Examples) -> list[Example]:
     return [*examples.train, *examples.held_out]
 
 
-def _contract(task: Task, name: str, answers: Sequence[object]) -> tuple[str, bool]:
+def _contract(task: Task, name: str, examples: Examples) -> tuple[str, bool]:
     """The text of a task's contract, and whether it was made."""
     if task.contract is None:
-        return made_contract(name, answers), True
+        given = _all(examples)
+        check_words(examples.path, sorted(given, key=lambda each: each.line))
+        return made_contract(name, [each.answer for each in given]), True
     load_contract(task.contract)  # says what is wrong with it
     return file_in(Path(task.contract)).read_text(encoding="utf-8"), False
 
@@ -175,6 +178,28 @@ def _check_not_read(tasks: Sequence[Prepared], base: Sequence[Path]) -> None:
                 )
 
 
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raises InputError where another training is at work, or one that did not end and is neither
+    gone on with nor replaced.
+    """
+    if resume or overwrite or not folder.exists():
+        return
+    if (folder / _LOCK).is_file():
+        with abandoned(folder / _LOCK) as free:
+            if not free:
+                raise _at_work(folder)
+    raise InputError(
+        f"{folder}: is there of a training that did not end; go on with --resume (resume=True), or "
+        "begin anew with --force (overwrite=True)"
+    )
+
+
+def _at_work(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: another training is at work there; wait for its end, or name another output"
+    )
+
+
 @dataclass
 class _Work:
     """A folder's: whether it is new, and whether nothing in it is of use any more."""
@@ -184,14 +209,9 @@ class _Work:
 
 
 @contextmanager
-def _work_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[_Work]:
+def _work_folder(folder: Path, resume: bool) -> Iterator[_Work]:
     """Where the work is kept until it is done, and this process's alone."""
     new = not (resume and folder.is_dir())
-    if new and folder.exists() and not overwrite:
-        raise InputError(
-            f"{folder}: is there of a training that did not end; go on with --resume "
-            "(resume=True), or begin anew with --force (overwrite=True)"
-        )
     work, lock = _Work(new), folder / _LOCK
     try:
         with ExitStack() as stack:
@@ -210,10 +230,7 @@ def _work_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[_Work]
                     "output where you may write"
                 ) from error
             if not free:
-                raise InputError(
-                    f"{folder}: another training is at work there; wait for its end, or name "
-                    "another output"
-                )
+                raise _at_work(folder)
             yield work
     finally:
         if work.over:  # with the lock let go, or the folder could not be removed everywhere

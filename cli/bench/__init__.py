@@ -99,9 +99,10 @@ def command(
 ) -> None:
     """Measure what adapters cost on this machine.
 
-    BASE and ADAPTERs are names in the store or paths of GGUF files; without any, the demo model and
-    its adapters. An aLoRA asked about a cached context is compared with a plain LoRA, which must
-    read it all, and with the base; several at once with one after another.
+    BASE and ADAPTERs are names in the store or paths of GGUF files; BASE may be smollm2, and
+    ADAPTERs its own. Without ADAPTERs they are all of BASE's own, without any argument the demo
+    model and its adapters. An aLoRA asked about a cached context is compared with a plain LoRA,
+    which must read it all, and with the base; several at once with one after another.
 
     What does not fit into --time is left out, the longest contexts first, and said. Ctrl-C ends it
     earlier and prints what was measured; the exit status is 130 then.
@@ -142,4 +143,4 @@ def _files(base: str | None, adapters: tuple[str, ...]) -> tuple[Path, list[Path
             "give at least one adapter after the base; or neither, for the demo model"
         )
     store = ag.Store()
-    return named.path, [store.resolve(each, "adapter") for each in adapters]
+    return named.path, [named.own(each) or store.resolve(each, "adapter") for each in adapters]

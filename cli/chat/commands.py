@@ -202,9 +202,11 @@ class Commands:
         text = " ".join(map(str, specs))
         if self._talk.watched:
             if specs != [each.spec for each in self._talk.watched]:
-                self._view.note(
-                    f"when it was saved, {text} was watched; now {in_words(self._talk.watched)}"
-                )
+                then = f"watching {text}"  # of intrinsics that may not be loaded any more
+                with contextlib.suppress(ag.AloraError):
+                    then = in_words(parse_all(text, intrinsics_of(self._talk.model)))
+                now = in_words(self._talk.watched)
+                self._view.note(f"when it was saved, it was {then}; now {now}")
             return
         try:
             self.watch(text)

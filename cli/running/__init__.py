@@ -96,8 +96,8 @@ def command(
     CONVERSATIONS is a file, or - for stdin: one JSON object with messages and perhaps documents,
     arguments and id, or an array of messages; or JSON lines, each such a conversation. What
     conversations begin with in common is read once. Adapters that are asked for and not given by
-    --adapter are the store's, or with the demo model its own. A reply is the likeliest one, of up
-    to 512 tokens, unless options say otherwise.
+    --adapter are the base's own, which the demo model and smollm2 have, or the store's. A reply is
+    the likeliest one, of up to 512 tokens, unless options say otherwise.
 
     The exit status is 1 if any could not be asked, or was not answered as its contract says.
     """
@@ -122,7 +122,7 @@ def command(
     data, name = _read(conversations)
     as_lines = jsonl or conversations.lower().endswith(_LINES)
     labels = [each.label for each in plan.asks]
-    entries, as_lines = read_input(data, name, labels, lines=as_lines)
+    entries, as_lines = read_input(data, name, labels, plan.template_text, lines=as_lines)
     with plan.tokenizer() as tokenizer:
         if not entries:
             click.echo(f"{printable(name)}: holds no conversations", err=True)

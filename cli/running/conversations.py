@@ -7,10 +7,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import alora_gguf as ag
+from alora_gguf.messages import known_role
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 
@@ -45,10 +46,10 @@ class Entry:
 
 
 def read_input(
-    data: bytes, name: str, intrinsics: Sequence[str], *, lines: bool
+    data: bytes, name: str, intrinsics: Sequence[str], template: str, *, lines: bool
 ) -> tuple[list[Entry], bool]:
-    """The conversations in `data`, read from `name`, to be judged by `intrinsics`; and whether each
-    has a line of its own.
+    """The conversations in `data`, read from `name`, to be judged by `intrinsics` and written by a
+    chat `template`; and whether each has a line of its own.
 
     It is read as one JSON value unless `lines` says otherwise or it looks like JSON lines. Raises
     InputError if it is to hold one conversation and does not.
@@ -57,11 +58,11 @@ def read_input(
     if not lines:
         if not data.strip():
             raise ag.InputError(f"{name}: is empty, expected a conversation as JSON")
-        one = _entry(1, name, data, intrinsics)
+        one = _entry(1, name, data, intrinsics, template)
         if one.conversation is not None or not _is_lines(data):
             return [one], False
     found = [
-        _entry(number, f"{name}:{number}", line, intrinsics)
+        _entry(number, f"{name}:{number}", line, intrinsics, template)
         for number, line in enumerate(data.split(b"\n"), 1)
         if line.strip()
     ]
@@ -84,14 +85,14 @@ def _looks_right(line: bytes) -> bool:
     return isinstance(value, dict) and "messages" in value
 
 
-def _entry(number: int, where: str, data: bytes, intrinsics: Sequence[str]) -> Entry:
+def _entry(number: int, where: str, data: bytes, intrinsics: Sequence[str], template: str) -> Entry:
     digest, echo = hashlib.sha256(data.strip()).hexdigest(), dict[str, Any]()
     try:
         value = _parse(data)
         if isinstance(value, dict) and "id" in value:
             echo = {"id": value["id"]}
         _check_text(value)
-        conversation = _conversation(value, intrinsics)
+        conversation = _conversation(value, intrinsics, template)
     except ag.InputError as error:
         return Entry(number, where, digest, echo, problem=str(error))
     said = {**asdict(conversation), **echo}
@@ -140,7 +141,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
+def _conversation(value: Any, intrinsics: Sequence[str], template: str) -> Conversation:
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
@@ -159,10 +160,15 @@ def _conversation(value: Any, intrinsics: Sequence[str]) -> Conversation:
     if not isinstance(documents, (list, tuple)):
         raise ag.InputError(f"documents: is {_kind(documents)}, expected an array")
     return Conversation(
-        tuple(ag.Message.of(each, f"messages[{i}]") for i, each in enumerate(messages)),
+        tuple(_message(each, template, f"messages[{i}]") for i, each in enumerate(messages)),
         tuple(ag.Document.of(each, f"documents[{i}]") for i, each in enumerate(documents)),
         _arguments(value.get("arguments"), intrinsics),
     )
+
+
+def _message(value: Any, template: str, what: str) -> ag.Message:
+    message = ag.Message.of(value, what)
+    return replace(message, role=known_role(message.role, template, what))
 
 
 def _arguments(value: Any, intrinsics: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -111,6 +111,11 @@ class Plan:
         writer = None if self.reply is None else self.reply.adapter
         return None if writer is None or self.files[writer].invocation else writer
 
+    @property
+    def template_text(self) -> str:
+        """What writes conversations: the Jinja text that was given, or the base's own."""
+        return self.template or ag.BaseFile.read(self.base).chat_template or ""
+
     def tokenizer(self) -> ag.Tokenizer:
         """What says how many tokens a conversation has. Raises ModelError."""
         return ag.Tokenizer(

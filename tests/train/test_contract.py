@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import alora_gguf as ag
 from alora_gguf.intrinsics.decision import Categories
-from alora_gguf.train.contract import fitted, made_contract
+from alora_gguf.train.contract import check_words, fitted, made_contract
+from alora_gguf.train.data import Example
 
 
 def made(answers: list[Any]) -> ag.Contract:
@@ -47,6 +49,29 @@ def test_several_words_are_choices() -> None:
     contract = made(["red", "green", "blue"] * 4)
     assert contract.choices == ("blue", "green", "red")
     assert fitted("red", contract.response_format) == "red"
+
+
+@pytest.mark.parametrize("field", [None, "topic"])
+def test_words_that_may_be_typos(field: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    def check(*words: str) -> None:
+        answers = [word if field is None else {field: word, "n": i} for i, word in enumerate(words)]
+        examples = [Example((), answer, line=i + 1) for i, answer in enumerate(answers)]
+        check_words(Path("x.jsonl"), examples)
+
+    usual, what = ["request", "remark"] * 20, "the answer" if field is None else "'topic'"
+    said = f"x.jsonl: line 41 has {what} 'Request', and line 1 has 'request'; write them alike, or"
+    with pytest.raises(ag.FileFormatError, match=said):
+        check(*usual, "Request")
+    with pytest.raises(ag.FileFormatError, match=f"line 1 has {what} 'remark ', and line 3 has"):
+        check("remark ", *usual)
+    assert not caplog.records
+    check(*usual, "remrak", "remrak")
+    said = f"x.jsonl: line 41 has {what} 'remrak', which 2 of 42 lines have; correct it if it is a"
+    assert [each.getMessage() for each in caplog.records] == [f"{said} typo"]
+    caplog.clear()
+    check(*usual, *["rumour"] * 3)
+    check("A text", "a text")  # which is no category
+    assert not caplog.records
 
 
 def test_texts_that_differ_are_text() -> None:

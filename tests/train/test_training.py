@@ -205,10 +205,13 @@ def test_two_at_once_in_one_folder(base: Path, lines: WriteLines, tmp_path: Path
     kept = sorted(folder.iterdir())
     with abandoned(folder / "lock") as free:
         assert free
-        for chosen in ({"resume": True}, {"overwrite": True}):
+        for chosen in ({"resume": True}, {"overwrite": True}, {}):
             with pytest.raises(ag.InputError, match="another training is at work there"):
                 trained(base, data, out, **chosen)
     assert sorted(folder.iterdir()) == kept
+    out.touch()  # the best so far is there, too: whoever goes on need not replace it
+    with pytest.raises(ag.InputError, match=r"did not end; go on with --resume .* --force"):
+        trained(base, data, out)
 
 
 def test_stopping_while_it_is_asked_keeps_the_adapter(

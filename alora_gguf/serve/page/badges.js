@@ -3,10 +3,11 @@
 const SURE = 0.5;
 const LONGEST = 60;
 const WORDS = {
+  answerability: ["answerable", "not answerable"],
   answerable: ["answerable", "not answerable"],
   faithful: ["faithful", "not faithful"],
   grounded: ["grounded", "not grounded"],
-  jailbreak: ["jailbreak attempt", "harmless"],
+  jailbreak: ["jailbreak attempt", "no jailbreak attempt"],
   requirements_satisfied: ["requirement met", "requirement not met"],
 };
 const YES_NO = { yes: true, true: true, no: false, false: false };

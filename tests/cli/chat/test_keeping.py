@@ -131,9 +131,12 @@ def test_what_was_watched_is_watched_again(chatting: Chatting, tmp_path: Path) -
     assert watching in chatting(*contract, lines=restored).err
     # what is watched by now goes on, and without the contract there is nothing to ask by
     other = chatting(*contract, "-w", "answerability", lines=f"{restored}/watch\n").err
-    assert "watching bad" not in other
-    assert "\nwhen it was saved, bad=jailbreak(what=" in other
-    assert "was watched; now watching answerability at each question\n" in other
+    assert "\nwatching bad" not in other
+    now = "; now watching answerability at each question\n"
+    assert f"\nwhen it was saved, it was {watching}{now}" in other
+    lost = chatting("-w", "answerability", lines=restored).err
+    assert "\nwhen it was saved, it was watching bad=jailbreak(what=" in lost
+    assert f" uncertainty@question{now}" in lost
     assert other.endswith("\nwatching answerability at each question\n")
     without = chatting("--restore", path, lines="/watch\n").err.splitlines()
     assert without[0].startswith("not watched, as it was when it was saved: bad=jailbreak(what=")

@@ -47,11 +47,11 @@ CONVERSATION_ERR = """\
 watching jailbreak! at each question, uncertainty at each answer
 Withheld by jailbreak: your message was taken back.
 jailbreak attempt P% · T ms, 291 tokens reused, 3 read
-harmless P% · certainty P% · T ms, 300 tokens reused, 7 read
+no jailbreak attempt P% · certainty P% · T ms, 300 tokens reused, 7 read
 took back 1 turn; 2 messages left
 the likeliest reply is always the same; see /set temperature
-harmless P% · certainty P% · T ms, 273 tokens reused, 7 read
-harmless P% · certainty P% · T ms, 271 tokens reused, 7 read
+no jailbreak attempt P% · certainty P% · T ms, 273 tokens reused, 7 read
+no jailbreak attempt P% · certainty P% · T ms, 271 tokens reused, 7 read
 no longer guarded by jailbreak
 no longer watched: uncertainty
 watching nothing
@@ -155,7 +155,8 @@ def test_a_watched_prompt(chatting: Chatting) -> None:
     found = chatting("-p", QUESTION, "--watch", "jailbreak!, answerability uncertainty")
     assert (found.status, found.out) == (0, f"{ANSWER}\n")
     assert found.err == (
-        "harmless P% · answerable P% · certainty P% · T ms, 273 tokens reused, 14 read\n"
+        "no jailbreak attempt P% · answerable P% · certainty P% · "
+        "T ms, 273 tokens reused, 14 read\n"
     )
 
 
