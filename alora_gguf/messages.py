@@ -40,6 +40,21 @@ class Message:
         calls = tuple(ToolCall.of(each, "tool_calls: one") for each in self.tool_calls)
         object.__setattr__(self, "tool_calls", calls)
 
+    @staticmethod
+    def known_role(role: str, template: str, what: str) -> str:
+        """The role that a chat template is given; "developer" is OpenAI's word for system. Raises
+        InputError, which calls the message `what`, for one that is none of ROLES and that the
+        template's Jinja text does not know either.
+        """
+        if role == "developer":
+            return "system"
+        if role not in ROLES and not mentions(template, role):
+            raise InputError(
+                f"{what}.role is {role!r:.60}, expected {', '.join(ROLES)}, or one that the chat "
+                f"template knows{did_you_mean(role, ROLES)}"
+            )
+        return role
+
     @classmethod
     def of(cls, value: object, what: str = "the message") -> Message:
         """`value` if it is a Message, or what OpenAI's mapping says: role and content, tool_calls
@@ -159,21 +174,6 @@ def as_said(messages: Iterable[Said]) -> tuple[Message, ...]:
         Message("user", value) if isinstance(value, str) else Message.of(value, f"messages[{i}]")
         for i, value in enumerate(messages)
     )
-
-
-def known_role(role: str, template: str, what: str) -> str:
-    """The role that a chat template is given; "developer" is OpenAI's word for system. Raises
-    InputError, which calls the message `what`, for one that is none of ROLES and that the
-    template's Jinja text does not know either.
-    """
-    if role == "developer":
-        return "system"
-    if role not in ROLES and not mentions(template, role):
-        raise InputError(
-            f"{what}.role is {role!r:.60}, expected {', '.join(ROLES)}, or one that the chat "
-            f"template knows{did_you_mean(role, ROLES)}"
-        )
-    return role
 
 
 def mentions(template: str, name: str) -> bool:

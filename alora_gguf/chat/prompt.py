@@ -4,7 +4,6 @@ that an intrinsic is asked with.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,14 @@ from alora_gguf.engine.special import Markers, Marks, SpecialTokens
 from alora_gguf.engine.tokens import Vocabulary, common, find_last
 from alora_gguf.errors import InputError, InvocationNotFoundError, ModelError
 from alora_gguf.generate.calls import CallForm
-from alora_gguf.messages import Document, Message, Place, documents_as_text, in_messages
+from alora_gguf.messages import (
+    Document,
+    Message,
+    Place,
+    documents_as_text,
+    in_messages,
+    mentions,
+)
 
 from . import manner
 from .quoting import Quoting, differ_at, leaves, since, until
@@ -113,7 +119,7 @@ class ChatTemplate:
 
     def uses(self, name: str) -> bool:
         """Whether the template mentions a variable."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+        return mentions(self.source, name)
 
     @cached_property
     def place(self) -> Place:

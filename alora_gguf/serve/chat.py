@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import alora_gguf as ag
-from alora_gguf.messages import known_role
 
 from . import fields, streams
 from .errors import RequestError
@@ -154,7 +153,7 @@ def _message(service: Service, message: Mapping[str, Any], i: int) -> Mapping[st
     if not isinstance(role, str):
         return message
     try:
-        return {**message, "role": known_role(role, service.template, f"messages[{i}]")}
+        return {**message, "role": ag.Message.known_role(role, service.template, f"messages[{i}]")}
     except ag.InputError as error:
         raise RequestError(str(error), "messages") from error
 

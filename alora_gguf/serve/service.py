@@ -12,7 +12,6 @@ from typing import Final, Literal
 from starlette.requests import Request
 
 import alora_gguf as ag
-from alora_gguf.messages import mentions
 
 from .adapters import Adapters, Asked, View
 from .errors import NotReadyError
@@ -184,7 +183,7 @@ class Service:
         """Whether the base's chat template mentions a variable: clients of many servers send what
         some template needs.
         """
-        return mentions(self._template, name)
+        return re.search(rf"\b{re.escape(name)}\b", self._template) is not None
 
 
 def service_of(request: Request) -> Service:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import alora_gguf as ag
-from alora_gguf.messages import known_role
 
 _FIELDS: Final = ("messages", "documents", "arguments", "id")
 
@@ -168,7 +167,7 @@ def _conversation(value: Any, intrinsics: Sequence[str], template: str) -> Conve
 
 def _message(value: Any, template: str, what: str) -> ag.Message:
     message = ag.Message.of(value, what)
-    return replace(message, role=known_role(message.role, template, what))
+    return replace(message, role=ag.Message.known_role(message.role, template, what))
 
 
 def _arguments(value: Any, intrinsics: Sequence[str]) -> dict[str, dict[str, str]]:
