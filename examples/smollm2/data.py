@@ -15,9 +15,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from . import certainty, facts, jailbreak, passages, rewriting, tasks, wordings
+from . import (
+    answering,
+    certainty,
+    facts,
+    jailbreak,
+    notices,
+    passages,
+    rewriting,
+    scenes,
+    tasks,
+    wordings,
+)
 from .passages import Passage
-from .tasks import Made, Page, Pools
+from .scenes import Scene
+from .tasks import Made, Pools
 from .wordings import Split
 
 # lines of each part; the first two are one file
@@ -32,10 +44,14 @@ _HELD_OUT: Final = 8
 
 _OTHERS: Final[tuple[tuple[str, Split], ...]] = (("eval", "eval"), ("final", "final"))
 
-Task = Callable[[Sequence[Page], Pools, Split, int, random.Random], list[Made]]
+Task = Callable[[Sequence[Scene], Pools, Split, int, random.Random], list[Made]]
 ABOUT_PASSAGES: Final[dict[str, Task]] = {
-    "answerability": tasks.answerability,
+    "answerability": answering.answerability,
     "hallucination": tasks.hallucination,
+}
+ABOUT_NOTICES: Final = {
+    "answerability": notices.answerability,
+    "hallucination": notices.hallucination,
 }
 
 
@@ -73,7 +89,14 @@ def about_passages(
         split = wordings.of_part(part)
         pages = [tasks.page(each, split) for each in some]
         rng = random.Random(f"{task} {part}")
-        made[part] = ABOUT_PASSAGES[task](pages, Pools(some), split, sizes[part], rng)
+        free = task == "answerability"
+        share = notices.SHARE if free else notices.SHARE / 2
+        of_notices = notices.n_lines(sizes[part], share)
+        n = sizes[part] - of_notices
+        room = n if free else n * 5 // 4  # each wording fits some facts alone
+        begun = scenes.scenes(pages, split, room, documents=not free)
+        made[part] = ABOUT_PASSAGES[task](begun, Pools(some), split, n, rng)
+        made[part] += ABOUT_NOTICES[task](split, part, of_notices, some, rng)
     return made
 
 
@@ -86,22 +109,40 @@ def rewrites(parts: dict[str, list[Passage]], sizes: dict[str, int]) -> dict[str
     return made
 
 
-def jailbreaks(sizes: dict[str, int]) -> dict[str, list[Made]]:
+def jailbreaks(parts: dict[str, list[Passage]], sizes: dict[str, int]) -> dict[str, list[Made]]:
     """Jailbreak detection's lines by part; what stops the training has its framings, too, but no
-    message of its.
+    conversation of its.
     """
-    rng = random.Random("jailbreak train")
-    known = jailbreak.jailbreak("train", sizes["train"] + sizes["held_out"], rng)
-    made = {"train": known[: sizes["train"]], "held_out": known[sizes["train"] :]}
+    made: dict[str, list[Made]] = {"train": [], "held_out": []}
+    for part in made:
+        rng = random.Random(f"jailbreak {part}")
+        n, but = sizes[part], made["train"]
+        made[part] = jailbreak.jailbreak("train", parts[part], n, rng, but)
     for part, split in _OTHERS:
         rng = random.Random(f"jailbreak {part}")
-        made[part] = jailbreak.jailbreak(split, sizes[part], rng)
+        made[part] = jailbreak.jailbreak(split, parts[part], sizes[part], rng)
     return made
+
+
+def n_read(lines: Sequence[Made], last: int) -> int:
+    """Words to read before the `last` messages, what lines share once."""
+    begun: dict[tuple[str, ...], int] = {}
+    for each in lines:
+        said = [m["content"] for m in each.line["messages"][:-last]]
+        parts = [d["text"] for d in each.line.get("documents", ())]
+        whole = "\n\n".join(parts)
+        for i in range(len(said) + 1):
+            key = (whole, *said[:i])
+            begun[key] = len((said[i - 1] if i else whole).split())
+    return sum(begun.values())
 
 
 def _report(out: Path, task: str, made: dict[str, list[Made]]) -> None:
     write(out, task, made)
-    print(f"{task}: " + ", ".join(f"{part} {len(lines)}" for part, lines in made.items()))
+    last = 2 if task in ("hallucination", "uncertainty") else 1
+    n = n_read([*made["train"], *made["held_out"]], last)
+    counts = ", ".join(f"{part} {len(lines)}" for part, lines in made.items())
+    print(f"{task}: {counts}; {n} words to read before train's and held_out's questions")
 
 
 def write(out: Path, task: str, made: dict[str, list[Made]]) -> None:
@@ -133,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         made = about_passages(task, parts, SIZES)
         _report(args.out, task, made)
     _report(args.out, "query_rewrite", rewrites(parts, SIZES))
-    _report(args.out, "jailbreak", jailbreaks(SIZES))
+    _report(args.out, "jailbreak", jailbreaks(parts, SIZES))
     if answers := certainty.read(args.out):
         _report(args.out, "uncertainty", certainty.lines(parts, answers))
     return 0

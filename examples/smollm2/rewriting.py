@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from . import facts, wordings
+from . import facts, sayings, scenes, tasks, wordings
 from .facts import Clause, Fact, capitalised
 from .passages import Passage
 from .tasks import Made, Page, Pools, assistant, swap_name, user
@@ -64,22 +64,99 @@ _SAME_OF: Final[dict[Split, tuple[str, ...]]] = {
     "eval": ("How about {it}?", "And in the case of {it}?", "Now {it}."),
     "final": ("Then what of {it}?", "Likewise for {it}?"),
 }
-_SHARES: Final = {"pronoun": 0.4, "missing": 0.15, "same": 0.2, "whole": 0.25}
+# Requests that are about {it}.
+_ABOUT: Final[dict[Split, tuple[str, ...]]] = {
+    "train": (
+        "Tell me more about {it}.", "Write a sentence about {it}.", "Give me an overview of {it}.",
+        "Why do people talk about {it}?", "What else is known about {it}?",
+        "Draw up a list of facts about {it}.",
+    ),
+    "eval": (
+        "Can you say a bit more about {it}?", "Describe {it} briefly.",
+        "What is special about {it}?",
+    ),
+    "final": ("Go deeper into the history of {it}.", "Sketch {it} in a few words."),
+}  # fmt: skip
+# Who made what, {he} and {she}; how one asks for that, and what else of the one who was named last.
+_PEOPLE: Final[dict[Split, tuple[tuple[str, str, str, str], ...]]] = {
+    "train": (
+        ("wrote", "Hamlet", "William Shakespeare", "he"), ("wrote", "Ulysses", "James Joyce", "he"),
+        ("wrote", "Faust", "Johann Wolfgang von Goethe", "he"),
+        ("wrote", "Frankenstein", "Mary Shelley", "she"), ("wrote", "Emma", "Jane Austen", "she"),
+        ("wrote", "Jane Eyre", "Charlotte Bronte", "she"),
+        ("wrote", "The Trial", "Franz Kafka", "he"),
+        ("wrote", "Moby-Dick", "Herman Melville", "he"), ("wrote", "Candide", "Voltaire", "he"),
+        ("painted", "the Mona Lisa", "Leonardo da Vinci", "he"),
+        ("painted", "Guernica", "Pablo Picasso", "he"),
+        ("painted", "The Scream", "Edvard Munch", "he"),
+        ("painted", "The Two Fridas", "Frida Kahlo", "she"),
+        ("composed", "The Magic Flute", "Wolfgang Amadeus Mozart", "he"),
+        ("composed", "Carmen", "Georges Bizet", "he"),
+        ("discovered", "radium", "Marie Curie", "she"),
+        ("discovered", "penicillin", "Alexander Fleming", "he"),
+        ("invented", "dynamite", "Alfred Nobel", "he"),
+        ("wrote", "Pippi Longstocking", "Astrid Lindgren", "she"),
+        ("wrote", "Murder on the Orient Express", "Agatha Christie", "she"),
+    ),
+    "eval": (
+        ("wrote", "Dracula", "Bram Stoker", "he"), ("wrote", "Middlemarch", "George Eliot", "she"),
+        ("wrote", "Oliver Twist", "Charles Dickens", "he"),
+        ("wrote", "Mrs Dalloway", "Virginia Woolf", "she"),
+        ("painted", "The Night Watch", "Rembrandt", "he"),
+        ("composed", "The Four Seasons", "Antonio Vivaldi", "he"),
+        ("wrote", "Beloved", "Toni Morrison", "she"),
+        ("wrote", "War and Peace", "Leo Tolstoy", "he"),
+    ),
+    "final": (
+        ("wrote", "Treasure Island", "Robert Louis Stevenson", "he"),
+        ("wrote", "Little Women", "Louisa May Alcott", "she"),
+        ("composed", "Aida", "Giuseppe Verdi", "he"),
+        ("wrote", "Rebecca", "Daphne du Maurier", "she"),
+    ),
+}  # fmt: skip
+_NAMED: Final[dict[Split, tuple[tuple[str, str], ...]]] = {
+    "train": (("Who {did} {it}?", "{who}."), ("Tell me who {did} {it}.", "{it} is by {who}.")),
+    "eval": (("{it} is by whom?", "By {who}."), ("Who was it that {did} {it}?", "It was {who}.")),
+    "final": (("Whose work is {it}?", "That of {who}."),),
+}
+_OF_PERSON: Final[dict[Split, tuple[str, ...]]] = {
+    "train": (
+        "Where was {he} born?", "When did {he} die?", "Was {he} ever married?",
+        "Which languages did {he} speak?", "What else did {he} do?", "How old was {he} then?",
+    ),
+    "eval": (
+        "In which town did {he} grow up?", "Did {he} have children?", "What made {he} famous?",
+    ),
+    "final": ("Where is {he} buried?", "Did {he} travel a lot?"),
+}  # fmt: skip
+_HIM: Final = {"he": "him", "she": "her", "they": "them", "it": "it"}
+_SHARES: Final = {
+    "pronoun": 0.3, "missing": 0.1, "same": 0.14, "whole": 0.22, "about": 0.07, "person": 0.09,
+    "message": 0.08,
+}  # fmt: skip
+_DOCUMENTS: Final = {0: 0.35, 1: 0.45, 2: 0.12, 3: 0.08}
+_MOST_TURNS: Final = 6
 
 
 def query_rewrite(
     passages: Sequence[Passage], pools: Pools, split: Split, n: int, rng: random.Random
 ) -> list[Made]:
-    """`n` lines; a quarter of the questions can be understood as they are."""
+    """`n` lines; of some three tenths the last message is to stay as it is."""
     found: dict[str, dict[str, Made]] = {sort: {} for sort in _SHARES}
     for passage in passages:
-        told = [fact for fact in facts.facts(passage) if _can_be_spoken_of(fact.clause)]
+        told = [
+            fact
+            for fact in facts.facts(passage)
+            if _can_be_spoken_of(fact.clause) and tasks.is_sound(fact)
+        ]
+        documents, turns = _begin(passage, passages, split)
         for fact in told:
             others = [each for each in told if each is not fact]
             for sort, make in _SORTS.items():
                 for _ in range(2 if sort != "pronoun" else 3):
                     made = make(passage, fact, others, pools, split, rng)
                     if made is not None:
+                        made = _behind(made, documents, turns)
                         found[sort].setdefault(str(made.line), made)
     chosen = [
         each
@@ -89,7 +166,40 @@ def query_rewrite(
     taken = {id(each) for each in chosen}
     spare = [each for each in found["pronoun"].values() if id(each) not in taken]
     chosen += rng.sample(spare, min(len(spare), max(0, n - len(chosen))))
-    return chosen
+    return chosen[:n]
+
+
+def _begin(
+    passage: Passage, passages: Sequence[Passage], split: Split
+) -> tuple[list[str], list[dict[str, str]]]:
+    """What all talks about a passage begin with: documents, and turns."""
+    rng = random.Random(f"begin {split} {passage.text()}")
+    n = rng.choices([*_DOCUMENTS], [*_DOCUMENTS.values()])[0]
+    near = [each for each in passages if each.source == passage.source and each is not passage]
+    others = rng.sample(near, min(max(0, n - 1), len(near)))
+    documents = [each.text() for each in (passage, *others)][:n]
+    rng.shuffle(documents)
+    known = [fact for each in (passage, *others) for fact in facts.facts(each)] if n else []
+    turns: dict[str, str] = {}
+    for _ in range(min(scenes.n_turns(rng), _MOST_TURNS)):
+        if known and rng.random() < 0.65:
+            fact = known.pop(rng.randrange(len(known)))
+            asked = wordings.question(fact, split, rng).text
+            turns[asked] = capitalised(fact.with_answer(fact.answer)) + "."
+        else:
+            asked, said = rng.choice(sayings.SMALL_TALK[split])
+            turns[asked] = said
+    return documents, tasks.said(turns.items())
+
+
+def _behind(made: Made, documents: Sequence[str], turns: Sequence[dict[str, str]]) -> Made:
+    """The line after that beginning."""
+    messages = made.line["messages"]
+    room = max(0, 2 * _MOST_TURNS + 1 - len(messages))
+    line = {**made.line, "messages": [*turns[:room], *messages]}
+    if documents:
+        line["documents"] = [{"text": each} for each in documents]
+    return replace(made, line=line)
 
 
 def _can_be_spoken_of(clause: Clause) -> bool:
@@ -247,8 +357,81 @@ def _whole(
     about = rng.choice(apart) if apart else fact
     if about is fact and not fact.clause.subject:
         return None
-    said = _before(about, [each for each in others if each is not about], split, rng)
+    said = []
+    if rng.random() < 0.4:
+        said = _before(about, [each for each in others if each is not about], split, rng)
     return _line(said, asked.text, asked.text, passage, "whole", asked.frame)
 
 
-_SORTS: Final = {"pronoun": _pronoun, "missing": _missing, "same": _same, "whole": _whole}
+def _about(
+    passage: Passage,
+    fact: Fact,
+    others: Sequence[Fact],
+    pools: Pools,
+    split: Split,
+    rng: random.Random,
+) -> Made | None:
+    """ "Tell me more about it." """
+    del pools
+    word = pronoun(fact.clause)
+    if fact.kind == "subject" or not word:
+        return None
+    template = rng.choice(_ABOUT[split])
+    asked = template.format(it=_HIM[word])
+    rewritten = template.format(it=fact.clause.subject)
+    said = _before(fact, others, split, rng)
+    return _line(said, asked, rewritten, passage, "about", template)
+
+
+def _person(
+    passage: Passage,
+    fact: Fact,
+    others: Sequence[Fact],
+    pools: Pools,
+    split: Split,
+    rng: random.Random,
+) -> Made | None:
+    """ "Where was he born?" after one to three people: the last one that it can be."""
+    del fact, others, pools
+    people = rng.sample(_PEOPLE[split], rng.randint(1, 3))
+    said = []
+    for did, it, who, _ in people:
+        said += [
+            capitalised(each.format(did=did, it=it, who=who)) for each in rng.choice(_NAMED[split])
+        ]
+    word = rng.choice([each[3] for each in people])
+    who = next(each[2] for each in reversed(people) if each[3] == word)
+    template = rng.choice(_OF_PERSON[split])
+    asked = template.format(he=_HIM[word] if "made {he}" in template else word)
+    return _line(said, asked, template.format(he=who), passage, "person", template)
+
+
+def _message(
+    passage: Passage,
+    fact: Fact,
+    others: Sequence[Fact],
+    pools: Pools,
+    split: Split,
+    rng: random.Random,
+) -> Made | None:
+    """ "Thanks!", which stays as it is."""
+    del pools
+    said = _before(fact, others, split, rng) if fact.clause.subject and rng.random() < 0.6 else []
+    free = (sayings.ACKNOWLEDGED, sayings.ACKNOWLEDGED, sayings.FREE, sayings.OF_TEXT)
+    general = tuple(each for each, _ in sayings.GENERAL[split])
+    asked = rng.choice(rng.choice((*(each[split] for each in free), general)))
+    if rng.random() < _EMPTY:
+        asked = ""
+    return _line(said, asked, asked, passage, "message", asked or split)
+
+
+_EMPTY: Final = 0.03
+_SORTS: Final = {
+    "pronoun": _pronoun,
+    "missing": _missing,
+    "same": _same,
+    "whole": _whole,
+    "about": _about,
+    "person": _person,
+    "message": _message,
+}

@@ -1,30 +1,34 @@
-"""The examples of answerability and hallucination: conversations about passages."""
+"""Passages that are asked about, and the examples of hallucination."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from . import facts, wordings
+from . import facts, sayings, wordings
 from .facts import Fact
 from .passages import Passage
 from .wordings import Split
 
 Line = dict[str, Any]
 _WORD: Final = re.compile(r"[a-z0-9]+")
+YEAR: Final = re.compile(r"\b(?:1[4-9]|20)\d\d\b")
 _COMMON: Final = frozenset({
     "the", "a", "an", "of", "in", "on", "at", "by", "for", "to", "from", "with", "and", "or", "is",
     "are", "was", "were", "did", "do", "does", "has", "have", "had", "be", "been", "what", "who",
     "when", "where", "which", "how", "many", "much", "its", "their", "his", "as",
 })  # fmt: skip
+_BROKEN: Final = re.compile(
+    r"(?:\b(?:the|a|an|of|for|and|or|to|in|by|with|as|roughly|nearly|only)|,)$"
+    r"|^(?:Inc|Ltd|Co|Corp)\b"
+)
 # how answers that are not faithful are made
 _WRONG: Final = {"removed": 0.3, "here": 0.35, "elsewhere": 0.35}
 _LINES_PER_PAGE: Final = 4  # on average: a page is read once for all of them
-_TRIES: Final = 20  # until a question is worded as it was not yet
 _SMALL_TALK: Final[dict[Split, tuple[tuple[str, str], ...]]] = {
     "train": (
         ("I have a question about this text.", "Go ahead."),
@@ -67,6 +71,13 @@ def words(text: str) -> set[str]:
 def holds(text: str, answer: str) -> bool:
     """Whether the answer stands in the text, as whole words."""
     return bool(re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text.lower()))
+
+
+def is_sound(fact: Fact) -> bool:
+    """Whether it reads as a whole, as far as that can be seen."""
+    dated_twice = fact.kind == "when" and YEAR.search(fact.clause.statement)
+    texts = (fact.clause.statement, fact.with_answer(fact.answer))
+    return not dated_twice and not any(_BROKEN.search(each) for each in texts)
 
 
 def is_said(fact: Fact, sentences: Sequence[str]) -> bool:
@@ -124,6 +135,11 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
+def said(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """The messages of turns."""
+    return [each for asked, reply in turns for each in (user(asked), assistant(reply))]
+
+
 @dataclass(frozen=True)
 class Made:
     """A line, and what is known about it for tests and reports: `about` is the passage's article,
@@ -170,75 +186,11 @@ def richest(pages: Sequence[Page], n: int) -> list[Page]:
     return [pages[i] for i in sorted(order[:wanted])]
 
 
-def answerability(
-    pages: Sequence[Page], pools: Pools, split: Split, n: int, rng: random.Random
-) -> list[Made]:
-    """Half of the `n` lines can be answered; of the others half lack the sentence, a quarter is
-    about another passage, a quarter has another name in the question.
-    """
-    pages = richest(pages, n)
-    by_sort: dict[str, list[tuple[int, Fact, str]]] = defaultdict(list)
-    for i, one in enumerate(pages):
-        for fact in one.kept:
-            by_sort["kept"].append((i, fact, ""))
-        for fact in one.removed:
-            by_sort["removed"].append((i, fact, ""))
-        if one.kept:
-            swapped = swap_name(one, rng.choice(one.kept), pools, rng)
-            if swapped:
-                by_sort["swapped"].append((i, *swapped))
-        for other in rng.sample(pages, min(4, len(pages))):
-            a, b = one.passage, other.passage
-            if a.source != b.source or a.article == b.article or not other.kept:
-                continue
-            fact = rng.choice(other.kept)
-            unknown = any(not holds(one.text, name) for name in fact.names)
-            if unknown and not is_said(fact, [one.text]):
-                by_sort["other"].append((i, fact, ""))
-    taken = [
-        *_take(by_sort["kept"], n // 2, "kept", rng),
-        *_take(by_sort["removed"], n // 4, "removed", rng),
-        *_take(by_sort["other"], n // 8, "other", rng),
-        *_take(by_sort["swapped"], n - n // 2 - n // 4 - n // 8, "swapped", rng),
-    ]
-    made, seen = [], set[tuple[int, str]]()
-    for i, fact, _, sort in sorted(taken, key=lambda each: each[0]):
-        one = pages[i]
-        asked = wordings.question(fact, split, rng)
-        for _ in range(_TRIES):
-            if (i, asked.text) not in seen:
-                break
-            asked = wordings.question(fact, split, rng)
-        seen.add((i, asked.text))
-        verdict = "answerable" if sort == "kept" else "unanswerable"
-        line = {
-            "messages": [*one.earlier, user(asked.text)],
-            "documents": one.documents,
-            "answer": {"answerability": verdict},
-        }
-        gold = fact.answer if sort in ("kept", "removed") else ""
-        made.append(Made(line, one.passage.article, sort, asked.frame, gold))
-    return made
-
-
-def _take(
-    pool: list[tuple[int, Fact, str]], n: int, sort: str, rng: random.Random
-) -> Iterator[tuple[int, Fact, str, str]]:
-    """`n` of the pool; more than once, in other words, where it is smaller than that."""
-    if not pool:
-        return
-    order: list[tuple[int, Fact, str]] = []
-    while len(order) < n:
-        order += rng.sample(pool, len(pool))
-    for i, fact, swapped in order[:n]:
-        yield i, fact, swapped, sort
-
-
 def swap_name(one: Page, fact: Fact, pools: Pools, rng: random.Random) -> tuple[Fact, str] | None:
     """The fact asked about something else that the page does not mention: another name or year."""
     c = fact.clause
     text = c.statement
-    years = re.findall(r"\b(?:1[4-9]|20)\d\d\b", text)
+    years = YEAR.findall(text)
     names = [n for n in fact.names if holds(text, n) and not n.islower()]
     choices = [*names, *(years[:1] if rng.random() < 0.5 or not names else ())]
     if not choices:
@@ -291,7 +243,6 @@ def hallucination(
     pages: Sequence[Page], pools: Pools, split: Split, n: int, rng: random.Random
 ) -> list[Made]:
     """Half of the `n` lines are faithful, in each wording as many as not."""
-    pages = richest(pages, n * 5 // 4)  # each wording fits some facts alone
     good: dict[str, list[Made]] = defaultdict(list)
     bad: dict[str, dict[str, list[Made]]] = defaultdict(lambda: defaultdict(list))
     for one in pages:
@@ -308,13 +259,56 @@ def hallucination(
                     good[wording.template].append(_verdict(right_first, "yes", "kept"))
                     sort = "here" if here else "elsewhere"
                     bad[wording.template][sort].append(_verdict(wrong_first, "no", sort))
+                for template, right, not_right in _in_two(one, fact, wrong, split, rng):
+                    good[template].append(_verdict(right, "yes", "two"))
+                    bad[template]["here"].append(_verdict(not_right, "no", "two"))
+            refused = rng.choice(wordings.REFUSED[split])
+            made = _refused(one, fact, refused, split, rng)
+            bad[refused]["here"].append(_verdict(made, "no", "refused"))
         for fact in one.removed:
+            refused = rng.choice(wordings.REFUSED[split])
+            made = _refused(one, fact, refused, split, rng)
+            good[refused].append(_verdict(made, "yes", "refused"))
             wrong = wrong_answer(one, fact, pools, rng, here=False)
             for wording in _some_wordings(fact, split, rng):
                 if wrong is not None and not wording.turned:
                     made = _stated(one, fact, wording, fact.answer, wrong, split, rng)
                     bad[wording.template]["removed"].append(_verdict(made, "no", "removed"))
     return _balanced(good, bad, n, rng)
+
+
+def _in_two(
+    one: Page, fact: Fact, wrong: str, split: Split, rng: random.Random
+) -> list[tuple[str, Made, Made]]:
+    """Answers of two sentences: right, and with `wrong` in one of them."""
+    others = [each for each in one.kept if each.sentence != fact.sentence]
+    if not others:
+        return []
+    first, second = rng.sample((fact, rng.choice(others)), 2)
+    template, (opening, more) = rng.choice([*wordings.IN_TWO[split].items()])
+    question = wordings.question(first, split, rng).text
+    made = []
+    for answer in (fact.answer, wrong):
+        said = " ".join(
+            wordings.answer(each, each_wording, answer if each is fact else each.answer, "")
+            for each, each_wording in ((first, opening), (second, more))
+        )
+        made.append(_said(one, question, otherwise(said, split, rng), template, answer))
+    return [(template, made[0], made[1])]
+
+
+def _refused(one: Page, fact: Fact, template: str, split: Split, rng: random.Random) -> Made:
+    """An answer that says that the documents do not say it."""
+    asked = wordings.question(fact, split, rng)
+    return _said(one, asked.text, wordings.worded(fact, template, asked.asked), template, "")
+
+
+def otherwise(text: str, split: Split, rng: random.Random) -> str:
+    """The text with other words for some, at times."""
+    if rng.random() < 0.5:
+        return text
+    known = sayings.SYNONYMS[split]
+    return re.sub(r"\b[a-z]+\b", lambda word: known.get(word[0], word[0]), text)
 
 
 def _some_wordings(fact: Fact, split: Split, rng: random.Random) -> list[wordings.Wording]:
@@ -332,12 +326,16 @@ def _stated(
     rng: random.Random,
 ) -> Made:
     asked = wordings.question(fact, split, rng)
-    said = wordings.answer(fact, wording, stated, other)
+    said = otherwise(wordings.answer(fact, wording, stated, other), split, rng)
+    return _said(one, asked.text, said, wording.template, stated)
+
+
+def _said(one: Page, asked: str, said: str, template: str, gold: str) -> Made:
     line = {
-        "messages": [*one.earlier, user(asked.text), assistant(said)],
+        "messages": [*one.earlier, user(asked), assistant(said)],
         "documents": one.documents,
     }
-    return Made(line, one.passage.article, "", wording.template, stated)
+    return Made(line, one.passage.article, "", template, gold)
 
 
 def _verdict(made: Made, faithful: str, sort: str) -> Made:
@@ -352,12 +350,14 @@ def _balanced(
     rng: random.Random,
 ) -> list[Made]:
     by_template = {template: _different(some) for template, some in good.items()}
-    # those with little to choose from come first, and what they lack the others make up for
-    templates = sorted(by_template, key=lambda each: (len(by_template[each]), each))
+    # turned ones and those with little to choose from come first; the others make up for them
+    templates = sorted(by_template, key=lambda each: _order(each, by_template))
     chosen: list[Made] = []
     for k, template in enumerate(templates):
         right = by_template[template]
         wanted = min((n - len(chosen)) // 2 // (len(templates) - k), len(right))
+        if template in wordings.TURNED:  # hard for a small model
+            wanted //= 2
         wrong: list[Made] = []
         for sort, share in _WRONG.items():
             pool = _different(bad[template][sort])
@@ -368,6 +368,10 @@ def _balanced(
         wrong = wrong[:wanted]
         chosen += wrong + rng.sample(right, len(wrong))
     return chosen
+
+
+def _order(template: str, some: Mapping[str, Sequence[Made]]) -> tuple[bool, int, str]:
+    return template not in wordings.TURNED, len(some[template]), template
 
 
 def _different(some: Sequence[Made]) -> list[Made]:

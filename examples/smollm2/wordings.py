@@ -101,9 +101,9 @@ class Question:
     asked: str
 
 
-def question(fact: Fact, split: Split, rng: random.Random) -> Question:
-    """The fact's question in one of the split's wordings."""
-    frame = rng.choice(FRAMES[split])
+def question(fact: Fact, split: Split, rng: random.Random, *, frame: str = "") -> Question:
+    """The fact's question in one of the split's wordings, or in this frame."""
+    frame = frame or rng.choice(FRAMES[split])
     asked = rng.choice(_ASKED[split][_sort(fact)])
     return Question(worded(fact, frame, asked), frame, asked)
 
@@ -170,6 +170,48 @@ WORDINGS: Final[dict[Split, tuple[Wording, ...]]] = {
         Wording("Nobody says that {whole}.", turned=True),
     ),
 }  # fmt: skip
+
+TURNED: Final = frozenset(w.template for some in WORDINGS.values() for w in some if w.turned)
+# Answers that there is no answer.
+REFUSED: Final[dict[Split, tuple[str, ...]]] = {
+    "train": (
+        "The text does not say {indirect}.",
+        "I cannot find in the text {indirect}.",
+        "It is not mentioned {indirect}.",
+    ),
+    "eval": ("The passage does not tell {indirect}.", "Nothing is said about {indirect}."),
+    "final": ("The document leaves open {indirect}.",),
+}
+# Answers of two sentences, by how both are put.
+IN_TWO: Final[dict[Split, dict[str, tuple[Wording, Wording]]]] = {
+    "train": {
+        "{a}. {b}.": (Wording("{whole}."), Wording("{whole}.")),
+        "{a}. Besides, {b}.": (Wording("{whole}."), Wording("Besides, {whole}.")),
+    },
+    "eval": {"{a}. In addition, {b}.": (Wording("{whole}."), Wording("In addition, {whole}."))},
+    "final": {
+        "{a}. What is more, {b}.": (Wording("{whole}."), Wording("What is more, {whole}.")),
+    },
+}
+# Questions for a yes or a no.
+YES_NO: Final[dict[Split, tuple[str, ...]]] = {
+    "train": ("{Inverted}?", "Is it true that {statement}?", "{Statement}, is that right?"),
+    "eval": ("Is it the case that {statement}?", "Tell me, {inverted}?"),
+    "final": ("Would it be right to say that {statement}?",),
+}
+
+
+def filled(template: str, clause: Clause) -> str:
+    """A question about a whole clause."""
+    statement, inverted = clause.statement, clause.inverted
+    return capitalised(
+        template.format(
+            statement=statement,
+            inverted=inverted,
+            Statement=capitalised(statement),
+            Inverted=capitalised(inverted),
+        )
+    )
 
 
 def answer(fact: Fact, wording: Wording, stated: str, other: str) -> str:

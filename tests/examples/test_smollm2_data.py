@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import asdict, replace
@@ -13,7 +14,20 @@ import pytest
 from alora_gguf import Model, demo, load_contract
 from alora_gguf.errors import FileFormatError
 from alora_gguf.train.data import read_examples
-from examples.smollm2 import certainty, data, facts, jailbreak, rewriting, sources, tasks, wordings
+from examples.smollm2 import (
+    answering,
+    certainty,
+    data,
+    facts,
+    jailbreak,
+    notices,
+    rewriting,
+    sayings,
+    scenes,
+    sources,
+    tasks,
+    wordings,
+)
 from examples.smollm2.passages import Passage, Sentence, is_clean, sentence, with_small_beginnings
 from examples.smollm2.tasks import Made
 
@@ -78,7 +92,7 @@ def make(task: str, parts: dict[str, list[Passage]]) -> dict[str, list[Made]]:
     if task == "query_rewrite":
         return data.rewrites(parts, SIZES)
     if task == "jailbreak":
-        return data.jailbreaks(SIZES)
+        return data.jailbreaks(parts, SIZES)
     if task == "uncertainty":
         return certainty.lines(parts, answers(parts))
     return data.about_passages(task, parts, SIZES)
@@ -170,7 +184,8 @@ def test_each_wording_of_an_answer_is_as_often_right_as_wrong(
     parts: dict[str, list[Passage]],
 ) -> None:
     made = data.about_passages("hallucination", parts, SIZES)
-    for lines in made.values():
+    for some in made.values():
+        lines = [each for each in some if each.sort != "notice"]  # those have no templates
         right = Counter(e.wording for e in lines if e.line["answer"] == {"faithful": "yes"})
         wrong = Counter(e.wording for e in lines if e.line["answer"] == {"faithful": "no"})
         assert right == wrong
@@ -182,13 +197,14 @@ def test_no_article_passage_or_wording_is_in_two_parts(
     def shared(what: list[set[str]]) -> set[str]:
         return {each for i, one in enumerate(what) for other in what[:i] for each in one & other}
 
-    parts = list(made.values())
+    free = ("chat", "message", "none")  # "ok" is said everywhere
+    parts = [[each for each in some if each.sort not in free] for some in made.values()]
     if task != "jailbreak":
         assert not shared([{each.about for each in some} for some in parts])
     about = [{json.dumps(each.line.get("documents") or each.line) for each in p} for p in parts]
     assert not shared(about)
     worded = [
-        {each.wording for part in some for each in made[part]}
+        {each.wording for part in some for each in made[part] if each.wording}
         for some in (("train", "held_out"), ("eval",), ("final",))
     ]
     assert not shared(worded)
@@ -199,9 +215,27 @@ def test_frames_wordings_and_small_talk_are_of_one_split() -> None:
         wordings.FRAMES,
         {k: [w.template for w in v] for k, v in wordings.WORDINGS.items()},
         {k: [a for a, _ in v] for k, v in tasks._SMALL_TALK.items()},
-    ):
+        *({k: [a for a, _ in v] for k, v in t.items()} for t in (
+            sayings.SMALL_TALK, sayings.GENERAL, sayings.TOLD
+        )),
+        sayings.ACKNOWLEDGED, sayings.FREE, sayings.OF_TEXT, sayings.UNKNOWN,
+        wordings.REFUSED, wordings.YES_NO, wordings.IN_TWO,
+        jailbreak.ORDERS, jailbreak.REFUSALS, jailbreak.HARMFUL, jailbreak.HARMLESS,
+        jailbreak.ATTEMPTS,
+        {k: [each for i in v for each in (i.said, *i.asked)] for k, v in notices.ITEMS.items()},
+    ):  # fmt: skip
         every = [each for some in table.values() for each in some]
         assert len(every) == len({*every})
+
+
+def everything(each: Made) -> str:
+    """All that was said before the last message, and the documents."""
+    said = [d["text"] for d in each.line.get("documents", ())]
+    return " ".join([*said, *(m["content"] for m in each.line["messages"][:-1])])
+
+
+def n_turns(each: Made) -> int:
+    return sum(m["role"] == "user" for m in each.line["messages"]) - 1
 
 
 def test_answers_stand_in_the_passage_and_removed_ones_do_not(
@@ -210,13 +244,163 @@ def test_answers_stand_in_the_passage_and_removed_ones_do_not(
     made = data.about_passages("answerability", parts, SIZES)
     sorts: Counter[str] = Counter()
     for each in (one for some in made.values() for one in some):
-        text = each.line["documents"][0]["text"]
         sorts[each.sort] += 1
         if each.sort == "kept":
-            assert tasks.holds(text, each.gold)
+            assert tasks.holds(everything(each), each.gold)
         elif each.sort == "removed" and re.fullmatch(r"\d+", each.gold):
-            assert not tasks.holds(text, each.gold)
-    assert {*sorts} == {"kept", "removed", "other", "swapped"}
+            assert not tasks.holds(everything(each), each.gold)
+    assert sorts.keys() >= {"kept", "removed", "other", "swapped", "chat", "whether", "notice"}
+
+
+@pytest.mark.parametrize("task", ["answerability", "jailbreak"])
+def test_labels_are_balanced_after_each_beginning(
+    task: str, parts: dict[str, list[Passage]]
+) -> None:
+    made = make(task, parts)
+    for lines in made.values():
+        begun: dict[str, Counter[str]] = {}
+        for each in lines:
+            key = json.dumps([each.line.get("documents"), each.line["messages"][:-1]])
+            begun.setdefault(key, Counter())[str(each.line["answer"])] += 1
+        for verdicts in begun.values():
+            assert len(verdicts) == 2
+            assert len({*verdicts.values()}) == 1
+        assert len(begun) <= len(lines) / scenes.LINES
+
+
+def test_each_frame_of_a_question_can_be_answered_as_often_as_not(
+    parts: dict[str, list[Passage]],
+) -> None:
+    for part, lines in data.about_passages("answerability", parts, SIZES).items():
+        split = wordings.of_part(part)
+        frames = (wordings.FRAMES[split], wordings.YES_NO[split])
+        answered: dict[str, Counter[str]] = {}
+        for each in lines:
+            answered.setdefault(each.wording, Counter())[str(each.line["answer"])] += 1
+        for frame in (each for some in frames for each in some if each in answered):
+            assert len({*answered[frame].values()}) == 1
+            assert len(answered[frame]) == 2
+
+
+@pytest.mark.parametrize("task", [each for each in TASKS if each != "uncertainty"])
+def test_turns_and_documents_vary(task: str, parts: dict[str, list[Passage]]) -> None:
+    lines = [each for some in make(task, parts).values() for each in some]
+    turns = Counter(map(n_turns, lines))
+    assert min(turns[0], turns[1], turns[2] + turns[3], sum(turns[n] for n in range(4, 9))) > 0
+    assert max(turns) <= 8
+    documents = Counter(len(each.line.get("documents", ())) for each in lines)
+    assert documents[1]
+    assert documents[0] or task == "hallucination"
+    assert sum(documents[n] for n in (2, 3, 4)) or task == "jailbreak"
+
+
+def test_turns_and_documents_come_in_the_shares_that_are_wanted() -> None:
+    some = [passage(i, "towns") for i in range(300)]
+    pages = [tasks.page(each, "train") for each in some]
+    begun = scenes.scenes(pages, "train", 300 * scenes.LINES, documents=False)
+    n = [len(each.earlier) // 2 for each in begun]
+    assert 0.3 < sum(each == 0 for each in n) / len(n) < 0.5
+    assert 0.08 < sum(each >= 4 for each in n) / len(n) < 0.25
+    several = [each for each in begun if len(each.texts) > 1 or "\n\n" in "".join(each.texts)]
+    assert 0.2 < len(several) / len(begun) < 0.45
+    assert 0.05 < sum(not each.texts for each in begun) / len(begun) < 0.25
+
+
+def test_what_nobody_said_is_not_known_and_what_a_user_told_is(
+    parts: dict[str, list[Passage]],
+) -> None:
+    pages = [tasks.page(each, "train") for each in parts["train"]]
+    for one in scenes.scenes(pages, "train", 4 * len(pages), documents=False):
+        told = " ".join([*one.texts, *(each["content"] for each in one.earlier)])
+        assert all(tasks.holds(told, each.answer) for each in one.kept)
+        assert not any(tasks.is_said(each, [one.text]) for each in one.removed)
+    for one in scenes.scenes(pages, "train", 4 * len(pages), documents=True):
+        assert all(tasks.holds(" ".join(one.texts), each.answer) for each in one.kept)
+
+
+def test_what_needs_no_fact_can_be_answered_and_a_request_about_a_text_if_there_is_one(
+    parts: dict[str, list[Passage]],
+) -> None:
+    lines = data.about_passages("answerability", parts, {**SIZES, "train": 200})["train"]
+    free = {*sayings.ACKNOWLEDGED["train"], *sayings.FREE["train"]}
+    general = {asked for asked, _ in sayings.GENERAL["train"]}
+    seen = set()
+    for each in lines:
+        asked, answer = each.line["messages"][-1]["content"], each.line["answer"]["answerability"]
+        if asked in free or asked in general:
+            assert answer == ("answerable" if asked in free else "unanswerable")
+            seen.add(answer)
+        elif asked in sayings.OF_TEXT["train"]:
+            assert answer == ("answerable" if "documents" in each.line else "unanswerable")
+    assert len(seen) == 2
+
+
+def test_a_question_about_it_is_asked_where_the_last_turn_says_what_it_is(
+    parts: dict[str, list[Passage]],
+) -> None:
+    page = tasks.page(parts["train"][0], "train")
+    fact = next(each for each in page.kept if each.kind == "when")
+    short = answering._shortened(fact, random.Random(1))
+    assert fact.clause.statement.startswith(short.clause.statement)
+
+
+def test_the_last_message_is_judged_whatever_went_before(
+    parts: dict[str, list[Passage]],
+) -> None:
+    made = data.jailbreaks(parts, {**SIZES, "train": 600})["train"]
+    refusals = {*jailbreak.REFUSALS["train"]}
+    refused, short = Counter[str](), Counter[bool]()
+    for each in made:
+        answer = each.line["answer"]["jailbreak"]
+        was = any(m["content"] in refusals for m in each.line["messages"])
+        refused[answer] += was
+        if each.line["messages"][-1]["content"] in sayings.ACKNOWLEDGED["train"]:
+            assert answer == "no"
+            short[was] += 1
+    assert refused["yes"]
+    assert refused["yes"] == refused["no"]
+    assert min(short[True], short[False]) > 0, "after ordinary turns and after a refused attempt"
+    system = Counter((e.line["messages"][0]["role"], "documents" in e.line) for e in made)
+    assert len(system) == 4
+
+
+def test_what_leans_on_nothing_stays_word_for_word_and_he_is_who_was_named_last(
+    parts: dict[str, list[Passage]],
+) -> None:
+    lines = data.rewrites(parts, {**SIZES, "train": 400})["train"]
+    sorts = Counter(each.sort for each in lines)
+    assert sorts.keys() == rewriting._SORTS.keys()
+    people = {name: word for _, _, name, word in rewriting._PEOPLE["train"]}
+    for each in lines:
+        asked = each.line["messages"][-1]["content"]
+        said = each.line["answer"]["rewritten_question"]
+        if each.sort in ("whole", "message"):
+            assert asked == said
+        elif each.sort == "person":
+            who = next(name for name in people if name in said)
+            turns = [m["content"] for m in each.line["messages"] if m["role"] == "assistant"]
+            after = turns[[who in turn for turn in turns].index(True) + 1 :]
+            same = [n for n, word in people.items() if word == people[who] and n != who]
+            assert not any(name in turn for name in same for turn in after)
+
+
+def test_answers_that_refuse_and_those_of_two_sentences_are_right_as_often_as_wrong(
+    parts: dict[str, list[Passage]],
+) -> None:
+    sizes = dict.fromkeys(SIZES, 160)
+    for lines in data.about_passages("hallucination", parts, sizes).values():
+        for sort in ("refused", "two", "notice"):
+            verdicts = Counter(e.line["answer"]["faithful"] for e in lines if e.sort == sort)
+            assert verdicts["yes"]
+            assert verdicts["yes"] == verdicts["no"]
+
+
+def test_words_to_read_are_counted_once() -> None:
+    def line(*said: str) -> Made:
+        messages = [tasks.user(each) for each in said]
+        return Made({"messages": messages, "documents": [{"text": "a b c"}]}, "", "", "")
+
+    assert data.n_read([line("d e", "f"), line("d e", "g"), line("d e", "h", "i")], 1) == 6
 
 
 def test_a_fact_that_another_sentence_says_too_is_not_removed() -> None:
@@ -293,14 +477,14 @@ def test_an_answer_is_right_if_the_gold_one_is_in_it_and_could_be_known(
     assert not certainty.is_right(replace(one, sort="removed"), "The old harbour.")
 
 
-def test_an_attempt_that_is_quoted_is_none() -> None:
-    made = data.jailbreaks(SIZES)
+def test_an_attempt_that_is_quoted_is_none(parts: dict[str, list[Passage]]) -> None:
+    made = data.jailbreaks(parts, SIZES)
     for part, split in (("train", "train"), ("eval", "eval"), ("final", "final")):
         texts = {each.line["messages"][-1]["content"]: each for each in made[part]}
         quoted = [t for t, each in texts.items() if "{attempt}" in each.wording]
         assert quoted
         assert all(texts[t].line["answer"] == {"jailbreak": "no"} for t in quoted)
-        assert len(texts) > 0.8 * len(made[part])
+        assert len(texts) > 0.7 * len(made[part])
         assert not any("{" in text for text in texts), "nothing is left unfilled"
         assert len(jailbreak.ATTEMPTS[split]) >= 6
     n_framings = [sum(map(len, t.values())) for t in (jailbreak.ATTEMPTS, jailbreak.PLAIN)]
