@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alora_gguf import AdapterError, AdapterFile, InputError, ModelError, demo
+from alora_gguf import AdapterError, AdapterFile, InputError, ModelError, demo, smollm2
 from alora_gguf.demo import script
 from examples.demo_model import chat as trained_on
 from examples.demo_model import entities
@@ -87,7 +87,9 @@ def wheel_files() -> dict[str, Path]:
     return {target.as_posix(): ROOT / source for source, target in found}
 
 
-def test_the_wheel_carries_the_demo_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_carries_what_is_shipped_and_little_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(ROOT)
     files = wheel_files()
     folder = "alora_gguf/demo"
@@ -96,8 +98,13 @@ def test_the_wheel_carries_the_demo_and_little_else(monkeypatch: pytest.MonkeyPa
         wanted |= {f"{folder}/{name}.gguf", f"{folder}/intrinsics/{name}/io.yaml"}
     assert wanted <= set(files)
     models = [path for path in files if path.endswith((".gguf", ".safetensors"))]
-    assert {Path(path).parent.as_posix() for path in models} == {folder}
-    assert sum(files[path].stat().st_size for path in models) <= 15_000_000
+    sizes = {path: files[path].stat().st_size for path in models}
+    assert {Path(path).parent.as_posix() for path in models} == {folder, "alora_gguf/smollm2"}
+    assert {path for path in models if "smollm2" in path} == {
+        path.relative_to(ROOT).as_posix() for path in smollm2.adapter_paths().values()
+    }
+    assert all(sizes[path] <= 3_000_000 for path in models if "smollm2" in path)
+    assert sum(sizes.values()) <= 28_000_000  # of a wheel of at most 30 MB
     assert all(path.startswith("alora_gguf/") for path in files)
     assert not [path for path in files if "examples" in path or "demo_model" in path]
 

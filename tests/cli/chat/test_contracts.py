@@ -50,7 +50,8 @@ def test_one_intrinsic_guards_and_watches_under_aliases(chatting: Chatting, cont
     given = ("--contract", f"jailbreak={contract}", "-w", guard)
     found = chatting(*given, "-w", "tone=jailbreak(criteria=tone role=user)@answer", "-p", QUESTION)
     assert (found.status, found.out) == (0, f"{ANSWER}\n")
-    assert re.match(r"jb: \w+( attempt)? P% · tone: \w+( attempt)? P% · T ms, ", found.err)
+    verdict = "(no )?jailbreak attempt P%"
+    assert re.match(rf"jb: {verdict} · tone: {verdict} · T ms, ", found.err)
     never = chatting(*given[:2], "-w", guard.replace("<", ">"), "-p", QUESTION)
     assert (never.status, never.out) == (1, "")
     assert never.err.startswith("Withheld by jb: your message was taken back.\njb: ")
