@@ -76,10 +76,15 @@ class Files:
     answers: Path = EXAMPLE / "answers"
 
     @classmethod
-    def known(cls, data: Path, bases: Sequence[str], tasks: Sequence[str]) -> Files:
+    def known(cls, data: Path, bases: Sequence[str], tasks: Collection[str]) -> Files:
         """Those that there are; bases of other types are written into build/. Raises InputError
         for an intrinsic without an adapter or data.
         """
+        if missing := [name for name in tasks if not (data / f"{name}.jsonl").is_file()]:
+            raise InputError(
+                f"{data}: has no {missing[0]}.jsonl, expected what "
+                f"`python -m examples.smollm2.data {data}` writes; run it first"
+            )
         alora = {name: path for name, path in smollm2.adapter_paths().items() if name in tasks}
         lora = {name: EXAMPLE / "lora" / f"{name}.gguf" for name in alora}
         if missing := [name for name in tasks if name not in alora]:
@@ -404,7 +409,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=("eval", "final"), default="eval", help="(%(default)s)")
     parser.add_argument("--n", type=int, default=1000, help="examples of each (%(default)s)")
     parser.add_argument("--bases", nargs="+", choices=BASES, default=BASES)
-    parser.add_argument("--intrinsics", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument(
+        "--intrinsics", nargs="+", choices=tasks, help="(those that there are adapters for)"
+    )
     parser.add_argument(
         "--threads",
         type=int,
@@ -423,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"[{time.monotonic() - started:6.0f} s] {text}", file=sys.stderr, flush=True)
 
     try:
-        files = Files.known(chosen.data, chosen.bases, chosen.intrinsics)
+        files = Files.known(chosen.data, chosen.bases, chosen.intrinsics or smollm2.adapter_paths())
         old = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
         evaluate(
             files,

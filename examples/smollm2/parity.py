@@ -207,14 +207,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="where examples.smollm2.data wrote to")
     parser.add_argument("peft", type=Path, help="where the adapters' PEFT directories are")
     parser.add_argument("--n", type=int, default=300, help="conversations of each (%(default)s)")
-    parser.add_argument("--intrinsics", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument(
+        "--intrinsics", nargs="+", choices=tasks, help="(those that there are adapters for)"
+    )
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", type=Path, default=RESULT, help="where to (%(default)s)")
     chosen = parser.parse_args(argv)
     if chosen.n < 1 or chosen.threads < 1:
         parser.error("--n and --threads must be above 0")
     try:
-        files = Files.known(chosen.data, (SHIPPED, BASE), chosen.intrinsics)
+        named = chosen.intrinsics or smollm2.adapter_paths()
+        files = Files.known(chosen.data, (SHIPPED, BASE), named)
         folders = {name: chosen.peft / name for name in files.alora}
         peft = Peft(files.bases[SHIPPED], folders, chosen.threads)
         old = json.loads(chosen.json.read_text("utf-8")) if chosen.json.is_file() else None

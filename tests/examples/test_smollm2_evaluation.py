@@ -252,6 +252,19 @@ def test_what_was_compared_stays_for_as_long_as_its_adapter(
     assert parity.still_true({}, files) == ({}, [])
 
 
+@pytest.mark.parametrize("program", [evaluate, parity])
+def test_data_that_is_not_there_is_said(
+    program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the intrinsics that there are adapters for, where none is named."""
+    more = [str(tmp_path)] if program is parity else []
+    assert program.main([str(tmp_path / "none"), *more]) != 0
+    err = capsys.readouterr().err
+    name = next(iter(smollm2.adapter_paths()))
+    assert f"none: has no {name}.jsonl, expected what `python -m examples.smollm2.data" in err
+    assert err.count("\n") == 1
+
+
 def test_what_is_no_alora_in_pefts_format_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     with pytest.raises(ag.InputError, match="is not a PEFT directory; `--peft-out` writes one"):
