@@ -55,6 +55,12 @@ class Message:
             )
         return role
 
+    def for_template(self, template: str, what: str) -> Message:
+        """The same with its known_role(), as this template is given it. Raises InputError."""
+        if self.role in ROLES:
+            return self
+        return replace(self, role=self.known_role(self.role, template, what))
+
     @classmethod
     def of(cls, value: object, what: str = "the message") -> Message:
         """`value` if it is a Message, or what OpenAI's mapping says: role and content, tool_calls

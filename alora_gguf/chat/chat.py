@@ -606,10 +606,14 @@ class Chat:
         return Transcript(before.text + text, (*before.tokens, *live.tokens), marks)
 
     def _dialogue(self, messages: tuple[Message, ...] | None = None) -> Dialogue:
+        said = self._so_far() if messages is None else messages
         return Dialogue(
             self._template,
             self._vocab,
-            self._so_far() if messages is None else messages,
+            tuple(
+                each.for_template(self._template.source, f"messages[{i}]")
+                for i, each in enumerate(said)
+            ),
             self._documents,
             self._variables(),
             self._written(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import alora_gguf as ag
@@ -166,8 +166,7 @@ def _conversation(value: Any, intrinsics: Sequence[str], template: str) -> Conve
 
 
 def _message(value: Any, template: str, what: str) -> ag.Message:
-    message = ag.Message.of(value, what)
-    return replace(message, role=ag.Message.known_role(message.role, template, what))
+    return ag.Message.of(value, what).for_template(template, what)
 
 
 def _arguments(value: Any, intrinsics: Sequence[str]) -> dict[str, dict[str, str]]:

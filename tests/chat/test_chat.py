@@ -316,6 +316,8 @@ def test_what_is_no_message_is_told(files: Files) -> None:
         chat = model.chat(template=PLAIN)
         with pytest.raises(ag.InputError, match="message must be a string, a Message or a"):
             chat.add(None)  # type: ignore[arg-type]
+        with pytest.raises(ag.InputError, match="'usr', expected system, user"):
+            chat.add(message("usr", "a"))
         with pytest.raises(ag.InputError, match=r"^documents\[0\]: its text is 3"):
             chat.documents = [{"text": 3}]
         with pytest.raises(ag.InputError, match="nothing to reply to; say something first"):
