@@ -6,6 +6,8 @@
         print(chat.invoke("answerability").value)
 
 Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings
+Steering:          VectorFile, VectorOrigin, Directions, write_vector, read_adapter, Combination,
+                   Loaded, AdapterLike
 Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
                    Tokenizer, ChatSize
 Asking intrinsics: IntrinsicCall, IntrinsicResult, Supervised, Contract, load_contract
@@ -14,8 +16,8 @@ Typed decisions:   Predicate, Choice, Score, Decision, PredicateAnswer, ChoiceAn
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
 Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_saved_session
 The cache:         CacheReport, CacheHolder, CacheSpan
-Files:             inspect_gguf, AdapterSummary, BaseSummary, ArraySummary, convert_adapter,
-                   ConversionReport, verify, Verification
+Files:             inspect_gguf, AdapterSummary, VectorSummary, BaseSummary, ArraySummary,
+                   convert_adapter, ConversionReport, verify, Verification
 The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile, Description
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
@@ -47,6 +49,7 @@ _HOMES = {
     "decide.answers": "ChoiceAnswer Decision FailedAnswer PredicateAnswer ScoreAnswer Usage",
     "decide.questions": "Choice Predicate Score",
     "generate.embeddings": "Embeddings",
+    "engine.activation": "Combination Loaded",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
     "engine.tokens": "Provenance",
@@ -54,13 +57,14 @@ _HOMES = {
     "generate.invoke": "Verdict",
     "gguf.adapter": "AdapterFile",
     "gguf.base": "BaseFile",
-    "gguf.inspection": "AdapterSummary ArraySummary BaseSummary inspect_gguf",
+    "gguf.vector": "Directions VectorFile VectorOrigin read_adapter write_vector",
+    "gguf.inspection": "AdapterSummary ArraySummary BaseSummary VectorSummary inspect_gguf",
     "intrinsics": "Contract load_contract",
     "llama": "Llama LlamaState",
     "messages": "Document Message",
     "model": "Model",
-    "options": "CancelToken ContextOptions FinishReason GenerateOptions IntrinsicCall Invocation "
-    "Progress Sampling Timings TokenLogprob TopLogprob",
+    "options": "AdapterLike CancelToken ContextOptions FinishReason GenerateOptions IntrinsicCall "
+    "Invocation Progress Sampling Timings TokenLogprob TopLogprob",
     "saved.container": "is_saved_session",
     "session": "Session",
     "store.entry": "Description StoreEntry StoredFile",
@@ -91,6 +95,8 @@ if TYPE_CHECKING:
     from .decide.questions import Choice as Choice
     from .decide.questions import Predicate as Predicate
     from .decide.questions import Score as Score
+    from .engine.activation import Combination as Combination
+    from .engine.activation import Loaded as Loaded
     from .engine.cache_report import CacheHolder as CacheHolder
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
@@ -105,7 +111,13 @@ if TYPE_CHECKING:
     from .gguf.inspection import AdapterSummary as AdapterSummary
     from .gguf.inspection import ArraySummary as ArraySummary
     from .gguf.inspection import BaseSummary as BaseSummary
+    from .gguf.inspection import VectorSummary as VectorSummary
     from .gguf.inspection import inspect_gguf as inspect_gguf
+    from .gguf.vector import Directions as Directions
+    from .gguf.vector import VectorFile as VectorFile
+    from .gguf.vector import VectorOrigin as VectorOrigin
+    from .gguf.vector import read_adapter as read_adapter
+    from .gguf.vector import write_vector as write_vector
     from .intrinsics import Contract as Contract
     from .intrinsics import load_contract as load_contract
     from .llama import Llama as Llama
@@ -113,6 +125,7 @@ if TYPE_CHECKING:
     from .messages import Document as Document
     from .messages import Message as Message
     from .model import Model as Model
+    from .options import AdapterLike as AdapterLike
     from .options import CancelToken as CancelToken
     from .options import ContextOptions as ContextOptions
     from .options import FinishReason as FinishReason

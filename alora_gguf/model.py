@@ -17,6 +17,7 @@ from .decide.answers import Decision
 from .decide.prompts import PLAIN_TEMPLATE
 from .decide.questions import MAX_OPTIONS, Asked, Content, check_temperatures, read_questions
 from .decide.state import state_messages
+from .engine.activation import Combination, Loaded
 from .engine.cache_report import CacheReport, report
 from .engine.embedding import Pooling
 from .engine.infill import infill_prompt
@@ -26,11 +27,10 @@ from .engine.native import load
 from .engine.runtime import Runtime
 from .errors import InputError, ModelError
 from .generate.embeddings import Embeddings, TextEmbedder
-from .gguf.adapter import AdapterFile
 from .gguf.base import BaseFile
 from .intrinsics import Contract
 from .messages import Message, Said, Texts
-from .options import CancelToken, ContextOptions, context_options
+from .options import AdapterLike, CancelToken, ContextOptions, context_options
 from .saved.session_file import SavedSession
 from .saved.snapshot import restore
 from .session import Session
@@ -68,7 +68,8 @@ class Model:
         _tuning: Tuning | None = None,
         **changes: Unpack[ContextFields],
     ) -> None:
-        """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files.
+        """Loads the model at `path` (a GGUF file) and `adapters`, names mapped to files: LoRAs,
+        activated ones, or steering vectors.
 
         Fields of ContextOptions can be given as keywords, such as `n_ctx=4096`; they win over
         `options`. With `special_tokens_in_text` control tokens that messages and documents of a
@@ -157,17 +158,17 @@ class Model:
     # Adapters ------------------------------------------------------------------------------------
 
     @property
-    def adapters(self) -> Mapping[str, AdapterFile]:
-        """The loaded adapters by name, read-only."""
+    def adapters(self) -> Mapping[str, Loaded]:
+        """The loaded adapters by name, AdapterFile, VectorFile or Combination; read-only."""
         return MappingProxyType(dict(self._runtime.bank))
 
-    def adapter(self, name: str) -> AdapterFile:
+    def adapter(self, name: str) -> Loaded:
         """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
         return self._runtime.bank.find(name)
 
-    def load_adapter(self, name: str, path: PathLike, *, from_start: bool = False) -> AdapterFile:
-        """Loads one more adapter under `name`; with `from_start` an activated LoRA's weights as a
-        plain LoRA's, on from the first token.
+    def load_adapter(self, name: str, path: PathLike, *, from_start: bool = False) -> Loaded:
+        """Loads one more adapter under `name`; with `from_start` it is on from the first token: an
+        activated LoRA's weights as a plain LoRA's, a vector also on what is read.
 
         Raises AdapterFormatError, AdapterMismatchError, or AdapterInUseError if the name is taken.
         """
@@ -177,10 +178,24 @@ class Model:
         self._contracts.check({name: file})
         return file
 
+    def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
+        """Names several loaded adapters at once, each with its scale: at most one with weights, and
+        any number of vectors. On one token their changes are summed; each begins where it would
+        alone. They stay loaded until the combination is unloaded.
+
+        Without a name such a mapping can be given wherever an adapter can. Raises
+        UnknownAdapterError, InputError, or AdapterInUseError if the name is taken.
+        """
+        self._runtime.check_open()
+        made = self._runtime.bank.combine(name, adapters)
+        self._contracts.check({name: made})
+        return made
+
     def unload_adapter(self, name: str) -> None:
         """Frees an adapter. Cells it computed stay, for the same weights loaded again.
 
-        Raises AdapterInUseError while a generation uses it, UnknownAdapterError.
+        Raises AdapterInUseError while a generation uses it or a combination has it,
+        UnknownAdapterError.
         """
         self._runtime.check_open()
         self._runtime.bank.unload(name)
@@ -348,7 +363,7 @@ class Model:
         self,
         texts: str | Sequence[str | Sequence[int]],
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         pooling: Pooling | None = None,
         normalize: bool = True,
@@ -356,9 +371,9 @@ class Model:
         cancel: CancelToken | None = None,
     ) -> Embeddings:
         """Vectors of `texts` (a text, or several, each text or token ids), read by the base or by
-        an `adapter` from its invocation on. `pooling` makes one vector of a text's: their "mean",
-        the first ("cls") or the "last" one; None: as the model's file says, else the mean. With
-        `normalize` they have length 1.
+        an `adapter` from its invocation on; by a steering vector from the first token on. `pooling`
+        makes one vector of a text's: their "mean", the first ("cls") or the "last" one; None: as
+        the model's file says, else the mean. With `normalize` they have length 1.
 
         A text has at most n_batch tokens; `truncate` cuts longer ones. The first call makes a
         second context, with a KV cache of its own: conversations stay as they are. Raises

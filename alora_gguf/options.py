@@ -24,6 +24,8 @@ spaces, or as json.dumps does it; or bare text, for a schema that lists texts.
 """
 ABOUT: Final = "x-alora"
 """The keyword, at the top of a schema, that says what it is about, and the form of replies."""
+AdapterLike = str | Mapping[str, float]
+"""Who computes, a loaded adapter by its name, or several at once, their names mapped to scales."""
 Progress = Callable[[int, int], None]
 """Called on the caller's own thread with the tokens read so far and all there are to read."""
 
@@ -59,6 +61,23 @@ def check_number(
     """`value`, which must be a finite number in [low, high]."""
     check_kind(value, name, *Within(low, high).test(float))
     return float(cast(float, value))
+
+
+def check_adapter(adapter: object, name: str = "adapter") -> AdapterLike | None:
+    """What computes, by name, or names mapped to scales, which are frozen. Raises InputError."""
+    if adapter is None or isinstance(adapter, str):
+        return adapter
+    if not isinstance(adapter, Mapping):
+        raise InputError(
+            f"{name} must be a name, or names mapped to scales, or None, got {adapter!r:.80}"
+        )
+    if not adapter:
+        raise InputError(f"{name} is an empty mapping: name adapters with their scales, or None")
+    for each, scale in adapter.items():
+        if not isinstance(each, str):
+            raise InputError(f"{name} maps {each!r:.80} to a scale, expected an adapter's name")
+        check_number(scale, f"{name}[{each!r:.80}], a scale,", -MAX_SCALE, MAX_SCALE)
+    return FrozenDict({each: float(scale) for each, scale in adapter.items()})
 
 
 class FrozenDict(dict[_K, _V]):
@@ -259,10 +278,12 @@ class GenerateOptions:
     schema      a JSON Schema that the text is to match, in the form that its `x-alora` asks for
     logprobs    keeps the tokens' log-probabilities, and those of so many alternatives each; beyond
                 20 only of those that are likelier than 1e-9
-    adapter     what computes it, by name; None is the base. In a chat an activated LoRA's
-                invocation takes the place of what begins the assistant's turn, unless it is in the
-                last turn already; a plain LoRA reads the whole conversation
-    scale       multiplies the adapter's own alpha/rank
+    adapter     what computes it, by name; None is the base. Several at once are names mapped to
+                scales: at most one with weights, and any number of vectors. In a chat an activated
+                LoRA's invocation takes the place of what begins the assistant's turn, unless it is
+                in the last turn already; a plain LoRA reads the whole conversation; a vector acts
+                on the reply
+    scale       multiplies the adapter's own alpha/rank, the vector, or all scales of a mapping
 
     What is not given depends on the use:
 
@@ -279,10 +300,11 @@ class GenerateOptions:
     stop: str | Sequence[str] = ()
     schema: Mapping[str, Any] | None = None
     logprobs: Annotated[int, Within(0, MAX_LOGPROBS)] | None = None
-    adapter: str | None = None
+    adapter: AdapterLike | None = None
     scale: Scale = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", check_adapter(self.adapter))
         object.__setattr__(self, "stop", check_stops(self.stop))
         if self.schema is not None:
             object.__setattr__(self, "schema", FrozenDict(self.schema))
@@ -306,7 +328,7 @@ class Invocation(GenerateOptions):
     no choice, nothing is sampled, nor counted in max_tokens at the answer's beginning.
     """
 
-    adapter: str | None = field(kw_only=False)
+    adapter: AdapterLike | None = field(kw_only=False)
     suffix: str | Sequence[int] | None = field(default=None, kw_only=False)
     max_tokens: Count = 16
     sampling: Sampling = GREEDY
@@ -385,7 +407,7 @@ class GenerateFields(SamplingFields, total=False):
     stop: str | Sequence[str]
     schema: Mapping[str, Any] | None
     logprobs: int | None
-    adapter: str | None
+    adapter: AdapterLike | None
     scale: float
 
 

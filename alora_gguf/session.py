@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._calls import checked, uninterrupted
+from .engine.cache_report import CacheSpan, named
 from .engine.llama_context import Logits
 from .engine.runtime import Runtime
 from .engine.sequence import TokenSequence
@@ -23,6 +24,7 @@ from .generate.plan import Parent
 from .generate.sampling import SampledReply, token_logprob
 from .options import (
     MAX_LOGPROBS,
+    AdapterLike,
     CancelToken,
     GenerateOptions,
     Invocation,
@@ -100,6 +102,11 @@ class Session:
         """Who computed the cached tokens: (first position, provenance) pairs in order."""
         return self._sequence.cached.copy(self.cached).spans
 
+    @property
+    def spans(self) -> tuple[CacheSpan, ...]:
+        """The same with the adapters' names, as in Model.cache_report()."""
+        return named(self.provenance, self.cached, self._runtime.names())
+
     def state(self) -> bytes:
         """The conversation's cells as llama.cpp saves them, to compare one moment with another."""
         with self._sequence.lock:
@@ -110,7 +117,7 @@ class Session:
         self,
         text: str | Sequence[int],
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
@@ -118,8 +125,9 @@ class Session:
         """Adds text (control tokens in it are recognized; a first text gets the model's
         beginning-of-sequence token) or token ids, and reads them.
 
-        With an `adapter`, the tokens from its invocation's last occurrence on are computed with it
-        (a plain LoRA: all tokens). Without one, all are the base's: cells that an adapter computed
+        With an `adapter` (a name, or several mapped to scales), the tokens from its invocation's
+        last occurrence on are computed with it (a plain LoRA: all tokens; a vector: the last one,
+        which a reply is to follow). Without one, all are the base's: cells that an adapter computed
         earlier are read again. Raises InvocationNotFoundError, UnknownAdapterError, InputError.
         """
 
@@ -133,7 +141,7 @@ class Session:
         self,
         tokens: Sequence[int],
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
@@ -148,7 +156,7 @@ class Session:
         *,
         first: int = 1,
         logprobs: int = 0,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
@@ -156,7 +164,8 @@ class Session:
         """Makes the conversation exactly `tokens`, as sync() does, and tells how likely each was
         after those before it, with so many alternatives (`logprobs`): of the tokens from position
         `first` on, as nothing comes before the one at 0. What is before that is reused; the rest is
-        read anew, since the cache has no probabilities. Raises InputError for no tokens.
+        read anew, since the cache has no probabilities. A vector acts on what is scored, from the
+        token before the first of it on. Raises InputError for no tokens.
         """
         vocab = self._engine.vocab
         check_int(logprobs, "logprobs", 0, MAX_LOGPROBS)
@@ -228,13 +237,12 @@ class Session:
             if not tokens:
                 raise InputError("the conversation is empty; append something to it first")
             reply = SampledReply(how, vocab, started, calls)
-            first = use.first_position(tokens, vocab)
+            activations = use.over(tokens, vocab)
             read = sequence.prefill(tokens, use, logits=True, cancel=cancel, progress=progress)
             try:
-                spans = spans_for(first, use.provenance)
-                generation = kind(sequence, reply, spans, read, cancel)
+                generation = kind(sequence, reply, activations.spans, read, cancel)
                 self._generation = weakref.ref(generation)
-                sequence.activate(use, first)
+                sequence.activate(activations)
             except BaseException:
                 self._end_live_generation()
                 sequence.go_back(before)
@@ -243,16 +251,16 @@ class Session:
 
     def invoke(
         self,
-        invocation: str | Invocation | None,
+        invocation: AdapterLike | Invocation | None,
         suffix: str | Sequence[int] | None = None,
         *,
         on_text: Callable[[int, str], None] | None = None,
         cancel: CancelToken | None = None,
         **changes: Unpack[GenerateFields],
     ) -> Verdict:
-        """Asks one adapter about the conversation, by an Invocation or by its name (None: the base
-        model) and a `suffix`; fields of GenerateOptions and Sampling can be given as keywords. See
-        invoke_many().
+        """Asks one adapter about the conversation, by an Invocation or by its name (or several,
+        mapped to scales; None: the base model) and a `suffix`; fields of GenerateOptions and
+        Sampling can be given as keywords. See invoke_many().
         """
         if isinstance(invocation, Invocation):
             if suffix is not None:
@@ -264,7 +272,7 @@ class Session:
 
     def invoke_many(
         self,
-        invocations: Sequence[str | Invocation | None],
+        invocations: Sequence[AdapterLike | Invocation | None],
         *,
         on_text: Callable[[int, str], None] | None = None,
         on_verdict: Callable[[int, Verdict], None] | None = None,
@@ -354,7 +362,7 @@ class Session:
     def _read(
         self,
         tokens: Callable[[], list[int]],
-        adapter: str | None,
+        adapter: AdapterLike | None,
         scale: float,
         cancel: CancelToken | None,
         progress: Progress | None,
@@ -370,7 +378,7 @@ class Session:
         n: int,
         *,
         prompt: Sequence[int] | None = None,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         cancel: CancelToken | None = None,
     ) -> None:
@@ -409,6 +417,6 @@ class Session:
 def _as_invocation(value: object) -> Invocation:
     if isinstance(value, Invocation):
         return value
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, (str, Mapping)):
         return Invocation(value)
     raise InputError(f"expected an adapter's name, None or an Invocation, got {value!r}")

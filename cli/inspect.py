@@ -13,12 +13,12 @@ import click
 
 import alora_gguf as ag
 
-from .bases import named_file
+from .bases import NamedBase, named_file
 from .options import store_names
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    Summary = ag.AdapterSummary | ag.BaseSummary
+    Summary = ag.AdapterSummary | ag.VectorSummary | ag.BaseSummary
 
 CONTRACT = "alora.io_yaml"  # the key
 _WIDTH = 80
@@ -27,37 +27,61 @@ _MAX_PROBLEMS = 10
 _KINDS = {
     "alora": "aLoRA adapter",
     "lora": "LoRA adapter",
+    "vector": "steering vector",
     "model": "base model",
     "vocabulary": "vocabulary without weights",
     "mmproj": "multimodal projector (mmproj)",
     "imatrix": "importance matrix (imatrix)",
 }
+_OPERATIONS = {
+    "add": "add: h + s·v",
+    "project": "project: h - s·V Vᵀ h, what points along it is taken out",
+    "project_positive": "project_positive: h - s·V relu(Vᵀ h), on one side only",
+    "add_keep_norm": "add_keep_norm: h + s·v, brought back to the length of h",
+}
+_HOOKS = {
+    "block": "the stream behind the block",
+    "attention": "what attention returns",
+    "ffn": "what the FFN returns",
+}
 # shown as rows of their own
 _ROWS = {
     "general.architecture", "general.type", "general.name", "general.size_label", "adapter.type",
     "adapter.lora.alpha", "adapter.alora.invocation_tokens", "alora.invocation_text",
+    "controlvector.model_hint", "glp.mode", "glp.hook_point", "glp.alpha_default", "glp.rank",
+    "glp.layer_ids_zero_based",
 }  # fmt: skip
 
 
 @click.command("inspect")
 @click.argument("path", metavar="FILE.gguf", shell_complete=store_names("base"))
+@click.option(
+    "-m",
+    "--model",
+    "base",
+    metavar="BASE",
+    shell_complete=store_names("base"),
+    help="A base that the adapter or steering vector should fit, as a name or path: if it does "
+    "not, that is one of the problems. Reads the adapter's weights too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything, uncut, as JSON.")
-def command(path: str, as_json: bool) -> None:
-    """Say what a GGUF file is: an adapter, a base model, or something else.
+def command(path: str, base: str | None, as_json: bool) -> None:
+    """Say what a GGUF file is: an adapter, a steering vector, a base model, or something else.
 
     FILE.gguf may also be a name in the store.
 
     Only the header is read, so this is quick for any size; the weights' values are not looked at.
 
-    A malformed adapter (half a pair, ranks that differ, a contract that cannot be read) is shown as
-    well, with what is wrong under "problems", and the exit status is 0. A file that is no GGUF,
-    truncated or damaged is an error with status 1.
+    A malformed adapter (half a pair, ranks that differ, a contract that cannot be read) or vector
+    is shown as well, with what is wrong under "problems", and the exit status is 0. A file that is
+    no GGUF, truncated or damaged is an error with status 1.
 
     The table cuts long texts with "…" and shows control characters as escapes; --json has
     everything whole, with "io.yaml" under metadata, alora.io_yaml.
     """
     summary = ag.inspect_gguf(named_file(path))
-    summary = replace(summary, problems=(*summary.problems, *contract_problems(summary)))
+    problems = [*contract_problems(summary), *(_misfits(summary, base) if base else ())]
+    summary = replace(summary, problems=(*summary.problems, *problems))
     if as_json:
         text = json.dumps(summary.to_dict(), indent=2, allow_nan=False)
         click.echo(text.replace("\x7f", "\\u007f"))  # all else is escaped already
@@ -71,6 +95,20 @@ def contract_problems(summary: Summary) -> Iterator[str]:
         _ = CONTRACT in summary.metadata and ag.load_contract(summary.path)
     except ag.FileFormatError as error:
         yield f"the adapter cannot be asked as an intrinsic: {error}"
+
+
+def _misfits(summary: Summary, base: str) -> Iterator[str]:
+    """Why an adapter or vector cannot be used on a base, if it cannot."""
+    if not isinstance(summary, (ag.AdapterSummary, ag.VectorSummary)):
+        raise ag.InputError(
+            f"{summary.path}: is neither an adapter nor a steering vector, so there is nothing to "
+            "fit to a base; leave --model out"
+        )
+    read = ag.BaseFile.read(NamedBase.of(base).path)
+    try:
+        ag.read_adapter(summary.path).check_base(read, read.n_vocab or 2**31)
+    except ag.AdapterError as error:
+        yield str(error)
 
 
 def table(summary: Summary) -> str:
@@ -100,6 +138,8 @@ def _rows(summary: Summary) -> Iterator[tuple[str, str | None]]:
     yield "architecture", summary.architecture
     if isinstance(summary, ag.AdapterSummary):
         yield from _adapter_rows(summary)
+    elif isinstance(summary, ag.VectorSummary):
+        yield from _vector_rows(summary)
     else:
         yield from _base_rows(summary)
     yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
@@ -126,6 +166,21 @@ def _adapter_rows(summary: ag.AdapterSummary) -> Iterator[tuple[str, str | None]
             scale = f"{scales[0][1]:g} (alpha/rank)"
         yield "rank", ", ".join(map(str, summary.ranks))
         yield "scale", scale
+
+
+def _vector_rows(summary: ag.VectorSummary) -> Iterator[tuple[str, str | None]]:
+    yield "operation", _OPERATIONS.get(summary.operation or "", summary.operation)
+    yield "acts on", _HOOKS.get(summary.hook or "")
+    yield "layers", _ranges(summary.layers)
+    many = f"{summary.rank} in each layer, " if summary.rank > 1 else ""
+    yield "directions", f"{many}{summary.n_embd} wide" if summary.n_embd else None
+    yield "scale", None if summary.scale is None else f"{summary.scale:g}"
+    if summary.invocation:
+        text = summary.invocation_text
+        yield "invocation", None if text is None else f"'{text}'"
+        yield "tokens", ", ".join(map(str, summary.invocation[:_WIDTH]))
+    else:
+        yield "begins", "at the reply"
 
 
 def _base_rows(summary: ag.BaseSummary) -> Iterator[tuple[str, str | None]]:

@@ -15,7 +15,7 @@ from alora_gguf.smollm2 import NAME, PACKAGE
 from .bases import own_adapters, packaged
 from .render import aligned, printable, printable_lines, size_text
 
-_KINDS: Final = {"alora": "aLoRA", "lora": "LoRA"}
+_KINDS: Final = {"alora": "aLoRA", "lora": "LoRA", "vector": "vector"}
 _HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")
 
 
@@ -67,7 +67,7 @@ def _path(store: ag.Store, entry: ag.StoreEntry) -> tuple[str | None, str | None
 
 
 def kind_of(entry: ag.StoreEntry) -> str:
-    """What an entry is: aLoRA, LoRA or base."""
+    """What an entry is: aLoRA, LoRA, vector or base."""
     return _KINDS.get(entry.about.technology or "", entry.about.kind)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -13,6 +13,8 @@ from click.shell_completion import CompletionItem
 import alora_gguf as ag
 
 from .bases import packaged
+
+MAX_SCALE: Final = 1000  # as a scale can be anywhere
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -74,6 +76,39 @@ def named_contract(text: str) -> tuple[str, str]:
     return name, os.path.expanduser(path)  # noqa: PTH111 - leaves what it cannot
 
 
+def named_scale(text: str) -> tuple[str, float]:
+    """The vector's name and the scale that NAME=SCALE says, or a name alone, at 1. Raises
+    InputError.
+    """
+    name, equals, scale = text.partition("=")
+    if not name or (equals and not scale):
+        raise ag.InputError(f"--steer {text}: expected NAME=SCALE, such as formal=0.8")
+    return name, read_scale(scale or "1", f"--steer {name}")
+
+
+def named_scales(texts: Sequence[str]) -> dict[str, float]:
+    """Of each --steer; those at 0 are left out. Raises InputError for a name that comes twice."""
+    found = dict[str, float]()
+    for name, scale in map(named_scale, texts):
+        if name in found:
+            raise ag.InputError(f"--steer {name}: is given twice; give it one scale")
+        found[name] = scale
+    return {name: scale for name, scale in found.items() if scale}
+
+
+def read_scale(text: str, what: str) -> float:
+    """A scale as it is typed. Raises InputError."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = float("nan")
+    if not abs(scale) <= MAX_SCALE:
+        raise ag.InputError(
+            f"{what}: expected a scale from -{MAX_SCALE} to {MAX_SCALE}, found '{text}'"
+        )
+    return scale
+
+
 def given_contract(file: Path | None, without: bool) -> Path | bool:
     """What --contract and --no-contract say to the converter."""
     if file is not None and without:
@@ -114,7 +149,13 @@ adapters: Final = click.option(
     metavar="NAME=PATH",
     multiple=True,
     shell_complete=store_names("adapter"),
-    help="An adapter; also a path alone, or a name in the store. Repeatable.",
+    help="An adapter or steering vector; also a path alone, or a name in the store. Repeatable.",
+)
+steer: Final = click.option(
+    "--steer",
+    metavar="NAME=SCALE",
+    multiple=True,
+    help="Steer replies by a vector, such as formal=0.8; without a scale by 1. Repeatable.",
 )
 contracts: Final = click.option(
     "--contract",

@@ -223,10 +223,10 @@ def _pull_adapter(
 def _pull_gguf(
     model: RemoteModel, store: ag.Store, name: str, *, replace: bool, progress: Progress
 ) -> _Pulled:
-    """Fetches a base, or an adapter that is a GGUF already, and stores it as it is.
+    """Fetches a base, or an adapter or vector that is a GGUF already, and stores it as it is.
 
-    Raises InputError and FileFormatError for files that are neither a base nor an adapter, or did
-    not arrive as they were, and what Store does.
+    Raises InputError and FileFormatError for files that are none of these, or did not arrive as
+    they were, and what Store does.
     """
     expected = [model.sha256(file) for file in model.names]
     known = [each for each in expected if each is not None]
@@ -255,20 +255,21 @@ def _pull_gguf(
         return _Pulled(addition.commit(about), addition.changed, warnings)
 
 
-def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.BaseSummary:
+def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.VectorSummary | ag.BaseSummary:
     """What a fetched file, or the first part of a split one, is. Raises InputError if it is neither
-    a base nor an adapter, FileFormatError for a malformed one.
+    a base nor an adapter nor a vector, FileFormatError for a malformed one.
     """
     summary = ag.inspect_gguf(path)
     where = f"{model.reference.text}: '{model.names[0]}'"
-    if summary.kind not in ("alora", "lora", "model"):
+    if summary.kind not in ("alora", "lora", "vector", "model"):
         raise ag.InputError(
-            f"{where}: is a GGUF of the kind '{summary.kind}', expected a base model or an "
-            "adapter; choose another --file"
+            f"{where}: is a GGUF of the kind '{summary.kind}', expected a base model, an adapter "
+            "or a steering vector; choose another --file"
         )
     if summary.problems and summary.kind != "model":
+        what = "steering vector" if summary.kind == "vector" else "adapter"
         raise ag.FileFormatError(
-            f"{where}: is a malformed adapter: {summary.problems[0]}; choose another --file"
+            f"{where}: is a malformed {what}: {summary.problems[0]}; choose another --file"
         )
     return summary
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LABEL: Final = 14  # of a row, with the space behind it
 _MARK: Final = 6  # of a check, likewise
+_KINDS: Final = {"alora": "aLoRA", "lora": "plain LoRA", "vector": "steering vector"}
 _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
 
 
@@ -58,14 +59,14 @@ def command(
     as_json: bool,
     **measured: Any,
 ) -> None:
-    """Measure what an adapter does to a base, and whether that is right.
+    """Measure what an adapter or steering vector does to a base, and whether that is right.
 
     BASE and ADAPTER are names in the store or paths of GGUF files; BASE may be smollm2, and ADAPTER
     one of its own. Those in the store must have the SHA-256 that they were stored with.
 
     Loads both, reads a random text without the adapter and with it, and compares: cells, layers and
-    logits before the invocation must be the base's, bit for bit; after it they must have changed,
-    to finite numbers. Shows how much each layer's output changes.
+    logits before the invocation (of a vector, the reply) must be the base's, bit for bit; after it
+    they must have changed, to finite numbers. Shows how much each layer's output changes.
 
     The exit status is 0 if the adapter passes and 1 if it fails, or cannot be loaded on this base.
     """
@@ -110,23 +111,26 @@ def report(found: Verification, width: int) -> Iterator[str]:
 def _facts(found: Verification) -> Iterator[tuple[str, str]]:
     base, adapter, text = found.base, found.adapter, found.text
     yield "base", f"{base.name or 'without a name'}, {base.architecture}, {_weights(base)}"
-    kind = "aLoRA" if adapter.kind == "alora" else "plain LoRA"
+    kind = _KINDS[adapter.kind]
     yield "adapter", f"{adapter.name}, {kind} of rank {adapter.rank}, {_weights(adapter)}"
+    if adapter.operation is not None:
+        yield "operation", f"{adapter.operation}, made for the scale {adapter.alpha:g}"
     layers = {layer for target in adapter.targets for layer in target.layers}
-    names = ", ".join(dict.fromkeys(target.name for target in adapter.targets))
+    names = ", ".join(dict.fromkeys(target.name for target in adapter.targets) or adapter.acts_on)
     yield "targets", names + (f" in {plural(len(layers), 'layer')}" if layers else "")
     reads = f"'{adapter.invocation_text}', " if adapter.invocation_text else ""
     invoked = reads + plural(len(adapter.invocation), "token")
-    always = "none; it is on for every token"
-    yield "invocation", invoked if adapter.kind == "alora" else always
+    always = "none; it begins at the reply" if text.first else "none; it is on for every token"
+    yield "invocation", invoked if adapter.invocation else always
     read = f"{len(text.tokens)} tokens with seed {text.seed}, the adapter on at the last "
     yield "text", f"{read}{text.n_adapted}; {plural(found.n_threads, 'thread')}"
 
 
 def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
     """What must be so, and whether it is."""
-    cells, logits = found.cells, found.logits
-    yield True, "every target is a weight of this base, of the right shape"
+    cells, logits, begin = found.cells, found.logits, found.adapter.begins_at
+    what = "a weight" if found.adapter.kind != "vector" else "a layer"
+    yield True, f"every target is {what} of this base, of the right shape"
     if found.vocabularies != "unknown":
         text = "the base's vocabulary is the one that the adapter was converted for"
         yield found.vocabularies == "equal", text
@@ -134,7 +138,7 @@ def _checks(found: Verification) -> Iterator[tuple[bool, str]]:
         (logits.before_equal, f"layers and logits of {logits.n_before}"),
         (cells.equal, f"cells of {cells.n_cells}"),
     ):
-        text = f"before the invocation: {what} tokens are the base's, bit for bit, in one batch"
+        text = f"before {begin}: {what} tokens are the base's, bit for bit, in one batch"
         if equal is not None:
             yield equal, f"{text} with adapted ones"
     text = (
@@ -171,7 +175,7 @@ def _beside_peft(peft: PeftComparison) -> Iterator[tuple[bool, str]]:
 
 def _changes(found: Verification, width: int) -> Iterator[str]:
     logits, n = found.logits, found.text.n_adapted
-    where = "From the invocation on" if found.adapter.kind == "alora" else "Everywhere"
+    where = f"From {found.adapter.begins_at} on" if found.text.first else "Everywhere"
     yield click.style(f"{where} ({n} tokens)", bold=True)
     before = _token(logits.top_base, logits.text_base)
     top = f"stays {before}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError
 from alora_gguf.files import reason
 from alora_gguf.gguf.base import parts_of
+from alora_gguf.gguf.glp import is_vector
 from alora_gguf.gguf.header import GGUFHeader, read_header
 
 from .base.gguf import GGUFBase
@@ -76,6 +77,11 @@ def _check_directory(directory: Path) -> Path:
             directory,
         )
     if directory.suffix.lower() == ".gguf" and not stat.S_ISDIR(mode):
+        if _is_vector(directory):
+            raise InputError(
+                f"{directory}: is a steering vector in a GGUF, and needs no conversion; use it as "
+                f"it is: -a NAME={directory.name}"
+            )
         raise InputError(
             f"{directory}: is a GGUF, and needs no conversion; give the PEFT adapter's directory, "
             "and the model that it was trained on as the base (--base)"
@@ -88,6 +94,13 @@ def _check_directory(directory: Path) -> Path:
     if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
         return _current(directory)
     return directory
+
+
+def _is_vector(file: Path) -> bool:
+    try:
+        return is_vector(read_header(file))
+    except FileFormatError:
+        return False
 
 
 def _current(folder: Path) -> Path:

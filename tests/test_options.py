@@ -21,6 +21,8 @@ RECORDS: list[Any] = [
     ag.ContextOptions(n_ctx=512, type_k="q8_0"),
     ag.GenerateOptions(sampling=SAMPLING, stop=["a", "b"], schema=SCHEMA, adapter="x", logprobs=2),
     ag.Invocation("x", [1, 2], schema=SCHEMA, sampling=SAMPLING),
+    ag.GenerateOptions(adapter={"a": 1, "b": 0.5}, scale=2),
+    ag.Invocation({"a": 1.0}, [1, 2]),
     ag.IntrinsicCall("x", {"criterion": "harm"}, sampling=SAMPLING, upto=3),
     ag.Contract.parse(
         "model: ~\nresponse_format: {type: object, properties: {a: {enum: [x, 1]}}}\n"
@@ -59,6 +61,33 @@ def test_what_a_frozen_record_holds_does_not_change() -> None:
     invocation = ag.Invocation("x", prompt=tokens)
     tokens.append(3)
     assert invocation.prompt == (1, 2)
+
+
+def test_adapters_by_name_or_by_names_and_scales() -> None:
+    for kind in (lambda a: ag.GenerateOptions(adapter=a), ag.Invocation):
+        assert kind("x").adapter == "x"
+        assert kind(None).adapter is None
+        given = {"a": 1, "b": -0.5}
+        made = kind(given)
+        given["c"] = 2
+        assert made.adapter == {"a": 1.0, "b": -0.5}
+        assert {made: 1}[kind({"b": -0.5, "a": 1.0})] == 1
+        assert made != kind({"a": 1.0})
+        with pytest.raises(TypeError, match="cannot be changed"):
+            made.adapter["c"] = 2  # type: ignore[index]
+        for wrong, problem in (
+            ({}, "adapter is an empty mapping: name adapters with their scales, or None"),
+            ({3: 1}, "adapter maps 3 to a scale, expected an adapter's name"),
+            ({"a": "1"}, r"adapter\['a'\], a scale, must be a finite number in .* got '1'"),
+            ({"a": None}, "must be a finite number"),
+            ({"a": True}, "must be a finite number"),
+            ({"a": float("inf")}, "must be a finite number"),
+            ({"a": -1001}, r"in \[-1000.0, 1000.0\], got -1001"),
+            (3, "adapter must be a string, a mapping or None, got 3"),
+            (["a"], "adapter must be a string, a mapping or None"),
+        ):
+            with pytest.raises(ag.InputError, match=problem):
+                kind(wrong)  # type: ignore[arg-type]
 
 
 def test_defaults_are_those_of_the_table() -> None:

@@ -17,6 +17,8 @@ import asyncio
 from pathlib import Path
 from typing import assert_type
 
+import numpy as np
+
 import alora_gguf as ag
 from alora_gguf import aio
 from alora_gguf.intrinsics import Contract, load_contract
@@ -82,8 +84,24 @@ def contracts(model: ag.Model) -> None:
     model.set_contract("a", Contract.parse("model: ~"))
     contract: Contract = model.contract("a")
     print(contract.max_tokens, load_contract(Path("x")).name)
-    file: ag.AdapterFile = model.adapters["a"]
-    print(file.rank, model.stats())
+    file: ag.Loaded = model.adapters["a"]
+    assert isinstance(file, ag.AdapterFile)
+    print(file.rank, file.pairs, model.stats())
+
+
+def steering(model: ag.Model, chat: ag.Chat, use: ag.AdapterLike) -> None:
+    both = model.combine("both", {"a": 1.0, "v": 0.5})
+    assert_type(both, ag.Combination)
+    made = model.load_adapter("v", Path("v.gguf"), from_start=True)
+    print(made.begins, made.rank, made.targets, made.invocation, made.identity, made.io_yaml)
+    reply = chat.say("x", adapter={"a": 1, "v": 0.5}, scale=2)
+    with model.session() as session:
+        session.append([1], adapter=use)
+        verdict = session.invoke({"v": 0.5})
+        session.invoke_many([{"a": 1, "v": 2.0}, "v", None, ag.Invocation({"v": 1})])
+        print(verdict.adapter, reply.text, session.spans[0].adapter)
+    part = ag.Directions(3, "block", "add", 1.0, np.ones(64, np.float32))
+    assert_type(ag.write_vector("v.gguf", [part], architecture="llama"), ag.VectorFile)
 
 
 def dropin() -> None:
@@ -121,6 +139,8 @@ def main() -> int:
 
 # each line with the code of its error
 BAD = """
+import numpy as np
+
 import alora_gguf as ag
 from alora_gguf import aio
 

@@ -130,7 +130,7 @@ def test_messages_name_the_call_the_place_and_what_there_is(model: ag.Model) -> 
          "Model.set_contract(): contract must be a Contract, a string or a path, got 3"),
         (model.tokenize, {"text": None}, "Model.tokenize(): text must be a string, got None"),
         (model.session().invoke, {"invocation": 3},
-         "Session.invoke(): invocation must be a string, an Invocation or None, got 3"),
+         "Session.invoke(): invocation must be a string, a mapping, an Invocation or None, got 3"),
         (model.chat(template=PLAIN).say, {"text": "x", "options": {"max_tokens": 3}},
          "Chat.say(): options must be a GenerateOptions or None, got {'max_tokens': 3}"),
         (model.chat(template=PLAIN).say, {"text": "x", "temprature": 0},

@@ -11,15 +11,16 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from alora_gguf.engine.activation import Loaded, acting
 from alora_gguf.errors import AloraError, ContractError, InputError, OutputError, SchemaError
 from alora_gguf.generate.constraint import check_schema
 from alora_gguf.generate.invoke import Verdict
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.intrinsics import Contract, Request, load_contract, rewrite, transform
 from alora_gguf.intrinsics.contract import Outcome, contract_problem
 from alora_gguf.intrinsics.reply import Further
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import (
+    AdapterLike,
     CancelToken,
     FinishReason,
     IntrinsicCall,
@@ -44,7 +45,7 @@ class Contracts:
 
     def __init__(
         self,
-        adapter: Callable[[str], AdapterFile],
+        adapter: Callable[[str], Loaded],
         given: Mapping[str, Contract] | None = None,
     ) -> None:
         """`given` are contracts other than those in the adapters' files."""
@@ -52,6 +53,12 @@ class Contracts:
         # of whose weights: None: any
         self._known: dict[str, tuple[str | None, Contract]]
         self._known = {name: (None, contract) for name, contract in (given or {}).items()}
+
+    def acting(self, adapter: AdapterLike) -> Loaded:
+        """What has that name; several at once as if they had one. Raises UnknownAdapterError,
+        InputError.
+        """
+        return acting(adapter, self.adapter)
 
     def of(self, name: str) -> Contract:
         """What set() gave, or else what is in the adapter's file. Raises UnknownAdapterError,
@@ -63,7 +70,7 @@ class Contracts:
             given = self._known[name] = (file.identity, usable(Contract.of_adapter(file)))
         return given[1]
 
-    def check(self, adapters: Mapping[str, AdapterFile]) -> None:
+    def check(self, adapters: Mapping[str, Loaded]) -> None:
         """Logs why contracts in the files of `adapters` cannot be used; the adapters themselves can
         be, and some have none.
         """

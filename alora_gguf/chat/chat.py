@@ -20,17 +20,20 @@ from alora_gguf.decide.questions import (
     check_temperatures,
     read_questions,
 )
+from alora_gguf.engine.activation import reader_of
 from alora_gguf.engine.special import spelled
-from alora_gguf.engine.tokens import common
+from alora_gguf.engine.tokens import BASE, common
 from alora_gguf.errors import AloraError, ClosedError, InputError, ModelError, SavedSessionError
 from alora_gguf.generate.generation import Generation
 from alora_gguf.messages import Document, Message, Said, Texts, as_documents, as_said
 from alora_gguf.options import (
+    AdapterLike,
     CancelToken,
     GenerateOptions,
     IntrinsicCall,
     Progress,
     Timings,
+    check_adapter,
     check_int,
     reply_options,
 )
@@ -94,7 +97,7 @@ class Chat:
         template.check_arguments(self._arguments, "template_arguments")
         self._transcript = Transcript()
         self._held: Transcript | None = None  # one that the cells are known to hold
-        self._reader: tuple[str | None, float] = (None, 1.0)
+        self._reader: tuple[AdapterLike | None, float] = (None, 1.0)
         self._lock = threading.RLock()
 
     # What was said -------------------------------------------------------------------------------
@@ -417,7 +420,7 @@ class Chat:
         self,
         n: int,
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         scale: float = 1.0,
         cancel: CancelToken | None = None,
     ) -> None:
@@ -425,8 +428,8 @@ class Chat:
         given, can have `n` tokens; intrinsics need more. See Session.reserve().
         """
         with self._lock:
-            messages = self._begin()
-            file = None if adapter is None else self._contracts.adapter(adapter)
+            messages, adapter = self._begin(), check_adapter(adapter)
+            file = None if adapter is None else self._contracts.acting(adapter)
             prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
             self._session.reserve(
                 n, prompt=prompt.tokens, adapter=adapter, scale=scale, cancel=cancel
@@ -497,7 +500,7 @@ class Chat:
                 chat._now = datetime.fromisoformat(kept["now"])
             marks = tuple((int(index), bool(always)) for index, always in kept.get("marks", ()))
             chat._transcript = Transcript(str(kept["text"]), tuple(tokens), marks)
-            chat._reader = (None if adapter is None else str(adapter), float(scale))
+            chat._reader = (check_adapter(adapter), float(scale))
             chat._notes = {name: each for name, each in notes.items() if name != _NOTES}
         except (KeyError, TypeError, ValueError, RecursionError, ModelError) as error:
             raise SavedSessionError(
@@ -639,7 +642,8 @@ class Chat:
         if transcript is self._held and self._session.cached == n:
             return Timings(reused=n)
         adapter, scale = self._reader
-        if adapter not in self._session._runtime.bank:
+        names = {adapter} if isinstance(adapter, str) else set(adapter or ())
+        if not names <= self._session._runtime.bank.keys():
             adapter, scale = None, 1.0
         timings = self._session.sync(
             transcript.tokens, adapter=adapter, scale=scale, cancel=cancel, progress=progress
@@ -654,10 +658,11 @@ class Chat:
 
     def _goes_on_as_read(self) -> bool:
         """Whether only what ends the turn is left to read."""
-        n = len(self._transcript.tokens)
+        n, spans = len(self._transcript.tokens), self._session.provenance
         after = self._dialogue().written(prompt=False).tokens
-        return after[:n] == self._transcript.tokens and all(
-            by.identity is None or self._reader[0] is not None for _, by in self._session.provenance
+        alone = len(spans) == 1  # who read the history wrote the reply
+        return after[:n] == self._transcript.tokens and (
+            alone if self._reader[0] is not None else spans == ((0, BASE),)
         )
 
     def _reply(
@@ -712,7 +717,7 @@ class Chat:
         progress: Progress | None,
     ) -> tuple[Reply, Parts]:
         """Starts what the session generates as a reply to the messages."""
-        file = None if how.adapter is None else self._contracts.adapter(how.adapter)
+        file = None if how.adapter is None else self._contracts.acting(how.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
         thinking = self._template.thinking
         begun = prompt.text.rstrip().endswith(thinking[0])
@@ -722,9 +727,8 @@ class Chat:
         if usage is not None:
             rules = usage.rules(self._template.call_form, thinking, begun=begun)
         reply = self._session._generate(Reply, how, prompt.tokens, cancel, progress, rules)
-        # a plain LoRA reads all of it; what an aLoRA wrote is the base's to read
-        plain_lora = file is not None and not file.invocation
-        self._reader = (how.adapter, how.scale) if plain_lora else (None, 1.0)
+        # a plain LoRA reads all of it; what an aLoRA or a vector wrote is the base's to read
+        self._reader = reader_of(how.adapter, how.scale, self._contracts.adapter)
         self._transcript, self._held = prompt, None
         return reply, parts
 

@@ -212,7 +212,7 @@ class _Writer:
         invocation: tuple[int, ...] = ()
         temperatures = [self._how.temperatures]
         if question.adapter is not None:
-            file = self._contracts.adapter(question.adapter)
+            file = self._contracts.acting(question.adapter)
             invocation, temperatures = file.invocation, [file.temperatures, *temperatures]
         lettered = self._how.template is not None
         orders = tuple(

@@ -24,7 +24,8 @@ class Supervised:
 
     prompt    what is read before the reply: what the contract makes of the conversation, and the
               adapter's invocation
-    first     from which of its tokens on the adapter acts; 0 for a plain LoRA
+    first     from which of its tokens on the adapter acts; 0 for a plain LoRA, the last one for a
+              vector
     reply     what should be replied, and the token that ends it if the vocabulary has one
     n_forced  how many of the reply's first tokens the contract leaves no choice about
     """
@@ -43,9 +44,10 @@ def supervise(
     """
     vocab = dialogue.vocab
     question = Question.about(contracts, dialogue, call)
-    invocation = contracts.adapter(call.name).invocation
+    asked = contracts.adapter(call.name)
+    invocation = asked.invocation
     prompt = tuple(question.invocation.prompt or ())
-    first = 0
+    first = max(0, len(prompt) - 1) if asked.begins == "reply" else 0
     if invocation:
         found = find_last(prompt, invocation)
         if found is None:

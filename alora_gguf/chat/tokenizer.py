@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf._calls import checked
+from alora_gguf.engine.activation import Loaded
 from alora_gguf.engine.loading import BareVocabulary
 from alora_gguf.engine.tokens import common, find_last
 from alora_gguf.errors import ModelError, UnknownAdapterError
-from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import read_header
 from alora_gguf.intrinsics import Contract
@@ -58,7 +58,7 @@ class Tokenizer:
         path: str | os.PathLike[str],
         *,
         template: str | None = None,
-        adapters: Mapping[str, AdapterFile] | None = None,
+        adapters: Mapping[str, Loaded] | None = None,
         contracts: Mapping[str, Contract] | None = None,
         special_tokens_in_text: bool = False,
     ) -> None:
@@ -115,7 +115,7 @@ class Tokenizer:
         dialogue = self._dialogue(said, pages)
         tokens, held, ahead, writer = dialogue.transcript.tokens, 0, 0, None
         if reply is not None:
-            writer = None if reply.adapter is None else self._find(reply.adapter)
+            writer = None if reply.adapter is None else self._contracts.acting(reply.adapter)
             ahead = reply.max_tokens + _SLACK
             prompt = dialogue.reply_prompt(() if writer is None else writer.invocation)
             held = len(prompt.tokens) + ahead
@@ -137,12 +137,14 @@ class Tokenizer:
 
     def _shared(self, name: str, dialogue: Dialogue, prompt: Sequence[int]) -> int:
         """How many of the conversation's cells serve an intrinsic's prompt."""
-        read, invocation = dialogue.transcript.tokens, self._find(name).invocation
-        first = find_last(prompt, invocation) if invocation else 0
+        read, asked = dialogue.transcript.tokens, self._find(name)
+        first: int | None = max(0, len(prompt) - 1) if asked.begins == "reply" else 0
+        if asked.begins == "invocation":
+            first = find_last(prompt, asked.invocation)
         shared = common(read, tuple(prompt[:first]))
         return shared if self._bare.rewinds or shared == len(read) else 0
 
-    def _find(self, name: str) -> AdapterFile:
+    def _find(self, name: str) -> Loaded:
         if name not in self._files:
             known = ", ".join(self._files) or "none"
             raise UnknownAdapterError(f"no adapter named '{name}' was given; there are: {known}")

@@ -11,7 +11,14 @@ from typing import Annotated, Any, ClassVar, Final, TypeAlias, TypeVar
 
 from alora_gguf._calls import Within, check_texts, checked
 from alora_gguf.errors import FieldError, InputError, did_you_mean
-from alora_gguf.options import FrozenDict, IntrinsicCall, Scale, check_number
+from alora_gguf.options import (
+    AdapterLike,
+    FrozenDict,
+    IntrinsicCall,
+    Scale,
+    check_adapter,
+    check_number,
+)
 
 _T = TypeVar("_T")
 
@@ -99,11 +106,12 @@ class _Asked:
 
     instructions: Content | None = None
     _: KW_ONLY
-    adapter: str | None = None
+    adapter: AdapterLike | None = None
     scale: Scale = 1.0
     temperature: Temperature | None = None
 
     def _check(self) -> None:
+        object.__setattr__(self, "adapter", check_adapter(self.adapter))
         if self.temperature is not None:
             check_number(self.temperature, "temperature", 1e-3, MAX_TEMPERATURE)
         if self.instructions is not None:
@@ -129,9 +137,10 @@ class Predicate(_Asked):
 
     instructions  what is asked; None where `true` or `false` says it
     true, false   what counts as yes, and as no
-    adapter       which one answers, by name; None is the base. An activated LoRA sees the base's
-                  cells of the state, a plain LoRA reads the state for itself
-    scale         multiplies the adapter's own alpha/rank
+    adapter       which one answers, by name, or several, names mapped to scales; None is the base.
+                  An activated LoRA and a vector see the base's cells of the state, a plain LoRA
+                  reads the state for itself
+    scale         multiplies the adapter's own alpha/rank, or all scales of a mapping
     temperature   divides the options' log-probabilities; None: that of the call, or of the files
 
     Raises InputError for what nothing is asked by.

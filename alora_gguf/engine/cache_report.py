@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from .runtime import Runtime
-from .tokens import Spans
+from .tokens import Provenance, Spans
 
 Kind = Literal["session", "closed", "call"]
 _WHY: Final[dict[Kind, str]] = {
@@ -22,7 +22,8 @@ _WHY: Final[dict[Kind, str]] = {
 @dataclass(frozen=True, slots=True)
 class CacheSpan:
     """Cells in a row that one computed: positions [begin, end), an adapter's name (or, if it is not
-    loaded any more, the beginning of its weights' hash; None: the base) and its scale.
+    loaded any more, the beginning of its hash; None: the base) and its scale. Of several together
+    `adapter` has all names and scales, such as "legal at 0.8 + formal", and `scale` is 1.
     """
 
     begin: int
@@ -104,7 +105,7 @@ def report(runtime: Runtime) -> CacheReport:
                 cells=cells.length(seq),
                 alone=cells.freed_by(seq, 0),
                 promised=cells.promised_to(seq),
-                spans=None if spans is None else _spans(spans, cells.length(seq), names),
+                spans=None if spans is None else named(spans, cells.length(seq), names),
             )
             for seq in cells.sequences
             for kind, spans in [known.get(seq, ("call", None))]
@@ -120,11 +121,22 @@ def report(runtime: Runtime) -> CacheReport:
         )
 
 
-def _spans(spans: Spans, n: int, names: Mapping[str, str]) -> tuple[CacheSpan, ...]:
+def named(spans: Spans, n: int, names: Mapping[str, str]) -> tuple[CacheSpan, ...]:
+    """The spans of `n` cells with adapters' `names`, by the hash of what they compute."""
     ends = [*(begin for begin, _ in spans[1:]), n]
     return tuple(
-        CacheSpan(begin, end, who and names.get(who, who[:12]), by.scale)
+        CacheSpan(begin, end, _who(by, names), by.scale)
         for (begin, by), end in zip(spans, ends, strict=True)
-        for who in [by.identity]
         if begin < end
+    )
+
+
+def _who(by: Provenance, names: Mapping[str, str]) -> str | None:
+    if by.identity is None:
+        return None
+    if not by.parts or by.identity in names:
+        return names.get(by.identity, by.identity[:12])
+    return " + ".join(
+        names.get(identity, identity[:12]) + ("" if scale == 1 else f" at {scale:g}")
+        for identity, scale in by.parts
     )

@@ -1,5 +1,5 @@
-"""What is done with one llama.cpp context: its sequences are forked, cut, decoded, and adapters
-loaded for them.
+"""What is done with one llama.cpp context: its sequences are forked, cut, decoded, and what
+computes their tokens is chosen.
 
 Knows nothing of conversations: tokens go in by sequence, rows of logits come out, and a call that
 fails leaves no cells behind. Calls of several threads share batches, and when cells or sequences
@@ -9,35 +9,17 @@ run short they wait for what others are about to give back (scheduler.py).
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Final
+from collections.abc import Sequence
 
 from alora_gguf._calls import uninterrupted
-from alora_gguf.errors import (
-    AdapterInUseError,
-    AdapterMismatchError,
-    DecodeError,
-    InputError,
-    NotFiniteError,
-    UnknownAdapterError,
-    did_you_mean,
-)
-from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import MAX_SCALE, CancelToken, Progress, check_number
+from alora_gguf.errors import DecodeError, InputError, NotFiniteError
+from alora_gguf.options import CancelToken, Progress
 
 from .cells import NOBODY
 from .llama_context import LlamaContext, Logits, Run
 from .prefix_cache import PrefixCache
 from .scheduler import AdmissionQueue, Scheduler
-from .tokens import ActiveAdapter, Vocabulary
-
-_BASE: Final = nullcontext(ActiveAdapter(None, None, 0, 1.0))
 
 
 @uninterrupted
@@ -267,135 +249,3 @@ class Engine:
         """
         self.collect()
         return self.scheduler.decode(runs, cancel, progress)
-
-
-def _check_vocabulary(file: AdapterFile, base: BaseFile, vocab: Vocabulary) -> None:
-    """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they did
-    in the one that the adapter was converted for.
-    """
-    text, invocation = file.invocation_text, file.invocation
-    if not invocation or text is None or not vocab.has_text:
-        return
-    reads = vocab.detokenize(invocation, special=True)
-    # spaces do not count: some vocabularies put one before a text that had none
-    if reads.replace(" ", "") == text.replace(" ", ""):
-        return
-    # the text may have more spellings in tokens than one
-    if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != invocation:
-        raise AdapterMismatchError(
-            f"{file.path}: its invocation {list(invocation)} reads {text!r}, but {reads!r} in "
-            f"{base.path}, which has another vocabulary; use the base it was trained on"
-        )
-
-
-MAX_NAME: Final = 256  # characters of an adapter's name, which stands in messages and tables
-
-
-@uninterrupted
-class Bank(Mapping[str, AdapterFile]):
-    """The loaded adapters by name; for any thread."""
-
-    def __init__(self, engine: Engine, base: BaseFile, max_adapters: int) -> None:
-        self._engine = engine
-        self._base = base
-        self._max_adapters = max_adapters
-        self._loaded: dict[str, tuple[AdapterFile, int]] = {}
-        self._in_use: Counter[int] = Counter()  # slots; guarded by the engine's condition
-
-    def __getitem__(self, name: str) -> AdapterFile:
-        return self._loaded[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._loaded))
-
-    def __len__(self) -> int:
-        return len(self._loaded)
-
-    def load(
-        self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
-    ) -> None:
-        """Reads, checks and adds adapters; all of them or, if one fails, none. `from_start` takes
-        activated LoRAs for plain ones.
-        """
-        files = {}
-        for name, path in paths.items():
-            self._check_name(name)
-            files[name] = AdapterFile.read(path)
-            files[name].check_base(self._base, self._engine.vocab.n_tokens)
-            _check_vocabulary(files[name], self._base, self._engine.vocab)
-            if from_start:
-                files[name] = replace(files[name], invocation=(), invocation_text=None)
-        if not files:
-            return
-        native, slots = self._engine.native, dict[str, int]()
-        with self._engine.lock:
-            ctx = self._engine.ctx
-            for name in files:
-                self._check_name(name)  # another thread may have been faster
-            # Room for all slots at once, but for no rank: that would be every target's, so that one
-            # of rank 4096 would multiply all the others. The largest adapter comes first instead:
-            # the next ones fit then, and the context reserves once and not once each.
-            native.bank_reserve(ctx, self._max_adapters, 1)
-            try:
-                for name, file in sorted(files.items(), key=lambda item: -item[1].rank):
-                    slots[name] = native.adapter_add(ctx, file.data, str(file.path))
-            except BaseException:
-                for slot in slots.values():
-                    native.adapter_remove(ctx, slot, "an adapter that was added before")
-                raise
-            for name, file in files.items():
-                self._loaded[name] = (file.without_data(), slots[name])
-
-    def _check_name(self, name: object) -> None:
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            wanted = f"1 to {MAX_NAME} printable characters"
-            raise InputError(f"an adapter's name must be {wanted}, got {ascii(name)[:80]}")
-        if name in self._loaded:
-            raise AdapterInUseError(
-                f"an adapter named '{name}' is loaded already "
-                f"({self._loaded[name][0].path}); unload it first or choose another name"
-            )
-
-    def unload(self, name: str) -> None:
-        """Frees an adapter's slot. Raises AdapterInUseError while a call or reply uses it."""
-        engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
-        with engine.lock:
-            engine.collect()
-            with engine.condition:
-                _, slot = self._find(name)
-                if self._in_use[slot]:
-                    raise AdapterInUseError(f"{what}: a call on another thread is using it")
-                engine.native.adapter_remove(engine.ctx, slot, what)
-                del self._loaded[name]
-
-    def using(self, name: str | None, scale: float) -> AbstractContextManager[ActiveAdapter]:
-        """Resolves an adapter's name (None: the base), and keeps it loaded meanwhile. Raises
-        UnknownAdapterError, InputError.
-        """
-        check_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
-        return _BASE if name is None else self._using(name, scale)
-
-    @contextmanager
-    def _using(self, name: str, scale: float) -> Iterator[ActiveAdapter]:
-        with self._engine.condition:
-            file, slot = self._find(name)
-            self._in_use[slot] += 1
-        try:
-            yield ActiveAdapter(name, file, slot, float(scale))
-        finally:
-            with self._engine.condition:
-                self._in_use[slot] -= 1
-
-    def find(self, name: str) -> AdapterFile:
-        """The adapter of that name. Raises UnknownAdapterError."""
-        return self._find(name)[0]
-
-    def _find(self, name: str) -> tuple[AdapterFile, int]:
-        try:
-            return self._loaded[name]
-        except (KeyError, TypeError):
-            known = ", ".join(f"'{n}'" for n in self._loaded) or "none"
-            raise UnknownAdapterError(
-                f"no adapter named {name!r} is loaded; loaded: {known}"
-                f"{did_you_mean(name, self._loaded)}"
-            ) from None

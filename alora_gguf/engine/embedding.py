@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alora_gguf.errors import DecodeError, InputError, ModelError, NotFiniteError
+from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.vector import VectorFile
 from alora_gguf.options import CancelToken
 
 from .llama_context import Batch, LlamaContext
+from .tokens import BASE, Provenance
 
 Pooling = Literal["mean", "cls", "last"]
 """How one vector is made of a text's: their mean, the first, or the last."""
@@ -45,6 +48,7 @@ class Embedder:
         params.embeddings = params.kv_unified = True
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}
+        self._mixed: list[int] = []  # slots of several together
         with context.logged(), context.vocab.opened():
             ctx = self._llama.llama_init_from_model(context.model, params)
             if not ctx:
@@ -76,13 +80,13 @@ class Embedder:
     def embed(
         self,
         texts: Sequence[Sequence[int]],
-        adapted: Sequence[tuple[int | None, int, float]] = (),
+        adapted: Sequence[Sequence[tuple[int, int, float]]] = (),
         cancel: CancelToken | None = None,
     ) -> list[Vectors]:
         """A vector for each text, of 1 to `n_tokens` tokens; for each token of it, [n, n_embd],
-        where nothing is pooled. `adapted` says of each text from which position on (None: nowhere)
-        it is computed with which slot of slot_of() at which scale. Raises CancelledError,
-        NotFiniteError, DecodeError.
+        where nothing is pooled. `adapted` says of each text from which positions on it is computed
+        with which slots of slots_for() at which scales. Raises CancelledError, NotFiniteError,
+        DecodeError.
         """
         out = list[Vectors]()
         with self._lock:
@@ -94,21 +98,42 @@ class Embedder:
                     out += self._compute(texts[begin:end], uses, cancel)
         return out
 
-    def slot_of(self, identity: str, data: bytes, what: str, known: Collection[str]) -> int:
-        """The slot of an adapter by the hash of its weights; `data` is its file's, `known` are the
-        adapters that are loaded: others are dropped.
+    def slots_for(
+        self,
+        wanted: Collection[Provenance],
+        file_of: Callable[[str], AdapterFile | VectorFile],
+        known: Collection[str],
+    ) -> dict[Provenance, tuple[int, float]]:
+        """The slot and the scale of each that is `wanted`; `file_of` reads what computes as an
+        identity says, and `known` are those of the adapters that are loaded: others are dropped.
         """
+        found, what = {BASE: (0, 1.0)}, "embeddings"
         with self._lock, self._context.vocab.opened():
+            for slot in self._mixed:  # of the call before
+                self._native.adapter_remove(self._ctx, slot, what)
+            self._mixed.clear()
             for gone in [each for each in self._slots if each not in known]:
                 self._native.adapter_remove(self._ctx, self._slots.pop(gone), what)
-            if identity not in self._slots:
-                self._native.bank_reserve(self._ctx, len(self._slots) + 1, 1)
-                self._slots[identity] = self._native.adapter_add(self._ctx, data, what)
-            return self._slots[identity]
+            for by in wanted:
+                slots = [self._slot_of(identity, file_of) for identity, _ in by.acting]
+                if by.parts:
+                    scales = [scale for _, scale in by.parts]
+                    self._mixed.append(self._native.combine(self._ctx, slots, scales))
+                    found[by] = self._mixed[-1], 1.0
+                elif slots:
+                    found[by] = slots[0], by.scale
+        return found
 
-    def knows(self, identity: str) -> bool:
-        """Whether slot_of() needs no data for an adapter."""
-        return identity in self._slots
+    def _slot_of(self, identity: str, file_of: Callable[[str], AdapterFile | VectorFile]) -> int:
+        if identity not in self._slots:
+            file = file_of(identity)
+            if isinstance(file, VectorFile):
+                slot = self._native.vector_add(self._ctx, file.parts, file.n_embd, str(file.path))
+            else:
+                self._native.bank_reserve(self._ctx, len(self._slots) + 1, 1)
+                slot = self._native.adapter_add(self._ctx, file.data, str(file.path))
+            self._slots[identity] = slot
+        return self._slots[identity]
 
     def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
         """Which texts share a batch, in order."""
@@ -124,7 +149,7 @@ class Embedder:
     def _compute(
         self,
         texts: Sequence[Sequence[int]],
-        uses: Sequence[tuple[int | None, int, float]],
+        uses: Sequence[Sequence[tuple[int, int, float]]],
         cancel: CancelToken | None,
     ) -> list[Vectors]:
         ctx, llama, batch = self._ctx, self._llama, self._batch
@@ -137,8 +162,8 @@ class Embedder:
             cancel._watch(wake)
         try:
             with self._context.logged():
-                for seq, (first, slot, scale) in enumerate(uses):
-                    if first is not None and slot:
+                for seq, stages in enumerate(uses):
+                    for first, slot, scale in stages:
                         self._native.activate(ctx, seq, first, slot, scale)
                 status = llama.llama_decode(ctx, batch.struct())
                 if status and cancel is not None:

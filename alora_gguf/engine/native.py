@@ -17,11 +17,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from alora_gguf import errors
+from alora_gguf.gguf.vector import Directions
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
-API_VERSION: Final = 6
+API_VERSION: Final = 7
+FIRST_COMPOSITE: Final = 0x10000  # slots of vectors and combinations begin here
 
 _MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
 _NO_MEMORY: Final = -5
@@ -49,6 +53,8 @@ class Stats:
     rank: int
     n_attention: int
     n_skipped: int
+    n_vectors: int
+    n_steered: int
 
 
 class _StatsStruct(ctypes.Structure):
@@ -57,6 +63,23 @@ class _StatsStruct(ctypes.Structure):
     _fields_ = [
         (field.name, ctypes.c_int64 if i < 5 else ctypes.c_int32)
         for i, field in enumerate(fields(Stats))
+    ]
+
+
+_HOOKS: Final = {"block": 0, "attention": 1, "ffn": 2}  # enum alora_hook
+_EDITS: Final = {"add": 0, "project": 1, "project_positive": 2, "add_keep_norm": 3}  # alora_edit
+
+
+class _PartStruct(ctypes.Structure):
+    """struct alora_part."""
+
+    _fields_ = [
+        ("layer", ctypes.c_int32),
+        ("hook", ctypes.c_int32),
+        ("edit", ctypes.c_int32),
+        ("n_directions", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("directions", ctypes.POINTER(ctypes.c_float)),
     ]
 
 
@@ -169,6 +192,8 @@ class Native:
             "alora_bank_reserve": ([ctx, i32, i32], i32),
             "alora_adapter_add": ([ctx, ctypes.c_char_p, ctypes.c_size_t], i32),
             "alora_adapter_remove": ([ctx, i32], i32),
+            "alora_vector_add": ([ctx, ctypes.POINTER(_PartStruct), i32, i32], i32),
+            "alora_combine": ([ctx, i32, i32s, ctypes.POINTER(ctypes.c_float)], i32),
             "alora_activate": ([ctx, i32, i32, i32, ctypes.c_float], i32),
             "alora_deactivate": ([ctx, i32], i32),
             "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
@@ -207,8 +232,45 @@ class Native:
         """alora_adapter_add(): the slot of the adapter in a GGUF file's bytes."""
         return self._check(self._lib.alora_adapter_add(ctx, gguf, len(gguf)), what)
 
+    def vector_add(self, ctx: int, parts: Sequence[Directions], n_embd: int, what: str) -> int:
+        """alora_vector_add(): the slot of a steering vector whose directions are `n_embd` wide.
+
+        Raises AdapterMismatchError where the base is of another width, or its graph has no such
+        place.
+        """
+        arrays = [np.ascontiguousarray(part.values, np.float32) for part in parts]
+        for array in arrays:
+            if array.ndim != 2 or array.shape[1] != n_embd:
+                raise errors.InputError(
+                    f"{what}: expected directions [n, {n_embd}], found {list(array.shape)}"
+                )
+        structs = (_PartStruct * len(parts))(
+            *(
+                _PartStruct(
+                    part.layer,
+                    _HOOKS[part.hook],
+                    _EDITS[part.operation],
+                    array.shape[0],
+                    part.scale,
+                    array.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+                )
+                for part, array in zip(parts, arrays, strict=True)
+            )
+        )
+        return self._check(self._lib.alora_vector_add(ctx, structs, len(parts), n_embd), what)
+
+    def combine(
+        self, ctx: int, slots: Sequence[int], scales: Sequence[float], what: str = "combination"
+    ) -> int:
+        """alora_combine(): a slot that stands for others, each at its scale."""
+        n = len(slots)
+        status = self._lib.alora_combine(
+            ctx, n, (ctypes.c_int32 * n)(*slots), (ctypes.c_float * n)(*scales)
+        )
+        return self._check(status, what)
+
     def adapter_remove(self, ctx: int, slot: int, what: str) -> None:
-        """alora_adapter_remove(): frees a slot."""
+        """alora_adapter_remove(): frees a slot, of an adapter, a vector or a combination."""
         self._check(self._lib.alora_adapter_remove(ctx, slot), what)
 
     def activate(self, ctx: int, seq: int, first: int, slot: int, scale: float) -> None:

@@ -7,7 +7,9 @@ from functools import cached_property
 
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 
-from .context import Bank, Engine
+from .activation import Combination
+from .bank import Bank
+from .context import Engine
 from .llama_context import LlamaContext
 from .loading import CacheLayout
 from .prefix_cache import PrefixCache
@@ -48,8 +50,9 @@ class Runtime:
         return BaseFingerprint.of(self.base)
 
     def names(self) -> Mapping[str, str]:
-        """The loaded adapters' names, by the hash of their weights."""
-        return {file.identity: name for name, file in self.bank.items()}
+        """The loaded adapters' names, by the hash of what they compute."""
+        files = sorted(self.bank.items(), key=lambda item: not isinstance(item[1], Combination))
+        return {file.identity: name for name, file in files}  # a file's own name counts
 
     def check_open(self) -> None:
         """Raises ClosedError after close()."""

@@ -14,10 +14,11 @@ from alora_gguf._calls import allowed, uninterrupted
 from alora_gguf.errors import CacheFullError, ClosedError, InputError
 from alora_gguf.options import CancelToken, Progress, Timings
 
+from .activation import Activations, ActiveAdapter
 from .context import Engine
 from .llama_context import Logits, Run
 from .prefix_cache import MIN_GAIN, OpenSequence, usable
-from .tokens import BASE, ActiveAdapter, CachedTokens, Spans, spans_for
+from .tokens import BASE, CachedTokens, Spans
 
 
 @uninterrupted
@@ -79,10 +80,10 @@ class TokenSequence:
             self.engine.waive(self.seq)
             self._cache.give(self.seq, self.cached)
 
-    def activate(self, active: ActiveAdapter, first: int | None) -> None:
-        """From position `first` on (None: nowhere), tokens are computed as `active` says."""
-        if active.slot and first is not None:
-            self.engine.activate(self.seq, first, active.slot, active.scale)
+    def activate(self, activations: Activations) -> None:
+        """Tokens are computed as these say."""
+        for position, stage in activations.stages:
+            self.engine.activate(self.seq, position, stage.slot, stage.scale)
 
     def deactivate(self) -> None:
         """The base computes again."""
@@ -100,15 +101,15 @@ class TokenSequence:
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
     ) -> Timings:
-        """Makes the conversation `tokens`: the cells are shared where some have them as `active`
-        computes them, and the rest is prefilled. With `logits`, those after the last token are
-        there afterwards. If it raises, the conversation is what it was.
+        """Makes the conversation `tokens`, which a reply is to follow: the cells are shared where
+        some have them as `active` computes them, and the rest is prefilled. With `logits`, those
+        after the last token are there afterwards. If it raises, the conversation is what it was.
 
         Returns what was reused and prefilled, and why not more was reused; times are the caller's.
         """
         engine = self.engine
-        first = active.first_position(tokens, engine.vocab)
-        spans = spans_for(first, active.provenance)
+        activations = active.over(tokens, engine.vocab)
+        spans = activations.spans
         keep = self.cached.common_prefix(tokens, spans)
         note = self._note(tokens, keep)
         # a last token whose logits are wanted is decoded in any case
@@ -127,7 +128,7 @@ class TokenSequence:
         rest = tokens[keep:]
         try:
             if rest:
-                self.activate(active, first)
+                self.activate(activations)
                 run = Run(self.seq, rest)
                 (self.logits,) = engine.decode([run], cancel=cancel, progress=progress)
                 self.cached.extend(rest, spans)
@@ -151,13 +152,13 @@ class TokenSequence:
         cancel: CancelToken | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Makes the conversation `tokens`, as prefill() does, and hands `take` each position from
-        `first` on, which is 1 or more, with the logits before it, [n_vocab]. Cells before that are
-        reused.
+        """Makes the conversation `tokens`, of which those from `first` on, which is 1 or more, are
+        the reply, and hands `take` each of their positions with the logits before it, [n_vocab].
+        Cells before that are reused.
         """
         engine, old, n = self.engine, self.tokens, len(tokens)
-        start = active.first_position(tokens, engine.vocab)
-        spans = spans_for(start, active.provenance)
+        activations = active.over(tokens, engine.vocab, reply=first - 1)
+        spans = activations.spans
         keep = min(self.cached.common_prefix(tokens, spans), first - 1)
         keep = self._share_with_others(tokens[: first - 1], spans, keep) or keep
         engine.admission.require(
@@ -167,7 +168,7 @@ class TokenSequence:
         keep = at = self.cut(keep)
         step = min(engine.n_batch, engine.options.rows)
         try:
-            self.activate(active, start)
+            self.activate(activations)
             while at < n:
                 part = tokens[at : at + step]
                 wanted = min(len(part), at + len(part) - first + 1)
@@ -219,6 +220,8 @@ class TokenSequence:
             return f"the conversation differs from the cached one at token {keep}"
         by = self.cached.at(keep)
         who = "the base" if by == BASE else f"an adapter at scale {by.scale:g}"
+        if by.parts:
+            who = f"{len(by.parts)} adapters together"
         return f"tokens from {keep} on were in the cache, but computed by {who}"
 
     # Others' cells -------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ class TokenSequence:
         their room.
         """
         engine = self.engine
-        spans = spans_for(active.first_position(tokens, engine.vocab), active.provenance)
+        spans = active.over(tokens, engine.vocab).spans
         keep = self.cached.common_prefix(tokens, spans)
         if not engine.rewinds and keep < len(self.cached):
             keep = 0

@@ -1,19 +1,19 @@
-"""Tokens: their texts in a model's vocabulary, which adapter computes them, and who computed those
-in the cache.
+"""Tokens: their texts in a model's vocabulary, and who computed those in the cache.
 
-A cell of the KV cache may stand in for a token exactly if the same token, the same adapter weights
-and the same scale would compute it, and all cells before it may, too. Adapters are known by the
-hash of their weights: names and slots get reused. Where in a prompt one begins is decided here too:
-at the first token of its invocation's last occurrence, as in PEFT, which is adapted itself.
+A cell of the KV cache may stand in for a token exactly if the same token, the same adapter and the
+same scale would compute it, and all cells before it may, too. Adapters are known by the hash of
+what they compute, weights or vectors: names and slots get reused.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import math
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +24,8 @@ from alora_gguf.errors import (
     CacheFullError,
     ClosedError,
     InputError,
-    InvocationNotFoundError,
     ModelError,
 )
-from alora_gguf.gguf.adapter import AdapterFile
 
 from .native import Native
 
@@ -361,22 +359,54 @@ def token_bytes(llama: Any, vocab: int, token: int, *, special: bool) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What computed a token: an adapter (`identity`, the hash of its weights) at a scale, or the
-    base (`identity` None, scale 1).
+    """What computed a token: an adapter (`identity`, the hash of what it computes) at a scale, or
+    the base (`identity` None, scale 1). Of several at once `parts` has each one's identity and
+    scale, sorted; `identity` is the hash of those then, and the scale 1.
     """
 
     identity: str | None = None
     scale: float = 1.0
+    parts: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, identity: str | None, scale: float) -> Provenance:
         """A scale of 0 is the base; other scales are compared as the float32 that ggml computes
         with.
         """
-        scale32: float = struct.unpack("<f", struct.pack("<f", scale))[0]
+        scale32 = float32(scale)
         if identity is None or scale32 == 0.0:
             return BASE
         return cls(identity, scale32)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[tuple[str, float]]) -> Provenance:
+        """Of several at once, in any order: one that is there twice acts at the sum of its scales,
+        and what is left alone is what it is by itself.
+        """
+        scales: dict[str, list[float]] = {}
+        for identity, scale in parts:
+            scales.setdefault(identity, []).append(scale)
+        found = [cls.of(identity, math.fsum(each)) for identity, each in sorted(scales.items())]
+        acting = [by for by in found if by != BASE]
+        if len(acting) < 2:
+            return acting[0] if acting else BASE
+        digest = hashlib.sha256()
+        for by in acting:
+            digest.update(f"{by.identity}\n".encode() + struct.pack("<f", by.scale))
+        return cls(digest.hexdigest(), 1.0, tuple((by.identity or "", by.scale) for by in acting))
+
+    @property
+    def acting(self) -> tuple[tuple[str, float], ...]:
+        """Each identity that acts, and its scale; none for the base."""
+        if self.identity is None or self.parts:
+            return self.parts
+        return ((self.identity, self.scale),)
+
+
+def float32(value: float) -> float:
+    """The nearest float32."""
+    nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return nearest
 
 
 BASE: Final = Provenance()
@@ -495,61 +525,3 @@ def nearest_miss(tokens: Sequence[int], invocation: Sequence[int]) -> tuple[int,
             n = common(tuple(tokens[at : at + len(invocation)]), tuple(invocation))
             best_at, best = (at, n) if n >= best else (best_at, best)
     return best_at, best
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveAdapter:
-    """How tokens are to be computed: with an adapter at a scale, or by the base (`file` None)."""
-
-    name: str | None
-    file: AdapterFile | None
-    slot: int
-    scale: float
-
-    @property
-    def provenance(self) -> Provenance:
-        """What the cells of adapted tokens are remembered as."""
-        return BASE if self.file is None else Provenance.of(self.file.identity, self.scale)
-
-    def first_position(self, tokens: Sequence[int], vocab: Vocabulary) -> int | None:
-        """From which token of `tokens` on the adapter computes: the invocation's last occurrence, 0
-        for a plain LoRA, None for the base. Raises InvocationNotFoundError.
-        """
-        if self.file is None:
-            return None
-        if not self.file.invocation:
-            return 0
-        at = find_last(tokens, self.file.invocation)
-        if at is None:
-            raise not_found(self, tokens, vocab)
-        return at
-
-
-def not_found(
-    active: ActiveAdapter, tokens: Sequence[int], vocab: Vocabulary
-) -> InvocationNotFoundError:
-    """The error for a text without the invocation, with the nearest near-miss in tokens."""
-    invocation = active.file.invocation if active.file is not None else ()
-    head = (
-        f"adapter '{active.name}' begins at its invocation [{vocab.show(invocation)}], which does "
-        f"not occur in these {len(tokens)} tokens"
-    )
-    at, n = nearest_miss(tokens, invocation)
-    found = tokens[at : at + len(invocation)]
-    if n:
-        near = (
-            f"; nearest: [{vocab.show(found)}] at position {at}, whose first {n} of "
-            f"{len(invocation)} tokens agree"
-        )
-        if n < len(found):
-            near += f" (token {n} is {found[n]}, expected {invocation[n]})"
-    else:
-        near = "; not even its first token occurs"
-    if vocab.has_text and vocab.detokenize(invocation, special=True) in vocab.detokenize(
-        tokens, special=True
-    ):
-        near += (
-            "; its text does occur, but split into other tokens: pass the invocation as token ids, "
-            "or leave it out and let it be appended"
-        )
-    return InvocationNotFoundError(head + near)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from alora_gguf.engine.activation import ActiveAdapter
 from alora_gguf.engine.embedding import POOLING, UNSPECIFIED, Embedder, Pooling, Vectors, normalized
 from alora_gguf.engine.loading import Tuning, context_params
 from alora_gguf.engine.runtime import Runtime
-from alora_gguf.engine.tokens import ActiveAdapter
 from alora_gguf.errors import AdapterFormatError, InputError
 from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.vector import VectorFile, read_adapter
 from alora_gguf.options import CancelToken
 
 
@@ -54,10 +55,7 @@ class TextEmbedder:
             embedder = self._embedder(pooling)
             n = embedder.n_tokens
             read = [self._tokens(text, i, n, truncate=truncate) for i, text in enumerate(texts)]
-            slot = self._slot(embedder, use)
-            vocab = self._runtime.vocab
-            uses = [(use.first_position(each, vocab), slot, use.scale) for each in read]
-            found = embedder.embed(read, uses, cancel)
+            found = embedder.embed(read, self._uses(embedder, use, read), cancel)
         width = self._runtime.engine.llama.llama_model_n_embd(self._runtime.engine.context.model)
         rows = np.stack(found) if found else np.empty((0, width), np.float32)
         return Embeddings(normalized(rows) if normalize else rows, tuple(map(len, read)))
@@ -102,15 +100,26 @@ class TextEmbedder:
             )
         return tokens
 
-    def _slot(self, embedder: Embedder, use: ActiveAdapter) -> int:
-        if use.file is None:
-            return 0
-        identity, data = use.file.identity, b""
-        if not embedder.knows(identity):
-            file = AdapterFile.read(use.file.path)
-            if file.identity != identity:
-                raise AdapterFormatError(
-                    f"{use.file.path}: was changed since it was loaded; unload it and load it again"
-                )
-            data = file.data
-        return embedder.slot_of(identity, data, str(use.file.path), self._runtime.names())
+    def _uses(
+        self, embedder: Embedder, use: ActiveAdapter, texts: Sequence[Sequence[int]]
+    ) -> list[list[tuple[int, int, float]]]:
+        """From which positions on each text is computed with which slots at which scales: no reply
+        follows it, so what begins at one begins at its first token.
+        """
+        vocab, names = self._runtime.vocab, self._runtime.names()
+        all_stages = [use.over(each, vocab, reply=0).stages for each in texts]
+        wanted = {stage.provenance for stages in all_stages for _, stage in stages}
+        slots = embedder.slots_for(wanted, self._file_of, names)
+        return [[(at, *slots[stage.provenance]) for at, stage in stages] for stages in all_stages]
+
+    def _file_of(self, identity: str) -> AdapterFile | VectorFile:
+        """What computes as an identity says, read anew: the bank keeps no weights."""
+        loaded = self._runtime.bank.find(self._runtime.names()[identity])
+        if isinstance(loaded, VectorFile):
+            return loaded
+        file = read_adapter(str(loaded.path))
+        if file.identity != identity:
+            raise AdapterFormatError(
+                f"{loaded.path}: was changed since it was loaded; unload it and load it again"
+            )
+        return file

@@ -16,6 +16,7 @@ from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.tokens import Vocabulary, common
 from alora_gguf.errors import CacheFullError
 from alora_gguf.options import (
+    AdapterLike,
     CancelToken,
     FinishReason,
     Invocation,
@@ -47,10 +48,11 @@ OnText = Callable[[int, str], None]
 class Verdict:
     """An adapter's answer: its text and tokens, without an end token or a stop string, and their
     log-probabilities if they were asked for; `end` is the end token's, if one was sampled.
-    `further` has what can come after other ways to begin, in tokens, that were read with it anyway.
+    `adapter` is what the invocation named. `further` has what can come after other ways to begin,
+    in tokens, that were read with it anyway.
     """
 
-    adapter: str | None
+    adapter: AdapterLike | None
     text: str
     tokens: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
@@ -303,8 +305,8 @@ class Runner:
         source = plan.parent.seq if source is None else source
         seq = engine.fork(source, n, promise=promise, cancel=self.cancel, evicts=evicts)
         try:
-            if plan.active.slot and plan.first is not None:
-                engine.activate(seq, plan.first, plan.active.slot, plan.active.scale)
+            for position, stage in plan.activations.stages:
+                engine.activate(seq, position, stage.slot, stage.scale)
         except BaseException:
             engine.abandon(seq)
             raise

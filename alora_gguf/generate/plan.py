@@ -17,18 +17,17 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from alora_gguf.engine.activation import Activations, ActiveAdapter, not_found
 from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.tokens import (
     BASE,
-    ActiveAdapter,
     CachedTokens,
     Provenance,
     Spans,
     Vocabulary,
     common,
     find_last,
-    not_found,
     spans_for,
 )
 from alora_gguf.errors import CacheFullError, InputError
@@ -228,14 +227,19 @@ class InvocationPlan:
     invocation: Invocation
     active: ActiveAdapter
     prompt: list[int]
+    activations: Activations
     spans: Spans
-    first: int | None
     reply: SampledReply
     parent: Parent
     reuse: int = 0
     extra: int = 0  # tokens of a shared prefix that are counted here
     note: str = ""
     draft: Draft = NO_DRAFT
+
+    @property
+    def first(self) -> int | None:
+        """From which token on it is not the base that computes; None: nowhere."""
+        return self.activations.first
 
     def needs(self) -> int:
         """Cells of its own at most; the last token is sampled but never decoded."""
@@ -264,14 +268,14 @@ def plan_invocation(
         draft = Draft(begun, (begun,), draft.answers)
     if invocation.stop or not engine.rewinds:
         draft = Draft(draft.forced, (draft.forced,))
-    first = active.first_position(prompt, vocab)
+    activations = active.over(prompt, vocab)
     return InvocationPlan(
         index=index,
         invocation=invocation,
         active=active,
         prompt=prompt,
-        spans=spans_for(first, active.provenance),
-        first=first,
+        activations=activations,
+        spans=activations.spans,
         reply=reply,
         parent=parent,
         draft=draft,
@@ -289,8 +293,8 @@ def _prompt(
         return _with_invocation(active, vocab.check(invocation.prompt, "prompt"), 0, invocation)
     ids = vocab.encode(suffix or (), "suffix", begins=not parent.tokens)
     prompt = _with_invocation(active, [*parent.tokens, *ids], len(parent.tokens), invocation)
-    if active.file is not None and len(prompt) > len(parent.tokens) + len(ids):
-        wanted = active.file.invocation
+    if len(prompt) > len(parent.tokens) + len(ids):
+        wanted = active.invocation
         if isinstance(suffix, str) and vocab.detokenize(wanted, special=True) in suffix:
             raise not_found(active, [*parent.tokens, *ids], vocab)  # it would stand there twice
     if not prompt:
@@ -304,7 +308,7 @@ def _with_invocation(
     """`prompt`, and the adapter's invocation if it does not occur after the first `n` tokens. It
     may begin in them, but one that ends there is an earlier turn's.
     """
-    wanted = () if active.file is None else active.file.invocation
+    wanted = active.invocation
     if not wanted or not invocation.append_invocation:
         return prompt
     tail = prompt[max(0, n - len(wanted) + 1) :]
@@ -325,17 +329,18 @@ def choose_parent(engine: Engine, plan: InvocationPlan, parents: Sequence[Parent
     plan.parent = max(parents, key=lambda parent: _reusable(engine, plan, parent))
     plan.reuse = _reusable(engine, plan, plan.parent)
     same = plan.parent.cached.common_prefix(plan.prompt, plan.spans)
-    name, n = plan.active.name, len(plan.parent.tokens)
+    who, n = plan.active.label, len(plan.parent.tokens)
     if plan.reuse >= n - 1:
         return
     if plan.first == 0:
-        plan.note = f"'{name}' is a plain LoRA: it recomputes every token"
+        what = "a plain LoRA" if plan.active.plain_lora else "on from the first token"
+        plan.note = f"{who} is {what}: it recomputes every token"
     elif plan.prompt[:n] != list(plan.parent.tokens):
         plan.note = f"its prompt differs from the conversation from token {same} of {n} on"
     elif plan.reuse < same - 1:
         plan.note = "this model's memory can be forked only as a whole, so everything is read again"
     elif plan.first is not None and plan.first < n:
-        plan.note = f"'{name}' is on from token {plan.first} of the conversation's {n}"
+        plan.note = f"{who} is on from token {plan.first} of the conversation's {n}"
     else:
         plan.note = f"tokens from {same} on are cached as another adapter computed them"
 
@@ -353,15 +358,16 @@ def prefill_shared(
     have = parent.cached.common_prefix(parent.tokens, base)
     if not engine.rewinds and have < len(parent.cached):
         have = 0
+    least = n - 1 if engine.rewinds else n  # a vector may begin at the last token
     wanting = [
         p
         for p in plans
-        if (p.first is None or p.first >= n) and p.prompt[:n] == list(parent.tokens)
+        if (p.first is None or p.first >= least) and p.prompt[:n] == list(parent.tokens)
     ]
     free = engine.cells.free() - (n - have)
     if have == n or len(wanting) < 2 or engine.cells.free_sequences < 2:
         return None
-    if free < min(p.needs() - n for p in wanting):
+    if free < min(p.needs() - (n if p.first is None else min(n, p.first)) for p in wanting):
         return None
     try:
         seq = engine.fork(parent.seq, have, promise=n - have, cancel=cancel)
@@ -437,4 +443,4 @@ def _by(spans: Spans, position: int) -> Provenance:
 
 def title(plan: InvocationPlan) -> str:
     """Who is asked, for messages."""
-    return "the base model" if plan.active.name is None else f"adapter '{plan.active.name}'"
+    return plan.active.label if plan.active.name is None else f"adapter {plan.active.label}"

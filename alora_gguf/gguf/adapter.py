@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
@@ -28,6 +28,7 @@ _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
 MAX_RANK: Final = 4096  # of alora.h
 ALPHA: Final = "adapter.lora.alpha"
 INVOCATION: Final = "adapter.alora.invocation_tokens"
+Begins = Literal["start", "invocation", "reply"]  # from where on an adapter changes tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,11 @@ class AdapterFile:
     def targets(self) -> tuple[str, ...]:
         """The base weights it changes, sorted."""
         return tuple(pair.target for pair in self.pairs)
+
+    @property
+    def begins(self) -> Begins:
+        """Where it is on from: an activated LoRA at its invocation, a plain one at the start."""
+        return "invocation" if self.invocation else "start"
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> AdapterFile:
@@ -222,6 +228,12 @@ def pairs_in(header: GGUFHeader) -> list[Pair]:
 
 
 def _kind_problems(header: GGUFHeader) -> Iterator[Problem]:
+    if header.metadata.get("general.architecture") == "controlvector":
+        yield Problem(
+            "is a steering vector, expected an adapter with weights",
+            "name it where replies are steered (--steer, /steer, adapter=)",
+        )
+        return
     ways_out = {"adapter": "this is not an adapter's file", "lora": "only LoRA is supported"}
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if key not in header.metadata:

@@ -20,7 +20,14 @@ from alora_gguf.errors import FileFormatError, MissingFileError, ModelError
 from .decisions import TEMPLATE, decision_temperatures
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
-from .soundness import check_base, check_vocabulary, departures, head_sizes, is_causal
+from .soundness import (
+    check_base,
+    check_vocabulary,
+    departures,
+    head_sizes,
+    is_causal,
+    stream_sizes,
+)
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -170,7 +177,8 @@ class BaseFile:
     before them. `head_sizes` are those of a head's keys and of its values, in any layer.
     `departures` say from how many cells on llama.cpp computes otherwise than transformers, and how.
     `decision_template` is the Jinja text that writes typed questions, None if it has none;
-    `temperatures` are those of their answers, by question type.
+    `temperatures` are those of their answers, by question type. `n_layer` blocks are passed by a
+    token, in a stream `n_embd` wide; None is what the file does not say.
     """
 
     path: Path
@@ -184,6 +192,8 @@ class BaseFile:
     head_sizes: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     decision_template: str | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    n_layer: int | None = None
+    n_embd: int | None = None
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -216,6 +226,7 @@ class BaseFile:
             head_sizes(header),
             _text(header, TEMPLATE),
             decision_temperatures(header),
+            *stream_sizes(header, overrides),
         )
 
 

@@ -1,7 +1,8 @@
-"""What a GGUF file is, told from its header alone: adapters, bases, and whatever else comes.
+"""What a GGUF file is, told from its header alone: adapters, steering vectors, bases, and whatever
+else comes.
 
-Nothing is refused here that can be read: what is wrong with an adapter becomes one of its
-`problems`. Neither numpy nor a vocabulary is loaded; how it is shown is the command's business.
+Nothing is refused here that can be read: what is wrong with an adapter or a vector becomes one of
+its `problems`. Neither numpy nor a vocabulary is loaded; how it is shown is the command's business.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any, Final
 
 from alora_gguf._calls import checked
 
+from . import glp
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
 from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
+from .vector_file import VectorOrigin, origin_of
 
 _LONG: Final = 1024  # arrays of more elements are only counted, layers are never that many
 _LAYER: Final = re.compile(r"(.*\bblk)\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)
@@ -91,8 +94,8 @@ class Split:
 class FileSummary:
     """What every GGUF file has.
 
-    kind         "alora", "lora", "model", "vocabulary" (a model without weights), "mmproj", or
-                 what general.type says, such as "imatrix"
+    kind         "alora", "lora", "vector", "model", "vocabulary" (a model without weights),
+                 "mmproj", or what general.type says, such as "imatrix"
     nbytes       the size of the file; `weights_nbytes` that of the tensors, without padding
     types        the tensors by ggml type, the most bytes first
     metadata     every key in the file's order; long arrays, and all of a tokenizer's, only counted
@@ -137,6 +140,27 @@ class AdapterSummary(FileSummary):
 
 
 @dataclass(frozen=True)
+class VectorSummary(FileSummary):
+    """A steering vector, as its header has it; None is what it does not say, or not readably.
+
+    `architecture` is the base's (controlvector.model_hint). `operation` and `hook` are as in
+    Directions, `scale` is glp.alpha_default, 1 if there is none. `layers` are the blocks' indices,
+    ascending, `rank` the most directions that one has. It begins at the reply where `invocation`
+    is (). The directions themselves are not looked at.
+    """
+
+    invocation_text: str | None
+    invocation: tuple[int, ...]
+    operation: str | None
+    hook: str | None
+    scale: float | None
+    rank: int
+    layers: tuple[int, ...]
+    n_embd: int | None
+    origin: VectorOrigin
+
+
+@dataclass(frozen=True)
 class BaseSummary(FileSummary):
     """A base, or any other file that is not an adapter; None is what the file does not say.
 
@@ -174,14 +198,18 @@ def plain(value: Any) -> Any:
 
 
 @checked
-def inspect_gguf(path: str | os.PathLike[str]) -> AdapterSummary | BaseSummary:
+def inspect_gguf(
+    path: str | os.PathLike[str],
+) -> AdapterSummary | VectorSummary | BaseSummary:
     """Reads a GGUF file's header and says what the file holds.
 
-    A malformed adapter is described too, with its `problems`. Raises FileFormatError if the file
-    is not a GGUF, truncated or damaged.
+    A malformed adapter or vector is described too, with its `problems`. Raises FileFormatError if
+    the file is not a GGUF, truncated or damaged.
     """
     path = Path(path)
     facts = _Facts(path, read_header(path))
+    if glp.is_vector(facts.header):
+        return _vector(facts)
     # it says so, or looks like one that fails to
     is_adapter = (
         facts.declared == "adapter"
@@ -278,6 +306,28 @@ def _adapter(facts: _Facts) -> AdapterSummary:
         ranks=tuple(sorted({target.rank for target in targets})),
         targets=targets,
         **facts.common("alora" if INVOCATION in metadata else "lora"),
+    )
+
+
+def _vector(facts: _Facts) -> VectorSummary:
+    header, metadata = facts.header, facts.header.metadata
+    facts.architecture = facts.text(glp.HINT)
+    facts.problems += [problem.text for problem in glp.problems(header)]
+    alpha, mode, hook = (metadata.get(key) for key in (glp.ALPHA, glp.MODE, glp.HOOK))
+    number = alpha if isinstance(alpha, (int, float)) and not isinstance(alpha, bool) else None
+    layers = glp.directions_in(header)
+    of_layer = next(iter(layers.values()), [])
+    return VectorSummary(
+        invocation_text=facts.text(glp.TEXT),
+        invocation=facts.integers(INVOCATION, metadata.get(INVOCATION)) or (),
+        operation="add" if mode is None else mode if isinstance(mode, str) else None,
+        hook="block" if hook is None else glp.HOOKS.get(hook) if isinstance(hook, str) else None,
+        scale=1.0 if alpha is None else number,
+        rank=max(map(len, layers.values()), default=0),
+        layers=tuple(layers),
+        n_embd=of_layer[0].shape[0] if of_layer else None,
+        origin=origin_of(header),
+        **facts.common("vector"),
     )
 
 

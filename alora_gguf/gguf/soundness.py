@@ -128,6 +128,17 @@ def head_sizes(header: GGUFHeader) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(keys), frozenset(values)
 
 
+def stream_sizes(
+    header: GGUFHeader, overrides: Mapping[str, Any] | None = None
+) -> tuple[int | None, int | None]:
+    """How many blocks a token passes, and how wide the stream between them is; None for what the
+    file does not say.
+    """
+    base = _Base(header, overrides or {}, {})
+    layers = base.number("block_count") - base.number("nextn_predict_layers")
+    return (layers if layers > 0 else None), base.number("embedding_length") or None
+
+
 def is_causal(header: GGUFHeader) -> bool:
     """Whether a token sees only those before it, without which cells cannot be shared."""
     architecture = header.architecture

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import ContractError, InputError, MissingFileError
@@ -41,6 +41,22 @@ OPTIONAL: Final = (
     "docs_as_message",
     "logprobs_workaround",
 )
+
+
+class HasContract(Protocol):
+    """An adapter, a vector, or several together: what may have a contract in it."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def io_yaml(self) -> str | None:
+        """The contract's text, None if there is none."""
 
 
 @checked
@@ -126,11 +142,11 @@ class Contract:
         return cls.parse(data, str(file))
 
     @classmethod
-    def of_adapter(cls, adapter: AdapterFile) -> Contract:
+    def of_adapter(cls, adapter: HasContract) -> Contract:
         """The contract that the converter put into an adapter's file, as it was when the adapter
         was read. Raises ContractError if there is none.
         """
-        return _embedded(adapter.io_yaml, str(adapter.path))
+        return _embedded(adapter.io_yaml, str(adapter.path or adapter.name))
 
     @cached_property
     def instruction_fields(self) -> tuple[str, ...]:

@@ -27,12 +27,12 @@ from alora_gguf.chat.quoting import Quoting, leaves
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.special import Marks, SpecialTokens, spelled
 from alora_gguf.engine.tokens import find_last
-from alora_gguf.errors import InputError, ModelError
+from alora_gguf.errors import InputError, ModelError, UnknownAdapterError
 from alora_gguf.generate.constraint import Constraint
 from alora_gguf.generate.invoke import Verdict, run_invocations
 from alora_gguf.generate.plan import Parent
 from alora_gguf.messages import Message, as_documents, documents_as_text, in_messages
-from alora_gguf.options import IntrinsicCall, Invocation
+from alora_gguf.options import AdapterLike, IntrinsicCall, Invocation
 
 from .reader import BASE, Reader
 from .request import Logprobs
@@ -49,7 +49,7 @@ _WITH_INTRINSIC: Final = {*_SAMPLING, "max_tokens", "messages", "model", "prompt
 class Extra:
     """What a chat or a completion is given beside stock's options."""
 
-    adapter: str | None = None
+    adapter: AdapterLike | None = None
     scale: float = 1.0
     documents: Sequence[Any] | None = None
     template: Mapping[str, object] = field(default_factory=dict)
@@ -314,13 +314,16 @@ class _Caller:
 
     # Where an adapter begins
 
-    def _with_invocation(self, prompt: list[int], adapter: str) -> list[int]:
+    def _with_invocation(self, prompt: list[int], adapter: AdapterLike) -> list[int]:
         """`prompt`, with the adapter's invocation in place of the assistant's marker if the last
         turn lacks it.
         """
-        file = self.llama._runtime.bank.get(adapter)
-        if file is None or not file.invocation or self.template is None:
-            return prompt  # what is missing, create_completion says
+        try:
+            file = self.llama._contracts.acting(adapter)
+        except (UnknownAdapterError, InputError):
+            return prompt  # what is wrong, create_completion says
+        if not file.invocation or self.template is None:
+            return prompt
         messages = self.options["messages"]
         if not self._in_last_turn(prompt, messages, file.invocation):
             return [*self._render(messages), *file.invocation]

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from llama_cpp import Llama as Stock
 
 from alora_gguf._calls import checked
+from alora_gguf.engine.activation import Loaded
 from alora_gguf.engine.embedding import Embedder, normalized
 from alora_gguf.errors import InputError
-from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.options import Timings
+from alora_gguf.options import AdapterLike, Timings
 
 from . import chat, completion
 from .reader import Reader
@@ -68,12 +68,12 @@ class Llama(Reader):
     # Adapters ------------------------------------------------------------------------------------
 
     @property
-    def adapters(self) -> Mapping[str, AdapterFile]:
+    def adapters(self) -> Mapping[str, Loaded]:
         """The loaded adapters by name, read-only."""
         return MappingProxyType(dict(self._runtime.bank))
 
     @checked
-    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> AdapterFile:
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> Loaded:
         """Loads one more adapter under `name`. Raises AdapterFormatError, AdapterMismatchError, or
         AdapterInUseError if the name is taken.
         """
@@ -109,7 +109,7 @@ class Llama(Reader):
         self,
         options: dict[str, Any],
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         adapter_scale: float = 1.0,
         intrinsic: str | None = None,
         intrinsic_arguments: Mapping[str, str] | None = None,
@@ -117,8 +117,9 @@ class Llama(Reader):
         """Continues `prompt`, text or token ids, and returns OpenAI's completion object, or with
         `stream` an iterator of its chunks. `max_tokens` None or below 1 means as many as fit.
 
-        With an `adapter`, the tokens from its invocation's last occurrence in the prompt on are
-        computed with it at `adapter_scale` (a plain LoRA: all tokens). With `intrinsic` the text is
+        With an `adapter` (a name, or several mapped to scales), the tokens from its invocation's
+        last occurrence in the prompt on are computed with it at `adapter_scale` (a plain LoRA: all
+        tokens; a vector: the reply's). With `intrinsic` the text is
         what that intrinsic says after the prompt, as JSON. Raises InputError, CacheFullError,
         UnknownAdapterError, InvocationNotFoundError; ContractError and OutputError for intrinsics.
         """
@@ -142,7 +143,7 @@ class Llama(Reader):
         self,
         options: dict[str, Any],
         *,
-        adapter: str | None = None,
+        adapter: AdapterLike | None = None,
         adapter_scale: float = 1.0,
         documents: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
@@ -198,7 +199,7 @@ class Llama(Reader):
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: what is unpickled opens the model again."""
-        adapters = {name: file.path for name, file in self.adapters.items()}
+        adapters = {name: file.path for name, file in self.adapters.items() if file.path}
         settings: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         special = self._special_tokens_in_text
         return {**settings, "adapters": adapters, "special_tokens_in_text": special}

@@ -23,12 +23,13 @@ from alora_gguf.chat.asking import Contracts
 from alora_gguf.chat.limits import bounded_templates
 from alora_gguf.chat.prompt import present
 from alora_gguf.engine import native as _native
+from alora_gguf.engine.activation import Activations, Combination, Places
 from alora_gguf.engine.embedding import Embedder
 from alora_gguf.engine.llama_context import LlamaContext, Logits, Run
 from alora_gguf.engine.loading import check_load
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
-from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary, spans_for
+from alora_gguf.engine.tokens import CachedTokens, Spans, Vocabulary
 from alora_gguf.engine.trial import try_to_load
 from alora_gguf.errors import (
     CacheFullError,
@@ -37,16 +38,17 @@ from alora_gguf.errors import (
     ModelError,
     SavedSessionError,
 )
+from alora_gguf.gguf.adapter import Begins
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import ContextOptions, Timings
+from alora_gguf.options import AdapterLike, ContextOptions, FrozenDict, Timings
 from alora_gguf.saved.snapshot import fill, snapshot
 
 from .request import Request
 from .settings import PROMPT_ROWS, check_sampling, checked, context_options, extends
 from .stock import LlamaState, Model, Nothing, Sampler, settings_of_cells
 
-_By = tuple[str | None, float, int | None]
-"""An adapter's name, its scale, and the position that it computes from."""
+_By = tuple[AdapterLike | None, float, Places | None]
+"""An adapter's name, its scale, and where it begins."""
 BASE: Final[_By] = (None, 1.0, None)
 
 
@@ -178,20 +180,21 @@ class Reader(Stock):
         self._eval(tokens, self._by)
 
     def _eval(self, tokens: Sequence[int], by: _By) -> None:
-        name, scale, first = by
+        name, scale, places = by
         vocab, sequence = self._runtime.vocab, self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
-            new, spans = vocab.check(tokens, "tokens"), spans_for(first, use.provenance)
+            activations = Activations() if places is None else use.at(places)
+            new, spans = vocab.check(tokens, "tokens"), activations.spans
             before = self.n_tokens
             left = self._cut(min(before, _agreeing(sequence.cached, spans)))
             new = [*self.input_ids[left:before].tolist(), *new]  # what could not be kept
             self.n_tokens = left
             try:
                 if new:
-                    sequence.activate(use, first)
+                    sequence.activate(activations)
                 self._read(new, spans)
             finally:
-                if use.slot:
+                if activations.stages:
                     sequence.deactivate()
 
     def _read(self, tokens: Sequence[int], spans: Spans) -> None:
@@ -241,22 +244,30 @@ class Reader(Stock):
             yield
 
     def _by_of_cells(self) -> _By:
-        """Who computed the last cell."""
-        start, by = self._sequence.cached.spans[-1]
-        for name, file in self._runtime.bank.items():
-            if by.identity is not None and file.identity == by.identity:
-                return name, by.scale, start
-        return BASE
+        """Who computed the last cell, and where that began."""
+        bank, spans = self._runtime.bank, self._sequence.cached.spans
+        files = {f.identity: (n, f) for n, f in bank.items() if not isinstance(f, Combination)}
+        last = dict(spans[-1][1].acting)
+        if not last or not last.keys() <= files.keys():
+            return BASE
+        begun = dict[Begins, int]()
+        for start, by in reversed(spans):
+            here = [identity for identity, _ in by.acting if identity in last]
+            if not here:
+                break
+            begun.update({files[identity][1].begins: start for identity in here})
+        scales = FrozenDict({files[identity][0]: scale for identity, scale in last.items()})
+        return scales, 1.0, Places(begun.get("invocation"), begun.get("reply"))
 
     def _reuse(self, tokens: list[int], by: _By, *, found: Any = None, again: bool = False) -> str:
         """Makes `n_tokens` what the cells have of `tokens` as `by` is to compute them, but for the
         last one if its logits are not known; or what the state `found` in a cache has, if that is
         more. Returns why no more is there, or "". With `again` nothing is reused.
         """
-        name, scale, first = by
+        name, scale, places = by
         sequence = self._sequence
         with self._changing(), self._runtime.bank.using(name, scale) as use:
-            spans = spans_for(first, use.provenance)
+            spans = (Activations() if places is None else use.at(places)).spans
             keep = sequence.cached.common_prefix(tokens, spans)
             if found is not None:
                 with suppress(InputError, SavedSessionError):
@@ -313,7 +324,11 @@ class Reader(Stock):
 
     @extends(Stock.generate)
     def generate(
-        self, options: dict[str, Any], *, adapter: str | None = None, adapter_scale: float = 1.0
+        self,
+        options: dict[str, Any],
+        *,
+        adapter: AdapterLike | None = None,
+        adapter_scale: float = 1.0,
     ) -> Iterator[int]:
         """Samples tokens to follow `tokens` without end, and reads each when the next one is asked
         for. Without `reset`, `tokens` follow what was read. What is sent to the generator is
@@ -333,7 +348,8 @@ class Reader(Stock):
                 )
             sampler = self._init_sampler(**options)
             with self._runtime.bank.using(request.adapter, request.scale) as use:
-                by = use.name, use.scale, use.first_position(tokens, self._runtime.vocab)
+                places = use.places(tokens, self._runtime.vocab)
+            by = request.adapter, request.scale, places
             request.prompt = tokens
             again = request.scores_prompt and not self._logits_all
             note = self._reuse(tokens, by, found=request.found, again=again)

@@ -13,7 +13,7 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.engine.tokens import Vocabulary
 from alora_gguf.generate.sampling import token_logprob
-from alora_gguf.options import TokenLogprob
+from alora_gguf.options import AdapterLike, TokenLogprob
 
 
 def shown(data: bytes) -> str:
@@ -57,7 +57,7 @@ class Request:
 
     llama: Stock
     vocab: Vocabulary
-    adapter: str | None = None
+    adapter: AdapterLike | None = None
     scale: float = 1.0
     logprobs: int | None = None
     echo: bool = False

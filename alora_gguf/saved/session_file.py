@@ -30,8 +30,9 @@ NOT_OURS: Final = "it was not written by this version of alora-gguf; read the co
 
 @dataclass(frozen=True, slots=True)
 class SavedAdapter:
-    """An adapter that computed some of the cells: the hash of its weights (AdapterFile.identity),
-    and the name it was loaded under, None if it had been unloaded when the session was saved.
+    """An adapter that computed some of the cells, alone or with others: the hash of its weights or
+    vectors (AdapterFile.identity), and the name it was loaded under, None if it had been unloaded
+    when the session was saved.
     """
 
     identity: str
@@ -47,7 +48,7 @@ class SavedSession:
     state     their cells as Engine.state() gave them, b"" if n_cached is 0
     n_cached  tokens that have cells
     base      the base that computed them
-    adapters  one for each identity in `spans`, in any order
+    adapters  one for each that acts in `spans`, in any order
     cache     how the cells are laid out
     logits    float32 [n_vocab] after the last token, little endian, b"" if they are not known;
               only where all tokens are cached
@@ -85,7 +86,7 @@ def write_saved(path: str | os.PathLike[str], saved: SavedSession) -> None:
         "cache": asdict(saved.cache),
         "n_cached": saved.n_cached,
         "notes": dict(saved.notes),
-        "spans": [[start, by.identity, by.scale] for start, by in saved.spans],
+        "spans": [_span(start, by) for start, by in saved.spans],
     }
     parts = {"tokens": tokens, "logits": saved.logits, "state": saved.state}
     # what cannot be read back is not written; JSON makes lists of tuples and strings of keys
@@ -95,6 +96,11 @@ def write_saved(path: str | os.PathLike[str], saved: SavedSession) -> None:
             "keys, lists, strings, numbers, booleans and None"
         )
     write_parts(file, header, parts)
+
+
+def _span(start: int, by: Provenance) -> list[Any]:
+    """As JSON; the fourth is there where several computed."""
+    return [start, by.identity, by.scale, *([list(map(list, by.parts))] if by.parts else [])]
 
 
 def read_saved(path: str | os.PathLike[str]) -> SavedSession:
@@ -111,6 +117,10 @@ _Kind = tuple[str, Callable[[Any], bool]]
 """What a value of the header has to be, in words, and whether it is."""
 
 
+def _is_scale(value: object) -> bool:
+    return type(value) is float and abs(value) < 3.4028235e38  # NaN is not
+
+
 def _number(low: int, high: int) -> _Kind:
     return f"a number from {low} to {high}", lambda x: type(x) is int and low <= x <= high
 
@@ -120,7 +130,11 @@ _HASH: Final[_Kind] = ("a hash", lambda x: isinstance(x, str) and bool(_SHA256.f
 _HASH_OR_NULL: Final[_Kind] = ("a hash or null", lambda x: x is None or _HASH[1](x))
 _FLAG: Final[_Kind] = ("true or false", lambda x: isinstance(x, bool))
 _LIST: Final[_Kind] = ("a list", lambda x: isinstance(x, list))
-_SPAN: Final[_Kind] = ("a list of 3", lambda x: isinstance(x, list) and len(x) == 3)
+_SPAN: Final[_Kind] = ("a list of 3 or 4", lambda x: isinstance(x, list) and len(x) in (3, 4))
+_PART: Final[_Kind] = (
+    "a hash and a scale",
+    lambda x: isinstance(x, list) and len(x) == 2 and _HASH[1](x[0]) and _is_scale(x[1]),
+)
 _OBJECT: Final[_Kind] = ("an object", lambda x: isinstance(x, dict))
 
 _ADAPTER: Final[Mapping[str, _Kind]] = {
@@ -167,7 +181,7 @@ class _Header:
             SavedAdapter(**self.record(item, f"adapters[{i}]", _ADAPTER))
             for i, item in enumerate(header["adapters"])
         )
-        computed = {by.identity for _, by in spans if by.identity is not None}
+        computed = {identity for _, by in spans for identity, _ in by.acting}
         if sorted(computed) != sorted(adapter.identity for adapter in adapters):
             raise self.fail("'adapters' are not those that 'spans' name, each once")
         saved = SavedSession(
@@ -200,14 +214,20 @@ class _Header:
         spans: list[tuple[int, Provenance]] = []
         for i, item in enumerate(items):
             what = f"spans[{i}]"
-            start, identity, scale = self.value(item, what, _SPAN)
+            start, identity, scale, *several = self.value(item, what, _SPAN)
             low, high = (spans[-1][0] + 1, max(0, n_cached - 1)) if spans else (0, 0)
             self.value(start, what, _number(low, high))
             by = Provenance(self.value(identity, what, _HASH_OR_NULL), scale)
             # a float32 that is not 0, or the base: what Provenance.of() makes
-            in_range = type(scale) is float and abs(scale) < 3.5e38
-            if not in_range or by != Provenance.of(identity, scale):
+            if not _is_scale(scale) or by != Provenance.of(identity, scale):
                 raise self.fail(f"'{what}' has the scale {scale!r}")
+            for parts in several:
+                for part in self.value(parts, what, _LIST):
+                    self.value(part, what, _PART)
+                by = Provenance(identity, scale, tuple((each, s) for each, s in parts))
+                once = len(dict(by.parts)) == len(by.parts)
+                if not (by.parts and once) or by != Provenance.of_parts(by.parts):
+                    raise self.fail(f"'{what}' is not what its parts come to")
             if spans and spans[-1][1] == by:
                 raise self.fail(f"'{what}' repeats the span before it")
             spans.append((start, by))

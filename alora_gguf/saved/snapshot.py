@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from alora_gguf.engine.activation import Combination
 from alora_gguf.engine.loading import CacheLayout
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
@@ -28,7 +29,7 @@ def snapshot(runtime: Runtime, sequence: TokenSequence, notes: Mapping[str, Any]
     n = cached if cached <= len(sequence.tokens) else 0
     spans = record.spans if n else spans_for(None, BASE)
     names = runtime.names()
-    identities = dict.fromkeys(by.identity for _, by in spans if by.identity is not None)
+    identities = dict.fromkeys(identity for _, by in spans for identity, _ in by.acting)
     logits = sequence.logits if 0 < n == len(sequence.tokens) else None
     return SavedSession(
         tokens=tuple(sequence.tokens),
@@ -62,7 +63,7 @@ def restore(runtime: Runtime, path: str | os.PathLike[str]) -> tuple[TokenSequen
 
 def check(runtime: Runtime, saved: SavedSession) -> None:
     """Raises SavedSessionError unless the cells mean the same to this model. An adapter may be
-    loaded under another name than it was; its weights must be the same.
+    loaded under another name than it was; its weights, or a vector's numbers, must be the same.
     """
     for problem in _problems(runtime, saved):
         raise SavedSessionError(f"{saved.origin or 'saved session'}: {problem}")
@@ -77,7 +78,8 @@ def _problems(runtime: Runtime, saved: SavedSession) -> Iterator[str]:
         )
     if saved.n_cached:
         yield from _layout_problems(saved.cache, runtime.layout)
-    loaded = {name: file.identity for name, file in runtime.bank.items()}
+    files = runtime.bank.items()
+    loaded = {name: f.identity for name, f in files if not isinstance(f, Combination)}
     for adapter in saved.adapters:
         if adapter.identity not in loaded.values():
             yield f"some of its cells were computed by {_missing(adapter, loaded)}"

@@ -1,5 +1,5 @@
-"""The adapters that are served, by name: every spelling in use finds one, and a name that is given
-to other weights leaves those that are being used to whoever began with them.
+"""The adapters that are served, by name: every spelling in use finds one or several, and a name
+that is given to other weights leaves those that are being used to whoever began with them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from .errors import ForbiddenError, RequestError, UnknownModelError
 
 _LATEST: Final = ":latest"  # what Ollama's clients put behind a name without a tag
 
+_STEER_FORM: Final = 'expected vectors as {"name": scale}, or as [{"name": …, "scale": …}]'
+_WORDS: Final = {
+    "alora": "an adapter with weights, which adapter or lora names",
+    "lora": "an adapter with weights, which adapter or lora names",
+    "combination": "a combination, which adapter names",
+}
 MAX_LOOKED: Final = 2000
 """Entries of a directory that are looked at for adapters: some ms, and a list that one can read."""
 
@@ -30,17 +36,35 @@ class Served:
 
     name: str
     loaded: str
-    file: ag.AdapterFile
+    file: ag.Loaded
     generation: int
     created: int
+
+    @property
+    def kind(self) -> str:
+        """What it is: "alora", "lora", "vector" or, of several in one, "combination"."""
+        if isinstance(self.file, ag.VectorFile):
+            return "vector"
+        if isinstance(self.file, ag.Combination):
+            return "combination"
+        return "alora" if self.file.invocation else "lora"
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file, without this machine's directories; "" of a combination."""
+        return "" if self.file.path is None else self.file.path.name
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Whom a request asks: the base (no `name`), or an adapter, at a scale."""
+    """Whom a request asks: the base (no `parts`), or adapters by their names, at scales."""
 
-    name: str | None = None
-    scale: float = 1.0
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str | None:
+        """Who answers, for people: several with a + between them; None for the base."""
+        return "+".join(self.parts) or None
 
 
 @dataclass
@@ -58,6 +82,11 @@ class View:
             return self.by_name[name].loaded
         except KeyError:
             raise unknown(name, self.by_name, param) from None
+
+    def computed_by(self, whom: Asked) -> ag.AdapterLike | None:
+        """Whom a request asks, as the model calls them. Raises UnknownModelError."""
+        parts = {self.loaded(name): scale for name, scale in whom.parts.items()}
+        return next(iter(parts)) if [*parts.values()] == [1.0] else parts or None
 
     def shown(self, text: str) -> str:
         """A message of the model's, in which adapters have the names they are served under."""
@@ -104,30 +133,38 @@ class Adapters:
         adapter_id: str | None = None,
         lora: Sequence[Mapping[str, Any]] | None = None,
         adapter_name: object = None,
+        *,
+        steer: object = None,
     ) -> Asked:
         """Whom a request names, in whichever spelling: `model` as "base", "base:name" or "name",
-        one of three fields, or `lora` as llama-server has it, a list of {"id" | "name", "scale"}.
+        one of three fields, or `lora` as llama-server has it, a list of {"id" | "name", "scale"}
+        that may be several; and `steer`, vectors beside that one, as such a list or as names with
+        scales.
 
         Raises RequestError where two disagree, UnknownModelError for a name that there is not.
         """
-        found: dict[str, Asked] = {}
+        found: dict[str, Mapping[str, float]] = {}
         if model is not None and (named := self._model_name(model)) is not None:
-            found["model"] = Asked(named)
+            found["model"] = {named: 1.0}
         fields = {"adapter": adapter, "adapter_id": adapter_id,
                   "chat_template_kwargs.adapter_name": adapter_name}  # fmt: skip
         for spelling, name in fields.items():
             if name is not None and not isinstance(name, str):
                 raise RequestError(f"{spelling} must be a name, got {name!r}", spelling)
             if name:
-                found[spelling] = Asked(self._known(name))
-        if lora:
-            found["lora"] = self._lora(lora)
-        names = {each.name for each in found.values()}
-        if len(names) > 1:
-            said = ", ".join(f"{spelling} says {each.name!r}" for spelling, each in found.items())
-            raise RequestError(f"the request names two adapters: {said}; name one", [*found][-1])
-        scaled = found.get("lora")
-        return scaled or next(iter(found.values()), Asked())
+                found[spelling] = {self._known(name): 1.0}
+        listed = self._lora(lora) if lora else None
+        names = {name for each in found.values() for name in each}
+        if len(names) > 1 or not names <= (names if listed is None else listed.keys()):
+            said = [f"{spelling} says {next(iter(each))!r}" for spelling, each in found.items()]
+            if listed is not None:
+                said.append(f"lora says {', '.join(map(repr, listed)) or None}")
+            raise RequestError(
+                f"the request names two adapters: {', '.join(said)}; name one",
+                "lora" if listed is not None else [*found][-1],
+            )
+        one = next(iter(found.values()), {}) if listed is None else listed
+        return Asked(self._checked({**one, **self._steer(steer, one)}))
 
     def _model_name(self, model: str) -> str | None:
         """The adapter that `model` names; None for the base."""
@@ -150,10 +187,10 @@ class Adapters:
             raise unknown(name, self.served)
         return name
 
-    def _lora(self, lora: Sequence[Mapping[str, Any]]) -> Asked:
-        """The one that is on: clients of llama-server send all, with 0 for those that are off."""
+    def _lora(self, lora: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Those that are on: clients of llama-server send all, with 0 for those that are off."""
         named = {self._ids[name]: name for name in self.served}
-        on = []
+        on = dict[str, float]()
         for i, each in enumerate(lora):
             name, scale = each.get("name", each.get("id")), each.get("scale", 1.0)
             if isinstance(name, int) and not isinstance(name, bool):
@@ -163,17 +200,57 @@ class Adapters:
                         "lora",
                     )
                 name = named[name]
-            if not isinstance(name, str) or not isinstance(scale, (int, float)):
+            if not isinstance(name, str) or not _is_number(scale):
                 raise RequestError(f'lora[{i}] must have an "id" or "name", and a "scale"', "lora")
             if scale:
-                on.append(Asked(self._known(name), float(scale)))
-        if len(on) > 1:
+                on[self._known(name)] = float(scale)
+        heavy = [name for name in on if self.served[name].kind in ("alora", "lora")]
+        if len(heavy) > 1:
             raise RequestError(
-                "lora: one adapter computes a reply, and several have a scale; to ask several "
-                "about one conversation use intrinsics or verdicts",
+                f"lora: one adapter with weights computes a reply, and {' and '.join(heavy)} have "
+                "a scale; to ask several about one conversation use intrinsics or verdicts",
                 "lora",
             )
-        return on[0] if on else Asked()
+        return on
+
+    def _steer(self, steer: object, beside: Mapping[str, float]) -> dict[str, float]:
+        """The vectors that are on. Raises RequestError for what is none, or named twice."""
+        if isinstance(steer, Mapping):
+            steer = [{"name": name, "scale": scale} for name, scale in steer.items()]
+        if steer is not None and not isinstance(steer, list):
+            raise RequestError(f"steer: {_STEER_FORM}, got {steer!r:.80}", "steer")
+        vectors = {name: each for name, each in self.served.items() if each.kind == "vector"}
+        on, seen = dict[str, float](), set[str]()
+        for i, each in enumerate(steer or ()):
+            given = each if isinstance(each, Mapping) else {}
+            name, scale = given.get("name", given.get("id")), given.get("scale", 1.0)
+            if isinstance(name, int) and not isinstance(name, bool):
+                name = next((n for n, number in self._ids.items() if number == name), str(name))
+            if not isinstance(name, str) or not _is_number(scale):
+                raise RequestError(f"steer[{i}]: {_STEER_FORM}, got {each!r:.80}", "steer")
+            if name not in vectors:
+                there = ", ".join([*vectors][:20]) or "none"
+                what = f"is {_WORDS[self.served[name].kind]}" if name in self.served else "is none"
+                raise RequestError(
+                    f"steer: {name[:100]!r} {what}, expected a steering vector that is served "
+                    f"here (there are: {there}){did_you_mean(name, vectors)}",
+                    "steer",
+                )
+            if name in seen or name in beside:
+                raise RequestError(f"steer: {name!r} is named twice; give it one scale", "steer")
+            seen.add(name)
+            if scale:
+                on[name] = float(scale)
+        return on
+
+    def _checked(self, parts: dict[str, float]) -> dict[str, float]:
+        """The same, if it is what may compute a reply. Raises RequestError."""
+        try:
+            _ = ag.GenerateOptions(adapter=parts or None)
+        except ag.InputError as error:
+            text = str(error).replace("adapter[", "the scale of [").replace("], a scale,", "]")
+            raise RequestError(text, "scale") from error
+        return parts
 
     # Use and change ------------------------------------------------------------------------------
 
@@ -187,7 +264,7 @@ class Adapters:
             for each in held.values():
                 self._users[each.loaded] = self._users.get(each.loaded, 0) + 1
         try:
-            renamed = {str(e.file.path): e.name for e in held.values()}
+            renamed = {str(e.file.path): e.name for e in held.values() if e.file.path}
             renamed |= {e.loaded: e.name for e in held.values() if e.loaded != e.name}
             yield View(held, renamed)
         finally:
@@ -271,6 +348,11 @@ class Adapters:
         if not file.is_relative_to(directory):
             raise ForbiddenError(f"lora_path {path!r} is not below the server's --adapters-dir")
         return file
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; JSON that msgspec reads has no other floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def unknown(

@@ -73,6 +73,6 @@ def _loaded(question: Any, whom: Asked, view: View) -> Any:
         return replace(question, name=view.loaded(question.name))
     if question.adapter is not None:
         return replace(question, adapter=view.loaded(question.adapter))
-    if whom.name is not None:
-        return replace(question, adapter=view.loaded(whom.name), scale=whom.scale)
+    if (by := view.computed_by(whom)) is not None:
+        return replace(question, adapter=by)
     return question

@@ -13,7 +13,7 @@ from starlette.responses import Response
 import alora_gguf as ag
 
 from . import fields, streams
-from .adapters import View
+from .adapters import Asked, View
 from .completions import MAX_PROMPTS
 from .errors import RequestError
 from .service import Service, service_of
@@ -29,6 +29,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     adapter: str | None = None
     adapter_id: str | None = None
+    steer: Any = None
     encoding_format: str | None = None
     dimensions: int | None = None
 
@@ -44,7 +45,7 @@ async def embeddings(request: Request) -> Response:
     if body.dimensions is not None:
         raise RequestError("dimensions cannot be chosen: this model has those that it has",
                            "dimensions")  # fmt: skip
-    whom = service.adapters.asked(body.model, body.adapter, body.adapter_id)
+    whom = _asked(service, body)
 
     async def collect(job: Job) -> dict[str, Any]:
         (found,) = [event async for event in job if isinstance(event, ag.Embeddings)]
@@ -56,13 +57,16 @@ async def embeddings(request: Request) -> Response:
 def embedded(service: Service, body: EmbeddingRequest) -> Callable[[View, Job], None]:
     """The work that tells a request's embeddings. Raises RequestError, UnknownModelError."""
     texts, model = _texts(body.input), service.model
-    whom = service.adapters.asked(body.model, body.adapter, body.adapter_id)
+    whom = _asked(service, body)
 
     def work(view: View, job: Job) -> None:
-        name = None if whom.name is None else view.loaded(whom.name)
-        job.tell(model.embed(texts, adapter=name, scale=whom.scale, cancel=job.cancel))
+        job.tell(model.embed(texts, adapter=view.computed_by(whom), cancel=job.cancel))
 
     return work
+
+
+def _asked(service: Service, body: EmbeddingRequest) -> Asked:
+    return service.adapters.asked(body.model, body.adapter, body.adapter_id, steer=body.steer)
 
 
 def _texts(given: Any) -> list[Any]:

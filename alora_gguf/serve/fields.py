@@ -37,6 +37,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     adapter: str | None = None
     adapter_id: str | None = None
     lora: list[dict[str, Any]] | None = None
+    steer: Any = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -113,7 +114,8 @@ def _check_depth(body: Any) -> None:
 
 def asked(adapters: Adapters, body: Sampled, adapter_name: object = None) -> Asked:
     """Whom a request asks."""
-    return adapters.asked(body.model, body.adapter, body.adapter_id, body.lora, adapter_name)
+    names = (body.model, body.adapter, body.adapter_id, body.lora, adapter_name)
+    return adapters.asked(*names, steer=body.steer)
 
 
 def options(body: Sampled, *, max_tokens: int, logprobs: int | None) -> ag.GenerateOptions:

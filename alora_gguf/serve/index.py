@@ -25,9 +25,8 @@ def write_index(service: Service, directory: Path) -> list[str]:
         except ag.AloraError as error:
             left.append(f"{name}: {error}")
             continue
-        kind = "alora" if served.file.invocation else "lora"
         config = f"io_configs/{name}/io.yaml"
-        entries.append({"adapter_name": name, "io_config": config, "technology": kind})
+        entries.append({"adapter_name": name, "io_config": config, "technology": served.kind})
         _write(directory / config, text)
     index = {"model": service.name, "adapters": entries}
     _write(directory / "adapter_index.json", json.dumps(index, indent=2) + "\n")

@@ -63,7 +63,7 @@ def _entry(name: str, created: int, parent: str | None) -> dict[str, Any]:
 def _of(service: Service, served: Served) -> dict[str, Any]:
     return {
         **_entry(f"{service.name}:{served.name}", served.created, service.name),
-        "root": str(served.file.path.name),
+        "root": served.file_name,
         "alora": about(service, served),
     }
 
@@ -73,7 +73,7 @@ def about(service: Service, served: Served) -> dict[str, Any]:
     file, model = served.file, service.model
     found: dict[str, Any] = {
         "name": served.name,
-        "kind": "alora" if file.invocation else "lora",
+        "kind": served.kind,
         "sha256": file.identity,
         "generation": served.generation,
         "rank": file.rank,
@@ -81,9 +81,13 @@ def about(service: Service, served: Served) -> dict[str, Any]:
             "tokens": list(file.invocation),
             "text": model.detokenize(file.invocation, special=True) if file.invocation else None,
         },
+        "begins": file.begins,
         "intrinsic": False,
         "arguments": [],
     }
+    if isinstance(file, ag.VectorFile):
+        part = file.parts[0]
+        found |= {"operation": part.operation, "hook": part.hook, "layers": list(file.layers)}
     try:
         contract = model.contract(served.loaded)
     except ag.AloraError as error:
@@ -120,7 +124,7 @@ async def lora_adapters(request: Request) -> Response:
     adapters = service_of(request).adapters
     return answer(
         [
-            {"id": adapters.id_of(name), "name": name, "path": each.file.path.name, "scale": 0.0}
+            {"id": adapters.id_of(name), "name": name, "path": each.file_name, "scale": 0.0}
             for name, each in adapters.served.items()
         ]
     )

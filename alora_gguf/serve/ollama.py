@@ -42,10 +42,11 @@ class _Request(msgspec.Struct, kw_only=True):
     think: Any = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    steer: Any = None
 
 
 class ChatBody(_Request, kw_only=True):
-    """Of /api/chat. `documents` and `verdicts` are ours."""
+    """Of /api/chat. `documents` and `verdicts` are ours, and `steer` of both."""
 
     messages: list[dict[str, Any]] = []
     tools: list[dict[str, Any]] | None = None
@@ -109,6 +110,7 @@ async def generate(request: Request) -> Response:
             model=body.model,
             prompt=body.prompt or "",
             suffix=body.suffix,
+            steer=body.steer,
             logprobs=turn.options.logprobs,
             **{**options, "max_tokens": turn.options.max_tokens},
         )
@@ -146,6 +148,7 @@ def _asked(body: _Request, messages: list[dict[str, Any]]) -> ChatRequest:
             "response_format": _format(body.format),
             "logprobs": bool(body.logprobs) or None,
             "top_logprobs": body.top_logprobs,
+            "steer": body.steer,
         },
         ChatRequest,
     )
@@ -285,8 +288,9 @@ def _listed(service: Service) -> list[dict[str, Any]]:
     base = Path(service.model.path)
     found = [_entry(service, service.name, base, "", None)]
     for each in service.adapters.served.values():
-        tag = f"{service.name}:{each.name}"
-        found.append(_entry(service, tag, each.file.path, each.file.identity, service.name))
+        if each.file.path is not None:
+            tag = f"{service.name}:{each.name}"
+            found.append(_entry(service, tag, each.file.path, each.file.identity, service.name))
     return found
 
 
@@ -324,13 +328,13 @@ async def show(request: Request) -> Response:
     whom = service.adapters.asked(body.model or body.name)
     served = None if whom.name is None else service.adapters.served[whom.name]
     parent = None if served is None else service.name
-    lines = [f"FROM {service.name}", *([f"ADAPTER {served.file.path.name}"] if served else [])]
+    lines = [f"FROM {service.name}", *([f"ADAPTER {served.file_name}"] if served else [])]
     info = {"general.architecture": service.model.architecture,
             f"{service.model.architecture}.context_length":
                 service.model.n_ctx_train or service.model.n_ctx}  # fmt: skip
     if served is not None:
         info["adapter.name"] = served.name
-        info["adapter.kind"] = "alora" if served.file.invocation else "lora"
+        info["adapter.kind"] = served.kind
         info["adapter.sha256"] = served.file.identity
     return streams.answer(
         {

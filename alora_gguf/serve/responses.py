@@ -52,6 +52,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     adapter: str | None = None
     adapter_id: str | None = None
     lora: list[dict[str, Any]] | None = None
+    steer: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -88,7 +89,7 @@ def _as_chat(body: ResponseRequest) -> ChatRequest:
         messages.insert(0, {"role": "system", "content": body.instructions})
     same = (
         "model", "temperature", "top_p", "top_logprobs", "documents", "verdicts", "adapter",
-        "adapter_id", "lora", "chat_template_kwargs", "seed", "stop", "top_k", "min_p",
+        "adapter_id", "lora", "steer", "chat_template_kwargs", "seed", "stop", "top_k", "min_p",
     )  # fmt: skip
     return ChatRequest(
         messages=messages,

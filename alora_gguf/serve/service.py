@@ -156,7 +156,8 @@ class Service:
         """
         if self._model is not None and self._adapters is not None:
             named = {self._model.path: self.name}
-            named |= {str(e.file.path): e.name for e in self._adapters.served.values()}
+            served = self._adapters.served.values()
+            named |= {str(e.file.path): e.name for e in served if e.file.path}
             for path, name in named.items():
                 text = text.replace(path, name)
         for python, option in _OPTIONS.items():

@@ -114,7 +114,7 @@ class Prompts:
 
 def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
     """Answers a turn: tells Read, Piece, Ended and Answered."""
-    options = replace(turn.options, adapter=_loaded(view, turn.whom), scale=turn.whom.scale)
+    options = replace(turn.options, adapter=view.computed_by(turn.whom))
     calls = [replace(each, name=view.loaded(each.name, "intrinsics")) for each in turn.intrinsics]
     verdicts = [replace(each, name=view.loaded(each.name, "verdicts")) for each in turn.verdicts]
     with contextlib.ExitStack() as closing:
@@ -154,7 +154,7 @@ def converse(model: ag.Model, view: View, turn: Turn, job: Job) -> None:
 
 def complete(model: ag.Model, view: View, asked: Prompts, job: Job) -> None:
     """Goes on with prompts: tells Read, Piece and Ended, of reply j to prompt i by i * n + j."""
-    options = replace(asked.options, adapter=_loaded(view, asked.whom), scale=asked.whom.scale)
+    options = replace(asked.options, adapter=view.computed_by(asked.whom))
 
     def reply(index: int) -> None:
         which, turn = divmod(index, asked.n)
@@ -338,10 +338,6 @@ def _seeded(options: ag.GenerateOptions, index: int) -> ag.GenerateOptions:
     if not index or seed is None:
         return options
     return replace(options, sampling=replace(options.sampling, seed=(seed + index) % 2**32))
-
-
-def _loaded(view: View, whom: Asked) -> str | None:
-    return None if whom.name is None else view.loaded(whom.name)
 
 
 def _answered(result: ag.IntrinsicResult, view: View, index: int | None = None) -> Answered:

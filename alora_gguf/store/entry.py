@@ -44,8 +44,8 @@ class StoredFile:
 class Description:
     """What is known of an adapter or a base beside its files.
 
-    technology         "alora" or "lora"; None for a base
-    architecture       general.architecture, such as "granite"
+    technology         "alora", "lora" or "vector", a steering one; None for a base
+    architecture       general.architecture, such as "granite"; of a vector its base's
     repository         "owner/repo" on the hub, and `commit` the commit there
     sources            the adapter's directory ("" for the root) or the base's files in it
     base               the base an adapter was converted for, by its name in the store or its file's

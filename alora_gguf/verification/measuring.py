@@ -19,6 +19,7 @@ from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.inspection import AdapterSummary, inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
+from alora_gguf.gguf.vector import VectorFile, read_adapter
 from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int
@@ -59,8 +60,8 @@ def verify(
     n_gpu_layers: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Verification:
-    """Measures the adapter in the GGUF file `adapter` on the base in the GGUF file `base`, with
-    random tokens drawn with `seed`.
+    """Measures the adapter or steering vector in the GGUF file `adapter` on the base in the GGUF
+    file `base`, with random tokens drawn with `seed`. The last of them are a vector's reply.
 
     `peft` is the PEFT directory that the adapter was converted from: then logits are compared with
     PEFT's on the transformers directory `hf_base`, by default the one that the adapter's own
@@ -75,8 +76,12 @@ def verify(
     check_int(seed, "seed", 0)
     if hf_base is not None and peft is None:
         raise InputError("hf_base is only used with peft, the adapter's PEFT directory; give both")
-    base_file, file = BaseFile.read(base), AdapterFile.read(adapter)
+    base_file, file = BaseFile.read(base), read_adapter(adapter)
     reference = None
+    if peft is not None and isinstance(file, VectorFile):
+        raise InputError(
+            f"{file.path}: is a steering vector, which PEFT does not know; leave peft out"
+        )
     if peft is not None:
         from .peft_reference import PeftReference
 
@@ -93,12 +98,13 @@ def verify(
         progress=progress,
     ) as model:
         said = [file.io_yaml and contract_problem(model.contract, _NAME)]
-        text = _draw(model, file.invocation, seed)
+        text = _draw(model, file, seed)
         cells = _check_cells(model, text)
         n_tokens = len(text.tokens)
         with open_probe(model, {_NAME: adapter}, n_tokens=n_tokens, n_rows=text.n_rows) as probe:
             plain = probe.read(text.tokens, text.n_rows)
-            adapted = probe.read(text.tokens, text.n_rows, _NAME)
+            first = text.first if file.begins == "reply" else None
+            adapted = probe.read(text.tokens, text.n_rows, _NAME, first=first)
         logits = _logits_change(plain, adapted, text, model)
     facts = _base_facts(base_file), _adapter_facts(file)
     wrong = plain.not_finite, adapted.not_finite
@@ -128,8 +134,9 @@ def verify(
 # What is read ---------------------------------------------------------------------------------
 
 
-def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
+def _draw(model: Model, file: AdapterFile | VectorFile, seed: int) -> Text:
     """Random tokens around the invocation, none of them in it."""
+    invocation = file.invocation
     trained = model.n_ctx_train
     room = (trained or _N_TEXT + len(invocation) + _N_AFTER) - len(invocation)
     n_after = max(1, min(_N_AFTER, room // 2))
@@ -142,7 +149,7 @@ def _draw(model: Model, invocation: tuple[int, ...], seed: int) -> Text:
     drawn = random_text(model, n_text + n_after, without=invocation, seed=seed)
     tokens = (*drawn[:n_text], *invocation, *drawn[n_text:])
     n_adapted = len(invocation) + n_after
-    if not invocation:
+    if file.begins == "start":
         return Text(seed, tokens, 0, n_adapted, n_adapted)
     n_rows = min(_N_BEFORE, n_text) + n_adapted
     return Text(seed, tokens, n_text, n_rows, n_adapted)
@@ -195,7 +202,9 @@ def _base_facts(base: BaseFile) -> BaseFacts:
     )
 
 
-def _adapter_facts(file: AdapterFile) -> AdapterFacts:
+def _adapter_facts(file: AdapterFile | VectorFile) -> AdapterFacts:
+    if isinstance(file, VectorFile):
+        return _vector_facts(file)
     summary = inspect_gguf(file.path)
     sha256 = summary.metadata.get(_VOCABULARY_KEY)
     return AdapterFacts(
@@ -211,6 +220,27 @@ def _adapter_facts(file: AdapterFile) -> AdapterFacts:
         vocabulary_sha256=sha256 if isinstance(sha256, str) else None,
         identity=file.identity,
         **_weights(info for pair in file.pairs for info in (pair.a, pair.b)),
+    )
+
+
+def _vector_facts(file: VectorFile) -> AdapterFacts:
+    header = read_header(file.path)
+    sha256 = header.metadata.get(_VOCABULARY_KEY)
+    return AdapterFacts(
+        path=file.path,
+        name=file.name,
+        kind="vector",
+        nbytes=header.size,
+        rank=file.rank,
+        alpha=file.scale,
+        targets=(),
+        invocation=file.invocation,
+        invocation_text=file.invocation_text,
+        vocabulary_sha256=sha256 if isinstance(sha256, str) else None,
+        identity=file.identity,
+        operation=file.parts[0].operation,
+        acts_on=file.targets,
+        **_weights(header.tensors.values()),
     )
 
 

@@ -16,6 +16,10 @@ Vocabularies = Literal["equal", "different", "unknown"]
 ENORMOUS: Final = 10.0
 """A change of so many times the base's own norm is warned of."""
 
+_TOO_LARGE: Final = (
+    "weights are too large, so its training has diverged or its alpha is wrong",
+    "directions times their scale are too large",
+)
 _REPORT: Final = "this is a bug of alora-gguf or llama.cpp, please report it"
 
 
@@ -39,11 +43,15 @@ class BaseFacts:
 class AdapterFacts:
     """The adapter; `type` and `bits_per_weight` as of the base. `vocabulary_sha256` is that of the
     base it was converted for, None if the file does not say; `invocation` is () for a plain LoRA.
+
+    Of a steering vector `alpha` is the strength it was made for, `rank` the most directions that a
+    layer has, `acts_on` where they act, such as "blk.12" and "blk.13.ffn", and `operation` what
+    they do there; `acts_on` is () and `operation` None for weights, as `targets` is () for it.
     """
 
     path: Path
     name: str
-    kind: Literal["alora", "lora"]
+    kind: Literal["alora", "lora", "vector"]
     nbytes: int
     n_parameters: int
     type: str
@@ -55,13 +63,21 @@ class AdapterFacts:
     invocation_text: str | None
     vocabulary_sha256: str | None
     identity: str
+    operation: str | None = None
+    acts_on: tuple[str, ...] = ()
+
+    @property
+    def begins_at(self) -> str:
+        """What it begins at, in words, where that is not the first token."""
+        return "the invocation" if self.invocation else "the reply"
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     """What was read: random tokens, drawn with `seed`, then the invocation, then more of them.
 
-    `first` is where the adapter begins, 0 for a plain LoRA; `n_rows` of the last tokens were
+    `first` is where the adapter begins, 0 for a plain LoRA; for a vector without an invocation the
+    tokens from there on stand for a reply. `n_rows` of the last tokens were
     looked at, of which the last `n_adapted` are computed with the adapter.
     """
 
@@ -243,12 +259,15 @@ def failures(
     elif adapted_wrong is not None:
         yield (
             f"with the adapter on, NaN or infinite values come up, first in {adapted_wrong}; its "
-            "weights are too large, so its training has diverged or its alpha is wrong"
+            f"{_TOO_LARGE[found.adapter.kind == 'vector']}"
         )
     elif not found.effective:
+        why = "its B matrices are zero, as they are before training"
+        if found.adapter.kind == "vector":
+            why = "its scale is 0, or nothing that flows there points along its directions"
         yield (
             "the adapter changes nothing: with it, every layer and every logit is bit for bit the "
-            "base's; its B matrices are zero, as they are before training"
+            f"base's; {why}"
         )
     if found.finite:  # NaN in a batch reaches tokens that do not attend to it: 0 * NaN is NaN
         yield from _leaks(found)
@@ -257,16 +276,17 @@ def failures(
 
 
 def _leaks(found: Verification) -> Iterator[str]:
+    begin = found.adapter.begins_at
     if not found.cells.untouched:
         yield f"the conversation's cells have changed while the adapter was asked; {_REPORT}"
     if found.cells.equal is False:
         yield (
-            f"cells of the {found.cells.n_cells} tokens before the invocation are not the base's "
+            f"cells of the {found.cells.n_cells} tokens before {begin} are not the base's "
             f"when the adapter reads the whole text; {_REPORT}"
         )
     if found.logits.before_equal is False:
         yield (
-            f"layers or logits of the {found.logits.n_before} tokens before the invocation are not "
+            f"layers or logits of the {found.logits.n_before} tokens before {begin} are not "
             f"the base's; {_REPORT}"
         )
 
@@ -298,9 +318,13 @@ def _apart(peft: PeftComparison, base: BaseFacts) -> Iterator[str]:
 
 def warnings(found: Verification) -> Iterator[str]:
     """What is odd, and may be meant."""
-    if found.base.vocabulary_sha256 is None:
+    adapter = found.adapter
+    reads_no_tokens = adapter.kind == "vector" and not adapter.invocation
+    if reads_no_tokens:
+        pass  # whatever the vocabulary
+    elif found.base.vocabulary_sha256 is None:
         yield "the base has no vocabulary to compare with the one the adapter was converted for"
-    elif found.adapter.vocabulary_sha256 is None:
+    elif adapter.vocabulary_sha256 is None and adapter.kind != "vector":
         yield (
             "the adapter does not say which vocabulary it was converted for; alora-gguf convert "
             "writes it where the base is a GGUF"
@@ -316,12 +340,12 @@ def warnings(found: Verification) -> Iterator[str]:
             f"the change is enormous, more than {ENORMOUS:g} times the base's own norm, in layer "
             f"{enormous[0]}"
             + (f" and {len(enormous) - 1} more" if enormous[1:] else "")
-            + "; check the adapter's alpha and rank"
+            + f"; check the adapter's {'scale' if adapter.kind == 'vector' else 'alpha and rank'}"
         )
-    if found.cells.equal is None and found.adapter.kind == "alora":
+    if found.cells.equal is None and found.text.first:
         yield (
-            "this model's memory cannot be cut, so cells before the invocation were compared only "
-            "as the conversation's own; layers and logits before it were compared all the same"
+            f"this model's memory cannot be cut, so cells before {adapter.begins_at} were compared "
+            "only as the conversation's own; layers and logits before it were compared all the same"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,7 @@ from alora_gguf.cli.render import colour, printable, whole
 import alora_gguf as ag
 
 if TYPE_CHECKING:
+    from .commands import Commands
     from .lines import Lines
     from .opening import Given
     from .talk import Talk
@@ -48,6 +49,7 @@ _PATH: Final = click.Path(path_type=Path)
     multiple=True,
     help="Intrinsics to ask at every turn, as by /watch. Repeatable.",
 )
+@options.steer
 @click.option(
     "-p",
     "--prompt",
@@ -111,6 +113,7 @@ def _run(given: Given) -> bool:
         given.system is not None or given.docs or given.template is not None
     ):
         raise click.UsageError("--restore brings its own system message, documents and template")
+    by = options.named_scales(given.steer)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
             stream.reconfigure(errors="replace")
@@ -129,10 +132,7 @@ def _run(given: Given) -> bool:
         if given.docs and not typed and (told := place_note(talk.chat)):
             view.note(told)
         loop = Loop(talk, view, _lines(given, talk, typed))
-        if given.watch:
-            loop.commands.watch(" ".join(given.watch))
-        elif given.restore is not None:
-            loop.commands.watch_as_saved()
+        _set_up(given, loop.commands, by)
         if given.prompt is not None:
             loop.say(whole(_prompt(given.prompt)))
             return not view.failed
@@ -140,6 +140,19 @@ def _run(given: Given) -> bool:
             _greet(given, talk, view)
         loop.run()
     return typed or not view.failed
+
+
+def _set_up(given: Given, commands: Commands, by: Mapping[str, float]) -> None:
+    """Watches and steers as was said, or else as when a restored conversation was saved."""
+    restored = given.restore is not None
+    if given.watch:
+        commands.watch(" ".join(given.watch))
+    elif restored:
+        commands.watch_as_saved()
+    if given.steer:
+        commands.steer(by)
+    elif restored:
+        commands.steer_as_saved()
 
 
 def _prompt(given: str) -> str:
@@ -184,12 +197,16 @@ def _lines(given: Given, talk: Talk, typed: bool) -> Lines:
 
 def _below(given: Given, talk: Talk, width: int) -> str:
     """Where one is, in one line."""
+    from .steering import shown
+
     used = f"{talk.chat.session.cached} of {talk.model.n_ctx} tokens"
     watched = [each.short for each in talk.watched]
+    steered = [shown(talk.steering)] if talk.steering else []
     line = ""
     for names in (" ".join(watched), str(len(watched))):
         watching = [f"watching {names}"] if watched else []
-        line = printable(f" {' · '.join((_title(given, talk), used, *watching, '/help'))}")
+        parts = (_title(given, talk), used, *steered, *watching, "/help")
+        line = printable(f" {' · '.join(parts)}")
         if len(line) <= width:
             break
     return line
@@ -203,17 +220,21 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
     """What can stand behind a command, and what it is; behind none, the commands."""
     from .arguments import SETTINGS, shown_setting
     from .commands import COMMANDS
+    from .steering import vectors_of
     from .talk import intrinsics_of
 
-    adapters = dict.fromkeys(talk.model.adapters, "adapter")
+    vectors = dict.fromkeys(vectors_of(talk.model), "vector")
+    adapters = {**dict.fromkeys(talk.model.adapters, "adapter"), **vectors}
     asked = intrinsics_of(talk.model)
     calls = [
         f"{name}({asked[name].arguments[0]}=" if name in asked and asked[name].arguments else name
         for name in adapters
+        if name not in vectors
     ]
     words = {
         "": {**{name: each.help for name, each in COMMANDS.items()}, **adapters},
         "watch": {**dict.fromkeys(calls, "adapter"), "off": "ask nothing"},
+        "steer": {**vectors, "off": "steer no more"},
         "unload": adapters,
         "set": {name: shown_setting(talk.options, name) for name in SETTINGS},
         "doc": {"off": "drop all documents"},
@@ -225,12 +246,15 @@ def _words(talk: Talk, command: str) -> dict[str, str]:
 def _greet(given: Given, talk: Talk, view: View) -> None:
     """What there is, and what to try."""
     from .asking import in_words
+    from .steering import in_words as steered
     from .tables import place_note, said
 
     names = ", ".join(map(printable, talk.model.adapters)) or "no adapters"
     view.note(f"{printable(_title(given, talk))} with {names}")
     if given.watch:
         view.note(in_words(talk.watched))
+    if talk.steering:
+        view.note(steered(talk.steering))
     if given.restore is not None:
         view.note(f"{said(talk.chat)}, restored; nothing was read again")
     documents = talk.chat.documents

@@ -117,7 +117,7 @@ def changed_options(
 def shown_setting(options: ag.GenerateOptions, name: str) -> str:
     """A setting's value, for people."""
     if name == "adapter":
-        return options.adapter or "none: the base replies"
+        return str(options.adapter or "none: the base replies")
     if name == "max_tokens":
         return str(options.max_tokens)
     value = getattr(options.sampling, name)

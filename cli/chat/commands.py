@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from alora_gguf.cli.calls import Written, read_arguments, read_call, read_calls, usage
-from alora_gguf.cli.options import named_contract
+from alora_gguf.cli.options import named_contract, named_scales
 from alora_gguf.cli.render import duration, plural, size_text, whole
 
 import alora_gguf as ag
 
-from . import tables
+from . import steering, tables
 from .arguments import (
     SETTINGS,
     changed_options,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .lines import Lines
 
 _WATCHED: Final = "alora_gguf.watched"  # among a saved conversation's notes
+_STEERING: Final = "alora_gguf.steering"
 _Run = TypeVar("_Run", bound="Callable[..., str | None]")
 
 
@@ -116,7 +117,11 @@ class Commands:
         name, path = split_adapter(rest, [*COMMANDS], Path(self._talk.model.path))
         with self._view.waiting(f"loading {name}"):
             file = self._talk.model.load_adapter(name, path)
-        kind = "aLoRA" if file.invocation else "LoRA"
+        if steering.is_vector(file):
+            way = f"steer replies by it with /steer {name} 1"
+            self._view.note(f"loaded '{name}', steering vector, rank {file.rank}; {way}")
+            return
+        kind = tables.kind_of(file)
         try:
             contract = contract_of(self._talk.model, name)
         except ag.ContractError:  # said while it was loaded
@@ -140,8 +145,39 @@ class Commands:
         talk.model.unload_adapter(rest)
         if talk.options.adapter == rest:
             talk.options = replace(talk.options, adapter=None)
+        talk.steering.pop(rest, None)
         self._view.note(f"unloaded '{rest}'")
         self._watch_only([each for each in talk.watched if each.call.name != rest])
+
+    @_command(
+        "/steer [NAME [SCALE] | off]",
+        "show or change the vectors that replies from now on are steered by; a scale of 0 ends one",
+    )
+    def _steer(self, rest: str) -> None:
+        if rest:
+            self.steer(steering.changed(self._talk.model, self._talk.steering, rest))
+        self._tell(rest, steering.in_words(self._talk.steering))
+
+    def steer(self, by: Mapping[str, float]) -> None:
+        """Has these vectors act on replies, and no others. Raises UnknownAdapterError, and
+        InputError for adapters that are none.
+        """
+        for name in by:
+            steering.check(self._talk.model, name)
+        self._talk.steering = dict(by)
+
+    def steer_as_saved(self) -> None:
+        """Steers as when the conversation was saved, as far as those vectors are loaded."""
+        saved = self._talk.chat.notes.get(_STEERING)
+        by = saved if isinstance(saved, dict) else {}
+        try:
+            given = [f"{name}={scale!r}" for name, scale in by.items()]
+            self.steer(named_scales(given))
+        except ag.AloraError as error:
+            self._view.note(f"not steered, as it was when it was saved: {error}")
+        else:
+            if by:
+                self._view.note(steering.in_words(self._talk.steering))
 
     @_command(
         "/all [NAME(ARGUMENTS)…]",
@@ -232,6 +268,7 @@ class Commands:
         if contract is not None:
             self._ask([asked.call(contract)])
         elif asked.arguments is not None:
+            steering.check_asked(self._talk.model, asked.name)
             raise _no_contract(asked.name)
         else:
             self._reply_of(asked.name)
@@ -245,7 +282,8 @@ class Commands:
     def _reply_of(self, name: str) -> None:
         """What an adapter without a contract says next, on a fork."""
         with self._talk.chat.fork() as fork:
-            options = replace(self._talk.options, adapter=name, scale=1.0)
+            by = {**self._talk.steering, name: 1.0}
+            options = replace(self._talk.options, adapter=by)
             with self._view.waiting(f"waiting for {name}"):
                 reply = fork.reply(options, cancel=self._cancel)
             self._view.aside(name, reply.text)
@@ -364,7 +402,8 @@ class Commands:
             over = ", in place of an older one"
         with self._view.waiting("saving"):
             specs = [each.spec for each in self._talk.watched]
-            self._talk.chat.save(path, notes={_WATCHED: specs} if specs else None)
+            notes = {_WATCHED: specs, _STEERING: self._talk.steering}
+            self._talk.chat.save(path, notes={k: v for k, v in notes.items() if v} or None)
         said = tables.said(self._talk.chat)
         self._view.note(f"saved {said}, {size_text(path.stat().st_size)}{over}: {path}")
 
@@ -376,6 +415,7 @@ class Commands:
         said = tables.said(chat)
         self._view.note(f"restored {said}, {len(chat.tokens)} tokens; nothing was read again")
         self.watch_as_saved()
+        self.steer_as_saved()
         for message in chat.messages[chat.system is not None :][-2:]:
             self._view.show(f"{message.role}: {message.content}")
 
@@ -421,13 +461,15 @@ def _intrinsics(model: ag.Model, *asked: str) -> dict[str, ag.Contract]:
     """
     for name in asked:
         if name in model.adapters and contract_of(model, name) is None:
+            steering.check_asked(model, name)
             raise _no_contract(name)
     if known := intrinsics_of(model):
         return known
-    for name in model.adapters:
+    with_weights = [name for name in model.adapters if name not in steering.vectors_of(model)]
+    for name in with_weights:
         _ = contract_of(model, name)
-    if model.adapters:
-        raise _no_contract(*model.adapters)
+    if with_weights:
+        raise _no_contract(*with_weights)
     raise ag.InputError(
         "no adapters are loaded; -a NAME=PATH or, in the chat, /load NAME=PATH loads one"
     )

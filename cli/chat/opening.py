@@ -35,6 +35,7 @@ class Given:
     system: str | None
     docs: tuple[Path, ...]
     watch: tuple[str, ...]
+    steer: tuple[str, ...]
     prompt: str | None
     restore: Path | None
     transcript: Path | None

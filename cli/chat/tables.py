@@ -16,6 +16,7 @@ import alora_gguf as ag
 
 from .arguments import SETTINGS, shown_setting
 from .asking import Turn
+from .steering import is_vector
 from .talk import intrinsics_of
 from .view import Shown
 
@@ -34,7 +35,7 @@ def cache_map(chat: ag.Chat, report: ag.CacheReport, reused: int, width: int) ->
     """
     from rich.text import Text
 
-    spans = _own_spans(chat)
+    spans = chat.session.spans
     own = spans[-1].end if spans else 0
     reused, others = min(reused, own), max(0, report.used - own)
     colours = _colours(spans)
@@ -89,22 +90,6 @@ def _cells(
     return cells + [(0, _FREE, "dim")] * (report.n_cells - len(cells))
 
 
-def _own_spans(chat: ag.Chat) -> tuple[ag.CacheSpan, ...]:
-    n, found = chat.session.cached, chat.session.provenance
-    names = {file.identity: name for name, file in chat.model.adapters.items()}
-    ends = [*(begin for begin, _ in found[1:]), n]
-    return tuple(
-        ag.CacheSpan(
-            begin,
-            end,
-            None if by.identity is None else names.get(by.identity, by.identity[:12]),
-            by.scale,
-        )
-        for (begin, by), end in zip(found, ends, strict=True)
-        if begin < end
-    )
-
-
 def _colours(spans: tuple[ag.CacheSpan, ...]) -> dict[str | None, str]:
     adapters = dict.fromkeys(span.adapter for span in spans if span.adapter is not None)
     colours: dict[str | None, str] = {None: _BASE}
@@ -113,7 +98,7 @@ def _colours(spans: tuple[ag.CacheSpan, ...]) -> dict[str | None, str]:
 
 
 _NARROW: Final = 60  # columns that a table of numbers needs
-_BESIDE: Final = len("  aLoRA  rank  contract  ")  # names and where they begin
+_BESIDE: Final = len("  vector  rank  contract  ")  # names and where they begin
 _LEAST: Final = 16
 _HEADS: Final = ("adapter", "kind", "rank", "contract", "begins at")
 
@@ -128,13 +113,22 @@ def adapters(model: ag.Model, width: int) -> Shown:
     room = max(_LEAST, width - max(map(cell_len, model.adapters)) - _BESIDE)
     for name, file in model.adapters.items():
         begins = file.invocation_text or (
-            model.detokenize(file.invocation, special=True) if file.invocation else "the start"
+            model.detokenize(file.invocation, special=True)
+            if file.invocation
+            else f"the {file.begins}"
         )
-        kind = "aLoRA" if file.invocation else "LoRA"
+        kind = kind_of(file)
         contract = "yes" if name in asked else "no" if file.io_yaml is None else "broken"
         rows.append((name, kind, str(file.rank), contract, shortened(printable(begins), room)))
         data.append(dict(zip(_HEADS, (name, kind, file.rank, contract, begins), strict=True)))
     return Shown(_table(_HEADS, rows), data)
+
+
+def kind_of(file: ag.Loaded) -> str:
+    """What an adapter is, in a word."""
+    if is_vector(file):
+        return "vector"
+    return "aLoRA" if file.invocation else "LoRA"
 
 
 def documents(given: Sequence[ag.Document]) -> Shown:
@@ -201,6 +195,8 @@ def commands(known: Mapping[str, str], model: ag.Model) -> Shown:
     rows, asked = [*known.items()], intrinsics_of(model)
     for name in model.adapters:
         what = "ask about the conversation" if name in asked else "what this adapter would reply"
+        if is_vector(model.adapters[name]):
+            what = "what would be replied with this vector; /steer has it stay"
         rows.append((f"/{usage(name, asked[name]) if name in asked else name}", what))
     return Shown(_table(("", ""), rows), dict(rows))
 

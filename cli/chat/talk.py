@@ -29,6 +29,7 @@ class Talk:
     reused  how many of the chat's tokens were in the cache before it was last read
     reopen  opens the same base once more, with other ContextOptions or adapters
     drop_oldest  whether the oldest turns go where the cache has no room for the next one
+    steering     the vectors that act on replies, and their scales
     """
 
     model: ag.Model
@@ -39,6 +40,15 @@ class Talk:
     reused: int = 0
     reopen: Callable[..., ag.Model] | None = None
     drop_oldest: bool = False
+    steering: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def replying(self) -> ag.GenerateOptions:
+        """How replies are made: the options, with the vectors beside what else computes them."""
+        if not self.steering:
+            return self.options
+        one = {} if self.options.adapter is None else {str(self.options.adapter): 1.0}
+        return replace(self.options, adapter={**one, **self.steering})
 
     # Turns ---------------------------------------------------------------------------------------
 
@@ -92,7 +102,7 @@ class Talk:
         with view.waiting(f"waiting for {guards or 'the reply'}"):
             reply = draft.say(
                 text,
-                self.options,
+                self.replying,
                 stream=True,
                 intrinsics=[each.call for each in asked],
                 cancel=cancel,
@@ -161,7 +171,7 @@ class Talk:
         least = needed(self.chat, kept if _turns_in(kept) else [*kept, ag.Message("user", "?")])
         if least >= n_ctx:
             raise ag.InputError(f"/ctx {n_ctx}: is too small for the {least} tokens that stay")
-        adapters = {name: file.path for name, file in old.adapters.items()}
+        adapters = {name: file.path for name, file in old.adapters.items() if file.path}
         reopen = self.reopen or partial(ag.Model, old.path)
         model = reopen(adapters=adapters, n_ctx=n_ctx, n_threads=old.n_threads)
         try:

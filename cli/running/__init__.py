@@ -46,6 +46,7 @@ _REPLY_TOKENS: Final = 512
 @click.option(
     "--reply-adapter", metavar="NAME", help="The adapter that writes the reply; needs --reply."
 )
+@options.steer
 @click.option("--value", "form", flag_value="value", help="Print nothing but values.")
 @click.option(
     "--csv", "form", flag_value="csv", help="Print ids and values as CSV, a column for each."
@@ -84,6 +85,7 @@ def command(
     temperature: float | None,
     seed: int | None,
     reply_adapter: str | None,
+    steer: tuple[str, ...],
     form: str | None,
     jsonl: bool,
     output: Path | None,
@@ -97,7 +99,8 @@ def command(
     arguments and id, or an array of messages; or JSON lines, each such a conversation. What
     conversations begin with in common is read once. Adapters that are asked for and not given by
     --adapter are the base's own, which the demo model and smollm2 have, or the store's. A reply is
-    the likeliest one, of up to 512 tokens, unless options say otherwise.
+    the likeliest one, of up to 512 tokens, unless options say otherwise; --steer steers it by
+    vectors.
 
     The exit status is 1 if any could not be asked, or was not answered as its contract says.
     """
@@ -107,7 +110,8 @@ def command(
             f"--{form} leaves out what a later run knows its lines by; leave it or --output out"
         )
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
-    written = _reply_options(reply, {**sampling, "--reply-adapter": reply_adapter})
+    given = {**sampling, "--reply-adapter": reply_adapter, "--steer": steer or None}
+    written = _reply_options(reply, given)
 
     from .conversations import read_input
     from .plan import Plan
@@ -115,6 +119,7 @@ def command(
 
     jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
     plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
+    _check_steering(plan, steer)
     plan = replace(plan, special_tokens_in_text=special_tokens_in_text)
     if base is None and computing["n_threads"] is None:
         computing["n_threads"] = options.DEMO_THREADS
@@ -140,6 +145,15 @@ def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None
         raise click.UsageError(f"give --intrinsic NAME, what to ask; or --reply{hint}")
 
 
+def _check_steering(plan: Plan, steer: Sequence[str]) -> None:
+    for name in options.named_scales(steer):
+        if not isinstance(plan.files[name], ag.VectorFile):
+            raise click.UsageError(
+                f"--steer {name}: is an adapter with weights, not a steering vector; "
+                "--reply-adapter has it write the reply"
+            )
+
+
 def _say_unanswered(plan: Plan, entries: Sequence[Entry]) -> None:
     """What judges answers has a number for a question as well, which means nothing."""
     said = [each.conversation.messages for each in entries if each.conversation is not None]
@@ -159,10 +173,15 @@ def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | N
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
+    writer: str | None = given["--reply-adapter"]
+    by = options.named_scales(given["--steer"] or ())
+    if writer in by:
+        raise click.UsageError(f"--steer {writer}: is the --reply-adapter too; give it once")
+    one = {} if writer is None else {writer: 1.0}
     return ag.GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
         sampling=ag.Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
-        adapter=given["--reply-adapter"],
+        adapter={**one, **by} if by else writer,
     )
 
 

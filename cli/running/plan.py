@@ -38,7 +38,7 @@ class Plan:
 
     base: Path
     adapters: Mapping[str, Path]
-    files: Mapping[str, ag.AdapterFile]
+    files: Mapping[str, ag.AdapterFile | ag.VectorFile]
     contracts: Mapping[str, ag.Contract]
     asks: Sequence[ag.IntrinsicCall]
     reply: ag.GenerateOptions | None
@@ -69,16 +69,16 @@ class Plan:
                 raise click.UsageError(f"-a: two adapters are named '{name}'; write NAME=PATH")
             given[name] = path
         beside = dict(map(named_contract, contracts))
-        writer = [reply.adapter] if reply is not None and reply.adapter is not None else []
+        writers = _writers(reply)
         calls = [Written(each, each) if each in given else read_call(each) for each in intrinsics]
         asked = list(dict.fromkeys(each.name for each in calls))
-        names = list(dict.fromkeys([*asked, *writer]))
+        names = list(dict.fromkeys([*asked, *writers]))
         unused = sorted(set(beside) - set(names) - set(given))
         if unused:
             raise click.UsageError(f"--contract is for '{unused[0]}', which is not asked anything")
         named = NamedBase.of(base)
         model, paths = named.path, {name: named.adapter(name, given) for name in names}
-        files = {name: ag.AdapterFile.read(path).without_data() for name, path in paths.items()}
+        files = {name: ag.read_adapter(path).without_data() for name, path in paths.items()}
         if template is None and ag.BaseFile.read(model).chat_template is None:
             raise no_template(model)
         found = {
@@ -108,8 +108,8 @@ class Plan:
     @property
     def reader(self) -> str | None:
         """The plain LoRA that reads the whole conversation to reply to it; None: the base does."""
-        writer = None if self.reply is None else self.reply.adapter
-        return None if writer is None or self.files[writer].invocation else writer
+        writers = _writers(self.reply)
+        return next((each for each in writers if self.files[each].begins == "start"), None)
 
     @property
     def template_text(self) -> str:
@@ -132,8 +132,10 @@ class Plan:
         Raises ModelError.
         """
         reply = None if self.reply is None else asdict(self.reply)
-        if reply is not None and reply["adapter"] is not None:
-            reply["adapter"] = self.files[reply["adapter"]].identity
+        if reply is not None and self.reply is not None:
+            by = {self.files[name].identity: at for name, at in _writers(self.reply).items()}
+            plain = isinstance(self.reply.adapter, str)  # as format 2 has it
+            reply["adapter"] = next(iter(by)) if plain else by or None
         setting = {
             "format": _FORMAT,
             "base": tokenizer.fingerprint(),
@@ -153,6 +155,12 @@ class Plan:
         return json.dumps(setting, sort_keys=True)
 
 
+def _writers(reply: ag.GenerateOptions | None) -> dict[str, float]:
+    """The adapters that write the reply, and their scales."""
+    by = None if reply is None else reply.adapter
+    return {} if by is None else {by: 1.0} if isinstance(by, str) else dict(by)
+
+
 def _ask(each: Written, contract: ag.Contract) -> ag.IntrinsicCall:
     return ag.IntrinsicCall(each.name, each.arguments_for(contract), alias=each.alias)
 
@@ -166,7 +174,12 @@ def _with(call: ag.IntrinsicCall, arguments: Mapping[str, str]) -> ag.IntrinsicC
     return replace(call, arguments={**call.arguments, **arguments})
 
 
-def _own(name: str, file: ag.AdapterFile) -> ag.Contract:
+def _own(name: str, file: ag.AdapterFile | ag.VectorFile) -> ag.Contract:
+    if isinstance(file, ag.VectorFile):
+        raise ag.ContractError(
+            f"{file.path}: is a steering vector, which is not asked anything; --reply --steer "
+            f"{name}=1 writes a reply that it steers"
+        )
     if file.io_yaml is None:
         raise ag.ContractError(
             f"{file.path}: holds no contract (alora.io_yaml), which says how '{name}' is asked; "

@@ -1,12 +1,16 @@
-// The C API of alora-gguf: a bank of LoRA and aLoRA adapters inside a llama_context, from which
-// every token of a batch selects its own. It is compiled into libllama, next to llama.h.
+// The C API of alora-gguf: a bank of LoRA and aLoRA adapters and of steering vectors inside a
+// llama_context, from which every token of a batch selects its own. It is compiled into libllama, next to
+// llama.h.
 //
-// Five concepts:
+// Seven concepts:
 //   bank        all adapters of one context, stacked per target weight in the weight's own memory
-//   slot        an adapter's index in the bank; slot 0 is the base model and contributes exactly zero
+//   slot        an adapter's index in the bank; slot 0 is the base model and contributes exactly zero;
+//               from ALORA_FIRST_COMPOSITE on, a vector or a combination
 //   activation  (sequence, first position, slot, scale): from that position on, tokens of that
 //               sequence are computed with that slot; a plain LoRA is one activated at position 0
 //   target      a base weight that an adapter changes
+//   vector      an edit of what flows through the model instead of its weights, at some of its layers
+//   combination a slot that stands for one adapter and any number of vectors, each at a scale
 //   reserve     upstream's word for sizing the compute buffers by building worst-case graphs
 // and one switch, which ends a llama_decode() that takes too long.
 //
@@ -23,13 +27,16 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 6
+#define ALORA_API_VERSION 7
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 typedef int32_t alora_slot;
+
+// The first slot of vectors and combinations, which take no room in the stacks of adapters.
+#define ALORA_FIRST_COMPOSITE 0x10000
 
 enum alora_status {
     ALORA_OK           = 0,
@@ -54,6 +61,34 @@ struct alora_stats {
     int32_t n_attention;    // nodes of that graph that are attention of ours, not upstream's
     int32_t n_skipped;      // products of adapters, in all graphs built so far, that were left out
                             // because their rows were not tokens: always 0, or this is at fault
+    int32_t n_vectors;      // vectors that are loaded
+    int32_t n_steered;      // points of that graph at which vectors act
+};
+
+// Where in block `layer` a part of a vector acts; h is that tensor, a row per token.
+enum alora_hook {
+    ALORA_HOOK_BLOCK =
+            0,  // the residual stream behind the block, where llama.cpp adds its control vector
+    ALORA_HOOK_ATTENTION =
+            1,           // what the block's attention returns, before anything else is done to it
+    ALORA_HOOK_FFN = 2,  // what its FFN returns, likewise
+};
+
+// What it does there, with s = its scale times the activation's and V its directions.
+enum alora_edit {
+    ALORA_EDIT_ADD     = 0,  // h + s v
+    ALORA_EDIT_PROJECT = 1,  // h - s V'(V h), for orthonormal rows of V; s = 1 removes them
+    ALORA_EDIT_PROJECT_POSITIVE = 2,  // h - s V' max(V h, 0): only what points along them
+    ALORA_EDIT_ADD_KEEP_NORM    = 3,  // (h + s v) |h| / |h + s v|
+};
+
+struct alora_part {
+    int32_t       layer;         // zero-based
+    int32_t       hook;          // alora_hook
+    int32_t       edit;          // alora_edit
+    int32_t       n_directions;  // 1 for what is added
+    float         scale;
+    const float * directions;  // [n_directions][n_embd]
 };
 
 // ALORA_API_VERSION of the library that is loaded.
@@ -78,7 +113,28 @@ LLAMA_API int32_t alora_bank_reserve(struct llama_context * ctx, int32_t n_adapt
 // context reserves once, before this returns.
 LLAMA_API alora_slot alora_adapter_add(struct llama_context * ctx, const void * gguf, size_t size);
 
-// Frees a slot for another adapter. ALORA_ERR_BUSY while any activation names it.
+// Adds a vector, whose parts (not kept) may act at several layers, hooks and ways. All that act on one
+// token at one place read the same h and their changes are summed; if any keeps the norm, the whole is
+// rescaled to |h| once. So their order means nothing but for rounding. Returns its slot or an error.
+//
+// Refused: another width than the stream's, layers outside, values that are not finite, and places
+// that the architecture's graph does not have or has several of; where a block adds up several FFNs
+// (experts beside a shared one) a projection acts on each, and nothing else can.
+//
+// Does not reserve when graphs were reserved with vectors at all its places before; otherwise the
+// context reserves once, before this returns.
+LLAMA_API alora_slot alora_vector_add(
+        struct llama_context * ctx, const struct alora_part * parts, int32_t n_parts,
+        int32_t n_embd);
+
+// A slot for several: `slots`, each at its scale, which an activation's scale multiplies. Of adapters there
+// can be one, of vectors any number, and combinations are taken for what they stand for; the same one
+// twice counts with the sum of its scales. Their order means nothing. Reserves and builds nothing.
+LLAMA_API alora_slot alora_combine(
+        struct llama_context * ctx, int32_t n, const alora_slot * slots, const float * scales);
+
+// Frees a slot for another adapter, vector or combination. ALORA_ERR_BUSY while any activation or
+// combination names it.
 LLAMA_API int32_t alora_adapter_remove(struct llama_context * ctx, alora_slot slot);
 
 // Tokens of `seq` at positions >= first use `slot` at `scale` (finite; multiplies the adapter's own

@@ -3,7 +3,9 @@
 
 #include "alora-attention.h"
 #include "alora-bank.h"
+#include "alora-steer.h"
 #include "llama-context.h"
+#include "llama-model.h"
 
 // The one friend that it has.
 struct alora_access {
@@ -27,6 +29,10 @@ struct alora_access {
         return llama_model_has_encoder(&ctx->model);
     }
 
+    static bool is_divided(const llama_context * ctx) {
+        return ctx->model.split_mode() == LLAMA_SPLIT_MODE_TENSOR;
+    }
+
     // Makes the bank's interrupts end a computation, beside the callback that the caller may have set.
     static void install_interrupts(llama_context * ctx);
 
@@ -47,6 +53,14 @@ struct alora_access {
         for (int64_t i = 0; i < n_nodes(ctx); ++i) {
             n += alora_attention::is_node(
                     *ggml_graph_node(ctx->gf_res_prev_active->get_gf(), (int) i));
+        }
+        return n;
+    }
+
+    static int32_t n_steered(const llama_context * ctx) {
+        int32_t n = 0;
+        for (int64_t i = 0; i < n_nodes(ctx); ++i) {
+            n += alora_steer::is_node(*ggml_graph_node(ctx->gf_res_prev_active->get_gf(), (int) i));
         }
         return n;
     }

@@ -256,7 +256,7 @@ template <class V> inline void attend_lane_major(const alora_attend & op) {
 }
 
 template <class V>
-inline void combine_block(const alora_combine & op, int64_t first, int64_t width) {
+inline void combine_block(const alora_splits & op, int64_t first, int64_t width) {
     combine_factors(op, first, width);
     const int64_t n = op.n_rows - first < width ? op.n_rows - first : width;
     // 16 values of all rows at a time, which make a cache line of each row
@@ -278,7 +278,7 @@ inline void combine_block(const alora_combine & op, int64_t first, int64_t width
     }
 }
 
-template <class V> inline void combine_lane_major(const alora_combine & op) {
+template <class V> inline void combine_lane_major(const alora_splits & op) {
     for_blocks<V>(op.n_rows, [&](int64_t first, int64_t n_vecs) {
         combine_block<V>(op, first, n_vecs * V::N);
     });

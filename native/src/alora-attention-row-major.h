@@ -234,7 +234,7 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
     }
 }
 
-template <class V> inline void combine_row_major(const alora_combine & op) {
+template <class V> inline void combine_row_major(const alora_splits & op) {
     combine_factors(op, 0, op.n_rows);
     for (int64_t r = 0; r < op.n_rows; ++r) {
         for (int64_t at = 0; at < op.d; at += V::N) {

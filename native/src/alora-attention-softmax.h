@@ -159,13 +159,13 @@ inline void begin_rows(const split_rows & rows, int64_t width, int64_t d_v) {
 }
 
 inline split_rows split_rows_of(
-        const alora_combine & op, int64_t split, int64_t first, int64_t width) {
+        const alora_splits & op, int64_t split, int64_t first, int64_t width) {
     return split_rows_at(op.partial + split * op.stride, first, width, op.d);
 }
 
 // What each split's values count for in the result, in place of its l: less by as much as its largest
 // score is below the largest of all.
-inline void combine_factors(const alora_combine & op, int64_t first, int64_t width) {
+inline void combine_factors(const alora_splits & op, int64_t first, int64_t width) {
     for (int64_t r = 0; r < width; ++r) {
         const bool  has_sink = op.sink && first + r < op.n_rows;
         const float sink     = has_sink ? op.sink[first + r] * LOG2E : LOWEST;

@@ -1,6 +1,7 @@
 #include "alora-bank.h"
 
 #include "alora-error.h"
+#include "alora-host.h"
 #include "alora-pack.h"
 #include "alora.h"
 #include "ggml-backend.h"
@@ -12,6 +13,10 @@
 
 // add, mul by scale and two products, a reshape or view around each
 static constexpr uint32_t NODES_PER_USE = 12;
+
+// what is done to the stream at a point, for each FFN of a block that has two, and what makes it contiguous
+static constexpr uint32_t NODES_PER_POINT = 4;
+static constexpr uint32_t NODES_ON_DEVICE = 64;
 
 // zeros behind a product's rows, and the view of the rows that count
 static constexpr uint32_t NODES_PER_PADDING = 2;
@@ -31,7 +36,17 @@ static std::string shape_text(const ggml_tensor * t) {
     return text + "]";
 }
 
-alora_bank::alora_bank(const llama_model & model) : model(model), may_fuse(alora_fusing_wanted()) {}
+// What upstream keeps a control vector of the layer in; null if that is the CPU's.
+static ggml_backend_buffer_type_t device_memory(const llama_model & model, int32_t layer) {
+    const ggml_backend_buffer_type_t buft = model.select_buft(layer);
+    return alora_on_cpu(buft) ? nullptr : buft;
+}
+
+alora_bank::alora_bank(const llama_model & model) :
+    vectors(llm_arch_name(model.arch), (int32_t) model.hparams.n_layer(), model.hparams.n_embd,
+            [&model](int32_t layer) { return device_memory(model, layer); }),
+    model(model),
+    may_fuse(alora_fusing_wanted()) {}
 
 //
 // for the graph
@@ -116,6 +131,7 @@ bool alora_bank::repacked(const ggml_tensor & weight) const {
 
 uint32_t alora_bank::n_nodes() const {
     uint32_t n = model.hparams.n_layer_all + 2;  // attention, and two masks that hide tokens
+    n += NODES_PER_POINT * vectors.n_points() + NODES_ON_DEVICE * vectors.directions.n_points();
     for (const auto & [key, target] : by_key) {
         n += NODES_PER_USE * uses.at(key).n_max;
     }
@@ -405,7 +421,10 @@ alora_bank::change alora_bank::add(const alora_file & file) {
 
     const auto    free_slot = std::find(used.begin(), used.end(), false);
     const int32_t slot      = (int32_t) (free_slot - used.begin());
-    bool          fits      = slot < n_slots;
+    if (alora_vectors::is_composite(slot)) {
+        throw alora_error(ALORA_ERR_ARGUMENT, "the bank is full");
+    }
+    bool fits = slot < n_slots;
     for (const auto & [key, want] : wanted) {
         const auto have = by_key.find(key);
         fits = fits && have != by_key.end() && want.rank <= have->second.rank &&

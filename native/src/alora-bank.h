@@ -6,6 +6,7 @@
 #include "alora-file.h"
 #include "alora-slots.h"
 #include "alora-target.h"
+#include "alora-vectors.h"
 #include "alora-workspace.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -86,6 +87,7 @@ class alora_bank {
     size_t  n_bytes() const;
 
     alora_activations activations;
+    alora_vectors     vectors;
 
     const alora_attention_path attention = alora_attention_path_wanted();
     alora_workspace            workspace;  // of attention, for whichever graph is computed

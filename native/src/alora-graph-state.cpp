@@ -48,6 +48,20 @@ void alora_graph_state::fill(alora_rows & rows, const std::vector<alora_choice> 
     rows.segments.fill(choices);
 }
 
+void alora_graph_state::steer_rows(const llama_ubatch & ubatch) {
+    std::vector<alora_choice> all;
+    std::vector<alora_choice> out;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        all.push_back(alora_activation_of(*bank, ubatch, i));
+        if (ubatch.output && ubatch.output[i]) {
+            out.push_back(all.back());
+        }
+    }
+    tokens.steered.fill(bank->vectors, all);
+    outputs.steered.fill(bank->vectors, out);
+    steer.set_inputs();
+}
+
 void alora_graph_state::set_input(const llama_ubatch * ubatch) {
     std::vector<alora_choice> all;
     std::vector<alora_choice> out;
@@ -60,6 +74,9 @@ void alora_graph_state::set_input(const llama_ubatch * ubatch) {
     fill(tokens, all);
     if (outputs.n == (int64_t) out.size()) {
         fill(outputs, out);
+    }
+    if (plan.steered) {
+        steer_rows(*ubatch);
     }
 
     if (embd_rows && ubatch->token) {

@@ -6,6 +6,7 @@
 #include "alora-bank.h"
 #include "alora-fused.h"
 #include "alora-plan.h"
+#include "alora-steer.h"
 #include "llama-graph.h"
 
 #include <map>
@@ -18,6 +19,7 @@ struct alora_rows {
     int64_t        n     = 0;
     ggml_tensor *  slots = nullptr;  // I32 [1, n]
     alora_segments segments;         // the same for our own nodes, in host memory
+    alora_steered  steered;          // and which vectors
 
     // F32 [1, 1, n], for targets with these slot_scale: mostly one
     std::map<std::vector<float>, ggml_tensor *> scales;
@@ -77,7 +79,8 @@ class alora_graph_state : public llm_graph_input_i {
     }
 
     alora_fused     fused;      // the graph's fused products
-    alora_attention attention;  // and its attention
+    alora_attention attention;  // its attention
+    alora_steer     steer;      // and its edits of the stream
 
   private:
     static ggml_tensor * new_input(
@@ -90,6 +93,7 @@ class alora_graph_state : public llm_graph_input_i {
     }
 
     static void fill(alora_rows & rows, const std::vector<alora_choice> & choices);
+    void        steer_rows(const llama_ubatch & ubatch);
 
     std::shared_ptr<alora_bank> bank;
     alora_plan                  plan;

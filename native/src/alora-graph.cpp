@@ -236,3 +236,39 @@ ggml_tensor * alora_embd(
     }
     return ggml_add(ctx, res, delta);
 }
+
+static ggml_tensor * steered(
+        const llm_graph_context & graph, const alora_point & point, ggml_tensor * cur) {
+    const alora_ref & ref    = graph.cparams.alora;
+    const int64_t     n_rows = ggml_nrows(cur);
+    const bool        known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
+    if (ref.plan.reserve) {
+        ref.bank->vectors.note(point, *cur, known, ref.bank->n_reserves);
+    }
+    if (!ref.plan.steered || !ref.bank->vectors.acts_at(point) || ggml_is_empty(cur)) {
+        return cur;
+    }
+    if (!known) {
+        ref.bank->n_skipped++;
+        return cur;
+    }
+    alora_graph_state &   state   = alora_graph_state::of(graph);
+    const alora_steered & steered = state.rows_for(n_rows).steered;
+    const auto *          stack   = ref.bank->vectors.directions.find(point);
+    return stack ? state.steer.build_on_device(graph.ctx0, steered, *stack, cur)
+                 : state.steer.build(alora_host(graph), steered, point, cur);
+}
+
+ggml_tensor * alora_behind_block(const llm_graph_context & graph, ggml_tensor * cur, int il) {
+    return steered(graph, { ALORA_HOOK_BLOCK, il }, cur);
+}
+
+ggml_tensor * alora_behind_attn(
+        const llm_graph_context & graph, const ggml_tensor * wo, ggml_tensor * cur, int il) {
+    return wo ? steered(graph, { ALORA_HOOK_ATTENTION, il }, cur) : cur;
+}
+
+ggml_tensor * alora_behind_ffn(
+        const llm_graph_context & graph, const ggml_tensor * down, ggml_tensor * cur, int il) {
+    return down ? steered(graph, { ALORA_HOOK_FFN, il }, cur) : cur;
+}

@@ -18,3 +18,11 @@ ggml_tensor * alora_mm_id(
 ggml_tensor * alora_embd(
         const llm_graph_context & graph, ggml_tensor * tok_embd, ggml_tensor * tokens,
         ggml_tensor * res);
+
+// Each returns `cur` with what vectors do behind block `il`, its attention or its FFN (`cur` itself if
+// nothing); of the last two only if the product with their last weight, `wo` or `down`, is in `cur`.
+ggml_tensor * alora_behind_block(const llm_graph_context & graph, ggml_tensor * cur, int il);
+ggml_tensor * alora_behind_attn(
+        const llm_graph_context & graph, const ggml_tensor * wo, ggml_tensor * cur, int il);
+ggml_tensor * alora_behind_ffn(
+        const llm_graph_context & graph, const ggml_tensor * down, ggml_tensor * cur, int il);

@@ -16,7 +16,7 @@ template <class V> void attend(const alora_attend & op) {
     }
 }
 
-template <class V> void combine(const alora_combine & op) {
+template <class V> void combine(const alora_splits & op) {
     if (op.n_rows <= V::FEW_ROWS) {
         combine_row_major<V>(op);
     } else {

@@ -54,11 +54,11 @@ struct alora_attend {
     float                    soft_cap;  // 0: none
 
     float * scratch;  // alora_scratch_size() floats
-    float * partial;  // alora_partial_size() floats, the result: read by alora_combine
+    float * partial;  // alora_partial_size() floats, the result: read when splits are combined
 };
 
 // Attention to all keys out of that to each split, in their order.
-struct alora_combine {
+struct alora_splits {
     float *         partial;  // [n_splits], one after the other; changed
     int64_t         n_splits;
     int64_t         n_rows;
@@ -87,7 +87,7 @@ struct alora_kernels {
     void (*shrink)(ggml_type type, const alora_shrink & op);
     void (*expand)(ggml_type type, const alora_expand & op);
     void (*attend)(const alora_attend & op);
-    void (*combine)(const alora_combine & op);
+    void (*combine)(const alora_splits & op);
     int64_t attend_rows;  // from so many rows on they beat ggml's own attention
 };
 

@@ -22,9 +22,13 @@ alora_ref alora_ref_new(const llama_model & model) {
 // which graph a batch needs
 //
 
-alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
+alora_choice alora_activation_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
     // alora_check_batch() made sure that all sequences of a token agree
     return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
+}
+
+alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
+    return bank.vectors.weights_of(alora_activation_of(bank, ubatch, i));
 }
 
 static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) {
@@ -36,7 +40,9 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     bool has_base  = false;
     bool has_scale = false;
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        const alora_choice choice = alora_choice_of(bank, ubatch, i);
+        const alora_choice active = alora_activation_of(bank, ubatch, i);
+        const alora_choice choice = bank.vectors.weights_of(active);
+        plan.steered |= bank.vectors.steers(active);
         if (choice.slot == 0) {
             has_base = true;
             continue;
@@ -50,11 +56,14 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
         }
     }
 
-    if (plan.kind == shape::stock) {
+    if (plan.kind == shape::stock && !plan.steered) {
         return plan;
     }
     plan.generation = bank.generation;
-    plan.pure       = !has_base;
+    if (plan.kind == shape::stock) {
+        return plan;
+    }
+    plan.pure = !has_base;
     if (plan.kind == shape::single) {
         plan.scaled = has_scale || bank.scaled(plan.slot);
         // fused products take any slot and scale: one graph serves every slot that changes as much;
@@ -78,6 +87,7 @@ llama_cparams alora_planned(
     alora_bank &  bank    = *cparams.alora.bank;
     if (reserve) {
         bank.note_reserve();
+        bank.vectors.note_reserve();
         planned.alora.plan         = {};
         planned.alora.plan.reserve = true;
         if (bank.targets() > 0) {
@@ -85,6 +95,7 @@ llama_cparams alora_planned(
             planned.alora.plan.scaled     = true;
             planned.alora.plan.generation = bank.generation;
         }
+        planned.alora.plan.steered = bank.vectors.n_points() > 0;
     } else {
         planned.alora.plan = plan_of(bank, ubatch);
     }

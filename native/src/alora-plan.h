@@ -29,11 +29,12 @@ struct alora_plan {
     bool scaled  = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
     bool pure    = false;  // every token is adapted: attention need not be upstream's bit for bit
     bool reserve = false;  // built to size buffers, never computed
-    uint64_t generation = 0;  // of the bank; 0 for stock, which reads nothing of it
+    bool steered = false;  // some token uses a vector, whatever the shape
+    uint64_t generation = 0;  // of the bank; 0 for a graph that reads nothing of it
 
     bool operator==(const alora_plan & other) const {
         return kind == other.kind && slot == other.slot && scaled == other.scaled &&
-               pure == other.pure && generation == other.generation;
+               pure == other.pure && steered == other.steered && generation == other.generation;
     }
 };
 
@@ -61,7 +62,8 @@ uint32_t alora_n_nodes(const llama_cparams & cparams);
 // slots on one token.
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch);
 
-// What token i of a batch uses.
+// What token i of a batch uses, of any slot, and of that which weights.
+alora_choice alora_activation_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i);
 alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i);
 
 // Rows of zeros that make the product w times cur cheaper, put behind cur's; 0: none.

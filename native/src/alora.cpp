@@ -43,6 +43,12 @@ static void check_context(const llama_context * ctx) {
     }
 }
 
+static void check_decoder(const llama_context * ctx) {
+    if (alora_access::has_encoder(ctx)) {
+        throw alora_error(ALORA_ERR_MISMATCH, "models with an encoder are not supported");
+    }
+}
+
 static void check_seq(const llama_context * ctx, llama_seq_id seq) {
     if (seq < 0 || (uint32_t) seq >= alora_access::n_seq_max(ctx)) {
         throw bad_argument(
@@ -52,25 +58,29 @@ static void check_seq(const llama_context * ctx, llama_seq_id seq) {
 }
 
 static void check_slot(const alora_bank & bank, alora_slot slot) {
-    if (!bank.in_use(slot)) {
+    if (!bank.in_use(slot) && !bank.vectors.in_use(slot)) {
         throw bad_argument("slot " + std::to_string(slot) + " holds no adapter");
     }
 }
 
 // After the bank grew: buffers for its graphs, or everything as it was before. Where not even what was
 // there before gets its buffers back, the next llama_decode() asks for them again.
-static void reserve_or_undo(llama_context * ctx) {
-    alora_bank & bank = alora_access::bank(ctx);
+template <typename F> static void reserve_or_undo(llama_context * ctx, const F & undo) {
     try {
         alora_access::reserve(ctx);
     } catch (const alora_error &) {
-        bank.undo();
+        undo();
         try {
             alora_access::reserve(ctx);
         } catch (const alora_error &) {
         }
         throw;
     }
+}
+
+static void reserve_grown(llama_context * ctx) {
+    alora_bank & bank = alora_access::bank(ctx);
+    reserve_or_undo(ctx, [&] { bank.undo(); });
     bank.keep();
 }
 
@@ -90,7 +100,7 @@ int32_t alora_bank_reserve(llama_context * ctx, int32_t n_adapters, int32_t rank
         }
         ctx->synchronize();
         if (alora_access::bank(ctx).make_room(n_adapters, rank)) {
-            reserve_or_undo(ctx);
+            reserve_grown(ctx);
         }
         return (int32_t) ALORA_OK;
     });
@@ -102,17 +112,60 @@ alora_slot alora_adapter_add(llama_context * ctx, const void * gguf, size_t size
         if (!gguf || size == 0) {
             throw bad_argument("the adapter's bytes are missing");
         }
-        if (alora_access::has_encoder(ctx)) {
-            throw alora_error(ALORA_ERR_MISMATCH, "models with an encoder are not supported");
-        }
+        check_decoder(ctx);
         const alora_file file(gguf, size);
         ctx->synchronize();
 
         const alora_bank::change change = alora_access::bank(ctx).add(file);
         if (change.grew) {
-            reserve_or_undo(ctx);
+            reserve_grown(ctx);
         }
         return change.slot;
+    });
+}
+
+alora_slot alora_vector_add(
+        llama_context * ctx, const alora_part * parts, int32_t n_parts, int32_t n_embd) {
+    return guarded([&] {
+        check_context(ctx);
+        check_decoder(ctx);
+        if (alora_access::is_divided(ctx)) {
+            throw alora_error(
+                    ALORA_ERR_MISMATCH,
+                    "the layers are divided over several devices, where vectors cannot follow: "
+                    "load "
+                    "the base with split_mode = LLAMA_SPLIT_MODE_LAYER");
+        }
+        ctx->synchronize();
+        alora_bank &                bank = alora_access::bank(ctx);
+        const uint32_t              n    = bank.vectors.n_points();
+        const alora_vectors::change made = bank.vectors.add(parts, n_parts, n_embd);
+        bank.generation += made.grew || bank.vectors.n_points() != n;
+        if (made.grew) {
+            reserve_or_undo(ctx, [&] {
+                bank.vectors.undo(made.slot);
+                bank.generation++;
+            });
+            bank.vectors.keep();
+        }
+        return made.slot;
+    });
+}
+
+alora_slot alora_combine(
+        llama_context * ctx, int32_t n, const alora_slot * slots, const float * scales) {
+    return guarded([&] {
+        check_context(ctx);
+        if (n < 1 || !slots || !scales) {
+            throw bad_argument("a combination needs at least one slot, and a scale for each");
+        }
+        alora_bank & bank = alora_access::bank(ctx);
+        for (int32_t i = 0; i < n; ++i) {
+            if (slots[i] != 0) {
+                check_slot(bank, slots[i]);
+            }
+        }
+        return bank.vectors.combine(n, slots, scales);
     });
 }
 
@@ -125,8 +178,19 @@ int32_t alora_adapter_remove(llama_context * ctx, alora_slot slot) {
             throw alora_error(
                     ALORA_ERR_BUSY, "slot " + std::to_string(slot) + " is active on a sequence");
         }
+        if (bank.vectors.is_named(slot)) {
+            throw alora_error(
+                    ALORA_ERR_BUSY, "slot " + std::to_string(slot) +
+                                            " is part of a combination: remove that first");
+        }
         ctx->synchronize();
-        bank.remove(slot);
+        if (alora_vectors::is_composite(slot)) {
+            const uint32_t n = bank.vectors.n_points();
+            bank.vectors.remove(slot);
+            bank.generation += bank.vectors.n_points() != n;
+        } else {
+            bank.remove(slot);
+        }
         return (int32_t) ALORA_OK;
     });
 }
@@ -144,8 +208,12 @@ int32_t alora_activate(
             throw bad_argument("the first position should be at least 0 and the scale finite");
         }
         // at scale 0 an adapter is the base
-        const bool base = slot == 0 || scale == 0.0f;
-        bank.activations.set(seq, first, base ? alora_choice{} : alora_choice{ slot, scale });
+        const bool         base   = slot == 0 || scale == 0.0f;
+        const alora_choice choice = base ? alora_choice{} : alora_choice{ slot, scale };
+        if (!bank.vectors.is_finite(choice)) {
+            throw bad_argument("the scale times a part's own is not finite");
+        }
+        bank.activations.set(seq, first, choice);
         return (int32_t) ALORA_OK;
     });
 }
@@ -177,9 +245,10 @@ alora_slot alora_slot_at(
 static std::vector<bool> finite_ranges(
         llama_context * ctx, const std::vector<alora_cell_range> & ranges) {
     ctx->synchronize();
+    const alora_bank & bank = alora_access::bank(ctx);
     return alora_cells::finite(
             llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx),
-            alora_access::bank(ctx).adapters() > 0);
+            bank.adapters() > 0 || bank.vectors.n_vectors() > 0);
 }
 
 int32_t alora_finite_cells(
@@ -293,13 +362,15 @@ int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
         stats->n_graphs         = bank.n_graphs;
         stats->n_nodes          = alora_access::n_nodes(ctx);
         stats->compute_bytes    = alora_access::compute_bytes(ctx);
-        stats->bank_bytes       = (int64_t) bank.n_bytes();
+        stats->bank_bytes       = (int64_t) (bank.n_bytes() + bank.vectors.n_bytes());
         stats->n_targets        = bank.targets();
         stats->n_slots          = bank.slots();
         stats->n_adapters       = bank.adapters();
         stats->rank             = (int32_t) bank.largest_rank();
         stats->n_attention      = alora_access::n_attention(ctx);
         stats->n_skipped        = bank.n_skipped;
+        stats->n_vectors        = bank.vectors.n_vectors();
+        stats->n_steered        = alora_access::n_steered(ctx);
         return (int32_t) ALORA_OK;
     });
 }

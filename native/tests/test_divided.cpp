@@ -1,4 +1,5 @@
-// Bases whose weights are divided over devices, by tensors or by rows, refuse adapters in a sentence:
+// Bases whose weights are divided over devices, by tensors or by rows, refuse adapters in a sentence, and
+// by tensors vectors too:
 // upstream ends the process where it divides an adapter's matrices too.
 #include "alora-target.h"
 #include "alora.h"
@@ -22,6 +23,12 @@ static void test_by_tensors() {
     CHECK(alora_adapter_add(ours, adapter.data(), adapter.size()) == ALORA_ERR_MISMATCH);
     CHECK(strstr(alora_last_error(), "is divided over several devices"));
     CHECK(strstr(alora_last_error(), "split_mode = LLAMA_SPLIT_MODE_LAYER"));
+
+    const std::vector<float> direction(tiny_llama::N_EMBD, 0.1f);
+    const alora_part part = { 0, ALORA_HOOK_BLOCK, ALORA_EDIT_ADD, 1, 1.0f, direction.data() };
+    CHECK(alora_vector_add(ours, &part, 1, tiny_llama::N_EMBD) == ALORA_ERR_MISMATCH);
+    CHECK(strstr(alora_last_error(), "are divided over several devices"));
+    CHECK(ours.stats().n_vectors == 0);
     CHECK(ours.stats().n_targets == 0 && ours.stats().bank_bytes == before.bank_bytes);
 }
 

@@ -49,10 +49,17 @@ static void test_ours(const tiny_llama & base) {
     llama_seq_id      seq   = 0;
     llama_pos         begin = 0, end = 3;
     bool              finite = false;
+
+    const std::vector<float> direction(tiny_llama::N_EMBD, 0.1f);
+    const alora_part part     = { 1, ALORA_HOOK_FFN, ALORA_EDIT_ADD, 1, 1.0f, direction.data() };
+    const alora_slot slots[]  = { 1, ALORA_FIRST_COMPOSITE };
+    const float      scales[] = { 1.0f, 0.5f };
     ours.decode(reading(3));
     const std::vector<std::function<int32_t()>> calls = {
         [&] { return alora_bank_reserve(ours, 2, 8); },
         [&] { return alora_adapter_add(ours, adapter.data(), adapter.size()); },
+        [&] { return alora_vector_add(ours, &part, 1, tiny_llama::N_EMBD); },
+        [&] { return alora_combine(ours, 2, slots, scales); },
         [&] { return alora_activate(ours, 0, 0, 1, 1.0f); },
         [&] { return alora_slot_at(ours, 0, 0, nullptr); },
         [&] { return alora_deactivate(ours, -1); },
@@ -62,6 +69,7 @@ static void test_ours(const tiny_llama & base) {
         [&] { return alora_keep_cells(ours); },
         [&] { return alora_interrupt(ours, false); },
         [&] { return alora_stats_get(ours, &stats); },
+        [&] { return alora_adapter_remove(ours, slots[1] + 1); },
         [&] { return alora_adapter_remove(ours, 1); },
     };
     for (const auto & call : calls) {

@@ -130,12 +130,13 @@ static void check_base(context & ours, const std::vector<float> & expected) {
 static void check_same(const alora_stats & now, const alora_stats & before) {
     CHECK(now.bank_bytes == before.bank_bytes && now.n_targets == before.n_targets);
     CHECK(now.n_slots == before.n_slots && now.n_adapters == before.n_adapters);
-    CHECK(now.rank == before.rank);
+    CHECK(now.rank == before.rank && now.n_vectors == before.n_vectors);
 }
 
 // `prepare` makes a context, `call` is what fails.
 template <typename P, typename C>
-static void test_failing(const tiny_llama & base, const P & prepare, const C & call) {
+static void test_failing(
+        const tiny_llama & base, const P & prepare, const C & call, int64_t at_least = 50) {
     const auto expected = of_the_base(base);
     auto       ours     = prepare();
     int64_t    n_failed = 0;
@@ -156,7 +157,7 @@ static void test_failing(const tiny_llama & base, const P & prepare, const C & c
             ours = prepare();  // it did without
         }
     }
-    CHECK(n_failed > 50);
+    CHECK(n_failed > at_least);
 }
 
 static std::unique_ptr<context> with_adapters(const tiny_llama & base, int n) {
@@ -181,6 +182,28 @@ static void test_adding(const tiny_llama & base) {
             [&](context & c) { return alora_adapter_add(c, embedding.data(), embedding.size()); });
 }
 
+// A vector with a part at every place.
+static int32_t add_vector(context & c) {
+    static const float direction[tiny_llama::N_EMBD] = { 0.5f, -0.25f, 1.0f };
+    alora_part         parts[6];
+    for (int32_t i = 0; i < 6; ++i) {  // the hooks of two layers
+        parts[i] = { i / 3, i % 3, ALORA_EDIT_ADD, 1, 1.0f, direction };
+    }
+    return alora_vector_add(c, parts, 6, tiny_llama::N_EMBD);
+}
+
+static void test_adding_vectors(const tiny_llama & base) {
+    test_failing(base, [&] { return with_adapters(base, 1); }, add_vector);
+    test_failing(
+            base, [&] { return with_adapters(base, 1); },
+            [&](context & c) {
+                const alora_slot slots[]  = { 1, 1 };
+                const float      scales[] = { 1.0f, 1.0f };
+                return alora_combine(c, 2, slots, scales);
+            },
+            2);
+}
+
 static void test_making_room(const tiny_llama & base) {
     test_failing(
             base, [&] { return with_adapters(base, 1); },
@@ -189,13 +212,19 @@ static void test_making_room(const tiny_llama & base) {
 
 // A batch that fails leaves no cells, and decoded again has the bits of one that never did; also where
 // the context has to reserve first.
-static void test_decoding(const tiny_llama & base, bool reserves) {
+static void test_decoding(const tiny_llama & base, bool reserves, bool steered) {
     const auto expected = of_the_base(base);
     const auto batch    = reading(9, 0, 6);
     const auto prepare  = [&] {
         auto ours = with_adapters(base, 2);
         CHECK(alora_activate(*ours, 0, 4, 1, 1.0f) == ALORA_OK);
         ours->decode(reading(6));
+        if (steered) {
+            const alora_slot slots[]  = { 1, add_vector(*ours) };
+            const float      scales[] = { 1.0f, 1.0f };
+            const alora_slot both     = alora_combine(*ours, 2, slots, scales);
+            CHECK(alora_activate(*ours, 0, 6, both, 1.0f) == ALORA_OK);
+        }
         if (reserves) {
             llama_set_embeddings(*ours, true);
             llama_set_embeddings(*ours, false);
@@ -300,8 +329,10 @@ int main() {
     }
     test_adding(base);
     test_making_room(base);
-    test_decoding(base, false);
-    test_decoding(base, true);
+    test_adding_vectors(base);
+    test_decoding(base, false, false);
+    test_decoding(base, true, false);
+    test_decoding(base, false, true);
     test_encoding();
 #else
     std::printf("skipped: allocations can be made to fail with glibc only, and not under TSan\n");

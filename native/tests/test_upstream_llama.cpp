@@ -2,6 +2,7 @@
 // contexts reserve, build, reuse and abort graphs, what a graph's nodes are, what the cache's functions
 // mean. A check that fails after a move to a newer upstream names what to read anew.
 #include "alora-graph.h"
+#include "alora-steer.h"
 #include "alora.h"
 #include "llama-context.h"
 #include "tiny_context.h"
@@ -244,6 +245,37 @@ static void test_attention(const tiny_llama & base) {
 }
 
 // A fork shares cells, and what one sequence forgets another keeps.
+// What a block, its attention and its FFN return is named after that by the architecture, and goes on to
+// be what we made of it: steered, the stream is ours.
+static void test_steered_graphs(const tiny_llama & base) {
+    context                  ours(base);
+    const std::vector<float> direction(tiny_llama::N_EMBD, 0.1f);
+    std::vector<alora_part>  parts;
+    for (const int32_t hook : { ALORA_HOOK_BLOCK, ALORA_HOOK_ATTENTION, ALORA_HOOK_FFN }) {
+        parts.push_back({ 0, hook, ALORA_EDIT_ADD, 1, 1.0f, direction.data() });
+    }
+    const alora_slot slot = alora_vector_add(ours, parts.data(), 3, tiny_llama::N_EMBD);
+    CHECK(alora_activate(ours, 0, 0, slot, 1.0f) == ALORA_OK);
+    ours.decode(reading(4));
+    std::vector<const ggml_tensor *> steered;
+    for (int i = 0; i < ggml_graph_n_nodes(ours.graph()); ++i) {
+        if (alora_steer::is_node(*ggml_graph_node(ours.graph(), i))) {
+            steered.push_back(ggml_graph_node(ours.graph(), i));
+        }
+    }
+    CHECK(steered.size() == 3);
+    CHECK(!strcmp(steered[0]->name, "attn_out-0") && steered[0]->src[0]->op == GGML_OP_MUL_MAT);
+    CHECK(!strcmp(steered[1]->name, "ffn_out-0") && steered[1]->src[0]->op == GGML_OP_MUL_MAT);
+    CHECK(!strcmp(steered[2]->name, "l_out-0") && steered[2]->src[0]->op == GGML_OP_ADD);
+    int n_read = 0;  // by the next block's norm, and as its residual
+    for (int i = 0; i < ggml_graph_n_nodes(ours.graph()); ++i) {
+        const ggml_tensor * node = ggml_graph_node(ours.graph(), i);
+        CHECK(node->src[0] != steered[2]->src[0] || node == steered[2]);
+        n_read += node->src[0] == steered[2] || node->src[1] == steered[2];
+    }
+    CHECK(n_read == 2);
+}
+
 static void test_the_cache(const tiny_llama & base) {
     context ours(base), alone(base);
     ours.decode(reading(10));
@@ -347,6 +379,7 @@ int main() {
     test_adapted_graphs(base);
     test_adapted_embeddings(base);
     test_attention(base);
+    test_steered_graphs(base);
     test_the_cache(base);
     test_saved_cells(base);
     test_aborting(base);

@@ -13,7 +13,7 @@ from alora_gguf.convert import convert_adapter
 from alora_gguf import Model
 from alora_gguf.gguf.base import vocabulary_sha256
 from alora_gguf.gguf.header import read_header
-from tests.support import tiny_base
+from tests.support import tiny_base, vectors
 from tests.support.gguf_bytes import gguf_bytes
 from tests.support.hub_server import Handler
 from tests.support.pulling import Pulling
@@ -183,12 +183,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
                   "truncated"),
     "a projector": (
         gguf_bytes({"general.architecture": "clip", "general.type": "mmproj"}, {}),
-        f"hf://{REPO}: 'm.gguf': is a GGUF of the kind 'mmproj', expected a base model or an "
-        "adapter; choose another --file",
+        f"hf://{REPO}: 'm.gguf': is a GGUF of the kind 'mmproj', expected a base model, an adapter "
+        "or a steering vector; choose another --file",
     ),
     "a vocabulary": (
         gguf_bytes({"general.architecture": "llama", "tokenizer.ggml.tokens": ["a"]}, {}),
-        "is a GGUF of the kind 'vocabulary', expected a base model or an adapter",
+        "is a GGUF of the kind 'vocabulary', expected a base model, an adapter or a steering",
     ),
     "half an adapter": (
         gguf_bytes(
@@ -295,3 +295,25 @@ def test_an_adapter_whose_contract_cannot_be_read_is_stored_and_told(
     assert (outcome.status, pulling.store.get("a").about.technology) == (0, "alora")
     assert outcome.err.startswith("warning: the adapter cannot be asked as an intrinsic: ")
     assert "a.gguf(io.yaml):" in outcome.err
+
+
+def test_a_steering_vector(pulling: Pulling, tmp_path: Path) -> None:
+    data = vectors.glp(tmp_path / "v.gguf").read_bytes()
+    pulling.server.add("me/steering", {"formal.gguf": data})
+    outcome = pulling("pull", "me/steering", "--file", "formal.gguf")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith("formal: vector, ")
+    about = pulling.store.get("formal", "adapter").about
+    assert (about.kind, about.technology, about.architecture) == ("adapter", "vector", "llama")
+    with Model(pulling.base, adapters={"formal": pulling.store.resolve("formal")}) as model:
+        assert model.adapters["formal"].begins == "reply"
+    assert pulling("list").out.splitlines()[1].split()[:2] == ["formal", "vector"]
+
+
+def test_a_malformed_vector_is_not_stored(pulling: Pulling, tmp_path: Path) -> None:
+    data = vectors.BAD["glp.mode unknown"][0](tmp_path / "v.gguf").read_bytes()
+    pulling.server.add("me/steering", {"v.gguf": data})
+    outcome = pulling("pull", "me/steering", "--file", "v.gguf")
+    assert outcome.status == 1
+    assert "is a malformed steering vector: glp.mode is 'replace', expected one of" in outcome.err
+    assert pulling.left_over() == []

@@ -16,7 +16,7 @@ from alora_gguf.cli.render import size_text
 
 from alora_gguf import Description, Store, cli, demo
 from alora_gguf.verification.records import LayerChange
-from tests.support import tiny_base
+from tests.support import tiny_base, vectors
 from tests.support.files import Files
 from tests.support.verified import VOCABULARY_KEY, adapter_with, tiny_vocabulary_sha256, with_nan
 
@@ -95,6 +95,26 @@ def test_the_demo_model() -> None:
     status, out, err = run(demo.base_path(), demo.adapter_path("answerability"))
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == "answerability passes."
+
+
+def test_a_steering_vector(files: Files, tmp_path: Path) -> None:
+    path = vectors.glp(tmp_path / "formal.gguf", keys={"general.name": "formal"}, hook="ffn")
+    status, out, err = run(files.base, path)
+    assert (status, err) == (0, "")
+    size = size_text(path.stat().st_size)
+    facts = (
+        f"  adapter       formal, steering vector of rank 1, F32, 64 parameters, {size}\n"
+        "  operation     project, made for the scale 2\n"
+        "  targets       blk.1.ffn\n"
+        "  invocation    none; it begins at the reply\n"
+        "  text          288 tokens with seed 0, the adapter on at the last 32; 1 thread\n"
+    )
+    assert facts in out
+    assert "  ok    every target is a layer of this base, of the right shape\n" in out
+    assert "before the reply: layers and logits of 16 tokens are the base's, bit" in squeezed(out)
+    assert "before the reply: cells of 256 tokens are the base's, bit" in squeezed(out)
+    assert "\nFrom the reply on (32 tokens)\n" in out
+    assert out.splitlines()[-1] == "formal passes."
 
 
 def test_a_plain_lora_says_that_it_changes_every_token(files: Files) -> None:
@@ -375,4 +395,4 @@ def test_help_loads_little() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "Measure what an adapter does to a base" in done.stdout
+    assert "Measure what an adapter or steering vector does to a base" in done.stdout

@@ -17,6 +17,7 @@ from alora_gguf.convert.metadata import OUTTYPES
 from click.testing import CliRunner
 
 from alora_gguf import cli
+from tests.support import vectors
 from tests.support.peft_files import Case
 
 
@@ -67,6 +68,16 @@ def test_a_gguf_is_no_source(case: Case) -> None:
     assert str(result.exception) == (
         f"{case.base}: is a GGUF, and needs no conversion; give the PEFT adapter's directory, and "
         "the model that it was trained on as the base (--base)"
+    )
+
+
+def test_a_steering_vector_is_no_source(case: Case, tmp_path: Path) -> None:
+    case.write()
+    path = vectors.plain(tmp_path / "formal.gguf")
+    result = CliRunner().invoke(command, [str(path), "--base", str(case.base)])
+    assert str(result.exception) == (
+        f"{path}: is a steering vector in a GGUF, and needs no conversion; use it as it is: -a "
+        "NAME=formal.gguf"
     )
 
 

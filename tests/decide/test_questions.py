@@ -82,7 +82,10 @@ WRONG: list[tuple[Any, str]] = [
     ({"q": {**NOUL, "criteria": {"yes": "x"}}}, "questions.q.criteria has no field 'yes', only"),
     ({"q": {**NOUL, "criteria": {"true": 1}}}, "questions.q.criteria true must be a string, a map"),
     ({"q": {**NOUL, "adaptor": "x"}}, "questions.q has no field 'adaptor'"),
-    ({"q": {**NOUL, "adapter": 7}}, "questions.q.adapter must be a string or None, got 7"),
+    (
+        {"q": {**NOUL, "adapter": 7}},
+        "questions.q.adapter must be a string, a mapping or None, got 7",
+    ),
     ({"q": {**NOUL, "scale": "big"}}, "questions.q.scale must be a finite number"),
     ({"q": {**NOUL, "temperature": 0}}, "questions.q.temperature must be a finite number in"),
     ({"q": {"type": "choice"}}, "questions.q.criteria is missing, expected what can be answered"),

@@ -13,11 +13,13 @@ from alora_gguf.convert import convert_adapter
 
 from alora_gguf import Store, demo
 from tests.support import pages, stored
+from tests.support.steers import write_steer
 
 PAGES = (
     "README.md",
     "docs/conversations.md",
     "docs/models.md",
+    "docs/steering.md",
     "docs/howto/desktop-program.md",
     "docs/howto/granite-intrinsic.md",
 )
@@ -61,6 +63,10 @@ def test_it_runs(program: str, home: Path, tmp_path: Path) -> None:
     for name in demo.INTRINSICS:
         program = program.replace(f'"{name}.gguf"', repr(str(demo.adapter_path(name))))
     program = program.replace('"granite.gguf"', repr(str(demo.base_path())))
+    for seed, name in enumerate(("formal", "terse")):
+        vector = write_steer(tmp_path / f"{name}.gguf", demo.base_path(), seed=seed)
+        program = program.replace(f'"{name}.gguf"', repr(str(vector)))
+    program = program.replace('"mine.gguf"', repr(str(tmp_path / "mine.gguf")))
     assert not re.search(r"\"\w+\.gguf\"", program)
     prelude = 'page = "The Bomel library opens at 9:30."\n'
     run = subprocess.run(

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.engine.context import MAX_NAME, Engine
+from alora_gguf.engine.bank import MAX_NAME
+from alora_gguf.engine.context import Engine
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.engine.loading import Tuning
 from alora_gguf.engine.native import Native

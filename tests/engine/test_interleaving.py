@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from tests.support import inside
+from tests.support import inside, steered
 from tests.support.files import EXACT, Files, write_hybrid_files, write_window_files
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -26,12 +26,27 @@ class Walk:
         self.folder = folder
         self.model = files.model(options=replace(EXACT, n_pooled=3))
         self.clean = files.model(n_ctx=512)
+        for name, path in steered.write_all(folder, self.model.architecture).items():
+            for model in (self.model, self.clean):
+                model.load_adapter(name, path, from_start=name == "half")
+        for model in (self.model, self.clean):
+            model.combine("both", {"other": 1.0, "add": 0.5, "out": 1.0})
         self.sessions = [self.model.session()]
         self.versions = 0
 
     def use(self) -> dict[str, object]:
-        name = self.rng.choice(["sure", "other", "lora", None])
-        return {"adapter": name, "scale": self.rng.choice(SCALES) if name else 1.0}
+        rng, vectors = self.rng, ["add", "out", "half", "norm"]
+        name = rng.choice(["sure", "other", "lora", None, "vector", "several", "several", "both"])
+        chosen: object = rng.choice(vectors) if name == "vector" else name
+        if name == "several":
+            some = rng.sample(vectors, rng.randint(1, 2)) + rng.sample(["sure", "lora", "add"], 1)
+            chosen = {each: rng.choice(SCALES) for each in some}
+        return {"adapter": chosen, "scale": rng.choice(SCALES) if name else 1.0}
+
+    def invoked(self, use: dict[str, object]) -> bool:
+        """Whether it begins at the invocation."""
+        named = use["adapter"] if isinstance(use["adapter"], dict) else {use["adapter"]: 1}
+        return not named.keys().isdisjoint({"sure", "other", "both"})
 
     def tokens(self, most: int = 12) -> list[int]:
         some = [self.rng.randrange(250) for _ in range(self.rng.randint(1, most))]
@@ -88,7 +103,7 @@ class Walk:
         for use, verdict in zip(uses, verdicts, strict=True):
             prompt = [*session.tokens, *suffix]
             n = len(self.files.invocation)
-            if use["adapter"] in ("sure", "other") and prompt[-n:] != list(self.files.invocation):
+            if self.invoked(use) and prompt[-n:] != list(self.files.invocation):
                 prompt += self.files.invocation
             assert list(verdict.tokens) == self.generated(prompt, 3, use)
 
@@ -112,7 +127,8 @@ class Walk:
             restored = self.model.restore_session(path)
         except ag.SavedSessionError:
             loaded = {file.identity for file in self.model.adapters.values()}
-            assert {by.identity for _, by in session.provenance} - loaded - {None}
+            acted = {each for _, by in session.provenance for each, _ in by.acting}
+            assert acted - loaded
             return
         assert restored.tokens == session.tokens
         if inside.engine(self.model).rewinds:  # else it may hold more, which is not saved

@@ -2,8 +2,9 @@
 
     nice -n 10 .venv/bin/python -m tests.fuzz adapter --seconds 1800 --keep FOLDER
 
-keeps the mutants that were not taken well. Kinds are base, adapter, session, contract and peft;
-bases may be given besides the tests' own, e.g. the families' in build/test-models/*/*/base.gguf.
+keeps the mutants that were not taken well. Kinds are base, adapter, vector, session, contract and
+peft; bases may be given besides the tests' own, e.g. the families' in
+build/test-models/*/*/base.gguf.
 `--seed` and `--first` go on where another run ended.
 """
 

@@ -19,7 +19,7 @@ from alora_gguf.intrinsics import Contract, rewrite, transform
 from alora_gguf.saved.container import read_parts, write_parts
 from alora_gguf.saved.session_file import write_saved
 from tests.intrinsics.corpus_cases import all_cases
-from tests.support import base_mutants, inside
+from tests.support import base_mutants, inside, vectors
 from tests.support.files import EXACT, Files, write_files, write_hybrid_files
 from tests.support.peft_files import sound_case
 from tests.support.saving import collect
@@ -112,6 +112,45 @@ class Adapters(_WithModel):
             with model.session() as session:
                 session.append("so it is <certainty> and more", adapter="mutant")
                 "".join(session.generate(max_tokens=2, temperature=0))
+        finally:
+            model.unload_adapter("mutant")
+            self.check_base()
+
+
+class Vectors(_WithModel):
+    """Steering vectors: loaded beside others, inspected, a reply steered, unloaded."""
+
+    def __init__(self, folder: Path, given: Sequence[Path]) -> None:
+        super().__init__(folder, given)
+        ids = {"adapter.alora.invocation_tokens": ([7, 8], vectors.Type.UINT32)}
+        layers = {f"direction.{il}": vectors.rows(seed=il)[0] for il in (0, 1)}
+        every = [
+            vectors.plain(folder / "plain.gguf"),
+            vectors.glp(folder / "glp.gguf", vectors.basis(2), ids),
+            vectors.glp(folder / "add.gguf", layers, ids, mode="add_keep_norm", sha256=False),
+            vectors.glp(folder / "ffn.gguf", None, ids, hook="ffn", sha256=False),
+        ]
+        self._parts = [base_mutants.Parts.read(path) for path in every]
+
+    def make(self, rng: random.Random, path: Path) -> str:
+        parts = rng.choice(self._parts)
+        if rng.random() < 0.3:
+            data = parts.encode()
+            first = data.find(b"direction.")
+            path.write_bytes(damaged(data, rng, rng.choice((first, None))))
+            return "damaged bytes"
+        made, what = base_mutants.adapter_mutant(parts, rng)
+        path.write_bytes(made.encode())
+        return what
+
+    def use(self, path: Path) -> None:
+        model = self.model
+        ag.inspect_gguf(path)
+        model.load_adapter("mutant", path)
+        try:
+            with model.session() as session:
+                session.append([5, 7, 8, 9])
+                "".join(session.generate(max_tokens=2, temperature=0, adapter="mutant"))
         finally:
             model.unload_adapter("mutant")
             self.check_base()
@@ -255,6 +294,7 @@ def _numbers(data: bytes, rng: random.Random) -> bytes:
 KINDS: Final[dict[str, type[Kind]]] = {
     "base": Bases,
     "adapter": Adapters,
+    "vector": Vectors,
     "session": Sessions,
     "hybrid-session": HybridSessions,
     "contract": Contracts,

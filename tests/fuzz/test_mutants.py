@@ -11,6 +11,7 @@ from .harness import run
 _SOME = {
     "base": 400,
     "adapter": 150,
+    "vector": 250,
     "session": 150,
     "hybrid-session": 100,
     "contract": 300,

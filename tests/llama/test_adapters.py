@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.llama import Llama
 from examples.demo_model.chat import turn
+from tests.support import steered
 from tests.support.files import EXACT, Files
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
@@ -67,6 +69,51 @@ def test_text_is_that_of_a_session(
 def clean(text: str) -> str:
     """Without what stands for broken characters; how many there are is a matter of taste."""
     return text.replace("\ufffd", "")
+
+
+def test_vectors_act_on_the_reply(llm: Llama, files: Files, tmp_path: Path) -> None:
+    vectors = steered.write_all(tmp_path)
+    for name, path in vectors.items():
+        llm.load_adapter(name, path)
+    prompt = [*llm.tokenize(b"the rain in the plain"), *files.invocation]
+    n = len(prompt)
+    uses: list[tuple[Any, float]] = [
+        ("add", 2.0), ({"add": 1.0, "out": 0.5}, 1.0), ({"sure": 1.0, "norm": 1.0}, 1.5),
+        ({"lora": 0.5, "add": 1.0}, 1.0),
+    ]  # fmt: skip
+    llm(prompt, **GREEDY)
+    for adapter, scale in uses:
+        with files.model(options=EXACT) as model, model.session() as session:
+            for name, path in vectors.items():
+                model.load_adapter(name, path)
+            session.append(prompt)
+            reply = session.generate(
+                max_tokens=12,
+                sampling=ag.Sampling(temperature=0.0),
+                adapter=adapter,
+                scale=scale,
+            )
+            text = reply.read()
+        whole = llm(prompt, adapter=adapter, adapter_scale=scale, **GREEDY)["choices"][0]["text"]
+        assert clean(whole).startswith(clean(text))
+        assert llm.last_timings.reused == (n - 1 if "sure" not in adapter else n - 9) * (
+            "lora" not in adapter
+        )
+        sequence = llm._sequence
+        spans, row = sequence.cached.spans, sequence.last_logits().copy()
+        sequence.logits = None  # as where a cache was cut back
+        llm.sample(temp=0.0)
+        assert sequence.cached.spans == spans
+        assert np.allclose(row, sequence.last_logits(), atol=1e-4)
+    llm(prompt, adapter={"add": 1.0, "out": 1.0}, **GREEDY)
+    saved = llm.save_state()
+    llm.unload_adapter("out")
+    with pytest.raises(ag.SavedSessionError, match="'out'"):
+        llm.load_state(saved)
+    llm.load_adapter("other name", vectors["out"])
+    llm.load_state(saved)
+    with pytest.raises(ag.UnknownAdapterError, match="'nope'"):
+        llm(prompt, adapter={"nope": 1.0}, **GREEDY)
 
 
 def test_switching_reuses_what_the_base_computed(llm: Llama, files: Files) -> None:

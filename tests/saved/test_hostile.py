@@ -35,6 +35,8 @@ from tests.support.files import (
 from tests.support.saving import collect, path_of
 
 HASH = "ab" * 32
+_TWO = Provenance.of_parts([(HASH, 1.0), ("cd" * 32, 0.5)])
+TWO = [_TWO.identity, 1.0, [list(part) for part in _TWO.parts]]  # several that computed together
 TENSORS = ("tokens", "logits", "state")
 
 
@@ -264,6 +266,17 @@ def put(*where: Any, value: Any) -> Callable[[dict[str, Any]], object]:
         (put("spans", 1, value=[3, None, 1.0]), "repeats the span before it"),
         (put("spans", 1, value=[3]), "expected a list"),
         (put("spans", value={}), "expected a list"),
+        (put("spans", 1, value=[3, HASH, 1.0, []]), "is not what its parts come to"),
+        (put("spans", 1, value=[3, HASH, 1.0, {}]), "expected a list"),
+        (put("spans", 1, value=[3, HASH, 1.0, [7]]), "expected a hash and a scale"),
+        (put("spans", 1, value=[3, HASH, 1.0, [["x", 1.0]]]), "expected a hash and a scale"),
+        (put("spans", 1, value=[3, HASH, 1.0, [[HASH, 1]]]), "expected a hash and a scale"),
+        (put("spans", 1, value=[3, HASH, 1.0, [[HASH, 1e39]]]), "expected a hash and a scale"),
+        (put("spans", 1, value=[3, HASH, 1.0, [[HASH, 3e38]] * 2]), "is not what its parts"),
+        (put("spans", 1, value=[3, HASH, 1.0, [[HASH, 1.0]]]), "is not what its parts come to"),
+        (put("spans", 1, value=[3, *TWO]), "'adapters' are not those that 'spans' name"),
+        (put("spans", 1, value=[3, HASH, 1.0, TWO[2]]), "is not what its parts come to"),
+        (put("spans", 1, value=[3, *TWO, 1]), "expected a list"),
         (put("adapters", value=[]), "'adapters' are not those that 'spans' name"),
         (put("adapters", 0, "name", value=""), "'adapters[0].name' has ''"),
         (put("adapters", 0, "name", value="\ud800"), r"'adapters[0].name' has '\ud800'"),

@@ -24,6 +24,7 @@ export const writtenBy = () => (byName(writer) ? writer : "");
 
 const isChosen = (each) => each.intrinsic && (choices[each.name] ?? isUsual(each));
 // those that cost little and whose answer says whether all is well
+const KINDS = { alora: "aLoRA", lora: "LoRA", vector: "steering vector" };
 const isUsual = (each) => each.kind === "alora" && !each.arguments.length && !!each.good;
 const lacks = (each) => each.arguments.filter((name) => !given[each.name]?.[name]?.trim());
 
@@ -82,10 +83,11 @@ function note() {
 
 function row(each) {
   const id = `verdict-${each.name}`;
-  const kind = each.kind === "alora" ? "aLoRA" : "LoRA";
+  const kind = KINDS[each.kind] ?? each.kind;
   const about = [kind, `rank ${each.rank}`];
   if (each.generation > 1) about.push(`generation ${each.generation}`);
-  if (!each.intrinsic && !each.contract_error) about.push("no contract");
+  if (each.kind === "vector") about.push("acts on replies");
+  else if (!each.intrinsic && !each.contract_error) about.push("no contract");
   const name = [
     h("span", { class: "swatch", data: { hue: hue(each.name) }, "aria-hidden": "true" }),
     h("span", { class: "words-of" }, h("span", { text: each.name }), " ", h("span", { class: "about quiet", text: about.join(" · ") })),

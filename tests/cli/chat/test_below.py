@@ -39,3 +39,9 @@ def test_what_is_watched_by_names_where_there_is_room(talk: Talk, width: int) ->
     line = below(talk, width)
     assert line == f" demo model · 0 of 2048 tokens · watching {names} · /help"
     assert len(line) <= max(width, 55)
+
+
+def test_by_what_replies_are_steered(talk: Talk) -> None:
+    talk.steering = {"formal": 0.8, "terse": -1.0}
+    line = " demo model · 0 of 2048 tokens · formal at 0.8 + terse at -1 · /help"
+    assert below(talk, 80) == line

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.chatting import Tiny
 from tests.support.pulling import MAIN
+from tests.support.steers import write_steer
 
 from .test_piped import ANSWER, QUESTION
 
@@ -300,3 +301,17 @@ def test_a_terminal_without_a_cursor(terminal: Open) -> None:
     on.child.expect(pexpect.EOF)
     on.child.close()
     assert on.child.exitstatus == 0
+
+
+@pytest.mark.slow
+def test_steering_is_completed(terminal: Open, tiny: Tiny, tmp_path: Path) -> None:
+    vector = write_steer(tmp_path / "formal.gguf", tiny.base)
+    on = terminal("-m", tiny.base, "-a", vector, "-n", "2", "--temp", "0")
+    on.see("with formal")
+    on.complete("/ste", "er", " formal 0.5")
+    on.see("replies are steered by formal at 0.5")
+    on.complete("/steer fo", "rmal", " -1")
+    on.see("replies are steered by formal at -1")
+    on.complete("/steer o", "ff")
+    on.see("replies are not steered")
+    assert on.leave() == 0

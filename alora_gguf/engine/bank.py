@@ -1,0 +1,306 @@
+"""The loaded adapters by name, combinations of them, and the slots that stand for these."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from alora_gguf._calls import uninterrupted
+from alora_gguf.errors import (
+    AdapterInUseError,
+    AdapterMismatchError,
+    ClosedError,
+    InputError,
+    UnknownAdapterError,
+    did_you_mean,
+)
+from alora_gguf.gguf.adapter import AdapterFile, Begins
+from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.vector import VectorFile, read_adapter
+from alora_gguf.options import MAX_SCALE, AdapterLike, check_adapter, check_number
+
+from .activation import (
+    ActiveAdapter,
+    Combination,
+    Loaded,
+    Part,
+    Stage,
+    combined,
+    has_weights,
+    parts_of,
+    stages_of,
+)
+from .context import Engine
+from .tokens import Provenance, Vocabulary
+
+_BASE: Final = nullcontext(ActiveAdapter())
+
+
+def _check_vocabulary(file: AdapterFile | VectorFile, base: BaseFile, vocab: Vocabulary) -> None:
+    """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they did
+    in the one that the adapter was converted for.
+    """
+    text, invocation = file.invocation_text, file.invocation
+    if not invocation or text is None or not vocab.has_text:
+        return
+    reads = vocab.detokenize(invocation, special=True)
+    # spaces do not count: some vocabularies put one before a text that had none
+    if reads.replace(" ", "") == text.replace(" ", ""):
+        return
+    # the text may have more spellings in tokens than one
+    if tuple(vocab.tokenize(text, add_special=False, parse_special=True)) != invocation:
+        raise AdapterMismatchError(
+            f"{file.path}: its invocation {list(invocation)} reads {text!r}, but {reads!r} in "
+            f"{base.path}, which has another vocabulary; use the base it was trained on"
+        )
+
+
+def _from_start(file: AdapterFile | VectorFile) -> AdapterFile | VectorFile:
+    """The same, on from the first token."""
+    if isinstance(file, VectorFile):
+        return replace(file, invocation=(), invocation_text=None, from_start=True)
+    return replace(file, invocation=(), invocation_text=None)
+
+
+MAX_NAME: Final = 256  # characters of an adapter's name, which stands in messages and tables
+_Mixture = tuple[tuple[int, float], ...]
+"""Slots and scales, sorted."""
+
+
+@dataclass(slots=True)
+class _Mixed:
+    """A slot that stands for several, who is using it, and the names that asked for it."""
+
+    slot: int
+    users: int = 0
+    names: set[str] = field(default_factory=set)
+
+
+@uninterrupted
+class Bank(Mapping[str, Loaded]):
+    """The loaded adapters by name, and combinations of them; for any thread."""
+
+    def __init__(self, engine: Engine, base: BaseFile, max_adapters: int) -> None:
+        self._engine = engine
+        self._base = base
+        self._max_adapters = max_adapters
+        self._loaded: dict[str, tuple[Loaded, int]] = {}  # a combination has no slot of its own
+        # both guarded by the engine's condition
+        self._in_use: Counter[str] = Counter()
+        self._mixed: dict[_Mixture, _Mixed] = {}
+
+    def __getitem__(self, name: str) -> Loaded:
+        return self._loaded[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._loaded))
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    # Loading -------------------------------------------------------------------------------------
+
+    def load(
+        self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
+    ) -> None:
+        """Reads, checks and adds adapters; all of them or, if one fails, none. With `from_start`
+        they begin at the first token: an activated LoRA as a plain one, a vector as one that acts
+        on all that is read.
+        """
+        files: dict[str, AdapterFile | VectorFile] = {}
+        for name, path in paths.items():
+            self._check_name(name)
+            file = read_adapter(path)
+            file.check_base(self._base, self._engine.vocab.n_tokens)
+            _check_vocabulary(file, self._base, self._engine.vocab)
+            files[name] = _from_start(file) if from_start else file
+        if not files:
+            return
+        native, slots = self._engine.native, dict[str, int]()
+        weights = {name: file for name, file in files.items() if isinstance(file, AdapterFile)}
+        with self._engine.lock:
+            ctx = self._engine.ctx
+            for name in files:
+                self._check_name(name)  # another thread may have been faster
+            if weights:
+                # Room for all slots at once, but for no rank: that would be every target's, so that
+                # one of rank 4096 would multiply all the others.
+                native.bank_reserve(ctx, self._max_adapters, 1)
+            try:
+                # The largest comes first: the next ones fit then, and the context reserves once.
+                for name, file in sorted(weights.items(), key=lambda item: -item[1].rank):
+                    slots[name] = native.adapter_add(ctx, file.data, str(file.path))
+                for name, vector in files.items():
+                    if isinstance(vector, VectorFile):
+                        slots[name] = native.vector_add(
+                            ctx, vector.parts, vector.n_embd, str(vector.path)
+                        )
+            except BaseException:
+                for slot in slots.values():
+                    native.adapter_remove(ctx, slot, "an adapter that was added before")
+                raise
+            for name, file in files.items():
+                self._loaded[name] = (file.without_data(), slots[name])
+
+    def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
+        """Names a combination of adapters that are loaded, with their scales. Raises
+        UnknownAdapterError, InputError, or AdapterInUseError if the name is taken.
+        """
+        if not isinstance(check_adapter(adapters, "the combination"), Mapping):
+            raise InputError(f"the combination must be a mapping of names to scales: {adapters!r}")
+        with self._engine.lock, self._engine.condition:
+            _ = self._engine.ctx
+            self._check_name(name)
+            if name in adapters:
+                raise InputError(f"the combination '{name}' cannot contain itself")
+            made = combined(name, adapters, self.find)
+            self._loaded[name] = (made, 0)
+            return made
+
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            wanted = f"1 to {MAX_NAME} printable characters"
+            raise InputError(f"an adapter's name must be {wanted}, got {ascii(name)[:80]}")
+        if name in self._loaded:
+            what = self._loaded[name][0].path or "a combination"
+            raise AdapterInUseError(
+                f"an adapter named '{name}' is loaded already ({what}); unload it first or choose "
+                "another name"
+            )
+
+    def unload(self, name: str) -> None:
+        """Frees an adapter's slot. Raises AdapterInUseError while a call or reply uses it, or a
+        combination has it.
+        """
+        engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
+        with engine.lock:
+            engine.collect()
+            with engine.condition:
+                file, slot = self._find(name)
+                if self._in_use[name]:
+                    raise AdapterInUseError(f"{what}: a call on another thread is using it")
+                for other, (each, _) in self._loaded.items():
+                    if isinstance(each, Combination) and name in each.parts:
+                        raise AdapterInUseError(
+                            f"{what}: the combination '{other}' has it; unload that first"
+                        )
+                self._sweep()
+                if isinstance(file, Combination):
+                    if any(name in mixed.names for mixed in self._mixed.values()):
+                        raise AdapterInUseError(f"{what}: a reply is still being made with it")
+                else:
+                    engine.native.adapter_remove(engine.ctx, slot, what)
+                del self._loaded[name]
+
+    # Using ---------------------------------------------------------------------------------------
+
+    def using(
+        self, adapter: AdapterLike | None, scale: float
+    ) -> AbstractContextManager[ActiveAdapter]:
+        """Resolves an adapter's name, or names and their scales (None: the base), and keeps them
+        loaded meanwhile. Raises UnknownAdapterError, InputError.
+        """
+        check_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
+        chosen = check_adapter(adapter)
+        return _BASE if chosen is None else self._using(chosen, float(scale))
+
+    @contextmanager
+    def _using(self, adapter: AdapterLike, scale: float) -> Iterator[ActiveAdapter]:
+        engine = self._engine
+        names = {adapter} if isinstance(adapter, str) else set(adapter)
+        held: list[_Mixed] = []
+        with engine.condition:
+            parts = parts_of(adapter, scale, self.find)
+            used = [*names, *({part.name for part in parts} - names)]
+            self._in_use.update(used)
+        try:
+            mixtures = stages_of(parts)
+            stages = {
+                begun: Stage(*self._slot(mixture, names, held), by)
+                for begun, (mixture, by) in self._with_slots(mixtures).items()
+            }
+            begun = [part.file for part in parts if part.file.begins == "invocation"]
+            plain = len(parts) == 1 and has_weights(parts[0]) and not begun
+            invocation = begun[0].invocation if begun else ()
+            yield ActiveAdapter(adapter, stages, invocation, plain)
+        finally:
+            with engine.condition:
+                self._in_use.subtract(used)
+                for mixed in held:
+                    mixed.users -= 1
+            if held:
+                self._sweep_if_free()
+
+    def _with_slots(
+        self, stages: Mapping[frozenset[Begins], Sequence[Part]]
+    ) -> dict[frozenset[Begins], tuple[_Mixture, Provenance]]:
+        """Slots and scales of each stage, and what its cells are remembered as: of what is there
+        twice the sum, and nothing of scale 0 among several.
+        """
+        found = {}
+        for begun, parts in stages.items():
+            by = Provenance.of_parts((part.file.identity, part.scale) for part in parts)
+            slots = {part.file.identity: self._loaded[part.name][1] for part in parts}
+            scales = [(slots[identity], scale) for identity, scale in by.acting]
+            found[begun] = tuple(sorted(scales)) or ((0, 1.0),), by
+        return found
+
+    def _slot(self, mixture: _Mixture, names: set[str], held: list[_Mixed]) -> tuple[int, float]:
+        """A slot and its scale for several; the slot stays while those in `held` do."""
+        if len(mixture) == 1:
+            return mixture[0]
+        engine = self._engine
+        with engine.lock:
+            with engine.condition:
+                mixed = self._mixed.get(mixture)
+            if mixed is None:
+                self._sweep()
+                slots, scales = zip(*mixture, strict=True)
+                slot = engine.native.combine(engine.ctx, slots, scales)
+                mixed = self._mixed[mixture] = _Mixed(slot)
+            with engine.condition:
+                mixed.users += 1
+                mixed.names |= names
+        held.append(mixed)
+        return mixed.slot, 1.0
+
+    def _sweep(self) -> None:
+        """Frees the slots of combinations that nothing uses any more; the caller holds the lock."""
+        engine = self._engine
+        with engine.condition:
+            for mixture, mixed in list(self._mixed.items()):
+                if mixed.users:
+                    continue
+                try:
+                    engine.native.adapter_remove(engine.ctx, mixed.slot, "a combination")
+                except AdapterInUseError:
+                    continue  # a reply goes on with it; the next one looks again
+                except ClosedError:
+                    return
+                del self._mixed[mixture]
+
+    def _sweep_if_free(self) -> None:
+        """_sweep(), unless another thread is computing: then whoever comes next does."""
+        if self._engine.lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._engine.lock.release()
+
+    def find(self, name: str) -> Loaded:
+        """The adapter of that name. Raises UnknownAdapterError."""
+        return self._find(name)[0]
+
+    def _find(self, name: str) -> tuple[Loaded, int]:
+        try:
+            return self._loaded[name]
+        except (KeyError, TypeError):
+            known = ", ".join(f"'{n}'" for n in self._loaded) or "none"
+            raise UnknownAdapterError(
+                f"no adapter named {name!r} is loaded; loaded: {known}"
+                f"{did_you_mean(name, self._loaded)}"
+            ) from None
