@@ -19,6 +19,7 @@ from . import (
     rows_idle,
     rows_intrinsics,
     rows_run,
+    rows_steering,
 )
 from .bench import Bench, Settings
 from .measure import Result
@@ -31,6 +32,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "invocation": rows_decode.one_invocation,
     "mixed": rows_decode.mixed_decode,
     "switch": rows_decode.switching,
+    "steering": rows_steering.steering,
     "attention": rows_attention.long_attention,
     "intrinsics": rows_intrinsics.eight_intrinsics,
     "first-token": rows_intrinsics.first_token,

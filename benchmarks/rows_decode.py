@@ -21,7 +21,7 @@ def one_decode(bench: Bench) -> list[Result]:
         with ExitStack() as stack:
             sides = _three_sides(bench, stack, targets, cached=_SHORT)
             samples = alternate(
-                {name: _decode_run(c, _SHORT) for name, c in sides.items()},
+                {name: decode_run(c, _SHORT) for name, c in sides.items()},
                 bench.settings.rounds(40),
             )
         ours = Side(f"{targets}, on", samples["ours"])
@@ -71,7 +71,7 @@ def _three_sides(bench: Bench, stack: ExitStack, targets: str, cached: int) -> d
     return sides
 
 
-def _decode_run(context: Context, at: int, n: int = 4) -> Callable[[], float]:
+def decode_run(context: Context, at: int, n: int = 4) -> Callable[[], float]:
     """Seconds for one token, of `n` decoded one after another."""
 
     def run() -> None:
@@ -110,7 +110,7 @@ def mixed_decode(bench: Bench) -> list[Result]:
             for seq, slot in enumerate(sides["ours"].add(bench.adapters(targets))):
                 sides["ours"].activate(seq, _SHORT, slot)
             samples = alternate(
-                {name: _mixed_run(c, _SHORT) for name, c in sides.items()},
+                {name: mixed_run(c, _SHORT) for name, c in sides.items()},
                 bench.settings.rounds(30),
             )
         results.append(
@@ -121,7 +121,7 @@ def mixed_decode(bench: Bench) -> list[Result]:
     return results
 
 
-def _mixed_run(context: Context, at: int, n: int = 2) -> Callable[[], float]:
+def mixed_run(context: Context, at: int, n: int = 2) -> Callable[[], float]:
     """Seconds for one batch of a token per sequence, of `n` decoded one after another."""
     seqs, chosen = range(N_ADAPTERS), [1] * N_ADAPTERS
 

@@ -33,6 +33,7 @@ _COMMANDS = {
     "rm": "Remove an adapter or a base from the store.",
     "run": "Ask intrinsics about conversations, for scripts: JSON in, JSON out.",
     "serve": "Serve a base and its adapters over HTTP.",
+    "steer": "Make steering vectors of contrast pairs or of a prompt, and measure them.",
     "train": "Train an adapter on conversations and their right answers.",
     "verify": "Measure what an adapter does to a base, and whether that is right.",
 }

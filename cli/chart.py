@@ -1,4 +1,5 @@
-"""Charts: layers as bars in plain characters, times as lines in a picture by matplotlib.
+"""Charts: layers as bars in plain characters; times, and curves beside each other, as lines in a
+picture by matplotlib.
 
 Knows how they are drawn, and nothing of how they were measured.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,6 +19,7 @@ from .render import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from alora_gguf.verification import LayerChange
 
@@ -25,6 +28,8 @@ _SHORTEST: Final = 8  # a bar of the largest change
 _FORMATS: Final = (".png", ".svg", ".pdf")
 _SIZE: Final = (7.0, 4.4)  # inches
 _DPI: Final = 110
+_PANEL: Final = (3.6, 3.0)  # inches
+_STYLES: Final = (("o-", "#0969da"), ("x--", "#8c959f"), ("s:", "#bc4c00"))  # of curves
 # nothing of the machine in a file: neither date nor version
 _METADATA: Final[dict[str, dict[str, str | None]]] = {
     "png": {"Software": None},
@@ -40,6 +45,14 @@ class Line(NamedTuple):
     style: str
     colour: str
     points: Sequence[tuple[int, float]]
+
+
+class Panel(NamedTuple):
+    """Curves over the same numbers, by their labels; the first is drawn in front."""
+
+    title: str
+    below: str
+    curves: Mapping[str, Sequence[tuple[float, float]]]
 
 
 # Bars -------------------------------------------------------------------------------------------
@@ -90,16 +103,10 @@ def write_picture(
     """Draws lines, and notes above points of them; a file of that name is replaced in the end.
     Raises FileFormatError if it cannot be written.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from alora_gguf.files import write_whole
-
-    form = path.suffix.lower().removeprefix(".")
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "alora-gguf", "font.size": 10.0}):
+    with _drawing():
         figure = Figure(figsize=_SIZE, layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for line in lines:
             x, y = zip(*line.points, strict=True)
@@ -108,9 +115,53 @@ def write_picture(
             above = (0, 7)
             axes.annotate(text, (n, seconds), above, textcoords="offset points", ha="center")
         _lay_out(axes, sorted({n for line in lines for n, _ in line.points}))
-        axes.set_title(printable(title).replace("$", r"\$"))  # a pair of them is mathematics
-        with write_whole(path, what="chart") as file:
-            figure.savefig(file, format=form, dpi=_DPI, metadata=_METADATA[form])
+        axes.set_title(_plain(title))
+        _save(figure, path)
+
+
+def write_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
+    """Draws panels side by side; as write_picture()."""
+    from matplotlib.figure import Figure
+
+    with _drawing():
+        size = (_PANEL[0] * len(panels), _PANEL[1])
+        figure = Figure(figsize=size, layout="constrained")
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            drawn = [(label, points) for label, points in panel.curves.items() if points]
+            for at, (label, points) in reversed([*enumerate(drawn)]):
+                x, y = zip(*points, strict=True)
+                style, colour = _STYLES[at % len(_STYLES)]
+                axes.plot(x, y, style, color=colour, label=label, markersize=5)
+            axes.set_title(_plain(panel.title), fontsize=10)
+            axes.set_xlabel(panel.below)
+            axes.grid(visible=True, color="#dddddd", linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.legend(frameon=False)
+        figure.suptitle(_plain(title))
+        _save(figure, path)
+
+
+def _drawing() -> AbstractContextManager[None]:
+    from matplotlib import rc_context
+
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "alora-gguf", "font.size": 10.0})
+
+
+def _plain(text: str) -> str:
+    """A pair of dollars would be mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from alora_gguf.files import write_whole
+
+    form = path.suffix.lower().removeprefix(".")
+    FigureCanvasAgg(figure)
+    with write_whole(path, what="chart") as file:
+        figure.savefig(file, format=form, dpi=_DPI, metadata=_METADATA[form])
 
 
 def _lay_out(axes: Axes, lengths: Sequence[int]) -> None:

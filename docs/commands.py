@@ -13,12 +13,23 @@ FOLDER = Path(__file__).parent
 _WIDTH: Final = 78  # what click leaves of a terminal's 80 columns
 
 # the page about a command that has none of its own name
-_PAGES: Final = {"demo": "tutorial", "inspect": "convert", "list": "pull", "rm": "pull"}
+_PAGES: Final = {
+    "demo": "tutorial",
+    "inspect": "convert",
+    "list": "pull",
+    "rm": "pull",
+    "steer": "steering",
+}
 
 
 def names() -> list[str]:
-    """All commands."""
-    return group.list_commands(click.Context(group))
+    """All commands, and behind each those that it has."""
+    found = []
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        inner = sorted(command.commands) if isinstance(command, click.Group) else []
+        found += [name, *(f"{name} {each}" for each in inner)]
+    return found
 
 
 def help_text(name: str | None = None) -> list[str]:
@@ -27,13 +38,17 @@ def help_text(name: str | None = None) -> list[str]:
     program = click.Context(group, info_name="alora-gguf", **settings)
     if name is None:
         return group.get_help(program).splitlines()
-    found = group.get_command(program, name)
-    if found is None:
-        raise SystemExit(f"there is no command {name}")
-    # the program's settings, such as -h, count for its commands
-    context = click.Context(
-        found, parent=program, info_name=name, terminal_width=_WIDTH, **found.context_settings
-    )
+    found: click.Command | None = group
+    context = program
+    for word in name.split():
+        found = found.get_command(context, word) if isinstance(found, click.Group) else None
+        if found is None:
+            raise SystemExit(f"there is no command {name}")
+        # the program's settings, such as -h, count for its commands
+        context = click.Context(
+            found, parent=context, info_name=word, terminal_width=_WIDTH, **found.context_settings
+        )
+    assert found is not None  # noqa: S101 - there is a word in every name
     return found.get_help(context).splitlines()
 
 
@@ -53,7 +68,7 @@ def commands() -> Iterator[str]:
     yield from ("```text", *help_text(), "```")
     for name in names():
         yield from ("", f"## alora-gguf {name}", "")
-        page = f"{_PAGES.get(name, name)}.md"
+        page = f"{_PAGES.get(name.split()[0], name)}.md"
         if (FOLDER / page).is_file():
             yield from (f"More: [{page}](../{page})", "")
         yield from ("```text", *help_text(name), "```")

@@ -29,11 +29,11 @@ Graph = dict[str, set[str]]
 # to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
-    "rooms in alora_gguf/": 26,
+    "rooms in alora_gguf/": 27,
     "floors": 11,
-    "modules reachable from chat": 61,
-    "files from invoke to llama_decode": 23,
-    "product lines": 48_000,
+    "modules reachable from chat": 69,
+    "files from invoke to llama_decode": 25,
+    "product lines": 53_500,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

@@ -1,4 +1,4 @@
-"""The pictures of explanation.md, as SVG.
+"""The pictures of explanation.md and steering.md, as SVG.
 
 They bring their own background, so that they can be read on a light page and on a dark one.
 """
@@ -116,7 +116,49 @@ def forks() -> str:
     return _svg(740, row + 46, "Forks that share the conversation's cells, and none that do", body)
 
 
-PICTURES: Final[dict[str, Callable[[], str]]] = {"attention.svg": attention, "forks.svg": forks}
+def steering() -> str:
+    """What an adapter changes of three blocks, what a vector does, and from which token on."""
+    block, gap, top, bottom = 58.0, 46.0, 66.0, 380.0
+    panels = (
+        (190.0, "An adapter changes weights: the pipes", "a"),
+        (590.0, "A vector changes the stream: the water", "b"),
+    )
+    body = []
+    for middle, head, kind in panels:
+        body.append(_text(middle, 36, head, anchor="middle"))
+        body.append(_rect(middle - 7, top - 14, 14, bottom - top + 14, "pale"))
+        for i in range(3):
+            y = top + i * (block + gap)
+            weights = kind == "a"
+            body.append(_rect(middle - 100, y, 200, block, "base"))
+            words = "block: W·x" if not weights else "block: W·x +"
+            x, anchor = (middle, "middle") if not weights else (middle - 4, "end")
+            body.append(_text(x, y + block / 2 + 5, words, "on", anchor))
+            if weights:
+                body.append(_rect(middle + 4, y + 14, 84, block - 28, kind))
+                body.append(_text(middle + 46, y + block / 2 + 5, "B·(A·x)", "on", "middle"))
+            elif i < 2:
+                body.append(_rect(middle - 34, y + block + 9, 68, gap - 18, kind))
+                body.append(_text(middle, y + block + gap / 2 + 5, "+ s·v", "on", "middle"))
+        body.append(_text(middle + 14, bottom - 2, "a token's h, from below", "small"))
+    y, left, size = bottom + 62, 60.0, 36.0
+    body.append(_text(24, y - 22, "Both begin at a token; what is before it is the base's"))
+    tokens = 18
+    for row, (first, kind, name) in enumerate(
+        ((9, "a", "an aLoRA, from its invocation on"), (12, "b", "a vector, from the reply on"))
+    ):
+        for i in range(tokens):
+            kind_here = "base" if i < first else kind
+            body.append(_rect(left + i * size / 1.5, y + row * 36, size / 1.5 - 2, 24, kind_here))
+        body.append(_text(left + tokens * size / 1.5 + 14, y + row * 36 + 17, name))
+    return _svg(780, y + 78, "Weights are the pipes, a vector goes into the water", body)
+
+
+PICTURES: Final[dict[str, Callable[[], str]]] = {
+    "attention.svg": attention,
+    "forks.svg": forks,
+    "steering.svg": steering,
+}
 
 
 def _svg(width: int, height: float, title: str, body: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from benchmarks import (
     rows_attention,
     rows_decode,
     rows_intrinsics,
+    rows_steering,
 )
 from benchmarks.bench import Bench, Settings
 from benchmarks.measure import Result, continued
@@ -95,6 +96,21 @@ def test_rows_about_adapters(bench: Bench) -> None:
     sides(rows_decode.one_invocation(bench))
     sides(rows_decode.mixed_decode(bench))
     sides(rows_intrinsics.eight_intrinsics(bench))
+
+
+def test_the_rows_about_steering(bench: Bench) -> None:
+    idle, different, *steered = rows_steering.steering(bench)
+    sides([idle, *steered])
+    assert different.ours.samples == [0]
+    with bench.context(512) as context:
+        (slot,) = rows_steering.add_vectors(bench, context, 1)
+        context.prefill(bench.tokens(8))
+        before = context.digest()
+        context.truncate(0, 7)
+        context.activate(0, 7, slot)
+        context.prefill(bench.tokens(8)[7:], first=7)
+        assert context.digest() != before, "a vector changes what is computed"
+        assert context.stats().n_steered == TINY.layers
 
 
 def test_the_row_about_attention(bench: Bench) -> None:
