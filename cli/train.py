@@ -109,6 +109,13 @@ from alora_gguf.train.scores import MIN_FITTED
     type=click.Path(path_type=Path),
     help="A directory for the adapter in PEFT's format; one in it for each of several.",
 )
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Train an adapter in PEFT's format further; its rank, alpha and targets are needed.",
+)
 @click.option("--question", metavar="TEXT", help="What to ask the bare base, for comparison.")
 @click.option("--resume", is_flag=True, help="Go on with a training that ended before its end.")
 @click.option("--force", "overwrite", is_flag=True, help="Replace the output, or begin anew.")
@@ -123,6 +130,7 @@ def command(
     invocations: tuple[str, ...],
     also_lora: bool,
     peft_out: Path | None,
+    start: Path | None,
     question: str | None,
     resume: bool,
     overwrite: bool,
@@ -155,7 +163,7 @@ def command(
         **chosen,
     )
     tasks = _tasks(
-        [*([] if data is None else [data]), *more], out, contracts, invocations, peft_out
+        [*([] if data is None else [data]), *more], out, contracts, invocations, peft_out, start
     )
     with _Shown(quiet=as_json) as watcher:
         reports = train(
@@ -189,6 +197,7 @@ def _tasks(
     contracts: Sequence[str],
     invocations: Sequence[str],
     peft_out: Path | None,
+    start: Path | None,
 ) -> list[Task]:
     """A task for each file; options that name none are the only one's."""
     if not files:
@@ -198,6 +207,8 @@ def _tasks(
         raise click.UsageError(
             "with several tasks -o is a directory; each GGUF is named after DATA"
         )
+    if several and start is not None:
+        raise click.UsageError("--from is one adapter's; train several one by one")
     names = {file.name.removesuffix(".jsonl"): file for file in files}
     if len(names) < len(files):
         raise click.UsageError("two of the files have one name, and adapters are named after them")
@@ -215,6 +226,7 @@ def _tasks(
                 contract=asked[0].get(name),
                 invocation=None if text is None else text.replace("\\n", "\n"),
                 peft_out=peft_out / name if several and peft_out is not None else peft_out,
+                start=start,
             )
         )
     return tasks

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from alora_gguf.convert.base.families import FAMILIES
 from alora_gguf.errors import InputError
 
 from .prefixes import Shape
+from .records import weights_file
 from .settings import ALL_LINEAR, ATTENTION, TrainSettings
 
 CONTRACT = "io.yaml"
@@ -33,6 +36,7 @@ class Adapter:
         it acts on all that it is given.
         """
         torch.manual_seed(settings.seed)
+        self._alpha = settings.scale
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=settings.rank,
@@ -58,6 +62,37 @@ class Adapter:
     def restore(self, weights: dict[str, torch.Tensor]) -> None:
         """Takes what `weights` gave."""
         set_peft_model_state_dict(self.model, dict(weights))
+
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of an adapter in PEFT's format. Raises InputError for what is none,
+        and for one of another base, rank, alpha or other targets.
+        """
+        config, file = folder / _CONFIG, weights_file(folder)
+        try:
+            fields = json.loads(config.read_text())
+            found = load_file(file)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{folder}: cannot be trained further ({error}); expected a directory in PEFT's "
+                "format, as --peft-out writes it"
+            ) from error
+        own = self.weights
+        shapes = {name: tuple(each.shape) for name, each in own.items()}
+        for name in sorted({*shapes, *found}):
+            there = tuple(found[name].shape) if name in found else "none"
+            if there != shapes.get(name, "none"):
+                raise InputError(
+                    f"{file}: '{name}' is {there}, expected {shapes.get(name, 'none')}; train it "
+                    "further on its own base, with its rank (--rank) and targets (--targets)"
+                )
+        alpha = fields.get("lora_alpha") if isinstance(fields, dict) else None
+        if alpha != self._alpha:
+            raise InputError(
+                f"{config}: lora_alpha is {alpha!r}, expected {self._alpha:g} (--alpha)"
+            )
+        if not all(bool(each.isfinite().all()) for each in found.values()):
+            raise InputError(f"{file}: holds NaN or infinite values; its training has diverged")
+        self.restore({name: each.to(own[name].dtype) for name, each in found.items()})
 
     def save(
         self, folder: Path, weights: dict[str, torch.Tensor], invocation: Sequence[int], base: str

@@ -32,6 +32,9 @@ class Task:
     contract    an io.yaml, or what has one; None: one is made of the answers
     invocation  a text; None: one is chosen of the base's control tokens
     peft_out    a directory for the adapter in PEFT's format, with its contract
+    start       a directory in PEFT's format, such as an earlier peft_out, whose weights training
+                begins with: of this base, and of the same rank, alpha and targets. A plain twin
+                begins with none
     """
 
     data: PathLike
@@ -40,6 +43,7 @@ class Task:
     contract: PathLike | None = None
     invocation: str | None = None
     peft_out: PathLike | None = None
+    start: PathLike | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,11 @@ class Watcher:
         return False
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights of an adapter in PEFT's format."""
+    return folder / "adapter_model.safetensors"
+
+
 @dataclass
 class Prepared:
     """A task that was checked, with its examples in tokens."""
@@ -155,6 +164,12 @@ class Prepared:
         return path if self.kind == "alora" else path.with_name(f"{path.name}.lora")
 
     @property
+    def start(self) -> Path | None:
+        """Whose weights it begins with; a plain twin is trained from nothing."""
+        given = self.task.start
+        return None if given is None or self.kind != "alora" else Path(given)
+
+    @property
     def label(self) -> str:
         """What messages call it."""
         return self.name if self.kind == "alora" else f"{self.name}, as a plain LoRA"
@@ -162,6 +177,8 @@ class Prepared:
     def hash(self, base: str, settings: TrainSettings) -> str:
         """Of all that decides the weights."""
         told = hashlib.sha256(json.dumps([base, self.kind, settings.deciding()]).encode())
+        if self.start is not None:
+            told.update(weights_file(self.start).read_bytes())
         for row in (*self.train, *self.held_out):
             told.update(repr(asdict(row)).encode())
         return told.hexdigest()

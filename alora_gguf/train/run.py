@@ -129,6 +129,8 @@ class Run:
         # one that changes nothing is refused
         shaped = {name: torch.full_like(each, _SHAPED) for name, each in adapter.weights.items()}
         for task in tasks:
+            if task.start is not None:
+                adapter.start_from(task.start)
             self._write(task, adapter, shaped, self._initial(task))
         self._model = adapter.close()
 
@@ -235,6 +237,8 @@ class Run:
         # without prefixes PEFT looks for the invocation itself
         invocation = task.invocation if prefixes is None and task.kind == "alora" else ()
         self._adapter = Adapter(self._model, self.base.architecture, self.settings, invocation)
+        if task.start is not None:
+            self._adapter.start_from(task.start)
         return Fitting(
             self._adapter,
             prefixes,

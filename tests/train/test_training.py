@@ -86,6 +86,30 @@ def test_an_adapter_comes_of_a_base_and_lines(
         assert model.adapter("x").invocation == report.invocation
 
 
+def test_an_adapter_is_trained_further(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    data, peft, out = lines(EXAMPLES), tmp_path / "peft", tmp_path / "x.gguf"
+    (first,) = train(base, [Task(data=data, out=out, peft_out=peft)], settings=SETTINGS)
+    further = Task(
+        data=data,
+        out=tmp_path / "y.gguf",
+        name="x",
+        start=peft,
+        contract=peft,
+        invocation=first.invocation_text,
+    )
+    (second,) = train(base, [further], settings=replace(SETTINGS, epochs=1))
+    # it begins where the first one's best ended
+    best = next(look for look in first.looks if look["step"] == first.best_step)
+    assert second.looks[0] == {**best, "step": 0}
+    with pytest.raises(ag.InputError, match=r"expected \(4, .*--rank") as caught:
+        train(base, [replace(further, out=tmp_path / "z.gguf")], settings=replace(SETTINGS, rank=4))
+    assert str(peft) in str(caught.value)
+    with pytest.raises(ag.InputError, match="lora_alpha is 16"):
+        train(base, [further], settings=replace(SETTINGS, alpha=3.0), overwrite=True)
+    with pytest.raises(ag.InputError, match="cannot be trained further"):
+        train(base, [replace(further, start=tmp_path)], settings=SETTINGS, overwrite=True)
+
+
 def test_two_tasks_read_what_they_share_once(base: Path, lines: WriteLines, tmp_path: Path) -> None:
     """Each comes out as it does alone."""
     one, other = EXAMPLES, [{**each, "answer": str(i % 3)} for i, each in enumerate(EXAMPLES)]
