@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,8 @@ from examples.demo_model import program
 from .evaluate import BUILD, EXAMPLE, QUESTIONS
 
 RANK: Final = 12  # attention alone: 2.8 MB in F16
-EPOCHS: Final = {"hallucination": 4}  # others 2: its loss still falls after 500 steps
+EPOCHS: Final = 2
+FURTHER: Final = 5e-4  # the rate of what goes on from an adapter that has learned something
 LOOKS: Final = 2  # in an epoch: one takes as long as a dozen steps
 SHIPPED: Final = Path(smollm2.__file__).parent
 
@@ -43,9 +45,14 @@ class Said(Watcher):
             print(f"  {self._done:.0%} {note}", flush=True)
 
 
-def trained(task: str, data: Path, threads: int | None, *, also_lora: bool) -> list[TrainReport]:
-    """An intrinsic's adapter, from its lines in `data`."""
+def trained(
+    task: str, data: Path, threads: int | None, *, start: Path | None, also_lora: bool
+) -> list[TrainReport]:
+    """An intrinsic's adapter, from its lines in `data`, beginning with the weights in `start`."""
     out = BUILD / f"{task}.gguf"
+    settings = TrainSettings(rank=RANK, epochs=EPOCHS, looks=LOOKS, threads=threads)
+    if start is not None:
+        settings = replace(settings, rate=FURTHER)
     reports = train(
         smollm2.base_path(),
         [
@@ -54,9 +61,10 @@ def trained(task: str, data: Path, threads: int | None, *, also_lora: bool) -> l
                 out=out,
                 contract=EXAMPLE / "intrinsics" / task / "io.yaml",
                 peft_out=BUILD / "peft" / task,
+                start=start,
             )
         ],
-        settings=TrainSettings(rank=RANK, epochs=EPOCHS.get(task, 2), looks=LOOKS, threads=threads),
+        settings=settings,
         also_lora=also_lora,
         question=QUESTIONS[task],
         resume=True,
@@ -75,16 +83,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="what examples.smollm2.data wrote")
     parser.add_argument("--tasks", default=",".join(QUESTIONS))
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--from", dest="start", type=Path, help="a PEFT directory to train further")
     parser.add_argument("--also-lora", action="store_true")
     args = parser.parse_args(argv)
+    tasks = args.tasks.split(",")
+    if args.start is not None and len(tasks) > 1:
+        parser.error("--from is one intrinsic's: name it with --tasks")
     BUILD.mkdir(parents=True, exist_ok=True)
-    for task in args.tasks.split(","):
+    for task in tasks:
         there = [SHIPPED / f"{task}.gguf"]
         there += [EXAMPLE / "lora" / f"{task}.gguf"] if args.also_lora else []
         if all(file.is_file() for file in there):
             print(f"{task}: is there; remove {there[0]} to train it again", flush=True)
             continue
-        for report in trained(task, args.data, args.threads, also_lora=args.also_lora):
+        for report in trained(
+            task, args.data, args.threads, start=args.start, also_lora=args.also_lora
+        ):
             print(f"{report.scores}\n", flush=True)
     return 0
 
