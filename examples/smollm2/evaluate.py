@@ -47,6 +47,8 @@ N_SHOTS: Final = 4
 LORA: Final = "LoRA"
 READ: Final = ""  # the conversation, before anything is asked
 FEW: Final = f"{BASE}, {N_SHOTS} examples"
+TURNS: Final = (("none", 0, 0), ("one or two", 1, 2), ("three or more", 3, 1000))
+"""Of the user's before the last one: what tables call them, from, to."""
 LOGPROBS: Final = ("sum of log-probabilities", "mean log-probability")
 QUESTIONS: Final = {
     "answerability": "Do the documents say what is needed to answer the user's last question?",
@@ -296,10 +298,30 @@ def entries(
         if system == ADAPTER:
             entry["temperature"] = found["temperature"]
             entry["conversation"] = found["conversation"]
+            entry["after_turns"] = _after_turns(asked, examples, said, training)
         yield _rounded(entry)
     for system in LOGPROBS:
         if sure := answers.of(system, lines):
             yield _rounded({**where, "system": system, **_auroc(asked, examples, said, sure)})
+
+
+def _after_turns(
+    asked: Asking,
+    examples: Sequence[Example],
+    said: Mapping[str, Sequence[Said]],
+    training: Sequence[Example],
+) -> list[dict[str, Any]]:
+    """The adapter's figures by how many turns of the user's came before the last one."""
+    turns = [sum(m.role == "user" for m in each.messages) - 1 for each in examples]
+    found = []
+    for label, low, high in TURNS:
+        some = [i for i, n in enumerate(turns) if low <= n <= high]
+        if some:
+            told = {name: [said[name][i] for i in some] for name in (READ, ADAPTER)}
+            scores = scored(asked, [examples[i] for i in some], told, training)
+            figures = scores.to_dict()["rows"][ADAPTER]["figures"]
+            found.append({"turns": label, "n": len(some), "figures": figures})
+    return found
 
 
 def _auroc(

@@ -26,7 +26,7 @@ from examples.demo_model.tables import (
 )
 
 from . import surface
-from .evaluate import EXAMPLE, FEW, LOGPROBS, LORA, ROOT, SHIPPED
+from .evaluate import EXAMPLE, FEW, LOGPROBS, LORA, ROOT, SHIPPED, TURNS
 
 MARK: Final = "smollm2-results"
 FRONT: Final = ROOT / "README.md"
@@ -93,6 +93,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
             "\n".join(_comparison(results, base)),
             *_temperatures(results, base),
             *([] if parity is None else [parity_text(parity, "make smollm2-parity")]),
+            "\n".join(_after_turns(results, base)),
             "\n".join(_types(results)),
             "\n".join(_times(results, base)),
         ]
@@ -151,6 +152,22 @@ def _temperatures(results: Results, base: str) -> Iterator[str]:
                 f"{', '.join(figures)}, measured with temperatures that were fitted on other "
                 "examples."
             )
+
+
+def _after_turns(results: Results, base: str) -> Iterator[str]:
+    labels = [label for label, _, _ in TURNS]
+    yield f"| the aLoRA after so many turns of the user's | | {' | '.join(labels)} |"
+    yield "|---|---|" + "---|" * len(labels)
+    for task in results.tasks:
+        entry = results.of(task, base)["adapter"]
+        name, found = headline(entry), {each["turns"]: each for each in entry["after_turns"]}
+        cells = [
+            f"{Figure(name, **found[label]['figures'][name])}, {found[label]['n']} asked"
+            if label in found
+            else ""
+            for label in labels
+        ]
+        yield f"| {ROWS[task]} | {FIGURES[name]} | {' | '.join(cells)} |"
 
 
 def _types(results: Results) -> Iterator[str]:

@@ -92,8 +92,9 @@ static ggml_tensor * stream_of(const ggml_context_ptr & ctx, int64_t n, int64_t 
 }
 
 static std::vector<float> row_of(const ggml_tensor * t, int64_t i) {
-    const float * row = (const float *) ((const char *) t->data + i * t->nb[1]);
-    return { row, row + t->ne[0] };
+    std::vector<float> row(t->ne[0]);
+    memcpy(row.data(), (const char *) t->data + i * t->nb[1], row.size() * sizeof(float));
+    return row;
 }
 
 // Every operation, alone and all of them together, for widths that fill no register too.

@@ -73,6 +73,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert entries["adapter"]["figures"]["accuracy"]["value"] > 0.6
     assert entries[LORA]["behind"].keys() == entries[LORA]["figures"].keys()
     assert entries["adapter"]["read"] < 10 < entries[LORA]["read"]
+    after = entries["adapter"]["after_turns"]
+    assert sum(each["n"] for each in after) == entries["adapter"]["n"]
+    right = sum(each["n"] * each["figures"]["accuracy"]["value"] for each in after)
+    whole = entries["adapter"]["figures"]["accuracy"]["value"] * entries["adapter"]["n"]
+    assert right == pytest.approx(whole, abs=0.01)
     assert json.loads(json.dumps(results)) == results
     results["entries"] = results["entries"][1:]
     check_report(results, files.data)
@@ -118,6 +123,7 @@ def check_report(results: dict[str, Any], folder: Path) -> None:
     assert "| **jailbreak**, accuracy | aLoRA | " in page
     assert "|  | base, 4 examples | " in page
     assert "| jailbreak | accuracy | 100.0 % (" in page
+    assert ", 3 asked |" in page
     assert "| jailbreak, accuracy | 100.0 % (" in front.read_text(encoding="utf-8")
     same = {"base": "F16", "same": 3, "total": 4, "files": {}}
     (folder / "parity.json").write_text(json.dumps(same), encoding="utf-8")
