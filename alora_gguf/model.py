@@ -195,7 +195,7 @@ class Model:
         """Frees an adapter. Cells it computed stay, for the same weights loaded again.
 
         Raises AdapterInUseError while a generation uses it or a combination has it,
-        UnknownAdapterError.
+        UnknownAdapterError. A combination's name can go amid a generation, which goes on.
         """
         self._runtime.check_open()
         self._runtime.bank.unload(name)

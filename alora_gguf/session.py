@@ -419,4 +419,7 @@ def _as_invocation(value: object) -> Invocation:
         return value
     if value is None or isinstance(value, (str, Mapping)):
         return Invocation(value)
-    raise InputError(f"expected an adapter's name, None or an Invocation, got {value!r}")
+    raise InputError(
+        "expected an adapter's name, names mapped to scales, None or an Invocation, got "
+        f"{value!r:.80}"
+    )

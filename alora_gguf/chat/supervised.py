@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from alora_gguf.engine.activation import begins_at
 from alora_gguf.engine.tokens import Vocabulary, find_last
 from alora_gguf.errors import InputError
 from alora_gguf.generate.constraint import Constraint
@@ -25,7 +26,7 @@ class Supervised:
     prompt    what is read before the reply: what the contract makes of the conversation, and the
               adapter's invocation
     first     from which of its tokens on the adapter acts; 0 for a plain LoRA, the last one for a
-              vector
+              vector; of several where the first of them does
     reply     what should be replied, and the token that ends it if the vocabulary has one
     n_forced  how many of the reply's first tokens the contract leaves no choice about
     """
@@ -45,14 +46,10 @@ def supervise(
     vocab = dialogue.vocab
     question = Question.about(contracts, dialogue, call)
     asked = contracts.adapter(call.name)
-    invocation = asked.invocation
     prompt = tuple(question.invocation.prompt or ())
-    first = max(0, len(prompt) - 1) if asked.begins == "reply" else 0
-    if invocation:
-        found = find_last(prompt, invocation)
-        if found is None:
-            found, prompt = len(prompt), (*prompt, *invocation)
-        first = found
+    first = begins_at(asked, prompt)
+    if asked.invocation and find_last(prompt, asked.invocation) is None:
+        prompt = (*prompt, *asked.invocation)
     text, n_forced = _reply(question.contract, answer, vocab)
     tokens = usual_tokens(text.encode(), vocab)
     if not tokens:

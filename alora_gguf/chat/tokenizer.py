@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf._calls import checked
-from alora_gguf.engine.activation import Loaded
+from alora_gguf.engine.activation import Loaded, begins_at
 from alora_gguf.engine.loading import BareVocabulary
-from alora_gguf.engine.tokens import common, find_last
+from alora_gguf.engine.tokens import common
 from alora_gguf.errors import ModelError, UnknownAdapterError
 from alora_gguf.gguf.base import BaseFile, BaseFingerprint
 from alora_gguf.gguf.header import read_header
@@ -138,10 +138,7 @@ class Tokenizer:
     def _shared(self, name: str, dialogue: Dialogue, prompt: Sequence[int]) -> int:
         """How many of the conversation's cells serve an intrinsic's prompt."""
         read, asked = dialogue.transcript.tokens, self._find(name)
-        first: int | None = max(0, len(prompt) - 1) if asked.begins == "reply" else 0
-        if asked.begins == "invocation":
-            first = find_last(prompt, asked.invocation)
-        shared = common(read, tuple(prompt[:first]))
+        shared = common(read, tuple(prompt[: begins_at(asked, prompt)]))
         return shared if self._bare.rewinds or shared == len(read) else 0
 
     def _find(self, name: str) -> Loaded:

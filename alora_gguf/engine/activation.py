@@ -27,9 +27,9 @@ class Combination:
     """Several adapters under one name, made by Model.combine().
 
     `parts` are their names and scales; they stay loaded while it is. `identity` is the hash of what
-    they compute together at these scales. `invocation` is the one that some of them begin at, () if
-    none does; `rank` is the largest of theirs, `targets` are all that they change. `io_yaml` and
-    `temperatures` are those of the one with weights.
+    they compute together at these scales; one alone has its own. `invocation` is the one that some
+    of them begin at, () if none does; `rank` is the largest of theirs, `targets` are all that they
+    change. `io_yaml` and `temperatures` are those of the one with weights.
     """
 
     name: str
@@ -181,6 +181,18 @@ def reader_of(
 # Where they begin -----------------------------------------------------------------------------
 
 
+def begins_at(loaded: Loaded, prompt: Sequence[int]) -> int:
+    """From which token of a prompt on it acts, if a reply follows: 0 to len(prompt), which it is
+    where the invocation is still to be appended.
+    """
+    if loaded.begins == "start":
+        return 0
+    if loaded.begins == "reply":
+        return max(0, len(prompt) - 1)
+    at = find_last(prompt, loaded.invocation)
+    return len(prompt) if at is None else at
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What computes tokens: a slot at a scale, and what their cells are remembered as."""
@@ -317,10 +329,7 @@ class ActiveAdapter:
         """From which token of `tokens` on it computes, if the reply follows them; None for the
         base. Raises InvocationNotFoundError.
         """
-        places = self.places(tokens, vocab)
-        begins = (("start", 0), ("invocation", places.invocation), ("reply", places.reply))
-        found = [at for each, at in begins if each in self._begins and at is not None]
-        return min(found, default=None)
+        return self.over(tokens, vocab).first
 
 
 _NOTHING: Final = Stage(0, 1.0, BASE)

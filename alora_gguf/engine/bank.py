@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from alora_gguf._calls import uninterrupted
@@ -73,11 +73,10 @@ _Mixture = tuple[tuple[int, float], ...]
 
 @dataclass(slots=True)
 class _Mixed:
-    """A slot that stands for several, who is using it, and the names that asked for it."""
+    """A slot that stands for several, and how many are using it."""
 
     slot: int
     users: int = 0
-    names: set[str] = field(default_factory=set)
 
 
 @uninterrupted
@@ -89,8 +88,8 @@ class Bank(Mapping[str, Loaded]):
         self._base = base
         self._max_adapters = max_adapters
         self._loaded: dict[str, tuple[Loaded, int]] = {}  # a combination has no slot of its own
-        # both guarded by the engine's condition
-        self._in_use: Counter[str] = Counter()
+        self._in_use: Counter[str] = Counter()  # guarded by the engine's condition
+        # by its lock; who uses each of them by the condition
         self._mixed: dict[_Mixture, _Mixed] = {}
 
     def __getitem__(self, name: str) -> Loaded:
@@ -122,6 +121,7 @@ class Bank(Mapping[str, Loaded]):
             return
         native, slots = self._engine.native, dict[str, int]()
         weights = {name: file for name, file in files.items() if isinstance(file, AdapterFile)}
+        vectors = {name: file for name, file in files.items() if isinstance(file, VectorFile)}
         with self._engine.lock:
             ctx = self._engine.ctx
             for name in files:
@@ -134,11 +134,10 @@ class Bank(Mapping[str, Loaded]):
                 # The largest comes first: the next ones fit then, and the context reserves once.
                 for name, file in sorted(weights.items(), key=lambda item: -item[1].rank):
                     slots[name] = native.adapter_add(ctx, file.data, str(file.path))
-                for name, vector in files.items():
-                    if isinstance(vector, VectorFile):
-                        slots[name] = native.vector_add(
-                            ctx, vector.parts, vector.n_embd, str(vector.path)
-                        )
+                for name, vector in sorted(vectors.items(), key=lambda item: -len(item[1].parts)):
+                    slots[name] = native.vector_add(
+                        ctx, vector.parts, vector.n_embd, str(vector.path)
+                    )
             except BaseException:
                 for slot in slots.values():
                     native.adapter_remove(ctx, slot, "an adapter that was added before")
@@ -173,8 +172,8 @@ class Bank(Mapping[str, Loaded]):
             )
 
     def unload(self, name: str) -> None:
-        """Frees an adapter's slot. Raises AdapterInUseError while a call or reply uses it, or a
-        combination has it.
+        """Frees an adapter's slot. Raises AdapterInUseError while a call uses it, a reply is made
+        with it, or a combination has it; a combination's name goes amid a reply, too.
         """
         engine, what = self._engine, f"adapter '{name}' cannot be unloaded now"
         with engine.lock:
@@ -189,11 +188,14 @@ class Bank(Mapping[str, Loaded]):
                             f"{what}: the combination '{other}' has it; unload that first"
                         )
                 self._sweep()
-                if isinstance(file, Combination):
-                    if any(name in mixed.names for mixed in self._mixed.values()):
-                        raise AdapterInUseError(f"{what}: a reply is still being made with it")
-                else:
-                    engine.native.adapter_remove(engine.ctx, slot, what)
+                # a combination is a name: a reply that began with it goes on, and has its parts
+                if not isinstance(file, Combination):
+                    try:
+                        engine.native.adapter_remove(engine.ctx, slot, what)
+                    except AdapterInUseError:
+                        raise AdapterInUseError(
+                            f"{what}: a reply is still being made with it; end that first"
+                        ) from None
                 del self._loaded[name]
 
     # Using ---------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class Bank(Mapping[str, Loaded]):
         try:
             mixtures = stages_of(parts)
             stages = {
-                begun: Stage(*self._slot(mixture, names, held), by)
+                begun: Stage(*self._slot(mixture, held), by)
                 for begun, (mixture, by) in self._with_slots(mixtures).items()
             }
             begun = [part.file for part in parts if part.file.begins == "invocation"]
@@ -249,14 +251,13 @@ class Bank(Mapping[str, Loaded]):
             found[begun] = tuple(sorted(scales)) or ((0, 1.0),), by
         return found
 
-    def _slot(self, mixture: _Mixture, names: set[str], held: list[_Mixed]) -> tuple[int, float]:
+    def _slot(self, mixture: _Mixture, held: list[_Mixed]) -> tuple[int, float]:
         """A slot and its scale for several; the slot stays while those in `held` do."""
         if len(mixture) == 1:
             return mixture[0]
         engine = self._engine
         with engine.lock:
-            with engine.condition:
-                mixed = self._mixed.get(mixture)
+            mixed = self._mixed.get(mixture)
             if mixed is None:
                 self._sweep()
                 slots, scales = zip(*mixture, strict=True)
@@ -264,7 +265,6 @@ class Bank(Mapping[str, Loaded]):
                 mixed = self._mixed[mixture] = _Mixed(slot)
             with engine.condition:
                 mixed.users += 1
-                mixed.names |= names
         held.append(mixed)
         return mixed.slot, 1.0
 

@@ -25,7 +25,6 @@ from alora_gguf.gguf.vector import Directions
 from .library import LLAMA_CPP_PYTHON, library_dir
 
 API_VERSION: Final = 7
-FIRST_COMPOSITE: Final = 0x10000  # slots of vectors and combinations begin here
 
 _MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
 _NO_MEMORY: Final = -5

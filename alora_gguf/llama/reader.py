@@ -349,7 +349,7 @@ class Reader(Stock):
             sampler = self._init_sampler(**options)
             with self._runtime.bank.using(request.adapter, request.scale) as use:
                 places = use.places(tokens, self._runtime.vocab)
-            by = request.adapter, request.scale, places
+                by = use.name, request.scale, places  # the caller may change a mapping meanwhile
             request.prompt = tokens
             again = request.scores_prompt and not self._logits_all
             note = self._reuse(tokens, by, found=request.found, again=again)

@@ -248,7 +248,7 @@ class Adapters:
         try:
             _ = ag.GenerateOptions(adapter=parts or None)
         except ag.InputError as error:
-            text = str(error).replace("adapter[", "the scale of [").replace("], a scale,", "]")
+            text = str(error).replace("adapter[", "the scale of ").replace("], a scale,", "")
             raise RequestError(text, "scale") from error
         return parts
 

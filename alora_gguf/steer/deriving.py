@@ -29,7 +29,17 @@ from .directions import (
 )
 from .pairs import SPLITS, Pair, read_pairs
 from .records import Derivation, LayerSeparation, Method, Operation, ReadAt
-from .running import Progress, RunOptions, open_model, open_reader, passages, states
+from .running import (
+    Progress,
+    RunOptions,
+    check_apart,
+    check_layers,
+    layers_given,
+    open_model,
+    open_reader,
+    passages,
+    states,
+)
 from .writing import SUMS, generator
 
 PathLike = str | os.PathLike[str]
@@ -76,10 +86,7 @@ class DeriveOptions:
             )
         if self.scale == 0:
             raise InputError("scale is 0, at which a vector does nothing; give another one")
-        if self.layers is not None:
-            if not self.layers:
-                raise InputError("layers is empty; give layers, or None to have them chosen")
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        object.__setattr__(self, "layers", layers_given(self.layers))
 
 
 @checked
@@ -101,12 +108,20 @@ def derive(
     `progress` is called with the fraction of pairs that were read.
 
     Raises what Model() does for `base`, MissingFileError, FileFormatError and InputError for
-    `pairs`, InputError for `options` and if `output` exists and `overwrite` is false, ModelError
-    for pairs of conversations if the base has no chat template.
+    `pairs`, InputError for `options`, if `output` exists and `overwrite` is false, and if it is a
+    file that is read; ModelError for pairs of conversations if the base has no chat template.
     """
     how = options or DeriveOptions()
     check_target(Path(output), overwrite=overwrite, what="vector")
+    check_apart(Path(output), {"base": base, "file of pairs": pairs})
     found = read_pairs(pairs, seed=how.seed)
+    rows = {split: [i for i, p in enumerate(found) if p.split == split] for split in SPLITS}
+    if how.rank > len(rows["train"]):
+        raise InputError(
+            f"rank is {how.rank}, but {len(rows['train'])} training pairs have no more directions "
+            "than that; give more pairs, or a lower rank"
+        )
+    check_layers(base, how.layers)
     with open_model(base, {}, run) as model:
         positive, negative, norms = read_states(model, found, Path(pairs), how.read_at, progress)
         architecture, path = model.architecture, Path(model.path)
@@ -115,7 +130,6 @@ def derive(
         raise InputError(
             f"layers has {wrong[0]}, but {path.name} has layers {min(positive)} to {n_layers - 1}"
         )
-    rows = {split: [i for i, p in enumerate(found) if p.split == split] for split in SPLITS}
     learnt, separations = {}, list[LayerSeparation]()
     for layer in positive:
         train = positive[layer][rows["train"]], negative[layer][rows["train"]]
@@ -124,6 +138,11 @@ def derive(
         told = separation(layer, norms[layer], learnt[layer][0], train, held_out, how.seed)
         separations.append(told)
     chosen = how.layers or best_run({each.layer: each.d_prime for each in separations}, n_layers)
+    if flat := [i for i in chosen if not learnt[i].any(axis=1).all()]:
+        raise InputError(
+            f"{pairs}: the training pairs have no difference in common at layer {flat[0]}, so "
+            "there is no direction; are the sides of some swapped?"
+        )
     separations = [
         LayerSeparation(
             e.layer, e.norm, e.auroc, e.interval, e.d_prime, e.random, e.layer in chosen
@@ -196,11 +215,6 @@ def direction(positive: Doubles, negative: Doubles, how: DeriveOptions) -> Doubl
     """What is learnt at one layer, of length 1 each, [rank, n_embd]."""
     if how.method == "mean":
         return mean_difference(positive, negative)
-    if how.rank > len(positive):
-        raise InputError(
-            f"rank is {how.rank}, but {len(positive)} training pairs have no more directions than "
-            "that; give more pairs, or a lower rank"
-        )
     return principal(positive, negative, how.rank)
 
 

@@ -28,7 +28,10 @@ from .running import (
     Progress,
     RunOptions,
     Steering,
+    check_apart,
+    check_layers,
     fitting,
+    layers_given,
     log_softmax,
     next_logits,
     open_model,
@@ -36,6 +39,7 @@ from .running import (
     prompt_tokens,
     replies,
     states,
+    told,
 )
 from .writing import generator, random_parts, written
 
@@ -65,10 +69,7 @@ class MatchOptions:
     seed: Annotated[int, Within(0)] = 0
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
-            if not self.layers:
-                raise InputError("layers is empty; give layers, or None to have them chosen")
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        object.__setattr__(self, "layers", layers_given(self.layers))
 
 
 @checked
@@ -94,13 +95,16 @@ def match(
     `progress` is called with the fraction that is done.
 
     Raises what Model() does for `base`, MissingFileError and FileFormatError for the files,
-    InputError for too few questions, replies that are empty, or an `output` that exists; ModelError
-    without a chat template.
+    InputError for too few questions, replies that are empty, a prompt that changes nothing, or an
+    `output` that exists or is read; ModelError without a chat template.
     """
     how = options or MatchOptions()
     check_target(Path(output), overwrite=overwrite, what="vector")
+    read = {"base": base, "prompt's file": prompt, "file of questions": questions}
+    check_apart(Path(output), read)
     before, found = read_before(prompt), read_questions(questions, seed=how.seed)
     _check_systems(before, found, Path(questions))
+    check_layers(base, how.layers)
     step = _Steps(progress)
     with open_model(base, {}, run) as model:
         texts = _replied(model, before, found, how, Path(questions))
@@ -110,6 +114,11 @@ def match(
         shifts = _shifts(model, train)
         step(0.4)
         path, architecture = Path(model.path), model.architecture
+    if not any(shift.any() for shift in shifts.values()):
+        raise InputError(
+            f"{prompt}: changes nothing of what the base computes behind it; is it what the chat "
+            "template says without it?"
+        )
     if how.layers is not None and (wrong := [i for i in how.layers if i not in shifts]):
         raise InputError(f"layers has {wrong[0]}, but {path.name} has layers 0 to {max(shifts)}")
     search = _Search(base, run, architecture, shifts, train[:_N_SEARCH])
@@ -202,9 +211,10 @@ def _replied(
     """What the base replies with the prompt, the likeliest, to each question."""
     prompts = []
     for each in questions:
-        with_it = prompt_tokens(model, [*before, *each.messages])
-        room = Passage(with_it, (0,) * how.n_tokens)
-        fitting(model, room, f"{file}: line {each.line}: with the prompt and a reply it")
+        where = f"{file}: line {each.line}: with the prompt and a reply it"
+        with told(model, where):
+            with_it = prompt_tokens(model, [*before, *each.messages])
+        fitting(model, Passage(with_it, (0,) * how.n_tokens), where)
         prompts.append((with_it, prompt_tokens(model, each.messages)))
     found, said = list[_Replied](), replies(model, [a for a, _ in prompts], BASE, how.n_tokens)
     for each, (with_it, without), (tokens, _) in zip(questions, prompts, said, strict=True):

@@ -87,7 +87,8 @@ class Effect:
                  pairs; None if the pairs have no answers
     preferred    the share of pairs whose positive answer is likelier, per token; None likewise
     score        the mean of what the score says of replies; None without one
-    text_ratio   the perplexity of neutral text read under the vector, over the base's
+    text_ratio   the perplexity of neutral text read under the vector, over the base's; None, as all
+                 else, where the scale is so large that what the model computes is not finite
     reply_ratio  the perplexity that the base gives to what it writes under the vector, over that
                  of what the base writes
     repeats      the share of its replies' 3-grams that occurred before in the same reply
@@ -97,7 +98,7 @@ class Effect:
     log_odds: float | None
     preferred: float | None
     score: float | None
-    text_ratio: float
+    text_ratio: float | None
     reply_ratio: float | None
     repeats: float | None
     replies: tuple[str, ...] = ()

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf._calls import Within, checked
+from alora_gguf._calls import Within, check_kind, checked
 from alora_gguf.engine.llama_context import Logits, Run
-from alora_gguf.errors import InputError, ModelError, NotFiniteError
+from alora_gguf.errors import CacheFullError, InputError, ModelError, NotFiniteError
+from alora_gguf.gguf.base import BaseFile
 from alora_gguf.messages import Message
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, Invocation, Sampling
@@ -90,6 +92,37 @@ def open_model(
         yield model
 
 
+# What is given -----------------------------------------------------------------------------------
+
+
+def check_apart(output: Path, read: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Raises InputError if writing the output would replace what is read, by what it is called."""
+    for name, path in read.items():
+        same = False
+        with suppress(OSError, ValueError):  # one that is not there is refused by its reader
+            same = output.samefile(path)
+        if same:
+            raise InputError(f"{output}: is the {name} that is read; name another output")
+
+
+def layers_given(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    """They in order, each once. Raises InputError if there are none, or other things."""
+    if layers is None:
+        return None
+    for each in layers:
+        check_kind(each, "each of layers", lambda x: isinstance(x, Integral), "an integer")
+    if not len(layers):
+        raise InputError("layers is empty; give layers, or None to have them chosen")
+    return tuple(sorted({int(each) for each in layers}))
+
+
+def check_layers(base: str | os.PathLike[str], layers: Sequence[int] | None) -> None:
+    """Raises InputError if the base's file says that it has not got one, before it is run."""
+    n = None if layers is None else BaseFile.read(base).n_layer
+    if layers is not None and n is not None and (wrong := [i for i in layers if not 0 <= i < n]):
+        raise InputError(f"layers has {wrong[0]}, but {Path(base).name} has layers 0 to {n - 1}")
+
+
 # Tokens ------------------------------------------------------------------------------------------
 
 
@@ -112,7 +145,8 @@ def passages(model: Model, pair: Pair, file: Path) -> tuple[Passage, Passage]:
     for name, side in (("positive", pair.positive), ("negative", pair.negative)):
         where = f"{file}: line {pair.line}: {name}"
         try:
-            found.append(fitting(model, _passage(model, pair.prompt, side), where))
+            with told(model, where):
+                found.append(fitting(model, _passage(model, pair.prompt, side), where))
         except InputError as error:
             text = str(error)
             raise InputError(text if text.startswith(where) else f"{where}: {text}") from None
@@ -132,6 +166,17 @@ def _passage(model: Model, prompt: Sequence[Message] | None, side: Side) -> Pass
 
 def _written(model: Model, text: str) -> Tokens:
     return tuple(model.tokenize(text, parse_special=False))
+
+
+@contextmanager
+def told(model: Model, where: str) -> Iterator[None]:
+    """Has the refusal of a text that is too long to be made into tokens say `where` it is from."""
+    try:
+        yield
+    except CacheFullError:
+        raise InputError(
+            f"{where} has more tokens than the context's {model.n_ctx - _BEFORE:,}; shorten it"
+        ) from None
 
 
 def fitting(model: Model, passage: Passage, where: str) -> Passage:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
 
-from alora_gguf._calls import Within, checked
-from alora_gguf.errors import InputError, MissingFileError
+from alora_gguf._calls import Within, check_kind, checked
+from alora_gguf.errors import InputError, MissingFileError, NotFiniteError
 from alora_gguf.files import check_target, read_small
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.vector import Directions, VectorFile, write_vector
@@ -29,6 +30,7 @@ from .running import (
     RunOptions,
     Steering,
     Tokens,
+    check_apart,
     fitting,
     mean_logprob,
     neutral_passages,
@@ -39,6 +41,7 @@ from .running import (
     prompt_tokens,
     replies,
     states,
+    told,
 )
 from .writing import SUMS, random_parts, written
 
@@ -52,6 +55,14 @@ _N_NORMS: Final = 8  # passages that |h| is measured on
 _MORE_REPEATS: Final = 0.2  # than the base has
 _GRAM: Final = 3  # tokens
 _LARGEST_TEXT: Final = 16 << 20  # bytes
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, (int, float, np.number, np.bool_)) and math.isfinite(value)
+
+
+def _is_scale(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and -1000 <= float(value) <= 1000
 
 
 @checked
@@ -81,6 +92,8 @@ class SweepOptions:
     seed: Annotated[int, Within(0)] = 0
 
     def __post_init__(self) -> None:
+        for each in self.scales:
+            check_kind(each, "each of scales", _is_scale, "a number in [-1000, 1000]")
         wanted = sorted({float(each) for each in self.scales} - {0.0})
         if not wanted:
             raise InputError("scales has none but 0, at which a vector does nothing; give others")
@@ -128,11 +141,14 @@ def sweep(
     with the fraction that is done.
 
     Raises what Model() does for `base` and `vector`, and derive() for the `pairs`; InputError if
-    there are neither answers nor a score, or nothing to suggest for the `output`.
+    there are neither answers nor a score, nothing to suggest for the `output`, or if that is a file
+    that is read, other than the vector.
     """
     how = options or SweepOptions()
     if output is not None:
         check_target(Path(output), overwrite=overwrite, what="vector")
+        read = {"base": base, "file of pairs": pairs}
+        check_apart(Path(output), read if how.text is None else {**read, "text": how.text})
     file = VectorFile.read(vector)
     held_out = split_of(read_pairs(pairs, seed=how.seed), "held_out")
     _check_pairs(held_out, how, Path(pairs))
@@ -197,9 +213,12 @@ def _text(path: Path) -> str:
 
 @dataclass
 class _Found:
-    """What was measured of one vector at one scale: by pair, by neutral passage, by reply."""
+    """What was measured of one vector at one scale: by pair, by neutral passage, by reply. It is
+    not `finite` where the scale is so large that the model computes no numbers any more.
+    """
 
     log_odds: dict[int, float]
+    finite: bool = True
     text: float = 0.0
     replies: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
@@ -226,10 +245,11 @@ class _Work:
         asked = [pair.question for pair in pairs if pair.question is not None]
         asked = list(dict.fromkeys(asked))[: how.n_replies]
         self.questions = tuple(_said(each) for each in asked)
-        self._prompts = [prompt_tokens(model, each) for each in asked]
+        where = f"{file}: a prompt with its reply"
+        with told(model, where):
+            self._prompts = [prompt_tokens(model, each) for each in asked]
         for prompt in self._prompts:
-            room = Passage(prompt, (0,) * how.n_tokens)
-            fitting(model, room, f"{file}: a prompt with its reply")
+            fitting(model, Passage(prompt, (0,) * how.n_tokens), where)
         self._neutral = neutral_passages(model, text)
         if not self._neutral:
             raise InputError(f"{how.text}: has too few tokens to tell anything; give a longer text")
@@ -240,32 +260,58 @@ class _Work:
         steerings = [BASE, *(Steering(name, s) for name in names for s in self._how.scales)]
         found = {each: _Found({}) for each in steerings}
         total, done = len(self._pairs) + len(self._neutral) + len(steerings), 0
-        for i, (positive, negative) in self._pairs.items():
-            jobs = [(each, side) for each in steerings for side in (positive, negative)]
-            odds = self._means(jobs)
-            for each, above, below in zip(steerings, odds[::2], odds[1::2], strict=True):
+        if self._prompts:  # first: what cannot be scored should not be found out in the end
+            self._write_replies(BASE, found[BASE])
+        done = self._tell(done, total)
+        for i, sides in self._pairs.items():
+            for each, (above, below) in self._means(found, sides):
                 found[each].log_odds[i] = above - below
             done = self._tell(done, total)
         for passage in self._neutral:
-            n = len(self._neutral)
-            means = self._means([(each, passage) for each in steerings])
-            for each, mean in zip(steerings, means, strict=True):
-                found[each].text += mean / n
+            for each, (mean,) in self._means(found, [passage]):
+                found[each].text += mean / len(self._neutral)
             done = self._tell(done, total)
-        for each in steerings:
-            if self._prompts:
+        for each in steerings[1:]:
+            if self._prompts and found[each].finite:
                 self._write_replies(each, found[each])
             done = self._tell(done, total)
         return found
 
-    def _means(self, jobs: Sequence[tuple[Steering, Passage]]) -> list[float]:
-        return [
-            mean_logprob(logits, jobs[i][1].after) for i, logits in next_logits(self._model, jobs)
-        ]
+    def _means(
+        self, found: Mapping[Steering, _Found], texts: Sequence[Passage]
+    ) -> Iterator[tuple[Steering, list[float]]]:
+        """The mean log-probability of each of the `texts` under what was finite so far, and is."""
+        steerings = [each for each in found if found[each].finite]
+        means = self._logprobs([(each, text) for each in steerings for text in texts])
+        for i, each in enumerate(steerings):
+            some = means[i * len(texts) : (i + 1) * len(texts)]
+            found[each].finite = all(map(math.isfinite, some))
+            if found[each].finite:
+                yield each, some
+
+    def _logprobs(self, jobs: Sequence[tuple[Steering, Passage]]) -> list[float]:
+        """Mean log-probabilities; NaN where a vector leaves none."""
+        try:
+            return [
+                mean_logprob(logits, jobs[i][1].after)
+                for i, logits in next_logits(self._model, jobs)
+            ]
+        except NotFiniteError:
+            if len(jobs) == 1:
+                if jobs[0][0] == BASE:
+                    raise
+                return [math.nan]
+            return [each for job in jobs for each in self._logprobs([job])]
 
     def _write_replies(self, steering: Steering, found: _Found) -> None:
         """Greedy ones, and what the base makes of them."""
-        written = replies(self._model, self._prompts, steering, self._how.n_tokens)
+        try:
+            written = replies(self._model, self._prompts, steering, self._how.n_tokens)
+        except NotFiniteError:
+            if steering == BASE:
+                raise
+            found.finite = False
+            return
         found.replies = tuple(text for _, text in written)
         jobs = [
             (BASE, Passage(prompt, tokens))
@@ -273,11 +319,13 @@ class _Work:
             if tokens
         ]
         if jobs:
-            found.reply = float(np.mean(self._means(jobs)))
+            found.reply = float(np.mean(self._logprobs(jobs)))
         found.repeats = repeats([tokens for tokens, _ in written])
         if (score := self._how.scorer) is not None:
-            pairs = zip(self.questions, found.replies, strict=True)
-            found.scores = tuple(float(score(question, reply)) for question, reply in pairs)
+            scores = list(map(score, self.questions, found.replies))
+            for each in scores:
+                check_kind(each, "what score returns", _is_score, "a finite number")
+            found.scores = tuple(map(float, scores))
 
     def _tell(self, done: int, total: int) -> int:
         if self._progress is not None:
@@ -311,7 +359,9 @@ def _unit(model: Model, file: VectorFile, texts: Sequence[Passage]) -> float | N
                 rows.setdefault(layer, []).append(hidden)
     return float(
         sum(
-            abs(part.scale) * np.linalg.norm(part.values[0]) / typical_norm(rows[part.layer])
+            abs(part.scale)
+            * np.linalg.norm(part.values[0].astype(np.float64))
+            / typical_norm(rows[part.layer])
             for part in parts
         )
     )
@@ -342,6 +392,8 @@ def _result(
 
 
 def _effect(found: _Found, base: _Found) -> Effect:
+    if not found.finite:
+        return Effect(None, None, None, None, None, None)
     odds = [*found.log_odds.values()]
     ratio = None
     if found.reply is not None and base.reply is not None:
@@ -360,7 +412,7 @@ def _effect(found: _Found, base: _Found) -> Effect:
 def _interval(found: _Found, seed: int) -> Interval | None:
     """Of the log-odds, or without pairs that have some of the score."""
     values = np.array([*found.log_odds.values()] or found.scores)
-    if len(values) < 2:
+    if len(values) < 2 or not found.finite:
         return None
     return bootstrap(len(values), lambda i: float(values[i].mean()), seed)
 
@@ -379,14 +431,16 @@ def _mean(effects: Sequence[Effect]) -> Effect | None:
         log_odds=mean("log_odds"),
         preferred=mean("preferred"),
         score=mean("score"),
-        text_ratio=float(np.mean([each.text_ratio for each in effects])),
+        text_ratio=mean("text_ratio"),
         reply_ratio=mean("reply_ratio"),
         repeats=mean("repeats"),
     )
 
 
 def _fluent(effect: Effect, base: Effect, bound: float) -> bool:
-    if effect.text_ratio > bound or (effect.reply_ratio or 0.0) > bound:
+    if effect.text_ratio is None or effect.text_ratio > bound:
+        return False
+    if (effect.reply_ratio or 0.0) > bound:
         return False
     return (effect.repeats or 0.0) <= (base.repeats or 0.0) + _MORE_REPEATS
 

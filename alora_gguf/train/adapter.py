@@ -19,7 +19,7 @@ from alora_gguf.convert.base.families import FAMILIES
 from alora_gguf.errors import InputError
 
 from .prefixes import Shape
-from .records import weights_file
+from .records import config_of, weights_file
 from .settings import ALL_LINEAR, ATTENTION, TrainSettings
 
 CONTRACT = "io.yaml"
@@ -67,14 +67,13 @@ class Adapter:
         """Takes the weights of an adapter in PEFT's format. Raises InputError for what is none,
         and for one of another base, rank, alpha or other targets.
         """
-        config, file = folder / _CONFIG, weights_file(folder)
+        fields, file = config_of(folder), weights_file(folder)
         try:
-            fields = json.loads(config.read_text())
             found = load_file(file)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(
-                f"{folder}: cannot be trained further ({error}); expected a directory in PEFT's "
-                "format, as --peft-out writes it"
+                f"{file}: cannot be read ({error}); expected the weights of an adapter in PEFT's "
+                "format, as --peft-out writes them"
             ) from error
         own = self.weights
         shapes = {name: tuple(each.shape) for name, each in own.items()}
@@ -85,10 +84,10 @@ class Adapter:
                     f"{file}: '{name}' is {there}, expected {shapes.get(name, 'none')}; train it "
                     "further on its own base, with its rank (--rank) and targets (--targets)"
                 )
-        alpha = fields.get("lora_alpha") if isinstance(fields, dict) else None
+        alpha = fields.get("lora_alpha")
         if alpha != self._alpha:
             raise InputError(
-                f"{config}: lora_alpha is {alpha!r}, expected {self._alpha:g} (--alpha)"
+                f"{folder / _CONFIG}: lora_alpha is {alpha!r}, expected {self._alpha:g} (--alpha)"
             )
         if not all(bool(each.isfinite().all()) for each in found.values()):
             raise InputError(f"{file}: holds NaN or infinite values; its training has diverged")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alora_gguf._calls import checked
+from alora_gguf.errors import InputError
 
 from .data import Examples
 from .scores import Scores
@@ -130,6 +131,24 @@ class Watcher:
 def weights_file(folder: Path) -> Path:
     """The weights of an adapter in PEFT's format."""
     return folder / "adapter_model.safetensors"
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of an adapter in PEFT's format, whose weights are there, too. Raises
+    InputError.
+    """
+    wanted = "expected a directory in PEFT's format, as --peft-out writes it"
+    file = folder / "adapter_config.json"
+    for each in (file, weights_file(folder)):
+        if not each.is_file():
+            raise InputError(f"{folder}: has no {each.name}, {wanted}; check the path")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); {wanted}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{file}: is {type(fields).__name__}, expected an object; {wanted}")
+    return fields
 
 
 @dataclass

@@ -23,7 +23,7 @@ from alora_gguf.intrinsics.contract import file_in
 
 from .contract import check_words, made_contract
 from .data import Example, Examples, read_examples
-from .records import PathLike, Prepared, Task, TrainReport, Watcher
+from .records import PathLike, Prepared, Task, TrainReport, Watcher, config_of
 from .settings import TrainSettings
 
 _NEEDED: Final = ("torch", "transformers", "peft", "safetensors")
@@ -70,6 +70,8 @@ def train(
     for one in prepared:
         for path in filter(None, (one.out, one.contract_file)):
             check_target(path, overwrite=own, what="adapter or contract")
+        if one.start is not None:
+            config_of(one.start)
         peft = one.peft_out
         if peft is not None and not own and peft.exists():
             raise InputError(

@@ -100,7 +100,7 @@ def derive(
 
 def derived(found: Derivation, width: int) -> Iterator[str]:
     """The lines of a report."""
-    sums = found.operation in OPERATIONS[:2]
+    sums = found.operation.startswith("add")
     unit = f"{found.scale:g} |h|" if sums else f"{found.scale:.0%} of it"
     chosen = shown_layers(found.chosen)
     text = (
@@ -113,7 +113,8 @@ def derived(found: Derivation, width: int) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("layer", "|h|", "AUROC", "95 %", "random", "d'", "")]
     for each in found.layers:
         interval = f"{each.interval.low:.2f}-{each.interval.high:.2f}"
-        numbers = (f"{each.auroc:.3f}", interval, f"{each.random:.3f}", f"{each.d_prime:.2f}")
+        distance = f"{each.d_prime:.2f}" if abs(each.d_prime) < 1000 else f"{each.d_prime:.0e}"
+        numbers = (f"{each.auroc:.3f}", interval, f"{each.random:.3f}", distance)
         mark = "acts" if each.chosen else ""
         rows.append((str(each.layer), f"{each.norm:.3g}", *numbers, mark))
     yield from aligned(rows, ">>>>>><", indent=2)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from alora_gguf.cli import options
-from alora_gguf.cli.render import colour
+from alora_gguf.cli.render import colour, printable, shortened
 
 RUN: Final = ("n_threads", "n_gpu_layers")
 OPERATIONS: Final = ("add", "add_keep_norm", "project", "project_positive")
+_LAYERS: Final = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")  # more than any model has
 _Command = Callable[..., Any]
 
 
@@ -20,16 +22,17 @@ def _layers(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[in
     """Of numbers and ranges with commas between; None for auto."""
     if text == "auto":
         return None
-    found = list[int]()
+    found = set[int]()
     for each in text.split(","):
-        first, dash, last = each.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            found = []
-            break
-        found += range(int(first), int(last if dash else first) + 1)
-    if not found:
-        raise click.BadParameter(f"{text!r} is neither auto nor layers such as 8-14 or 8,10,12")
-    return tuple(found)
+        wanted = _LAYERS.fullmatch(each.strip())
+        some = range(int(wanted[1]), int(wanted[2] or wanted[1]) + 1) if wanted else ()
+        if not some:
+            raise click.BadParameter(
+                f"'{shortened(printable(text), 40)}' is neither auto nor layers such as 8-14 or "
+                "8,10,12"
+            )
+        found.update(some)
+    return tuple(sorted(found))
 
 
 base_argument: Final = click.argument("base", shell_complete=options.store_names("base"))

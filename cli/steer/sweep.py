@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import alora_gguf as ag
 from .shared import RUN, base_argument, force_option, runs, show
 
 if TYPE_CHECKING:
-    from alora_gguf.steer import Effect, Sweep
+    from alora_gguf.steer import Effect, Step, Sweep
 
 _REPLY: Final = 200  # characters of a reply that are shown
 _SCORE_SECONDS: Final = 600.0  # that a command may take for one reply
@@ -144,6 +146,8 @@ def sweep(
         from alora_gguf.cli.chart import check_picture
 
         check_picture(plot)
+        if output is not None and plot.absolute() == output.absolute():
+            raise click.UsageError(f"--plot and --output are both {plot}; name two files")
     run = steer.RunOptions(**{name: given.pop(name) for name in RUN})
     if scales is not None:
         given["scales"] = scales
@@ -159,9 +163,9 @@ def sweep(
             overwrite=overwrite,
             progress=progress.fraction,
         )
-    if plot is not None:
-        _plot(found, plot)
     show(found.to_dict(), swept(found, columns()), as_json=as_json)
+    if plot is not None:  # last: a disk that is full does not lose what was measured
+        _plot(found, plot)
 
 
 def _scorer(text: str) -> Callable[[str, str], float]:
@@ -169,9 +173,11 @@ def _scorer(text: str) -> Callable[[str, str], float]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a command: {error}") from None
+        raise click.BadParameter(
+            f"{text!r} is not a command: {error}", param_hint="'--score'"
+        ) from None
     if not words:
-        raise click.BadParameter("the command is empty")
+        raise click.BadParameter("the command is empty", param_hint="'--score'")
 
     def score(question: str, reply: str) -> float:
         said = json.dumps({"question": question, "reply": reply}, ensure_ascii=False)
@@ -184,13 +190,12 @@ def _scorer(text: str) -> Callable[[str, str], float]:
         printed = done.stdout.decode(errors="replace").strip()
         if done.returncode:
             problem = done.stderr.decode(errors="replace").strip()[-200:]
+            problem = printable(problem) or "it printed no error"
             raise ag.InputError(f"--score: '{words[0]}' ended with {done.returncode}: {problem}")
-        try:
-            return float(printed)
-        except ValueError:
-            raise ag.InputError(
-                f"--score: '{words[0]}' printed {printed!r:.60}, expected a number"
-            ) from None
+        with contextlib.suppress(ValueError):
+            if math.isfinite(found := float(printed)):
+                return found
+        raise ag.InputError(f"--score: '{words[0]}' printed {printed[:40]!r}, expected a number")
 
     return score
 
@@ -257,16 +262,25 @@ def _table(found: Sweep) -> list[str]:
             row += [_number(step.random, name)] if random else []
         for name in ("text_ratio", *(("reply_ratio", "repeats") if written else ())):
             row += [_number(step.vector, name), *([_number(step.random, name)] if random else [])]
-        mark = "suggested" if step.scale == found.suggested else "" if step.fluent else "too far"
-        rows.append([*row, mark])
+        rows.append([*row, _mark(step, found)])
     return aligned(rows, ">" * len(heading) + "<", indent=2)
+
+
+def _mark(step: Step, found: Sweep) -> str:
+    if step.vector.text_ratio is None:
+        return "not finite"
+    if step.scale == found.suggested:
+        return "suggested"
+    return "" if step.fluent else "too far"
 
 
 def _number(effect: Effect | None, name: str) -> str:
     value = None if effect is None else getattr(effect, name)
     if value is None:
         return "-"
-    return f"{value:.0%}" if name in ("preferred", "repeats") else f"{value:.2f}"
+    if name in ("preferred", "repeats"):
+        return f"{value:.0%}"
+    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:.0e}"
 
 
 def _plot(found: Sweep, path: Path) -> None:

@@ -14,7 +14,7 @@ class alora_host;
 struct ggml_context;
 struct ggml_tensor;
 
-// The rows of a batch that are steered, ascending, and what each uses.
+// Which vectors each row of a batch uses.
 struct alora_steered {
     struct row {
         int32_t first;  // in `uses`

@@ -242,11 +242,11 @@ alora_vectors::change alora_vectors::add(const alora_part * parts, int32_t n_par
 
     // nothing is counted before all has its place
     const alora_vector * vector = made->vector.get();
-    for (const auto & [point, edits] : vector->edits) {
-        acting.emplace(point, 0);
-    }
-    alora_slot slot;
+    alora_slot           slot;
     try {
+        for (const auto & [point, edits] : vector->edits) {
+            acting.emplace(point, 0);
+        }
         slot = keep(std::move(made));
     } catch (...) {
         forget_unused();

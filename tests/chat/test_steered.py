@@ -193,6 +193,26 @@ def test_a_combination_is_asked_as_the_intrinsic_in_it(
             chat.invoke("calm")
 
 
+def test_what_supervises_a_combination_begins_with_the_first_of_it(
+    model: ag.Model, files: Files, tmp_path: Path
+) -> None:
+    path = files.write_adapter(
+        tmp_path / "own.gguf", invocation=files.invocation, keys={"alora.io_yaml": YES_NO}
+    )
+    own = model.load_adapter("own", path)
+    model.load_adapter("always", tmp_path / "add.gguf", from_start=True)
+    model.combine("calm", {"own": 1.0, "add": 2.0})
+    model.combine("calm throughout", {"own": 1.0, "always": 2.0})
+    with chat_of(model, messages=["is it so?"]) as chat:
+        alone, calm, throughout = (
+            chat.supervise(name, "yes") for name in ("own", "calm", "calm throughout")
+        )
+    assert calm == alone
+    assert alone.prompt[alone.first :][: len(own.invocation)] == own.invocation
+    assert throughout.prompt == alone.prompt
+    assert throughout.first == 0 < alone.first
+
+
 def test_decisions_with_vectors_share_the_state(model: ag.Model) -> None:
     state = "The train to the coast leaves at nine, and it is nine now. " * 3
     asked = {

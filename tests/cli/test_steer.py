@@ -138,6 +138,11 @@ def test_a_command_scores(base: Path, pairs: Path, vector: Path, tmp_path: Path)
     assert said == f"--score: '{sys.executable}' ended with 1: out of luck"
     said = refusal("sweep", base, vector, *how, "--score", "no-such-command")
     assert said.startswith("--score: 'no-such-command' cannot be run: ")
+    script.write_text("print('nan')")
+    said = refusal("sweep", base, vector, *how, "--score", f"{sys.executable} {script}")
+    assert said == f"--score: '{sys.executable}' printed 'nan', expected a number"
+    said = refusal("sweep", base, vector, *how, "--score", "'a", status=2)
+    assert said.startswith("Invalid value for '--score': ")
 
 
 def test_match(base: Path, pairs: Path, tmp_path: Path) -> None:
@@ -159,10 +164,16 @@ def test_wrong_usage(base: Path, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.gguf"
     said = refusal("derive", base, pairs, "-o", out, "--layers", "8-", status=2)
     assert said.endswith("'8-' is neither auto nor layers such as 8-14 or 8,10,12")
+    for text in ("0-9999999999", "9" * 5000, "5-3", ""):
+        said = refusal("derive", base, pairs, "-o", out, "--layers", text, status=2)
+        assert said.endswith("is neither auto nor layers such as 8-14 or 8,10,12")
     said = refusal("sweep", base, out, "--pairs", pairs, "--scales", "a", status=2)
     assert said.endswith("'a' is not a list of numbers, such as 0.5,1,2")
     said = refusal("sweep", base, out, "--pairs", pairs, "--force", status=2)
     assert said == "--force is only used with --output; give both"
+    both = tmp_path / "both.svg"
+    said = refusal("sweep", base, out, "--pairs", pairs, "--plot", both, "-o", both, status=2)
+    assert said == f"--plot and --output are both {both}; name two files"
     said = refusal("derive", base, pairs, "-o", out, "--rank", "2")
     assert said.startswith("rank is 2, but operation 'add' has one direction")
     assert not out.exists()

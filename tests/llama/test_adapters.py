@@ -116,6 +116,16 @@ def test_vectors_act_on_the_reply(llm: Llama, files: Files, tmp_path: Path) -> N
         llm(prompt, adapter={"nope": 1.0}, **GREEDY)
 
 
+def test_a_mapping_that_is_changed_meanwhile_changes_nothing(llm: Llama, tmp_path: Path) -> None:
+    llm.load_adapter("add", steered.write_all(tmp_path)["add"])
+    given = {"add": 1.0}
+    tokens = llm.generate(llm.tokenize(b"the rain in the plain"), adapter=given, temp=0.0)
+    next(tokens)
+    given["add"] = 500.0
+    next(tokens)
+    assert llm._sequence.cached.spans[-1][1].scale == 1.0
+
+
 def test_switching_reuses_what_the_base_computed(llm: Llama, files: Files) -> None:
     text = llm.tokenize(b"the rain in the plain, a long prefix that is computed once")
     prompt = [*text, *files.invocation]

@@ -176,7 +176,10 @@ def test_the_answer_says_who_computed_it(client: httpx.Client) -> None:
         ({"steer": [{"name": "one", "scale": "1"}]}, "steer[0]: expected vectors as {"),
         ({"steer": [{"name": "one", "scale": True}]}, "steer[0]: expected vectors as {"),
         ({"steer": [{"scale": 1}]}, "steer[0]: expected vectors as {"),
-        ({"steer": {"one": 1001}}, "a finite number in [-1000.0, 1000.0], got 1001.0"),
+        (
+            {"steer": {"one": 1001}},
+            "the scale of 'one' must be a finite number in [-1000.0, 1000.0], got 1001.0",
+        ),
         ({"steer": [{"name": "one"}, {"name": "one"}]}, "steer: 'one' is named twice; give it one"),
         ({"steer": {"one": 1}, "adapter": "one"}, "steer: 'one' is named twice; give it one"),
         (

@@ -14,6 +14,7 @@ from alora_gguf.gguf.vector import Directions, VectorFile, write_vector
 from alora_gguf.steer import (
     Derivation,
     DeriveOptions,
+    Effect,
     MatchOptions,
     RunOptions,
     SweepOptions,
@@ -175,6 +176,8 @@ def test_derive_refuses(base: Path, files: object, answers: Path, tmp_path: Path
     assert said.startswith("rank is 5, but 4 training pairs have no more directions than that")
     assert "scale is 0" in refused(lambda: DeriveOptions(scale=0.0))
     assert "layers is empty" in refused(lambda: DeriveOptions(layers=[]))
+    said = refused(lambda: DeriveOptions(layers=["a"]))  # type: ignore[list-item]
+    assert said == "each of layers must be an integer, got 'a'"
     assert "DeriveOptions(): method must be one of" in refused(
         lambda: DeriveOptions(method="sae")  # type: ignore[arg-type]
     )
@@ -183,6 +186,28 @@ def test_derive_refuses(base: Path, files: object, answers: Path, tmp_path: Path
     said = refused(lambda: derive(base, answers, out, run=RUN))
     assert said == f"{out}: exists already; pass overwrite=True to replace it"
     assert out.read_bytes() == b"mine"
+    before = answers.read_bytes()
+    said = refused(lambda: learn(base, answers, answers))
+    assert said == f"{answers}: is the file of pairs that is read; name another output"
+    assert answers.read_bytes() == before
+    said = refused(lambda: learn(base, answers, base))
+    assert said == f"{base}: is the base that is read; name another output"
+
+
+def test_what_no_pair_has_in_common_is_no_direction(base: Path, tmp_path: Path) -> None:
+    sides = [("a", "b"), ("b", "a")] * 3
+    splits = ["train"] * 4 + ["held_out"] * 2
+    lines = [
+        {"prompt": "q", "positive": positive, "negative": negative, "split": split}
+        for (positive, negative), split in zip(sides, splits, strict=True)
+    ]
+    file = write(tmp_path / "swapped.jsonl", *lines)
+    said = refused(lambda: learn(base, file, tmp_path / "v.gguf", layers=[1]))
+    assert said == (
+        f"{file}: the training pairs have no difference in common at layer 1, so there is no "
+        "direction; are the sides of some swapped?"
+    )
+    assert not (tmp_path / "v.gguf").exists()
 
 
 def test_derive_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
@@ -192,6 +217,11 @@ def test_derive_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
     said = refused(lambda: learn(base, file, tmp_path / "v.gguf"))
     assert said.startswith(f"{file}: line 3: negative has 3,0")
     assert said.endswith("more than the context's 1,008; shorten it")
+    lines[2]["prompt"] = "b" * 100_000  # too long to be made into tokens
+    write(file, *lines)
+    said = refused(lambda: learn(base, file, tmp_path / "v.gguf"))
+    assert said.endswith("positive has more tokens than the context's 1,008; shorten it")
+    assert said.startswith(f"{file}: line 3: ")
 
 
 def test_derive_needs_a_template_for_conversations(
@@ -215,12 +245,12 @@ def test_an_interrupt_leaves_nothing(base: Path, answers: Path, tmp_path: Path) 
 # sweep -------------------------------------------------------------------------------------------
 
 
-def planted(base: Path, path: Path, size: float = 2.0) -> Path:
+def planted(base: Path, path: Path, size: float = 2.0, layer: int = N_LAYER - 1) -> Path:
     """What leads from the answer b to a, behind the last layer: a's row of the output less b's."""
     rows = weight(base, "output.weight")
     v = rows[token(base, "a")] - rows[token(base, "b")]
     values = np.float32(size * v / np.linalg.norm(v))
-    part = Directions(N_LAYER - 1, "block", "add", 1.0, values)
+    part = Directions(layer, "block", "add", 1.0, values)
     write_vector(path, [part], architecture="llama")
     return path
 
@@ -325,6 +355,26 @@ def test_replies_are_scored(base: Path, answers: Path, tmp_path: Path) -> None:
     assert seen[-1][0] in TEXTS
 
 
+@pytest.mark.parametrize("layer", range(N_LAYER))  # the first one's reach the cache
+def test_a_scale_that_is_too_large_for_numbers_is_said_in_its_row(
+    base: Path, answers: Path, tmp_path: Path, layer: int
+) -> None:
+    path = planted(base, tmp_path / "v.gguf", 1e38, layer)
+    how = SweepOptions(scales=[1e-38, 1000], n_random=1, n_replies=1, n_tokens=3, match="a")
+    found = sweep(base, path, answers, options=how, run=RUN)
+    zero, one, wild = found.steps
+    assert wild.vector == Effect(None, None, None, None, None, None)
+    assert (wild.interval, wild.fluent) == (None, False)
+    assert one.vector.text_ratio == pytest.approx(1, abs=0.1)
+    assert one.vector.replies
+    json.dumps(found.to_dict(), allow_nan=False)
+    how = SweepOptions(scales=[1e-38], n_random=1, n_replies=1, n_tokens=3, match="a")
+    alone = sweep(base, path, answers, options=how, run=RUN)
+    for step, other in zip(alone.steps, (zero, one), strict=True):  # it reached no other
+        assert step.vector.replies == other.vector.replies
+        assert step.vector.log_odds == pytest.approx(other.vector.log_odds, abs=1e-4)
+
+
 def test_sweep_refuses(base: Path, pairs: Path, answers: Path, tmp_path: Path) -> None:
     path = planted(base, tmp_path / "v.gguf")
     assert "scales has none but 0" in refused(lambda: SweepOptions(scales=[0]))
@@ -332,6 +382,13 @@ def test_sweep_refuses(base: Path, pairs: Path, answers: Path, tmp_path: Path) -
     assert said.startswith("match is '(', which is not a regular expression: ")
     said = refused(lambda: SweepOptions(match="a", score=lambda q, r: 1.0))
     assert said == "match and score exclude each other; give one of them"
+    said = refused(lambda: SweepOptions(scales=[float("nan")]))
+    assert said == "each of scales must be a number in [-1000, 1000], got nan"
+    how = SweepOptions(score=lambda q, r: float("inf"), n_replies=1, n_tokens=1)
+    said = refused(lambda: sweep(base, path, answers, options=how, run=RUN))
+    assert said == "what score returns must be a finite number, got inf"
+    said = refused(lambda: sweep(base, path, answers, output=answers, overwrite=True, run=RUN))
+    assert said == f"{answers}: is the file of pairs that is read; name another output"
     assert "n_replies is 0" in refused(lambda: SweepOptions(match="a", n_replies=0))
     said = refused(lambda: sweep(base, path, pairs, run=RUN))
     assert said.startswith(f"{pairs}: its pairs have no answers whose odds could be told")
@@ -408,4 +465,9 @@ def test_match_refuses(base: Path, tmp_path: Path) -> None:
     questions = write(tmp_path / "q.jsonl", *lines)
     said = refused(lambda: match(base, prompt, questions, out, run=RUN))
     assert said.startswith(f"{questions}: line 1: with the prompt and a reply it has 1,1")
+    prompt.write_text("z" * 100_000)
+    said = refused(lambda: match(base, prompt, questions, out, run=RUN))
+    assert said.startswith(f"{questions}: line 1: with the prompt and a reply it has more tokens")
+    said = refused(lambda: match(base, prompt, questions, prompt, overwrite=True, run=RUN))
+    assert said == f"{prompt}: is the prompt's file that is read; name another output"
     assert not out.exists()

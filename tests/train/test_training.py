@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,8 +107,21 @@ def test_an_adapter_is_trained_further(base: Path, lines: WriteLines, tmp_path: 
     assert str(peft) in str(caught.value)
     with pytest.raises(ag.InputError, match="lora_alpha is 16"):
         train(base, [further], settings=replace(SETTINGS, alpha=3.0), overwrite=True)
-    with pytest.raises(ag.InputError, match="cannot be trained further"):
-        train(base, [replace(further, start=tmp_path)], settings=SETTINGS, overwrite=True)
+    empty, wrong = tmp_path / "empty", tmp_path / "wrong"
+    empty.mkdir()
+    shutil.copytree(peft, wrong)
+    (wrong / "adapter_config.json").write_text("[]")
+    for start, problem in (
+        (tmp_path / "none", "has no adapter_config.json, expected a directory in PEFT's format"),
+        (empty, "has no adapter_config.json"),
+        (wrong, "is list, expected an object"),
+    ):  # before the base is loaded
+        with pytest.raises(ag.InputError, match=problem):
+            train(base, [replace(further, start=start)], settings=SETTINGS, overwrite=True)
+    shutil.copy(peft / "adapter_config.json", wrong)
+    (wrong / "adapter_model.safetensors").write_bytes(b"junk")
+    with pytest.raises(ag.InputError, match=r"safetensors: cannot be read"):
+        train(base, [replace(further, start=wrong)], settings=SETTINGS, overwrite=True)
 
 
 def test_two_tasks_read_what_they_share_once(base: Path, lines: WriteLines, tmp_path: Path) -> None:
