@@ -531,6 +531,20 @@ class Timings:
     total: float = 0.0
     reuse_note: str = ""
 
+    def then(self, later: Timings) -> Timings:
+        """This reading and a later one that goes on from it, as one: what the first one read is
+        what the later one reused.
+        """
+        begun = later.first_token
+        return replace(
+            later,
+            reused=max(0, later.reused - self.evaluated),
+            evaluated=self.evaluated + later.evaluated,
+            first_token=None if begun is None else self.total + begun,
+            total=self.total + later.total,
+            reuse_note=self.reuse_note or later.reuse_note,
+        )
+
     @property
     def tokens_per_second(self) -> float | None:
         """Sampled tokens per second after the first; None if there was no second one."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._calls import checked, uninterrupted
+from .engine.activation import ActiveAdapter
 from .engine.cache_report import CacheSpan, named
 from .engine.llama_context import Logits
 from .engine.runtime import Runtime
@@ -227,6 +228,7 @@ class Session:
         cancel: CancelToken | None,
         progress: Progress | None,
         calls: CallRules | None = None,
+        beginning: Sequence[int] = (),
     ) -> _G:
         started = time.perf_counter()
         with self._sequence.lock, self._runtime.bank.using(how.adapter, how.scale) as use:
@@ -238,7 +240,7 @@ class Session:
                 raise InputError("the conversation is empty; append something to it first")
             reply = SampledReply(how, vocab, started, calls)
             activations = use.over(tokens, vocab)
-            read = sequence.prefill(tokens, use, logits=True, cancel=cancel, progress=progress)
+            read = self._prefill(tokens, use, beginning, cancel, progress, logits=True)
             try:
                 generation = kind(sequence, reply, activations.spans, read, cancel)
                 self._generation = weakref.ref(generation)
@@ -366,12 +368,57 @@ class Session:
         scale: float,
         cancel: CancelToken | None,
         progress: Progress | None,
+        beginning: Sequence[int] = (),
     ) -> Timings:
+        """With a `beginning` of the tokens, what the model's prompt cache has of it is not read."""
         started = time.perf_counter()
         with self._sequence.lock, self._runtime.bank.using(adapter, scale) as use:
             self._begin()
-            read = self._sequence.prefill(tokens(), use, cancel=cancel, progress=progress)
+            read = self._prefill(tokens(), use, beginning, cancel, progress)
             return replace(read, total=time.perf_counter() - started)
+
+    def _prefill(
+        self,
+        tokens: list[int],
+        use: ActiveAdapter,
+        beginning: Sequence[int],
+        cancel: CancelToken | None,
+        progress: Progress | None,
+        *,
+        logits: bool = False,
+    ) -> Timings:
+        sequence = self._sequence
+        if not beginning:
+            return sequence.prefill(tokens, use, logits=logits, cancel=cancel, progress=progress)
+        before, rest = sequence.tokens, len(tokens) - len(beginning)
+        begun = Timings()
+
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(begun.evaluated + done, begun.evaluated + total)
+
+        try:
+            begun = self._recall(beginning, cancel, lambda done, n: told(done, n + rest))
+            read = sequence.prefill(tokens, use, logits=logits, cancel=cancel, progress=told)
+        except BaseException:
+            sequence.go_back(before)
+            raise
+        return begun.then(read)
+
+    def _recall(
+        self, beginning: Sequence[int], cancel: CancelToken | None, progress: Progress | None
+    ) -> Timings:
+        """Makes the conversation this beginning, out of the model's prompt cache or for it, unless
+        there are cells of it.
+        """
+        cache = self._model._prompt_cache
+        if cache is None:
+            return Timings()
+        with self._sequence.lock, self._runtime.bank.using(None, 1.0) as base:
+            self._begin()
+            return cache.recall(
+                self._runtime, self._sequence, list(beginning), base, cancel, progress
+            )
 
     def reserve(
         self,

@@ -186,6 +186,14 @@ special_tokens: Final = click.option(
     is_flag=True,
     help="Read control tokens that messages and documents quote as such: for text you trust.",
 )
+prompt_cache: Final = click.option(
+    "--prompt-cache",
+    "prompt_cache",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A folder for what conversations begin with (instructions, documents): what is in it is "
+    "not read again.",
+)
 max_tokens: Final = click.option(
     "-n", "--max-tokens", type=click.IntRange(min=1), help="The most tokens of a reply."
 )

@@ -98,6 +98,7 @@ _LOCAL: Final = "127.0.0.1"
 )
 @options.template
 @options.special_tokens
+@options.prompt_cache
 @options.threads
 @options.gpu_layers
 @options.verbose
@@ -114,6 +115,7 @@ def command(
     n_ctx: int | None,
     template: Path | None,
     special_tokens_in_text: bool,
+    prompt_cache: Path | None,
     n_threads: int | None,
     n_gpu_layers: int,
     verbose: bool,
@@ -161,6 +163,7 @@ def command(
         n_seq_max=min(256, 2 * n_parallel + _N_CLOSED + 1),
         n_pooled=_N_CLOSED,
         special_tokens_in_text=special_tokens_in_text,
+        prompt_cache=prompt_cache,
         verbose=verbose,
     )
     jinja = None if template is None else options.read_bytes(template).decode("utf-8", "replace")

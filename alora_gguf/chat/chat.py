@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from alora_gguf._calls import Within, check_texts, checked, uninterrupted
@@ -97,6 +99,7 @@ class Chat:
         template.check_arguments(self._arguments, "template_arguments")
         self._transcript = Transcript()
         self._held: Transcript | None = None  # one that the cells are known to hold
+        self._begun: tuple[object, ...] | None = None  # what the prompt cache was asked for last
         self._reader: tuple[AdapterLike | None, float] = (None, 1.0)
         self._lock = threading.RLock()
 
@@ -442,6 +445,22 @@ class Chat:
         with self._lock:
             return self._read(self._begin(), cancel, progress)
 
+    def recall(
+        self, *, cancel: CancelToken | None = None, progress: Progress | None = None
+    ) -> Timings:
+        """Reads instructions, tools and documents alone, out of the model's prompt_cache or for it;
+        nothing without one. Other calls do so by themselves.
+        """
+        with self._lock:
+            messages = self._begin()
+            beginning = self._beginning(messages)
+            if not beginning:
+                return Timings()
+            self._held, started = None, time.perf_counter()
+            timings = self._session._recall(beginning, cancel, progress)
+            self._begun = self._begins(messages)
+            return replace(timings, total=time.perf_counter() - started)
+
     def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
         """Writes messages, documents and cells to a file, for Model.restore(); `notes` (what JSON
         can hold) go with them. A reply that is not over goes on; what was said so far is saved.
@@ -645,10 +664,13 @@ class Chat:
         names = {adapter} if isinstance(adapter, str) else set(adapter or ())
         if not names <= self._session._runtime.bank.keys():
             adapter, scale = None, 1.0
-        timings = self._session.sync(
-            transcript.tokens, adapter=adapter, scale=scale, cancel=cancel, progress=progress
+        beginning = self._beginning(messages) if adapter is None else ()
+        self._held = None
+        timings = self._session._read(
+            lambda: list(transcript.tokens), adapter, scale, cancel, progress, beginning
         )
         self._transcript = self._held = transcript
+        self._begun = self._begins(messages)
         if timings.reuse_note and self._documents and self.documents_place != "template":
             note = (
                 f"{timings.reuse_note}; the documents stand in the {self.documents_place} message"
@@ -726,11 +748,31 @@ class Chat:
         rules = None
         if usage is not None:
             rules = usage.rules(self._template.call_form, thinking, begun=begun)
-        reply = self._session._generate(Reply, how, prompt.tokens, cancel, progress, rules)
         # a plain LoRA reads all of it; what an aLoRA or a vector wrote is the base's to read
-        self._reader = reader_of(how.adapter, how.scale, self._contracts.adapter)
-        self._transcript, self._held = prompt, None
+        reader = reader_of(how.adapter, how.scale, self._contracts.adapter)
+        beginning = self._beginning(messages) if reader[0] is None else ()
+        self._held = None
+        reply = self._session._generate(
+            Reply, how, prompt.tokens, cancel, progress, rules, beginning
+        )
+        self._reader, self._transcript = reader, prompt
+        self._begun = self._begins(messages)
         return reply, parts
+
+    def _begins(self, messages: tuple[Message, ...]) -> tuple[object, ...]:
+        """What is said before the user says anything."""
+        instructions = takewhile(lambda message: message.role == "system", messages)
+        return (*instructions, *self._documents, *self._tools)
+
+    def _beginning(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Its tokens, if the model's prompt cache is to be asked for them."""
+        model = self._session.model
+        known = self._session.cached and self._begins(messages) == self._begun
+        said = any(message.role != "system" for message in messages)
+        # cells of more than is read are of no use where they cannot be cut
+        if model._prompt_cache is None or known or not (said or model.rewinds):
+            return ()
+        return self._dialogue(messages).beginning()
 
 
 def _one(message: Said) -> Message:

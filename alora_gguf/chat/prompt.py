@@ -481,6 +481,28 @@ class Dialogue:
 
         return replace(self, messages=(*others, other), signed=signed).written(prompt=True)
 
+    def beginning(self) -> tuple[int, ...]:
+        """The tokens of instructions, tools and documents: what is the same whatever the user says
+        first. Empty where the template refuses such a conversation.
+        """
+        n = next((i for i, m in enumerate(self.messages) if m.role != "system"), None)
+        kept = self.messages[:n]
+
+        def written(word: str) -> tuple[int, ...]:
+            def signed(quoting: Quoting) -> _Talk:
+                messages, documents = self._signed(quoting)
+                return (*messages[:n], Message("user", word)), documents
+
+            said = (*kept, Message("user", word))
+            asked = replace(self, messages=said, signed=signed, transcript=Transcript())
+            return asked.written(prompt=True).tokens
+
+        try:
+            first, other = written("."), written("-")
+        except InputError:
+            return ()
+        return first[: common(first, other)]
+
     def _spliced(
         self, whole: Transcript, words: str, invocation: tuple[int, ...], before: Transcript
     ) -> tuple[int, ...]:

@@ -184,10 +184,11 @@ class Engine:
     def state(self, seq: int) -> bytes:
         """The cells of `seq` as llama.cpp saves them."""
         with self.lock:
-            size = self.llama.llama_state_seq_get_size(self.ctx, seq)
-            buffer = (ctypes.c_uint8 * size)()
-            n = self.llama.llama_state_seq_get_data(self.ctx, buffer, size, seq)
-            return bytes(memoryview(buffer)[:n])
+            state = bytes(self.llama.llama_state_seq_get_size(self.ctx, seq))
+            # into the bytes themselves, which nobody has seen yet: a copy may be gigabytes
+            buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+            n = self.llama.llama_state_seq_get_data(self.ctx, buffer, len(state), seq)
+            return state if n == len(state) else state[:n]
 
     def set_state(self, seq: int, state: bytes, n: int) -> None:
         """Fills `seq`, which is empty, with the `n` cells that state() gave earlier. The bytes must

@@ -250,6 +250,14 @@ class TokenSequence:
             cache.used(entry)
             return self._share(entry.seq, entry.cached, most)
 
+    def holds(self, tokens: list[int], active: ActiveAdapter) -> bool:
+        """Whether there are cells for all but a few of `tokens`, as `active` computes them: its own
+        or those of another conversation, which it then shares.
+        """
+        spans = active.over(tokens, self.engine.vocab).spans
+        keep = self.cached.common_prefix(tokens, spans)
+        return max(keep, self._share_with_others(tokens, spans, keep)) > len(tokens) - MIN_GAIN
+
     def _share(self, seq: int, cached: CachedTokens, n: int) -> int:
         if self.engine.cells.length(seq) < len(cached):
             return 0  # an interrupt struck there; it is put right at its next call

@@ -66,6 +66,7 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @options.template
 @options.special_tokens
+@options.prompt_cache
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
 @options.temperature
 @options.seed

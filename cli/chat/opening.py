@@ -41,6 +41,7 @@ class Given:
     transcript: Path | None
     template: Path | None
     special_tokens_in_text: bool
+    prompt_cache: Path | None
     as_json: bool
     temperature: float | None
     seed: int | None
@@ -74,6 +75,7 @@ def opened(given: Given) -> Iterator[Talk]:
         base,
         n_gpu_layers=given.n_gpu_layers,
         special_tokens_in_text=given.special_tokens_in_text,
+        prompt_cache=given.prompt_cache,
         verbose=given.verbose,
     )
     n_threads = given.n_threads or (DEMO_THREADS if given.is_demo else None)

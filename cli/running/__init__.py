@@ -61,6 +61,7 @@ _REPLY_TOKENS: Final = 512
 )
 @options.template
 @options.special_tokens
+@options.prompt_cache
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),

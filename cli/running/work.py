@@ -11,8 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -36,14 +38,15 @@ _GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is se
 @dataclass(frozen=True)
 class Settings:
     """How to compute: cells of the cache (None: as many as are needed), threads, conversations at a
-    time (None: so many that batches are worth while), layers on the GPU (all if negative), and
-    whether llama.cpp's log is shown.
+    time (None: so many that batches are worth while), layers on the GPU (all if negative), where
+    beginnings are kept for other runs, and whether llama.cpp's log is shown.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     jobs: int | None = None
     n_gpu_layers: int = 0
+    prompt_cache: Path | None = None
     verbose: bool = False
 
 
@@ -132,6 +135,7 @@ def answer_all(
             options=options,
             n_gpu_layers=settings.n_gpu_layers,
             special_tokens_in_text=plan.special_tokens_in_text,
+            prompt_cache=settings.prompt_cache,
             verbose=settings.verbose,
             progress=progress.fraction,
         )
@@ -319,6 +323,8 @@ class _Work:
                 messages=said.messages, documents=said.documents, template=plan.template
             ) as chat,
         ):
+            if plan.reader is None:
+                spent.append(chat.recall(cancel=cancel))
             if turn is not None:
                 self._hold_beginnings(place, spent)
             with self._room:
@@ -339,9 +345,9 @@ class _Work:
                 written = {
                     "text": reply.text,
                     "finish_reason": reply.finish_reason,
-                    "timings": asdict(_in_all(spent)),
+                    "timings": asdict(reduce(ag.Timings.then, spent)),
                 }
-            read = _in_all(spent) if written is None else None
+            read = reduce(ag.Timings.then, spent) if written is None else None
             calls = plan.calls(said)
             results = chat.invoke_many(calls, cancel=cancel) if calls else []
             return Answer(read, written, tuple(results))
@@ -392,16 +398,3 @@ class _Work:
                 self._room.wait_for(lambda: not self._reading)
         while self._held and self._held[-1][0] > end:
             self._held.pop()[1].close()
-
-
-def _in_all(spent: Sequence[ag.Timings]) -> ag.Timings:
-    """Several readings as one: what an earlier one read is what the last one reused."""
-    *before, last = spent
-    read, seconds = sum(each.evaluated for each in before), sum(each.total for each in before)
-    return replace(
-        last,
-        reused=max(0, last.reused - read),
-        evaluated=last.evaluated + read,
-        first_token=None if last.first_token is None else last.first_token + seconds,
-        total=last.total + seconds,
-    )

@@ -194,7 +194,7 @@ def test_ctrl_c_while_the_end_of_the_turn_is_read(
 
     options = ag.GenerateOptions(sampling=says("th"))
     with monkeypatch.context() as patch:
-        patch.setattr(ag.Session, "sync", interrupted)
+        patch.setattr(ag.Session, "_read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             chat.say("tell", options)
         assert state(chat) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,3 +69,16 @@ def give_back(model: ag.Model) -> None:
 def template(chat: ag.Chat) -> ChatTemplate:
     """What writes a chat's messages."""
     return chat._template
+
+
+def limit_prompt_cache(model: ag.Model, limit: int) -> None:
+    """Lets its files have so many bytes."""
+    assert model._prompt_cache is not None
+    model._prompt_cache._limit = limit
+
+
+def read_beginning(
+    session: ag.Session, tokens: Sequence[int], beginning: Sequence[int]
+) -> ag.Timings:
+    """As a chat reads what it has with the beginning that it knows of."""
+    return session._read(lambda: list(tokens), None, 1.0, None, None, beginning)

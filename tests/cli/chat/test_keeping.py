@@ -149,3 +149,35 @@ def test_what_was_watched_is_watched_again(chatting: Chatting, tmp_path: Path) -
             found = chatting("--restore", path, lines="/watch\n")
             assert found.err.splitlines()[-1] == "watching nothing"
             assert (found.status, "\x1b" in found.err) == (0, False)
+
+
+@pytest.mark.slow
+def test_a_document_is_read_once_whatever_reads_it(home: Path, tmp_path: Path) -> None:
+    """By chats and runs of several processes: --prompt-cache."""
+    doc, cache = tmp_path / "library.txt", tmp_path / "cache"
+    doc.write_text("The library opens at nine. Omar Biswell arrives on Friday. " * 20)
+    options = ("--doc", doc, "--prompt-cache", cache, "--json")
+    first, second = (turn_of(chat(*options, lines=f"{QUESTION}\n")[1]) for _ in range(2))
+    assert len(list(cache.iterdir())) == 1
+    assert second["assistant"] == first["assistant"]
+    assert first["timings"]["reused"] == 0
+    assert second["timings"]["reused"] > 256
+    given = {
+        "documents": [{"text": doc.read_text(), "title": doc.name}],
+        "messages": [{"role": "user", "content": QUESTION}],
+    }
+    asked = ("--intrinsic", "answerability", "--prompt-cache", cache, "--threads", "1")
+    results = list[Any]()
+    for line in (given, {**given, "documents": [doc.read_text()]}) * 2:
+        ran = subprocess.run(
+            [sys.executable, "-c", MAIN, "run", "-", *map(str, asked)],
+            input=json.dumps(line), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        results.append(json.loads(ran.stdout))
+    reused = [each["read"]["reused"] > 256 for each in results]
+    assert reused[2:] == [True, True]
+    assert [each["results"]["answerability"]["value"] for each in results[:2]] == [
+        each["results"]["answerability"]["value"] for each in results[2:]
+    ]
+    assert len(list(cache.iterdir())) in (1, 2)  # whether the title is written, or is not
