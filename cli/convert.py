@@ -1,4 +1,4 @@
-"""`alora-gguf convert`: a PEFT adapter to an adapter GGUF."""
+"""`alora-gguf convert`: an adapter of PEFT's or mlx-lm's to an adapter GGUF."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def command(
 ) -> None:
     """Convert the LoRA or aLoRA in SOURCE to a GGUF, exactly or not at all.
 
-    SOURCE is a PEFT directory, a directory with several of them (a hub snapshot), or
+    SOURCE is a directory of PEFT's or mlx-lm's, one with several of them (a hub snapshot), or
     hf://OWNER/REPO[@REVISION][/PATH].
 
     Needs neither torch nor transformers. What would not convert exactly is refused with the name of

@@ -1,4 +1,4 @@
-"""convert_adapter: reads a PEFT adapter, checks it against the base, writes the GGUF."""
+"""convert_adapter: reads an adapter, checks it against the base, writes the GGUF."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +17,12 @@ from alora_gguf.errors import ContractError, ConvertError, InputError, Unsupport
 from alora_gguf.files import check_target
 from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
+from .adapter import open_weights, read_adapter_config
 from .base.match import compare_base
 from .find import find_source, open_base
 from .library import Pick
 from .metadata import OUTTYPES, adapter_metadata
-from .peft.config import read_config
 from .peft.invocation import find_invocation
-from .peft.weights import SafetensorsFile
 from .plan import make_plan
 from .source import Source
 
@@ -87,10 +87,12 @@ def convert_adapter(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
-    """Converts a PEFT LoRA or aLoRA to an adapter GGUF, exactly or not at all.
+    """Converts a LoRA or aLoRA of PEFT's, or a LoRA of mlx-lm's, to an adapter GGUF, exactly or not
+    at all.
 
-    source      directory with adapter_config.json and adapter_model.safetensors, or one with
-                several such directories, or "hf://owner/repo[@revision][/path]"
+    source      directory with adapter_config.json and adapter_model.safetensors (mlx-lm's:
+                adapters.safetensors), or one with several such directories, or
+                "hf://owner/repo[@revision][/path]"
     base        the model it was trained on: a GGUF, of which only the header is read, a Hugging
                 Face model directory, or "hf://owner/repo[@revision][/file.gguf]"
     out         the GGUF to write, which appears complete or not at all; by default the adapter's
@@ -121,19 +123,24 @@ def convert_adapter(
     if not dry_run:
         _check_out(target, overwrite=overwrite)
         _check_not_an_input(target, (found.weights, found.config, base))
-    config = read_config(found.config)
-    with SafetensorsFile(found.weights) as weights, ThreadPoolExecutor(_THREADS) as pool:
+    config = read_adapter_config(found.config)
+    opened = cache(lambda: open_base(base))
+    with (
+        open_weights(config, found.weights, opened) as weights,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
         sha256 = pool.submit(weights.sha256)
         from .job import Job  # imports numpy, which takes as long as hashing does
 
-        model = open_base(base)
+        model = opened()
         activated = invocation is not None or config.names_invocation
         pairs, remarks = make_plan(config, weights, model, activated=activated)
         another = compare_base(config.base_model, model)
         trigger = find_invocation(config, invocation, model)
         job = Job(config, weights, pairs, outtype, pool)
         tensors = job.tensors()
-        _check_growth(tensors, found.weights)
+        if config.tuner != "VERA":  # whose file holds once what all modules share
+            _check_growth(tensors, found.weights)
         title, digest = name or found.name, sha256.result()
         metadata = adapter_metadata(
             title, outtype, job.alpha, model, config, trigger, found, digest

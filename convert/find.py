@@ -14,15 +14,17 @@ from alora_gguf.gguf.base import parts_of
 from alora_gguf.gguf.glp import is_vector
 from alora_gguf.gguf.header import GGUFHeader, read_header
 
+from .adapter import WEIGHTS
 from .base.gguf import GGUFBase
 from .base.hf import HFBase
 from .base.match import is_called
 from .base.model import BaseModel
 from .hub.reference import FORM, is_reference, parse_reference
 from .library import Pick, listing
+from .mlx.config import MLX_WEIGHTS
 from .peft.config import FILE_NAME
 from .snapshot import Snapshot, open_directory
-from .source import WEIGHTS, Source, check_base, find_in
+from .source import Source, check_base, find_in
 
 
 def find_source(
@@ -73,7 +75,7 @@ def _check_directory(directory: Path) -> Path:
     mode = _mode(directory)
     if mode is None:
         raise MissingFileError(
-            f"{directory}: there is no such directory; give a PEFT adapter's directory, or {FORM}",
+            f"{directory}: there is no such directory; give an adapter's directory, or {FORM}",
             directory,
         )
     if directory.suffix.lower() == ".gguf" and not stat.S_ISDIR(mode):
@@ -87,9 +89,10 @@ def _check_directory(directory: Path) -> Path:
             "and the model that it was trained on as the base (--base)"
         )
     if not stat.S_ISDIR(mode):
-        known = f" (here {directory.parent})" if directory.name in (FILE_NAME, WEIGHTS) else ""
+        own = (FILE_NAME, WEIGHTS, MLX_WEIGHTS)
+        known = f" (here {directory.parent})" if directory.name in own else ""
         raise InputError(
-            f"{directory}: is a file, expected the PEFT directory it lies in{known}; give that"
+            f"{directory}: is a file, expected the adapter's directory it lies in{known}; give that"
         )
     if directory.resolve().name.startswith("models--"):  # a repository in the hub's cache
         return _current(directory)

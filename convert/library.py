@@ -55,7 +55,7 @@ def _given(pick: Pick) -> dict[str, str]:
 def _unmet(pick: Pick, path: str, config: Mapping[str, Any] | None = None) -> list[str]:
     """The given options that `path` does not name, nor `config`, an adapter_config.json."""
     parts = [part.casefold() for part in path.split("/")]
-    models = [*parts, str((config or {}).get("base_model_name_or_path") or "")]
+    models = [*parts, _base_of(config or {})]
     technologies = set(parts).intersection(TECHNOLOGIES)
     if not technologies and config is not None:
         technologies = {_technology_of(config)}
@@ -71,6 +71,11 @@ def _technology_of(config: Mapping[str, Any]) -> str:
     """What an adapter_config.json says, alora or lora: IBM's older ones have a string for it."""
     tokens = config.get("alora_invocation_tokens")
     return "alora" if tokens is not None or config.get("invocation_string") else "lora"
+
+
+def _base_of(config: Mapping[str, Any]) -> str:
+    """What an adapter_config.json calls the base, PEFT's or mlx-lm's; empty if it does not."""
+    return str(config.get("base_model_name_or_path") or config.get("model") or "")
 
 
 class Layout(NamedTuple):
@@ -98,7 +103,7 @@ def lies_in_library(layout: Layout, said: str | None, config: Path, *, is_repo: 
     intrinsic, model, _ = layout
     if said is not None and _model_key(said) in map(_model_key, (intrinsic, model)):
         return _model_key(said) == _model_key(intrinsic)
-    base = str(read_json(config).get("base_model_name_or_path") or "")
+    base = _base_of(read_json(config))
     return is_repo or _model_key(model) == _model_key(base) or bool(_MODEL.search(model))
 
 
@@ -155,7 +160,7 @@ def check_wanted(path: str, config: Path, wanted: Pick, where: str) -> None:
     for option in _unmet(wanted, path, fields):
         found = {
             "--intrinsic": "nothing in its path says so",
-            "--model": f"its base_model_name_or_path is {fields.get('base_model_name_or_path')!r}",
+            "--model": f"its base is called {_base_of(fields)!r}",
             "--technology": f"it is an adapter of the technology {_technology_of(fields)}",
         }[option]
         if option == "--technology" and given[option].casefold() == _technology_of(fields):

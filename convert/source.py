@@ -21,6 +21,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.files import read_small
 
+from .adapter import WEIGHTS, weights_name
 from .library import (
     Pick,
     adapter_paths,
@@ -30,12 +31,12 @@ from .library import (
     lies_in_library,
     listing,
 )
+from .mlx.config import MLX_WEIGHTS
 from .peft.config import FILE_NAME
 from .snapshot import Snapshot, find_configs
 
-WEIGHTS: Final = "adapter_model.safetensors"
 PICKLE: Final = "adapter_model.bin"
-_MLX: Final = "adapters.safetensors"
+_CHECKPOINT: Final = re.compile(r"\d+_adapters\.safetensors")  # of mlx-lm, beside the last weights
 IO_YAML: Final = ("io.yaml", "io.yml")
 CONFIG: Final = "config.json"  # of a base
 README: Final = "README.md"
@@ -47,11 +48,11 @@ _LICENCE: Final = re.compile(r"^license:.{,200}\n([ -].{,200}\n){,9}", re.MULTIL
 
 @dataclass(frozen=True)
 class Source:
-    """A PEFT adapter's files, and where they came from.
+    """An adapter's files, and where they came from.
 
     directory  the local directory that holds them
     config     adapter_config.json
-    weights    adapter_model.safetensors
+    weights    adapter_model.safetensors, or mlx-lm's adapters.safetensors
     io_yaml    the intrinsic's contract, if there is one
     licence    what a README gives, such as "apache-2.0": the adapter's own, or the library's
     name       what to call it: the intrinsic of a library's path, or as its contract says, or
@@ -99,7 +100,8 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     prefix = f"{path}/" if path else ""
     directory = snapshot.root.joinpath(*path.split("/"))
     config = snapshot.require(prefix + FILE_NAME)
-    check_weights(snapshot.names(path), str(directory))
+    file = weights_name(config)
+    check_weights(snapshot.names(path), str(directory), file)
     # where the tree is not a repository, the names of the directories above it tell as much
     full = path if snapshot.repo else directory.resolve().as_posix()
     names = f"{path}/{'/'.join(full.split('/')[-3:])}"
@@ -117,7 +119,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
     return Source(
         directory=directory,
         config=config,
-        weights=snapshot.require(prefix + WEIGHTS),
+        weights=snapshot.require(prefix + file),
         io_yaml=io_yaml,
         licence=_licence(snapshot, path),
         name=name.encode("utf-8", "replace").decode(),  # a directory's may be no Unicode
@@ -151,18 +153,21 @@ def readmes(path: str) -> list[str]:
     return [f"{path}/{README}", README] if path else [README]
 
 
-def check_weights(names: Collection[str], where: str) -> None:
-    """Refuses a directory without weights, or with a pickle, several files or those of MLX in their
-    place.
+def check_weights(names: Collection[str], where: str, file: str) -> None:
+    """Refuses a directory without the weights that its configuration belongs to, or with a pickle,
+    several files or another program's in their place.
     """
-    if WEIGHTS in names:
+    if file in names:
         return
-    if _MLX in names:
+    other = MLX_WEIGHTS if file == WEIGHTS else WEIGHTS
+    if other in names:
+        whose = "PEFT's" if file == WEIGHTS else "mlx-lm's"
         raise UnsupportedAdapterError(
-            f"{where}: is an adapter of MLX ({_MLX}), expected one of PEFT ({WEIGHTS}); train with "
-            "PEFT, or save it as PEFT does: each lora_a and lora_b transposed, as lora_A.weight "
-            f"and lora_B.weight, and a {FILE_NAME} with r, and lora_alpha = scale * r"
+            f"{where}: its {FILE_NAME} is {whose}, but its weights are not ({other}, expected "
+            f"{file}); copy the {FILE_NAME} that was saved with the weights beside them"
         )
+    if file == MLX_WEIGHTS:
+        raise _no_mlx_weights(names, where)
     if PICKLE in names:
         raise UnsupportedAdapterError(
             f"{where}: holds only {PICKLE}, a pickle, which can run any code when it is loaded; "
@@ -183,14 +188,35 @@ def check_weights(names: Collection[str], where: str) -> None:
     )
 
 
+def _no_mlx_weights(names: Collection[str], where: str) -> AloraError:
+    checkpoints = sorted(filter(_CHECKPOINT.fullmatch, names))
+    if checkpoints:
+        return InputError(
+            f"{where}: holds checkpoints of a training ({listing(checkpoints)}) and no "
+            f"{MLX_WEIGHTS}; copy the one that you mean to that name"
+        )
+    if "adapters.npz" in names:
+        return UnsupportedAdapterError(
+            f"{where}: holds only adapters.npz, as mlx-lm wrote it until 2024, expected "
+            f"{MLX_WEIGHTS}; load it with mx.load() and save it with mx.save_safetensors()"
+        )
+    return MissingFileError(
+        f"{where}/{MLX_WEIGHTS}: there is no such file; mlx_lm.lora writes it beside {FILE_NAME}: "
+        "copy it from there",
+        f"{where}/{MLX_WEIGHTS}",
+    )
+
+
 def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()) -> AloraError:
     """Why there is no adapter in a directory, of which `where` stands for the path; it holds
     `names`, and `skipped` was not looked into.
     """
-    if WEIGHTS in names or PICKLE in names:
+    weights = [name for name in (WEIGHTS, PICKLE, MLX_WEIGHTS) if name in names]
+    if weights:
+        file = MLX_WEIGHTS if weights == [MLX_WEIGHTS] else WEIGHTS
         return MissingFileError(
-            f"{where}/{FILE_NAME}: there is no such file; a PEFT adapter directory holds "
-            f"{FILE_NAME} and {WEIGHTS}: copy it from where the weights came from",
+            f"{where}/{FILE_NAME}: there is no such file; an adapter's directory holds "
+            f"{FILE_NAME} and {file}: copy it from where the weights came from",
             f"{where}/{FILE_NAME}",
         )
     models = [n for n in sorted(names) if re.fullmatch(r"(pytorch_)?model.*\.(safetensors|bin)", n)]

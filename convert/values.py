@@ -118,6 +118,14 @@ def head_order(rows: NDArray[np.floating], heads: int) -> NDArray[np.floating]:
     return ordered
 
 
+def hf_order(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """The way back from head_order()."""
+    n_out, rank = rows.shape
+    pairs = rows.reshape(heads, n_out // heads // 2, 2, rank)
+    halves: NDArray[Any] = pairs.swapaxes(1, 2).reshape(n_out, rank)
+    return halves
+
+
 def fold(b: NDArray[np.float32], factor: float) -> NDArray[np.floating]:
     """B times `factor` in float64; B itself if the factor is 1, so that nothing is rounded."""
     return b if factor == 1.0 else b.astype(np.float64) * factor

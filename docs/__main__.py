@@ -16,6 +16,13 @@ from pathlib import Path
 
 from alora_gguf.convert.base.families import FAMILIES
 from alora_gguf.convert.peft.fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
+from alora_gguf.convert.peft.tuners import (
+    READ_AS_LORA,
+    REFUSED_TUNERS,
+    TUNER_HARMLESS,
+    TUNER_HONOURED,
+    TUNER_REFUSED,
+)
 
 from .commands import chat_commands, commands, help_text, names
 from .names import errors, with_tables
@@ -80,6 +87,29 @@ def fields() -> Iterator[str]:
         yield f"| `{name}` | {rows[name]} |"
 
 
+def tuners() -> Iterator[str]:
+    """What becomes of each of PEFT's tuners."""
+    yield "| `peft_type` | what happens |"
+    yield "|---|---|"
+    rows = dict.fromkeys(READ_AS_LORA, "converted exactly")
+    for name, refusal in REFUSED_TUNERS.items():
+        rows[name] = f"refused: {refusal.reason}. Way out: {refusal.way_out}"
+    for name in sorted(rows):
+        yield f"| `{name}` | {rows[name]} |"
+
+
+def coverage() -> Iterator[str]:
+    """How much of PEFT is converted, as numbers."""
+    yield "| of PEFT 0.21 | in all | exact | refused by name | unknown |"
+    yield "|---|---|---|---|---|"
+    exact, refused = len(READ_AS_LORA), len(REFUSED_TUNERS)
+    yield f"| tuners | {exact + refused} | {exact} | {refused} | 0 |"
+    for tuner in READ_AS_LORA:
+        exact = len(TUNER_HONOURED.get(tuner, HONOURED) | TUNER_HARMLESS.get(tuner, HARMLESS))
+        refused = len(TUNER_REFUSED.get(tuner, REFUSED))
+        yield f"| fields of {tuner} | {exact + refused} | {exact} | {refused} | 0 |"
+
+
 def help_of(command: str) -> Callable[[], Iterator[str]]:
     """A command's --help, as a terminal of 80 columns shows it."""
 
@@ -103,6 +133,8 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "families": families,
     "modules": modules,
     "fields": fields,
+    "tuners": tuners,
+    "coverage": coverage,
     "commands": commands,
     "chat commands": chat_commands,
     **{f"{name} --help": help_of(name) for name in names()},

@@ -18,6 +18,8 @@ _WRAPPERS: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _BLOCK: Final = re.compile(r"(layers|transformer\.h)\.(\d+)\.(.+)")
 _EXPERT: Final = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 _NESTED: Final = ".base_layer"
+# mlx-lm keeps a projection of all experts as one module
+_SWITCH: Final = re.compile(r".*\.switch_mlp\.(gate|up|down)_proj")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Locator:
         found = [
             Reading(name, places, expert=index)
             for name, tensors in candidates
-            if (places := self._places(layer, tensors)) is not None
+            if (places := self.places(layer, tensors)) is not None
         ]
         if not found:
             weights = [f"blk.{layer}.{tensor}" for _, tensors in candidates for tensor in tensors]
@@ -100,12 +102,18 @@ class Locator:
                 )
         return found
 
+    def n_in(self, module: str) -> int:
+        """How many values a module maps from; raises what readings() does."""
+        return self.readings(module)[0].places[0].n_in
+
     def _candidates(self, module: str, inner: str) -> list[tuple[str, Tensors]]:
         """The names and tensors of a module, or of its parameters that are in the table."""
         table = self.base.family.modules
         own = module.replace(_NESTED, "")
         if inner in table:
             return [(own, tensors) for tensors in table[inner]]
+        if switch := _SWITCH.fullmatch(inner):
+            return [(own, (f"ffn_{switch[1]}_exps",))]
         found = [
             (f"{own}.{path[len(inner) + 1 :]}", tensors)
             for path, readings in table.items()
@@ -116,7 +124,8 @@ class Locator:
             raise self._unknown(module)
         return found
 
-    def _places(self, layer: int, tensors: Tensors) -> tuple[Place, ...] | None:
+    def places(self, layer: int, tensors: Tensors) -> tuple[Place, ...] | None:
+        """Where a block has the tensors of one reading; None if it lacks one of them."""
         places = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
         found = tuple(place for place in places if place is not None)
         return found if len(found) == len(places) else None

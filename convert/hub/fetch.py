@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from alora_gguf.convert.adapter import WEIGHTS, weights_name
 from alora_gguf.convert.library import (
     Layout,
     Pick,
@@ -22,11 +23,11 @@ from alora_gguf.convert.library import (
     layout_of,
     listing,
 )
+from alora_gguf.convert.mlx.config import MLX_WEIGHTS
 from alora_gguf.convert.peft.config import FILE_NAME
 from alora_gguf.convert.source import (
     CONFIG,
     MAX_TEXT,
-    WEIGHTS,
     Source,
     check_base,
     check_weights,
@@ -81,7 +82,7 @@ def offers(ref: HubReference) -> list[Offer]:
     repo = Repository(ref)
     inside = _inside(repo)
     found = [
-        Offer("adapter", path, repo.files.get(f"{path}/{WEIGHTS}".lstrip("/")), layout_of(path))
+        Offer("adapter", path, _weights_size(repo, path), layout_of(path))
         for path in adapter_paths(inside)
     ]
     for parts in models_in(inside):
@@ -91,6 +92,12 @@ def offers(ref: HubReference) -> list[Offer]:
     if not found:
         raise no_adapter(ref.text, repo.names(ref.path))
     return found
+
+
+def _weights_size(repo: Repository, path: str) -> int | None:
+    """The bytes of an adapter's weights, as far as the hub says; who wrote them is not fetched."""
+    sizes = (repo.files.get(f"{path}/{name}".lstrip("/")) for name in (WEIGHTS, MLX_WEIGHTS))
+    return next((size for size in sizes if size is not None), None)
 
 
 def _inside(repo: Repository) -> list[str]:
@@ -114,17 +121,18 @@ def fetch_adapter(
     repo = Repository(ref)
     path = _choose(repo, wanted, is_base)
     where = f"{ref.text}: {path or 'its root'}"
-    check_weights(repo.names(path), where)
     prefix = f"{path}/" if path else ""
     # the small files first: if one of them will not do, the weights need not come
     config = _fetch_small(repo, prefix + FILE_NAME, _MAX_CONFIG)
+    weights = weights_name(config)
+    check_weights(repo.names(path), where, weights)
     check_wanted(path, config, wanted, where)
     for name in [name for name in contracts(path) if name in repo.files][:1]:
         _fetch_small(repo, name, MAX_TEXT)
     for name in readmes(path):
         if (repo.files.get(name) or MAX_TEXT + 1) <= MAX_TEXT:
             repo.fetch(name)
-    repo.fetch(prefix + WEIGHTS)
+    repo.fetch(prefix + weights)
     return describe(repo.snapshot, path, wanted)
 
 

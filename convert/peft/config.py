@@ -1,6 +1,7 @@
 """adapter_config.json: every field is honoured exactly, is known to change nothing, or refused.
 
-Which field is which stands in fields.py. A field that is not there is refused if it is set.
+Which field is which stands in fields.py, for LoRA, and in tuners.py. A field that is not there is
+refused if it is set.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -18,8 +19,13 @@ from alora_gguf.files import read_json
 
 from .fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED, REMOVE
 from .patterns import PatternTable
+from .tuners import READ_AS_LORA, REFUSED_TUNERS, TUNER_HARMLESS, TUNER_HONOURED, TUNER_REFUSED
 
 FILE_NAME: Final = "adapter_config.json"
+_UNKNOWN_TUNER: Final = (
+    "is not a LoRA",
+    f"what can be converted is {', '.join(READ_AS_LORA)}; train a LoRA",
+)
 
 Check = Callable[[Any], bool]
 T = TypeVar("T")
@@ -30,7 +36,9 @@ class PeftConfig:
     """What of an adapter's configuration decides its numbers.
 
     `alpha` over `rank` (or over its square root, `rslora`) is a module's scale; the patterns map a
-    regular expression on module names to another value. `invocation` is None for a plain LoRA.
+    regular expression on module names to another value. A `scale` is that of every module instead,
+    of the kinds of adapter that have one. `tuner` is PEFT's peft_type. `invocation` is None for a
+    plain LoRA.
     `parameters` are the target_parameters, such as "mlp.experts.gate_up_proj" or "mlp.gate.weight".
     `targets`, `layers` (layers_to_transform) and `layers_pattern` are lists of what PEFT adapts; ()
     where the file has none or something else, such as an expression.
@@ -41,16 +49,45 @@ class PeftConfig:
     alpha: float
     rank_pattern: PatternTable[int]
     alpha_pattern: PatternTable[float]
-    rslora: bool
-    invocation: tuple[int, ...] | None
-    invocation_text: str | None
-    base_model: str | None
-    peft_version: str | None
-    ties_weights: bool
-    parameters: tuple[str, ...]
-    targets: tuple[str, ...]
-    layers: tuple[int, ...]
-    layers_pattern: tuple[str, ...]
+    rslora: bool = False
+    scale: float | None = None
+    tuner: str = "LORA"
+    invocation: tuple[int, ...] | None = None
+    invocation_text: str | None = None
+    base_model: str | None = None
+    peft_version: str | None = None
+    ties_weights: bool = False
+    parameters: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+
+    @classmethod
+    def scaled(
+        cls,
+        path: Path,
+        rank: int,
+        scale: float,
+        *,
+        ranks: Mapping[str, int] | None = None,
+        tuner: str = "LORA",
+        base_model: str | None,
+        peft_version: str | None = None,
+    ) -> PeftConfig:
+        """A plain LoRA whose modules all have one scale; `ranks` are those of modules with others
+        than `rank`.
+        """
+        return cls(
+            path=path,
+            rank=rank,
+            alpha=scale * rank,
+            rank_pattern=PatternTable(ranks or {}, f"{path}: rank_pattern"),
+            alpha_pattern=PatternTable[float]({}, f"{path}: alpha_pattern"),
+            scale=scale,
+            tuner=tuner,
+            base_model=base_model,
+            peft_version=peft_version,
+        )
 
     @property
     def names_invocation(self) -> bool:
@@ -63,8 +100,7 @@ class PeftConfig:
 
         Configurations name their PEFT since 0.18.
         """
-        numbers = re.match(r"(\d+)\.(\d+)", self.peft_version or "")
-        return numbers is None or (int(numbers[1]), int(numbers[2])) < (0, 19)
+        return not writes_new_experts(self.peft_version)
 
     def pattern_name(self, name: str) -> str:
         """What the patterns call a module: with `.weight`, if PEFT adapted it as a parameter."""
@@ -90,8 +126,16 @@ class PeftConfig:
 
     def scale_of(self, module: str, rank: int) -> float:
         """What PEFT multiplies a module's B·A with."""
+        if self.scale is not None:
+            return self.scale
         alpha = self.alpha_pattern.find(module, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def writes_new_experts(peft_version: str | None) -> bool:
+    """Whether that PEFT takes parameters for [experts, out, in], as since 0.19."""
+    numbers = re.match(r"(\d+)\.(\d+)", peft_version or "")
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (0, 19)
 
 
 def read_config(path: Path) -> PeftConfig:
@@ -102,11 +146,15 @@ def read_config(path: Path) -> PeftConfig:
     """
     fields = _Fields(path)
     fields.check_known()
-    ranks = fields.get("rank_pattern", {}, _all(_is_rank), "module names with positive integers")
-    alphas = fields.get("alpha_pattern", {}, _all(_is_number), "module names with finite numbers")
+    if fields.tuner == "VERA":
+        return _read_vera(fields)
+    if fields.tuner == "ADALORA":
+        return _read_adalora(fields)
+    ranks = fields.get("rank_pattern", {}, _all(is_rank), "module names with positive integers")
+    alphas = fields.get("alpha_pattern", {}, _all(is_number), "module names with finite numbers")
     if 0 in alphas.values():
         fields.refuse("alpha_pattern", "holds an alpha of 0, which switches modules off", REMOVE)
-    alpha = fields.get("lora_alpha", 8, _is_number, "a finite number")
+    alpha = fields.get("lora_alpha", 8, is_number, "a finite number")
     if alpha == 0:
         fields.refuse(
             "lora_alpha", "makes the adapter change nothing", "set the alpha it was made for"
@@ -123,7 +171,7 @@ def read_config(path: Path) -> PeftConfig:
     names = isinstance(fields.values.get("target_modules"), list)  # and no expression
     return PeftConfig(
         path=path,
-        rank=fields.get("r", 8, _is_rank, "a positive integer"),
+        rank=fields.get("r", 8, is_rank, "a positive integer"),
         alpha=float(alpha),
         rank_pattern=PatternTable(ranks, f"{path}: rank_pattern"),
         alpha_pattern=PatternTable(alphas, f"{path}: alpha_pattern"),
@@ -142,6 +190,48 @@ def read_config(path: Path) -> PeftConfig:
     )
 
 
+def _read_vera(fields: _Fields) -> PeftConfig:
+    """VeRA's: diag(b)·B·diag(d)·A, which nothing scales."""
+    if fields.values.get("save_projection") is False:
+        fields.refuse(
+            "save_projection",
+            "leaves out vera_A and vera_B, which only PyTorch's random numbers could tell",
+            "load the adapter with PEFT, set save_projection = True and save it again",
+        )
+    return PeftConfig.scaled(
+        fields.path,
+        fields.get("r", 256, is_rank, "a positive integer"),
+        1.0,
+        tuner=fields.tuner,
+        base_model=fields.text("base_model_name_or_path"),
+        peft_version=fields.text("peft_version"),
+    )
+
+
+def _read_adalora(fields: _Fields) -> PeftConfig:
+    """AdaLoRA's: B·diag(E)·A·alpha / (init_r + 1e-5), whatever ranks are left (SVDLinear in
+    PEFT's tuners/adalora/layer.py, and resize_modules_by_rank_pattern() in model.py there).
+    """
+    rank = fields.get("init_r", 12, is_rank, "a positive integer")
+    alpha = fields.get("lora_alpha", 8, is_number, "a finite number")
+    kept = fields.get(
+        "rank_pattern",
+        {},
+        _all(_all(_is_a(bool), list)),
+        "module names with lists of true and false",
+    )
+    ranks = {name.removesuffix(".lora_E"): sum(mask) for name, mask in kept.items()}
+    return PeftConfig.scaled(
+        fields.path,
+        rank,
+        (alpha if alpha > 0 else float(rank)) / (rank + 1e-5),
+        ranks=ranks,
+        tuner=fields.tuner,
+        base_model=fields.text("base_model_name_or_path"),
+        peft_version=fields.text("peft_version"),
+    )
+
+
 class _Fields:
     """What the file says, and one form for every complaint about it."""
 
@@ -155,8 +245,13 @@ class _Fields:
         if value is None:
             return default
         if not check(value):
-            raise FileFormatError(f"{self.path}: {name} is {_show(value)}, expected {expected}")
+            raise FileFormatError(f"{self.path}: {name} is {show(value)}, expected {expected}")
         return value
+
+    @property
+    def tuner(self) -> str:
+        """PEFT's peft_type."""
+        return str(self.values.get("peft_type"))
 
     def text(self, name: str) -> str | None:
         """A field on which nothing depends; None if it is not text."""
@@ -171,22 +266,26 @@ class _Fields:
 
     def refuse(self, name: str, reason: str, way_out: str) -> NoReturn:
         raise UnsupportedAdapterError(
-            f"{self.path}: {name} = {_show(self.values.get(name))} {reason}; {way_out}"
+            f"{self.path}: {name} = {show(self.values.get(name))} {reason}; {way_out}"
         )
 
     def check_known(self) -> None:
         """Refuses what is not a language model's LoRA, and fields that are not honoured."""
-        if self.values.get("peft_type") != "LORA":
-            self.refuse("peft_type", "is not a LoRA", 'only "LORA" can be converted')
+        kind = self.values.get("peft_type")
+        if kind not in READ_AS_LORA:
+            why = REFUSED_TUNERS.get(kind) if isinstance(kind, str) else None
+            self.refuse("peft_type", *(why or _UNKNOWN_TUNER))
         if self.values.get("task_type") not in (None, "CAUSAL_LM"):
             reason = "trains more than a language model computes"
             self.refuse("task_type", reason, 'only "CAUSAL_LM" can be converted')
+        refused = TUNER_REFUSED.get(self.tuner, REFUSED)
+        known = TUNER_HONOURED.get(self.tuner, HONOURED) | TUNER_HARMLESS.get(self.tuner, HARMLESS)
         for name, value in self.values.items():
             if not value or (name, value) == ("bias", "none"):
                 continue
-            if name in REFUSED:
-                self.refuse(name, *REFUSED[name])
-            if name not in HONOURED and name not in HARMLESS:
+            if name in refused:
+                self.refuse(name, *refused[name])
+            if name not in known:
                 self.refuse(
                     name,
                     "is unknown to this converter, so it may change what the adapter computes",
@@ -202,7 +301,7 @@ class _Fields:
             )
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value as the file has it, at a length that a message can bear."""
     try:
         shown = json.dumps(value)
@@ -229,10 +328,11 @@ def _is_integer(value: Any) -> bool:
     return type(value) is int
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it fits the float32 that an adapter GGUF keeps its alpha in."""
     return type(value) in (int, float) and (value == 0 or 1e-37 < abs(value) < 3e38)
 
 
-def _is_rank(value: Any) -> bool:
+def is_rank(value: Any) -> bool:
+    """Whether it can be the rank of a module."""
     return type(value) is int and value > 0

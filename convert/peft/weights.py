@@ -14,7 +14,8 @@ import reprlib
 import struct
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
@@ -24,6 +25,8 @@ from alora_gguf.files import describe_foreign, open_file, reason
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Maker = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 
 _BLOCK: Final = 4 << 20  # bytes hashed at a time: few turns between the threads
 _MAX_HEADER: Final = 100_000_000  # the format's own limit, in bytes
@@ -68,10 +71,16 @@ class SafetensorsFile:
         file = self._open.enter_context(open_file(path, "a file of weights"))
         self._file = file.raw  # type: ignore[attr-defined]  # a buffer would hide what changes
         self.size = file.seek(0, 2)
-        try:
+        with self.closed_on_error():
             length = self._header_length(self.read_at(0, 64))
             self._data_start = 8 + length
             self._parse(self.read_at(8, length))
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Closes the file if the block raises: its `with` was not reached."""
+        try:
+            yield
         except BaseException:
             self.close()
             raise
@@ -124,18 +133,20 @@ class SafetensorsFile:
 
         Raises UnsupportedAdapterError for another dtype, FileFormatError if the file has changed.
         """
+        return self._values(self.tensors[name])
+
+    def _values(self, info: StoredTensor) -> NDArray[np.floating]:
         import numpy as np
 
-        info = self.tensors[name]
         codes = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
         if info.dtype not in codes:
             raise UnsupportedAdapterError(
-                f"{self.path}: tensor '{name}' has the dtype {info.dtype}, expected F32, F16, "
+                f"{self.path}: tensor '{info.name}' has the dtype {info.dtype}, expected F32, F16, "
                 "BF16 or F64; save the adapter again in one of them"
             )
         raw = self.read_at(info.offset, info.nbytes)
         if len(raw) != info.nbytes:
-            raise self.fail(f"became shorter while tensor '{name}' was read")
+            raise self.fail(f"became shorter while tensor '{info.name}' was read")
         values: NDArray[Any] = np.frombuffer(raw, codes[info.dtype])
         if info.dtype == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
@@ -222,6 +233,29 @@ class SafetensorsFile:
                 f"{nbytes}"
             )
         return StoredTensor(name, dtype, tuple(shape), self._data_start + span[0], nbytes)
+
+
+class DerivedFile(SafetensorsFile):
+    """A file of another kind of adapter, whose factors are those of a LoRA in another form.
+
+    `stored` has its own tensors. `tensors` has the factors, by the names that they would have in a
+    LoRA of PEFT's, with their shapes; each is called, for messages and for read(), after the stored
+    tensor that it is made of.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.stored, self.tensors = self.tensors, {}
+        self._makers: dict[str, Maker] = {}
+
+    def derive(self, name: str, stored: StoredTensor, shape: tuple[int, ...], make: Maker) -> None:
+        """Adds the factor `name`, which `make` makes of a stored tensor's values, one of one."""
+        self.tensors[name] = replace(stored, shape=shape)
+        self._makers[stored.name] = make
+
+    def read(self, name: str) -> NDArray[np.floating]:
+        """The factor that is made of a stored tensor; raises what SafetensorsFile.read() does."""
+        return self._makers[name](self._values(self.stored[name]))
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:

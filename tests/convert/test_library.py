@@ -120,7 +120,7 @@ def test_options_for_what_is_an_adapter_already(tmp_path: Path) -> None:
     ):
         find_source(plain, Pick(technology="alora"))
     with pytest.raises(
-        InputError, match=r"--model llama .*base_model_name_or_path is 'ibm-granite/granite-3.3-2b"
+        InputError, match=r"--model llama .*its base is called 'ibm-granite/granite-3.3-2b"
     ):
         find_source(plain, Pick(model="llama"))
     with pytest.raises(InputError, match="--intrinsic citations asks for: nothing in its path"):

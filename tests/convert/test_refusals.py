@@ -171,22 +171,6 @@ def test_a_rank_that_no_bank_holds(case: Case) -> None:
     )
 
 
-MLX = {"adapters.safetensors": b"x", "0000100_adapters.safetensors": b"x"}
-
-
-def test_an_adapter_of_mlx(case: Case) -> None:
-    case.write()
-    (case.source / "adapter_model.safetensors").unlink()
-    for name, data in MLX.items():
-        (case.source / name).write_bytes(data)
-    with pytest.raises(UnsupportedAdapterError) as caught:
-        convert_adapter(case.source, case.base)
-    assert str(caught.value).startswith(
-        f"{case.source}: is an adapter of MLX (adapters.safetensors), expected one of PEFT "
-        "(adapter_model.safetensors); train with PEFT, or save it as PEFT does: "
-    )
-
-
 PATTERNS = {"self_attn.q_proj": 1, "q_proj": 99}  # as trained, and as save_pretrained() sorts them
 
 
@@ -218,7 +202,6 @@ def test_weights_that_peft_would_leave_out_are_told(case: Case) -> None:
 def test_config_that_is_no_json_object(case: Case) -> None:
     case.write()
     path = case.source / "adapter_config.json"
-    from alora_gguf.convert import convert_adapter
 
     for text, message in (("{", "is not JSON"), ("[1]", "holds list"), ("\xff", "is not JSON")):
         path.write_bytes(text.encode("latin-1"))
@@ -463,11 +446,10 @@ def test_split_base(case: Case) -> None:
 
 
 def test_sources_that_cannot_be(case: Case) -> None:
-    from alora_gguf.convert import convert_adapter
 
     case.write()
     weights = case.source / "adapter_model.safetensors"
-    with pytest.raises(InputError, match="is a file, expected the PEFT directory"):
+    with pytest.raises(InputError, match="is a file, expected the adapter's directory"):
         convert_adapter(weights, case.base, case.out)
     with pytest.raises(MissingFileError, match="there is no such directory"):
         convert_adapter(case.folder / "none", case.base, case.out)

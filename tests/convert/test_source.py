@@ -166,7 +166,7 @@ def test_an_adapter_hides_the_checkpoints_below_it(tmp_path: Path) -> None:
 
 def test_what_is_no_directory(tmp_path: Path) -> None:
     directory = write_adapter(tmp_path / "a")
-    with pytest.raises(InputError, match="is a file, expected the PEFT directory it lies in"):
+    with pytest.raises(InputError, match="is a file, expected the adapter's directory it lies in"):
         find_source(directory / "io.yaml")
     with pytest.raises(InputError, match=r"directory it lies in \(here .*/a\); give that$"):
         find_source(directory / "adapter_config.json")

@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, type[AloraError], str]] = {
         adapter_files(adapter_model__safetensors=None, adapters__safetensors=b"x"),
         "",
         UnsupportedAdapterError,
-        r"is an adapter of MLX \(adapters\.safetensors\), expected one of PEFT",
+        r"its adapter_config.json is PEFT's, but its weights are not \(adapters\.safetensors",
     ),
     "shards": (
         adapter_files("a", adapter_model__safetensors=None)
