@@ -1,4 +1,4 @@
-"""From a PEFT adapter directory to an adapter GGUF: exactly, or refused by name.
+"""From an adapter directory of PEFT's or mlx-lm's to an adapter GGUF: exactly, or refused by name.
 
 Needs the adapter and the base GGUF; neither torch nor transformers nor the native library.
 """
@@ -6,6 +6,7 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 from __future__ import annotations
 
 from .conversion import ConversionReport, convert_adapter
+from .export import ExportReport, export_adapter
 from .find import find_source
 from .hub.fetch import Offer, RemoteModel, offers
 from .hub.reference import HubReference, is_reference, parse_reference
@@ -14,12 +15,14 @@ from .source import Source
 
 __all__ = [
     "ConversionReport",
+    "ExportReport",
     "HubReference",
     "Offer",
     "Pick",
     "RemoteModel",
     "Source",
     "convert_adapter",
+    "export_adapter",
     "find_source",
     "is_reference",
     "offers",

@@ -1,0 +1,304 @@
+"""The modules of an adapter GGUF: what values.py stacked is taken apart again.
+
+Names are those of transformers 5, where a router and the experts of a block are parameters; of
+transformers 4, with a module for each expert, where the experts' gate and up projections have
+factors of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alora_gguf.errors import AdapterMismatchError, UnsupportedAdapterError
+from alora_gguf.gguf.adapter import AdapterFile, Pair
+from alora_gguf.gguf.parser import TensorInfo
+
+from .base.locate import Locator
+from .base.model import BaseModel, Place
+from .values import hf_order
+
+Bits = NDArray[Any]  # values of any type, BF16 as uint16
+
+_TYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_ROUTERS: Final = ("mlp.gate", "block_sparse_moe.router")  # of transformers 5: parameters
+_SINGLE: Final = re.compile(r"(.*\.experts)\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A and B of one module, or of one parameter of a module, as PEFT keeps them.
+
+    module      what its tensors are called after, such as "model.layers.0.self_attn.q_proj"
+    name        what PEFT's patterns call it; a parameter by its own name
+    path        the same inside a block; `everywhere` if every block that has it is adapted
+    a, b        [r, n_in] and [n_out, r]; with E experts [E·r, n_in] and [n_out, r·E]
+    kinds       their types in safetensors' words
+    rank        of one expert's, where they hold several
+    scale       what B·A is multiplied with
+    parameter   whether it is one of target_parameters
+    """
+
+    module: str
+    name: str
+    path: str
+    a: Bits
+    b: Bits
+    kinds: tuple[str, str]
+    rank: int
+    scale: float
+    parameter: bool = False
+    everywhere: bool = False
+    embedding: bool = False
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A target's factors: A [E, r, n_in] and B [E, n_out, r], E = 1 in a plain matrix."""
+
+    a: Bits
+    b: Bits
+    kinds: tuple[str, str]
+    scale: float
+    n_experts: int
+
+
+def unstack(file: AdapterFile, base: BaseModel) -> list[Factors]:
+    """The factors of every module that an adapter changes, in the order of layers.
+
+    Raises AdapterMismatchError if it does not fit the base, and UnsupportedAdapterError, naming the
+    tensor, where no module of the base's family is that tensor.
+    """
+    return list(_Unstacker(file, base).modules())
+
+
+class _Unstacker:
+    def __init__(self, file: AdapterFile, base: BaseModel) -> None:
+        self.file = file
+        self.base = base
+        self.family = base.family
+        self.locator = Locator(base, str(file.path))
+        self.stacks = {pair.target: _stack(file, pair) for pair in file.pairs}
+        for pair in file.pairs:
+            self._check_shape(pair)
+        self.left = set(self.stacks)
+        experts, dense = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate", "ffn_up")
+        layers = range(base.n_layers)
+        self.one_by_one = any(self._share_a(layer, experts) is False for layer in layers)
+        # Granite 4 without state space layers is llama.cpp's granite, but has Granite 4's modules
+        both = {"shared_mlp.input_linear", "mlp.gate_proj"} <= self.family.modules.keys()
+        self.renamed = both and any(self._share_a(layer, dense) for layer in layers)
+
+    def modules(self) -> Iterator[Factors]:
+        ends = {"token_embd.weight": self.family.embedding, "output.weight": "lm_head"}
+        for target in ends.keys() & self.stacks:
+            self.left.discard(target)
+            stack, name = self.stacks[target], ends[target]
+            embeds = target != "output.weight"
+            made = self._factors(name, name, stack, stack.b, embedding=embeds, everywhere=True)
+            yield replace(made, a=_contiguous(made.a.T)) if embeds else made
+        found = [f for layer in range(self.base.n_layers) for f in self._block(layer)]
+        if self.left:
+            target = min(self.left)
+            raise UnsupportedAdapterError(
+                f"{self.file.path}: '{target}' is no module of {self.family.architecture} in "
+                "transformers that has these factors; it cannot be exported"
+            )
+        layers = {path: self._layers(path) for path in {each.path for each in found}}
+        adapted: dict[str, set[str]] = {}
+        for each in found:
+            adapted.setdefault(each.path, set()).add(each.name)
+        for each in found:
+            whole = len(adapted[each.path]) == layers[each.path]
+            yield replace(each, everywhere=whole)
+
+    def _layers(self, path: str) -> int:
+        """How many blocks of the base have a module or parameter."""
+        readings = self.family.modules.get(path.removesuffix(".weight"), ())
+        return sum(
+            any(self.locator.places(layer, tensors) for tensors in readings)
+            for layer in range(self.base.n_layers)
+        )
+
+    def _block(self, layer: int) -> Iterator[Factors]:
+        taken: set[tuple[str, int]] = set()
+        made: list[Factors] = []
+        for path, readings in self.family.modules.items():
+            places = next(filter(None, (self.locator.places(layer, t) for t in readings)), None)
+            if places is None or self._passed_over(path):
+                continue
+            spots = {(place.tensor, place.first) for place in places}
+            if spots & taken or not {place.tensor for place in places} <= self.stacks.keys():
+                continue
+            new = list(self._module(layer, path, places))
+            if new:
+                taken |= spots
+                self.left -= {place.tensor for place in places}
+                made += new
+        # PEFT wraps a module's parameters in the order of their definition, the last outermost
+        doubled = {each.module for each in made if each.name.endswith("experts.down_proj")}
+        for each in made:
+            inner = each.module in doubled and each.name.endswith("experts.gate_up_proj")
+            yield replace(each, module=f"{each.module}.base_layer") if inner else each
+
+    def _share_a(self, layer: int, tensors: tuple[str, str]) -> bool | None:
+        """Whether the gate and up projections of a block are changed by one A, as one module's
+        would be; None if neither is changed, or the base lacks them.
+        """
+        places = [self.base.place(layer, f"blk.{layer}.{name}") for name in tensors]
+        stacks = [self.stacks.get(place.tensor) if place else None for place in places]
+        if None in places or stacks == [None, None]:
+            return None
+        found = [
+            stack.a[:, self._columns(stack, place)]
+            for stack, place in zip(stacks, places, strict=True)
+            if stack is not None and place is not None
+        ]
+        return len(found) == 2 and np.array_equal(found[0], found[1])
+
+    def _passed_over(self, path: str) -> bool:
+        """Whether a path is that of the other of two models that share an architecture, or of the
+        other transformers: see the module's docstring.
+        """
+        if self.renamed and path.startswith("mlp."):
+            return True
+        if not self.one_by_one:
+            return False
+        published = "block_sparse_moe.experts.w1" in self.family.modules
+        renamed = published and path.startswith(("mlp.experts.", "mlp.gate"))
+        return renamed or path.endswith("experts.gate_up_proj")
+
+    def _module(self, layer: int, path: str, places: Sequence[Place]) -> Iterator[Factors]:
+        """A module's factors; none if none of its rows change."""
+        stack = self.stacks[places[0].tensor]
+        columns = self._columns(stack, *places) if len(_tensors(places)) == 1 else slice(None)
+        a = stack.a[:, columns]
+        if not a.shape[1]:
+            return
+        rows = []
+        for place in places:
+            other = self.stacks[place.tensor]
+            if other.a.shape != stack.a.shape or (other.a != stack.a).any():
+                return  # not what one module would have
+            part = other.b[:, place.first : place.first + place.rows][:, :, columns]
+            rows.append(hf_order(part[0], place.heads)[None] if place.heads else part)
+        b = np.concatenate(rows, axis=1)
+        name = f"{self.family.block}.{layer}.{path}"
+        own = replace(stack, a=a)
+        single = _SINGLE.fullmatch(path)
+        if not stack.n_experts:
+            parameter = path in _ROUTERS and not self.one_by_one
+            end = ".weight" if parameter else ""
+            yield self._factors(name, path + end, own, b, parameter=parameter)
+        elif self.one_by_one and single:
+            yield from self._each_expert(layer, single, own, b)
+        else:
+            yield self._packed(name, path, own, b)
+
+    def _packed(self, name: str, path: str, stack: _Stack, b: Bits) -> Factors:
+        """Several experts' factors as PEFT keeps a parameter's; values.py has the order."""
+        n_experts, rank, n_in = stack.a.shape
+        packed = replace(stack, a=stack.a.reshape(1, n_experts * rank, n_in))
+        order = b.transpose(1, 2, 0).reshape(1, b.shape[1], rank * n_experts)
+        parameter = ".experts." in path
+        made = self._factors(name, path, packed, order, parameter=parameter)
+        return replace(made, rank=rank)
+
+    def _each_expert(
+        self, layer: int, path: re.Match[str], stack: _Stack, b: Bits
+    ) -> Iterator[Factors]:
+        """A module for each expert, without the ranks that it was padded with."""
+        for expert in range(len(b)):
+            a = stack.a[expert : expert + 1]
+            ranks = np.flatnonzero(a.any(axis=(0, 2)) | b[expert].any(axis=0))
+            if len(ranks):
+                rank = int(ranks[-1]) + 1
+                inner = f"{path[1]}.{expert}.{path[2]}"
+                own = replace(stack, a=a[:, :rank])
+                name = f"{self.family.block}.{layer}.{inner}"
+                yield self._factors(name, inner, own, b[expert : expert + 1, :, :rank])
+
+    def _factors(
+        self,
+        name: str,
+        path: str,
+        stack: _Stack,
+        b: Bits,
+        *,
+        parameter: bool = False,
+        embedding: bool = False,
+        everywhere: bool = False,
+    ) -> Factors:
+        experts = parameter and ".experts." in path
+        return Factors(
+            module=name.rpartition(".")[0] if experts else name,
+            name=f"{name}.weight" if path.endswith(".weight") else name,
+            path=path,
+            a=_contiguous(stack.a[0]),
+            b=_contiguous(b[0]),
+            kinds=stack.kinds,
+            rank=b.shape[2],
+            scale=stack.scale,
+            parameter=parameter,
+            embedding=embedding,
+            everywhere=everywhere,
+        )
+
+    @staticmethod
+    def _columns(stack: _Stack, *places: Place) -> Any:
+        """The ranks that rows of a tensor have: all, unless other rows have some of them alone."""
+        own = np.zeros(stack.b.shape[1], bool)
+        for place in places:
+            own[place.first : place.first + place.rows] = True
+        if own.all():
+            return slice(None)
+        return np.flatnonzero(stack.b[:, own].any(axis=(0, 1)))
+
+    def _check_shape(self, pair: Pair) -> None:
+        shape = self.base.shape(pair.target)
+        stack = self.stacks[pair.target]
+        n_in, n_out = stack.a.shape[2], stack.b.shape[1]
+        if pair.target == "token_embd.weight":
+            n_in, n_out = n_out, stack.a.shape[1]
+        found = (n_in, n_out, *((stack.n_experts,) if stack.n_experts else ()))
+        # a vector, as a gate of one output, has one row
+        wanted = None if shape is None else (*shape, *(1,) * (2 - len(shape)))
+        if wanted != found:
+            raise AdapterMismatchError(
+                f"{self.file.path}: '{pair.target}' is {list(found)} in the adapter, but "
+                f"{'not there' if shape is None else list(shape)} in {self.base.label}; give the "
+                "base it was trained on"
+            )
+
+
+def _tensors(places: Sequence[Place]) -> set[str]:
+    return {place.tensor for place in places}
+
+
+def _contiguous(values: Bits) -> Bits:
+    return np.ascontiguousarray(values)
+
+
+def _stack(file: AdapterFile, pair: Pair) -> _Stack:
+    n_experts = pair.a.shape[2] if len(pair.a.shape) > 2 else 0
+    scale = file.alpha / pair.rank if file.alpha else 1.0
+    (a, first), (b, second) = (_bits(file, info) for info in (pair.a, pair.b))
+    return _Stack(a, b, (first, second), scale, n_experts)
+
+
+def _bits(file: AdapterFile, info: TensorInfo) -> tuple[Bits, str]:
+    """A tensor as [E, rows, columns], and its type."""
+    data = memoryview(file.data)[info.offset : info.offset + info.nbytes]
+    shape = (info.shape[2] if len(info.shape) > 2 else 1, info.shape[1], info.shape[0])
+    if info.type_name in _TYPES:
+        return np.frombuffer(data, _TYPES[info.type_name]).reshape(shape), info.type_name
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    blocks = np.frombuffer(data, np.uint8).reshape(shape[0] * shape[1], -1)
+    return dequantize(blocks, GGMLQuantizationType(info.type)).reshape(shape), "F32"
