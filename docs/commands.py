@@ -15,8 +15,10 @@ _WIDTH: Final = 78  # what click leaves of a terminal's 80 columns
 # the page about a command that has none of its own name
 _PAGES: Final = {
     "demo": "tutorial",
+    "export": "convert",
     "inspect": "convert",
     "list": "pull",
+    "merge": "convert",
     "rm": "pull",
     "steer": "steering",
 }

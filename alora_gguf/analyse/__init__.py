@@ -1,5 +1,5 @@
 """What adapters change and where, told from their weights and by running them: analyse(),
-truncate(), and the records that they return.
+truncate(), merge(), and the records that they return.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from .activation_records import (
 )
 from .analysing import analyse
 from .findings import RULES, Rule
+from .merge_records import MergeCost, Merging
+from .merging import merge
 from .records import (
     LEVELS,
     AdapterWeights,
@@ -56,6 +58,8 @@ __all__ = [
     "Level",
     "MatrixWeights",
     "Merge",
+    "MergeCost",
+    "Merging",
     "Overlap",
     "RandomWeights",
     "RankLoss",
@@ -69,6 +73,7 @@ __all__ = [
     "analyse",
     "check_sarif",
     "check_truncation",
+    "merge",
     "sarif",
     "truncate",
     "write_sarif",

@@ -6,15 +6,12 @@ mean is the business of measuring.py, and of analyse.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
@@ -28,9 +25,10 @@ from alora_gguf.generate.sampling import log_total
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
 
+from .ggml import load_ggml
+
 # how upstream's graphs name what a layer adds its results to; views of it have a longer name
 _LAYER: Final = re.compile(rb"l_out-([0-9]+)")
-_LIBRARIES: Final = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _BATCH: Final = 512
 _KINDS: Final = 512  # different tokens that a random text is made of
 TINY: Final = 1e-30  # in place of a norm of 0
@@ -76,7 +74,7 @@ def open_probe(
     """
     runtime = model._runtime
     native, llama, theirs = runtime.engine.native, runtime.engine.llama, runtime.engine.ctx
-    tap = _Tap(_ggml(native.path.parent))
+    tap = _Tap(load_ggml(native.path.parent))
     callback = llama.ggml_backend_sched_eval_callback(tap.see)
     n_batch = max(n_rows, min(n_tokens, _BATCH))
     # F32 cells and plain attention: what is seen is what the weights do
@@ -198,24 +196,6 @@ class _Tap:
         # [n_embd, n_tokens], and a third dimension where there are several streams
         streams = values.reshape(parts, self._rows, -1)
         self._layers[layer] = streams.transpose(1, 0, 2).reshape(self._rows, -1)
-
-
-def _ggml(folder: Path) -> Any:
-    """The functions of ggml.h and ggml-backend.h that look at a tensor."""
-    library = ctypes.CDLL(str(folder / _LIBRARIES.get(sys.platform, "libggml-base.so")))
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    for name, result in (
-        ("ggml_get_name", ctypes.c_char_p),
-        ("ggml_nelements", ctypes.c_int64),
-        ("ggml_nrows", ctypes.c_int64),
-        ("ggml_nbytes", size),
-        ("ggml_is_contiguous", ctypes.c_bool),
-    ):
-        function = getattr(library, name)
-        function.argtypes, function.restype = [pointer], result
-    library.ggml_backend_tensor_get.argtypes = [pointer, pointer, size, size]
-    library.ggml_backend_tensor_get.restype = None
-    return library
 
 
 def relative_error(ours: Logits, theirs: Logits) -> float:
