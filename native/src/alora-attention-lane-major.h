@@ -15,9 +15,10 @@ namespace {
 // a block of rows
 //
 
-// What a tile adds to their scores.
-struct block_bias {
-    const float * bias   = nullptr;  // [width] or, if by_key, [keys][width]; null: nothing
+// What is known of a tile beside a block.
+struct block_tile {
+    int64_t       n_keys = 0;        // to compute, a multiple of 16
+    const float * bias   = nullptr;  // added to scores: [width] or, if by_key, [keys][width]
     bool          by_key = false;
     bool guarded = false;  // V holds infinity or NaN, perhaps in cells that some row must not see
 };
@@ -60,7 +61,8 @@ inline void scores(const float * q, const float * k, int64_t d, float * s) {
 // o[i][row] = o[i][row] * rescale[row] + sum over the keys of p[key][row] * v[key][i] for ND values i.
 template <class V, int NV, int ND>
 inline void values(
-        const float * p, const float * v, int64_t d, const typename V::vec * rescale, float * o) {
+        const float * p, const float * v, int64_t n_keys, int64_t d,
+        const typename V::vec * rescale, float * o) {
     typename V::vec acc[ND][NV];
     ALORA_UNROLL
     for (int i = 0; i < ND; ++i) {
@@ -69,7 +71,7 @@ inline void values(
             acc[i][r] = V::mul(V::load(o + (i * NV + r) * V::N), rescale[r]);
         }
     }
-    for (int64_t key = 0; key < ALORA_KEYS; ++key) {
+    for (int64_t key = 0; key < n_keys; ++key) {
         typename V::vec pv[NV];
         ALORA_UNROLL
         for (int r = 0; r < NV; ++r) {
@@ -98,10 +100,10 @@ inline void values(
 template <class V, int NV>
 inline void attend_block(
         const alora_attend & op, const float * q, const float * k, const float * v, float * s,
-        const block_bias & tile, int64_t next, const split_rows & rows) {
+        const block_tile & tile, int64_t next, const split_rows & rows) {
     constexpr int W = NV * V::N;
     constexpr int B = V::BESIDE[NV];
-    for (int64_t key = 0; key < ALORA_KEYS; key += B) {
+    for (int64_t key = 0; key < tile.n_keys; key += B) {
         if (next > 0) {
             prefetch<2>(op.k, next + key, B);
         }
@@ -113,13 +115,13 @@ inline void attend_block(
     for (int r = 0; r < NV; ++r) {
         m[r] = V::load(rows.m + r * V::N);
     }
-    largest_scores<V, NV, ALORA_KEYS>(s, op.soft_cap, tile.bias, tile.by_key ? W : 0, m);
+    largest_scores<V, NV>(s, tile.n_keys, op.soft_cap, tile.bias, tile.by_key ? W : 0, m);
     ALORA_UNROLL
     for (int r = 0; r < NV; ++r) {
         rescale[r] = exp2<V>(V::sub(V::load(rows.m + r * V::N), m[r]));
         l[r]       = V::mul(V::load(rows.l + r * V::N), rescale[r]);
     }
-    weights<V, NV, ALORA_KEYS>(s, m, l);
+    weights<V, NV>(s, tile.n_keys, m, l);
     ALORA_UNROLL
     for (int r = 0; r < NV; ++r) {
         V::store(rows.m + r * V::N, m[r]);
@@ -131,7 +133,7 @@ inline void attend_block(
         for (int r = 0; r < NV; ++r) {
             V::store(each + r * V::N, rescale[r]);
         }
-        values_guarded(s, { 1, W }, v, op.v.d, W, each, rows.o, { 1, W });
+        values_guarded(s, { 1, W }, v, tile.n_keys, op.v.d, W, each, rows.o, { 1, W });
         return;
     }
     const int64_t share = ALORA_KEYS * B / op.v.d;
@@ -139,14 +141,14 @@ inline void attend_block(
         if (next > 0) {
             prefetch<2>(op.v, next + key, share);
         }
-        values<V, NV, B>(s, v + i, op.v.d, rescale, rows.o + i * W);
+        values<V, NV, B>(s, v + i, tile.n_keys, op.v.d, rescale, rows.o + i * W);
     }
 }
 
 template <class V, int NV>
 inline void attend_block_of(
         int64_t n_vecs, const alora_attend & op, const float * q, const float * k, const float * v,
-        float * s, const block_bias & tile, int64_t next, const split_rows & rows) {
+        float * s, const block_tile & tile, int64_t next, const split_rows & rows) {
     if constexpr (NV > 1) {
         if (n_vecs < NV) {
             attend_block_of<V, NV - 1>(n_vecs, op, q, k, v, s, tile, next, rows);
@@ -173,9 +175,9 @@ template <class V, class F> inline void for_blocks(int64_t n_rows, const F & bod
 }
 
 // False if a block's rows see nothing of a tile.
-inline bool bias_of_block(
+inline bool tile_of_block(
         const alora_attend & op, const coverage * by_token, int64_t first, int64_t width,
-        int64_t key, int64_t n_keys, float * room, block_bias & result) {
+        int64_t key, int64_t n_keys, float * room, block_tile & result) {
     const int64_t n_rows = op.n_tokens * op.group;
     const int64_t last   = first + width < n_rows ? first + width : n_rows;
 
@@ -187,7 +189,8 @@ inline bool bias_of_block(
         full &= by_token[t] == coverage::full;
         partial |= by_token[t] == coverage::partial;
     }
-    result = {};
+    result        = {};
+    result.n_keys = padded_keys(n_keys);
     if (empty || full) {
         return !empty;
     }
@@ -232,19 +235,19 @@ template <class V> inline void attend_lane_major(const alora_attend & op) {
 
     coverage by_token[64];
     for (int64_t key = 0; key < op.n_keys; key += ALORA_KEYS) {
-        const int64_t  n   = keys_in_tile(op, key);
+        int64_t        n   = keys_in_tile(op, key);
         const coverage all = coverage_of_tile(op, key, n, by_token);
         if (all == coverage::empty) {
             continue;
         }
         int64_t next = tile_after(op, key);
-        load_tile<V>(op.k, key, n, k);
-        load_tile<V>(op.v, key, n, v);
-        const bool finite = all == coverage::full || all_finite<V>(v, op.v.d);
+        load_tile<V>(op.k, key, n, padded_keys(n), k);
+        load_tile<V>(op.v, key, n, padded_keys(n), v);
+        const bool finite = all == coverage::full || all_finite<V>(v, padded_keys(n), op.v.d);
         for_blocks<V>(op.n_tokens * op.group, [&](int64_t first, int64_t n_vecs) {
-            block_bias    tile;
+            block_tile    tile;
             const int64_t width = n_vecs * V::N;
-            if (bias_of_block(op, by_token, first, width, key, n, bias, tile)) {
+            if (tile_of_block(op, by_token, first, width, key, n, bias, tile)) {
                 tile.guarded = !finite;
                 attend_block_of<V, V::LANE_VECS>(
                         n_vecs, op, q + first * op.k.d, k, v, s, tile, next,

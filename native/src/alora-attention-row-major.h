@@ -54,8 +54,8 @@ inline void few_scores(const float * q, const tile_rows & k, int64_t key, int64_
 // o[row] = o[row] * rescale[row] + sum over the keys of p[row][key] * v[key], for R rows and W vectors.
 template <class V, class E, int R, int W>
 inline void few_values(
-        const float * p, const tile_rows & v, int64_t at, int64_t d, const float * rescale,
-        float * o) {
+        const float * p, const tile_rows & v, int64_t n_keys, int64_t at, int64_t d,
+        const float * rescale, float * o) {
     typename V::vec acc[R][W];
     ALORA_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -64,7 +64,7 @@ inline void few_values(
             acc[r][i] = V::mul(V::load(o + r * d + at + i * V::N), V::set1(rescale[r]));
         }
     }
-    for (int64_t key = 0; key < ALORA_KEYS; ++key) {
+    for (int64_t key = 0; key < n_keys; ++key) {
         const E *       from = (const E *) (v.data + key * v.stride) + at;
         typename V::vec vv[W];
         ALORA_UNROLL
@@ -91,29 +91,29 @@ inline void few_values(
 
 template <class V, class E, int R, int W>
 inline void few_values_all(
-        const float * p, const tile_rows & v, int64_t at, int64_t d, const float * rescale,
-        float * o) {
+        const float * p, const tile_rows & v, int64_t n_keys, int64_t at, int64_t d,
+        const float * rescale, float * o) {
     for (; at + W * V::N <= d; at += W * V::N) {
-        few_values<V, E, R, W>(p, v, at, d, rescale, o);
+        few_values<V, E, R, W>(p, v, n_keys, at, d, rescale, o);
     }
     if constexpr (W > 1) {
         if (at < d) {
-            few_values_all<V, E, R, W - 1>(p, v, at, d, rescale, o);
+            few_values_all<V, E, R, W - 1>(p, v, n_keys, at, d, rescale, o);
         }
     }
 }
 
 // A row's scores become weights; returns what its result so far is multiplied by.
 template <class V>
-inline float few_weights(float * s, float cap, const float * bias, float & top, float & sum) {
-    constexpr int   STEPS = ALORA_KEYS / V::N;
-    typename V::vec m     = V::set1(top);
-    largest_scores<V, 1, STEPS>(s, cap, bias, V::N, &m);
+inline float few_weights(
+        float * s, int64_t n_keys, float cap, const float * bias, float & top, float & sum) {
+    typename V::vec m = V::set1(top);
+    largest_scores<V, 1>(s, n_keys / V::N, cap, bias, V::N, &m);
     const float     largest = V::top(m);
     const float     rescale = exp2_scalar(top - largest);
     typename V::vec l       = V::zero();
     m                       = V::set1(largest);
-    weights<V, 1, STEPS>(s, &m, &l);
+    weights<V, 1>(s, n_keys / V::N, &m, &l);
     top = largest;
     sum = sum * rescale + V::sum(l);
     return rescale;
@@ -123,6 +123,7 @@ inline float few_weights(float * s, float cap, const float * bias, float & top, 
 struct few_tile {
     tile_rows k;
     tile_rows v;
+    int64_t   n_keys;   // to compute, a multiple of 16
     int64_t   next;     // the tile to ask for meanwhile, 0: none
     bool      guarded;  // V holds infinity or NaN, perhaps in cells that some row must not see
     const float * const * bias;  // [row][keys] is added to scores, null for rows that need nothing
@@ -133,7 +134,7 @@ template <class V, class E, int R>
 inline void attend_few(
         const alora_attend & op, const few_tile & tile, const float * q, float * s,
         const split_rows & rows, int64_t first) {
-    for (int64_t key = 0; key < ALORA_KEYS; key += 4) {
+    for (int64_t key = 0; key < tile.n_keys; key += 4) {
         if (tile.next > 0 && first == 0) {
             prefetch<1>(op.k, tile.next + key, 4);
             prefetch<1>(op.v, tile.next + key, 4);
@@ -144,16 +145,16 @@ inline void attend_few(
     ALORA_UNROLL
     for (int r = 0; r < R; ++r) {
         rescale[r] = few_weights<V>(
-                s + r * ALORA_KEYS, op.soft_cap, tile.bias[first + r], rows.m[first + r],
-                rows.l[first + r]);
+                s + r * ALORA_KEYS, tile.n_keys, op.soft_cap, tile.bias[first + r],
+                rows.m[first + r], rows.l[first + r]);
     }
     float * o = rows.o + first * op.v.d;
     if (tile.guarded) {
         const float * v = (const float *) tile.v.data;
-        values_guarded(s, { ALORA_KEYS, 1 }, v, op.v.d, R, rescale, o, { op.v.d, 1 });
+        values_guarded(s, { ALORA_KEYS, 1 }, v, tile.n_keys, op.v.d, R, rescale, o, { op.v.d, 1 });
         return;
     }
-    few_values_all<V, E, R, V::FEW_WIDTH>(s, tile.v, 0, op.v.d, rescale, o);
+    few_values_all<V, E, R, V::FEW_WIDTH>(s, tile.v, tile.n_keys, 0, op.v.d, rescale, o);
 }
 
 template <class V, class E, int R>
@@ -202,7 +203,7 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
     const float * bias[64];
     coverage      by_token[64];
     for (int64_t key = 0; key < op.n_keys; key += ALORA_KEYS) {
-        const int64_t  n   = keys_in_tile(op, key);
+        int64_t        n   = keys_in_tile(op, key);
         const coverage all = coverage_of_tile(op, key, n, by_token);
         if (all == coverage::empty) {
             continue;
@@ -215,7 +216,8 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
             }
         }
         few_tile   tile   = { { op.k.data + key * op.k.stride, op.k.stride },
-            { op.v.data + key * op.v.stride, op.v.stride }, tile_after(op, key), false, bias };
+            { op.v.data + key * op.v.stride, op.v.stride }, padded_keys(n), tile_after(op, key),
+            false, bias };
         const bool direct = in_place && n == ALORA_KEYS && all == coverage::full;
         if (direct && op.k.type == GGML_TYPE_F16) {
             attend_few_tile<V, f16>(op, tile, q, s, rows);
@@ -224,11 +226,11 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
         } else if (direct) {
             attend_few_tile<V, float>(op, tile, q, s, rows);
         } else {
-            load_tile<V>(op.k, key, n, k);
-            load_tile<V>(op.v, key, n, v);
+            load_tile<V>(op.k, key, n, tile.n_keys, k);
+            load_tile<V>(op.v, key, n, tile.n_keys, v);
             tile.k       = { (const char *) k, op.k.d * sizeof(float) };
             tile.v       = { (const char *) v, op.v.d * sizeof(float) };
-            tile.guarded = all != coverage::full && !all_finite<V>(v, op.v.d);
+            tile.guarded = all != coverage::full && !all_finite<V>(v, tile.n_keys, op.v.d);
             attend_few_tile<V, float>(op, tile, q, s, rows);
         }
     }

@@ -66,14 +66,15 @@ inline float score_scale(const alora_attend & op) {
 // a tile's scores
 //
 
-// Caps STEPS times NV vectors of scores, adds `bias` and raises `m` to the largest of each lane.
+// Caps `steps` times NV vectors of scores, adds `bias` and raises `m` to the largest of each lane.
 // `bias`: vectors of a step as far apart as `bias_step` says, 0: the same for all; null: nothing.
-template <class V, int NV, int STEPS>
+template <class V, int NV>
 inline void largest_scores(
-        float * s, float cap, const float * bias, int64_t bias_step, typename V::vec * m) {
+        float * s, int64_t steps, float cap, const float * bias, int64_t bias_step,
+        typename V::vec * m) {
     constexpr int W = NV * V::N;
     if (cap != 0.0f || bias) {
-        for (int64_t i = 0; i < STEPS; ++i) {
+        for (int64_t i = 0; i < steps; ++i) {
             ALORA_UNROLL
             for (int r = 0; r < NV; ++r) {
                 float *         at = s + i * W + r * V::N;
@@ -88,7 +89,7 @@ inline void largest_scores(
             }
         }
     }
-    for (int64_t i = 0; i < STEPS; ++i) {
+    for (int64_t i = 0; i < steps; ++i) {
         ALORA_UNROLL
         for (int r = 0; r < NV; ++r) {
             m[r] = V::max(m[r], V::load(s + i * W + r * V::N));
@@ -97,10 +98,10 @@ inline void largest_scores(
 }
 
 // Scores become weights, whose sums are added to `l`.
-template <class V, int NV, int STEPS>
-inline void weights(float * s, const typename V::vec * m, typename V::vec * l) {
+template <class V, int NV>
+inline void weights(float * s, int64_t steps, const typename V::vec * m, typename V::vec * l) {
     constexpr int W = NV * V::N;
-    for (int64_t i = 0; i < STEPS; ++i) {
+    for (int64_t i = 0; i < steps; ++i) {
         ALORA_UNROLL
         for (int r = 0; r < NV; ++r) {
             float *               at = s + i * W + r * V::N;
@@ -120,13 +121,13 @@ struct strides {
 // o = o * rescale + sum over the keys of p * v where V's tile holds infinity or NaN, perhaps in cells
 // that some row must not see: what has a weight of 0 counts for nothing.
 inline void values_guarded(
-        const float * p, strides of_p, const float * v, int64_t d, int64_t n_rows,
+        const float * p, strides of_p, const float * v, int64_t n_keys, int64_t d, int64_t n_rows,
         const float * rescale, float * o, strides of_o) {
     for (int64_t i = 0; i < d; ++i) {
         for (int64_t r = 0; r < n_rows; ++r) {
             float * at  = o + i * of_o.step + r * of_o.row;
             float   sum = *at * rescale[r];
-            for (int64_t key = 0; key < ALORA_KEYS; ++key) {
+            for (int64_t key = 0; key < n_keys; ++key) {
                 const float weight = p[key * of_p.step + r * of_p.row];
                 sum += weight == 0.0f ? 0.0f : weight * v[key * d + i];
             }

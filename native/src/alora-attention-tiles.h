@@ -31,9 +31,10 @@ template <class V> inline void widen_q8_0(const char * from, int64_t d, float * 
     }
 }
 
-// `n` cells from `first` on as rows of floats, and zeros for the rest of the tile.
+// `n` cells from `first` on as rows of floats, and zeros for the rest of `padded`.
 template <class V>
-inline void load_tile(const alora_attend::cells & c, int64_t first, int64_t n, float * to) {
+inline void load_tile(
+        const alora_attend::cells & c, int64_t first, int64_t n, int64_t padded, float * to) {
     const char * from = c.data + first * c.stride;
     for (int64_t i = 0; i < n; ++i, from += c.stride, to += c.d) {
         switch (c.type) {
@@ -51,12 +52,12 @@ inline void load_tile(const alora_attend::cells & c, int64_t first, int64_t n, f
                 break;
         }
     }
-    memset(to, 0, (ALORA_KEYS - n) * c.d * sizeof(float));
+    memset(to, 0, (padded - n) * c.d * sizeof(float));
 }
 
-template <class V> inline bool all_finite(const float * tile, int64_t d) {
+template <class V> inline bool all_finite(const float * tile, int64_t n, int64_t d) {
     typename V::vec sum = V::zero();
-    for (int64_t i = 0; i < ALORA_KEYS * d; i += V::N) {
+    for (int64_t i = 0; i < n * d; i += V::N) {
         sum = V::fma(V::load(tile + i), V::zero(), sum);
     }
     return V::sum(sum) == 0.0f;
@@ -101,25 +102,41 @@ inline coverage coverage_of(const uint16_t * mask, int64_t n) {
     uint16_t any = 0, other = 0;
     for (int64_t i = 0; i < n; ++i) {
         any |= mask[i];
-        other |= mask[i] ^ 0xfc00;  // -inf
+        other |= mask[i] ^ ALORA_HIDDEN;
     }
     return other == 0 ? coverage::empty : (any & 0x7fff) == 0 ? coverage::full : coverage::partial;
 }
 
-// By each token, and by all of them.
+// By each token, and by all of them; `n` becomes what is up to the last key that any of them sees.
 inline coverage coverage_of_tile(
-        const alora_attend & op, int64_t key, int64_t n, coverage * by_token) {
-    bool full = true, empty = true;
+        const alora_attend & op, int64_t key, int64_t & n, coverage * by_token) {
+    bool    full = true, empty = true;
+    int64_t seen = 0;
     for (int64_t t = 0; t < op.n_tokens; ++t) {
         by_token[t] = op.mask ? coverage_of(op.mask[t] + key, n) : coverage::full;
         full &= by_token[t] == coverage::full;
         empty &= by_token[t] == coverage::empty;
+        if (by_token[t] == coverage::full) {
+            seen = n;
+        } else if (by_token[t] == coverage::partial) {
+            int64_t last = n;
+            while (last > seen && op.mask[t][key + last - 1] == ALORA_HIDDEN) {
+                --last;
+            }
+            seen = last;
+        }
     }
+    n = seen;
     return full ? coverage::full : empty ? coverage::empty : coverage::partial;
 }
 
+// Keys that are computed where `n` are seen: as many as are computed at once, whatever the layout.
+constexpr int64_t padded_keys(int64_t n) {
+    return (n + 15) / 16 * 16;
+}
+
 // What a row adds to its scores, `step` floats apart: its mask times its slope, and -inf for the keys
-// that a tile of `n` lacks.
+// behind its first `n`.
 inline void write_bias(
         const alora_attend & op, int64_t row, int64_t key, int64_t n, float * to, int64_t step) {
     const float      slope = (op.slope ? op.slope[row % op.group] : 1.0f) * LOG2E;
@@ -127,7 +144,7 @@ inline void write_bias(
     for (int64_t i = 0; i < n; ++i) {
         to[i * step] = mask ? to_float(f16{ mask[i] }) * slope : 0.0f;
     }
-    for (int64_t i = n; i < ALORA_KEYS; ++i) {
+    for (int64_t i = n; i < padded_keys(n); ++i) {
         to[i * step] = -INFINITY;
     }
 }

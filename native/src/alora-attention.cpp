@@ -19,8 +19,6 @@ static constexpr int64_t MIN_CHUNKS = 64;
 static constexpr int64_t MAX_ROWS   = 256;
 static constexpr int64_t MAX_TOKENS = 64;
 
-static constexpr uint16_t F16_MINUS_INFINITY = 0xfc00;
-
 //
 // what can be computed here, and when it pays
 //
@@ -224,7 +222,7 @@ static void compute_without(ggml_tensor * dst, int ith, int nth, void * userdata
         if (std::find(hidden.begin(), hidden.end(), (int32_t) i) == hidden.end()) {
             memcpy(to, at(dst->src[0], i, 0, 0), dst->ne[0] * sizeof(uint16_t));
         } else {
-            std::fill_n(to, dst->ne[0], F16_MINUS_INFINITY);
+            std::fill_n(to, dst->ne[0], ALORA_HIDDEN);
         }
     }
 }

@@ -72,6 +72,9 @@ struct alora_splits {
 // leaves the second level of the cache to the rows' results.
 static constexpr int64_t ALORA_KEYS = 64;
 
+// In a mask of F16: -inf, a key that is not seen.
+static constexpr uint16_t ALORA_HIDDEN = 0xfc00;
+
 constexpr int64_t alora_partial_size(int64_t n_rows, int64_t d_v) {
     return (n_rows + 15) / 16 * 16 * (d_v + 2);
 }
