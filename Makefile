@@ -193,13 +193,11 @@ test-stock: setup-checks
 	@$(BIN)/python -m tests.stock
 
 # The converter's tests must reach nearly all of it (pyproject.toml says how much).
-# What depends on how the CPU multiplies and attends is tested with upstream's ways of it too, and with
-# our attention for tokens of the base as well.
+# What depends on how the CPU multiplies is tested with ggml's own products too.
 test-python: setup-checks
 	@$(PYTEST) tests/convert --cov --cov-report=term
 	@$(PYTEST) --ignore=tests/convert
-	@ALORA_CPU_PATH=standard ALORA_CPU_ATTENTION=stock $(PYTEST) tests/native tests/parity
-	@ALORA_CPU_ATTENTION=ours $(PYTEST) tests/native tests/parity
+	@ALORA_CPU_PATH=standard $(PYTEST) tests/native tests/parity
 
 # Each backend is one library more beside those installed (tests/backends). CI compares fewer families
 # with PEFT: what differs between backends is the graph and where it is computed, not the conversion.

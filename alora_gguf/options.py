@@ -16,6 +16,7 @@ from .errors import CancelledError, InputError
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 FlashAttention = Literal["auto", "off", "on"]
+Attention = Literal["auto", "upstream"]
 FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
 """Why a reply ended: an end token or a stop string, max_tokens, close(), a CancelToken, or else."""
 Form = Literal["free", "compact", "json.dumps", "text"]
@@ -120,6 +121,8 @@ class ContextOptions:
     n_threads     CPU threads (None: one per physical core that nobody else is using)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention
+    attention     what computes flash attention on the CPU: "auto" whichever is faster, our node or
+                  llama.cpp's; with "upstream" the base's tokens have llama.cpp's, and so its bits
     n_pooled      closed conversations whose cells are kept, while nobody needs their room, for new
                   ones that begin like them (0: none)
     max_adapters  adapters the bank makes room for; more can be loaded, at the price of one reserve
@@ -135,6 +138,7 @@ class ContextOptions:
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
     flash_attn: FlashAttention = "auto"
+    attention: Attention = "auto"
     max_adapters: Annotated[int, Within(1, 1023)] = 8
     n_pooled: Annotated[int, Within(0, 255)] = 4
 
@@ -157,6 +161,7 @@ class ContextFields(TypedDict, total=False):
     type_k: CacheType
     type_v: CacheType
     flash_attn: FlashAttention
+    attention: Attention
     max_adapters: int
     n_pooled: int
 

@@ -16,6 +16,8 @@ from .bases import packaged
 
 MAX_SCALE: Final = 1000  # as a scale can be anywhere
 
+Attention = Literal["auto", "upstream"]
+"""What --attention says."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -207,6 +209,15 @@ verbose: Final = click.option("--verbose", is_flag=True, help="Show llama.cpp's 
 DEMO_THREADS: Final = 1  # by default: the demo model is so small that a second costs more
 threads: Final = click.option(
     "-t", "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
+)
+
+attention: Final = click.option(
+    "--attention",
+    type=click.Choice(["auto", "upstream"]),
+    default="auto",
+    show_default=True,
+    help="How the CPU computes attention: by whichever way is faster; or the base's tokens by "
+    "llama.cpp's own, bit for bit.",
 )
 
 

@@ -101,6 +101,7 @@ _LOCAL: Final = "127.0.0.1"
 @options.prompt_cache
 @options.threads
 @options.gpu_layers
+@options.attention
 @options.verbose
 def command(
     *,
@@ -118,6 +119,7 @@ def command(
     prompt_cache: Path | None,
     n_threads: int | None,
     n_gpu_layers: int,
+    attention: options.Attention,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -159,6 +161,7 @@ def command(
         n_ctx=n_ctx,
         n_threads=n_threads or (DEMO_THREADS if base is None else None),
         n_gpu_layers=n_gpu_layers,
+        attention=attention,
         # a conversation and a fork of it for each request, and what is over
         n_seq_max=min(256, 2 * n_parallel + _N_CLOSED + 1),
         n_pooled=_N_CLOSED,

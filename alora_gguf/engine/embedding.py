@@ -59,6 +59,7 @@ class Embedder:
             self._ctx = int(ctx)
             context.others.append(self._ctx)
             self._native.interrupt(self._ctx, False)  # installs the callback
+            self._native.set_attention(self._ctx, context.options.attention)
         self.pooling: int = self._llama.llama_pooling_type(ctx)
         if self.pooling == _RANKS:
             self.free()

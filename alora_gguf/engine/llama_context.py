@@ -141,6 +141,7 @@ class LlamaContext:
         self._finalizer = weakref.finalize(self, free, llama, self.vocab, ctx, model, self.others)
         native.interrupt(ctx, False)  # installs the callback
         native.keep_cells(ctx)
+        native.set_attention(ctx, options.attention)
         self._forked = False
         _CONTEXTS.add(self)
         self.n_batch: int = llama.llama_n_batch(ctx)

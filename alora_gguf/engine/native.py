@@ -24,7 +24,7 @@ from alora_gguf.gguf.vector import Directions
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
-API_VERSION: Final = 7
+API_VERSION: Final = 8
 
 _MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
 _NO_MEMORY: Final = -5
@@ -67,6 +67,7 @@ class _StatsStruct(ctypes.Structure):
 
 _HOOKS: Final = {"block": 0, "attention": 1, "ffn": 2}  # enum alora_hook
 _EDITS: Final = {"add": 0, "project": 1, "project_positive": 2, "add_keep_norm": 3}  # alora_edit
+_ATTENTION: Final = {"upstream": 0, "auto": 1, "stock": 2, "ours": 3}  # enum alora_attention_mode
 
 
 class _PartStruct(ctypes.Structure):
@@ -200,6 +201,7 @@ class Native:
             "alora_finite_batch": ([ctx, self.llama.llama_batch], i32),
             "alora_clear_free_cells": ([ctx], i32),
             "alora_keep_cells": ([ctx], i32),
+            "alora_attention_set": ([ctx, i32], i32),
             "alora_interrupt": ([ctx, ctypes.c_bool], i32),
             "alora_tokenize": (
                 [ctx, ctypes.c_char_p, i32, i32s, i32, ctypes.c_bool, ctypes.c_bool, i32s],
@@ -312,6 +314,12 @@ class Native:
     def keep_cells(self, ctx: int) -> None:
         """alora_keep_cells(): no sequence loses cells outside its sliding window."""
         self._check(self._lib.alora_keep_cells(ctx), "cells")
+
+    def set_attention(self, ctx: int, mode: str) -> None:
+        """alora_attention_set(): "auto" or "upstream"; for comparisons also "stock", upstream's for
+        adapted tokens too, and "ours" wherever that can compute.
+        """
+        self._check(self._lib.alora_attention_set(ctx, _ATTENTION[mode]), "attention")
 
     def interrupt(self, ctx: int, on: bool) -> None:
         """Whether a llama_decode() that runs now, or is called while it is on, stops soon."""

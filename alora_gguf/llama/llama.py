@@ -201,8 +201,12 @@ class Llama(Reader):
         """The constructor's arguments: what is unpickled opens the model again."""
         adapters = {name: file.path for name, file in self.adapters.items() if file.path}
         settings: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        special = self._special_tokens_in_text
-        return {**settings, "adapters": adapters, "special_tokens_in_text": special}
+        own = {
+            "adapters": adapters,
+            "special_tokens_in_text": self._special_tokens_in_text,
+            "attention": self._attention,
+        }
+        return {**settings, **own}
 
     def __enter__(self) -> Llama:
         return self

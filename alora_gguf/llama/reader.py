@@ -40,7 +40,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import Begins
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.options import AdapterLike, ContextOptions, FrozenDict, Timings
+from alora_gguf.options import AdapterLike, Attention, ContextOptions, FrozenDict, Timings
 from alora_gguf.saved.snapshot import fill, snapshot
 
 from .request import Request
@@ -66,11 +66,13 @@ class Reader(Stock):
         *,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         special_tokens_in_text: bool = False,
+        attention: Attention = "auto",
         **settings: Any,
     ) -> None:
         """Loads the model at `model_path`, and `adapters`, names mapped to files. `settings` are
         those of llama_cpp.Llama. Control tokens that a chat's messages quote are what they look
-        like; with `special_tokens_in_text` they are control tokens, as in llama_cpp.
+        like; with `special_tokens_in_text` they are control tokens, as in llama_cpp. `attention` is
+        ContextOptions', and acts with `flash_attn=True`.
 
         Raises InputError for those that are not supported, ModelError, and AdapterError for the
         adapters.
@@ -84,8 +86,9 @@ class Reader(Stock):
         self._embedder: Embedder | None = None
         self._conversation: tuple[list[Any], datetime] = [], present()  # the latest, since when
         self._last_timings = Timings()
+        self._attention = attention
         settings = checked(settings)
-        options = context_options(settings)
+        options = replace(context_options(settings), attention=attention)
         self._rows = options.n_batch if settings["logits_all"] else PROMPT_ROWS  # of a batch
         path, log = os.fspath(model_path), _native.load().log
         check_text(path, "model_path")

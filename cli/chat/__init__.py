@@ -83,6 +83,7 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @options.threads
 @options.gpu_layers
+@options.attention
 @options.verbose
 def command(path: str | None, base: str | None, **given: Any) -> None:
     """Chat, with adapters that judge the conversation while it stays in the cache.

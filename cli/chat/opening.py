@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.cli.bases import NamedBase
-from alora_gguf.cli.options import DEMO_THREADS, named_contract, no_template, read_bytes
+from alora_gguf.cli.options import DEMO_THREADS, Attention, named_contract, no_template, read_bytes
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -50,6 +50,7 @@ class Given:
     drop_oldest: bool
     n_threads: int | None
     n_gpu_layers: int
+    attention: Attention
     verbose: bool
 
     @property
@@ -74,6 +75,7 @@ def opened(given: Given) -> Iterator[Talk]:
         ag.Model,
         base,
         n_gpu_layers=given.n_gpu_layers,
+        attention=given.attention,
         special_tokens_in_text=given.special_tokens_in_text,
         prompt_cache=given.prompt_cache,
         verbose=given.verbose,

@@ -69,6 +69,7 @@ _REPLY_TOKENS: Final = 512
 )
 @options.threads
 @options.gpu_layers
+@options.attention
 @options.n_ctx(
     "Cells of the cache, which conversations that are worked on at a time share; by default "
     "as many as they need, for each at most what the model was trained for."

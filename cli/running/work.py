@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from alora_gguf.cli.options import Attention
 from alora_gguf.cli.progress import Progress
 
 import alora_gguf as ag
@@ -38,14 +39,16 @@ _GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is se
 @dataclass(frozen=True)
 class Settings:
     """How to compute: cells of the cache (None: as many as are needed), threads, conversations at a
-    time (None: so many that batches are worth while), layers on the GPU (all if negative), where
-    beginnings are kept for other runs, and whether llama.cpp's log is shown.
+    time (None: so many that batches are worth while), layers on the GPU (all if negative),
+    attention on the CPU, where beginnings are kept for other runs, and whether llama.cpp's log is
+    shown.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     jobs: int | None = None
     n_gpu_layers: int = 0
+    attention: Attention = "auto"
     prompt_cache: Path | None = None
     verbose: bool = False
 
@@ -124,6 +127,7 @@ def answer_all(
     options = ag.ContextOptions(
         n_ctx=settings.n_ctx or order.cells(jobs),
         n_threads=settings.n_threads,
+        attention=settings.attention,
         n_seq_max=min(_SEQUENCES, jobs * (1 + max(1, asked)) + _HELD),
         n_pooled=0,  # what is shared is known beforehand, and held while it is needed
         max_adapters=max(1, len(plan.adapters)),

@@ -27,7 +27,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 7
+#define ALORA_API_VERSION 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -80,6 +80,17 @@ enum alora_edit {
     ALORA_EDIT_PROJECT = 1,  // h - s V'(V h), for orthonormal rows of V; s = 1 removes them
     ALORA_EDIT_PROJECT_POSITIVE = 2,  // h - s V' max(V h, 0): only what points along them
     ALORA_EDIT_ADD_KEEP_NORM    = 3,  // (h + s v) |h| / |h + s v|
+};
+
+// Whose node computes attention on the CPU. Ours reads cells once for all tokens that see them, and sums
+// in F32; upstream's has stock's bits. For which cells and heads ours can be is in native/README.md;
+// everything else is upstream's whatever is asked for.
+enum alora_attention_mode {
+    ALORA_ATTENTION_UPSTREAM =
+            0,                  // tokens of the base: upstream's; adapted ones: whichever is faster
+    ALORA_ATTENTION_AUTO  = 1,  // every token: whichever is faster
+    ALORA_ATTENTION_STOCK = 2,  // every token: upstream's; this and the next are for comparisons
+    ALORA_ATTENTION_OURS  = 3,  // every token: ours, also where it is slower
 };
 
 struct alora_part {
@@ -179,6 +190,12 @@ LLAMA_API int32_t alora_clear_free_cells(struct llama_context * ctx);
 // does so even with swa_full, and what a sequence is to be rewound to, or forked at, would be gone.
 // Caches with fewer cells than the context (without swa_full) go on as before.
 LLAMA_API int32_t alora_keep_cells(struct llama_context * ctx);
+
+// How attention is computed from the next llama_decode() on; a context begins with
+// ALORA_ATTENTION_UPSTREAM, so that a program that knows nothing of this has stock's bits. In every mode a
+// token of the base has the bits that it has in a batch of as many of the base alone, whatever is beside it.
+// Cells made one way serve the other: they differ as they do between batches of other sizes.
+LLAMA_API int32_t alora_attention_set(struct llama_context * ctx, int32_t mode);
 
 // While it is on, llama_decode() stops soon and returns 2, as upstream's abort callback has it (on
 // the CPU: between two nodes of the graph; elsewhere, where the backend can). The first call on a

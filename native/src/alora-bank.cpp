@@ -9,6 +9,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 // add, mul by scale and two products, a reshape or view around each
@@ -42,11 +43,17 @@ static ggml_backend_buffer_type_t device_memory(const llama_model & model, int32
     return alora_on_cpu(buft) ? nullptr : buft;
 }
 
+// ALORA_CPU_PATH=standard keeps to ggml's own products: for tests and for comparisons.
+static bool fusing_wanted() {
+    const char * path = getenv("ALORA_CPU_PATH");
+    return !path || std::string(path) != "standard";
+}
+
 alora_bank::alora_bank(const llama_model & model) :
     vectors(llm_arch_name(model.arch), (int32_t) model.hparams.n_layer(), model.hparams.n_embd,
             [&model](int32_t layer) { return device_memory(model, layer); }),
     model(model),
-    may_fuse(alora_fusing_wanted()) {}
+    may_fuse(fusing_wanted()) {}
 
 //
 // for the graph

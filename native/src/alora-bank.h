@@ -2,12 +2,12 @@
 // slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
 #pragma once
 
-#include "alora-environment.h"
 #include "alora-file.h"
 #include "alora-slots.h"
 #include "alora-target.h"
 #include "alora-vectors.h"
 #include "alora-workspace.h"
+#include "alora.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
@@ -89,8 +89,8 @@ class alora_bank {
     alora_activations activations;
     alora_vectors     vectors;
 
-    const alora_attention_path attention = alora_attention_path_wanted();
-    alora_workspace            workspace;  // of attention, for whichever graph is computed
+    alora_attention_mode attention = ALORA_ATTENTION_UPSTREAM;
+    alora_workspace      workspace;  // of attention, for whichever graph is computed
 
     std::atomic<bool> interrupted{ false };    // read by the abort callback, amid a computation
     std::atomic<bool> interruptible{ false };  // whether that callback is installed

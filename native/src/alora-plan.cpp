@@ -31,8 +31,26 @@ alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatc
     return bank.vectors.weights_of(alora_activation_of(bank, ubatch, i));
 }
 
+static alora_attention_plan attention_of(
+        alora_attention_mode mode, bool has_base, bool has_adapted) {
+    switch (mode) {
+        case ALORA_ATTENTION_STOCK:
+            return alora_attention_plan::stock;
+        case ALORA_ATTENTION_OURS:
+            return alora_attention_plan::ours;
+        case ALORA_ATTENTION_UPSTREAM:
+            return !has_adapted ? alora_attention_plan::stock
+                   : has_base   ? alora_attention_plan::adapted
+                                : alora_attention_plan::faster;
+        case ALORA_ATTENTION_AUTO:
+            break;
+    }
+    return alora_attention_plan::faster;
+}
+
 static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) {
     alora_plan plan;
+    plan.attention = attention_of(bank.attention, true, false);
     if (bank.activations.empty()) {
         return plan;
     }
@@ -63,7 +81,7 @@ static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) 
     if (plan.kind == shape::stock) {
         return plan;
     }
-    plan.pure = !has_base;
+    plan.attention = attention_of(bank.attention, has_base, true);
     if (plan.kind == shape::single) {
         plan.scaled = has_scale || bank.scaled(plan.slot);
         // fused products take any slot and scale: one graph serves every slot that changes as much;
@@ -194,22 +212,11 @@ int64_t alora_padding(
 }
 
 // Worst-case graphs are reserved with upstream's node, which needs as much memory; a second mask must
-// fit into what they leave in short batches. Tokens of the base are upstream's bit for bit, also
-// beside adapted ones, unless our attention is asked for.
+// fit into what they leave in short batches.
 alora_attention_plan alora_attention_of(const llm_graph_context & graph) {
-    const alora_ref &          ref  = graph.cparams.alora;
-    const alora_attention_path path = ref.bank->attention;
-    if (ref.plan.reserve || path == alora_attention_path::stock) {
-        return alora_attention_plan::stock;
-    }
-    if (path == alora_attention_path::ours) {
-        return alora_attention_plan::ours;
-    }
-    if (ref.plan.kind == shape::stock) {
-        return alora_attention_plan::stock;
-    }
-    if (ref.plan.pure) {
-        return alora_attention_plan::faster;
+    const alora_plan & plan = graph.cparams.alora.plan;
+    if (plan.attention != alora_attention_plan::adapted) {
+        return plan.attention;
     }
     const bool apart =
             graph.n_tokens <= at_most(graph, MIXED_ATTENTION) && alora_host(graph).alone();

@@ -15,6 +15,14 @@ struct llama_model;
 struct llama_ubatch;
 struct llm_graph_context;
 
+// Whose attention nodes a graph has.
+enum class alora_attention_plan : uint8_t {
+    stock,    // upstream's
+    adapted,  // upstream's, and ours for the rows of adapted tokens
+    ours,     // ours wherever it can
+    faster,   // ours wherever it can and is faster
+};
+
 // The shape of a graph, as far as adapters go. Slot ids and scales are inputs, so two batches of
 // one plan can use one graph whatever is active in them.
 struct alora_plan {
@@ -27,14 +35,15 @@ struct alora_plan {
     shape   kind = shape::stock;
     int32_t slot = 0;      // single: the slot
     bool scaled  = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
-    bool pure    = false;  // every token is adapted: attention need not be upstream's bit for bit
-    bool reserve = false;  // built to size buffers, never computed
-    bool steered = false;  // some token uses a vector, whatever the shape
-    uint64_t generation = 0;  // of the bank; 0 for a graph that reads nothing of it
+    alora_attention_plan attention  = alora_attention_plan::stock;
+    bool                 reserve    = false;  // built to size buffers, never computed
+    bool                 steered    = false;  // some token uses a vector, whatever the shape
+    uint64_t             generation = 0;      // of the bank; 0 for a graph that reads nothing of it
 
     bool operator==(const alora_plan & other) const {
         return kind == other.kind && slot == other.slot && scaled == other.scaled &&
-               pure == other.pure && steered == other.steered && generation == other.generation;
+               attention == other.attention && steered == other.steered &&
+               generation == other.generation;
     }
 };
 
@@ -70,12 +79,5 @@ alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatc
 int64_t alora_padding(
         const llm_graph_context & graph, const ggml_tensor & w, const ggml_tensor & cur);
 
-// Whose attention node a graph has.
-enum class alora_attention_plan {
-    stock,    // upstream's
-    adapted,  // upstream's, and ours for the rows of adapted tokens
-    ours,     // ours wherever it can
-    faster,   // ours wherever it can and is faster
-};
-
+// The plan's, where this graph can have it.
 alora_attention_plan alora_attention_of(const llm_graph_context & graph);

@@ -311,6 +311,17 @@ int32_t alora_keep_cells(llama_context * ctx) {
     });
 }
 
+int32_t alora_attention_set(llama_context * ctx, int32_t mode) {
+    return guarded([&] {
+        check_context(ctx);
+        if (mode < ALORA_ATTENTION_UPSTREAM || mode > ALORA_ATTENTION_OURS) {
+            throw bad_argument("mode should be an alora_attention_mode");
+        }
+        alora_access::bank(ctx).attention = (alora_attention_mode) mode;
+        return (int32_t) ALORA_OK;
+    });
+}
+
 int32_t alora_interrupt(llama_context * ctx, bool on) {
     return guarded([&] {
         check_context(ctx);

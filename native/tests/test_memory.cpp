@@ -320,7 +320,6 @@ static void test_limited(const tiny_llama & base) {
 int main() {
 #if CAN_FAIL
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    unsetenv("ALORA_CPU_ATTENTION");
     unsetenv("ALORA_CPU_PATH");
     llama_backend_init();
     const tiny_llama base;

@@ -206,7 +206,6 @@ static void test_contexts_of_one_model(const tiny_llama & base) {
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 #ifndef _WIN32
-    unsetenv("ALORA_CPU_ATTENTION");
     unsetenv("ALORA_CPU_PATH");
 #endif
     llama_backend_init();

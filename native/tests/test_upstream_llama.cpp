@@ -365,10 +365,8 @@ static void test_batches_too_long(const tiny_llama & base) {
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 #ifdef _WIN32
-    _putenv("ALORA_CPU_ATTENTION=auto");
     _putenv("ALORA_CPU_PATH=auto");
 #else
-    unsetenv("ALORA_CPU_ATTENTION");
     unsetenv("ALORA_CPU_PATH");
 #endif
     llama_backend_init();

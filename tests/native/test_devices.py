@@ -6,7 +6,6 @@ on the CPU alone the same is asked of the one place there is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -101,6 +100,5 @@ def test_our_attention_is_used_where_cells_are_the_hosts(placed: Placed) -> None
     """So that the tests above are of it, and of upstream's elsewhere."""
     placed.ctx.activate(0, 0, placed.slots[0])
     placed.ctx.decode(sequence(TOKENS))
-    ours = os.environ.get("ALORA_CPU_ATTENTION") != "stock"
     used = placed.ctx.stats().n_attention > 0
-    assert used == (ours and placed.some_cells_on_the_host)
+    assert used == placed.some_cells_on_the_host
