@@ -33,6 +33,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "mixed": rows_decode.mixed_decode,
     "switch": rows_decode.switching,
     "steering": rows_steering.steering,
+    "base": rows_idle.base,
     "attention": rows_attention.long_attention,
     "intrinsics": rows_intrinsics.eight_intrinsics,
     "first-token": rows_intrinsics.first_token,

@@ -1,8 +1,8 @@
 """Attention of few tokens to many cached ones: `python -m benchmarks.attention`.
 
 Models of two layers, with the heads of real ones, over caches that are filled with repetitions of
-what a short text leaves. Two contexts, alike but for ALORA_CPU_ATTENTION, take turns; each cell is
-the time that a layer's attention takes within a decode, and the median of each round's ratio.
+what a short text leaves. Two contexts, alike but for their mode of attention, take turns; each cell
+is the time that a layer's attention takes within a decode, and the median of each round's ratio.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 from typing import Final
-from unittest import mock
+
+from alora_gguf.options import CACHE_TYPES
 
 from . import growing, models, options
 from .measure import Samples, alternate
@@ -30,6 +32,7 @@ _SMALL: Final = {"layers": 2, "vocab": 4096, "ff": 1024}
 CUT_SHAPES: Final = {
     "1b": replace(SHAPES["1b"], name="Llama-3.2-1B-heads", **_SMALL),
     "2b": replace(SHAPES["2b"], name="Granite-3.3-2B-heads", **_SMALL),
+    "135m": replace(SHAPES["135m"], name="SmolLM2-135M-heads", **_SMALL),
     "mha": replace(
         SHAPES["1b"], name="OLMo-1B-heads", heads=16, kv_heads=16, head_dim=128, **_SMALL
     ),
@@ -40,16 +43,15 @@ _NODES = {"stock": "FLASH_ATTN_EXT", "ours": "alora_attention"}
 class Cell:
     """Two contexts over `n` cached tokens, of which each sequence is a fork."""
 
-    def __init__(self, weights: Weights, n: int, n_threads: int, n_forks: int, state: bytes):
+    def __init__(self, weights: Weights, size: ContextSize, n: int, state: bytes):
         self.n, self._stack = n, ExitStack()
         self.contexts: dict[str, tuple[Context, Profile]] = {}
         for side in _NODES:
             profile = Profile(weights.library)
-            size = ContextSize(n + 512, n_forks + 1, n_threads, 1024)
-            with mock.patch.dict(os.environ, ALORA_CPU_ATTENTION=side):  # read once, by the bank
-                context = self._stack.enter_context(Context(weights, size, profile.watch))
+            context = self._stack.enter_context(Context(weights, size, profile.watch))
+            context.attend(side)
             context.restore(state)
-            for seq in range(1, n_forks + 1):
+            for seq in range(1, size.n_seq):
                 context.fork(0, seq)
             self.contexts[side] = context, profile
 
@@ -91,15 +93,15 @@ def cells(chosen: argparse.Namespace) -> Iterator[str]:
     for name in chosen.models:
         shape: Shape = CUT_SHAPES[name]
         weights = Weights(library, models.base(shape))
-        for n in chosen.cached:
-            with Context(weights, ContextSize(512)) as context:
+        for kind, n, n_threads in product(chosen.cells, chosen.cached, chosen.threads):
+            with Context(weights, ContextSize(512, cells=kind)) as context:
                 state = growing.conversation(context, range(1, 512), n)
-            for n_threads in chosen.threads:
-                cell = Cell(weights, n, n_threads, max(chosen.forks), state)
-                for batch, rows in batches(n, chosen.tokens, chosen.forks):
-                    samples = cell.measure(rows, chosen.rounds)
-                    yield line(f"{shape.name} | {n_threads} | {n} | {batch}", samples)
-                cell.close()
+            size = ContextSize(n + 512, max(chosen.forks) + 1, n_threads, 1024, kind)
+            cell = Cell(weights, size, n, state)
+            for batch, rows in batches(n, chosen.tokens, chosen.forks):
+                samples = cell.measure(rows, chosen.rounds)
+                yield line(f"{shape.name} | {n_threads} | {n} of {kind} | {batch}", samples)
+            cell.close()
         weights.close()
 
 
@@ -107,8 +109,9 @@ def arguments() -> argparse.Namespace:
     parser = options.parser("benchmarks.attention", __doc__)
     options.several(parser, "--models", ",".join(CUT_SHAPES), str, CUT_SHAPES)
     options.several(parser, "--threads", "1,2", options.number())
-    options.several(parser, "--cached", "512,2048,8192,32768", options.number(growing.N_READ))
-    options.several(parser, "--tokens", "1,4,8,16,32,63,128,512", options.number())
+    options.several(parser, "--cached", "64,512,2048,8192,32768", options.number(growing.N_READ))
+    options.several(parser, "--cells", "f16", str, CACHE_TYPES)
+    options.several(parser, "--tokens", "1,2,4,8,16,32,63,64,128,512", options.number())
     options.several(parser, "--forks", "2,8", options.number())
     parser.add_argument("--rounds", type=options.number(), default=5)
     return parser.parse_args()

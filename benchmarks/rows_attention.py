@@ -1,14 +1,12 @@
 """The row about attention: whole batches on a long conversation, upstream's node against ours.
 
-Two contexts of the same bank, alike but for ALORA_CPU_ATTENTION.
+Two contexts of the same bank, alike but for their mode of attention.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from unittest import mock
 
 from .bench import N_ADAPTERS, Bench, steps, suffix
 from .measure import Result, Side, alternate, timed
@@ -42,10 +40,9 @@ def long_attention(bench: Bench) -> list[Result]:
 
 def _forked(bench: Bench, stack: ExitStack, side: str, targets: str) -> Context:
     """The conversation and eight forks of it, each with an adapter of its own."""
-    path = "auto" if side == "ours" else side
-    with mock.patch.dict(os.environ, ALORA_CPU_ATTENTION=path):  # read once, by the bank
-        context = stack.enter_context(bench.conversation(N_ADAPTERS + 1))
-        slots = context.add(bench.adapters(targets))
+    context = stack.enter_context(bench.conversation(N_ADAPTERS + 1))
+    context.attend("auto" if side == "ours" else side)
+    slots = context.add(bench.adapters(targets))
     for seq, slot in zip(_FORKS, slots, strict=True):
         context.fork(0, seq)
         context.activate(seq, bench.settings.n_cached, slot)

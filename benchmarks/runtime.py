@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alora_gguf.options import CACHE_TYPES, CacheType
+
 Rows = Sequence[tuple[int, int, int, bool]]
 """Rows of a batch: (token, position, sequence, whether its logits are wanted)."""
 
@@ -60,6 +62,7 @@ class ContextSize:
     n_seq: int = 1
     n_threads: int = 1
     n_outputs: int = 16
+    cells: CacheType = "f16"
 
 
 class Weights:
@@ -123,7 +126,9 @@ class Batch:
 
 
 class Context:
-    """A llama_context with a unified cache. `watch` is called with each tensor of each graph."""
+    """A llama_context with a unified cache; with our library it attends as models do by default.
+    `watch` is called with each tensor of each graph.
+    """
 
     def __init__(
         self, weights: Weights, size: ContextSize, watch: Callable[..., bool] | None = None
@@ -137,6 +142,7 @@ class Context:
         params.n_seq_max = size.n_seq
         params.n_outputs_max = size.n_outputs
         params.n_threads = params.n_threads_batch = size.n_threads
+        params.type_k = params.type_v = CACHE_TYPES[size.cells]
         params.kv_unified = True
         params.no_perf = True
         if watch is not None:
@@ -147,6 +153,8 @@ class Context:
             raise RuntimeError(f"{weights.path}: no context of {size.n_ctx} cells")
         self.memory = self.llama.llama_get_memory(self.ctx)
         self.batch = Batch(self.llama, params.n_batch)
+        if self.alora is not None:
+            self.attend("auto")
 
     def __enter__(self) -> Context:
         return self
@@ -217,8 +225,13 @@ class Context:
     def deactivate(self, seq: int = -1) -> None:
         self.alora.deactivate(self.ctx, seq)
 
+    def attend(self, mode: str) -> None:
+        """Whose attention: a mode of Native.set_attention()."""
+        self.alora.set_attention(self.ctx, mode)
+
     def set_stock(self, adapter: Any | None) -> None:
-        """Stock switching: `adapter` for every token from now on, or none."""
+        """Stock switching: `adapter` for every token from now on, or none, and its attention."""
+        self.attend("upstream")
         array = (self.llama.llama_adapter_lora_p_ctypes * 1)(adapter)
         scales = (ctypes.c_float * 1)(1.0)
         n = 0 if adapter is None else 1

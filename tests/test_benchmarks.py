@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from alora_gguf.engine.library import library_dir
 from benchmarks import (
     attention,
     grid,
@@ -19,6 +21,7 @@ from benchmarks import (
     models,
     rows_attention,
     rows_decode,
+    rows_idle,
     rows_intrinsics,
     rows_steering,
 )
@@ -34,16 +37,12 @@ N = 96
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def paths_chosen() -> list[str | None]:
-    return [os.environ.get(f"ALORA_CPU_{part}") for part in ("ATTENTION", "PATH")]
-
-
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shape]:
     monkeypatch.setattr(models, "FOLDER", tmp_path)
-    before = paths_chosen()
+    before = os.environ.get("ALORA_CPU_PATH")
     yield TINY
-    assert paths_chosen() == before, "a benchmark leaves its paths chosen for what runs after it"
+    assert os.environ.get("ALORA_CPU_PATH") == before, "a benchmark leaves a path chosen"
 
 
 @pytest.fixture
@@ -113,6 +112,28 @@ def test_the_rows_about_steering(bench: Bench) -> None:
         assert context.stats().n_steered == TINY.layers
 
 
+@pytest.fixture
+def against_itself(bench: Bench) -> Bench:
+    """Our own library is stock's as long as it is told nothing."""
+    bench.settings = replace(bench.settings, stock=library_dir())
+    return bench
+
+
+def test_the_row_about_the_base_alone(against_itself: Bench) -> None:
+    results = rows_idle.base(against_itself)
+    sides(results)
+    assert [result.case for result in results] == [f"1 token after {N}", f"reading {N} tokens"]
+
+
+def test_idle_has_stocks_bits_and_the_default_ours(against_itself: Bench) -> None:
+    different = [each for each in rows_idle.idle(against_itself) if "different" in each.row]
+    assert [result.ours.samples for result in different] == [[0], [0]]
+    with rows_idle.Worker(against_itself, None) as ours:
+        seen = {ours.ask(what, 16)[1] for what in ("time", "read")}
+    with rows_idle.Worker(against_itself, library_dir()) as stock:
+        assert seen.isdisjoint(stock.ask(what, 16)[1] for what in ("time", "read"))
+
+
 def test_the_row_about_attention(bench: Bench) -> None:
     results = rows_attention.long_attention(bench)
     sides(results)
@@ -169,10 +190,16 @@ def test_the_table_of_attention_times_both_nodes(
 ) -> None:
     monkeypatch.setitem(attention.CUT_SHAPES, "tiny", tiny)
     chosen = argparse.Namespace(
-        models=["tiny"], cached=[N], threads=[1], tokens=[1, 16], forks=[2], rounds=1
+        models=["tiny"],
+        cached=[N],
+        cells=["f16", "q8_0"],
+        threads=[1],
+        tokens=[1, 16],
+        forks=[2],
+        rounds=1,
     )
     lines = list(attention.cells(chosen))
-    assert [line.split(" | ")[3] for line in lines] == ["1 token", "16 tokens", "2 forks"]
+    assert [line.split(" | ")[3] for line in lines] == ["1 token", "16 tokens", "2 forks"] * 2
     assert all(line.count(" | ") == attention.HEAD.splitlines()[0].count(" | ") for line in lines)
 
 
@@ -184,7 +211,7 @@ def test_the_table_of_attention_times_both_nodes(
         ("benchmarks", "--cached 0", "--cached: '0' is not a whole number from 64 on"),
         ("benchmarks", "--threads 1,x", "--threads: 'x' is not a whole number from 1 on"),
         ("benchmarks", "--stock nowhere", "--stock: no libllama in nowhere; leave it out"),
-        ("benchmarks.attention", "--models nosuch", "nosuch unknown; there are 1b, 2b, mha"),
+        ("benchmarks.attention", "--models nosuch", "nosuch unknown; there are 1b, 2b, 135m, mha"),
         ("benchmarks.grid", "--ranks a", "--ranks: 'a' is not a whole number from 1 on"),
         ("benchmarks.profile", "--repeat 0", "--repeat: '0' is not a whole number from 1 on"),
     ],
