@@ -83,7 +83,11 @@ class PromptCache:
         return read
 
     def _file(self, runtime: Runtime, tokens: Sequence[int]) -> Path:
-        about = {"base": asdict(runtime.fingerprint), "cache": asdict(runtime.layout)}
+        about = {
+            "base": asdict(runtime.fingerprint),
+            "cache": asdict(runtime.layout),
+            "attention": runtime.engine.options.attention,  # which decides the last bits of cells
+        }
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         key.update(np.array(tokens, "<i4").tobytes())
         return self.folder / f"{key.hexdigest()}{_SUFFIX}"

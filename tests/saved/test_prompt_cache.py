@@ -82,6 +82,11 @@ def test_short_beginnings_and_other_models_have_no_part(files: Files, tmp_path: 
     other = ag.ContextOptions(type_k="f16", type_v="f16", flash_attn="off")
     with files.model(prompt_cache=tmp_path, options=other) as model:
         assert told(model)[0].timings.reused == 0
+    flash = ag.ContextOptions(flash_attn="on")
+    with files.model(prompt_cache=tmp_path, options=flash) as model:
+        assert told(model)[0].timings.reused == 0
+    with files.model(prompt_cache=tmp_path, options=flash, attention="upstream") as model:
+        assert told(model)[0].timings.reused == 0
     with files.model() as model:
         assert told(model)[0].timings.reused == 0
 
