@@ -119,7 +119,8 @@ class _Unstacker:
 
     def _layers(self, path: str) -> int:
         """How many blocks of the base have a module or parameter."""
-        readings = self.family.modules.get(path.removesuffix(".weight"), ())
+        listed = re.sub(r"\.experts\.\d+\.", ".experts.", path.removesuffix(".weight"))
+        readings = self.family.modules.get(listed, ())
         return sum(
             any(self.locator.places(layer, tensors) for tensors in readings)
             for layer in range(self.base.n_layers)

@@ -188,3 +188,82 @@ def test_nothing_is_left_where_writing_fails(
     with pytest.raises(ConvertError, match="back: cannot be written: No space left on device"):
         export_adapter(case.out, case.base, tmp_path / "back")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def expert_case(folder: Path, architecture: str, modules: dict[str, tuple[int, int]]) -> Case:
+    """An adapter with a module for each of three experts, of different ranks, as transformers 4 has
+    them; one expert has none.
+    """
+    shapes = {
+        "ffn_gate_exps": (16, 24, 3),
+        "ffn_up_exps": (16, 24, 3),
+        "ffn_down_exps": (24, 16, 3),
+    }
+    block = {**BLOCK, **shapes, "ffn_gate_inp": (16, 3)}
+    case = Case(folder, write_base(folder / "b.gguf", architecture=architecture, block=block))
+    case.config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "rank_pattern": {}}
+    for layer in range(2):
+        for module, (n_in, n_out) in modules.items():
+            case.add(f"model.layers.{layer}.{module}", n_in, n_out)
+    odd = [name for name in modules if ".experts.1." in name]
+    for module in odd:
+        name = f"model.layers.1.{module}"
+        case.add(name, *modules[module], rank=2)
+        case.config["rank_pattern"][name] = 2
+    return case
+
+
+EXPERTS = {
+    "llama": ("block_sparse_moe", ("w1", "w3", "w2"), "block_sparse_moe.gate"),
+    "qwen3moe": ("mlp", ("gate_proj", "up_proj", "down_proj"), "mlp.gate"),
+}
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_a_module_for_each_expert(tmp_path: Path, architecture: str) -> None:
+    where, names, router = EXPERTS[architecture]
+    modules = {router: (16, 3)}
+    for name, shape in zip(names, ((16, 24), (16, 24), (24, 16)), strict=True):
+        modules |= {f"{where}.experts.{i}.{name}": shape for i in (0, 1)}
+    case = expert_case(tmp_path, architecture, modules)
+    case.convert(name="it")
+    out = tmp_path / "back"
+    export_adapter(case.out, case.base, out)
+    from safetensors.numpy import load_file
+
+    found = load_file(out / "adapter_model.safetensors")
+    assert {name: values.shape for name, values in found.items()} == {
+        name: values.shape for name, values in case.tensors.items()
+    }
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert router in config["target_modules"]
+    assert "target_parameters" not in config
+    assert config["rank_pattern"] == case.config["rank_pattern"]
+    again = convert_adapter(out, case.base, tmp_path / "2.gguf", outtype="f32", name="it").out
+    first, second = read_header(case.out), read_header(again)
+    for name in first.tensors:
+        assert bytes(first.tensor_data(name)) == bytes(second.tensor_data(name)), name
+    assert first.metadata["adapter.lora.alpha"] == second.metadata["adapter.lora.alpha"]
+
+
+def test_experts_of_mlx_become_modules(tmp_path: Path) -> None:
+    from tests.support.mlx_files import experts, write_mlx
+
+    case = expert_case(tmp_path, "qwen3moe", {})
+    rng, tensors = np.random.default_rng(1), {}
+    for name, shape in {"gate": (16, 24), "up": (16, 24), "down": (24, 16)}.items():
+        for layer in range(2):
+            tensors |= experts(
+                rng, f"model.layers.{layer}.mlp.switch_mlp.{name}_proj", 3, *shape, 4
+            )
+    write_mlx(tmp_path / "mlx", tensors, rank=4, scale=2.0)
+    convert_adapter(tmp_path / "mlx", case.base, case.out, outtype="f32", name="it")
+    export_adapter(case.out, case.base, tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+    assert "mlp.experts.2.up_proj" in config["target_modules"]
+    again = tmp_path / "2.gguf"
+    convert_adapter(tmp_path / "back", case.base, again, outtype="f32", name="it")
+    first, second = read_header(case.out), read_header(again)
+    for name in first.tensors:
+        assert bytes(first.tensor_data(name)) == bytes(second.tensor_data(name)), name
