@@ -199,7 +199,7 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
     }
     begin_rows(rows, n_rows, op.v.d);
 
-    const bool    in_place = op.k.type == op.v.type && op.k.type != GGML_TYPE_Q8_0;
+    const bool    alike = op.k.type == op.v.type && in_place(op.k);
     const float * bias[64];
     coverage      by_token[64];
     for (int64_t key = 0; key < op.n_keys; key += ALORA_KEYS) {
@@ -218,7 +218,7 @@ template <class V> inline void attend_row_major(const alora_attend & op) {
         few_tile   tile   = { { op.k.data + key * op.k.stride, op.k.stride },
             { op.v.data + key * op.v.stride, op.v.stride }, padded_keys(n), tile_after(op, key),
             false, bias };
-        const bool direct = in_place && n == ALORA_KEYS && all == coverage::full;
+        const bool direct = alike && n == ALORA_KEYS && all == coverage::full;
         if (direct && op.k.type == GGML_TYPE_F16) {
             attend_few_tile<V, f16>(op, tile, q, s, rows);
         } else if (direct && op.k.type == GGML_TYPE_BF16) {

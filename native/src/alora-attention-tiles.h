@@ -31,6 +31,11 @@ template <class V> inline void widen_q8_0(const char * from, int64_t d, float * 
     }
 }
 
+// Whether the loops read cells where they are.
+inline bool in_place(const alora_attend::cells & c) {
+    return c.type == GGML_TYPE_F32 || c.type == GGML_TYPE_F16 || c.type == GGML_TYPE_BF16;
+}
+
 // `n` cells from `first` on as rows of floats, and zeros for the rest of `padded`.
 template <class V>
 inline void load_tile(
@@ -47,8 +52,11 @@ inline void load_tile(
             case GGML_TYPE_Q8_0:
                 widen_q8_0<V>(from, c.d, to);
                 break;
-            default:
+            case GGML_TYPE_F32:
                 widen<V, float>(from, c.d, to);
+                break;
+            default:
+                c.to_float(from, to, c.d);
                 break;
         }
     }

@@ -52,9 +52,8 @@ static ggml_tensor * cells_of(ggml_tensor * t) {
 }
 
 static bool can_read(const ggml_tensor * cells) {
-    const bool    known = cells->type == GGML_TYPE_F32 || cells->type == GGML_TYPE_F16 ||
-                          cells->type == GGML_TYPE_BF16 || cells->type == GGML_TYPE_Q8_0;
-    const int64_t step  = cells->type == GGML_TYPE_Q8_0 ? 32 : 16;
+    const bool known = cells->type == GGML_TYPE_F32 || ggml_get_type_traits(cells->type)->to_float;
+    const int64_t step = std::max((int64_t) 16, ggml_blck_size(cells->type));
 
     const ggml_tensor * owner = cells->view_src ? cells->view_src : cells;
     const bool on_cpu = owner->buffer ? alora_on_cpu(ggml_backend_buffer_get_type(owner->buffer))
@@ -162,8 +161,10 @@ static void attend(
     }
     alora_kernels_best().attend(
             {
-                    { at(k, first, here.head, here.stream), k->nb[1], k->type, k->ne[0] },
-                    { at(v, first, here.head, here.stream), v->nb[1], v->type, v->ne[0] },
+                    { at(k, first, here.head, here.stream), k->nb[1], k->type, k->ne[0],
+                            ggml_get_type_traits(k->type)->to_float },
+                    { at(v, first, here.head, here.stream), v->nb[1], v->type, v->ne[0],
+                            ggml_get_type_traits(v->type)->to_float },
                     std::min(node.keys_in_a_split, k->ne[1] - first),
                     here.n_tokens,
                     node.group,

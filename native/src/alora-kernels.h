@@ -38,8 +38,9 @@ struct alora_attend {
     struct cells {
         const char * data;    // the first
         size_t       stride;  // bytes from one to the next
-        ggml_type    type;    // F32, F16, BF16 or Q8_0
+        ggml_type    type;    // F32, F16, BF16, Q8_0 or, with to_float, any other
         int64_t      d;       // values in each, a multiple of 16
+        void (*to_float)(const void * from, float * to, int64_t d) = nullptr;
     };
 
     cells                    k;

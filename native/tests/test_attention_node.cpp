@@ -138,7 +138,7 @@ static void compare(cpu_backend & cpu, const problem & p) {
     CHECK(cpu.compute(p.ctx.get(), stock, ours) == GGML_STATUS_SUCCESS);
     const std::vector<double> truth = exact(p, stock);
     CHECK(rms(ours, truth) < 1e-6);
-    CHECK(rms(stock, truth) < 1e-2);  // so it is the same that they compute
+    CHECK(rms(stock, truth) < 3e-2);  // so it is the same that they compute
 }
 
 static void test_the_same_as_upstreams(cpu_backend & cpu) {
@@ -162,7 +162,8 @@ static void test_the_same_as_upstreams(cpu_backend & cpu) {
     compare(cpu, with_sinks);
     for (const int64_t n_tokens : { 1, 2, 70, 130 }) {  // 70: upstream's other kernel
         for (const ggml_type type :
-                { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+                { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                        GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL }) {
             for (const int64_t window : { 40, INT_MAX }) {
                 problem p;
                 p.n_tokens = n_tokens;

@@ -28,6 +28,7 @@ from .harness import (
 )
 
 F16, Q8_0, BF16 = 1, 8, 30  # ggml_type
+Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL = 2, 3, 6, 7, 20
 TOLERANCE = 5e-3  # of the largest logit
 PREFIX = [int(t) for t in np.random.default_rng(4).integers(3, 300, 150)]
 SUFFIX = [int(t) for t in np.random.default_rng(5).integers(3, 300, 16)]
@@ -103,10 +104,11 @@ def test_all_families(family: str, tmp_path: Path) -> None:
     base.close()
 
 
-@pytest.mark.parametrize("cells", [F32, F16, BF16, Q8_0])
+@pytest.mark.parametrize("cells", [F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL])
 def test_closer_to_exact_than_upstreams(cells: int, base: Base, adapters: list[Path]) -> None:
-    """Upstream rounds queries, and what it adds up, to the cells' type or to F16. Cells of BF16
-    and Q8_0 are themselves rounded by more than the bound.
+    """Upstream rounds queries, and what it adds up, to the cells' type or to F16. Others than
+    F32 and F16 are themselves rounded by more than the bound; where they have less than 8 bits, by
+    so much more than attention that hardly anything else is seen.
     """
     with prepared(base, "stock", adapters, None) as (ctx, _):
         exact = run(ctx)
@@ -118,8 +120,8 @@ def test_closer_to_exact_than_upstreams(cells: int, base: Base, adapters: list[P
         farthest[how] = max(difference(a, b) for a, b in zip(results, exact, strict=True))
         off = np.concatenate([(a - b).ravel() for a, b in zip(results, exact, strict=True)])
         rms[how] = float(np.sqrt(np.mean(np.square(off, dtype=np.float64))))
-    assert rms["auto"] < rms["stock"], rms
-    assert cells in (BF16, Q8_0) or farthest["auto"] < TOLERANCE
+    assert rms["auto"] < (1 if cells in (F32, F16, BF16, Q8_0) else 1.05) * rms["stock"], rms
+    assert cells not in (F32, F16) or farthest["auto"] < TOLERANCE
     assert cells != F32 or farthest["auto"] < 1e-5
 
 
