@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from .render import aligned, plural, printable, wrapped
+from .render import aligned, plural, printable, with_spread, wrapped
 
 if TYPE_CHECKING:
     from alora_gguf.analyse import Activations, AdapterActivations, LayerStates
+
+
+_FIGURES: Final = {
+    "change": ".3g",
+    "cosine": ".3f",
+    "cka": ".3f",
+    "cka_delta": ".3f",
+    "dimension": ".1f",
+}
+"""Of a layer's states, and how they are written."""
 
 
 def report(found: Activations, width: int) -> Iterator[str]:
@@ -27,7 +37,7 @@ def report(found: Activations, width: int) -> Iterator[str]:
     text = (
         "h: states after a layer, without the adapter; d: what it adds to them. CKA: how alike "
         "tokens are to each other in two sets of states, 1 if one is the other turned, scaled and "
-        "shifted. dim: in how many directions d is. random: with a random adapter of the same "
+        "shifted. dim: in how many directions d is. random: with random adapters of the same "
         "shapes and norms. KL: of the next token, in nats."
     )
     yield from wrapped(text, width)
@@ -35,7 +45,8 @@ def report(found: Activations, width: int) -> Iterator[str]:
 
 def _adapter(each: AdapterActivations, width: int) -> Iterator[str]:
     yield f"{click.style(printable(each.label), bold=True)}: acts on {each.n_tokens:,} tokens"
-    text = f"KL to the base {each.kl:.3g} (random {each.random_kl:.3g})"
+    random_kl = with_spread(f"{each.random_kl:.3g}", each.random_kl_spread)
+    text = f"KL to the base {each.kl:.3g} (random {random_kl})"
     if each.n_before:
         text += f"; {each.n_before:,} rows before its invocation are the base's, bit for bit"
     yield from wrapped(text, width, "  ")
@@ -44,7 +55,8 @@ def _adapter(each: AdapterActivations, width: int) -> Iterator[str]:
     names = ("|d|/|h|", "random", "cosine", "random", "CKA h+d,h", "random", "CKA d,h", "random")
     rows: list[Sequence[str]] = [("layer", *names, "dim", "random")]
     for layer in each.layers:
-        both = zip(_cells(layer.states), _cells(layer.random), strict=True)
+        own, random = _cells(layer.states), _cells(layer.random, layer.random_spread)
+        both = zip(own, random, strict=True)
         rows.append((str(layer.layer), *(cell for pair in both for cell in pair)))
     yield ""
     yield from aligned(rows, ">" * len(rows[0]), indent=2)
@@ -58,9 +70,11 @@ def _adapter(each: AdapterActivations, width: int) -> Iterator[str]:
         yield from aligned(ranks, ">" * len(ranks[0]), indent=2)
 
 
-def _cells(states: LayerStates) -> tuple[str, ...]:
-    ckas = ("-" if cka is None else f"{cka:.3f}" for cka in (states.cka, states.cka_delta))
-    return (f"{states.change:.3g}", f"{states.cosine:.3f}", *ckas, f"{states.dimension:.1f}")
+def _cells(states: LayerStates, spread: LayerStates | None = None) -> Iterator[str]:
+    for name, form in _FIGURES.items():
+        value = getattr(states, name)
+        text = "-" if value is None else format(value, form)
+        yield text if spread is None else with_spread(text, getattr(spread, name))
 
 
 def _cosines(found: Activations, width: int) -> Iterator[str]:
@@ -74,8 +88,11 @@ def _cosines(found: Activations, width: int) -> Iterator[str]:
         ("layer", *(text for i, j in pairs for text in (f"{i + 1}, {j + 1}", "random")))
     ]
     for layer in found.cosines:
-        cells = [(layer.cosines[i][j], layer.random[i][j]) for i, j in pairs]
-        rows.append((str(layer.layer), *(f"{cell:.3f}" for pair in cells for cell in pair)))
+        cells = list[str]()
+        for i, j in pairs:
+            random = with_spread(f"{layer.random[i][j]:.3f}", layer.random_spread[i][j])
+            cells += [f"{layer.cosines[i][j]:.3f}", random]
+        rows.append((str(layer.layer), *cells))
     yield ""
     yield from aligned(rows, ">" * len(rows[0]), indent=2)
     yield ""

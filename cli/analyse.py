@@ -1,9 +1,9 @@
-"""`alora-gguf analyse`: what adapters change and where, as a report or as JSON."""
+"""`alora-gguf analyse`: what adapters change and where, as a report, as JSON and as a picture."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,18 +11,17 @@ import click
 
 import alora_gguf as ag
 
-from . import activations, options
+from . import options
+from .analyse_report import report
 from .bases import NamedBase, checked_file
 from .progress import Progress
-from .render import aligned, colour, columns, plural, printable, shortened, wrapped
+from .render import colour, columns, plural, printable
 
 if TYPE_CHECKING:
-    from alora_gguf.analyse import AdapterWeights, Analysis, Comparison, SharedBasis, Totals
+    from alora_gguf.analyse import Analysis
 
-_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
 _LEVELS: Final = ("error", "warning", "note")
 _RUN: Final = ("text", "probes", "ranks", "dump", "max_tokens", "n_threads", "n_gpu_layers")
-_NAME: Final = 20  # columns of a target's name, at most
 
 
 def _numbers(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -91,12 +90,21 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 )
 @click.option("--force", "overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of the random adapters to compare with.",
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw it over layers and targets: .png, .svg or .pdf. Needs matplotlib: pip install "
+    "'alora-gguf[plot]'.",
 )
+@click.option(
+    "--random",
+    "n_random",
+    type=click.IntRange(2, 64),
+    default=5,
+    show_default=True,
+    help="Random adapters to compare with.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of those.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
     *,
@@ -104,6 +112,9 @@ def command(
     base: str | None,
     fail_on: str | None,
     sarif: Path | None,
+    plot: Path | None,
+    n_random: int,
+    seed: int,
     as_json: bool,
     **written: Any,
 ) -> None:
@@ -113,22 +124,26 @@ def command(
     own; those in the store must have the SHA-256 that they were stored with.
 
     Shows norms and ranks of what an adapter adds to the base's weights, dW = scale * B A, by layer
-    and target, beside those of a random adapter of the same norm; for several adapters, how the
+    and target, beside those of random adapters of the same norm; for several adapters, how the
     spaces that they write and read overlap, and what a basis that they share would need. Findings
     are what is odd about an adapter, and may be meant.
 
-    With --text or --probes it also runs the base without and with each adapter, and with a random
-    one: how much the states of each layer change, how alike they stay, in how many directions they
+    With --text or --probes it also runs the base without and with each adapter, and with random
+    ones: how much the states of each layer change, how alike they stay, in how many directions they
     move, and what that does to the next token. Without, no model is run.
 
     The exit status is 0 whatever is found, unless --fail-on is given.
     """
     from alora_gguf import analyse
 
-    seed = written.pop("seed")
     run = {name: written.pop(name) for name in _RUN}
     asked = _asked(base, **run)
     _check_usage(adapters, **written)
+    _check_names({"plot": plot, "sarif": sarif, "output": written["output"], "dump": run["dump"]})
+    if plot is not None:
+        from .chart import check_picture
+
+        check_picture(plot)
     base_path = None if base is None else checked_file(base, "base")
     named = None if base is None else NamedBase.of(base)
     paths = [checked_file(each, "adapter", named) for each in adapters]
@@ -140,7 +155,12 @@ def command(
     how_run = None if asked is None else analyse.ActivationOptions(**asked)
     with Progress("Measuring") as progress:
         found = analyse.analyse(
-            paths, base=base_path, activations=how_run, seed=seed, progress=progress.fraction
+            paths,
+            base=base_path,
+            activations=how_run,
+            n_random=n_random,
+            seed=seed,
+            progress=progress.fraction,
         )
     truncated = None
     if written["write_rank"] is not None:
@@ -156,6 +176,10 @@ def command(
             click.echo(line, color=colour())
         if truncated is not None:
             click.echo(f"\n{printable(str(truncated))}")
+    if plot is not None:  # after the report: a disk that is full does not lose what was measured
+        from .analyse_plot import write_plot
+
+        write_plot(found, plot)
     _fail(found, fail_on)
 
 
@@ -188,6 +212,14 @@ def _check_usage(
         raise click.UsageError(f"--write-rank takes one adapter, got {len(adapters)}")
 
 
+def _check_names(outputs: Mapping[str, Path | None]) -> None:
+    """What is written goes to a file of its own each."""
+    seen = dict[Path, str]()
+    for option, path in outputs.items():
+        if path is not None and (other := seen.setdefault(path.absolute(), option)) != option:
+            raise click.UsageError(f"--{other} and --{option} are both {path}; name two files")
+
+
 def _fail(found: Analysis, level: str | None) -> None:
     failing = _LEVELS[: _LEVELS.index(level) + 1] if level else ()
     for adapter in found.adapters:
@@ -197,179 +229,3 @@ def _fail(found: Analysis, level: str | None) -> None:
                 f"{adapter.path}: {plural(len(bad), 'finding')} of level {level} or worse, first: "
                 f"{bad[0].message}"
             )
-
-
-# The report -------------------------------------------------------------------------------------
-
-
-def report(found: Analysis, width: int) -> Iterator[str]:
-    """The lines of a report of `width` columns, paths and tables apart; styled."""
-    alone = len(found.adapters) == 1
-    for adapter in found.adapters:
-        yield from _adapter(adapter, width)
-        if alone:
-            yield from ("", *_layers(adapter), "", *_targets(adapter))
-        yield ""
-    if not alone:
-        yield from _depth(found.adapters)
-        yield ""
-        yield from _pairs(found, width)
-        yield ""
-    if found.activations is not None:
-        yield from activations.report(found.activations, width)
-        yield ""
-    text = (
-        "dW is what is added to a weight W: norms |dW|, singular values s. stable: sum of s^2 / "
-        "largest s^2. effective: exp of the entropy of s. 99 %: the fewest s with 99 % of the sum "
-        "of s^2. random: of an adapter of the same shapes and norm whose A and B are random."
-    )
-    yield from wrapped(text, width)
-
-
-def _adapter(adapter: AdapterWeights, width: int) -> Iterator[str]:
-    kind = "aLoRA" if adapter.kind == "alora" else "plain LoRA"
-    about = f"{kind} of rank {adapter.rank}, {adapter.architecture}"
-    name = click.style(printable(adapter.label), bold=True)
-    yield f"{name}: {printable(about)}, {adapter.n_parameters:,} parameters"
-    totals, n = adapter.totals, len(adapter.layers)
-    if adapter.alive:
-        chance = totals.random
-        text = (
-            f"|dW|_F {totals.frobenius:.4g} over {_matrices(totals.n_matrices)}, ranks "
-            f"{totals.stable_rank:.1f} stable, {totals.effective_rank:.1f} effective, "
-            f"{totals.energy_rank:.1f} for 99 % (random {chance.stable_rank:.1f}, "
-            f"{chance.effective_rank:.1f}, {chance.energy_rank:.1f}); utilisation "
-            f"{totals.utilisation:.0%}"
-        )
-        if n:
-            text += f"; concentration {adapter.concentration:.2f} (even: {1 / n:.2f})"
-        yield from wrapped(text, width, "  ")
-    for finding in adapter.findings:
-        first, *more = wrapped(f"{finding.message} [{finding.rule}]", width, " " * 11)
-        mark = click.style(f"{finding.level:<9}", fg=_COLOURS[finding.level])
-        yield f"  {mark}{first[11:]}"
-        yield from more
-
-
-def _matrices(n: int) -> str:
-    return "1 matrix" if n == 1 else f"{n} matrices"
-
-
-def _layers(adapter: AdapterWeights) -> Iterator[str]:
-    """One row a layer, with a bar of its share."""
-    if not adapter.layers:
-        return
-    rows = [("layer", *_heading(adapter.layers[0].totals), "")]
-    largest = max(layer.totals.share for layer in adapter.layers)
-    for layer in adapter.layers:
-        bar = "#" * round(8 * layer.totals.share / largest) if largest else ""
-        rows.append((str(layer.layer), *_cells(layer.totals), bar))
-    yield from aligned(rows, ">" * (len(rows[0]) - 1) + "<", indent=2)
-
-
-def _targets(adapter: AdapterWeights) -> list[str]:
-    rows = [("target", *_heading(adapter.totals), "dead")]
-    for target in adapter.targets:
-        dead = f"{target.totals.n_dead} of {target.totals.n_matrices}"
-        name = shortened(printable(target.name), _NAME)
-        rows.append((name, *_cells(target.totals), dead))
-    return aligned(rows, "<" + ">" * (len(rows[0]) - 1), indent=2)
-
-
-def _heading(totals: Totals) -> tuple[str, ...]:
-    relative = () if totals.relative is None else ("|dW|2/|W|2",)
-    norms = ("|dW|_F", "share", "|dW|_2", "random", *relative)
-    return (*norms, "stable", "effective", "random", "99 %")
-
-
-def _cells(totals: Totals) -> tuple[str, ...]:
-    relative = () if totals.relative is None else (f"{totals.relative:.3f}",)
-    return (
-        f"{totals.frobenius:.3g}",
-        f"{totals.share:.0%}",
-        f"{totals.spectral:.3g}",
-        f"{totals.random.spectral:.3g}",
-        *relative,
-        f"{totals.stable_rank:.1f}",
-        f"{totals.effective_rank:.1f}",
-        f"{totals.random.effective_rank:.1f}",
-        f"{totals.energy_rank:.1f}",
-    )
-
-
-# Several ----------------------------------------------------------------------------------------
-
-
-def _depth(adapters: Sequence[AdapterWeights]) -> Iterator[str]:
-    """|dW|_F and effective rank of all, side by side; columns by number."""
-    yield click.style("Side by side", bold=True)
-    for i, adapter in enumerate(adapters):
-        yield f"  {i + 1}  {printable(adapter.label)}"
-    layers = sorted({layer.layer for adapter in adapters for layer in adapter.layers})
-    found = [{layer.layer: layer.totals for layer in adapter.layers} for adapter in adapters]
-    numbers = [str(i + 1) for i in range(len(adapters))]
-    first = [f"|dW|_F {numbers[0]}", *numbers[1:]]
-    rows = [["layer", *first, f"effective {numbers[0]}", *numbers[1:]]]
-    for layer in layers:
-        totals = [each.get(layer) for each in found]
-        norms = ["-" if t is None else f"{t.frobenius:.3g}" for t in totals]
-        ranks = ["-" if t is None else f"{t.effective_rank:.1f}" for t in totals]
-        rows.append([str(layer), *norms, *ranks])
-    yield ""
-    yield from aligned(rows, ">" * len(rows[0]), indent=2)
-
-
-def _pairs(found: Analysis, width: int) -> Iterator[str]:
-    """How similar the spaces are that each two write and read, and what all could share."""
-    yield click.style("Spaces in common", bold=True)
-    text = (
-        "Mean squared cosine of the principal angles: 1 if one space contains the other. written: "
-        "columns of dW, from B; read: rows of dW, from A."
-    )
-    yield from wrapped(text, width, "  ")
-    numbers = {adapter.label: str(i + 1) for i, adapter in enumerate(found.adapters)}
-    heading = ("", "written", "random", "read", "random", "cosine of dW", "apart")
-    rows: list[tuple[str, ...]] = [heading]
-    rows += [_pair(each, numbers) for each in found.comparisons]
-    yield ""
-    yield from aligned(rows, "<>>>>>>", indent=2)
-    if len(found.comparisons) == 1 and found.comparisons[0].overlaps:
-        yield from ("", *_pair_by_layer(found.comparisons[0]))
-    if found.shared:
-        yield ""
-        for side, verb in (("written", "write"), ("read", "read")):
-            yield from wrapped(_sharing(found.shared, side, verb), width, "  ")
-
-
-def _pair(each: Comparison, numbers: dict[str, str]) -> tuple[str, ...]:
-    name = f"{numbers[each.first]}, {numbers[each.second]}"
-    if not each.overlaps:
-        return (name, "-", "-", "-", "-", "-", str(each.n_apart))
-    (written, by_chance), (read, by_chance_too) = each.mean("written"), each.mean("read")
-    cosine = sum(overlap.cosine for overlap in each.overlaps) / len(each.overlaps)
-    numbers_of = (written, by_chance, read, by_chance_too, cosine)
-    return (name, *(f"{number:.3f}" for number in numbers_of), str(each.n_apart))
-
-
-def _pair_by_layer(each: Comparison) -> list[str]:
-    rows: list[tuple[str, ...]] = [("layer", "written", "random", "read", "random")]
-    for layer in sorted({o.layer for o in each.overlaps if o.layer is not None}):
-        (written, by_chance), (read, other) = each.mean("written", layer), each.mean("read", layer)
-        numbers = (written, by_chance, read, other)
-        rows.append((str(layer), *(f"{number:.3f}" for number in numbers)))
-    return aligned(rows, ">" * len(rows[0]), indent=2)
-
-
-def _sharing(shared: Sequence[SharedBasis], side: str, verb: str) -> str:
-    n = len(shared)
-    ranks = [getattr(each, side) for each in shared]
-    together, apart, by_chance = (
-        sum(getattr(rank, name) for rank in ranks) / n for name in ("together", "apart", "random")
-    )
-    many = max(each.n_adapters for each in shared)
-    whose = "both" if many == 2 else f"all {many}"
-    return (
-        f"99 % of what {whose} {verb} could share a basis of rank {together:.1f}; their own bases "
-        f"add up to {apart:.1f}, and random spaces would share one of {by_chance:.1f} (means over "
-        f"{n} of the matrices)."
-    )

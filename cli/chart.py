@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
 
 import alora_gguf as ag
 
@@ -29,7 +31,13 @@ _FORMATS: Final = (".png", ".svg", ".pdf")
 _SIZE: Final = (7.0, 4.4)  # inches
 _DPI: Final = 110
 _PANEL: Final = (3.6, 3.0)  # inches
-_STYLES: Final = (("o-", "#0969da"), ("x--", "#8c959f"), ("s:", "#bc4c00"))  # of curves
+_NAMED: Final = 3  # labels of the legend for each column of panels
+_DENSE: Final = 24  # points whose markers would touch
+_APART: Final = 0.7  # of a place's width, for the points that stand there
+_MARKERS: Final = (  # of curves, with colours that can be told apart, also by the colour-blind
+    *(("o", "#0969da"), ("s", "#bc4c00"), ("^", "#1a7f37"), ("D", "#8250df")),
+    *(("v", "#0a8f9c"), ("P", "#9a6700"), ("*", "#bf3989"), ("h", "#57606a")),
+)
 # nothing of the machine in a file: neither date nor version
 _METADATA: Final[dict[str, dict[str, str | None]]] = {
     "png": {"Software": None},
@@ -47,12 +55,27 @@ class Line(NamedTuple):
     points: Sequence[tuple[int, float]]
 
 
+class Curve(NamedTuple):
+    """Points, and half the height of a band around each. The `number` chooses colour and marker;
+    `chance` is what it is compared with, dashed and pale.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    number: int = 0
+    chance: bool = False
+    spread: Sequence[float] = ()
+
+
 class Panel(NamedTuple):
-    """Curves over the same numbers, by their labels; the first is drawn in front."""
+    """Curves over the same numbers; the first is drawn in front. With `names` of the places 0, 1,
+    ... points stand apart, a place's beside each other.
+    """
 
     title: str
     below: str
-    curves: Mapping[str, Sequence[tuple[float, float]]]
+    curves: Sequence[Curve]
+    names: Sequence[str] = ()
 
 
 # Bars -------------------------------------------------------------------------------------------
@@ -119,27 +142,61 @@ def write_picture(
         _save(figure, path)
 
 
-def write_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
-    """Draws panels side by side; as write_picture()."""
+def write_panels(path: Path, rows: Sequence[Sequence[Panel]], *, title: str) -> None:
+    """Draws rows of panels, with one legend for all; as write_picture()."""
     from matplotlib.figure import Figure
 
     with _drawing():
-        size = (_PANEL[0] * len(panels), _PANEL[1])
+        n_rows, n_columns = len(rows), max(map(len, rows))
+        size = (_PANEL[0] * n_columns, _PANEL[1] * n_rows)
         figure = Figure(figsize=size, layout="constrained")
-        for number, panel in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), number + 1)
-            drawn = [(label, points) for label, points in panel.curves.items() if points]
-            for at, (label, points) in reversed([*enumerate(drawn)]):
-                x, y = zip(*points, strict=True)
-                style, colour = _STYLES[at % len(_STYLES)]
-                axes.plot(x, y, style, color=colour, label=label, markersize=5)
-            axes.set_title(_plain(panel.title), fontsize=10)
-            axes.set_xlabel(panel.below)
-            axes.grid(visible=True, color="#dddddd", linewidth=0.7)
-            axes.set_axisbelow(True)
-            axes.legend(frameon=False)
+        shown: dict[str, Any] = {}
+        for i, row in enumerate(rows):
+            for j, panel in enumerate(row):
+                axes = figure.add_subplot(n_rows, n_columns, i * n_columns + j + 1)
+                for label, artist in _draw(axes, panel).items():
+                    shown.setdefault(label, artist)
+        columns = max(1, min(len(shown), _NAMED * n_columns))
+        figure.legend(
+            [*shown.values()],
+            [*map(_plain, shown)],
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+        )
         figure.suptitle(_plain(title))
         _save(figure, path)
+
+
+def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
+    """What a legend needs, the first curve first."""
+    drawn: dict[str, Any] = {}
+    order = [curve for curve in panel.curves if curve.points]
+    groups = 1 + max((curve.number for curve in order), default=0)
+    for curve in reversed(order):
+        x, y = (np.array(each) for each in zip(*curve.points, strict=True))
+        marker, colour = _MARKERS[curve.number % len(_MARKERS)]
+        alpha = 0.5 if curve.chance else 1.0
+        look: dict[str, Any] = {"color": colour, "label": curve.label, "alpha": alpha}
+        look["markersize"] = 5 if len(x) < _DENSE else 2
+        marker = "x" if curve.chance else marker
+        if panel.names:
+            x = x + (curve.number - (groups - 1) / 2) * _APART / groups
+            error = curve.spread or None
+            drawn[curve.label] = axes.errorbar(x, y, error, fmt=marker, linestyle="none", **look)
+            continue
+        line = "--" if curve.chance else "-"
+        (drawn[curve.label],) = axes.plot(x, y, marker=marker, linestyle=line, **look)
+        if curve.spread:
+            low, high = y - curve.spread, y + curve.spread
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if panel.names:
+        axes.set_xticks(range(len(panel.names)), map(_plain, panel.names), rotation=30, ha="right")
+    axes.set_title(_plain(panel.title), fontsize=10)
+    axes.set_xlabel(panel.below)
+    axes.grid(visible=True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return dict(reversed(drawn.items()))
 
 
 def _drawing() -> AbstractContextManager[None]:

@@ -75,6 +75,19 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < _SECONDS else f"{seconds:.1f} s"
 
 
+def with_spread(mean: str, spread: float | None) -> str:
+    """0.986±.002: a mean as it is shown, and its standard deviation in as many decimals; the mean
+    alone if there is none.
+    """
+    if spread is None:
+        return mean
+    digits, e, exponent = mean.partition("e")
+    decimals = len(digits.partition(".")[2])
+    size = spread / 10 ** int(exponent) if e else spread
+    shown = f"{size:.{decimals}f}"
+    return f"{digits}±{shown.removeprefix('0') if decimals else shown}{e}{exponent}"
+
+
 # Widths -----------------------------------------------------------------------------------------
 
 

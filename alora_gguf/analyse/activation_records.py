@@ -23,7 +23,7 @@ class ActivationOptions:
     n_threads, n_gpu_layers   as in ContextOptions
 
     States of max_tokens are kept: for a base of 32 layers and 4,096 values 512 KiB a token, four
-    times.
+    times, and the base's logits.
     """
 
     text: str | os.PathLike[str] | None = None
@@ -56,11 +56,14 @@ class LayerStates:
 
 @dataclass(frozen=True, slots=True)
 class LayerActivations:
-    """After one layer, and `random` with a random adapter of the same shapes and norms."""
+    """After one layer, and `random` with random adapters of the same shapes and norms: the mean,
+    and in `random_spread` the standard deviation between them.
+    """
 
     layer: int
     states: LayerStates
     random: LayerStates
+    random_spread: LayerStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class AdapterActivations:
     n_before    rows before an invocation that were looked at, and were the base's bit for bit
     kl          KL(adapter || base) of the next token, the mean over tokens, in nats: what is lost
                 without the adapter
-    random_kl   the same of a random adapter
+    random_kl   the same of random adapters: the mean, and in `random_kl_spread` the standard
+                deviation between them
     no_cka      why there is no CKA, None if there is
     """
 
@@ -97,6 +101,7 @@ class AdapterActivations:
     n_before: int
     kl: float
     random_kl: float
+    random_kl_spread: float
     no_cka: str | None
     layers: tuple[LayerActivations, ...]
     ranks: tuple[RankLoss, ...]
@@ -111,12 +116,14 @@ class AdapterActivations:
 @dataclass(frozen=True, slots=True)
 class DeltaCosines:
     """Of each two adapters the cosine of what they add to the stream after a layer, the mean over
-    the tokens that follow their invocations in all texts; `random` is that of random adapters.
+    the tokens that follow their invocations in all texts; `random` is that of random adapters, the
+    mean, and `random_spread` the standard deviation between them.
     """
 
     layer: int
     cosines: tuple[tuple[float, ...], ...]
     random: tuple[tuple[float, ...], ...]
+    random_spread: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

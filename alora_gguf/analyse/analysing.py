@@ -17,6 +17,7 @@ from alora_gguf.options import check_int
 
 from .activation_records import ActivationOptions
 from .base_norms import base_norms
+from .random_adapters import Chance, RandomAdapters
 from .records import Analysis
 from .subspaces import compare
 from .weights import measure
@@ -30,12 +31,14 @@ def analyse(
     *,
     base: PathLike | None = None,
     activations: ActivationOptions | None = None,
+    n_random: int = 5,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Analysis:
     """What the weights of one adapter's GGUF file do, or of several: norms and ranks of dW by
-    matrix, layer and target, beside those of random adapters, which are drawn with `seed`; what is
-    odd about them; and for several, how the spaces that they write and read overlap.
+    matrix, layer and target, beside those of `n_random` random adapters, which are drawn with
+    `seed`; what is odd about them; and for several, how the spaces that they write and read
+    overlap.
 
     With the GGUF of a `base`, also ||dW||_2 relative to the base's own ||W||_2. With `activations`,
     the base is run on texts without and with each adapter, which shows what that changes in the
@@ -47,6 +50,7 @@ def analyse(
     Model() raises, FileFormatError for the texts, DecodeError if a row before an invocation is not
     the base's, bit for bit, and NotFiniteError.
     """
+    check_int(n_random, "n_random", 2, 64)  # one has no spread
     check_int(seed, "seed", 0)
     paths = [adapters] if isinstance(adapters, (str, os.PathLike)) else [*adapters]
     if not paths:
@@ -68,14 +72,19 @@ def analyse(
         check_options(activations, files)
     norms = None if found is None else base_norms(found, files, seed, progress)
     labels = _labels(files)
-    measured = [measure(f, label, norms, seed) for f, label in zip(files, labels, strict=True)]
-    comparisons, shared = compare(files, labels, seed) if len(files) > 1 else ((), ())
+    chance = Chance(seed, n_random)
+    measured = [
+        measure(file, label, norms, RandomAdapters(chance))
+        for file, label in zip(files, labels, strict=True)
+    ]
+    comparisons, shared = compare(files, labels, chance) if len(files) > 1 else ((), ())
     run = None
     if activations is not None and found is not None:
-        run = measure_activations(found.path, files, labels, activations, seed, progress)
+        run = measure_activations(found.path, files, labels, activations, chance, progress)
     return Analysis(
         base=None if found is None else found.path,
         seed=seed,
+        n_random=n_random,
         adapters=tuple(measured),
         comparisons=comparisons,
         shared=shared,

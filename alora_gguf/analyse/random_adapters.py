@@ -1,4 +1,4 @@
-"""What chance gives: singular values of random adapters, and angles of random subspaces.
+"""What chance gives: norms and ranks of random adapters, and angles of random subspaces.
 
 Nothing here has the width of a model: the R of a tall matrix of normal numbers is drawn as such
 (Bartlett 1933), and all that is asked for follows from it.
@@ -6,20 +6,20 @@ Nothing here has the width of a model: the R of a tall matrix of normal numbers 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from .factors import Doubles
+from .spectra import effective_rank, energy_rank, stable_rank
 
-_MOST_DRAWS: Final = 8
-
-
-def _draws(rank: int) -> range:
-    """Fewer for higher ranks, which cost more and vary less."""
-    return range(max(1, min(_MOST_DRAWS, 256 // rank)))
+_DRAWN: Final = 1024
+"""Times 1/rank, how many matrices of a shape a random adapter has before they are used again: those
+of a high rank cost much, and vary little.
+"""
 
 
 def generator(seed: int, *sizes: int) -> np.random.Generator:
@@ -27,30 +27,58 @@ def generator(seed: int, *sizes: int) -> np.random.Generator:
     return np.random.default_rng([seed, *sizes])
 
 
-@lru_cache(4096)
-def random_spectra(n_out: int, n_in: int, rank: int, seed: int) -> Doubles:
-    """Singular values of B A, [draws, k], of Frobenius norm 1: A and B of normal numbers."""
-    rng = generator(seed, n_out, n_in, rank)
-    drawn = [
-        np.linalg.svd(normal_r(rng, n_out, rank) @ normal_r(rng, n_in, rank).T, compute_uv=False)
-        for _ in _draws(rank)
-    ]
-    spectra = np.stack(drawn)
-    return np.asarray(spectra / np.linalg.norm(spectra, axis=1, keepdims=True))
+def mean_and_spread(draws: Doubles) -> tuple[Doubles, Doubles]:
+    """Over the first axis: the mean, and the standard deviation of one draw."""
+    return draws.mean(axis=0), draws.std(axis=0, ddof=1)
+
+
+class Chance(NamedTuple):
+    """How what is random is drawn, and how many of it."""
+
+    seed: int
+    n: int
+
+
+class RandomAdapters:
+    """Random adapters, matrix by matrix."""
+
+    def __init__(self, chance: Chance) -> None:
+        self._chance = chance
+        self._drawn: dict[tuple[int, ...], list[Doubles]] = {}
+        self._rngs: dict[tuple[int, ...], np.random.Generator] = {}
+        self._asked = Counter[tuple[int, ...]]()
+
+    def matrix(self, n_out: int, n_in: int, rank: int) -> Doubles:
+        """Of the next matrix of that shape in each of them, [n, 4]: spectral norm, stable,
+        effective and energy rank of B A of Frobenius norm 1, A and B of normal numbers.
+        """
+        shape = n_out, n_in, rank
+        drawn, number = self._drawn.setdefault(shape, []), self._asked[shape]
+        self._asked[shape] += 1
+        seed, n = self._chance
+        if drawn and number * rank >= _DRAWN:
+            return drawn[number % len(drawn)]
+        rng = self._rngs.setdefault(shape, generator(seed, *shape))
+        b, a = normal_r(rng, n_out, rank, n), normal_r(rng, n_in, rank, n)
+        core = b @ np.swapaxes(a, 1, 2)
+        found = np.linalg.svd(core, compute_uv=False)
+        s: Doubles = np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float64)
+        of = [s[:, 0], *(each(s) for each in (stable_rank, effective_rank, energy_rank))]
+        drawn.append(np.stack(of, axis=1))
+        return drawn[-1]
 
 
 @lru_cache(4096)
-def random_cosines(n: int, first: int, second: int, seed: int) -> tuple[float, float]:
-    """Of the principal angles of random subspaces of `first` and `second` dimensions: the mean
-    square, and the largest one, both the mean over the draws.
+def random_angles(n: int, first: int, second: int, seed: int, n_draws: int) -> Doubles:
+    """Of random subspaces of `first` and `second` of n dimensions, [n_draws, 2]: the mean squared
+    cosine of their principal angles, and the smallest angle in degrees.
     """
     rng, found = generator(seed, n, first, second), []
-    for _ in _draws(max(first, second)):
+    for _ in range(n_draws):
         u, v = random_frames(rng, n, (first, second))
-        cosines = np.linalg.svd(u.T @ v, compute_uv=False)
-        found.append((float(np.mean(cosines**2)), min(float(cosines[0]), 1.0)))
-    square, largest = np.mean(found, axis=0)
-    return float(square), float(largest)
+        cosines = np.minimum(np.linalg.svd(u.T @ v, compute_uv=False), 1.0)
+        found.append((np.mean(cosines**2), np.degrees(np.arccos(cosines[0]))))
+    return np.array(found)
 
 
 def random_frames(rng: np.random.Generator, n: int, ranks: Sequence[int]) -> list[Doubles]:
@@ -62,10 +90,13 @@ def random_frames(rng: np.random.Generator, n: int, ranks: Sequence[int]) -> lis
     return [np.linalg.qr(block)[0] for block in np.split(together, ends, axis=1)]
 
 
-def normal_r(rng: np.random.Generator, n: int, k: int) -> Doubles:
-    """R of the QR decomposition of [n, k] normal numbers, up to signs: [min(n, k), k]."""
+def normal_r(rng: np.random.Generator, n: int, k: int, *many: int) -> Doubles:
+    """R of the QR decomposition of [*many, n, k] normal numbers, up to signs: [*many, min(n, k),
+    k].
+    """
     if n < k:
-        return rng.standard_normal((n, k))
-    r = np.triu(rng.standard_normal((k, k)), 1)
-    r[np.diag_indices(k)] = np.sqrt(rng.chisquare(n - np.arange(k)))
+        return rng.standard_normal((*many, n, k))
+    r = np.triu(rng.standard_normal((*many, k, k)), 1)
+    diagonal = np.arange(k)
+    r[..., diagonal, diagonal] = np.sqrt(rng.chisquare(n - diagonal, (*many, k)))
     return r

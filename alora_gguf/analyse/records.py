@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import hypot
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,14 +22,16 @@ ENERGY: Final = 0.99
 
 @dataclass(frozen=True, slots=True)
 class RandomWeights:
-    """What a random adapter of the same shapes, rank and Frobenius norm has: A and B of independent
-    normal numbers, the mean over a few draws.
+    """What random adapters of the same shapes, rank and Frobenius norm have: A and B of independent
+    normal numbers. `relative` is None without a base.
     """
 
     spectral: float
     stable_rank: float
     effective_rank: float
     energy_rank: float
+    utilisation: float
+    relative: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class MatrixWeights:
     finite                  whether float32 holds what A and B compute
     base_spectral, relative ||W||_2 of the base, and ||dW||_2 / ||W||_2; None without a base
     singular_values         all of them, descending
-    random                  the same of a random adapter
+    random, random_spread   the same of random adapters: the mean, and the standard deviation
+                            between them
 
     The ranks are 0 where dW is 0.
     """
@@ -73,6 +77,7 @@ class MatrixWeights:
     relative: float | None
     singular_values: tuple[float, ...]
     random: RandomWeights
+    random_spread: RandomWeights
 
     @property
     def dead(self) -> bool:
@@ -90,7 +95,8 @@ class Totals:
     """Several matrices together: how many, and how many of them dW leaves as they are; the norm of
     all of dW, the largest ||dW||_2, their `share` of the adapter's sum of squares (for a layer, of
     that of all layers), and the means of ranks and utilisation over those that are not 0.
-    `relative` is the largest ||dW||_2 / ||W||_2, None without a base.
+    `relative` is the largest ||dW||_2 / ||W||_2, None without a base. `random` and `random_spread`
+    are the mean and the standard deviation of the same of random adapters.
     """
 
     n_matrices: int
@@ -104,6 +110,7 @@ class Totals:
     utilisation: float
     relative: float | None
     random: RandomWeights
+    random_spread: RandomWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ class Angles:
     """How two subspaces of a space of `n` dimensions lie: `degrees` are their principal angles,
     ascending, as many as the smaller one has dimensions; `similarity` is the mean squared cosine of
     those, 1 if one contains the other. `random_...` is what random subspaces of the same dimensions
-    have.
+    have, the mean, and `..._spread` the standard deviation between them.
     """
 
     n: int
@@ -196,7 +203,9 @@ class Angles:
     degrees: tuple[float, ...]
     similarity: float
     random_similarity: float
+    random_similarity_spread: float
     random_smallest: float
+    random_smallest_spread: float
 
     @property
     def smallest(self) -> float:
@@ -241,19 +250,21 @@ class Comparison:
 
     def mean(
         self, side: Literal["written", "read"], layer: int | None = None
-    ) -> tuple[float, float]:
-        """The mean similarity and a random one's, over all matrices or those of a layer; NaN for a
-        layer that they do not share.
+    ) -> tuple[float, float, float]:
+        """The mean similarity, that of random spaces, and the standard deviation of that, over all
+        matrices or those of a layer; NaN for a layer that they do not share.
         """
         angles: list[Angles] = [
             getattr(each, side) for each in self.overlaps if layer is None or each.layer == layer
         ]
         if not angles:
-            return float("nan"), float("nan")
+            return float("nan"), float("nan"), float("nan")
         n = len(angles)
         return (
             sum(each.similarity for each in angles) / n,
             sum(each.random_similarity for each in angles) / n,
+            # of independent ones in each matrix
+            hypot(*(each.random_similarity_spread for each in angles)) / n,
         )
 
 
@@ -261,12 +272,13 @@ class Comparison:
 class SharedRank:
     """How large a basis is that holds 99 % of several adapters' energy, each counting alike:
     `together`; beside the sum of what each needs alone, `apart`, and what random subspaces with the
-    same singular values need together.
+    same singular values need together: the mean, and the standard deviation between them.
     """
 
     together: int
     apart: int
-    random: int
+    random: float
+    random_spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +299,13 @@ class SharedBasis:
 @dataclass(frozen=True)
 class Analysis:
     """All of it. `comparisons` has every pair of adapters, `shared` the matrices that at least two
-    of them change; both are () for one adapter. `activations` are None if nothing was run. Random
-    adapters were drawn with `seed`.
+    of them change; both are () for one adapter. `activations` are None if nothing was run.
+    `n_random` random adapters were drawn with `seed`, to compare each with.
     """
 
     base: Path | None
     seed: int
+    n_random: int
     adapters: tuple[AdapterWeights, ...]
     comparisons: tuple[Comparison, ...]
     shared: tuple[SharedBasis, ...]

@@ -14,9 +14,9 @@ import numpy as np
 from alora_gguf.gguf.adapter import AdapterFile
 
 from .factors import Doubles, Factors, Place, factors_of
-from .random_adapters import generator, random_cosines, random_frames
+from .random_adapters import Chance, generator, mean_and_spread, random_angles, random_frames
 from .records import Angles, Comparison, Overlap, SharedBasis, SharedRank
-from .weights import energy_rank, numerical_rank
+from .spectra import energy_rank, numerical_rank
 
 Side = Literal["written", "read"]
 
@@ -41,7 +41,7 @@ class _Frame:
 
 
 def compare(
-    files: Sequence[AdapterFile], labels: Sequence[str], seed: int
+    files: Sequence[AdapterFile], labels: Sequence[str], chance: Chance
 ) -> tuple[tuple[Comparison, ...], tuple[SharedBasis, ...]]:
     """Every pair of adapters, and what all could share; one target is in memory at a time."""
     pairs = list(combinations(range(len(files)), 2))
@@ -53,9 +53,9 @@ def compare(
             both = pair[0] in frames and pair[1] in frames
             n_apart[pair] += not both and (pair[0] in frames or pair[1] in frames)
             if both:
-                overlaps[pair].append(_overlap(place, frames[pair[0]], frames[pair[1]], seed))
+                overlaps[pair].append(_overlap(place, frames[pair[0]], frames[pair[1]], chance))
         if len(frames) > 1:
-            shared.append(_shared(place, [*frames.values()], seed))
+            shared.append(_shared(place, [*frames.values()], chance))
     comparisons = tuple(
         Comparison(labels[i], labels[j], n_apart[i, j], tuple(sorted(overlaps[i, j], key=_order)))
         for i, j in pairs
@@ -82,7 +82,7 @@ def _order(each: Overlap | SharedBasis) -> tuple[bool, int, str, str, int]:
     return each.layer is None, each.layer or 0, each.name, each.target, each.expert or 0
 
 
-def _overlap(place: Place, first: _Frame, second: _Frame, seed: int) -> Overlap:
+def _overlap(place: Place, first: _Frame, second: _Frame, chance: Chance) -> Overlap:
     u, v = first.written.T @ second.written, first.read.T @ second.read
     # <U S V', X T Y'> = sum over s_i (U'X)_ij t_j (V'Y)_ij
     inner = float(np.sum(first.s[:, None] * u * second.s * v))
@@ -92,48 +92,55 @@ def _overlap(place: Place, first: _Frame, second: _Frame, seed: int) -> Overlap:
         name=place.name,
         layer=place.layer,
         expert=place.expert,
-        written=_angles(len(first.written), u, seed),
-        read=_angles(len(first.read), v, seed),
+        written=_angles(len(first.written), u, chance),
+        read=_angles(len(first.read), v, chance),
         cosine=inner / norms,
     )
 
 
-def _angles(n: int, product: Doubles, seed: int) -> Angles:
+def _angles(n: int, product: Doubles, chance: Chance) -> Angles:
     """Of two subspaces of n dimensions, by the product of their orthonormal bases."""
     cosines = np.minimum(np.linalg.svd(product, compute_uv=False), 1.0)
     first, second = product.shape
-    square, largest = random_cosines(n, first, second, seed)
+    (square, smallest), (square_spread, smallest_spread) = (
+        each.tolist() for each in mean_and_spread(random_angles(n, first, second, *chance))
+    )
     return Angles(
         n=n,
         ranks=(first, second),
         degrees=tuple(np.degrees(np.arccos(cosines)).tolist()),
         similarity=float(np.mean(cosines**2)),
         random_similarity=square,
-        random_smallest=float(np.degrees(np.arccos(largest))),
+        random_similarity_spread=square_spread,
+        random_smallest=smallest,
+        random_smallest_spread=smallest_spread,
     )
 
 
-def _shared(place: Place, frames: Sequence[_Frame], seed: int) -> SharedBasis:
+def _shared(place: Place, frames: Sequence[_Frame], chance: Chance) -> SharedBasis:
     return SharedBasis(
         target=place.target,
         name=place.name,
         layer=place.layer,
         expert=place.expert,
         n_adapters=len(frames),
-        written=_shared_rank(frames, "written", seed),
-        read=_shared_rank(frames, "read", seed),
+        written=_shared_rank(frames, "written", chance),
+        read=_shared_rank(frames, "read", chance),
     )
 
 
-def _shared_rank(frames: Sequence[_Frame], side: Side, seed: int) -> SharedRank:
+def _shared_rank(frames: Sequence[_Frame], side: Side, chance: Chance) -> SharedRank:
     bases = [frame.side(side) for frame in frames]
     weights = [frame.s / np.linalg.norm(frame.s) for frame in frames]
     n, ranks = len(bases[0]), [len(s) for s in weights]
-    drawn = random_frames(generator(seed, n, *ranks), n, ranks)
+    rng = generator(chance.seed, n, *ranks)
+    drawn = [_rank_of(random_frames(rng, n, ranks), weights) for _ in range(chance.n)]
+    mean, spread = mean_and_spread(np.array(drawn, np.float64))
     return SharedRank(
         together=_rank_of(bases, weights),
-        apart=sum(energy_rank(s) for s in weights),
-        random=_rank_of(drawn, weights),
+        apart=sum(int(energy_rank(s)) for s in weights),
+        random=float(mean),
+        random_spread=float(spread),
     )
 
 
@@ -141,4 +148,4 @@ def _rank_of(bases: Sequence[Doubles], weights: Sequence[Doubles]) -> int:
     """Of all columns together, each times its singular value."""
     columns = np.concatenate([u * s for u, s in zip(bases, weights, strict=True)], axis=1)
     r = np.linalg.qr(columns, mode="r")
-    return energy_rank(np.linalg.svd(r, compute_uv=False))
+    return int(energy_rank(np.linalg.svd(r, compute_uv=False)))

@@ -284,17 +284,18 @@ def _number(effect: Effect | None, name: str) -> str:
 
 
 def _plot(found: Sweep, path: Path) -> None:
-    from alora_gguf.cli.chart import Panel, write_panels
+    from alora_gguf.cli.chart import Curve, Panel, write_panels
 
     scales = [step.scale for step in found.steps]
 
-    def curve(name: str, of: str) -> list[tuple[float, float]]:
-        effects = [step.vector if of == "vector" else step.random for step in found.steps]
-        return [
+    def curve(name: str, label: str, *, chance: bool = False) -> Curve:
+        effects = [step.random if chance else step.vector for step in found.steps]
+        points = [
             (scale, value)
             for scale, effect in zip(scales, effects, strict=True)
             if effect is not None and (value := getattr(effect, name)) is not None
         ]
+        return Curve(label, points, chance=chance)
 
     titles = {
         "log_odds": "log-odds (nats per token)",
@@ -303,8 +304,8 @@ def _plot(found: Sweep, path: Path) -> None:
         "reply_ratio": "perplexity of replies / base's",
     }
     panels = [
-        Panel(title, "scale", {"vector": curve(name, "vector"), "random": curve(name, "random")})
+        Panel(title, "scale", [curve(name, "vector"), curve(name, "random", chance=True)])
         for name, title in titles.items()
-        if curve(name, "vector")
+        if curve(name, "vector").points
     ]
-    write_panels(path, panels, title=found.vector.name)
+    write_panels(path, [panels], title=found.vector.name)

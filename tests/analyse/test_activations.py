@@ -136,7 +136,8 @@ def test_figures_are_those_of_plain_numpy(files: Files, text: Path, tmp_path: Pa
 def test_a_cka_is_refused_where_there_are_too_few_tokens(files: Files, text: Path) -> None:
     found = one(files, files.alora, text=text)
     assert found.no_cka == f"{found.n_tokens} tokens do not carry a CKA: it needs at least 64"
-    assert {(each.states.cka, each.random.cka_delta) for each in found.layers} == {(None, None)}
+    ckas = {(e.states.cka, e.random.cka_delta, e.random_spread.cka) for e in found.layers}
+    assert ckas == {(None, None, None)}
     text.write_text(4 * TEXT)
     found = one(files, files.alora, text=text)
     assert found.no_cka is None
@@ -198,6 +199,32 @@ def test_a_random_adapter_has_the_same_norms(files: Files, tmp_path: Path) -> No
     assert AdapterFile.read(tmp_path / "random.gguf").invocation == file.invocation
 
 
+def test_random_figures_are_of_several_random_adapters(
+    files: Files, text: Path, tmp_path: Path
+) -> None:
+    """Each drawn, written and run by hand."""
+    text.write_text(4 * TEXT)
+    how = ActivationOptions(text=text, n_threads=1)
+    run = analyse(files.alora, base=files.base, activations=how, n_random=3, seed=7).activations
+    assert run is not None
+    (found,) = run.adapters
+    drawn = []
+    for i in range(3):
+        path = tmp_path / f"{i}.gguf"
+        write_random(AdapterFile.read(files.alora), path, [7, i, 0])
+        drawn.append(one(files, path, text=text))
+    kl = [each.kl for each in drawn]
+    assert found.random_kl == pytest.approx(np.mean(kl), rel=1e-6)
+    assert found.random_kl_spread == pytest.approx(np.std(kl, ddof=1), rel=1e-6)
+    for layer, own in enumerate(found.layers):
+        for name in ("change", "cosine", "cka", "cka_delta", "dimension"):
+            real = [getattr(each.layers[layer].states, name) for each in drawn]
+            assert getattr(own.random, name) == pytest.approx(np.mean(real), rel=1e-5), name
+            spread = getattr(own.random_spread, name)
+            assert spread == pytest.approx(np.std(real, ddof=1), rel=1e-3), name
+            assert spread > 0
+
+
 # Several, conversations, files --------------------------------------------------------------------
 
 
@@ -218,6 +245,8 @@ def test_several_adapters(files: Files, text: Path) -> None:
         assert layer.cosines[0][2] == pytest.approx(1, abs=1e-6)
         assert layer.cosines[1][0] == layer.cosines[0][1]
         assert layer.random[0][2] < 0.9  # drawn apart
+        assert layer.random_spread[0][2] == layer.random_spread[2][0] > 0
+        assert layer.random_spread[1][1] == 0
     assert {found.clusters[0].first[0], found.clusters[0].second[0]} == {
         found.adapters[0].label, found.adapters[2].label,
     }  # fmt: skip

@@ -23,7 +23,7 @@ from alora_gguf import (
 )
 from alora_gguf.analyse import Analysis, MatrixWeights, analyse, base_norms
 from alora_gguf.analyse.factors import Factors, Place
-from alora_gguf.analyse.random_adapters import normal_r, random_spectra
+from alora_gguf.analyse.random_adapters import Chance, RandomAdapters, normal_r
 from tests.analyse.known import K, Q, dw_of, orthonormal, random_pair, weight_of, write
 from tests.support import corrupt, tiny_base
 from tests.support.files import Files
@@ -191,8 +191,47 @@ def test_a_random_adapter_is_told_as_random(tmp_path: Path) -> None:
     assert found.stable_rank == pytest.approx(found.random.stable_rank, rel=0.15)
     assert found.effective_rank == pytest.approx(found.random.effective_rank, rel=0.03)
     assert matrices(path, seed=1)[Q].random != found.random
-    assert random_spectra(192, 256, 8, 0).shape == (8, 8)
-    assert random_spectra(600, 700, 512, 0).shape == (1, 512)
+
+
+def test_random_adapters_have_mean_and_spread_of_real_ones(tmp_path: Path) -> None:
+    rng, shapes = np.random.default_rng(10), (8, 96, 64)
+    path = write(tmp_path / "a.gguf", {Q: random_pair(rng, *shapes)})
+    found = matrices(path, n_random=64)[Q]
+    drawn = []
+    for i in range(64):
+        write(tmp_path / f"{i}.gguf", {Q: random_pair(rng, *shapes)})
+        each = matrices(tmp_path / f"{i}.gguf")[Q]
+        spectral = found.frobenius / each.frobenius * each.spectral
+        drawn.append((spectral, each.stable_rank, each.effective_rank, each.utilisation))
+    for i, name in enumerate(("spectral", "stable_rank", "effective_rank", "utilisation")):
+        real = np.array([each[i] for each in drawn])
+        mean, spread = getattr(found.random, name), getattr(found.random_spread, name)
+        assert mean == pytest.approx(real.mean(), abs=4 * real.std() / 8), name
+        assert spread == pytest.approx(real.std(ddof=1), rel=0.35), name
+    assert found.random.relative is None
+
+
+def test_a_layers_mean_varies_less_than_its_matrices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    pairs = {f"blk.0.{name}.weight": random_pair(rng, 8, 64, 64) for name in map(str, range(16))}
+    (adapter,) = analyse(write(tmp_path / "a.gguf", pairs), n_random=64).adapters
+    (layer,) = adapter.layers
+    one = np.mean([m.random_spread.effective_rank for m in adapter.matrices])
+    assert layer.totals.random_spread.effective_rank == pytest.approx(one / 4, rel=0.3)
+    # the largest of 16 is above each
+    largest = layer.totals.random.spectral
+    assert largest > max(m.random.spectral for m in adapter.matrices)
+
+
+def test_random_matrices_are_drawn_apart_and_used_again_in_the_end() -> None:
+    random = RandomAdapters(Chance(0, 4))
+    first, second = (random.matrix(40, 30, 8) for _ in range(2))
+    assert first.shape == (4, 4)
+    assert not np.allclose(first, second)
+    again = [random.matrix(40, 30, 8) for _ in range(2, 129)]
+    assert np.array_equal(again[-1], first)  # 1024 / 8 = 128 are drawn
+    assert np.array_equal(RandomAdapters(Chance(0, 4)).matrix(40, 30, 8), first)
+    assert not np.array_equal(RandomAdapters(Chance(1, 4)).matrix(40, 30, 8), first)
 
 
 # With the base ------------------------------------------------------------------------------------
@@ -283,6 +322,8 @@ def test_arguments(files: Files) -> None:
         analyse([files.alora, 3])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"^seed must be an integer of at least 0, got -1$"):
         analyse(files.alora, seed=-1)
+    with pytest.raises(InputError, match=r"^n_random must be an integer .*2.*64.*, got 1$"):
+        analyse(files.alora, n_random=1)
 
 
 # Records ------------------------------------------------------------------------------------------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
+from alora_gguf.cli.analyse_plot import panels
+from alora_gguf.cli.render import with_spread
 
 from alora_gguf import AdapterFile, Description, Store, cli, demo
+from alora_gguf.analyse import ActivationOptions, analyse
 from tests.analyse.known import Q, random_pair, write
 from tests.support.files import Files
 
@@ -42,7 +46,8 @@ def dead(tmp_path: Path) -> Path:
 ONE = """\
 answerability: aLoRA of rank 32, granite, 393,216 parameters
   |dW|_F 25.16 over 24 matrices, ranks 1.5 stable, 11.2 effective, 10.0 for 99 %
-  (random 14.8, 30.9, 31.6); utilisation 5%; concentration 0.19 (even: 0.17)
+  (random 14.5±.1, 30.9±.0, 31.4±.1); utilisation 5%; concentration 0.19 (even:
+  0.17)
 """
 
 
@@ -51,16 +56,14 @@ def test_one_adapter() -> None:
     assert (status, err) == (0, "")
     assert out.startswith(ONE)
     lines = out.splitlines()
-    assert "  layer  |dW|_F  share  |dW|_2  random  stable  effective  random  99 %" in lines
-    assert (
-        "  target       |dW|_F  share  |dW|_2  random  stable  effective  random  99 %    dead"
-        in (lines)
-    )
+    header = "|dW|_F  share  |dW|_2    random  stable  effective   random  99 %"
+    assert f"  layer  {header}" in lines
+    assert f"  target       {header}    dead" in lines
     (first,) = (line for line in lines if line.split()[:1] == ["0"])
     assert first.split() == [
-        "0", "8.34", "11%", "4.3", "1.36", "1.6", "12.6", "30.9", "12.0", "###",
+        "0", "8.34", "11%", "4.3", "1.37±.02", "1.6", "12.6", "30.9±.0", "12.0", "###",
     ]  # fmt: skip
-    assert lines[-1] == "A and B are random."
+    assert lines[-1] == "and B are random, the mean and the standard deviation."
 
 
 def test_with_its_base() -> None:
@@ -75,7 +78,8 @@ def test_several() -> None:
     assert "Side by side\n  1  answerability\n  2  uncertainty\n  3  jailbreak\n" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["0", "8.34", "12.5", "7.46", "12.6", "14.2", "8.6"] in rows
-    assert ["1,", "2", "0.207", "0.125", "0.817", "0.125", "0.026", "0"] in rows
+    random = "0.127±.001"
+    assert ["1,", "2", "0.207", random, "0.817", random, "0.026", "0"] in rows
     assert "99 % of what all 3 read could share a basis of rank " in " ".join(out.split())
     assert "layer  written" not in out
 
@@ -169,6 +173,127 @@ def test_wrong_usage_of_texts(files: Files) -> None:
     )
 
 
+# Random adapters ----------------------------------------------------------------------------------
+
+
+def test_more_random_adapters() -> None:
+    few, many = run(DEMO[0], "--random", "2")[1], run(DEMO[0], "--random", "40")[1]
+    assert "random: 2 adapters of the same shapes" in " ".join(few.split())
+    assert "random: 40 adapters of the same shapes" in " ".join(many.split())
+    assert few != many
+    said = refusal(DEMO[0], "--random", "1", status=2)
+    assert said == "Invalid value for '--random': 1 is not in the range 2<=x<=64."
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "shown"),
+    [
+        ("0.986", 0.0024, "0.986±.002"),
+        ("-0.002", 0.033, "-0.002±.033"),
+        ("12.3", 0.96, "12.3±1.0"),
+        ("1234", 56.7, "1234±57"),
+        ("1.2e-05", 3.4e-6, "1.2±.3e-05"),
+        ("-", None, "-"),
+    ],
+)
+def test_a_spread_is_as_exact_as_its_mean(mean: str, spread: float | None, shown: str) -> None:
+    assert with_spread(mean, spread) == shown
+
+
+# The picture --------------------------------------------------------------------------------------
+
+
+def texts_of(picture: Path) -> list[str]:
+    """What is written in an SVG, in its order."""
+    nodes = ET.parse(picture).iter()  # noqa: S314 (it is our own)
+    return [text for node in nodes if (text := (node.text or "").strip())]
+
+
+def test_a_picture_of_one_adapter(tmp_path: Path) -> None:
+    picture = tmp_path / "a.svg"
+    picture.write_text("an older one")
+    assert run(DEMO[0], "--plot", picture)[0] == 0
+    texts = texts_of(picture)
+    for title in ("|dW|_F", "effective rank", "utilisation"):
+        assert texts.count(title) == 2, title  # by layer and by target
+    assert "|dW|2 / |W|2, the largest" not in texts
+    for text in ("attn_output", "answerability", "random"):
+        assert text in texts
+    assert "answerability, beside 5 random ones of the same shapes and norms" in texts
+
+
+def test_a_picture_of_several_on_texts(files: Files, tmp_path: Path) -> None:
+    picture, how = tmp_path / "a.svg", ["--base", files.base, "-t", "1", "--probes"]
+    how += ["--max-tokens", "100"]
+    adapters = [files.alora, files.other]
+    found = json.loads(run(*adapters, *how, "--json", "--plot", picture)[1])
+    texts = texts_of(picture)
+    labels = [each["label"] for each in found["adapters"]]
+    for text in (
+        *labels, "|dW|2 / |W|2, the largest", "|d| / |h|", "cosine of h+d and h", "dimension of d",
+        "CKA of h+d and h", "CKA of d and h", "layer",
+    ):  # fmt: skip
+        assert text in texts, text
+    assert texts.count("random") == 1
+    assert "2 adapters, beside 5 random ones of the same shapes and norms" in texts
+
+
+def test_what_is_drawn_is_what_was_measured(files: Files) -> None:
+    how = ActivationOptions(n_threads=1, max_tokens=100)
+    found = analyse([files.alora, files.other], base=files.base, activations=how)
+    by_layer, by_target, states, ckas = panels(found)
+    relative, effective, utilisation = by_layer
+    totals = [layer.totals for layer in found.adapters[1].layers]
+    _, own, _, chance = effective.curves
+    assert own.points == [(i, each.effective_rank) for i, each in enumerate(totals)]
+    assert chance.points == [(i, each.random.effective_rank) for i, each in enumerate(totals)]
+    assert chance.spread == [each.random_spread.effective_rank for each in totals]
+    assert (own.number, chance.number, chance.chance) == (1, 1, True)
+    assert relative.curves[2].points == [
+        (layer.layer, layer.totals.random.relative) for layer in found.adapters[0].layers
+    ]
+    assert utilisation.curves[3].points[0][1] == totals[0].random.utilisation
+    names = {each.name for adapter in found.adapters for each in adapter.targets}
+    assert by_target[0].names == sorted(names)
+    assert found.activations is not None
+    layers = found.activations.adapters[0].layers
+    assert [panel.title for panel in (*states, *ckas)] == [
+        "|d| / |h|", "cosine of h+d and h", "dimension of d", "CKA of h+d and h", "CKA of d and h",
+    ]  # fmt: skip
+    assert states[0].curves[0].points == [(each.layer, each.states.change) for each in layers]
+    assert ckas[1].curves[2].spread == [each.random_spread.cka_delta for each in layers]
+
+
+def test_where_there_is_nothing_to_draw_there_is_no_panel(dead: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outside = write(tmp_path / "o.gguf", {"output.weight": random_pair(rng)})
+    for adapter, n_rows in ((dead, 2), (outside, 1)):
+        assert run(adapter, "--plot", tmp_path / "a.png")[0] == 0
+        assert len(list(panels(analyse(adapter)))) == n_rows
+
+
+def test_a_picture_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.setattr("alora_gguf.analyse.analyse", never)
+    said = refusal(DEMO[0], "--plot", tmp_path / "a.jpg")
+    assert said == f"{tmp_path / 'a.jpg'}: expected a name that ends in .png, .svg, .pdf"
+    gone = tmp_path / "gone" / "a.png"
+    said = refusal(DEMO[0], "--plot", gone)
+    assert said == f"{gone}: its directory does not exist; create it first"
+    twice = tmp_path / "a.svg"
+    said = refusal(DEMO[0], "--plot", twice, "--sarif", twice, status=2)
+    assert said == f"--plot and --sarif are both {twice}; name two files"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refusal(DEMO[0], "--plot", tmp_path / "a.png") == (
+        "--plot needs matplotlib, which is not installed: pip install 'alora-gguf[plot]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 # JSON and SARIF -----------------------------------------------------------------------------------
 
 
@@ -177,7 +302,8 @@ def test_everything_is_one_object() -> None:
     assert (status, err) == (0, "")
     found = json.loads(out, parse_constant=lambda _: pytest.fail("not JSON"))
     assert set(found) == {
-        "base", "seed", "adapters", "comparisons", "shared", "activations", "truncation",
+        "base", "seed", "n_random", "adapters", "comparisons", "shared", "activations",
+        "truncation",
     }  # fmt: skip
     assert (found["seed"], found["activations"], found["truncation"]) == (3, None, None)
     assert [adapter["label"] for adapter in found["adapters"]][:2] == [
