@@ -107,8 +107,7 @@ class Model:
         self._special_tokens_in_text = special_tokens_in_text
         self._embedder = TextEmbedder(runtime, _tuning)
         try:
-            runtime.bank.load(adapters or {})
-            self._contracts.check(runtime.bank)
+            self._contracts.check(runtime.bank.load(adapters or {}))
         except BaseException:
             runtime.close()
             raise
@@ -166,7 +165,7 @@ class Model:
     @property
     def adapters(self) -> Mapping[str, Loaded]:
         """The loaded adapters by name, AdapterFile, VectorFile or Combination; read-only."""
-        return MappingProxyType(dict(self._runtime.bank))
+        return MappingProxyType(self._runtime.bank.loaded())
 
     def adapter(self, name: str) -> Loaded:
         """A loaded adapter. Raises UnknownAdapterError, naming those that are loaded."""
@@ -179,8 +178,7 @@ class Model:
         Raises AdapterFormatError, AdapterMismatchError, or AdapterInUseError if the name is taken.
         """
         self._runtime.check_open()
-        self._runtime.bank.load({name: path}, from_start=from_start)
-        file = self._runtime.bank[name]
+        file = self._runtime.bank.load({name: path}, from_start=from_start)[name]
         self._contracts.check({name: file})
         return file
 
@@ -417,7 +415,7 @@ class Model:
     def __repr__(self) -> str:
         if self.closed:
             return f"<Model {self.path}: closed>"
-        adapters = ", ".join(self._runtime.bank) or "no adapters"
+        adapters = ", ".join(self._runtime.bank.loaded()) or "no adapters"
         return f"<Model {self.path}: {self.architecture}, {self.n_ctx} cells, {adapters}>"
 
     def __enter__(self) -> Model:

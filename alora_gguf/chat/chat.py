@@ -662,7 +662,7 @@ class Chat:
             return Timings(reused=n)
         adapter, scale = self._reader
         names = {adapter} if isinstance(adapter, str) else set(adapter or ())
-        if not names <= self._session._runtime.bank.keys():
+        if not names <= self._session._runtime.bank.loaded().keys():
             adapter, scale = None, 1.0
         beginning = self._beginning(messages) if adapter is None else ()
         self._held = None
@@ -740,6 +740,8 @@ class Chat:
     ) -> tuple[Reply, Parts]:
         """Starts what the session generates as a reply to the messages."""
         file = None if how.adapter is None else self._contracts.acting(how.adapter)
+        # a plain LoRA reads all of it; what an aLoRA or a vector wrote is the base's to read
+        reader = reader_of(how.adapter, how.scale, self._contracts.adapter)
         prompt = self._dialogue(messages).reply_prompt(() if file is None else file.invocation)
         thinking = self._template.thinking
         begun = prompt.text.rstrip().endswith(thinking[0])
@@ -748,8 +750,6 @@ class Chat:
         rules = None
         if usage is not None:
             rules = usage.rules(self._template.call_form, thinking, begun=begun)
-        # a plain LoRA reads all of it; what an aLoRA or a vector wrote is the base's to read
-        reader = reader_of(how.adapter, how.scale, self._contracts.adapter)
         beginning = self._beginning(messages) if reader[0] is None else ()
         self._held = None
         reply = self._session._generate(

@@ -27,9 +27,9 @@ class Combination:
     """Several adapters under one name, made by Model.combine().
 
     `parts` are their names and scales; they stay loaded while it is. `identity` is the hash of what
-    they compute together at these scales; one alone has its own. `invocation` is the one that some
-    of them begin at, () if none does; `rank` is the largest of theirs, `targets` are all that they
-    change. `io_yaml` and `temperatures` are those of the one with weights.
+    they compute together at these scales; one alone at scale 1 has its own. `invocation` is the one
+    that some of them begin at, () if none does; `rank` is the largest of theirs, `targets` are all
+    that they change. `io_yaml` and `temperatures` are those of the one with weights.
     """
 
     name: str
@@ -149,7 +149,7 @@ def combined(name: str, adapters: Mapping[str, float], find: Find) -> Combinatio
     return Combination(
         name=name,
         parts=FrozenDict({each: float(one) for each, one in adapters.items()}),
-        identity=by.identity or "",
+        identity=by.digest or "",
         invocation=begun.invocation if begun else (),
         invocation_text=begun.invocation_text if begun else None,
         io_yaml=weights.io_yaml if weights else None,

@@ -80,7 +80,7 @@ class _Mixed:
 
 
 @uninterrupted
-class Bank(Mapping[str, Loaded]):
+class Bank:
     """The loaded adapters by name, and combinations of them; for any thread."""
 
     def __init__(self, engine: Engine, base: BaseFile, max_adapters: int) -> None:
@@ -89,26 +89,21 @@ class Bank(Mapping[str, Loaded]):
         self._max_adapters = max_adapters
         self._loaded: dict[str, tuple[Loaded, int]] = {}  # a combination has no slot of its own
         self._in_use: Counter[str] = Counter()  # guarded by the engine's condition
-        # by its lock; who uses each of them by the condition
+        # made and freed under its lock, looked at and used under the condition
         self._mixed: dict[_Mixture, _Mixed] = {}
 
-    def __getitem__(self, name: str) -> Loaded:
-        return self._loaded[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._loaded))
-
-    def __len__(self) -> int:
-        return len(self._loaded)
+    def loaded(self) -> dict[str, Loaded]:
+        """What is loaded at this moment, by name: other threads load and unload meanwhile."""
+        return {name: file for name, (file, _) in tuple(self._loaded.items())}
 
     # Loading -------------------------------------------------------------------------------------
 
     def load(
         self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
-    ) -> None:
-        """Reads, checks and adds adapters; all of them or, if one fails, none. With `from_start`
-        they begin at the first token: an activated LoRA as a plain one, a vector as one that acts
-        on all that is read.
+    ) -> dict[str, AdapterFile | VectorFile]:
+        """Reads, checks and adds adapters, and returns them; all of them or, if one fails, none.
+        With `from_start` they begin at the first token: an activated LoRA as a plain one, a vector
+        as one that acts on all that is read.
         """
         files: dict[str, AdapterFile | VectorFile] = {}
         for name, path in paths.items():
@@ -118,7 +113,7 @@ class Bank(Mapping[str, Loaded]):
             _check_vocabulary(file, self._base, self._engine.vocab)
             files[name] = _from_start(file) if from_start else file
         if not files:
-            return
+            return files
         native, slots = self._engine.native, dict[str, int]()
         weights = {name: file for name, file in files.items() if isinstance(file, AdapterFile)}
         vectors = {name: file for name, file in files.items() if isinstance(file, VectorFile)}
@@ -142,8 +137,10 @@ class Bank(Mapping[str, Loaded]):
                 for slot in slots.values():
                     native.adapter_remove(ctx, slot, "an adapter that was added before")
                 raise
+            files = {name: file.without_data() for name, file in files.items()}
             for name, file in files.items():
-                self._loaded[name] = (file.without_data(), slots[name])
+                self._loaded[name] = (file, slots[name])
+            return files
 
     def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
         """Names a combination of adapters that are loaded, with their scales. Raises
@@ -256,17 +253,25 @@ class Bank(Mapping[str, Loaded]):
         if len(mixture) == 1:
             return mixture[0]
         engine = self._engine
-        with engine.lock:
-            mixed = self._mixed.get(mixture)
-            if mixed is None:
-                self._sweep()
-                slots, scales = zip(*mixture, strict=True)
-                slot = engine.native.combine(engine.ctx, slots, scales)
-                mixed = self._mixed[mixture] = _Mixed(slot)
-            with engine.condition:
-                mixed.users += 1
+        mixed = self._hold(mixture)  # without waiting for what is being computed
+        if mixed is None:
+            with engine.lock:
+                mixed = self._hold(mixture)  # another thread may have been faster
+                if mixed is None:
+                    self._sweep()
+                    slots, scales = zip(*mixture, strict=True)
+                    mixed = _Mixed(engine.native.combine(engine.ctx, slots, scales), users=1)
+                    with engine.condition:
+                        self._mixed[mixture] = mixed
         held.append(mixed)
         return mixed.slot, 1.0
+
+    def _hold(self, mixture: _Mixture) -> _Mixed | None:
+        """What stands for it, with one user more; None if nothing does yet."""
+        with self._engine.condition:
+            if mixed := self._mixed.get(mixture):
+                mixed.users += 1
+            return mixed
 
     def _sweep(self) -> None:
         """Frees the slots of combinations that nothing uses any more; the caller holds the lock."""
@@ -299,8 +304,8 @@ class Bank(Mapping[str, Loaded]):
         try:
             return self._loaded[name]
         except (KeyError, TypeError):
-            known = ", ".join(f"'{n}'" for n in self._loaded) or "none"
+            there = self.loaded()
+            known = ", ".join(f"'{n}'" for n in there) or "none"
             raise UnknownAdapterError(
-                f"no adapter named {name!r} is loaded; loaded: {known}"
-                f"{did_you_mean(name, self._loaded)}"
+                f"no adapter named {name!r} is loaded; loaded: {known}{did_you_mean(name, there)}"
             ) from None

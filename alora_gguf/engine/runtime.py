@@ -51,7 +51,8 @@ class Runtime:
 
     def names(self) -> Mapping[str, str]:
         """The loaded adapters' names, by the hash of what they compute."""
-        files = sorted(self.bank.items(), key=lambda item: not isinstance(item[1], Combination))
+        loaded = self.bank.loaded().items()
+        files = sorted(loaded, key=lambda item: not isinstance(item[1], Combination))
         return {file.identity: name for name, file in files}  # a file's own name counts
 
     def check_open(self) -> None:

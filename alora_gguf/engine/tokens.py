@@ -390,10 +390,13 @@ class Provenance:
         acting = [by for by in found if by != BASE]
         if len(acting) < 2:
             return acting[0] if acting else BASE
-        digest = hashlib.sha256()
-        for by in acting:
-            digest.update(f"{by.identity}\n".encode() + struct.pack("<f", by.scale))
-        return cls(digest.hexdigest(), 1.0, tuple((by.identity or "", by.scale) for by in acting))
+        each = tuple((by.identity or "", by.scale) for by in acting)
+        return cls(_digest(each), 1.0, each)
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of what computed it, scale included: at scale 1 the identity."""
+        return self.identity if self.scale == 1.0 else _digest(self.acting)
 
     @property
     def acting(self) -> tuple[tuple[str, float], ...]:
@@ -401,6 +404,13 @@ class Provenance:
         if self.identity is None or self.parts:
             return self.parts
         return ((self.identity, self.scale),)
+
+
+def _digest(acting: Iterable[tuple[str, float]]) -> str:
+    digest = hashlib.sha256()
+    for identity, scale in acting:
+        digest.update(f"{identity}\n".encode() + struct.pack("<f", scale))
+    return digest.hexdigest()
 
 
 def float32(value: float) -> float:

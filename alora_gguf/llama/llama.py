@@ -70,7 +70,7 @@ class Llama(Reader):
     @property
     def adapters(self) -> Mapping[str, Loaded]:
         """The loaded adapters by name, read-only."""
-        return MappingProxyType(dict(self._runtime.bank))
+        return MappingProxyType(self._runtime.bank.loaded())
 
     @checked
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> Loaded:
@@ -78,8 +78,7 @@ class Llama(Reader):
         AdapterInUseError if the name is taken.
         """
         self._runtime.check_open()
-        self._runtime.bank.load({name: path})
-        file = self._runtime.bank[name]
+        file = self._runtime.bank.load({name: path})[name]
         self._contracts.check({name: file})
         return file
 

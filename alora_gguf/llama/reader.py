@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -47,9 +47,7 @@ from .request import Request
 from .settings import PROMPT_ROWS, check_sampling, checked, context_options, extends
 from .stock import LlamaState, Model, Nothing, Sampler, settings_of_cells
 
-_By = tuple[AdapterLike | None, float, Places | None]
-"""An adapter's name, its scale, and where it begins."""
-BASE: Final[_By] = (None, 1.0, None)
+BASE: Final = Activations()
 
 
 @uninterrupted
@@ -81,6 +79,7 @@ class Reader(Stock):
         self._special_tokens_in_text = special_tokens_in_text
         self._request: Request | None = None  # of the completion that is being made
         self._by = BASE  # who computes what is read
+        self._held = ExitStack()  # what keeps the adapters of a stream loaded
         self._chosen: Sampler | None = None  # generate()'s, while it samples
         self._turn = 0  # counts what changes the cells
         self._embedder: Embedder | None = None
@@ -140,8 +139,7 @@ class Reader(Stock):
         self.input_ids = np.zeros(self._n_ctx, np.intc)
         n_rows = self._n_ctx if self._logits_all else 1
         self.scores = np.zeros((n_rows, self._n_vocab), np.single)
-        runtime.bank.load(adapters)
-        self._contracts.check(runtime.bank)
+        self._contracts.check(runtime.bank.load(adapters))
 
     @property
     def context_params(self) -> Any:
@@ -182,22 +180,20 @@ class Reader(Stock):
         """
         self._eval(tokens, self._by)
 
-    def _eval(self, tokens: Sequence[int], by: _By) -> None:
-        name, scale, places = by
+    def _eval(self, tokens: Sequence[int], by: Activations) -> None:
         vocab, sequence = self._runtime.vocab, self._sequence
-        with self._changing(), self._runtime.bank.using(name, scale) as use:
-            activations = Activations() if places is None else use.at(places)
-            new, spans = vocab.check(tokens, "tokens"), activations.spans
+        with self._changing():
+            new, spans = vocab.check(tokens, "tokens"), by.spans
             before = self.n_tokens
             left = self._cut(min(before, _agreeing(sequence.cached, spans)))
             new = [*self.input_ids[left:before].tolist(), *new]  # what could not be kept
             self.n_tokens = left
             try:
                 if new:
-                    sequence.activate(activations)
+                    sequence.activate(by)
                 self._read(new, spans)
             finally:
-                if activations.stages:
+                if by.stages:
                     sequence.deactivate()
 
     def _read(self, tokens: Sequence[int], spans: Spans) -> None:
@@ -244,15 +240,25 @@ class Reader(Stock):
             if left < len(self._sequence.cached):
                 self._cut(left)
             self._turn += 1
+            if self._by is BASE:  # not a stream's own step
+                self._release(self._held)
             yield
 
-    def _by_of_cells(self) -> _By:
-        """Who computed the last cell, and where that began."""
+    def _release(self, held: ExitStack) -> None:
+        """A stream's adapters need not be loaded any more; idempotent, and blocks on no call."""
+        with suppress(IndexError):  # of two threads at once, one finds it empty
+            held.close()
+
+    @contextmanager
+    def _by_of_cells(self) -> Iterator[Activations]:
+        """Who computed the last cell, and where that began; keeps them loaded meanwhile."""
         bank, spans = self._runtime.bank, self._sequence.cached.spans
-        files = {f.identity: (n, f) for n, f in bank.items() if not isinstance(f, Combination)}
+        loaded = bank.loaded().items()
+        files = {f.identity: (n, f) for n, f in loaded if not isinstance(f, Combination)}
         last = dict(spans[-1][1].acting)
         if not last or not last.keys() <= files.keys():
-            return BASE
+            yield BASE
+            return
         begun = dict[Begins, int]()
         for start, by in reversed(spans):
             here = [identity for identity, _ in by.acting if identity in last]
@@ -260,17 +266,18 @@ class Reader(Stock):
                 break
             begun.update({files[identity][1].begins: start for identity in here})
         scales = FrozenDict({files[identity][0]: scale for identity, scale in last.items()})
-        return scales, 1.0, Places(begun.get("invocation"), begun.get("reply"))
+        with bank.using(scales, 1.0) as use:
+            yield use.at(Places(begun.get("invocation"), begun.get("reply")))
 
-    def _reuse(self, tokens: list[int], by: _By, *, found: Any = None, again: bool = False) -> str:
+    def _reuse(
+        self, tokens: list[int], by: Activations, *, found: Any = None, again: bool = False
+    ) -> str:
         """Makes `n_tokens` what the cells have of `tokens` as `by` is to compute them, but for the
         last one if its logits are not known; or what the state `found` in a cache has, if that is
         more. Returns why no more is there, or "". With `again` nothing is reused.
         """
-        name, scale, places = by
-        sequence = self._sequence
-        with self._changing(), self._runtime.bank.using(name, scale) as use:
-            spans = (Activations() if places is None else use.at(places)).spans
+        sequence, spans = self._sequence, by.spans
+        with self._changing():
             keep = sequence.cached.common_prefix(tokens, spans)
             if found is not None:
                 with suppress(InputError, SavedSessionError):
@@ -322,7 +329,8 @@ class Reader(Stock):
             return row
         if len(sequence.cached) != n or sequence.logits is None:  # cut back to here
             self.n_tokens = n - 1
-            self._eval(self.input_ids[n - 1 : n].tolist(), self._by_of_cells())
+            with self._by_of_cells() as by:
+                self._eval(self.input_ids[n - 1 : n].tolist(), by)
         return sequence.last_logits()
 
     @extends(Stock.generate)
@@ -350,12 +358,14 @@ class Reader(Stock):
                     "the prompt is empty, and this vocabulary has no token to begin with"
                 )
             sampler = self._init_sampler(**options)
-            with self._runtime.bank.using(request.adapter, request.scale) as use:
-                places = use.places(tokens, self._runtime.vocab)
-                by = use.name, request.scale, places  # the caller may change a mapping meanwhile
             request.prompt = tokens
             again = request.scores_prompt and not self._logits_all
-            note = self._reuse(tokens, by, found=request.found, again=again)
+            with ExitStack() as using:
+                bank, adapter = self._runtime.bank, request.adapter
+                use = using.enter_context(bank.using(adapter, request.scale))
+                by = use.over(tokens, self._runtime.vocab)
+                note = self._reuse(tokens, by, found=request.found, again=again)
+                held = self._held = using.pop_all()
             timings = Timings(self.n_tokens, len(tokens) - self.n_tokens, reuse_note=note)
             turn = self._turn
         new, first, sampled = tokens[timings.reused :], 0.0, 0
@@ -382,6 +392,7 @@ class Reader(Stock):
                 yield token
                 new = [token]
         finally:
+            self._release(held)
             total = time.perf_counter() - started
             self._last_timings = replace(
                 timings, generated=sampled, first_token=first or None, total=total
@@ -390,7 +401,7 @@ class Reader(Stock):
     def _step(
         self,
         new: Sequence[int],
-        by: _By,
+        by: Activations,
         sampler: Sampler,
         options: dict[str, Any],
         request: Request,
@@ -414,7 +425,8 @@ class Reader(Stock):
         with self._lock:
             self._runtime.check_open()
             if len(self._sequence.cached) != self.n_tokens:
-                self._eval([], self._by_of_cells())
+                with self._by_of_cells() as by:
+                    self._eval([], by)
             saved = snapshot(self._runtime, self._sequence, {})
             n_rows = len(saved.tokens) if self._logits_all else 0
             scores = self.scores[:n_rows].copy()

@@ -78,7 +78,7 @@ def _problems(runtime: Runtime, saved: SavedSession) -> Iterator[str]:
         )
     if saved.n_cached:
         yield from _layout_problems(saved.cache, runtime.layout)
-    files = runtime.bank.items()
+    files = runtime.bank.loaded().items()
     loaded = {name: f.identity for name, f in files if not isinstance(f, Combination)}
     for adapter in saved.adapters:
         if adapter.identity not in loaded.values():

@@ -50,6 +50,25 @@ def fresh(model: ag.Model, prompt: list[int], n: int, **use: Any) -> list[int]:
         return made.tokens
 
 
+def test_a_name_that_goes_once_its_reply_began(
+    model: ag.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread unloads it as soon as nothing keeps it: the reply goes on."""
+    model.combine("calm", {"add": 1.0, "out": 0.5})
+    with chat_of(model) as chat:
+        chat.add("hello")
+        real = chat.session._generate
+
+        def generate(*given: Any) -> Any:
+            begun = real(*given)
+            model.unload_adapter("calm")
+            return begun
+
+        monkeypatch.setattr(chat.session, "_generate", generate)
+        reply = chat.reply(brief(6, adapter="calm"))
+        assert len(reply.tokens) == 6
+
+
 def test_a_reply_with_a_vector_is_the_bases_to_read(model: ag.Model) -> None:
     with chat_of(model) as chat:
         chat.add("hello")

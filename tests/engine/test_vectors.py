@@ -579,3 +579,43 @@ def test_nothing_is_unloaded_under_a_reply(model: ag.Model) -> None:
     gc.collect()
     model.unload_adapter("add")
     assert not bank._mixed
+
+
+def test_a_combination_in_use_waits_for_nobody(model: ag.Model) -> None:
+    """It has a slot already, so what others compute meanwhile does not hold it up."""
+    bank, both = inside.runtime(model).bank, {"add": 1.0, "out": 0.5}
+
+    def slot() -> int:
+        with bank.using(both, 1.0) as use:
+            return use.slot
+
+    engine = inside.engine(model)
+    with bank.using(both, 1.0) as first, ThreadPoolExecutor(1) as pool, engine.lock:
+        # as while another thread computes
+        assert pool.submit(slot).result(timeout=10) == first.slot
+
+
+def test_one_alone_is_another_adapter_at_another_scale(model: ag.Model) -> None:
+    own = model.adapter("add").identity
+    whole, half, less = (model.combine(f"at {s}", {"add": s}) for s in (1.0, 0.5, 0.25))
+    assert whole.identity == own
+    assert len({own, half.identity, less.identity}) == 3
+    assert half.identity == model.combine("again", {"at 1.0": 0.5}).identity
+    with model.session() as session:  # cells are known by the file and the scale, as ever
+        session.sync(PROMPT, adapter="at 0.5")
+        assert session.provenance[-1] == (N - 1, Provenance.of(own, 0.5))
+
+
+def test_names_while_others_unload(model: ag.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unloading(dict[str, Any]):
+        """Another thread unloads each just before it is looked up."""
+
+        def __getitem__(self, name: str) -> Any:
+            self.pop(name)
+            return super().__getitem__(name)
+
+    bank, names = inside.runtime(model).bank, {*model.adapters}
+    monkeypatch.setattr(bank, "_loaded", Unloading(bank._loaded))
+    assert {*inside.runtime(model).names().values()} == names
+    assert model.adapters.keys() == names
+    assert repr(model).count(", ") >= len(names)

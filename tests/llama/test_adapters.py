@@ -126,6 +126,33 @@ def test_a_mapping_that_is_changed_meanwhile_changes_nothing(llm: Llama, tmp_pat
     assert llm._sequence.cached.spans[-1][1].scale == 1.0
 
 
+def test_a_stream_keeps_its_slot(llm: Llama, files: Files, tmp_path: Path) -> None:
+    """What several come to is looked up and given a slot once, not for each token."""
+    vectors = steered.write_all(tmp_path)
+    both = {"add": 1.0, "out": 0.5}
+    for name in both:
+        llm.load_adapter(name, vectors[name])
+    bank, prompt = llm._runtime.bank, llm.tokenize(b"the rain in the plain")
+    stream = llm.generate(prompt, temp=0.0, adapter=both)
+    next(stream)
+    (kept,) = bank._mixed.values()
+    next(stream)
+    next(stream)
+    assert next(iter(bank._mixed.values())) is kept
+    assert kept.users == 1
+    llm(prompt, **GREEDY)  # ends it, whoever still has it
+    assert not bank._mixed
+    llm.unload_adapter("add")
+    with pytest.raises(ag.InputError, match="ended by another call"):
+        next(stream)
+    assert not +bank._in_use
+    stream = llm.generate(prompt, temp=0.0, adapter={"out": 1.0})
+    next(stream)
+    assert +bank._in_use == {"out": 1}
+    del stream
+    assert not +bank._in_use
+
+
 def test_switching_reuses_what_the_base_computed(llm: Llama, files: Files) -> None:
     text = llm.tokenize(b"the rain in the plain, a long prefix that is computed once")
     prompt = [*text, *files.invocation]
