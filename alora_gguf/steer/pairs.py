@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -66,7 +66,17 @@ class Pair:
     @property
     def source(self) -> str:
         """What it is about: pairs with the same prompt stay on one side of the split."""
-        return _spelled(self.prompt or (), self.positive, self.negative if not self.prompt else "")
+        return self.content if self.prompt is None else _spelled(self.prompt)
+
+    @property
+    def content(self) -> str:
+        """All of it but where it stands: what is there twice is never on both sides."""
+        return _spelled(self.prompt or (), self.positive, self.negative)
+
+    @property
+    def lot(self) -> str:
+        """What it is drawn by."""
+        return _spelled(self.prompt or (), self.positive, "" if self.prompt else self.negative)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,10 @@ class Question:
 
     @property
     def source(self) -> str:
-        """The conversation."""
+        """The conversation; what is there twice is never on both sides of the split."""
         return _spelled(self.messages)
+
+    content = lot = source
 
 
 def read_pairs(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Pair, ...]:
@@ -103,19 +115,31 @@ def read_questions(path: str | os.PathLike[str], *, seed: int = 0) -> tuple[Ques
 
 
 def hold_out(found: Sequence[_T], seed: int) -> tuple[_T, ...]:
-    """They with their splits, where none has one."""
-    groups = dict[str, list[int]]()
-    for i, each in enumerate(found):
-        groups.setdefault(each.source, []).append(i)
+    """They with their splits, where none has one; where there are too few prompts to part, equal
+    ones stay together.
+    """
+    groups = _groups(each.source for each in found)
     if len(groups) < FEWEST:
-        groups = {str(i): [i] for i in range(len(found))}
+        groups = _groups(each.content for each in found)
+
+    def drawn(group: Sequence[int]) -> bytes:
+        return hashlib.sha256(f"{seed} {found[group[0]].lot}".encode()).digest()
+
     wanted, held = max(FEWEST // 2, round(_SHARE * len(found))), set[int]()
-    for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
+    for group in sorted(groups, key=drawn):
         room = len(found) - FEWEST // 2 - len(held)
-        if len(held) < wanted and len(groups[key]) <= room:
-            held.update(groups[key])
+        if len(held) < wanted and len(group) <= room:
+            held.update(group)
     split: dict[bool, Split] = {True: "held_out", False: "train"}
     return tuple(replace(each, split=split[i in held]) for i, each in enumerate(found))
+
+
+def _groups(keys: Iterable[str]) -> list[list[int]]:
+    """The numbers of those that have the same key."""
+    found = dict[str, list[int]]()
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return [*found.values()]
 
 
 def split_of(found: Sequence[_T], split: Split) -> list[_T]:
@@ -163,10 +187,12 @@ def _parted(
             found.append(read(value, number))
         except InputError as error:  # noqa: PERF203 - it names the line
             raise FileFormatError(f"{file}: line {number} {error}") from None
-    if len(found) < FEWEST:
+    n = len({each.content for each in found})
+    if n < FEWEST:
+        different = "" if n == len(found) else " different"
         raise InputError(
-            f"{file}: has {len(found)} {what}, expected at least {FEWEST}, as some are held out to "
-            "tell how well it works; give more"
+            f"{file}: has {n}{different} {what}, expected at least {FEWEST}, as some are held out "
+            "to tell how well it works; give more"
         )
     said = [each for each in found if each.split is not None]
     if said and len(said) < len(found):
@@ -176,6 +202,14 @@ def _parted(
             "none"
         )
     parted = tuple(found) if said else hold_out(found, seed)
+    first = dict[str, _T]()
+    for each in parted:
+        other = first.setdefault(each.content, each)
+        if other.split != each.split:
+            raise FileFormatError(
+                f"{file}: line {each.line} is what line {other.line} is, but in the other split, "
+                "so it would be told by heart; leave one out"
+            )
     for split in SPLITS:
         n = sum(each.split == split for each in parted)
         if n < FEWEST // 2:

@@ -75,6 +75,32 @@ def test_four_are_enough(tmp_path: Path) -> None:
         assert Counter(each.split for each in found) == {"train": 2, "held_out": 2}
 
 
+def test_equal_pairs_stay_together(tmp_path: Path) -> None:
+    """Those that were learnt from would be told by heart."""
+    for kinds in ([0, 0, 0, 1, 2, 3], [0] * 9 + [1] * 9 + [2, 3], [*range(4)] * 5):
+        for same_prompt in (False, True):
+            lines = [pair(0 if same_prompt else i, positive=f"yes {i}") for i in kinds]
+            for seed in range(5):
+                found = read_pairs(write(tmp_path / "p.jsonl", *lines), seed=seed)
+                split = dict(zip(kinds, (each.split for each in found), strict=True))
+                assert [split[i] for i in kinds] == [each.split for each in found]
+                assert min(Counter(each.split for each in found).values()) >= 2
+    file = write(tmp_path / "p.jsonl", *(pair(i) for i in [0, 0, 0, 1, 2]))
+    with pytest.raises(ag.InputError, match="has 3 different pairs, expected at least 4"):
+        read_pairs(file)
+    splits = ["train", "train", "train", "held_out", "held_out"]
+    lines = [pair(i, split=s) for i, s in zip([0, 1, 2, 3, 1], splits, strict=True)]
+    with pytest.raises(ag.FileFormatError, match="line 5 is what line 2 is, but in the other spl"):
+        read_pairs(write(tmp_path / "p.jsonl", *lines))
+
+
+def test_prompts_stay_together_whatever_is_answered(tmp_path: Path) -> None:
+    lines = [pair(i // 2, positive=f"yes {i}", negative=f"no {i}") for i in range(40)]
+    found = read_pairs(write(tmp_path / "p.jsonl", *lines))
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert first.split == second.split
+
+
 def test_pairs_serve_as_questions(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", *map(pair, range(3)), {"prompt": [USER]})
     found = read_questions(file)
