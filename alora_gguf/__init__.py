@@ -57,7 +57,8 @@ _HOMES = {
     "generate.invoke": "Verdict",
     "gguf.adapter": "AdapterFile",
     "gguf.base": "BaseFile",
-    "gguf.vector": "Directions VectorFile VectorOrigin read_adapter write_vector",
+    "gguf.vector": "Directions VectorFile VectorOrigin read_adapter",
+    "gguf.vector_writer": "write_vector",
     "gguf.inspection": "AdapterSummary ArraySummary BaseSummary VectorSummary inspect_gguf",
     "intrinsics": "Contract load_contract",
     "llama": "Llama LlamaState",
@@ -117,7 +118,7 @@ if TYPE_CHECKING:
     from .gguf.vector import VectorFile as VectorFile
     from .gguf.vector import VectorOrigin as VectorOrigin
     from .gguf.vector import read_adapter as read_adapter
-    from .gguf.vector import write_vector as write_vector
+    from .gguf.vector_writer import write_vector as write_vector
     from .intrinsics import Contract as Contract
     from .intrinsics import load_contract as load_contract
     from .llama import Llama as Llama

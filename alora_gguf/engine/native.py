@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from alora_gguf import errors
-from alora_gguf.gguf.vector import Directions
+from alora_gguf.gguf.vector import Directions, Hook
 
 from .library import LLAMA_CPP_PYTHON, library_dir
 
@@ -194,6 +194,7 @@ class Native:
             "alora_adapter_remove": ([ctx, i32], i32),
             "alora_vector_add": ([ctx, ctypes.POINTER(_PartStruct), i32, i32], i32),
             "alora_combine": ([ctx, i32, i32s, ctypes.POINTER(ctypes.c_float)], i32),
+            "alora_show": ([ctx, i32], i32),
             "alora_activate": ([ctx, i32, i32, i32, ctypes.c_float], i32),
             "alora_deactivate": ([ctx, i32], i32),
             "alora_slot_at": ([ctx, i32, i32, ctypes.POINTER(ctypes.c_float)], i32),
@@ -269,6 +270,10 @@ class Native:
             ctx, n, (ctypes.c_int32 * n)(*slots), (ctypes.c_float * n)(*scales)
         )
         return self._check(status, what)
+
+    def show(self, ctx: int, hook: Hook) -> None:
+        """alora_show(): graphs have copies of what flows at a hook, "alora_shown-<layer>"."""
+        self._check(self._lib.alora_show(ctx, _HOOKS[hook]), f"hook '{hook}'")
 
     def adapter_remove(self, ctx: int, slot: int, what: str) -> None:
         """alora_adapter_remove(): frees a slot, of an adapter, a vector or a combination."""

@@ -45,11 +45,12 @@ TEXT: Final = "alora.invocation_text"
 
 OPERATIONS: Final[tuple[Operation, ...]] = ("add", "project", "project_positive", "add_keep_norm")
 PROJECTIONS: Final = ("project", "project_positive")
-HOOKS: Final[Mapping[str, Hook]] = {
+HOOK_POINTS: Final[Mapping[str, Hook]] = {
     "residual_stream_post_layer": "block",
     "attn_out_pre_residual": "attention",
     "ffn_out_pre_residual": "ffn",
 }
+HOOKS: Final[tuple[Hook, ...]] = tuple(HOOK_POINTS.values())
 # keys of the origin by VectorOrigin's fields; where GLP has none of its own, GGUF's
 ORIGIN: Final[Mapping[str, tuple[str, ...]]] = {
     "base_model": ("glp.base_model", "general.base_model.0.name"),
@@ -107,7 +108,7 @@ def operation_of(header: GGUFHeader) -> Operation:
 
 def hook_of(header: GGUFHeader) -> Hook:
     """Where a sound file acts; behind the block is where llama.cpp adds."""
-    return HOOKS[cast(str, header.metadata.get(HOOK, "residual_stream_post_layer"))]
+    return HOOK_POINTS[cast(str, header.metadata.get(HOOK, "residual_stream_post_layer"))]
 
 
 def strength_of(header: GGUFHeader) -> float:
@@ -176,13 +177,13 @@ def _value_problems(header: GGUFHeader) -> Iterator[Problem]:
     mode, hook = header.metadata.get(MODE), header.metadata.get(HOOK)
     if isinstance(mode, str) and mode not in OPERATIONS:
         yield Problem(f"{MODE} is '{mode}', expected one of {', '.join(OPERATIONS)}", _ANOTHER)
-    if isinstance(hook, str) and hook not in HOOKS:
-        yield Problem(f"{HOOK} is '{hook}', expected one of {', '.join(HOOKS)}", _ANOTHER)
+    if isinstance(hook, str) and hook not in HOOK_POINTS:
+        yield Problem(f"{HOOK} is '{hook}', expected one of {', '.join(HOOK_POINTS)}", _ANOTHER)
     if mode is None and any(key.startswith("glp.") for key in header.metadata):
         found = f"{MODE} is missing, but other glp keys are there"
         yield Problem(f"{found}: nothing says whether to add or to project", _AGAIN)
     if hook is None and isinstance(mode, str) and mode != "add":
-        found = f"{HOOK} is missing, expected one of {', '.join(HOOKS)}"
+        found = f"{HOOK} is missing, expected one of {', '.join(HOOK_POINTS)}"
         yield Problem(f"{found}: at another place '{mode}' does something else", _AGAIN)
     version = _integer(header, VERSION)
     if version is not None and version not in _VERSIONS:

@@ -321,7 +321,11 @@ def _vector(facts: _Facts) -> VectorSummary:
         invocation_text=facts.text(glp.TEXT),
         invocation=facts.integers(INVOCATION, metadata.get(INVOCATION)) or (),
         operation="add" if mode is None else mode if isinstance(mode, str) else None,
-        hook="block" if hook is None else glp.HOOKS.get(hook) if isinstance(hook, str) else None,
+        hook="block"
+        if hook is None
+        else glp.HOOK_POINTS.get(hook)
+        if isinstance(hook, str)
+        else None,
         scale=1.0 if alpha is None else number,
         rank=max(map(len, layers.values()), default=0),
         layers=tuple(layers),

@@ -1,4 +1,6 @@
-"""Steering vectors in files: all of them that others use, and which kind an adapter's file is."""
+"""Steering vectors in files: all of them that others use, and which kind an adapter's file is. They
+are written by vector_writer.py.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,21 @@ from alora_gguf.errors import FileFormatError, MissingFileError
 
 from .adapter import AdapterFile
 from .directions import Directions
-from .glp import is_vector
+from .glp import HOOKS, OPERATIONS, Hook, Operation, is_vector
 from .header import read_header
 from .vector_file import VectorFile, VectorOrigin
-from .vector_writer import write_vector
 
-__all__ = ["Directions", "VectorFile", "VectorOrigin", "is_vector", "read_adapter", "write_vector"]
+__all__ = [
+    "HOOKS",
+    "OPERATIONS",
+    "Directions",
+    "Hook",
+    "Operation",
+    "VectorFile",
+    "VectorOrigin",
+    "is_vector",
+    "read_adapter",
+]
 
 
 @checked

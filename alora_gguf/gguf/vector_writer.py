@@ -192,7 +192,7 @@ def _is_token(value: object) -> bool:
 
 
 def _hook_point(hook: Hook) -> str:
-    return next(point for point, each in glp.HOOKS.items() if each == hook)
+    return next(point for point, each in glp.HOOK_POINTS.items() if each == hook)
 
 
 def _base_entries(origin: VectorOrigin) -> list[tuple[str, Value | None]]:

@@ -4,12 +4,13 @@ return.
 
 from __future__ import annotations
 
+from alora_gguf.gguf.vector import HOOKS, OPERATIONS
+
 from .deriving import DeriveOptions, derive
 from .matching import MatchOptions, match
 from .pairs import Pair, Question, read_pairs, read_questions
 from .records import (
     METHODS,
-    OPERATIONS,
     Candidate,
     Derivation,
     Effect,
@@ -23,6 +24,7 @@ from .running import RunOptions
 from .sweeping import SCALES, SweepOptions, sweep
 
 __all__ = [
+    "HOOKS",
     "METHODS",
     "OPERATIONS",
     "SCALES",

@@ -14,7 +14,8 @@ import numpy as np
 from alora_gguf._calls import Within, checked
 from alora_gguf.errors import InputError
 from alora_gguf.files import check_target
-from alora_gguf.gguf.vector import Directions, VectorOrigin, write_vector
+from alora_gguf.gguf.vector import Directions, Hook, Operation, VectorOrigin
+from alora_gguf.gguf.vector_writer import write_vector
 from alora_gguf.model import Model
 
 from .directions import (
@@ -28,7 +29,7 @@ from .directions import (
     random_directions,
 )
 from .pairs import SPLITS, Pair, read_pairs
-from .records import Derivation, LayerSeparation, Method, Operation, ReadAt
+from .records import Derivation, LayerSeparation, Method, ReadAt
 from .running import (
     Progress,
     RunOptions,
@@ -57,6 +58,7 @@ class DeriveOptions:
     method     "mean": the mean of the differences; "pca": their principal components, each pair
                centred on its own middle
     operation  what it does: "add", "add_keep_norm", "project" and "project_positive", as in files
+    hook       where in each layer it is read, and acts: "block", "attention" or "ffn", as in files
     layers     where it acts, zero-based; None: the best run of a quarter of all layers within the
                middle half, by held-out separation
     rank       directions to project out, for "pca"
@@ -70,6 +72,7 @@ class DeriveOptions:
 
     method: Method = "mean"
     operation: Operation = "add"
+    hook: Hook = "block"
     layers: Sequence[Annotated[int, Within(0)]] | None = None
     rank: Annotated[int, Within(1, 64)] = 1
     scale: Annotated[float, Within(-1000, 1000)] | None = None
@@ -103,7 +106,7 @@ def derive(
     """Makes a vector of the contrast `pairs` (JSON lines; see Pair), and writes it to `output`.
 
     The base reads both sides of each pair, and a direction is learnt from the training pairs at
-    each layer, behind its block, where the vector acts. How well it tells the held-out pairs is
+    each layer, at the hook where the vector acts. How well it tells the held-out pairs is
     said beside what random directions do; that chooses the layers, unless `options` does.
     `progress` is called with the fraction of pairs that were read.
 
@@ -123,7 +126,7 @@ def derive(
         )
     check_layers(base, how.layers)
     with open_model(base, {}, run) as model:
-        positive, negative, norms = read_states(model, found, Path(pairs), how.read_at, progress)
+        positive, negative, norms = read_states(model, found, Path(pairs), how, progress)
         architecture, path = model.architecture, Path(model.path)
     n_layers = max(positive) + 1
     if how.layers is not None and (wrong := [i for i in how.layers if i not in positive]):
@@ -150,14 +153,14 @@ def derive(
         for e in separations
     ]
     scale = how.scale if how.scale is not None else SCALE if how.operation in SUMS else 1.0
-    parts = unit_parts({i: learnt[i] for i in chosen}, norms, how.operation, scale)
+    parts = unit_parts({i: learnt[i] for i in chosen}, norms, how, scale)
     derivation = Derivation(
         base=path,
         pairs=Path(pairs),
         output=Path(output),
         method=how.method,
         operation=how.operation,
-        hook="block",
+        hook=how.hook,
         read_at=how.read_at,
         rank=how.rank,
         scale=scale,
@@ -187,7 +190,7 @@ def read_states(
     model: Model,
     pairs: Sequence[Pair],
     file: Path,
-    read_at: ReadAt,
+    how: DeriveOptions,
     progress: Progress | None = None,
 ) -> tuple[dict[int, Doubles], dict[int, Doubles], dict[int, float]]:
     """By layer the states of the positive and of the negative sides, [n_pairs, n_embd], and the
@@ -196,10 +199,10 @@ def read_states(
     texts = [passages(model, pair, file) for pair in pairs]
     found: tuple[dict[int, list[Doubles]], dict[int, list[Doubles]]] = ({}, {})
     lengths: dict[int, list[Doubles]] = {}
-    with open_reader(model, [each for both in texts for each in both]) as probe:
+    with open_reader(model, [each for both in texts for each in both], how.hook) as probe:
         for number, both in enumerate(texts):
             for side, passage in zip(found, both, strict=True):
-                n_rows = len(passage.after) if read_at == "answer" else 1
+                n_rows = len(passage.after) if how.read_at == "answer" else 1
                 for layer, hidden in states(probe, passage, n_rows or 1).items():
                     wide = hidden.astype(np.float64)
                     side.setdefault(layer, []).append(wide.mean(axis=0))
@@ -246,17 +249,17 @@ def separation(
 
 
 def unit_parts(
-    learnt: Mapping[int, Doubles], norms: Mapping[int, float], operation: Operation, scale: float
+    learnt: Mapping[int, Doubles], norms: Mapping[int, float], how: DeriveOptions, scale: float
 ) -> tuple[Directions, ...]:
-    """Parts of directions of length 1, behind their blocks. Of additions each is as long as |h|
-    over the number of layers, so that all of them together are one |h|; `scale` is the parts'.
+    """Parts of directions of length 1. Of additions each is as long as |h| over the number of
+    layers, so that all of them together are one |h|; `scale` is the parts'.
     """
-    sums = operation in SUMS
+    sums = how.operation in SUMS
     return tuple(
         Directions(
             layer=layer,
-            hook="block",
-            operation=operation,
+            hook=how.hook,
+            operation=how.operation,
             scale=scale,
             values=np.ascontiguousarray(
                 values * (norms[layer] / len(learnt) if sums else 1.0), np.float32

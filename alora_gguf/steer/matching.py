@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from alora_gguf._calls import Within, checked
 from alora_gguf.errors import InputError
 from alora_gguf.files import check_target
-from alora_gguf.gguf.vector import Directions, VectorOrigin, write_vector
+from alora_gguf.gguf.vector import Directions, VectorOrigin
+from alora_gguf.gguf.vector_writer import write_vector
 from alora_gguf.messages import Message
 from alora_gguf.model import Model
 

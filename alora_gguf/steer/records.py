@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from alora_gguf.gguf.vector import Hook, Operation
+
 Method = Literal["mean", "pca"]
-Hook = Literal["block"]
-Operation = Literal["add", "add_keep_norm", "project", "project_positive"]
 ReadAt = Literal["answer", "last"]
 METHODS: Final[tuple[Method, ...]] = ("mean", "pca")
-OPERATIONS: Final[tuple[Operation, ...]] = ("add", "add_keep_norm", "project", "project_positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Interval:
 class LayerSeparation:
     """How well one layer's direction, learnt from the training pairs, tells the held-out ones.
 
-    norm             the median of |h| there
+    norm             the median of |h| at the hook
     auroc, interval  how often a positive side lies further along it than a negative one
     d_prime          the distance of the means of both in standard deviations
     random           the AUROC of random directions that know the sign, the mean over several
@@ -108,6 +107,8 @@ class Effect:
 class Step:
     """One scale of a sweep: the vector, the interval of its effect over the pairs, and the mean of
     random vectors of the same norms; `fluent` says whether all of its fluency is within the bound.
+    `random_spread` is the standard deviation of the random vectors' log-odds, or without answers of
+    their scores; None for fewer than two of them.
     """
 
     scale: float
@@ -115,6 +116,7 @@ class Step:
     interval: Interval | None
     random: Effect | None
     fluent: bool
+    random_spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

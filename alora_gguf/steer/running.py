@@ -19,6 +19,7 @@ from alora_gguf._calls import Within, check_kind, checked
 from alora_gguf.engine.llama_context import Logits, Run
 from alora_gguf.errors import CacheFullError, InputError, ModelError, NotFiniteError
 from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.vector import Hook
 from alora_gguf.messages import Message
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, Invocation, Sampling
@@ -217,23 +218,24 @@ def neutral_passages(model: Model, text: str | None) -> list[Passage]:
 
 
 @contextmanager
-def open_reader(model: Model, texts: Sequence[Passage]) -> Iterator[Probe]:
-    """A probe that has room for each of these."""
+def open_reader(model: Model, texts: Sequence[Passage], hook: Hook = "block") -> Iterator[Probe]:
+    """A probe of what flows at a hook, which has room for each of these."""
     n_tokens = max(len(each.tokens) for each in texts)
     n_rows = max(len(each.after) for each in texts) + 1
-    with open_probe(model, {}, n_tokens=n_tokens, n_rows=n_rows) as probe:
+    with open_probe(model, {}, n_tokens=n_tokens, n_rows=n_rows, hook=hook) as probe:
         yield probe
 
 
 def states(probe: Probe, passage: Passage, n_rows: int) -> Mapping[int, Hidden]:
-    """The residual stream of the last `n_rows` tokens by layer, [n_rows, n_embd]. Raises ModelError
-    where the graph does not name it, NotFiniteError.
+    """What flows at the hook for the last `n_rows` tokens by layer, [n_rows, n_embd]. Raises
+    ModelError where the graph has no such place, or several of a layer; NotFiniteError.
     """
     reading = probe.read(passage.tokens, n_rows)
     if not reading.layers:
         raise ModelError(
-            "llama.cpp's graph of this architecture does not name what its layers compute, so "
-            "their states cannot be read"
+            f"llama.cpp's graph of this architecture does not show the hook '{probe.hook}', so "
+            "nothing can be read there"
+            + ("" if probe.hook == "block" else "; use the hook 'block'")
         )
     if (where := reading.not_finite) is not None:
         raise NotFiniteError(

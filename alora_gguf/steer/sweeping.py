@@ -16,7 +16,8 @@ from alora_gguf._calls import Within, check_kind, checked
 from alora_gguf.errors import InputError, MissingFileError, NotFiniteError
 from alora_gguf.files import check_target, read_small
 from alora_gguf.gguf.base import BaseFile
-from alora_gguf.gguf.vector import Directions, VectorFile, write_vector
+from alora_gguf.gguf.vector import Directions, VectorFile
+from alora_gguf.gguf.vector_writer import write_vector
 from alora_gguf.messages import Message
 from alora_gguf.model import Model
 
@@ -347,13 +348,12 @@ def _said(messages: Sequence[Message]) -> str:
 
 
 def _unit(model: Model, file: VectorFile, texts: Sequence[Passage]) -> float | None:
-    """The lengths of what it adds behind blocks, relative to |h| there, added up."""
-    parts = [each for each in file.parts if each.operation in SUMS and each.hook == "block"]
-    if len(parts) < len(file.parts):
+    """The lengths of what it adds, relative to |h| at its hook, added up; None if it projects."""
+    if any(part.operation not in SUMS for part in file.parts):
         return None
     rows: dict[int, list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = {}
     some = texts[:_N_NORMS]
-    with open_reader(model, some) as probe:
+    with open_reader(model, some, file.parts[0].hook) as probe:
         for passage in some:
             for layer, hidden in states(probe, passage, max(1, len(passage.after))).items():
                 rows.setdefault(layer, []).append(hidden)
@@ -362,7 +362,7 @@ def _unit(model: Model, file: VectorFile, texts: Sequence[Passage]) -> float | N
             abs(part.scale)
             * np.linalg.norm(part.values[0].astype(np.float64))
             / typical_norm(rows[part.layer])
-            for part in parts
+            for part in file.parts
         )
     )
 
@@ -378,14 +378,15 @@ def _result(
     steps = [zero]
     for scale in how.scales:
         vector, *random = (found[Steering(name, scale)] for name in names)
-        effect = _effect(vector, base)
+        effect, beside = _effect(vector, base), [_effect(each, base) for each in random]
         steps.append(
             Step(
                 scale,
                 effect,
                 _interval(vector, how.seed),
-                _mean([_effect(each, base) for each in random]),
+                _mean(beside),
                 fluent=_fluent(effect, zero.vector, how.bound),
+                random_spread=_spread(beside),
             )
         )
     return tuple(sorted(steps, key=lambda step: step.scale))
@@ -435,6 +436,13 @@ def _mean(effects: Sequence[Effect]) -> Effect | None:
         reply_ratio=mean("reply_ratio"),
         repeats=mean("repeats"),
     )
+
+
+def _spread(effects: Sequence[Effect]) -> float | None:
+    """The standard deviation of several random vectors' effects."""
+    values = [each.score if each.log_odds is None else each.log_odds for each in effects]
+    known = [each for each in values if each is not None]
+    return float(np.std(known, ddof=1)) if len(known) == len(values) > 1 else None
 
 
 def _fluent(effect: Effect, base: Effect, bound: float) -> bool:

@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from alora_gguf.gguf.vector import Directions, write_vector
+from alora_gguf.gguf.vector import Directions
+from alora_gguf.gguf.vector_writer import write_vector
 
 SUMS: Final = ("add", "add_keep_norm")  # the operations whose directions have a length
 

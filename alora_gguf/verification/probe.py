@@ -22,20 +22,22 @@ from alora_gguf.engine.loading import Tuning, open_context
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import DecodeError, ModelError, NotFiniteError
 from alora_gguf.generate.sampling import log_total
+from alora_gguf.gguf.vector import Hook
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions
 
 from .ggml import load_ggml
 
 # how upstream's graphs name what a layer adds its results to; views of it have a longer name
-_LAYER: Final = re.compile(rb"l_out-([0-9]+)")
+_BLOCK: Final = re.compile(rb"l_out-([0-9]+)")
+_SHOWN: Final = re.compile(rb"alora_shown-([0-9]+)")  # what flows at another hook
 _BATCH: Final = 512
 _KINDS: Final = 512  # different tokens that a random text is made of
 TINY: Final = 1e-30  # in place of a norm of 0
 
 Doubles = NDArray[np.float64]
 Hidden = NDArray[np.float32]
-"""The residual stream after one layer, [n_rows, n_embd]."""
+"""What flows at one layer's hook, behind its block the residual stream: [n_rows, n_embd]."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,20 @@ class Reading:
 
 @contextmanager
 def open_probe(
-    model: Model, adapters: Mapping[str, str | os.PathLike[str]], *, n_tokens: int, n_rows: int
+    model: Model,
+    adapters: Mapping[str, str | os.PathLike[str]],
+    *,
+    n_tokens: int,
+    n_rows: int,
+    hook: Hook = "block",
 ) -> Iterator[Probe]:
     """A context of its own on a model's weights, with `adapters` by name; it reads texts of up to
-    `n_tokens` tokens and shows up to `n_rows` of each. Raises ModelError if there is no room for
-    it, and what loading adapters raises.
+    `n_tokens` tokens and shows what flows at a `hook` for up to `n_rows` of each. Raises ModelError
+    if there is no room for it, and what loading adapters raises.
     """
     runtime = model._runtime
     native, llama, theirs = runtime.engine.native, runtime.engine.llama, runtime.engine.ctx
-    tap = _Tap(load_ggml(native.path.parent))
+    tap = _Tap(load_ggml(native.path.parent), hook)
     callback = llama.ggml_backend_sched_eval_callback(tap.see)
     n_batch = max(n_rows, min(n_tokens, _BATCH))
     # F32 cells and plain attention: what is seen is what the weights do
@@ -99,6 +106,8 @@ def open_probe(
         inner = Runtime(runtime.base, context)
         try:
             inner.bank.load(adapters)
+            if hook != "block":
+                native.show(ctx, hook)
             yield Probe(inner, tap)
         finally:
             inner.close()
@@ -107,10 +116,10 @@ def open_probe(
 
 
 class Probe:
-    """What open_probe() opens."""
+    """What open_probe() opens; `hook` is what it shows."""
 
     def __init__(self, runtime: Runtime, tap: _Tap) -> None:
-        self._runtime, self._tap = runtime, tap
+        self._runtime, self._tap, self.hook = runtime, tap, tap.hook
 
     def read(
         self,
@@ -146,14 +155,15 @@ class Probe:
 
 
 class _Tap:
-    """llama.cpp's evaluation callback: copies the layers' outputs of one batch.
+    """llama.cpp's evaluation callback: copies what flows at the layers' hooks in one batch.
 
     It is asked about every node before it is computed, and shown those it wanted afterwards.
     Nothing may be raised through C, an interrupt included: watching() raises it later.
     """
 
-    def __init__(self, ggml: Any) -> None:
-        self._ggml = ggml
+    def __init__(self, ggml: Any, hook: Hook) -> None:
+        self._ggml, self.hook = ggml, hook
+        self._name = _BLOCK if hook == "block" else _SHOWN
         self._rows = 0  # of the batch that is watched; 0: none is
         self._layers: dict[int, Hidden] = {}
         self._failure: BaseException | None = None
@@ -173,7 +183,7 @@ class _Tap:
         try:
             if not self._rows or self._failure is not None:
                 return not ask
-            match = _LAYER.fullmatch(self._ggml.ggml_get_name(tensor))
+            match = self._name.fullmatch(self._ggml.ggml_get_name(tensor))
             if match is None:
                 return not ask
             if not ask:
@@ -184,6 +194,11 @@ class _Tap:
 
     def _copy(self, tensor: int, layer: int) -> None:
         ggml = self._ggml
+        if layer in self._layers and self.hook != "block":
+            raise ModelError(
+                f"layer {layer} has several of what '{self.hook}' names, which are added up; use "
+                "the hook 'block'"
+            )
         n, nbytes = ggml.ggml_nelements(tensor), ggml.ggml_nbytes(tensor)
         parts, left = divmod(ggml.ggml_nrows(tensor), self._rows)
         if left or nbytes != 4 * n or not ggml.ggml_is_contiguous(tensor):

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from alora_gguf.cli import options
 from alora_gguf.cli.bases import checked_file
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import aligned, columns, plural, printable, wrapped
 
+from alora_gguf.gguf.vector import HOOKS, OPERATIONS
+
 from .shared import (
-    OPERATIONS,
     RUN,
-    base_argument,
-    force_option,
     layers_option,
-    output_option,
+    makes_vector,
     runs,
     show,
     shown_layers,
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 
 @click.command("derive")
-@base_argument
-@click.argument("pairs", type=click.Path(path_type=Path))
-@output_option
-@force_option
+@makes_vector
+@click.argument("pairs", type=options.FilePath())
 @click.option(
     "--method",
     type=click.Choice(["mean", "pca"]),
@@ -45,6 +43,13 @@ if TYPE_CHECKING:
     default="add",
     show_default=True,
     help="What it does to what flows.",
+)
+@click.option(
+    "--hook",
+    type=click.Choice(HOOKS),
+    default="block",
+    show_default=True,
+    help="Where in each layer it is read and acts: behind the block, its attention or its FFN.",
 )
 @layers_option
 @click.option(
@@ -103,9 +108,10 @@ def derived(found: Derivation, width: int) -> Iterator[str]:
     sums = found.operation.startswith("add")
     unit = f"{found.scale:g} |h|" if sums else f"{found.scale:.0%} of it"
     chosen = shown_layers(found.chosen)
+    part = {"attention": "the attention of ", "ffn": "the FFN of "}.get(found.hook, "")
     text = (
         f"{printable(str(found.output))}: {found.operation} of {found.method}, behind "
-        f"{chosen}; scale 1 is {unit}. Learnt from {plural(found.n_train, 'pair')}, told on "
+        f"{part}{chosen}; scale 1 is {unit}. Learnt from {plural(found.n_train, 'pair')}, told on "
         f"{found.n_held_out} held out:"
     )
     yield from wrapped(text, width)

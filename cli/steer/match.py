@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from alora_gguf.cli import options
 from alora_gguf.cli.bases import checked_file
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import aligned, columns, printable, wrapped
 
 from .shared import (
     RUN,
-    base_argument,
-    force_option,
     layers_option,
-    output_option,
+    makes_vector,
     runs,
     show,
     shown_layers,
@@ -27,23 +26,21 @@ if TYPE_CHECKING:
 
 
 @click.command("match")
-@base_argument
+@makes_vector
 @click.option(
     "--prompt",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The system prompt's text, or .json with messages that stand before each question.",
 )
 @click.option(
     "--questions",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help='JSON lines of {"prompt": ...}: what a user says, or messages. A file of pairs will do.',
 )
-@output_option
-@force_option
 @layers_option
 @click.option(
     "-n",

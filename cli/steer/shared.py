@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,7 +12,6 @@ from alora_gguf.cli import options
 from alora_gguf.cli.render import colour, printable, shortened
 
 RUN: Final = ("n_threads", "n_gpu_layers")
-OPERATIONS: Final = ("add", "add_keep_norm", "project", "project_positive")
 _LAYERS: Final = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")  # more than any model has
 _Command = Callable[..., Any]
 
@@ -44,12 +42,12 @@ layers_option: Final = click.option(
     callback=_layers,
     help="Where it acts: zero-based layers and ranges, such as 8-14.",
 )
-output_option: Final = click.option(
+_output: Final = click.option(
     "-o",
     "--output",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The vector's GGUF to write.",
 )
 force_option: Final = click.option(
@@ -63,6 +61,13 @@ _seed: Final = click.option(
     help="Of what is held out, and of random vectors.",
 )
 _json: Final = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+
+
+def makes_vector(command: _Command) -> _Command:
+    """What the commands that write a new vector begin with."""
+    for option in (force_option, _output, base_argument):
+        command = option(command)
+    return command
 
 
 def runs(command: _Command) -> _Command:

@@ -44,7 +44,7 @@ def _scales(
     "--pairs",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Pairs as for derive; the held-out ones are measured on.",
 )
 @click.option(
@@ -71,7 +71,7 @@ def _scales(
 @click.option(
     "--text",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Neutral text to measure the perplexity of, in place of a few built-in answers.",
 )
 @click.option(
@@ -102,7 +102,7 @@ def _scales(
 @click.option(
     "--plot",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Draw effect and fluency over scales: .svg, .png or .pdf. Needs matplotlib: pip install "
     "'alora-gguf[plot]'.",
 )
@@ -110,7 +110,7 @@ def _scales(
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Write the vector there so that its scale 1 is the suggested one.",
 )
 @force_option
@@ -230,11 +230,15 @@ def swept(found: Sweep, width: int) -> Iterator[str]:
                 reply = shortened(printable(" ".join(step.vector.replies[0].split())), _REPLY)
                 yield from wrapped(reply, width, f"{step.scale:>7g}  ")
     yield ""
+    spreads = [step.random_spread for step in found.steps if step.random_spread is not None]
+    several = f"the mean of {found.n_random}" if found.n_random > 1 else "of a vector"
+    spread = f", whose effects differ by up to {max(spreads):.2g} (1 s.d.)" if spreads else ""
     yield from wrapped(
         "odds: log-odds of the positive against the negative answers, nats per token; preferred: "
         "pairs whose positive answer is likelier; text, replies: perplexity over the base's, of "
         "neutral answers under the vector and of what is written under it as the base reads it; "
-        "repeats: 3-grams of a reply that it had before. random: of random vectors.",
+        f"repeats: 3-grams of a reply that it had before. random: {several} in random directions"
+        f"{spread}.",
         width,
     )
 

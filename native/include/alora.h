@@ -144,6 +144,11 @@ LLAMA_API alora_slot alora_vector_add(
 LLAMA_API alora_slot alora_combine(
         struct llama_context * ctx, int32_t n, const alora_slot * slots, const float * scales);
 
+// Shows what flows at a hook: from now on every graph has copies of those tensors, vectors' edits
+// included, one named "alora_shown-<layer>" for each that a layer has, which the context's cb_eval can
+// look at. -1: no hook's, as in the beginning. Reserves if that changes it.
+LLAMA_API int32_t alora_show(struct llama_context * ctx, int32_t hook);
+
 // Frees a slot for another adapter, vector or combination. ALORA_ERR_BUSY while any activation or
 // combination names it.
 LLAMA_API int32_t alora_adapter_remove(struct llama_context * ctx, alora_slot slot);

@@ -15,9 +15,9 @@
 // add, mul by scale and two products, a reshape or view around each
 static constexpr uint32_t NODES_PER_USE = 12;
 
-// what is done to the stream at a point, for each FFN of a block that has two, and what makes it contiguous
-static constexpr uint32_t NODES_PER_POINT = 4;
-static constexpr uint32_t NODES_ON_DEVICE = 64;
+// what is done to one tensor of the stream, and what makes that contiguous
+static constexpr uint32_t NODES_PER_EDIT  = 2;
+static constexpr uint32_t NODES_ON_DEVICE = 32;
 
 // zeros behind a product's rows, and the view of the rows that count
 static constexpr uint32_t NODES_PER_PADDING = 2;
@@ -138,7 +138,8 @@ bool alora_bank::repacked(const ggml_tensor & weight) const {
 
 uint32_t alora_bank::n_nodes() const {
     uint32_t n = model.hparams.n_layer_all + 2;  // attention, and two masks that hide tokens
-    n += NODES_PER_POINT * vectors.n_points() + NODES_ON_DEVICE * vectors.directions.n_points();
+    n += NODES_PER_EDIT * vectors.n_edited(false) + NODES_ON_DEVICE * vectors.n_edited(true);
+    n += vectors.n_shown(shown);
     for (const auto & [key, target] : by_key) {
         n += NODES_PER_USE * uses.at(key).n_max;
     }

@@ -101,6 +101,8 @@ class alora_bank {
     // Sequences of the batch that is decoded and their last positions before it.
     std::vector<std::pair<llama_seq_id, llama_pos>> before_batch;
 
+    int32_t shown = -1;  // the hook that alora_show() named
+
     uint64_t generation = 0;  // changes whenever a graph built before would read the wrong thing
     int64_t  n_reserves = 0;
     int64_t  n_graphs   = 0;

@@ -46,8 +46,7 @@ class alora_directions {
 
     void forget(const alora_vector * vector);  // never throws
 
-    size_t   n_bytes() const;
-    uint32_t n_points() const { return (uint32_t) now.stacks.size(); }
+    size_t n_bytes() const;
 
   private:
     struct placed {

@@ -23,6 +23,17 @@ template <typename T> static void upload(ggml_tensor * t, const std::vector<T> &
     }
 }
 
+static std::vector<alora_choice> of_outputs(
+        const llama_ubatch & ubatch, const std::vector<alora_choice> & all) {
+    std::vector<alora_choice> out;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        if (ubatch.output && ubatch.output[i]) {
+            out.push_back(all[i]);
+        }
+    }
+    return out;
+}
+
 void alora_graph_state::fill(alora_rows & rows, const std::vector<alora_choice> & choices) {
     std::vector<int32_t> slots;
     for (const alora_choice & choice : choices) {
@@ -48,35 +59,23 @@ void alora_graph_state::fill(alora_rows & rows, const std::vector<alora_choice> 
     rows.segments.fill(choices);
 }
 
-void alora_graph_state::steer_rows(const llama_ubatch & ubatch) {
-    std::vector<alora_choice> all;
-    std::vector<alora_choice> out;
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        all.push_back(alora_activation_of(*bank, ubatch, i));
-        if (ubatch.output && ubatch.output[i]) {
-            out.push_back(all.back());
-        }
-    }
-    tokens.steered.fill(bank->vectors, all);
-    outputs.steered.fill(bank->vectors, out);
-    steer.set_inputs();
-}
-
 void alora_graph_state::set_input(const llama_ubatch * ubatch) {
     std::vector<alora_choice> all;
-    std::vector<alora_choice> out;
     for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-        all.push_back(alora_choice_of(*bank, *ubatch, i));
-        if (ubatch->output && ubatch->output[i]) {
-            out.push_back(all.back());
-        }
-    }
-    fill(tokens, all);
-    if (outputs.n == (int64_t) out.size()) {
-        fill(outputs, out);
+        all.push_back(alora_activation_of(*bank, *ubatch, i));
     }
     if (plan.steered) {
-        steer_rows(*ubatch);
+        tokens.steered.fill(bank->vectors, all);
+        outputs.steered.fill(bank->vectors, of_outputs(*ubatch, all));
+        steer.set_inputs();
+    }
+    for (alora_choice & choice : all) {
+        choice = bank->vectors.weights_of(choice);
+    }
+    fill(tokens, all);
+    const std::vector<alora_choice> out = of_outputs(*ubatch, all);
+    if (outputs.n == (int64_t) out.size()) {
+        fill(outputs, out);
     }
 
     if (embd_rows && ubatch->token) {

@@ -93,7 +93,6 @@ class alora_graph_state : public llm_graph_input_i {
     }
 
     static void fill(alora_rows & rows, const std::vector<alora_choice> & choices);
-    void        steer_rows(const llama_ubatch & ubatch);
 
     std::shared_ptr<alora_bank> bank;
     alora_plan                  plan;

@@ -242,9 +242,6 @@ static ggml_tensor * steered(
     const alora_ref & ref    = graph.cparams.alora;
     const int64_t     n_rows = ggml_nrows(cur);
     const bool        known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
-    if (ref.plan.reserve) {
-        ref.bank->vectors.note(point, *cur, known, ref.bank->n_reserves);
-    }
     if (!ref.plan.steered || !ref.bank->vectors.acts_at(point) || ggml_is_empty(cur)) {
         return cur;
     }
@@ -259,16 +256,38 @@ static ggml_tensor * steered(
                  : state.steer.build(alora_host(graph), steered, point, cur);
 }
 
+// Upstream's callback renames what it is given, which `t` may be; nothing renames a copy.
+static void show(const llm_graph_context & graph, const alora_point & point, ggml_tensor * t) {
+    ggml_tensor * copy = ggml_cont(graph.ctx0, t);
+    ggml_format_name(copy, "alora_shown-%d", point.layer);
+    ggml_build_forward_expand(graph.gf, copy);
+}
+
+static ggml_tensor * at_point(
+        const llm_graph_context & graph, const alora_point & point, ggml_tensor * cur) {
+    const alora_ref & ref = graph.cparams.alora;
+    if (ref.plan.reserve) {
+        const int64_t n_rows = ggml_nrows(cur);
+        const bool    known  = n_rows == graph.n_tokens || n_rows == graph.n_outputs;
+        ref.bank->vectors.note(point, *cur, known, ref.bank->n_reserves);
+    }
+    ggml_tensor * res = steered(graph, point, cur);
+    if (ref.plan.shown == point.hook) {
+        show(graph, point, res);
+    }
+    return res;
+}
+
 ggml_tensor * alora_behind_block(const llm_graph_context & graph, ggml_tensor * cur, int il) {
-    return steered(graph, { ALORA_HOOK_BLOCK, il }, cur);
+    return at_point(graph, { ALORA_HOOK_BLOCK, il }, cur);
 }
 
 ggml_tensor * alora_behind_attn(
         const llm_graph_context & graph, const ggml_tensor * wo, ggml_tensor * cur, int il) {
-    return wo ? steered(graph, { ALORA_HOOK_ATTENTION, il }, cur) : cur;
+    return wo ? at_point(graph, { ALORA_HOOK_ATTENTION, il }, cur) : cur;
 }
 
 ggml_tensor * alora_behind_ffn(
         const llm_graph_context & graph, const ggml_tensor * down, ggml_tensor * cur, int il) {
-    return down ? steered(graph, { ALORA_HOOK_FFN, il }, cur) : cur;
+    return down ? at_point(graph, { ALORA_HOOK_FFN, il }, cur) : cur;
 }

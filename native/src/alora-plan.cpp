@@ -27,10 +27,6 @@ alora_choice alora_activation_of(const alora_bank & bank, const llama_ubatch & u
     return bank.activations.at(ubatch.seq_id[i][0], ubatch.pos[i]);
 }
 
-alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i) {
-    return bank.vectors.weights_of(alora_activation_of(bank, ubatch, i));
-}
-
 static alora_attention_plan attention_of(
         alora_attention_mode mode, bool has_base, bool has_adapted) {
     switch (mode) {
@@ -50,6 +46,7 @@ static alora_attention_plan attention_of(
 
 static alora_plan plan_of(const alora_bank & bank, const llama_ubatch & ubatch) {
     alora_plan plan;
+    plan.shown     = bank.shown;
     plan.attention = attention_of(bank.attention, true, false);
     if (bank.activations.empty()) {
         return plan;
@@ -108,6 +105,7 @@ llama_cparams alora_planned(
         bank.vectors.note_reserve();
         planned.alora.plan         = {};
         planned.alora.plan.reserve = true;
+        planned.alora.plan.shown   = bank.shown;
         if (bank.targets() > 0) {
             planned.alora.plan.kind       = shape::mixed;
             planned.alora.plan.scaled     = true;

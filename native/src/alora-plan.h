@@ -38,11 +38,12 @@ struct alora_plan {
     alora_attention_plan attention  = alora_attention_plan::stock;
     bool                 reserve    = false;  // built to size buffers, never computed
     bool                 steered    = false;  // some token uses a vector, whatever the shape
-    uint64_t             generation = 0;      // of the bank; 0 for a graph that reads nothing of it
+    int32_t              shown      = -1;  // the hook of whose tensors the graph has copies; -1: none
+    uint64_t             generation = 0;   // of the bank; 0 for a graph that reads nothing of it
 
     bool operator==(const alora_plan & other) const {
         return kind == other.kind && slot == other.slot && scaled == other.scaled &&
-               attention == other.attention && steered == other.steered &&
+               attention == other.attention && steered == other.steered && shown == other.shown &&
                generation == other.generation;
     }
 };
@@ -71,9 +72,8 @@ uint32_t alora_n_nodes(const llama_cparams & cparams);
 // slots on one token.
 bool alora_check_batch(const llama_cparams & cparams, const llama_batch_ext & batch);
 
-// What token i of a batch uses, of any slot, and of that which weights.
+// What token i of a batch uses, of any slot.
 alora_choice alora_activation_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i);
-alora_choice alora_choice_of(const alora_bank & bank, const llama_ubatch & ubatch, uint32_t i);
 
 // Rows of zeros that make the product w times cur cheaper, put behind cur's; 0: none.
 int64_t alora_padding(

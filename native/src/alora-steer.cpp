@@ -2,6 +2,7 @@
 
 #include "alora-host.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -152,10 +153,11 @@ static ggml_tensor * layer_of(ggml_context * ctx, ggml_tensor * t, int64_t i) {
 
 static ggml_tensor * norm_of(ggml_context * ctx, ggml_tensor * rows) {
     static constexpr float SMALLEST = 1e-30f;  // of squares: a row of zeros stays one
-    return ggml_clamp(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, rows)), SMALLEST, INFINITY);
+    return ggml_clamp(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, rows)), SMALLEST, FLT_MAX);
 }
 
-// Factors of 0 leave a row as it is, bit for bit: 0 is added, and it is multiplied with 1.
+// Factors of 0 leave a row as it is, bit for bit: 0 is added, and it is multiplied with 1. What
+// overflows is clamped, because 0 times infinity is not 0.
 ggml_tensor * alora_steer::build_on_device(
         ggml_context * ctx, const alora_steered & steered, const alora_directions::stack & stack,
         ggml_tensor * stream) {
@@ -169,6 +171,7 @@ ggml_tensor * alora_steer::build_on_device(
 
     ggml_tensor * along = ggml_mul_mat(ctx, stack.rows, h);  // V h [capacity, rows]
     ggml_prec_set_acc(along, GGML_PREC_F32);
+    along           = ggml_clamp(ctx, along, -FLT_MAX, FLT_MAX);
     ggml_tensor * t = ggml_add(
             ctx, ggml_mul(ctx, along, layer_of(ctx, in.factors, 1)),
             ggml_mul(ctx, ggml_relu(ctx, along), layer_of(ctx, in.factors, 2)));

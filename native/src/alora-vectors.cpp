@@ -95,6 +95,22 @@ void alora_vectors::note(
     }
 }
 
+uint32_t alora_vectors::n_edited(bool on_device) const {
+    uint32_t n = 0;
+    for (const auto & [point, n_vectors] : acting) {
+        n += directions.on_device(point) == on_device ? (uint32_t) places.at(point).n_max : 0;
+    }
+    return n;
+}
+
+uint32_t alora_vectors::n_shown(int32_t hook) const {
+    uint32_t n = 0;
+    for (const auto & [point, at] : places) {
+        n += point.hook == hook ? (uint32_t) at.n_max : 0;
+    }
+    return n;
+}
+
 const alora_vectors::composite * alora_vectors::find(alora_slot slot) const {
     const int64_t i = (int64_t) slot - ALORA_FIRST_COMPOSITE;
     return i >= 0 && i < (int64_t) all.size() ? all[i].get() : nullptr;
@@ -271,8 +287,11 @@ bool alora_vectors::stack_directions() {
             continue;
         }
         for (const auto & [point, edits] : of->vector->edits) {
+            if (!directions.on_device(point)) {
+                continue;
+            }
             for (const alora_edit_at & edit : edits) {
-                for (int32_t d = 0; d < edit.n_directions && directions.on_device(point); ++d) {
+                for (int32_t d = 0; d < edit.n_directions; ++d) {
                     wanted[point].push_back(
                             { of->vector.get(), &edit, edit.directions.data() + d * n_embd });
                 }

@@ -47,6 +47,11 @@ class alora_vectors {
 
     uint32_t n_points() const { return (uint32_t) acting.size(); }
 
+    // Tensors of a graph that are edited, by the CPU or by devices, and those that it has at a hook: a
+    // block may have several FFNs.
+    uint32_t n_edited(bool on_device) const;
+    uint32_t n_shown(int32_t hook) const;
+
     // --- for the C API; what throws leaves everything as it was
 
     struct change {

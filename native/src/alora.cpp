@@ -169,6 +169,23 @@ alora_slot alora_combine(
     });
 }
 
+int32_t alora_show(llama_context * ctx, int32_t hook) {
+    return guarded([&] {
+        check_context(ctx);
+        if (hook < -1 || hook > ALORA_HOOK_FFN) {
+            throw bad_argument("hook " + std::to_string(hook) + " is not in [-1, 2]");
+        }
+        ctx->synchronize();
+        int32_t &     shown  = alora_access::bank(ctx).shown;
+        const int32_t before = shown;
+        if (hook != before) {
+            shown = hook;
+            reserve_or_undo(ctx, [&] { shown = before; });
+        }
+        return (int32_t) ALORA_OK;
+    });
+}
+
 int32_t alora_adapter_remove(llama_context * ctx, alora_slot slot) {
     return guarded([&] {
         check_context(ctx);

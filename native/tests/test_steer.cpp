@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <random>
 
 static constexpr int32_t N_EMBD = tiny_llama::N_EMBD;
@@ -84,80 +85,197 @@ static std::vector<double> by_definition(
     return out;
 }
 
-static ggml_tensor * stream_of(const ggml_context_ptr & ctx, int64_t n, int64_t n_rows) {
-    ggml_tensor *            t      = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, n_rows);
-    const std::vector<float> values = random_floats(n * n_rows);
-    memcpy(t->data, values.data(), ggml_nbytes(t));
-    return t;
-}
-
 static std::vector<float> row_of(const ggml_tensor * t, int64_t i) {
     std::vector<float> row(t->ne[0]);
     memcpy(row.data(), (const char *) t->data + i * t->nb[1], row.size() * sizeof(float));
     return row;
 }
 
-// Every operation, alone and all of them together, for widths that fill no register too.
-static void test_node(int64_t n, int n_threads) {
-    alora_vectors vectors("test", 1, n);
-    ggml_tensor   shape = {};
-    shape.ne[0]         = n;
-    vectors.note({ ALORA_HOOK_BLOCK, 0 }, shape, true, 1);
+// Every operation, alone and all of them together, on rows of which 0 and 7 are of nobody.
+struct every_edit {
+    static constexpr int N_ROWS = 8;
 
+    const int64_t            n;
+    alora_vectors            vectors;
     const std::vector<float> added = random_floats(n), kept = random_floats(n);
     const std::vector<float> plane = orthonormal(3, n), side = orthonormal(2, n);
-    const alora_part         parts[] = {
+    const alora_part         parts[4] = {
         { 0, ALORA_HOOK_BLOCK, ALORA_EDIT_ADD, 1, 0.5f, added.data() },
         { 0, ALORA_HOOK_BLOCK, ALORA_EDIT_PROJECT, 3, 1.0f, plane.data() },
         { 0, ALORA_HOOK_BLOCK, ALORA_EDIT_PROJECT_POSITIVE, 2, 0.75f, side.data() },
         { 0, ALORA_HOOK_BLOCK, ALORA_EDIT_ADD_KEEP_NORM, 1, 2.0f, kept.data() },
     };
-    std::vector<alora_slot> slots;
-    for (const alora_part & part : parts) {
-        slots.push_back(vectors.add(&part, 1, (int32_t) n).slot);
-    }
-    const float of_all[] = { 1.0f, -0.5f, 1.0f, 0.25f };
-    slots.push_back(vectors.combine(4, slots.data(), of_all));
-    slots.push_back(vectors.combine(3, slots.data(), of_all));
+    const float               of_all[4] = { 1.0f, -0.5f, 1.0f, 0.25f };
+    std::vector<alora_choice> choices   = std::vector<alora_choice>(N_ROWS);
+    alora_steered             steered;
 
-    // rows 0 and 7 are of nobody
-    std::vector<alora_choice> choices(8);
-    for (int i = 0; i < 6; ++i) {
-        choices[i + 1] = { slots[i], i % 2 ? -0.8f : 1.0f };
+    explicit every_edit(int64_t n, alora_directions::memory_of memory = nullptr) :
+        n(n), vectors("test", 1, n, std::move(memory)) {
+        ggml_tensor shape = {};
+        shape.ne[0]       = n;
+        vectors.note({ ALORA_HOOK_BLOCK, 0 }, shape, true, 1);
+        std::vector<alora_slot> slots;
+        for (const alora_part & part : parts) {
+            slots.push_back(vectors.add(&part, 1, (int32_t) n).slot);
+        }
+        slots.push_back(vectors.combine(4, slots.data(), of_all));
+        slots.push_back(vectors.combine(3, slots.data(), of_all));
+        for (int i = 0; i < 6; ++i) {
+            choices[i + 1] = { slots[i], i % 2 ? -0.8f : 1.0f };
+        }
+        steered.fill(vectors, choices);
     }
-    alora_steered steered;
-    steered.fill(vectors, choices);
 
+    // Values whose squares overflow, and their products with directions: what is of nobody stays as it is.
+    void fill(ggml_tensor * stream) const {
+        std::vector<float> values = random_floats(n * N_ROWS);
+        for (int64_t i = 0; i < n; ++i) {
+            values[i]         = i % 2 ? -3e38f : 3e38f;
+            values[7 * n + i] = 1e19f;
+            values[3 * n + i] += 3 * side[i];  // not away from what is projected on one side
+        }
+        memcpy(stream->data, values.data(), ggml_nbytes(stream));
+    }
+
+    void check(const ggml_tensor * stream, const ggml_tensor * out) const {
+        CHECK(row_of(out, 0) == row_of(stream, 0) && row_of(out, 7) == row_of(stream, 7));
+        for (int i = 0; i < 6; ++i) {
+            std::vector<const alora_part *> used;
+            std::vector<float>              scales;
+            for (int p = 0; p < 4; ++p) {
+                if (i == p || i == 4 || (i == 5 && p < 3)) {
+                    used.push_back(&parts[p]);
+                    scales.push_back((i < 4 ? 1.0f : of_all[p]) * choices[i + 1].scale);
+                }
+            }
+            const std::vector<float>  h        = row_of(stream, i + 1);
+            const std::vector<float>  found    = row_of(out, i + 1);
+            const std::vector<double> expected = by_definition(h, used, scales);
+            double                    moved    = 0.0;
+            for (int64_t d = 0; d < n; ++d) {
+                CHECK(std::fabs(found[d] - expected[d]) < 3e-6);
+                moved = std::max(moved, std::fabs((double) found[d] - h[d]));
+            }
+            CHECK(moved > 1e-3);
+        }
+    }
+};
+
+// For widths that fill no register too.
+static void test_node(int64_t n, int n_threads) {
+    const every_edit       edits(n);
     const ggml_context_ptr ctx    = new_context();
-    ggml_tensor *          stream = stream_of(ctx, n, 8);
-    alora_steer            nodes;
-    ggml_tensor *          out =
-            nodes.build(alora_host(ctx.get()), steered, { ALORA_HOOK_BLOCK, 0 }, stream);
+    ggml_tensor *          stream = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, edits.N_ROWS);
+    edits.fill(stream);
+    alora_steer   nodes;
+    ggml_tensor * out =
+            nodes.build(alora_host(ctx.get()), edits.steered, { ALORA_HOOK_BLOCK, 0 }, stream);
     CHECK(alora_steer::is_node(*out) && !alora_steer::is_node(*stream));
     const std::vector<float> before = row_of(stream, 3);
     cpu_backend              cpu(n_threads);
     CHECK(cpu.compute(ctx.get(), out) == GGML_STATUS_SUCCESS);
     CHECK(row_of(stream, 3) == before);
-    CHECK(row_of(out, 0) == row_of(stream, 0) && row_of(out, 7) == row_of(stream, 7));
+    edits.check(stream, out);
+}
 
-    for (int i = 0; i < 6; ++i) {
-        std::vector<const alora_part *> used;
-        std::vector<float>              scales;
-        for (int p = 0; p < 4; ++p) {
-            if (i == p || i == 4 || (i == 5 && p < 3)) {
-                used.push_back(&parts[p]);
-                scales.push_back((i < 4 ? 1.0f : of_all[p]) * choices[i + 1].scale);
-            }
+//
+// on a device, for which the CPU stands
+//
+
+static ggml_backend_buffer_type_t device_memory(int32_t) {
+    return ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+}
+
+static void test_on_device(int64_t n) {
+    const every_edit       edits(n, device_memory);
+    const ggml_context_ptr ctx(ggml_init({ 1 << 20, nullptr, /*.no_alloc =*/true }));
+    ggml_tensor *          stream = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, edits.N_ROWS);
+    alora_steer            nodes;
+    const auto *           stack = edits.vectors.directions.find({ ALORA_HOOK_BLOCK, 0 });
+    CHECK(stack && stack->of.size() == 7 && stack->rows->ne[1] == 8);
+    ggml_tensor * out = nodes.build_on_device(ctx.get(), edits.steered, *stack, stream);
+    cpu_backend   cpu(1);
+    const ggml_backend_buffer_ptr memory(
+            ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.backend.get()));
+    edits.fill(stream);
+    nodes.set_inputs();
+
+    const ggml_context_ptr of_graph = new_context();
+    ggml_cgraph *          graph    = ggml_new_graph(of_graph.get());
+    ggml_build_forward_expand(graph, out);
+    CHECK(ggml_backend_graph_compute(cpu.backend.get(), graph) == GGML_STATUS_SUCCESS);
+    edits.check(stream, out);
+    CHECK(ggml_graph_n_nodes(graph) <= 32);  // the bank's NODES_ON_DEVICE
+}
+
+// Where a reserve fails, stacks are what they were before.
+static void test_an_undone_stack() {
+    constexpr int64_t n = 16;
+    alora_vectors     vectors("test", 2, n, device_memory);
+    const alora_point first = { ALORA_HOOK_BLOCK, 0 }, second = { ALORA_HOOK_BLOCK, 1 };
+    ggml_tensor       shape = {};
+    shape.ne[0]             = n;
+    vectors.note(first, shape, true, 1);
+    vectors.note(second, shape, true, 1);
+    const std::vector<float> values = orthonormal(9, n);
+    const auto               add    = [&](int32_t layer, int32_t k) {
+        const alora_part part = { layer, ALORA_HOOK_BLOCK, ALORA_EDIT_PROJECT, k, 1,
+            values.data() };
+        return vectors.add(&part, 1, n);
+    };
+    const auto held = [&] {
+        const auto *       stack = vectors.directions.find(first);
+        std::vector<float> rows(ggml_nelements(stack->rows)), turned(rows.size());
+        ggml_backend_tensor_get(stack->rows, rows.data(), 0, ggml_nbytes(stack->rows));
+        ggml_backend_tensor_get(stack->turned, turned.data(), 0, ggml_nbytes(stack->turned));
+        rows.insert(rows.end(), turned.begin(), turned.end());
+        return rows;
+    };
+    CHECK(add(0, 2).grew);
+    vectors.keep();
+    vectors.note_reserve();
+    const std::vector<float> before  = held();
+    const size_t             n_bytes = vectors.n_bytes();
+    for (const int32_t layer : { 0, 1 }) {
+        const alora_vectors::change more =
+                add(layer, 9);  // no room at the one, and none yet at the other
+        CHECK(more.grew && vectors.n_vectors() == 2);
+        vectors.undo(more.slot);
+        CHECK(held() == before && vectors.directions.find(first)->of.size() == 2);
+        CHECK(!vectors.directions.find(second) && vectors.n_points() == 1);
+        CHECK(vectors.n_bytes() == n_bytes && vectors.n_vectors() == 1);
+    }
+    const alora_vectors::change fits = add(0, 6);
+    CHECK(!fits.grew && vectors.directions.find(first)->of.size() == 8);
+    vectors.remove(fits.slot);
+    CHECK(add(0, 9).grew);
+    vectors.keep();
+    CHECK(vectors.directions.find(first)->rows->ne[1] == 16);
+}
+
+// A block that adds up three FFNs has three places to edit.
+static void test_several_ffns() {
+    constexpr int64_t          n   = 16;
+    const ggml_context_ptr     ctx = new_context();
+    std::vector<ggml_tensor *> ffns;
+    for (int i = 0; i < 3; ++i) {
+        ffns.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, 4));
+    }
+    ggml_tensor * sum = ggml_add(ctx.get(), ggml_add(ctx.get(), ffns[0], ffns[1]), ffns[2]);
+    for (const bool on_device : { false, true }) {
+        alora_vectors vectors(
+                "test", 1, n, on_device ? device_memory : alora_directions::memory_of());
+        for (const ggml_tensor * ffn : ffns) {
+            vectors.note({ ALORA_HOOK_FFN, 0 }, *ffn, true, 1);
         }
-        const std::vector<float>  h        = row_of(stream, i + 1);
-        const std::vector<float>  found    = row_of(out, i + 1);
-        const std::vector<double> expected = by_definition(h, used, scales);
-        double                    moved    = 0.0;
-        for (int64_t d = 0; d < n; ++d) {
-            CHECK(std::fabs(found[d] - expected[d]) < 3e-6);
-            moved = std::max(moved, std::fabs((double) found[d] - h[d]));
-        }
-        CHECK(moved > 1e-3);
+        vectors.note({ ALORA_HOOK_BLOCK, 0 }, *sum, true, 1);
+        const std::vector<float> values = orthonormal(1, n);
+        const alora_part part = { 0, ALORA_HOOK_FFN, ALORA_EDIT_PROJECT, 1, 1.0f, values.data() };
+        CHECK(vectors.n_edited(on_device) == 0);
+        vectors.add(&part, 1, n);
+        CHECK(vectors.n_edited(on_device) == 3 && vectors.n_edited(!on_device) == 0);
+        CHECK(vectors.n_shown(ALORA_HOOK_FFN) == 3 && vectors.n_shown(ALORA_HOOK_BLOCK) == 1);
+        CHECK(vectors.n_shown(-1) == 0);
     }
 }
 
@@ -457,13 +575,65 @@ static void test_overflow(const tiny_llama & base) {
     CHECK(ours.logits(11) == fresh.logits(11));
 }
 
+//
+// showing
+//
+
+using shown_rows = std::map<std::string, std::vector<float>>;
+
+// What an evaluation callback finds of ours.
+static bool look(ggml_tensor * t, bool ask, void * data) {
+    if (strncmp(t->name, "alora_shown-", 12) != 0) {
+        return !ask;
+    }
+    if (!ask) {
+        std::vector<float> values(ggml_nelements(t));
+        ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
+        (*(shown_rows *) data)[t->name] = values;
+    }
+    return true;
+}
+
+static void test_showing(const tiny_llama & base) {
+    shown_rows seen;
+    context    ours(base, GGML_TYPE_F16, look, &seen), fresh(base);
+    const auto expected = rows(fresh, 0, 9, 0, 0);
+    CHECK(rows(ours, 0, 9, 0, 0) == expected && seen.empty());
+    for (const int32_t hook : { ALORA_HOOK_BLOCK, ALORA_HOOK_ATTENTION, ALORA_HOOK_FFN }) {
+        CHECK(alora_show(ours, hook) == ALORA_OK);
+        CHECK(rows(ours, 0, 9, 0, 0) == expected);
+        CHECK(seen.size() == 2 && seen["alora_shown-0"].size() == 9 * N_EMBD);
+        const shown_rows before = std::move(seen);
+        seen.clear();
+        const alora_slot         slot   = add(ours, 14, 0, hook);
+        const std::vector<float> values = direction(14);
+        rows(ours, 0, 9, slot, 5);  // edits are in what is shown
+        const std::vector<float> &bare = before.at("alora_shown-0"), &now = seen["alora_shown-0"];
+        for (int64_t i = 0; i < 9 * N_EMBD; ++i) {
+            const float added = i < 5 * N_EMBD ? 0.0f : values[i % N_EMBD];
+            CHECK(std::fabs(now[i] - bare[i] - added) < 1e-5);
+        }
+        seen.clear();
+        CHECK(alora_deactivate(ours, -1) == ALORA_OK);
+    }
+    const int64_t n_reserves = ours.stats().n_reserves;
+    CHECK(alora_show(ours, ALORA_HOOK_FFN) == ALORA_OK && ours.stats().n_reserves == n_reserves);
+    fails(alora_show(ours, 3), ALORA_ERR_ARGUMENT, "hook 3 is not in [-1, 2]");
+    fails(alora_show(nullptr, 0), ALORA_ERR_ARGUMENT, "the context is null");
+    CHECK(alora_show(ours, -1) == ALORA_OK);
+    CHECK(rows(ours, 0, 9, 0, 0) == expected && seen.empty());
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     for (const int64_t n : { 15, 64, 71 }) {
         test_node(n, 1);
         test_node(n, 3);
+        test_on_device(n);
     }
+    test_an_undone_stack();
+    test_several_ffns();
     const tiny_llama base;
     test_refusals(base);
     test_removing(base);
@@ -474,5 +644,6 @@ int main() {
     test_graphs(base);
     test_threads(base);
     test_overflow(base);
+    test_showing(base);
     return 0;
 }

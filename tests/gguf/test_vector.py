@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from alora_gguf.gguf.vector import (
     VectorOrigin,
     is_vector,
     read_adapter,
-    write_vector,
 )
+from alora_gguf.gguf.vector_writer import write_vector
 from tests.support import tiny_base, vectors
 from tests.support.files import Files
 from tests.support.gguf_bytes import gguf_bytes
@@ -486,3 +488,16 @@ def test_bytes_that_no_writer_writes(tmp_path: Path) -> None:
     path.write_bytes(two.replace(b"direction.2", b"direction.1"))
     with pytest.raises(ag.AdapterFormatError, match=r"'direction\.1' occurs twice"):
         VectorFile.read(path)
+
+
+def test_reading_loads_no_writer() -> None:
+    """Every start reads adapters; writing a vector is for those who make one."""
+    code = (
+        "import sys, alora_gguf\n"
+        "alora_gguf.read_adapter, alora_gguf.VectorFile, alora_gguf.Model\n"
+        "print('alora_gguf.gguf.vector_writer' in sys.modules)\n"
+        "alora_gguf.write_vector\n"
+        "print('alora_gguf.gguf.vector_writer' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import alora_gguf as ag
 from alora_gguf.engine.llama_context import Logits
 from alora_gguf.errors import AdapterMismatchError
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.vector import Directions
+from alora_gguf.verification.probe import open_probe
 from tests.native.harness import Base, Context, sequence
 from tests.support.peft_oracle import TinyAdapter, make_adapter
-from tests.support.steering_oracle import Part, random_part, steered_logits
+from tests.support.steering_oracle import Part, module_outputs, random_part, steered_logits
 from tests.support.tiny_models import TinyModel, tiny_model
 
 from .checks import error
@@ -183,6 +185,21 @@ def test_token_by_token(steered: Steered) -> None:
     rows = [steered.ctx.decode([(t, i, (0,))]) for i, t in enumerate(TOKENS)]
     steered.assert_close(np.concatenate(rows), steered.theirs([(p, 1.0) for p in parts]))
     steered.remove(slot)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_flows_at_a_hook_is_what_its_module_returns(steered: Steered, hook: str) -> None:
+    """What vectors are made of is read where they act."""
+    n, theirs = len(TOKENS), module_outputs(steered.tiny, hook, TOKENS)
+    with (
+        ag.Model(steered.tiny.gguf, n_ctx=64, n_threads=1) as model,
+        open_probe(model, {}, n_tokens=n, n_rows=n, hook=hook) as probe,  # type: ignore[arg-type]
+    ):
+        ours = probe.read(TOKENS, n).layers
+    assert [*ours] == [*theirs] == steered.layers(hook)
+    for layer, rows in ours.items():
+        assert rows.shape == (n, steered.n_embd)
+        assert error(rows, theirs[layer]) <= BOUNDS.get(steered.tiny.family, BOUND)
 
 
 def test_a_layer_without_attention_has_no_such_hook(steered: Steered) -> None:

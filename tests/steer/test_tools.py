@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.gguf.vector import Directions, VectorFile, write_vector
+from alora_gguf.gguf.vector import Directions, VectorFile
+from alora_gguf.gguf.vector_writer import write_vector
 from alora_gguf.steer import (
     Derivation,
     DeriveOptions,
@@ -31,6 +33,8 @@ from alora_gguf.steer.running import (
     next_logits,
     open_model,
 )
+from alora_gguf.steer.writing import random_parts
+from alora_gguf.verification.probe import open_probe
 from tests.analyse.plain_llama import run
 from tests.steer.test_pairs import write
 from tests.support import tiny_base
@@ -124,6 +128,47 @@ def test_a_vector_is_the_mean_difference_of_plain_numpy(
         assert layer.auroc == pytest.approx(wins)
 
 
+@pytest.mark.parametrize("hook", ["attention", "ffn"])
+def test_read_at_the_hook_where_it_acts(
+    base: Path, pairs: Path, answers: Path, tmp_path: Path, hook: str
+) -> None:
+    path = tmp_path / "v.gguf"
+    found = learn(base, pairs, path, hook=hook, layers=[0, 1], scale=0.5)
+    file = VectorFile.read(path)
+    assert (found.hook, {part.hook for part in file.parts}) == (hook, {hook})
+    assert "pre_residual" in file.origin.derived_at
+    states, lengths = [], [list[Array](), list[Array]()]
+    with ag.Model(base, n_ctx=256, n_threads=1) as model:
+        bos = model.tokenize("", add_special=True)
+        with open_probe(model, {"v": path}, n_tokens=64, n_rows=32, hook=hook) as probe:  # type: ignore[arg-type]
+            for end in ("!", " or"):
+                for text in TEXTS[:4]:
+                    tokens = model.tokenize(text + end)
+                    layers = probe.read([*bos, *tokens], len(tokens)).layers
+                    states.append([layers[i].mean(axis=0) for i in (0, 1)])
+            for text in [f"{text}{end}" for text in TEXTS for end in ("!", " or")]:
+                tokens = model.tokenize(text)
+                layers = probe.read([*bos, *tokens], len(tokens)).layers
+                for i in (0, 1):
+                    lengths[i].append(np.linalg.norm(layers[i], axis=1))
+            bare = probe.read(tokens, len(tokens)).layers
+            acting = probe.read(tokens, len(tokens), "v", first=2).layers
+    sides = np.array(states).reshape(2, 4, 2, N_EMBD)
+    for i, part in enumerate(file.parts):
+        mean = (sides[0] - sides[1])[:, i].mean(axis=0)
+        norm = np.median(np.concatenate(lengths[i]))
+        wanted = mean / np.linalg.norm(mean) * norm * 0.5 / 2
+        np.testing.assert_allclose(part.scale * part.values[0], wanted, atol=1e-3 * norm)
+        assert found.layers[i].norm == pytest.approx(norm, rel=1e-4)
+    change = acting[0] - bare[0]  # at the first layer nothing else has changed
+    assert not change[:2].any()
+    added = np.broadcast_to(file.parts[0].scale * file.parts[0].values[0], change[2:].shape)
+    np.testing.assert_allclose(change[2:], added, atol=1e-5)
+    few = SweepOptions(scales=[1], n_random=0, n_replies=0)
+    swept = sweep(base, path, answers, options=few, run=RUN)
+    assert 0.25 < (swept.unit or 0) < 1  # 0.5 |h| at that hook, measured on other tokens
+
+
 def test_components_to_project_out(base: Path, pairs: Path, tmp_path: Path) -> None:
     found = learn(
         base, pairs, tmp_path / "v.gguf", method="pca", operation="project", rank=2, layers=[1]
@@ -195,11 +240,10 @@ def test_derive_refuses(base: Path, files: object, answers: Path, tmp_path: Path
 
 
 def test_what_no_pair_has_in_common_is_no_direction(base: Path, tmp_path: Path) -> None:
-    sides = [("a", "b"), ("b", "a")] * 3
-    splits = ["train"] * 4 + ["held_out"] * 2
+    sides, splits = [("a", "b"), ("b", "a")] * 3, ["train"] * 4 + ["held_out"] * 2
     lines = [
-        {"prompt": "q", "positive": positive, "negative": negative, "split": split}
-        for (positive, negative), split in zip(sides, splits, strict=True)
+        {"prompt": f"q{i // 2}", "positive": positive, "negative": negative, "split": splits[i]}
+        for i, (positive, negative) in enumerate(sides)
     ]
     file = write(tmp_path / "swapped.jsonl", *lines)
     said = refused(lambda: learn(base, file, tmp_path / "v.gguf", layers=[1]))
@@ -314,6 +358,26 @@ def test_the_unit_is_the_length_relative_to_the_state(
     assert found.unit == pytest.approx(0.3, rel=0.25)  # of other pairs, which are few
     assert found.steps[1].random is None
     assert found.steps[1].vector.reply_ratio is None
+
+
+def test_the_floor_is_the_mean_of_several_and_their_spread(
+    base: Path, answers: Path, tmp_path: Path
+) -> None:
+    path = planted(base, tmp_path / "v.gguf", size=1.0)
+    how = SweepOptions(scales=[2], n_random=3, n_replies=0, seed=7)
+    step = sweep(base, path, answers, options=how, run=RUN).steps[1]
+    each = []
+    for i in range(3):
+        one = tmp_path / f"{i}.gguf"
+        parts = random_parts(VectorFile.read(path).parts, [7, i])
+        write_vector(one, parts, architecture="llama")
+        alone = replace(how, n_random=1)
+        found = sweep(base, one, answers, options=alone, run=RUN).steps[1]
+        assert found.random_spread is None
+        each.append(found.vector.log_odds or 0.0)
+    assert step.random is not None
+    assert step.random.log_odds == pytest.approx(np.mean(each), rel=1e-3)
+    assert step.random_spread == pytest.approx(np.std(each, ddof=1), rel=1e-3)
 
 
 def test_the_largest_scale_within_the_bound_is_written(

@@ -49,6 +49,34 @@ def steered_logits(
         return reference_logits(model, adapter, tokens, first=first)
 
 
+def module_outputs(
+    model: TinyModel, hook: str, tokens: Sequence[int]
+) -> dict[int, NDArray[np.float32]]:
+    """By layer what the module at a hook returns, [n_tokens, n_embd]; layers without it are left
+    out.
+    """
+    torch_model, found = _base(model), dict[int, NDArray[np.float32]]()
+
+    def keep(layer: int) -> Any:
+        def seen(_module: Any, _inputs: Any, output: Any) -> None:
+            stream = output[0] if isinstance(output, tuple) else output
+            assert layer not in found  # one module at each
+            found[layer] = stream.reshape(len(tokens), -1).numpy().copy()
+
+        return seen
+
+    handles = []
+    try:
+        for number, layer in enumerate(torch_model.model.layers):
+            modules = _modules(layer, hook)
+            handles += [each.register_forward_hook(keep(number)) for each in modules if each]
+        reference_logits(model, None, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 @contextlib.contextmanager
 def _hooked(torch_model: Any, parts: Sequence[Part], first: int) -> Iterator[None]:
     places: dict[tuple[int, str], list[Part]] = defaultdict(list)
@@ -69,7 +97,7 @@ def _modules(layer: Any, hook: str) -> list[Any]:
     if hook == "block":
         return [layer]
     if hook == "attention":
-        return [layer.self_attn]
+        return [getattr(layer, "self_attn", None)]  # a layer of another kind has none
     found = [getattr(layer, name, None) for name in _FFN]
     # Granite's hybrid without experts has the module all the same, and does not call it
     dense = not getattr(layer, "has_experts", True)
