@@ -41,7 +41,7 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
     "-o",
     "--output",
     "out",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The adapter GGUF to write; by default the adapter's name with .gguf, here.",
 )
 @click.option(

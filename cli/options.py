@@ -22,6 +22,24 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
+class FilePath(click.Path):
+    """A path, which is not empty: that would be the directory at hand."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """The path; a usage error for an empty one."""
+        if value == "":
+            self.fail("the path is empty; name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
     """Completes names in the store, of one kind or of all, and those of packages' bases; a shell
     completes files where none fits. A store that cannot be read has none.
@@ -169,7 +187,7 @@ contracts: Final = click.option(
 contract: Final = click.option(
     "--contract",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="The io.yaml to put into the GGUF, in place of the one beside the adapter.",
 )
 no_contract: Final = click.option(
@@ -179,7 +197,7 @@ template: Final = click.option(
     "--chat-template",
     "template",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Jinja to write conversations with, in place of the base's own.",
 )
 special_tokens: Final = click.option(

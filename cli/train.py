@@ -22,12 +22,12 @@ from alora_gguf.train.scores import MIN_FITTED
 
 @click.command("train")
 @click.argument("base", shell_complete=options.store_names("base"))
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=options.FilePath())
 @click.option(
     "-o",
     "--output",
     "out",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The GGUF to write, or the directory for several; by default named after DATA, here.",
 )
 @click.option(
@@ -35,7 +35,7 @@ from alora_gguf.train.scores import MIN_FITTED
     "more",
     metavar="DATA",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="One more adapter, trained on this file and named after it. Conversations that tasks "
     "share are read once. Repeatable.",
 )
@@ -106,13 +106,13 @@ from alora_gguf.train.scores import MIN_FITTED
 @click.option("--also-lora", is_flag=True, help="Train the plain LoRA as well, for comparison.")
 @click.option(
     "--peft-out",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="A directory for the adapter in PEFT's format; one in it for each of several.",
 )
 @click.option(
     "--from",
     "start",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     metavar="DIR",
     help="Train an adapter in PEFT's format further; its rank, alpha and targets are needed.",
 )

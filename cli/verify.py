@@ -33,14 +33,14 @@ _COLOURS: Final = {"ok": "green", "FAIL": "red", "note": "yellow"}
 @click.option(
     "--peft",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The PEFT directory that the adapter was converted from: compare logits with PEFT's. "
     "Needs torch, transformers and peft: the extra `train`.",
 )
 @click.option(
     "--hf-base",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="The transformers directory of the base, for --peft; by default the one that the "
     "adapter's configuration names.",
 )

@@ -21,6 +21,7 @@ from .errors import ForbiddenError, RequestError, UnknownModelError
 _LATEST: Final = ":latest"  # what Ollama's clients put behind a name without a tag
 
 _STEER_FORM: Final = 'expected vectors as {"name": scale}, or as [{"name": …, "scale": …}]'
+_STEER_FIELDS: Final = ("name", "id", "scale")
 _WORDS: Final = {
     "alora": "an adapter with weights, which adapter or lora names",
     "lora": "an adapter with weights, which adapter or lora names",
@@ -192,6 +193,7 @@ class Adapters:
         named = {self._ids[name]: name for name in self.served}
         on = dict[str, float]()
         for i, each in enumerate(lora):
+            self._check_agreed(each, f"lora[{i}]", "lora")
             name, scale = each.get("name", each.get("id")), each.get("scale", 1.0)
             if isinstance(name, int) and not isinstance(name, bool):
                 if name not in named:
@@ -223,6 +225,12 @@ class Adapters:
         on, seen = dict[str, float](), set[str]()
         for i, each in enumerate(steer or ()):
             given = each if isinstance(each, Mapping) else {}
+            if unknown := [key for key in given if key not in _STEER_FIELDS]:
+                known = ", ".join(_STEER_FIELDS)
+                raise RequestError(
+                    f"steer[{i}]: has a field {unknown[0]!r:.100}; known are {known}", "steer"
+                )
+            self._check_agreed(given, f"steer[{i}]", "steer")
             name, scale = given.get("name", given.get("id")), given.get("scale", 1.0)
             if isinstance(name, int) and not isinstance(name, bool):
                 name = next((n for n, number in self._ids.items() if number == name), str(name))
@@ -242,6 +250,17 @@ class Adapters:
             if scale:
                 on[name] = float(scale)
         return on
+
+    def _check_agreed(self, given: Mapping[str, Any], where: str, field: str) -> None:
+        """Raises RequestError where a name and an id are of two adapters."""
+        name, number = given.get("name"), given.get("id")
+        if number is None or not isinstance(name, str) or number in (name, self._ids.get(name)):
+            return
+        raise RequestError(
+            f"{where}: the name is {name[:100]!r}, but the id {number!r:.40} is not its; give one "
+            "of them",
+            field,
+        )
 
     def _checked(self, parts: dict[str, float]) -> dict[str, float]:
         """The same, if it is what may compute a reply. Raises RequestError."""

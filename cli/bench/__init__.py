@@ -79,7 +79,7 @@ def _lengths(
 @click.option(
     "--plot",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Draw the time to the first token: .png, .svg or .pdf. Needs matplotlib: pip install "
     "'alora-gguf[plot]'.",
 )

@@ -27,7 +27,7 @@ _SMOLLM2: Final = (
     "It is a real model of 135 million parameters: it chats about anything, and makes facts up.\n"
     "/doc FILE gives it a text to keep to."
 )
-_PATH: Final = click.Path(path_type=Path)
+_PATH: Final = options.FilePath()
 
 
 @click.command("chat")

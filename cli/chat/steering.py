@@ -29,6 +29,10 @@ def changed(model: ag.Model, before: Mapping[str, float], text: str) -> dict[str
     if text == OFF:
         return {}
     name, *rest = text.split()
+    if name == OFF and len(rest) == 1 and rest[0] in model.adapters:
+        raise ag.InputError(
+            f"/steer {OFF} ends all steering; /steer {rest[0]} {OFF} ends that of '{rest[0]}' alone"
+        )
     if len(rest) > 1:
         raise ag.InputError(f"/steer takes a vector and a scale, found '{text}'")
     check(model, name)

@@ -56,7 +56,7 @@ _REPLY_TOKENS: Final = 512
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=options.FilePath(),
     help="Append lines to FILE as they are known; leave out what is there already.",
 )
 @options.template

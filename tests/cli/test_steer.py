@@ -162,6 +162,8 @@ def test_match(base: Path, pairs: Path, tmp_path: Path) -> None:
 
 def test_wrong_usage(base: Path, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.gguf"
+    said = refusal("derive", base, pairs, "-o", "", status=2)
+    assert "Invalid value for '-o' / '--output': the path is empty; name a file" in said
     said = refusal("derive", base, pairs, "-o", out, "--layers", "8-", status=2)
     assert said.endswith("'8-' is neither auto nor layers such as 8-14 or 8,10,12")
     for text in ("0-9999999999", "9" * 5000, "5-3", ""):

@@ -123,6 +123,8 @@ def test_by_the_ids_of_llama_server(client: httpx.Client, replies: dict[str, str
     every = [{"id": n, "scale": {"one": 1, "two": -0.5}.get(name, 0)} for name, n in ids.items()]
     assert said(client, lora=every) == replies["both"]
     assert said(client, steer=[{"id": ids["one"], "scale": 0.5}]) == replies["half"]
+    both = {"id": ids["one"], "name": "one", "scale": 0.5}
+    assert said(client, steer=[both]) == said(client, lora=[both]) == replies["half"]
 
 
 def test_at_the_other_doors(client: httpx.Client, replies: dict[str, str]) -> None:
@@ -176,6 +178,18 @@ def test_the_answer_says_who_computed_it(client: httpx.Client) -> None:
         ({"steer": [{"name": "one", "scale": "1"}]}, "steer[0]: expected vectors as {"),
         ({"steer": [{"name": "one", "scale": True}]}, "steer[0]: expected vectors as {"),
         ({"steer": [{"scale": 1}]}, "steer[0]: expected vectors as {"),
+        (
+            {"steer": [{"name": "two"}, {"name": "one", "strength": 2}]},
+            "steer[1]: has a field 'strength'; known are name, id, scale",
+        ),
+        (
+            {"steer": [{"name": "one", "id": 0}]},
+            "steer[0]: the name is 'one', but the id 0 is not its; give one of them",
+        ),
+        (
+            {"lora": [{"name": "one", "id": 0, "scale": 1}]},
+            "lora[0]: the name is 'one', but the id 0 is not its; give one of them",
+        ),
         (
             {"steer": {"one": 1001}},
             "the scale of 'one' must be a finite number in [-1000.0, 1000.0], got 1001.0",

@@ -116,6 +116,7 @@ def test_a_vector_typed_as_a_command_is_an_aside(
     ("line", "text"),
     [
         ("/steer formel 1", "no adapter named 'formel' is loaded; loaded: 'formal', 'terse', "),
+        ("/steer off formal", "/steer off ends all steering; /steer formal off ends that of 'form"),
         ("/steer formal much", "/steer formal: expected a scale from -1000 to 1000, found 'much'"),
         ("/steer formal 1001", "/steer formal: expected a scale from -1000 to 1000, found '1001'"),
         ("/steer formal nan", "/steer formal: expected a scale from -1000 to 1000, found 'nan'"),
