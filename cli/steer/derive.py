@@ -12,7 +12,7 @@ from alora_gguf.cli.bases import checked_file
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import aligned, columns, plural, printable, wrapped
 
-from alora_gguf.gguf.vector import HOOKS, OPERATIONS
+from alora_gguf.steer import HOOKS, OPERATIONS
 
 from .shared import (
     RUN,
