@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from alora_gguf.cli.verdicts import badges_of
 
@@ -115,6 +116,9 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that loads adapters."""
     folder = tmp_path_factory.mktemp("adapters")
     shutil.copy(demo.adapter_path("jailbreak"), folder / "guard.gguf")
+    n_embd = ag.BaseFile.read(demo.base_path()).n_embd or 0
+    part = ag.Directions(3, "block", "add", 1.0, np.ones(n_embd))
+    ag.write_vector(folder / "formal.gguf", [part], architecture="granite")
     with serving(open_demo, adapters_dir=folder) as server:
         yield server
 
@@ -211,6 +215,33 @@ def test_adapters_come_and_go(visit: Callable[..., Visit], open_server: Server) 
     page.click("#adapter-form [type=submit]")
     page.wait_for_selector("#adapter-error:not([hidden])")
     assert "none.gguf" in page.inner_text("#adapter-error")
+
+
+def test_a_vector_steers_replies(visit: Callable[..., Visit], open_server: Server) -> None:
+    visited = visit(open_server)
+    page = visited.open()
+    page.click("#add-adapter")
+    page.fill("#adapter-path", "formal.gguf")
+    page.click("#adapter-form [type=submit]")
+    page.wait_for_selector("[data-adapter=formal]")
+    assert "formal" not in page.locator("#writer option").all_text_contents()
+    page.fill("#scale-formal", "0.5")
+    page.select_option("#writer", "jailbreak")
+    visited.ask("Hello")
+    assert (visited.bodies[-1]["adapter"], visited.bodies[-1]["steer"]) == (
+        "jailbreak", {"formal": 0.5}
+    )  # fmt: skip
+    assert "demo:jailbreak + formal at 0.5" in page.inner_text(".turn.assistant .who")
+    for off in ("", "0"):
+        page.fill("#scale-formal", off)
+        visited.ask("And then?")
+        assert "steer" not in visited.bodies[-1]
+    page.fill("#scale-formal", "1001")  # is none, so it changes nothing
+    visited.ask("And then?")
+    assert "steer" not in visited.bodies[-1]
+    assert visited.said == []
+    page.click("[aria-label='Unload formal']")
+    page.wait_for_selector("[data-adapter=formal]", state="detached")
 
 
 def test_documents_are_dropped_and_removed(visit: Callable[..., Visit], server: Server) -> None:

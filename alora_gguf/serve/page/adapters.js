@@ -1,4 +1,5 @@
-// What is served: the base and its adapters; which of them judge each reply, and who writes it.
+// What is served: the base and its adapters; which of them judge each reply, who writes it, and what
+// steers it.
 
 import { get, post } from "./api.js";
 import { $, browser, bus, button, changed, h, say, tab, tell } from "./dom.js";
@@ -7,6 +8,7 @@ const HUES = 8;
 export const served = { base: "", size: 0, adapters: [], open: false };
 const choices = browser.get("verdicts", {});    // name -> whether it follows each reply
 const given = browser.get("arguments", {});     // name -> {argument: text}
+const scales = tab.get("steering", {});         // name of a vector -> its scale
 let writer = tab.get("writer", "");
 const hues = new Map();
 
@@ -19,8 +21,15 @@ export function hue(name) {
 
 export const byName = (name) => served.adapters.find((each) => each.name === name);
 
+const isVector = (each) => each.kind === "vector";
+const writers = () => served.adapters.filter((each) => !isVector(each));
+
 /** The adapter that writes replies; "" is the base. */
-export const writtenBy = () => (byName(writer) ? writer : "");
+export const writtenBy = () => (writers().some((each) => each.name === writer) ? writer : "");
+
+/** The vectors that act on replies, and their scales, as chat completions take them. */
+export const steering = () => Object.fromEntries(
+  served.adapters.filter((each) => isVector(each) && scales[each.name]).map(({ name }) => [name, scales[name]]));
 
 const isChosen = (each) => each.intrinsic && (choices[each.name] ?? isUsual(each));
 // those that cost little and whose answer says whether all is well
@@ -61,10 +70,10 @@ const GROUPS = [
 function draw() {
   $("writer").replaceChildren(
     h("option", { value: "", text: "the base" }),
-    ...served.adapters.map((each) => h("option", { value: each.name, text: each.name })),
+    ...writers().map((each) => h("option", { value: each.name, text: each.name })),
   );
   $("writer").value = writtenBy();
-  $("writer").parentElement.hidden = !served.adapters.length;
+  $("writer").parentElement.hidden = !writers().length;
   const groups = GROUPS.map(([title, holds]) => [title, served.adapters.filter(holds)]);
   const filled = groups.filter(([, group]) => group.length);
   $("adapter-list").replaceChildren(...filled.map(([title, group]) => h("li", {},
@@ -86,7 +95,7 @@ function row(each) {
   const kind = KINDS[each.kind] ?? each.kind;
   const about = [kind, `rank ${each.rank}`];
   if (each.generation > 1) about.push(`generation ${each.generation}`);
-  if (each.kind === "vector") about.push("acts on replies");
+  if (isVector(each)) about.push("acts on replies");
   else if (!each.intrinsic && !each.contract_error) about.push("no contract");
   const name = [
     h("span", { class: "swatch", data: { hue: hue(each.name) }, "aria-hidden": "true" }),
@@ -106,7 +115,21 @@ function row(each) {
     each.contract_error && h("span", { class: "more error", text: each.contract_error }),
     each.kind === "lora" && each.intrinsic && h("span", { class: "more quiet", text: "on from the first token: reads the conversation anew" }),
     ...(each.intrinsic ? each.arguments.map((name) => argument(each, name)) : []),
+    isVector(each) && scale(each),
   );
+}
+
+function scale(each) {
+  const id = `scale-${each.name}`;
+  const input = h("input", {
+    id, type: "number", min: -1000, max: 1000, step: "any", value: scales[each.name] ?? "", placeholder: "0, off",
+    on: { input: () => {
+      if (!input.value && input.checkValidity()) delete scales[each.name];
+      else if (input.checkValidity()) scales[each.name] = input.valueAsNumber;
+      tab.set("steering", scales);
+    } },
+  });
+  return h("div", { class: "argument" }, h("label", { for: id, text: "Scale, from the next reply on" }), input);
 }
 
 function argument(each, name) {

@@ -1,14 +1,14 @@
 // The conversation: what is said, streamed replies, and the verdicts under each turn.
 
 import { ApiError, events, post, send } from "./api.js";
-import { byName, callOf, refresh, served, verdicts, writtenBy } from "./adapters.js";
+import { byName, callOf, refresh, served, steering, verdicts, writtenBy } from "./adapters.js";
 import * as cache from "./cache.js";
 import * as documents from "./documents.js";
 import { $, bus, notice, plural, say, tab } from "./dom.js";
 import * as settings from "./settings.js";
 import { drawTurn } from "./turns.js";
 
-/** A turn: {role, content, reasoning?, by?, verdicts?, pending?, cost?, error?, ended?}. */
+/** A turn: {role, content, reasoning?, by?, steer?, verdicts?, pending?, cost?, error?, ended?}. */
 let turns = tab.get("turns", []);
 let editing = false;
 let abort = null;      // of the request under way
@@ -119,12 +119,13 @@ async function reply() {
   delete asker.error;
   save();  // what was asked is there after a reload, whatever becomes of the reply
   const by = writtenBy();
+  const steer = steering();
   const asked = verdicts();
-  const turn = { role: "assistant", content: "", by, verdicts: [], pending: [] };
+  const turn = { role: "assistant", content: "", by, steer, verdicts: [], pending: [] };
   const controller = new AbortController();
   setBusy(controller);
   const body = {
-    ...about(turns), ...settings.sampling(), ...(by && { adapter: by }),
+    ...about(turns), ...settings.sampling(), ...(by && { adapter: by }), ...(Object.keys(steer).length && { steer }),
     ...(asked.length && { verdicts: asked }), stream: true, stream_options: { include_usage: true }, return_progress: true,
   };
   turns.push(turn);

@@ -18,7 +18,8 @@ export function drawTurn(turn, actions, again) {
   const isReply = turn.role === "assistant";
   const asked = [...(turn.verdicts ?? [])];
   const open = asked.find((each) => each.label === turn.open);
-  const by = turn.by ? `${served.base}:${turn.by}` : served.base;
+  const at = Object.entries(turn.steer ?? {}).map(([name, scale]) => ` + ${name} at ${scale}`);
+  const by = `${turn.by ? `${served.base}:${turn.by}` : served.base}${at.join("")}`;
   return h("li", { class: `turn ${turn.role}` },
     h("p", { class: "who", text: isReply ? by || "Reply" : "You" }),
     turn.reasoning && h("details", { class: "reasoning" }, h("summary", { text: "Reasoning" }), h("div", { class: "text", text: turn.reasoning })),
