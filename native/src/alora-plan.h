@@ -35,11 +35,11 @@ struct alora_plan {
     shape   kind = shape::stock;
     int32_t slot = 0;      // single: the slot
     bool scaled  = false;  // A·x is multiplied per token, by 0 where a single graph has base tokens
-    alora_attention_plan attention  = alora_attention_plan::stock;
-    bool                 reserve    = false;  // built to size buffers, never computed
-    bool                 steered    = false;  // some token uses a vector, whatever the shape
-    int32_t              shown      = -1;  // the hook of whose tensors the graph has copies; -1: none
-    uint64_t             generation = 0;   // of the bank; 0 for a graph that reads nothing of it
+    alora_attention_plan attention = alora_attention_plan::stock;
+    bool                 reserve   = false;  // built to size buffers, never computed
+    bool                 steered   = false;  // some token uses a vector, whatever the shape
+    int32_t              shown = -1;  // the hook of whose tensors the graph has copies; -1: none
+    uint64_t             generation = 0;  // of the bank; 0 for a graph that reads nothing of it
 
     bool operator==(const alora_plan & other) const {
         return kind == other.kind && slot == other.slot && scaled == other.scaled &&
