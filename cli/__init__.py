@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from alora_gguf import __version__
-from alora_gguf.errors import AloraError
+from alora_gguf.errors import AloraError, CancelledError
 
 from .render import printable_lines
 
@@ -101,11 +101,11 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         return EXIT_INTERRUPTED
+    except CancelledError as error:  # in order, and it says what is left
+        click.echo(f"Interrupted: {_with_options(error)}", err=True)
+        return EXIT_INTERRUPTED
     except (AloraError, OSError) as error:
-        text = str(error)
-        for python, option in _OPTIONS.items():
-            text = text.replace(python, option)
-        click.echo(f"Error: {printable_lines(text)}", err=True)
+        click.echo(f"Error: {_with_options(error)}", err=True)
         return EXIT_USER
     except Exception:
         click.echo(
@@ -114,6 +114,14 @@ def run(arguments: list[str]) -> int:
         )
         return EXIT_BUG
     return status or 0
+
+
+def _with_options(error: Exception) -> str:
+    """What an error says, of options as the command line has them."""
+    text = str(error)
+    for python, option in _OPTIONS.items():
+        text = text.replace(python, option)
+    return printable_lines(text)
 
 
 def _write_log(arguments: list[str]) -> Path:

@@ -359,9 +359,17 @@ class Run:
             n_threads=self.settings.threads,
         )
 
+    @property
+    def keeps(self) -> bool:
+        """Whether conversations were read, by an earlier try too, that another one goes on with."""
+        if self._prefixes is None:
+            return Prefixes.written(self.folder) > 0
+        return self._prefixes.n_done > 0
+
     def _progress(self, done: int, total: int) -> None:
         if self.watcher.stopped():
-            raise CancelledError("stopped before training began; --resume (resume=True) goes on")
+            then = "; --resume (resume=True) goes on" if self.keeps else ""
+            raise CancelledError(f"stopped before training began{then}")
         self.watcher.moved(done, total)
 
 

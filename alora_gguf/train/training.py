@@ -88,7 +88,8 @@ def train(
         try:
             run.prepare(prepared, anew=overwrite)
         except CancelledError:
-            raise  # what was read until then is gone on with
+            work.over = work.new and not run.keeps
+            raise
         except AloraError:
             work.over = work.new  # nothing is in it that would be of use to another try
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alora_gguf import cli
-from alora_gguf.errors import AloraError
+from alora_gguf.errors import AloraError, CancelledError
 from tests.support.peft_files import sound_case
 
 
@@ -41,6 +41,8 @@ def test_an_error_of_the_system(
 def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert fail_with(KeyboardInterrupt(), monkeypatch) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
+    assert fail_with(CancelledError("stopped before training began"), monkeypatch) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted: stopped before training began"
 
 
 def test_our_own_bug_leaves_a_log(

@@ -306,10 +306,14 @@ def test_stopping_before_anything_is_better_writes_nothing(
     base: Path, lines: WriteLines, tmp_path: Path
 ) -> None:
     out, data = tmp_path / "x.gguf", lines(EXAMPLES)
-    for at in (0, 1):
-        with pytest.raises(ag.CancelledError, match="--resume"):
+    with pytest.raises(ag.CancelledError, match=r"^stopped before training began$"):
+        trained(base, data, out, watcher=Stopping(0))
+    assert not out.with_name("x.gguf.train").exists()  # nothing was read that could be gone on with
+    for at in (1, 0):  # the second goes on with what the first has read
+        with pytest.raises(ag.CancelledError, match=r"; --resume .* goes on"):
             trained(base, data, out, watcher=Stopping(at), resume=True)
         assert not out.exists()
+        assert out.with_name("x.gguf.train").exists()
 
 
 def test_a_plain_twin_is_trained_beside_it(base: Path, lines: WriteLines, tmp_path: Path) -> None:
