@@ -30,7 +30,7 @@ from tests.support.peft_files import BLOCK, N_EMBD, N_FF, N_VOCAB, PREFIX, RANK,
 
 # facts about PEFT's fields: value, error, and what the message must say besides the field's name
 CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
-    ("peft_type", "IA3", UnsupportedAdapterError, r'peft_type = "IA3" is not a LoRA'),
+    ("peft_type", "IA3", UnsupportedAdapterError, r'peft_type = "IA3" scales what the base'),
     ("peft_type", None, UnsupportedAdapterError, "peft_type = null is not a LoRA"),
     ("task_type", "SEQ_CLS", UnsupportedAdapterError, 'only "CAUSAL_LM" can be converted'),
     ("use_dora", True, UnsupportedAdapterError, "use_dora = true is DoRA.*train without it"),

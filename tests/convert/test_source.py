@@ -171,7 +171,7 @@ def test_what_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"directory it lies in \(here .*/a\); give that$"):
         find_source(directory / "adapter_config.json")
     with pytest.raises(
-        MissingFileError, match=r"none: there is no such directory; give a PEFT .*hf://owner/repo"
+        MissingFileError, match=r"none: there is no such directory; give an ada.*hf://owner/repo"
     ):
         find_source(tmp_path / "none")
     with pytest.raises(InputError, match="is a web address, expected hf://owner/repo"):
@@ -198,7 +198,7 @@ def test_directories_without_an_adapter(tmp_path: Path) -> None:
         find_source(tmp_path)
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(
-        MissingFileError, match=r"/adapter_config\.json: there is no such file; a PEFT adapter"
+        MissingFileError, match=r"/adapter_config\.json: there is no such file; an adapter's"
     ):
         find_source(tmp_path)
 
