@@ -16,6 +16,7 @@ from alora_gguf.gguf.adapter import MAX_RANK
 
 from .base.locate import Locator, Reading
 from .base.model import BaseModel, Place, Shape
+from .base.orders import Order
 from .peft.config import PeftConfig
 from .peft.fields import INSTEAD
 from .peft.weights import SafetensorsFile, StoredTensor
@@ -39,7 +40,9 @@ class Piece:
     scale    what PEFT multiplies B·A with
     rows     the first of B's rows that belong here, and the one after the last
     first    the row of the base's tensor that the first of them changes
-    heads    B's rows go into llama.cpp's order for so many heads; 0 leaves them as they are
+    joined   the order in which the module's rows are shared out, before any are taken
+    order    these rows' in the base's tensor
+    columns  A's columns' in it
     expert   the expert it belongs to; None if the tensor has none, or A and B hold all of them
     swapped  A [experts·r, n_out] and B [n_in, r·experts] have changed places, each transposed
     """
@@ -51,7 +54,9 @@ class Piece:
     scale: float
     rows: tuple[int, int]
     first: int = 0
-    heads: int = 0
+    joined: Order | None = None
+    order: Order | None = None
+    columns: Order | None = None
     expert: int | None = None
     swapped: bool = False
 
@@ -133,6 +138,11 @@ class _Planner:
                 )
             a, b = half["A"], half["B"]
             reading, swapped = self.reading(module, a, b)
+            if reading.refused:
+                raise UnsupportedAdapterError(
+                    f"{self.weights.path}: module '{reading.name}' cannot be converted for "
+                    f"{self.base.architecture}: {reading.refused}; train without it"
+                )
             shapes |= {place.tensor: place.shape for place in reading.places}
             for target, piece in self.pieces(module, a, b, reading, swapped=swapped):
                 pieces.setdefault(target, []).append(piece)
@@ -195,8 +205,8 @@ class _Planner:
     def reading(self, module: str, a: StoredTensor, b: StoredTensor) -> tuple[Reading, bool]:
         """The reading of a module that its factors fit, and whether they fit with places changed.
 
-        Before 0.19, PEFT took every parameter with experts for [experts, in, out], while these
-        families have [experts, out, in]: what it called A is our B, transposed, and the reverse.
+        PEFT may take a parameter with experts for [experts, in, out] where the family has
+        [experts, out, in], or the reverse: what it calls A is our B then, transposed.
         """
         if self.locator.is_embedding(module) or self.locator.is_head(module):
             self.check_embedding(module)
@@ -212,7 +222,7 @@ class _Planner:
         for reading in readings:
             fitting = reading.places[0].n_in, reading.n_out
             if reading.n_packed > 1 and found == fitting == fitting[::-1]:
-                return reading, self.config.swaps_experts
+                return reading, self.config.swaps_experts(self.base.family.experts)
             if found == fitting:
                 return reading, False
             if reading.n_packed > 1 and found == fitting[::-1]:
@@ -242,16 +252,22 @@ class _Planner:
         out: list[tuple[str, Piece]] = []
         row = 0
         for place in reading.places:
-            if place.heads and place.rows % (2 * place.heads):
-                raise FileFormatError(
-                    f"{self.base.label}: '{place.tensor}' has {place.rows} rows, which "
-                    f"{place.heads} heads cannot share; convert the model again"
-                )
             self.take(module, place, reading.expert)
             end = row + place.rows
             rows = (row, end) if not self.locator.is_embedding(module) else (0, b.shape[0])
             piece = Piece(
-                module, a, b, rank, scale, rows, place.first, place.heads, reading.expert, swapped
+                module,
+                a,
+                b,
+                rank,
+                scale,
+                rows,
+                place.first,
+                reading.order,
+                place.order,
+                place.columns,
+                reading.expert,
+                swapped,
             )
             out = _joined(out, place.tensor, piece)
             row = end
@@ -291,7 +307,7 @@ def _joined(pieces: list[tuple[str, Piece]], target: str, piece: Piece) -> list[
     if pieces and pieces[-1][0] == target:
         before = pieces[-1][1]
         goes_on = before.first + before.rows[1] - before.rows[0] == piece.first
-        if goes_on and not before.heads and not piece.heads:
+        if goes_on and before.order is None and piece.order is None:
             merged = replace(before, rows=(before.rows[0], piece.rows[1]))
             return [*pieces[:-1], (target, merged)]
     return [*pieces, (target, piece)]

@@ -19,15 +19,16 @@ from alora_gguf.errors import AdapterMismatchError, UnsupportedAdapterError
 from alora_gguf.gguf.adapter import AdapterFile, Pair
 from alora_gguf.gguf.parser import TensorInfo
 
-from .base.locate import Locator
+from .base.families import Experts
+from .base.locate import Locator, Reading
 from .base.model import BaseModel, Place
-from .values import hf_order
 
 Bits = NDArray[Any]  # values of any type, BF16 as uint16
 
 _TYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_ROUTERS: Final = ("mlp.gate", "block_sparse_moe.router")  # of transformers 5: parameters
-_SINGLE: Final = re.compile(r"(.*\.experts)\.(\w+)")
+# of transformers 5: parameters
+_ROUTERS: Final = ("mlp.gate", "mlp.router", "feed_forward.gate", "block_sparse_moe.router")
+_SINGLE: Final = re.compile(r"((?:.*\.)?experts)\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ class _Unstacker:
         self.renamed = both and any(self._share_a(layer, dense) for layer in layers)
 
     def modules(self) -> Iterator[Factors]:
-        ends = {"token_embd.weight": self.family.embedding, "output.weight": "lm_head"}
-        for target in ends.keys() & self.stacks:
+        ends = {f"{tensor}.weight": path for path, tensor in self.family.others.items()}
+        ends |= {"token_embd.weight": self.family.embedding, "output.weight": "lm_head"}
+        for target in sorted(ends.keys() & self.stacks):
             self.left.discard(target)
             stack, name = self.stacks[target], ends[target]
-            embeds = target != "output.weight"
+            embeds = target == "token_embd.weight"
             made = self._factors(name, name, stack, stack.b, embedding=embeds, everywhere=True)
             yield replace(made, a=_contiguous(made.a.T)) if embeds else made
         found = [f for layer in range(self.base.n_layers) for f in self._block(layer)]
@@ -119,24 +121,35 @@ class _Unstacker:
 
     def _layers(self, path: str) -> int:
         """How many blocks of the base have a module or parameter."""
-        listed = re.sub(r"\.experts\.\d+\.", ".experts.", path.removesuffix(".weight"))
-        readings = self.family.modules.get(listed, ())
-        return sum(
-            any(self.locator.places(layer, tensors) for tensors in readings)
-            for layer in range(self.base.n_layers)
-        )
+        listed = re.sub(r"\bexperts\.\d+\.", "experts.", path.removesuffix(".weight"))
+        layers = range(self.base.n_layers)
+        return sum(self._reading(layer, listed) is not None for layer in layers)
+
+    def _reading(self, layer: int, path: str) -> Reading | None:
+        """How a module of the family's table is to be read in a block; None if the block has not
+        its tensors.
+        """
+        readings = self.family.modules.get(path, ())
+        found = (self.locator.reading(layer, path, tensors) for tensors in readings)
+        return next(filter(None, found), None)
 
     def _block(self, layer: int) -> Iterator[Factors]:
         taken: set[tuple[str, int]] = set()
         made: list[Factors] = []
-        for path, readings in self.family.modules.items():
-            places = next(filter(None, (self.locator.places(layer, t) for t in readings)), None)
-            if places is None or self._passed_over(path):
+        for path in self.family.modules:
+            reading = self._reading(layer, path)
+            if reading is None or self._passed_over(path):
                 continue
+            places = reading.places
             spots = {(place.tensor, place.first) for place in places}
             if spots & taken or not {place.tensor for place in places} <= self.stacks.keys():
                 continue
-            new = list(self._module(layer, path, places))
+            if reading.refused:
+                raise UnsupportedAdapterError(
+                    f"{self.file.path}: '{places[0].tensor}' cannot be exported for "
+                    f"{self.family.architecture}: {reading.refused}"
+                )
+            new = list(self._module(layer, path, reading))
             if new:
                 taken |= spots
                 self.left -= {place.tensor for place in places}
@@ -170,12 +183,15 @@ class _Unstacker:
             return True
         if not self.one_by_one:
             return False
-        published = "block_sparse_moe.experts.w1" in self.family.modules
-        renamed = published and path.startswith(("mlp.experts.", "mlp.gate"))
-        return renamed or path.endswith("experts.gate_up_proj")
+        published = any(each.endswith("experts.w1") for each in self.family.modules)
+        renamed = _SINGLE.fullmatch(path) and not re.search(r"\.w[123]$", path)
+        return path.endswith("experts.gate_up_proj") or (
+            published and (path.startswith("mlp.gate") or bool(renamed))
+        )
 
-    def _module(self, layer: int, path: str, places: Sequence[Place]) -> Iterator[Factors]:
+    def _module(self, layer: int, path: str, reading: Reading) -> Iterator[Factors]:
         """A module's factors; none if none of its rows change."""
+        places = reading.places
         stack = self.stacks[places[0].tensor]
         columns = self._columns(stack, *places) if len(_tensors(places)) == 1 else slice(None)
         a = stack.a[:, columns]
@@ -187,8 +203,12 @@ class _Unstacker:
             if other.a.shape != stack.a.shape or (other.a != stack.a).any():
                 return  # not what one module would have
             part = other.b[:, place.first : place.first + place.rows][:, :, columns]
-            rows.append(hf_order(part[0], place.heads)[None] if place.heads else part)
+            rows.append(part if place.order is None else part[:, place.order.inverse()])
         b = np.concatenate(rows, axis=1)
+        if reading.order is not None:
+            b = b[:, reading.order.inverse()]
+        if places[0].columns is not None:
+            a = a[:, :, places[0].columns.inverse()]
         name = f"{self.family.block}.{layer}.{path}"
         own = replace(stack, a=a)
         single = _SINGLE.fullmatch(path)
@@ -204,9 +224,12 @@ class _Unstacker:
     def _packed(self, name: str, path: str, stack: _Stack, b: Bits) -> Factors:
         """Several experts' factors as PEFT keeps a parameter's; values.py has the order."""
         n_experts, rank, n_in = stack.a.shape
-        packed = replace(stack, a=stack.a.reshape(1, n_experts * rank, n_in))
+        a, kinds = stack.a, stack.kinds
+        if self.family.experts is Experts.IN_OUT:  # what PEFT calls A is our B, transposed
+            a, b, kinds, n_in = b.swapaxes(1, 2), a.swapaxes(1, 2), kinds[::-1], b.shape[1]
+        packed = replace(stack, a=a.reshape(1, n_experts * rank, n_in), kinds=kinds)
         order = b.transpose(1, 2, 0).reshape(1, b.shape[1], rank * n_experts)
-        parameter = ".experts." in path
+        parameter = _SINGLE.fullmatch(path) is not None
         made = self._factors(name, path, packed, order, parameter=parameter)
         return replace(made, rank=rank)
 
@@ -235,7 +258,7 @@ class _Unstacker:
         embedding: bool = False,
         everywhere: bool = False,
     ) -> Factors:
-        experts = parameter and ".experts." in path
+        experts = parameter and _SINGLE.fullmatch(path) is not None
         return Factors(
             module=name.rpartition(".")[0] if experts else name,
             name=f"{name}.weight" if path.endswith(".weight") else name,

@@ -1,5 +1,5 @@
 """The numbers of a conversion: a pair's A and B, put together from the adapter's tensors, a scale
-folded into B, the order of heads, one rounding, and checks.
+folded into B, the order of rows, one rounding, and checks.
 """
 
 from __future__ import annotations
@@ -62,18 +62,22 @@ def _columns(piece: Piece, read: Read) -> Array:
     if piece.swapped:
         columns: Array = _rank_by_rank(read(piece.b.name), piece.rank).swapaxes(1, 2)
         return columns
-    return _expert_by_expert(read(piece.a.name), piece.rank)
+    values = _expert_by_expert(read(piece.a.name), piece.rank)
+    return values if piece.columns is None else values[:, :, piece.columns.index()]
 
 
 def _rows(piece: Piece, read: Read, factor: float) -> Array:
     """A piece's rows of B times `factor`, as [experts, rows, rank]; 1 expert if it has none."""
     first, last = piece.rows
+    own: slice | NDArray[np.intp] = slice(first, last)
+    if piece.joined is not None:
+        own = piece.joined.index()[own]
     if piece.swapped:
         whole = _expert_by_expert(read(piece.a.name), piece.rank).swapaxes(1, 2)
-        return fold(whole[:, first:last], factor)
-    values = fold(read(piece.b.name)[first:last], factor)
-    if piece.heads:
-        values = head_order(values, piece.heads)
+        return fold(whole[:, own], factor)
+    values = fold(read(piece.b.name)[own], factor)
+    if piece.order is not None:
+        values = values[piece.order.index()]
     return _rank_by_rank(values, piece.rank)
 
 
@@ -103,27 +107,6 @@ def _spots(pair: Pair) -> Iterator[tuple[Piece, slice, slice]]:
         ranks = slice(start, start + piece.rank)
         expert = piece.expert
         yield piece, slice(None) if expert is None else slice(expert, expert + 1), ranks
-
-
-def head_order(rows: NDArray[np.floating], heads: int) -> NDArray[np.floating]:
-    """Rows [n_out, r] of a query or key projection in llama.cpp's order.
-
-    transformers rotates the first half of a head with the second half, llama.cpp neighbours with
-    each other: row i of the first half goes to 2i, row i of the second to 2i + 1. (`permute` in
-    upstream's conversion/llama.py does the same to the base.)
-    """
-    n_out, rank = rows.shape
-    halves = rows.reshape(heads, 2, n_out // heads // 2, rank)
-    ordered: NDArray[np.floating] = halves.swapaxes(1, 2).reshape(n_out, rank)
-    return ordered
-
-
-def hf_order(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """The way back from head_order()."""
-    n_out, rank = rows.shape
-    pairs = rows.reshape(heads, n_out // heads // 2, 2, rank)
-    halves: NDArray[Any] = pairs.swapaxes(1, 2).reshape(n_out, rank)
-    return halves
 
 
 def fold(b: NDArray[np.float32], factor: float) -> NDArray[np.floating]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from alora_gguf.convert.base.families import FAMILIES
+from alora_gguf.convert.base.families import FAMILIES, Family, Tensors
 from alora_gguf.convert.peft.fields import HARMLESS, HONOURED, PLAIN_INITS, REFUSED
 from alora_gguf.convert.peft.tuners import (
     READ_AS_LORA,
@@ -41,12 +41,12 @@ LANGUAGES = {".py": "python", ".yaml": "yaml"}
 
 # a module's kind by its path; the first that fits
 KINDS = {
-    "attention": r"(self_)?attn\..*",
-    "MLP": r"mlp\.(\w+_proj|c_fc)",
-    "router": r".*\.(gate|router|router\.layer)",
+    "attention": r"(self_)?(attn|attention)\..*",
+    "MLP": r"(mlp|feed_forward)\.(\w+_proj|c_fc|fc\d|w\d|dense_\w+)|per_layer_\w+",
+    "router": r"(.*\.)?(gate|router|router\.(layer|proj))",
     "shared expert or MLP": r"(.*\.)?shared_.*",
-    "experts": r".*\.(experts\..*|input_linear|output_linear)",
-    "Mamba": r"mamba\..*",
+    "experts": r"(.*\.)?experts\..*|.*\.(input_linear|output_linear)",
+    "Mamba, delta net or convolution": r"(mamba|linear_attn|conv)\..*",
 }
 
 
@@ -68,9 +68,23 @@ def modules() -> Iterator[str]:
     for family in FAMILIES.values():
         for path, readings in family.modules.items():
             text = ", or ".join(" and ".join(f"`{t}`" for t in tensors) for tensors in readings)
-            reordered = family.rotated and readings[0][0] in ("attn_q", "attn_k")
-            rows = "in llama.cpp's order of heads" if reordered else ""
+            rows = _rows(family, path, readings[0])
             yield f"| {family.architecture} | `{path}` | {text} | {rows} |"
+        for path, tensor in family.others.items():
+            yield f"| {family.architecture} | `{path}`, in no block | `{tensor}` | |"
+
+
+def _rows(family: Family, path: str, tensors: Tensors) -> str:
+    """What happens to a module's rows, or columns."""
+    if path in family.refused:
+        return f"refused: {family.refused[path]}"
+    if path in family.rows:
+        return f"{family.rows[path].value}: taken apart"
+    if family.rotated and tensors[0] in ("attn_q", "attn_k"):
+        return "in llama.cpp's order of heads"
+    if family.tiled and path.startswith("linear_attn."):
+        return "value heads in llama.cpp's order"
+    return ""
 
 
 def fields() -> Iterator[str]:

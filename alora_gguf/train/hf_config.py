@@ -101,7 +101,7 @@ def planned(base: GGUFBase, dtype: str) -> Any:
     import transformers
 
     metadata = _Metadata(base)
-    name, own = _FAMILIES[base.architecture](metadata)
+    name, own = TRAINABLE[base.architecture](metadata)
     options = {**_common(metadata), **own}
     kind: Any = getattr(transformers, name)
     auto: Any = transformers.AutoModelForCausalLM
@@ -348,7 +348,8 @@ def _plain(name: str, **options: Any) -> Callable[[_Metadata], _Built]:
     return lambda _: (name, options)
 
 
-_FAMILIES: Final[Mapping[str, Callable[[_Metadata], _Built]]] = {
+# by architecture
+TRAINABLE: Final[Mapping[str, Callable[[_Metadata], _Built]]] = {
     "llama": _llama,
     "granite": _granite,
     "granitemoe": _granite,

@@ -14,16 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from alora_gguf.convert.base.families import FAMILIES, supported_names
+from alora_gguf.convert.base.families import supported_names
 from alora_gguf.convert.base.gguf import GGUFBase
 from alora_gguf.convert.base.model import Place
-from alora_gguf.convert.values import head_order
 from alora_gguf.errors import InputError, ModelError
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.parser import TensorInfo
 
-from .hf_config import planned
+from .hf_config import TRAINABLE, planned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,11 +149,11 @@ class _Weights:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> _Weights:
         file = BaseFile.read(path)
-        if file.architecture not in FAMILIES or not file.causal:
+        if file.architecture not in TRAINABLE or not file.causal:
             what = f"of the architecture '{file.architecture}'" if file.causal else "not causal"
             raise ModelError(
                 f"{file.path}: is {what}, which cannot be trained on; supported families: "
-                f"{supported_names()}"
+                f"{supported_names(TRAINABLE)}"
             )
         headers = [read_header(part) for part in file.parts]
         data = {name: each.tensor_data(name) for each in headers for name in each.tensors}
@@ -260,13 +259,11 @@ class _Weights:
 
         tensor = f"{place.tensor.removesuffix('weight')}{kind}"
         values = self._read(tensor, name, slice(place.first, place.first + place.rows))
-        if place.heads:
-            numbers = np.arange(place.rows, dtype=np.float64)[:, None]
-            if values.shape[0] != place.rows or place.rows % (2 * place.heads):
+        if place.order is not None:
+            if values.shape[0] != place.rows:
                 raise self._misfit(name, tensor, (place.rows, *values.shape[1:]))
-            order = head_order(numbers, place.heads)[:, 0].astype(np.int64)
             ordered = np.empty_like(values)
-            ordered[order] = values
+            ordered[place.order.index()] = values
             values = ordered
         return _Part(tensor, values)
 

@@ -12,6 +12,7 @@ from alora_gguf.gguf.soundness import departures
 
 from .families import FAMILIES, supported_names
 from .model import BaseModel, Shape
+from .orders import DeltaHeads
 from .tokenizer import GGUFTokenizer
 
 _INTEGERS = (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64)
@@ -110,6 +111,17 @@ class GGUFBase(BaseModel):
             for name in ("attention.key_length", "attention.value_length")
         )
         return queries * k, keys * k, keys * v
+
+    def delta_heads(self) -> DeltaHeads:
+        """The heads of a gated delta net's blocks, for families that have such."""
+        names = ("ssm.group_count", "ssm.time_step_rank", "ssm.state_size", "ssm.inner_size")
+        keys, values, width, inner = sizes = [self._integer(name) for name in names]
+        if min(sizes) <= 0 or values % keys or inner % values:
+            given = ", ".join(f"{n} {size}" for n, size in zip(names, sizes, strict=True))
+            raise FileFormatError(
+                f"{self.label}: a delta net with {given} cannot be; convert the model again"
+            )
+        return DeltaHeads(keys, values, width, inner // values)
 
     def _integer(self, name: str) -> int:
         value = self.header.value(f"{self.architecture}.{name}", *_INTEGERS)

@@ -72,8 +72,9 @@ class HFConfig:
             raise self.wrong("model_type", "the family's name")
         if name not in KINDS:
             raise UnsupportedAdapterError(
-                f"{self.path}: adapters for the model_type {name[:60]!r} cannot be converted yet; "
-                f"supported families: {supported_names()}"
+                f"{self.path}: the tensors of a {name[:60]!r} are not known from its "
+                "configuration; give the base as a GGUF, if it is one of the supported families: "
+                f"{supported_names()}"
             )
         if name == "gemma3":  # a language model inside a multimodal one
             inner = self._fields.get("text_config")

@@ -9,13 +9,14 @@ from typing import Final
 
 from alora_gguf.errors import AdapterMismatchError, UnsupportedAdapterError
 
-from .families import Tensors
+from .families import Rows, Tensors
 from .model import BaseModel, Place
+from .orders import Order, by_head, in_turns
 
 _HEAD: Final = "lm_head"
 # a multimodal model's language model lies deeper: "model.language_model.layers.0", and others
 _WRAPPERS: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
-_BLOCK: Final = re.compile(r"(layers|transformer\.h)\.(\d+)\.(.+)")
+_IN_BLOCK: Final = re.compile(r"\.(\d+)\.(.+)")
 _EXPERT: Final = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 _NESTED: Final = ".base_layer"
 # mlx-lm keeps a projection of all experts as one module
@@ -28,11 +29,15 @@ class Reading:
 
     name     what PEFT's patterns call it: the module, or the parameter of it that is adapted
     expert   the one expert it belongs to; None if it has none, or holds them all
+    order    in which its rows are shared out to the places; None is as they are
+    refused  why it cannot be converted; "" if it can
     """
 
     name: str
     places: tuple[Place, ...]
     expert: int | None = None
+    order: Order | None = None
+    refused: str = ""
 
     @property
     def n_packed(self) -> int:
@@ -68,10 +73,15 @@ class Locator:
         if self.is_embedding(module) or self.is_head(module):
             tensor = "output.weight" if self.is_head(module) else "token_embd.weight"
             return [Reading(module, (self._whole(tensor, module),))]
-        block = _BLOCK.fullmatch(_plain_path(module))
-        if block is None:
+        family, path = self.base.family, _plain_path(module)
+        for other, tensor in family.others.items():
+            if path == _plain_path(other):
+                return [Reading(module, (self._whole(f"{tensor}.weight", module),))]
+        blocks = _plain_path(family.block)
+        block = _IN_BLOCK.fullmatch(path.removeprefix(blocks))
+        if block is None or not path.startswith(blocks):
             raise self._unknown(module)
-        layer, inner = int(block[2]), block[3]
+        layer, inner = int(block[1]), block[2]
         expert = _EXPERT.fullmatch(inner)
         index = None
         if expert is not None:
@@ -83,12 +93,12 @@ class Locator:
                 f"'{module}'; was the adapter trained on another base?"
             )
         found = [
-            Reading(name, places, expert=index)
-            for name, tensors in candidates
-            if (places := self.places(layer, tensors)) is not None
+            reading
+            for path, name, tensors in candidates
+            if (reading := self.reading(layer, path, tensors, name, index)) is not None
         ]
         if not found:
-            weights = [f"blk.{layer}.{tensor}" for _, tensors in candidates for tensor in tensors]
+            weights = [f"blk.{layer}.{tensor}" for *_, tensors in candidates for tensor in tensors]
             missing = next(w for w in weights if self.base.place(layer, w) is None)
             raise AdapterMismatchError(
                 f"{self.base.label}: has no tensor '{missing}.weight', which the adapter's "
@@ -106,16 +116,27 @@ class Locator:
         """How many values a module maps from; raises what readings() does."""
         return self.readings(module)[0].places[0].n_in
 
-    def _candidates(self, module: str, inner: str) -> list[tuple[str, Tensors]]:
-        """The names and tensors of a module, or of its parameters that are in the table."""
+    def reading(
+        self, layer: int, path: str, tensors: Tensors, name: str = "", expert: int | None = None
+    ) -> Reading | None:
+        """One reading of a module of the table; None if the block lacks one of its tensors."""
+        found = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
+        places = tuple(place for place in found if place is not None)
+        if len(places) < len(found):
+            return None
+        order = self._order(layer, path, places)
+        return Reading(name, places, expert, order, self.base.family.refused.get(path, ""))
+
+    def _candidates(self, module: str, inner: str) -> list[tuple[str, str, Tensors]]:
+        """The paths in the table, names and tensors of a module, or of its parameters."""
         table = self.base.family.modules
         own = module.replace(_NESTED, "")
         if inner in table:
-            return [(own, tensors) for tensors in table[inner]]
+            return [(inner, own, tensors) for tensors in table[inner]]
         if switch := _SWITCH.fullmatch(inner):
-            return [(own, (f"ffn_{switch[1]}_exps",))]
+            return [(inner, own, (f"ffn_{switch[1]}_exps",))]
         found = [
-            (f"{own}.{path[len(inner) + 1 :]}", tensors)
+            (path, f"{own}.{path[len(inner) + 1 :]}", tensors)
             for path, readings in table.items()
             if path.rpartition(".")[0] == inner
             for tensors in readings
@@ -124,11 +145,15 @@ class Locator:
             raise self._unknown(module)
         return found
 
-    def places(self, layer: int, tensors: Tensors) -> tuple[Place, ...] | None:
-        """Where a block has the tensors of one reading; None if it lacks one of them."""
-        places = [self.base.place(layer, f"blk.{layer}.{tensor}") for tensor in tensors]
-        found = tuple(place for place in places if place is not None)
-        return found if len(found) == len(places) else None
+    def _order(self, layer: int, path: str, places: tuple[Place, ...]) -> Order | None:
+        """How the rows of a module of the table are shared out."""
+        kind = self.base.family.rows.get(path)
+        rows = sum(place.rows for place in places)
+        if kind is Rows.DELTA_BY_KEY:
+            return self.base.delta_heads().joined()
+        if kind is Rows.QUERY_KEY_VALUE_BY_HEAD:
+            return by_head(rows, self.base.n_heads(layer, keys=False))
+        return in_turns(rows) if kind is Rows.IN_TURNS else None
 
     def _whole(self, tensor: str, module: str) -> Place:
         shape = self.base.shape(tensor)
@@ -144,8 +169,8 @@ class Locator:
         return UnsupportedAdapterError(
             f"{self.source}: module '{module}' cannot be converted for {family.architecture}; "
             f"what can: {', '.join(sorted(family.modules))} of {family.block}.<n>, "
-            f"{family.embedding} and {_HEAD}; train without it, or merge it into the base (PEFT "
-            "merges no aLoRA)"
+            f"{', '.join((*family.others, family.embedding))} and {_HEAD}; train without it, or "
+            "merge it into the base (PEFT merges no aLoRA)"
         )
 
 

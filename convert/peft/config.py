@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
+from alora_gguf.convert.base.families import Experts
+
 from alora_gguf.errors import FileFormatError, UnsupportedAdapterError
 from alora_gguf.files import read_json
 
@@ -94,13 +96,14 @@ class PeftConfig:
         """Whether it says, in the one way or the older one, that the adapter is an aLoRA."""
         return self.invocation is not None or self.invocation_text is not None
 
-    @property
-    def swaps_experts(self) -> bool:
-        """Whether the PEFT that saved it took parameters for [experts, in, out], as before 0.19.
+    def swaps_experts(self, stored: Experts) -> bool:
+        """Whether the PEFT that saved it took parameters that are `stored` so for the other way
+        round. Before 0.19, it took all of them for [experts, in, out].
 
         Configurations name their PEFT since 0.18.
         """
-        return not writes_new_experts(self.peft_version)
+        new = writes_new_experts(self.peft_version)
+        return new if stored is Experts.IN_OUT else not new and stored is Experts.OUT_IN
 
     def pattern_name(self, name: str) -> str:
         """What the patterns call a module: with `.weight`, if PEFT adapted it as a parameter."""

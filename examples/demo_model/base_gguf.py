@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from alora_gguf.convert.base.orders import rotary_order
 from alora_gguf.convert.peft.weights import SafetensorsFile
-from alora_gguf.convert.values import head_order
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import quantize
 from numpy.typing import NDArray
@@ -307,7 +307,7 @@ def _add_weights(writer: GGUFWriter, path: Path, config: _Config, outtype: Outty
             heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
             count = heads.get(theirs.split(".")[-2])
             if count:
-                values = head_order(values, config[count]).astype(np.float32, copy=False)
+                values = values[rotary_order(len(values), config[count]).index()]
             kind = _TYPES[outtype][theirs == _EMBEDDINGS]
             data, raw_type = _encode(path, theirs, values, kind)
             writer.add_tensor(ours, data, raw_dtype=raw_type)

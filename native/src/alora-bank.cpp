@@ -210,10 +210,12 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
                 "' with rows that are not one per token: an adapter cannot be selected for them");
     }
 
-    // upstream multiplies the sum of base and adapter by this scale, which is wrong for the adapter
-    const std::string stem  = name.substr(0, name.rfind('.'));
-    const bool        dense = stem.find("ffn_") != std::string::npos && target.op == alora_op::mm;
-    if (dense && model.get_tensor((stem + ".scale").c_str())) {
+    // upstream multiplies the sum of base and adapter by this scale, which is wrong for the adapter;
+    // a router's is its input's
+    const std::string stem   = name.substr(0, name.rfind('.'));
+    const bool        router = stem.find("ffn_gate_inp") != std::string::npos;
+    const bool        dense  = stem.find("ffn_") != std::string::npos && target.op == alora_op::mm;
+    if (dense && !router && model.get_tensor((stem + ".scale").c_str())) {
         throw mismatch(
                 "'" + name +
                 "' has a separate scale, which upstream would apply to the adapter too");

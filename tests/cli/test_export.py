@@ -172,6 +172,48 @@ def test_experts_that_no_module_can_have(tmp_path: Path) -> None:
         export_adapter(file, base, tmp_path / "back")
 
 
+def experts_adapter(folder: Path, architecture: str, **keys: Any) -> tuple[Path, Path]:
+    """An adapter for the experts' down projection, which is square, and its base."""
+    block = {**BLOCK, "ffn_down_exps": (16, 16, 3)}
+    base = write_base(folder / "b.gguf", architecture=architecture, block=block)
+    values = np.random.default_rng(1)
+    tensors = {
+        "blk.0.ffn_down_exps.weight.lora_a": values.standard_normal((3, 4, 16), np.float32),
+        "blk.0.ffn_down_exps.weight.lora_b": values.standard_normal((3, 16, 4), np.float32),
+    }
+    keys = {**adapter_keys(), **keys}
+    return make_gguf(folder / "a.gguf", keys, tensors, architecture=architecture), base
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.21.2"])
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "llama4"])
+def test_square_experts_are_written_as_new_peft_does(
+    tmp_path: Path, architecture: str, version: str
+) -> None:
+    """It takes llama4's [experts, in, out] for [experts, out, in], and has A and B swapped."""
+    key = {"alora.source.peft_version": version}
+    file, base = experts_adapter(tmp_path, architecture, **key)
+    export_adapter(file, base, tmp_path / "back")
+    again = convert_adapter(tmp_path / "back", base, tmp_path / "2.gguf", outtype="f32").out
+    first, second = read_header(file), read_header(again)
+    for name in first.tensors:
+        assert bytes(first.tensor_data(name)) == bytes(second.tensor_data(name)), name
+    from safetensors.numpy import load_file
+
+    found = load_file(tmp_path / "back" / "adapter_model.safetensors")
+    side = "B" if architecture == "llama4" else "A"
+    (values,) = (values for name, values in found.items() if f"lora_{side}" in name)
+    written = np.frombuffer(bytes(first.tensor_data("blk.0.ffn_down_exps.weight.lora_a")), "<f4")
+    assert np.array_equal(np.sort(values.ravel()), np.sort(written))
+
+
+def test_what_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
+    file, base = experts_adapter(tmp_path, "gemma4")
+    message = r"'blk\.0\.ffn_down_exps\.weight' cannot be exported for gemma4: llama\.cpp mult"
+    with pytest.raises(UnsupportedAdapterError, match=message):
+        export_adapter(file, base, tmp_path / "back")
+
+
 def test_what_is_no_adapter(case: Case, tmp_path: Path) -> None:
     with pytest.raises(AdapterFormatError, match="expected 'adapter'"):
         export_adapter(case.base, case.base, tmp_path / "back")
@@ -216,6 +258,7 @@ def expert_case(folder: Path, architecture: str, modules: dict[str, tuple[int, i
 EXPERTS = {
     "llama": ("block_sparse_moe", ("w1", "w3", "w2"), "block_sparse_moe.gate"),
     "qwen3moe": ("mlp", ("gate_proj", "up_proj", "down_proj"), "mlp.gate"),
+    "lfm2moe": ("feed_forward", ("w1", "w3", "w2"), "feed_forward.gate"),
 }
 
 

@@ -18,7 +18,8 @@ from tests.parity.sides import open_model, read, words
 from tests.stock import stock_library_dir
 from tests.support.peft_oracle import has_experts, make_adapter, reference_logits
 from tests.support.stock_convert import Request, stock_convert
-from tests.support.tiny_models import ALL_FAMILIES, tiny_model
+from tests.support.tiny_families import ALL_FAMILIES
+from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.stock
 
@@ -113,3 +114,12 @@ def test_where_upstreams_converter_is_wrong(tmp_path: Path, name: str) -> None:
         else:
             opened.load_adapter("stock", files["stock"])
             assert error(read(opened, tokens, "stock"), peft) > 10 * TOLERANCE
+
+
+def test_what_upstreams_converter_cannot_map(tmp_path: Path) -> None:
+    """Adapters of parameters that hold all experts; ours are in tests/parity."""
+    model = tiny_model("gpt-oss")
+    adapter = make_adapter(model, tmp_path / "adapter", targets="experts")
+    request = Request(adapter.directory, model.directory, tmp_path / "stock.gguf", "f32")
+    with pytest.raises(RuntimeError, match=r"Can not map tensor .*experts\.base_layer"):
+        stock_convert([request])

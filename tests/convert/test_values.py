@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from alora_gguf.convert.values import encode, fold, head_order
+from alora_gguf.convert.values import encode, fold
 
 from alora_gguf.errors import ConvertError
 
@@ -59,11 +59,6 @@ def test_folding_by_one_changes_nothing() -> None:
     b = np.ones((2, 2), np.float32)
     assert fold(b, 1.0) is b
     assert fold(b, 0.3).dtype == np.float64
-
-
-def test_head_order_interleaves_halves() -> None:
-    rows = np.arange(8.0).reshape(8, 1)
-    assert head_order(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 @pytest.mark.parametrize(("outtype", "value"), [("f16", 7e4), ("bf16", 3.4e38), ("f32", 1e39)])

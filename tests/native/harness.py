@@ -17,7 +17,8 @@ from alora_gguf.gguf.header import read_header
 from tests.backends import NAME as BACKEND
 from tests.backends import ON_DEVICE
 from tests.support.make_gguf import adapter_keys, make_gguf
-from tests.support.tiny_models import N_VOCAB, TinyModel
+from tests.support.tiny_families import N_VOCAB
+from tests.support.tiny_models import TinyModel
 
 Logits = NDArray[np.float32]
 Token = tuple[int, int, tuple[int, ...]]  # id, position, sequences

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.backends import ON_DEVICE
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_models import tiny_model
 
 from .harness import (
     F32,

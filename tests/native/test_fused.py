@@ -12,7 +12,8 @@ import pytest
 
 from tests.backends import NAME as BACKEND
 from tests.support.make_gguf import adapter_keys, make_gguf
-from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 from .harness import (
     Base,

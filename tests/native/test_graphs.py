@@ -14,7 +14,8 @@ from alora_gguf.errors import AdapterInUseError, AdapterMismatchError, InputErro
 from alora_gguf.gguf.header import read_header
 from tests.backends import CHOOSES_FROM_FEW
 from tests.support.make_gguf import adapter_keys, make_gguf
-from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 from .harness import Base, Context, Logits, difference, sequence, write_adapter
 

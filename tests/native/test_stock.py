@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.stock import stock_library_dir
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_models import tiny_model
 
 from .harness import Base, Context, Logits, write_adapter
 from .stock_worker import run_batches

@@ -14,7 +14,10 @@ TOLERANCE = 5e-3  # of the largest logit: what the project promises
 # and what these sizes allow: at most 3e-6 was measured, and 5e-4 with GELU, as ggml's is a table of
 # half-precision numbers on the CPU, in which the last bit of an input may move a step
 _TIGHT, _TIGHT_GELU = 1e-4, 2e-3
-_GELU = ("gemma2", "gemma3", "starcoder2", "gpt2")
+_GELU = (
+    *("gemma", "gemma2", "gemma3", "starcoder2", "gpt2", "gpt_bigcode", "gpt_neox", "bloom"),
+    "phi",
+)
 
 
 def error(ours: Logits, theirs: Logits) -> float:
@@ -25,7 +28,10 @@ def error(ours: Logits, theirs: Logits) -> float:
 
 def assert_close(sides: Sides, ours: Logits, theirs: Logits, what: str) -> None:
     """Checks all rows against what the family allows."""
-    bound = _TIGHT_GELU if sides.tiny.family in _GELU else _TIGHT
+    family = sides.tiny.family
+    bound = _TIGHT_GELU if family in _GELU else _TIGHT
+    if family.startswith("gemma4"):  # whose scores are not scaled down: differences grow
+        bound = TOLERANCE
     found = error(ours, theirs)
     if not found <= bound:  # NaN neither
         worst = int(np.abs(ours - theirs).reshape(-1, ours.shape[-1]).max(axis=-1).argmax())

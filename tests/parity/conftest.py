@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tests.support.tiny_models import FAMILIES
+from tests.support.tiny_families import FAMILIES
 
 from .sides import Sides
 

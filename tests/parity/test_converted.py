@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alora_gguf.convert import convert_adapter
+from alora_gguf.convert.base.hf_config import KINDS
 
+from alora_gguf.errors import UnsupportedAdapterError
 from tests.support.peft_oracle import (
+    PEFT_ADDS_EXPERTS,
     TinyAdapter,
     has_experts,
     make_adapter,
     reference_logits,
 )
-from tests.support.tiny_models import ALL_FAMILIES, FUSED_FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import ALL_FAMILIES, CONVERTED_FAMILIES, FUSED_FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 from .checks import TOLERANCE, assert_close, error
 from .sides import Sides, gguf_of, open_model, read, words
@@ -31,11 +36,16 @@ pytestmark = [
 INVOCATION = (5, 5, 6)
 TOKENS = [*words(20, 60), *INVOCATION, *words(9, 61)]
 
+# whose experts have little weight in the tiny models' results
+FAINT_EXPERTS = ("llama4", "ernie4_5moe")
+# whose attention is only another name for llama's: all linear layers are enough
+_ALIKE = list(CONVERTED_FAMILIES)[list(CONVERTED_FAMILIES).index("gemma") :]
 CASES = [
     (family, targets)
-    for family in ALL_FAMILIES
+    for family in (*ALL_FAMILIES, *CONVERTED_FAMILIES)
     for targets in ("attention", "all-linear", "experts")
-    if targets != "experts" or has_experts(family)
+    if (targets != "experts" or has_experts(family))
+    and (targets != "attention" or family not in _ALIKE)
 ]
 
 # Ranks and alphas of some of each family's modules and parameters. PEFT takes the first key that
@@ -47,6 +57,9 @@ RANKS = {
     "c_attn": 6,
     r"h\.\d+\.mlp\.c_proj": 4,
     "in_proj": 4,
+    "in_proj_qkvz?": 6,
+    "in_proj_a": 1,
+    "query_key_value": 6,
     "input_linear": 12,
     "up_proj": 7,
     "down_proj": 2,
@@ -64,16 +77,21 @@ ALPHAS = {
     r"experts\.down_proj": 3,
     r"(gate|router)\.weight": 2,
 }
-# where PEFT rewrites "all-linear" it makes such a pattern itself, and refuses what it has made of
-# two of them
-REWRITTEN = [("mixtral", "all-linear"), ("qwen3moe", "all-linear")]
 
 
 def options(family: str, targets: str, *, scaled: bool) -> dict[str, Any]:
     if not scaled:
         return {}
-    ranks = RANKS if (family, targets) in REWRITTEN else {**RANKS, **GATE_UP}
+    # where PEFT rewrites "all-linear" it makes such a pattern itself, and refuses what it has made
+    # of two of them
+    rewritten = family in PEFT_ADDS_EXPERTS and targets == "all-linear"
+    ranks = RANKS if rewritten else {**RANKS, **GATE_UP}
     return {"alpha": 6, "use_rslora": True, "rank_pattern": ranks, "alpha_pattern": ALPHAS}
+
+
+def size(family: str, targets: str) -> float:
+    """How large an adapter's output must be that its effect is seen."""
+    return 0.5 if targets == "experts" and family in FAINT_EXPERTS else 0.1
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -91,6 +109,7 @@ def sides(
             targets=targets,
             invocation=INVOCATION if "alora" in name else None,
             seed=60 + i,
+            size=size(family, targets),
             **options(family, targets, scaled="scaled" in name),
         )
     files = {name: gguf_of(a, folder / f"{name}.gguf") for name, a in adapters.items()}
@@ -115,11 +134,18 @@ def test_mistakes_would_be_seen(sides: Sides, tmp_path: Path) -> None:
 
 
 def test_a_model_directory_is_as_good_a_base(sides: Sides, tmp_path: Path) -> None:
-    """What its configuration says of the tensors is what upstream's converter made of them."""
+    """What its configuration says of the tensors is what upstream's converter made of them; where
+    that is not known, a GGUF is asked for.
+    """
     name = "scaled alora"
     from_directory = dataclasses.replace(
         sides.adapters[name], model=dataclasses.replace(sides.tiny, gguf=sides.tiny.directory)
     )
+    config = json.loads((sides.tiny.directory / "config.json").read_text())
+    if config["model_type"] not in KINDS:
+        with pytest.raises(UnsupportedAdapterError, match="give the base as a GGUF"):
+            gguf_of(from_directory, tmp_path / "it.gguf")
+        return
     written = gguf_of(from_directory, tmp_path / "it.gguf")
     assert written.read_bytes() == sides.files[name].read_bytes()
 
@@ -186,6 +212,15 @@ def test_embeddings_and_output(family: str, tmp_path: Path) -> None:
         tiny, tmp_path / "alora", target_modules=["lm_head", "q_proj"], invocation=INVOCATION
     )
     check(tiny, adapters, tmp_path)
+
+
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    """It multiplies Gemma 4's per_expert_scale before it adds the adapter's part."""
+    tiny = tiny_model("gemma4-moe")
+    parameters = ["experts.down_proj"]
+    adapter = make_adapter(tiny, tmp_path / "a", targets="experts", target_parameters=parameters)
+    with pytest.raises(UnsupportedAdapterError, match=r"down_proj' cannot .* gemma4: llama"):
+        gguf_of(adapter, tmp_path / "a.gguf")
 
 
 def check(tiny: TinyModel, adapters: dict[str, TinyAdapter], folder: Path) -> None:

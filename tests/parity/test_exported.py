@@ -11,10 +11,11 @@ from alora_gguf.convert import convert_adapter, export_adapter
 
 from alora_gguf.gguf.header import read_header
 from tests.support.peft_oracle import TinyAdapter, make_adapter, reference_logits
-from tests.support.tiny_models import FUSED_FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import FUSED_FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 from .sides import words
-from .test_converted import CASES, options
+from .test_converted import CASES, options, size
 
 pytestmark = [
     pytest.mark.parity,
@@ -67,6 +68,7 @@ def test_families(family: str, targets: str, tmp_path: Path) -> None:
         tiny,
         tmp_path / "peft",
         targets=targets,
+        size=size(family, targets),
         **options(family, targets, scaled=targets != "attention"),
     )
     exported = there_and_back(tiny, adapter, tmp_path, "f32")

@@ -28,7 +28,8 @@ from alora_gguf.verification import peft_reference, verify
 from alora_gguf.verification.peft_reference import allowed_for
 from alora_gguf.verification.records import AdapterFacts, BaseFacts, Verification
 from tests.support.peft_oracle import TinyAdapter, make_adapter
-from tests.support.tiny_models import FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 from .sides import gguf_of
 

@@ -73,6 +73,20 @@ def a_rank_by_rank(tensors: Tensors) -> Tensors:
     return out
 
 
+def values_by_key(tensors: Tensors) -> Tensors:
+    """Value heads of a delta net left in transformers' order."""
+    keys, width = 2, 16  # of the tiny models
+    out: Tensors = {}
+    for name, values in tensors.items():
+        if name.endswith("attn_gate.weight.lora_b"):
+            heads = values.reshape(-1, keys, width, values.shape[1])
+            out[name] = heads.swapaxes(0, 1).reshape(values.shape)
+        elif name.endswith("ssm_out.weight.lora_a") and values.shape[1] % (keys * width) == 0:
+            heads = values.reshape(len(values), -1, keys, width)
+            out[name] = heads.swapaxes(1, 2).reshape(values.shape)
+    return out
+
+
 MISTAKES: tuple[Callable[[Tensors], Tensors], ...] = (
     heads_turned,
     heads_turned_back,
@@ -80,6 +94,7 @@ MISTAKES: tuple[Callable[[Tensors], Tensors], ...] = (
     experts_reversed,
     b_expert_by_expert,
     a_rank_by_rank,
+    values_by_key,
 )
 
 

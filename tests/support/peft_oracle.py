@@ -20,12 +20,25 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+_DELTA = [
+    *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+    *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "in_proj_qkvz", "in_proj_ba"),
+]
 # what a target set means for a family, as PEFT's target_modules ...
 _TARGETS: dict[str, dict[str, list[str] | str]] = {
     "attention": {
         "*": ["q_proj", "k_proj", "v_proj", "o_proj"],
         "phi3": ["qkv_proj", "o_proj"],
         "gpt2": ["c_attn", "attn.c_proj"],
+        "gpt_bigcode": ["c_attn", "attn.c_proj"],
+        "gpt_neox": ["query_key_value", "attention.dense"],
+        "bloom": ["query_key_value", "self_attention.dense"],
+        "phi": ["q_proj", "k_proj", "v_proj", "dense"],
+        "lfm2": ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj"],
+        "lfm2moe": ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj"],
+        "qwen35": _DELTA,
+        "qwen35moe": _DELTA,
+        "qwen3next": _DELTA,
     },
     "all-linear": {"*": "all-linear"},
     "experts": {"*": []},
@@ -38,6 +51,14 @@ _GRANITE_MOE = [
 _MIXTRAL_MOE = [
     f"mlp.{name}" for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
 ]
+_LFM2_MOE = [
+    f"feed_forward.{name}" for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
+]
+_GPT_OSS = [
+    f"mlp.{name}" for name in ("experts.gate_up_proj", "experts.down_proj", "router.weight")
+]
+_LLAMA4 = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
+_GEMMA4 = ["experts.gate_up_proj"]  # see tests/convert/test_refusals.py
 _PARAMETERS: dict[str, list[str]] = {
     "mixtral": _MIXTRAL_MOE,
     "qwen2moe": _MIXTRAL_MOE,
@@ -46,9 +67,22 @@ _PARAMETERS: dict[str, list[str]] = {
     "granitemoe-square": _GRANITE_MOE,
     "granitemoehybrid-moe": _GRANITE_MOE,
     "granitemoehybrid-attention-moe": _GRANITE_MOE,
+    "granitemoe_swa": _GRANITE_MOE,
+    "granitemoeshared": _GRANITE_MOE,
+    "qwen35moe": _MIXTRAL_MOE,
+    "qwen3next": _MIXTRAL_MOE,
+    "olmoe": _MIXTRAL_MOE,
+    "hy_v3": _MIXTRAL_MOE,
+    "glm4moe": _MIXTRAL_MOE,
+    "ernie4_5moe": _MIXTRAL_MOE,
+    "lfm2moe": _LFM2_MOE,
+    "gpt-oss": _GPT_OSS,
+    "gpt-oss-square": _GPT_OSS,
+    "llama4": _LLAMA4,
+    "gemma4-moe": _GEMMA4,
 }
 # here PEFT itself takes "all-linear" as it was in transformers 4, where experts were linear layers
-_PEFT_ADDS_EXPERTS = ("mixtral", "qwen3moe")
+PEFT_ADDS_EXPERTS = ("mixtral", "qwen3moe", "qwen3next", "olmoe", "glm4moe", "ernie4_5moe")
 
 
 @dataclass(frozen=True)
@@ -94,8 +128,11 @@ def make_adapter(
 
     modules = _TARGETS[targets].get(model.family, _TARGETS[targets]["*"])
     experts = targets != "attention" and has_experts(model.family)
-    if targets == "experts" or (experts and model.family not in _PEFT_ADDS_EXPERTS):
+    if targets == "experts" or (experts and model.family not in PEFT_ADDS_EXPERTS):
         options.setdefault("target_parameters", _PARAMETERS[model.family])
+    if model.family == "llama4" and modules == "all-linear":
+        # its router is a linear layer by its class, but returns scores as well
+        options.setdefault("exclude_modules", r".*\.router")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -244,4 +281,6 @@ def choose(on: torch.Tensor, adapted: Any, base: Any) -> Any:
 
     if isinstance(adapted, tuple):
         return tuple(choose(on, one, other) for one, other in zip(adapted, base, strict=True))
+    if adapted.dim() == 2:  # llama4 gives each expert all tokens
+        on = on.repeat(len(adapted) // len(on), 1)
     return torch.where(on, adapted, base)

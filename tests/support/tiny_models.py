@@ -19,146 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .tiny_families import (
+    ALL_FAMILIES,
+    COMMON,
+    CONVERTED_FAMILIES,
+    FAMILIES,
+    FUSED_FAMILIES,
+    HIDDEN,
+    MORE_FAMILIES,
+    N_VOCAB,
+)
 from .upstream import ROOT, upstream_tree
 
-N_VOCAB = 320
 _BASE, _FUSED = "base.gguf", "fused.gguf"
-_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM = 128, 4, 2, 32
-
-_COMMON: dict[str, Any] = {
-    "vocab_size": N_VOCAB,
-    "hidden_size": _HIDDEN,
-    "intermediate_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": _HEADS,
-    "num_key_value_heads": _KV_HEADS,
-    "max_position_embeddings": 2048,
-    "pad_token_id": None,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}
-_GRANITE: dict[str, Any] = {
-    "embedding_multiplier": 3.0,
-    "logits_scaling": 0.5,
-    "residual_multiplier": 0.7,
-    "attention_multiplier": 0.25,
-}
-
-
-_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
-_HYBRID: dict[str, Any] = {
-    **_GRANITE,
-    "num_hidden_layers": 4,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "shared_intermediate_size": 192,  # upstream wants it equal to intermediate_size where dense
-    "mamba_n_heads": 8,
-    "mamba_d_head": 32,
-    "mamba_d_state": 16,
-    "mamba_expand": 2,
-    "mamba_n_groups": 1,
-}
-# Granite 4 without state space layers: upstream makes it a granite or granitemoe
-_ATTENTION_ONLY: dict[str, Any] = {
-    **_HYBRID,
-    "num_hidden_layers": 3,
-    "layer_types": ["full_attention"] * 3,
-    "position_embedding_type": "rope",
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """A transformers configuration class and what of it differs from the common shape."""
-
-    config: str
-    options: dict[str, Any]
-
-
-# graphs that differ from each other in what concerns the runtime: its tests go over all of them
-FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaConfig", {}),
-    "mistral": Family("MistralConfig", {"head_dim": 64, "sliding_window": None}),
-    "granite": Family("GraniteConfig", {**_GRANITE, "tie_word_embeddings": True}),
-    "qwen2": Family("Qwen2Config", {}),
-    "qwen3": Family("Qwen3Config", {"head_dim": 64}),
-    # upstream: every sixth layer attends to everything, the others to a window
-    "gemma3": Family(
-        "Gemma3TextConfig",
-        {
-            "num_hidden_layers": 6,
-            "head_dim": _HEAD_DIM,
-            "query_pre_attn_scalar": _HEAD_DIM,
-            "sliding_window": 16,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-        },
-    ),
-    "phi3": Family("Phi3Config", {"pad_token_id": 0, "sliding_window": None}),
-    "granitemoe": Family(
-        "GraniteMoeConfig",
-        {**_GRANITE, **_EXPERTS, "intermediate_size": 96},
-    ),
-    "granitemoehybrid": Family("GraniteMoeHybridConfig", _HYBRID),
-}
-
-# further ones, which the converter's tests need
-MORE_FAMILIES: dict[str, Family] = {
-    # gate and up projections together are square, as in Granite 3.1 1B A400M: a shape does not tell
-    # which side is the input
-    "granitemoe-square": Family(
-        "GraniteMoeConfig", {**_GRANITE, **_EXPERTS, "intermediate_size": _HIDDEN // 2}
-    ),
-    "mixtral": Family("MixtralConfig", {**_EXPERTS, "intermediate_size": 96}),
-    "qwen2moe": Family(
-        "Qwen2MoeConfig",
-        {
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 96,
-            "shared_expert_intermediate_size": 160,
-        },
-    ),
-    "qwen3moe": Family(
-        "Qwen3MoeConfig",
-        {
-            "head_dim": 64,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 96,
-            "norm_topk_prob": True,  # as in all published ones, and in upstream's graph
-        },
-    ),
-    # every other layer attends to a window
-    "gemma2": Family(
-        "Gemma2Config",
-        {
-            "num_hidden_layers": 4,
-            "head_dim": _HEAD_DIM,
-            "query_pre_attn_scalar": _HEAD_DIM,
-            "sliding_window": 16,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-        },
-    ),
-    "olmo2": Family("Olmo2Config", {}),
-    # every fourth layer has no rotary embedding
-    "smollm3": Family("SmolLM3Config", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
-    "starcoder2": Family("Starcoder2Config", {"tie_word_embeddings": True}),
-    "gpt2": Family("GPT2Config", {"n_positions": 2048, "tie_word_embeddings": True}),
-    "granitemoehybrid-moe": Family(
-        "GraniteMoeHybridConfig", {**_HYBRID, **_EXPERTS, "intermediate_size": 96}
-    ),
-    "granitemoehybrid-attention": Family("GraniteMoeHybridConfig", _ATTENTION_ONLY),
-    "granitemoehybrid-attention-moe": Family(
-        "GraniteMoeHybridConfig", {**_ATTENTION_ONLY, **_EXPERTS, "intermediate_size": 96}
-    ),
-}
-ALL_FAMILIES = {**FAMILIES, **MORE_FAMILIES}
-# those with a second GGUF, in which query, key and value projections are one tensor
-FUSED_FAMILIES = ("llama", "qwen2")
+_GROUPS = (FAMILIES, MORE_FAMILIES, CONVERTED_FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -188,12 +62,12 @@ class TinyModel:
 
 @functools.cache
 def tiny_model(family: str) -> TinyModel:
-    """The tiny model of a family of ALL_FAMILIES.
+    """The tiny model of a family of ALL_FAMILIES or CONVERTED_FAMILIES.
 
     Builds it, and what else is missing of the same group: what takes long is to start upstream.
     """
     folder = _cache()
-    group = FAMILIES if family in FAMILIES else MORE_FAMILIES
+    group = next(group for group in _GROUPS if family in group)
     build(name for name in group if not (folder / name / _BASE).is_file())
     return TinyModel(family, folder / family, folder / family / _BASE)
 
@@ -229,7 +103,8 @@ def build(families: Iterable[str]) -> None:
 def _cache() -> Path:
     """build/test-models/<hash of what decides the models>."""
     here = Path(__file__)
-    parts = [here.read_bytes(), here.with_name("write_base.py").read_bytes()]
+    others = ("tiny_families.py", "write_base.py")
+    parts = [here.read_bytes(), *(here.with_name(name).read_bytes() for name in others)]
     parts += [importlib.metadata.version(p).encode() for p in ("transformers", "torch")]
     root = Path(os.environ.get("ALORA_TEST_CACHE", ROOT / "build" / "test-models"))
     return root / hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
@@ -239,8 +114,8 @@ def _make(family: str) -> Any:
     import torch
     import transformers
 
-    spec = ALL_FAMILIES[family]
-    config = getattr(transformers, spec.config)(**{**_COMMON, **spec.options})
+    spec = {**ALL_FAMILIES, **CONVERTED_FAMILIES}[family]
+    config = getattr(transformers, spec.config)(**{**COMMON, **spec.options})
     torch.manual_seed(sum(family.encode()))
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
@@ -257,12 +132,13 @@ def _fill(name: str, parameter: Any) -> None:
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("A_log", "D", "dt_bias") or "conv1d" in name:
         return  # the state space's own initialisation is sensible
-    if "norm" in name or ".ln_" in name:  # gemma stores a norm's weight less one
+    # gemma stores a norm's weight less one
+    if "norm" in name or ".ln_" in name or leaf in ("scale", "per_expert_scale"):
         parameter.add_(torch.randn_like(parameter) * 0.1)
     elif leaf == "bias":
         parameter.copy_(torch.randn_like(parameter) * 0.1)
-    elif "embed_tokens" in name or leaf in ("wte", "wpe"):
-        parameter.copy_(torch.randn_like(parameter) * _HIDDEN**-0.5)
+    elif "embed_tokens" in name or "word_embeddings." in name or leaf in ("wte", "wpe"):
+        parameter.copy_(torch.randn_like(parameter) * HIDDEN**-0.5)
     else:
         # GPT-2 keeps [in, out]
         n_in = parameter.shape[0 if name.startswith("transformer.h.") else -1]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +34,17 @@ def upstream_tree() -> Path:
     if not (tree / "conversion").is_dir():
         raise RuntimeError(f"{tree} holds no `conversion` package")
     return tree
+
+
+@functools.cache
+def upstream_gguf(module: str) -> Any:
+    """A module of the tree's own `gguf`, which knows more architectures than the installed one:
+    "constants" or "tensor_mapping".
+    """
+    package = types.ModuleType("upstream_gguf")
+    package.__path__ = [str(upstream_tree() / "gguf-py" / "gguf")]
+    sys.modules.setdefault(package.__name__, package)
+    return importlib.import_module(f"{package.__name__}.{module}")
 
 
 def sdist(folder: Path) -> Path:

@@ -21,6 +21,8 @@ def as_transformers_4(hparams: dict[str, Any]) -> None:
         hparams["layer_types"] = [names.get(t, t) for t in hparams["layer_types"]]
     if hparams["model_type"] == "gpt2":
         hparams["n_ctx"] = hparams["n_positions"]
+    if hparams["model_type"] in ("cohere2", "gpt_neox"):
+        hparams["rotary_pct"] = hparams["rope_parameters"].get("partial_rotary_factor", 1.0)
 
 
 def write(target: Path) -> None:
@@ -38,6 +40,7 @@ def write(target: Path) -> None:
 
     class WithoutVocabulary(family):  # type: ignore[misc,valid-type]
         model_arch = family.model_arch
+        no_mtp = True  # transformers drops the layers that guess ahead
 
         def set_vocab(self) -> None:
             self.gguf_writer.add_tokenizer_model("none")

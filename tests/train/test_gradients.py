@@ -14,7 +14,8 @@ from alora_gguf.train.hf_model import load_model
 from alora_gguf.train.prefixes import Prefixes, SharedPrefixes
 from alora_gguf.train.settings import TrainSettings
 from alora_gguf.train.steps import Prefixed, Row, losses
-from tests.support.tiny_models import ALL_FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import ALL_FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 pytestmark = pytest.mark.parity
 

@@ -18,7 +18,8 @@ from alora_gguf.gguf.header import read_header
 from alora_gguf.train.hf_model import load_model, model_bytes
 from tests.support.gguf_bytes import tensor_array
 from tests.support.make_gguf import rewritten
-from tests.support.tiny_models import ALL_FAMILIES, FUSED_FAMILIES, TinyModel, tiny_model
+from tests.support.tiny_families import ALL_FAMILIES, FUSED_FAMILIES
+from tests.support.tiny_models import TinyModel, tiny_model
 
 Kind = gguf.GGMLQuantizationType
 IDS = torch.tensor([[(7 * i * i + 3 * i) % 320 for i in range(40)]])

@@ -1,17 +1,26 @@
-"""The table of modules names the tensors that the installed gguf names."""
+"""The table of modules names the tensors that upstream's own table names."""
 
 from __future__ import annotations
 
-import gguf
 import pytest
 from alora_gguf.convert.base.families import FAMILIES
 
+from tests.support.upstream import upstream_gguf
+
 # modules whose rows are several tensors, and those that gguf knows by another path
+EXPERTS = ("mlp.experts.gate_proj", "mlp.experts.up_proj")
 JOINED = {
-    "mlp.experts.gate_up_proj": ("mlp.experts.gate_proj", "mlp.experts.up_proj"),
-    "block_sparse_moe.experts.gate_up_proj": ("mlp.experts.gate_proj", "mlp.experts.up_proj"),
+    "experts.gate_up_proj": EXPERTS,
+    "feed_forward.experts.gate_up_proj": EXPERTS,
+    "feed_forward.experts.down_proj": ("mlp.experts.down_proj",),
+    "feed_forward.experts.w1": ("mlp.experts.gate_proj",),
+    "feed_forward.experts.w2": ("mlp.experts.down_proj",),
+    "feed_forward.experts.w3": ("mlp.experts.up_proj",),
+    "linear_attn.in_proj_qkvz": ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    "mlp.experts.gate_up_proj": EXPERTS,
+    "block_sparse_moe.experts.gate_up_proj": EXPERTS,
     "block_sparse_moe.experts.down_proj": ("mlp.experts.down_proj",),
-    "block_sparse_moe.input_linear": ("mlp.experts.gate_proj", "mlp.experts.up_proj"),
+    "block_sparse_moe.input_linear": EXPERTS,
     "block_sparse_moe.output_linear": ("mlp.experts.down_proj",),
     "block_sparse_moe.router": ("block_sparse_moe.router.layer",),
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -28,8 +37,9 @@ DENSE = {
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_the_names_are_ggufs(architecture: str) -> None:
     family = FAMILIES[architecture]
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(kind, 1)
+    architectures = upstream_gguf("constants").MODEL_ARCH_NAMES
+    kind = next(k for k, name in architectures.items() if name == architecture)
+    names = upstream_gguf("tensor_mapping").get_tensor_name_map(kind, 1)
 
     def named(paths: tuple[str, ...]) -> list[str | None]:
         return [names.get_name(f"{family.block}.0.{path}") for path in paths]
