@@ -129,7 +129,7 @@ smollm2-eval: setup-checks $(SMOLLM2_DATA)
 	@$(BIN)/python -m examples.smollm2.evaluate $(SMOLLM2_DATA)
 	@$(BIN)/python -m examples.smollm2.report
 
-# PEFT's directories are what training wrote to build/smollm2/peft
+# PEFT's directories are what training wrote to build/smollm2/peft, or `alora-gguf export` made
 smollm2-parity: setup-checks
 	@$(BIN)/python -m examples.smollm2.parity $(SMOLLM2_DATA) build/smollm2/peft
 	@$(BIN)/python -m examples.smollm2.report
