@@ -195,10 +195,12 @@ test-stock: setup-checks
 # The converter's tests must reach nearly all of it (pyproject.toml says how much).
 # What depends on how the CPU multiplies is tested with ggml's own products too.
 test-python: setup-checks
-	@$(PYTEST) tests/convert --cov --cov-report=term
-	@$(PYTEST) --ignore=tests/convert
+	@$(PYTEST) $(CONVERT) --cov --cov-report=term
+	@$(PYTEST) $(CONVERT:%=--ignore=%)
 	@ALORA_CPU_PATH=standard $(PYTEST) tests/native $(GRAPHS)
 
+# What convert/ has to be covered by; export is tested as its command.
+CONVERT := tests/convert tests/cli/test_export.py
 # Tests of parity that ask about graphs: what adapters are converted from makes no difference to where
 # they are computed.
 CONVERSIONS := converted exported mlx tuners
