@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-
 import alora_gguf as ag
 
 from .render import printable
@@ -170,6 +168,8 @@ def write_panels(path: Path, rows: Sequence[Sequence[Panel]], *, title: str) -> 
 
 def _draw(axes: Axes, panel: Panel) -> dict[str, Any]:
     """What a legend needs, the first curve first."""
+    import numpy as np  # as late as matplotlib is: a command's help needs neither
+
     drawn: dict[str, Any] = {}
     order = [curve for curve in panel.curves if curve.points]
     groups = 1 + max((curve.number for curve in order), default=0)

