@@ -55,7 +55,7 @@ def write_whole(
     Raises InputError as check_target() does.
     """
     real = check_target(path, overwrite=overwrite, what=what, error=error)
-    _remove_abandoned(real)
+    remove_abandoned(real)
     try:
         number, part = _create_part(real, 0o600 if private else 0o666)
     except OSError as cause:
@@ -252,7 +252,7 @@ def _create_part(real: Path, mode: int) -> tuple[int, Path]:
         os.close(number)  # taken for abandoned between creation and lock
 
 
-def _remove_abandoned(real: Path) -> None:
+def remove_abandoned(real: Path) -> None:
     """Removes the parts of writers that were killed, and of nobody else."""
     stem = _part_stem(real)
     with contextlib.suppress(OSError), os.scandir(real.parent) as entries:

@@ -390,7 +390,7 @@ class Session:
         sequence = self._sequence
         if not beginning:
             return sequence.prefill(tokens, use, logits=logits, cancel=cancel, progress=progress)
-        before, rest = sequence.tokens, len(tokens) - len(beginning)
+        before, rest = sequence.tokens, max(0, len(tokens) - len(beginning))
         begun = Timings()
 
         def told(done: int, total: int) -> None:
@@ -408,17 +408,23 @@ class Session:
     def _recall(
         self, beginning: Sequence[int], cancel: CancelToken | None, progress: Progress | None
     ) -> Timings:
-        """Makes the conversation this beginning, out of the model's prompt cache or for it, unless
-        there are cells of it.
+        """Sees to it that there are cells of this beginning: where there are none, it is made the
+        conversation, out of the model's prompt cache or for it. Raises CacheFullError and
+        CancelledError, and leaves the conversation as it was then.
         """
-        cache = self._model._prompt_cache
+        cache, sequence = self._model._prompt_cache, self._sequence
         if cache is None:
             return Timings()
-        with self._sequence.lock, self._runtime.bank.using(None, 1.0) as base:
+        with sequence.lock, self._runtime.bank.using(None, 1.0) as base:
             self._begin()
-            return cache.recall(
-                self._runtime, self._sequence, list(beginning), base, cancel, progress
-            )
+            before = sequence.tokens
+            try:
+                return cache.recall(
+                    self._runtime, sequence, list(beginning), base, cancel, progress
+                )
+            except BaseException:
+                sequence.go_back(before)
+                raise
 
     def reserve(
         self,

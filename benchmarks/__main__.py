@@ -41,6 +41,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "binding": rows_binding.binding,
     "constraint": rows_constraint.constraint,
     "restore": rows_conversations.restore,
+    "prompt-cache": rows_conversations.prompt_cache,
     "invoke": rows_conversations.overhead,
     "scoring": rows_conversations.scoring,
     "threads": rows_conversations.threads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,8 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from alora_gguf.analyse import Merging
+
+_MOST: Final = 0.25  # of the adapter's own KL that requantizing may cost without a word
 
 
 @click.command("merge")
@@ -63,6 +65,13 @@ def command(
             progress=progress,
         )
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _report(found))
+    cost = found.cost
+    if cost is not None and cost.kl > _MOST * cost.kl_adapter:
+        click.echo(
+            "Note: requantizing undoes much of what the adapter changes; merge into the base in "
+            "F16 or Q8_0, or use the adapter as an adapter",
+            err=True,
+        )
 
 
 def _report(found: Merging) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -92,7 +93,7 @@ def export_adapter(adapter: str | Path, base: str | Path, out: str | Path) -> Ex
     from .peft.writer import write_safetensors  # both import numpy
     from .unstack import unstack
 
-    target = Path(out)
+    target = Path(os.path.realpath(out))
     _check_target(target)
     file, model = AdapterFile.read(adapter), open_base(base)
     if file.architecture != model.architecture:
@@ -141,7 +142,7 @@ def _config(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "/".join(map(str, names)) if all(names) else None,
+        "base_model_name_or_path": "/".join(str(name) for name in names if name) or None,
         "inference_mode": True,
         "bias": "none",
         "r": rank,
@@ -200,10 +201,14 @@ def _warnings(
 def _check_target(out: Path) -> None:
     try:
         if out.is_dir() and not any(out.iterdir()):
+            if out == Path.cwd():
+                raise InputError(f"{out}: is where you are, and would be replaced; name another")
             return
         exists = out.exists() or out.is_symlink()
     except (OSError, ValueError) as error:
-        raise InputError(f"{out}: cannot be looked at: {reason(error)}") from error
+        raise InputError(
+            f"{out}: cannot be looked at: {reason(error)}; name another directory"
+        ) from error
     if exists:
         raise InputError(f"{out}: exists already; name a directory that does not, or an empty one")
     if not out.absolute().parent.is_dir():
@@ -215,15 +220,21 @@ def _whole_directory(out: Path) -> Iterator[Path]:
     """A directory to write into, which gets its name when all is written. Raises ConvertError."""
     parent = out.absolute().parent
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}.", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=".alora-gguf-", dir=parent))
         try:
             yield folder
-            folder.chmod(0o755)
             if out.is_dir():
+                folder.chmod(out.stat().st_mode & 0o777)
                 out.rmdir()
+            else:
+                umask = os.umask(0)
+                os.umask(umask)
+                folder.chmod(0o777 & ~umask)
             folder.rename(out)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
-        raise ConvertError(f"{out}: cannot be written: {reason(error)}") from error
+        raise ConvertError(
+            f"{out}: cannot be written: {reason(error)}; name another directory"
+        ) from error

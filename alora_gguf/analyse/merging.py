@@ -96,6 +96,12 @@ def _check(file: AdapterFile, model: BaseFile, target: Path, *, overwrite: bool)
                 f"{model.path}: '{pair.target}' is {kind}, which cannot be written without an "
                 "importance matrix; merge into the base in another quantization"
             )
+        scale = pair.target.removesuffix(".weight") + ".scale"
+        if scale in model.tensors:
+            raise UnsupportedAdapterError(
+                f"{model.path}: '{pair.target}' is multiplied by '{scale}', and an adapter's "
+                "part is not; merge into the base in another quantization"
+            )
         if pair.target == _EMBEDDING and "output.weight" not in model.tensors:
             raise UnsupportedAdapterError(
                 f"{file.path}: changes '{_EMBEDDING}', which {model.path} uses as its output too; "

@@ -664,7 +664,7 @@ class Chat:
         names = {adapter} if isinstance(adapter, str) else set(adapter or ())
         if not names <= self._session._runtime.bank.loaded().keys():
             adapter, scale = None, 1.0
-        beginning = self._beginning(messages) if adapter is None else ()
+        beginning = self._beginning(messages, transcript.tokens) if adapter is None else ()
         self._held = None
         timings = self._session._read(
             lambda: list(transcript.tokens), adapter, scale, cancel, progress, beginning
@@ -750,7 +750,7 @@ class Chat:
         rules = None
         if usage is not None:
             rules = usage.rules(self._template.call_form, thinking, begun=begun)
-        beginning = self._beginning(messages) if reader[0] is None else ()
+        beginning = self._beginning(messages, prompt.tokens) if reader[0] is None else ()
         self._held = None
         reply = self._session._generate(
             Reply, how, prompt.tokens, cancel, progress, rules, beginning
@@ -764,15 +764,26 @@ class Chat:
         instructions = takewhile(lambda message: message.role == "system", messages)
         return (*instructions, *self._documents, *self._tools)
 
-    def _beginning(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Its tokens, if the model's prompt cache is to be asked for them."""
-        model = self._session.model
-        known = self._session.cached and self._begins(messages) == self._begun
-        said = any(message.role != "system" for message in messages)
-        # cells of more than is read are of no use where they cannot be cut
-        if model._prompt_cache is None or known or not (said or model.rewinds):
+    def _beginning(
+        self, messages: tuple[Message, ...], tokens: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Its tokens, if the model's prompt cache is to be asked for them before the conversation
+        is made these `tokens`, which are what comes next (None: nothing does).
+        """
+        model, held = self._session.model, tuple(self._session.tokens)
+        if model._prompt_cache is None:
             return ()
-        return self._dialogue(messages).beginning()
+        if self._session.cached and model.rewinds and self._begins(messages) == self._begun:
+            return ()
+        if not model.rewinds:
+            # cells of more than is read are of no use where they cannot be cut
+            goes_on = self._session.cached and held == tuple(tokens or ())[: len(held)]
+            if goes_on or not any(message.role != "system" for message in messages):
+                return ()
+        found = self._dialogue(messages).beginning()
+        if tokens is None or common(found, tuple(tokens)) == min(len(found), len(tokens)):
+            return found
+        return ()  # a template that writes documents with the last message, say
 
 
 def _one(message: Said) -> Message:

@@ -137,6 +137,8 @@ class TokenSequence:
             self.tokens = old
             self.cut(keep)
             self.logits = before if len(self.cached) == keep else None
+            if shared:  # cells of what was to come
+                self.go_back(old)
             raise
         finally:
             self.deactivate()
@@ -185,8 +187,8 @@ class TokenSequence:
                         progress(at - keep, n - keep)
             self.tokens = list(tokens)
         except BaseException:
-            self.tokens = old
             self.cut(keep)
+            self.go_back(old)
             self.logits = None
             raise
         finally:
@@ -251,12 +253,17 @@ class TokenSequence:
             return self._share(entry.seq, entry.cached, most)
 
     def holds(self, tokens: list[int], active: ActiveAdapter) -> bool:
-        """Whether there are cells for all but a few of `tokens`, as `active` computes them: its own
-        or those of another conversation, which it then shares.
+        """Whether there are cells for all but a few of `tokens`, as `active` computes them: its
+        own, or those of another conversation. If it shares those, `tokens` is its conversation.
         """
         spans = active.over(tokens, self.engine.vocab).spans
         keep = self.cached.common_prefix(tokens, spans)
-        return max(keep, self._share_with_others(tokens, spans, keep)) > len(tokens) - MIN_GAIN
+        if not self.engine.rewinds and keep < len(self.cached):
+            keep = 0  # they cannot be cut
+        shared = self._share_with_others(tokens, spans, keep)
+        if shared:
+            self.tokens = list(tokens)
+        return max(keep, shared) > len(tokens) - MIN_GAIN
 
     def _share(self, seq: int, cached: CachedTokens, n: int) -> int:
         if self.engine.cells.length(seq) < len(cached):

@@ -21,10 +21,17 @@ from alora_gguf.engine.activation import ActiveAdapter
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.engine.sequence import TokenSequence
 from alora_gguf.engine.tokens import BASE, spans_for
-from alora_gguf.errors import AloraError, CacheFullError, InputError, SavedSessionError
+from alora_gguf.errors import (
+    AloraError,
+    CacheFullError,
+    InputError,
+    MissingFileError,
+    SavedSessionError,
+)
+from alora_gguf.files import remove_abandoned
 from alora_gguf.options import CancelToken, Progress, Timings
 
-from .session_file import read_saved, write_saved
+from .session_file import SavedSession, read_saved, write_saved
 from .snapshot import check, fill, snapshot
 
 MIN_TOKENS: Final = 256
@@ -65,9 +72,11 @@ class PromptCache:
         cancel: CancelToken | None,
         progress: Progress | None,
     ) -> Timings:
-        """Makes the sequence, whose lock the caller holds, `tokens` as the base computes them,
-        unless they are few or have cells in memory: out of a file, or by reading them, which makes
-        the file.
+        """Sees to it that the sequence, whose lock the caller holds, has cells of `tokens` as the
+        base computes them, unless they are few. Where neither it nor another conversation has them,
+        `tokens` becomes its conversation: out of a file, or by reading them, which makes the file.
+
+        Returns how many were reused and read, without times. Raises CacheFullError, CancelledError.
         """
         if len(tokens) < MIN_TOKENS or sequence.holds(tokens, base):
             return Timings()
@@ -76,17 +85,31 @@ class PromptCache:
             return Timings(reused=len(tokens), reuse_note="the beginning is from the prompt cache")
         read = sequence.prefill(tokens, base, cancel=cancel, progress=progress)
         try:
-            write_saved(file, snapshot(runtime, sequence, {}))
-            self._make_room(file)
+            # no logits: what follows is read anyway
+            self._keep(replace(snapshot(runtime, sequence, {}), logits=b""), file)
         except (AloraError, OSError, MemoryError) as error:
             _LOG.warning("the prompt cache does not keep what was read: %s", error)
         return read
+
+    def _keep(self, saved: SavedSession, file: Path) -> None:
+        size = len(saved.state)
+        if size > self._limit:
+            _LOG.warning(
+                "the prompt cache does not keep what was read: %d bytes, and all files may have %d",
+                size,
+                self._limit,
+            )
+            return
+        write_saved(file, saved)
+        self._make_room(file)
 
     def _file(self, runtime: Runtime, tokens: Sequence[int]) -> Path:
         about = {
             "base": asdict(runtime.fingerprint),
             "cache": asdict(runtime.layout),
-            "attention": runtime.engine.options.attention,  # which decides the last bits of cells
+            # which decide the last bits of cells
+            "attention": runtime.engine.options.attention,
+            "n_gpu_layers": runtime.engine.options.n_gpu_layers,
         }
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         key.update(np.array(tokens, "<i4").tobytes())
@@ -96,8 +119,6 @@ class PromptCache:
         self, runtime: Runtime, sequence: TokenSequence, tokens: list[int], file: Path
     ) -> bool:
         """Fills the sequence, whatever it held, with what the file has; says whether it has it."""
-        if not file.exists():
-            return False
         before = sequence.tokens
         try:
             saved = read_saved(file)
@@ -107,13 +128,16 @@ class PromptCache:
             if saved.n_cached != len(tokens):
                 raise SavedSessionError(f"{file}: lacks cells")
             sequence.cut(0)
-            fill(sequence, replace(saved, logits=b""))
+            fill(sequence, saved)
+        except MissingFileError:
+            return False
         except CacheFullError:
             sequence.go_back(before)
             return False  # reading finds room, or says why there is none
         except (AloraError, OSError) as error:
             sequence.go_back(before)
-            _LOG.warning("the prompt cache reads a beginning anew: %s", error)
+            problem = str(error).partition("; ")[0]  # what follows is advice on saved sessions
+            _LOG.warning("the prompt cache reads a beginning anew: %s", problem)
             return False
         except BaseException:
             sequence.go_back(before)
@@ -123,7 +147,11 @@ class PromptCache:
         return True
 
     def _make_room(self, newest: Path) -> None:
-        """Removes the least recently used files of ours until the rest are within the limit."""
+        """Removes what killed writers left, and the least recently used files of ours until the
+        rest are within the limit.
+        """
+        for part in self.folder.glob(f".*{_SUFFIX}.*.part"):
+            remove_abandoned(self.folder / f"{part.name[1:].partition(_SUFFIX)[0]}{_SUFFIX}")
         found = list[tuple[float, int, Path]]()
         for file in self.folder.iterdir():
             with suppress(OSError):  # another process may have removed it

@@ -13,7 +13,7 @@ from .families import Rows, Tensors
 from .model import BaseModel, Place
 from .orders import Order, by_head, in_turns
 
-_HEAD: Final = "lm_head"
+_HEADS: Final = ("lm_head", "embed_out")  # the other is GPT-NeoX's of transformers 4
 # a multimodal model's language model lies deeper: "model.language_model.layers.0", and others
 _WRAPPERS: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _IN_BLOCK: Final = re.compile(r"\.(\d+)\.(.+)")
@@ -66,7 +66,7 @@ class Locator:
 
     def is_head(self, module: str) -> bool:
         """Whether a module is the output projection."""
-        return _plain_path(module) == _HEAD
+        return _plain_path(module) in _HEADS
 
     def readings(self, module: str) -> list[Reading]:
         """What a module can mean; the shapes of its factors decide which, if there are several."""
@@ -169,8 +169,8 @@ class Locator:
         return UnsupportedAdapterError(
             f"{self.source}: module '{module}' cannot be converted for {family.architecture}; "
             f"what can: {', '.join(sorted(family.modules))} of {family.block}.<n>, "
-            f"{', '.join((*family.others, family.embedding))} and {_HEAD}; train without it, or "
-            "merge it into the base (PEFT merges no aLoRA)"
+            f"{', '.join((*family.others, family.embedding))} and {_HEADS[0]}; train without it, "
+            "or merge it into the base (PEFT merges no aLoRA)"
         )
 
 

@@ -214,6 +214,8 @@ def _read_vera(fields: _Fields) -> PeftConfig:
 def _read_adalora(fields: _Fields) -> PeftConfig:
     """AdaLoRA's: B·diag(E)·A·alpha / (init_r + 1e-5), whatever ranks are left (SVDLinear in
     PEFT's tuners/adalora/layer.py, and resize_modules_by_rank_pattern() in model.py there).
+    Without a positive alpha PEFT takes the rank for it, one before ranks were removed and another
+    after.
     """
     rank = fields.get("init_r", 12, is_rank, "a positive integer")
     alpha = fields.get("lora_alpha", 8, is_number, "a finite number")
@@ -224,6 +226,11 @@ def _read_adalora(fields: _Fields) -> PeftConfig:
         "module names with lists of true and false",
     )
     ranks = {name.removesuffix(".lora_E"): sum(mask) for name, mask in kept.items()}
+    if ranks and alpha <= 0:
+        raise UnsupportedAdapterError(
+            f"{fields.path}: 'lora_alpha' is {alpha:g} and ranks were removed ('rank_pattern'), so "
+            "that the scale depends on which were there; save it with a positive lora_alpha"
+        )
     return PeftConfig.scaled(
         fields.path,
         rank,

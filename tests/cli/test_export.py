@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_a_directory_that_is_there(case: Case, tmp_path: Path) -> None:
         export_adapter(case.out, case.base, tmp_path / "none" / "back")
     (tmp_path / "empty").mkdir()
     assert export_adapter(case.out, case.base, tmp_path / "empty").modules == 14
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and modes of Unix")
+def test_a_link_a_mode_and_where_one_is(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir(mode=0o700)
+    link.symlink_to(real)
+    assert export_adapter(case.out, case.base, link).modules == 14
+    assert (real / "adapter_config.json").is_file()
+    assert real.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="is where you are"):
+        export_adapter(case.out, case.base, ".")
 
 
 def adapter(path: Path, target: str, a: tuple[int, ...], b: tuple[int, ...], **keys: Any) -> Path:

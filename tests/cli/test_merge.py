@@ -191,6 +191,30 @@ def refused(tmp_path: Path, base: Path, lora: Path, error: type[AloraError], mes
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_weights_are_those_of_numpy(tmp_path: Path) -> None:
+    base, lora = tiny_base.write_base(tmp_path / "b.gguf"), write_lora(tmp_path / "l.gguf")
+    merge(base, lora, tmp_path / "m.gguf", measure=False)
+    name, factors = "blk.0.attn_q.weight", read_header(lora)
+    w, merged = (
+        np.frombuffer(read_header(path).tensor_data(name), "<f4").reshape(N_EMBD, N_EMBD)
+        for path in (base, tmp_path / "m.gguf")
+    )
+    a = np.frombuffer(factors.tensor_data(f"{name}.lora_a"), "<f4").reshape(RANK, N_EMBD)
+    b = np.frombuffer(factors.tensor_data(f"{name}.lora_b"), "<f4").reshape(N_EMBD, RANK)
+    assert np.allclose(merged, w + 8.0 / RANK * (b @ a), rtol=1e-5, atol=1e-6)
+
+
+def test_a_merge_that_costs_much_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, noted in ((Kind.Q4_0, True), (Kind.F32, False)):
+        base = tiny_base.write_base(tmp_path / "b.gguf")
+        base = base if kind is Kind.F32 else quantized_base(tmp_path / "q.gguf", kind)
+        lora = write_lora(tmp_path / "l.gguf", size=0.003)
+        cli.run(["merge", str(base), str(lora), "-o", str(tmp_path / "m.gguf"), "--force"])
+        assert ("Note: requantizing undoes" in capsys.readouterr().err) is noted
+
+
 def test_refusals(tmp_path: Path) -> None:
     base, lora = tiny_base.write_base(tmp_path / "b.gguf"), write_lora(tmp_path / "l.gguf")
     alora = write_lora(tmp_path / "a.gguf", adapter__alora__invocation_tokens=token_ids([1, 2]))
@@ -203,6 +227,10 @@ def test_refusals(tmp_path: Path) -> None:
     refused(tmp_path, tied, lora, AdapterMismatchError, "this base ties its output")
     refused(tmp_path, base, base, AdapterFormatError, "expected 'adapter'")
     loud = write_lora(tmp_path / "loud.gguf", size=1e30)
+    scaled = rewritten(base, tmp_path / "s.gguf", tensors={"blk.0.attn_q.scale": np.ones(1, "f4")})
+    refused(
+        tmp_path, scaled, lora, UnsupportedAdapterError, "is multiplied by 'blk.0.attn_q.scale'"
+    )
     half = quantized_base(tmp_path / "half.gguf", Kind.F16)
     refused(tmp_path, half, loud, ConvertError, "gives values that F16 cannot hold")
 

@@ -219,3 +219,92 @@ def test_any_memory(write: Callable[[Path], Files], tmp_path: Path) -> None:
             session.generate(max_tokens=1, sampling=ag.Sampling(temperature=0.0)).read()
             found.append(session.state())
     assert found[0] == found[1]
+
+
+def sound(chat: ag.Chat) -> bool:
+    """Whether the cells are those of the session's own tokens."""
+    cached = inside.sequence(chat.session).cached
+    return list(cached.tokens) == chat.tokens[: len(cached)]
+
+
+def test_recalling_what_another_chat_has_makes_it_the_conversation(
+    files: Files, tmp_path: Path
+) -> None:
+    with files.model(prompt_cache=tmp_path / "cache") as model:
+        one, other = (model.chat(template=PLAIN, documents=[d]) for d in (BOOK, NOTICE))
+        for chat in (one, other):
+            chat.say("when?", brief(3))
+        one.documents = [NOTICE]
+        one.recall()
+        assert sound(one)
+        one.session.save(tmp_path / "talk")
+        assert model.restore_session(tmp_path / "talk").tokens == one.tokens
+
+
+def test_a_cancelled_reading_keeps_no_cells_of_others(files: Files) -> None:
+    with files.model(n_batch=32) as model, model.session() as other, model.session() as session:
+        other.append(BOOK)
+        session.append("something else")
+        before, cancel = session.tokens, ag.CancelToken()
+        with pytest.raises(ag.CancelledError):
+            session.sync(
+                [*other.tokens, *range(3, 90)],
+                cancel=cancel,
+                progress=lambda *_: cancel.cancel(),
+            )
+        cached = inside.sequence(session).cached
+        assert session.tokens == before
+        assert list(cached.tokens) == before[: len(cached)]
+
+
+LAST = (  # documents with the last message
+    "{%- for m in messages -%}{{ '<|' + m.role + '|>' }}{%- if loop.last -%}"
+    "{%- for d in documents or [] -%}{{ '[' + d.text + ']' }}{%- endfor -%}{%- endif -%}"
+    "{{ m.content + '<|end|>' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def test_documents_behind_the_history_are_no_beginning(files: Files, tmp_path: Path) -> None:
+    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    with files.model(prompt_cache=tmp_path) as model:
+        chat = model.chat(template=LAST, documents=[BOOK], messages=history)
+        reply = chat.say("when?", brief(3))
+        assert reply.timings.evaluated + 3 >= len(chat.tokens)
+        assert reply.timings.evaluated <= len(chat.tokens)  # read once
+        assert not kept(tmp_path)
+
+
+def test_what_does_not_fit_the_folder_pushes_nothing_out(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with files.model(prompt_cache=tmp_path) as model:
+        told(model)
+        (file,) = kept(tmp_path)
+        inside.limit_prompt_cache(model, file.stat().st_size * 3 // 2)
+        with caplog.at_level(logging.WARNING):
+            told(model, documents=[BOOK + NOTICE])
+    assert kept(tmp_path) == [file]
+    assert "does not keep" in caplog.text
+
+
+def test_what_killed_writers_left_is_removed(files: Files, tmp_path: Path) -> None:
+    part = tmp_path / f".{'0' * 64}.session.deadbeef.part"
+    part.write_bytes(b"half")
+    with files.model(prompt_cache=tmp_path) as model:
+        told(model)
+    assert not part.exists()
+
+
+def test_a_memory_that_cannot_rewind_asks_the_file_again(tmp_path: Path) -> None:
+    files = write_hybrid_files(tmp_path)
+    beginning = [3 + i % 50 for i in range(MIN_TOKENS + 5)]
+    with (
+        ag.Model(files.base, n_ctx=1024, n_threads=1, prompt_cache=tmp_path / "c") as model,
+        model.session() as session,
+    ):
+        read = [
+            inside.read_beginning(session, [*beginning, *end], beginning).evaluated
+            for end in ((4, 5, 6), (7, 8), (9,))
+        ]
+    assert read == [len(beginning) + 3, 2, 1]

@@ -79,3 +79,13 @@ def test_a_rank_that_is_not_the_configurations(case: Case) -> None:
     case.tensors = adalora()
     with pytest.raises(FileFormatError, match=r"has the rank 4, but .* says 12"):
         case.convert()
+
+
+@pytest.mark.parametrize("alpha", [0, -1])
+def test_removed_ranks_without_an_alpha(case: Case, alpha: float) -> None:
+    """PEFT's scale is then that of how many ranks there were at some moment."""
+    kept = {f"{MODULE}.lora_E": [True] * (R - 1) + [False]}
+    case.config = {"peft_type": "ADALORA", "init_r": R, "lora_alpha": alpha, "rank_pattern": kept}
+    case.tensors = adalora()
+    with pytest.raises(UnsupportedAdapterError, match="ranks were removed"):
+        case.convert()
