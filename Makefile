@@ -123,7 +123,7 @@ $(SMOLLM2_DATA):
 	@$(BIN)/python -m examples.smollm2.data $@
 
 smollm2-train: setup-checks $(SMOLLM2_DATA)
-	@$(BIN)/python -m examples.smollm2.training $(SMOLLM2_DATA) --also-lora
+	@$(BIN)/python -m examples.smollm2.training $(SMOLLM2_DATA)
 
 smollm2-eval: setup-checks $(SMOLLM2_DATA)
 	@$(BIN)/python -m examples.smollm2.evaluate $(SMOLLM2_DATA)

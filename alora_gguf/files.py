@@ -1,7 +1,8 @@
 """Files of any kind: written whole or not at all, and small ones read up to a limit.
 
-A file is written as `.NAME.*.part` beside its target, flushed to the disk and renamed. A lock on
-the part says that its writer lives, so the next writer of the name can remove abandoned ones.
+A file, or a directory of files, is written as `.NAME.*.part` beside its target, flushed to the disk
+and renamed. A lock on the part says that its writer lives, so the next writer of the name can
+remove abandoned ones.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -77,6 +79,63 @@ def write_whole(
     finally:
         with contextlib.suppress(OSError):  # the first error says more
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_whole_directory(
+    path: Path, *, error: type[AloraError] = FileFormatError
+) -> Iterator[Path]:
+    """A directory to put files into that becomes `path` at the end of the block, in one step.
+
+    `path` must not exist or be an empty directory, whose permissions it keeps: check_directory().
+    Raises InputError as that does, `error` if the file system refuses.
+    """
+    real = check_directory(path)
+    remove_abandoned(real)
+    with contextlib.ExitStack() as stack:
+        try:
+            part = _create_directory(real, stack)
+            yield part
+            _flush(part)
+            if real.is_dir():
+                part.chmod(real.stat().st_mode & 0o777)
+                real.rmdir()  # only Windows minds one that is there
+            part.rename(real)
+            sync_folder(real.parent)
+        except OSError as cause:
+            if isinstance(cause, AloraError):  # of the block
+                raise
+            raise _cannot_write(path, cause, error) from cause
+
+
+def check_directory(path: Path) -> Path:
+    """The directory that write_whole_directory() makes, whatever links lead to it. Raises
+    InputError if it cannot be made there.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        exists = os.path.lexists(real)
+        empty = real.is_dir() and not any(real.iterdir())
+    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
+        raise InputError(
+            f"{path}: cannot be looked at: {reason(cause)}; name another directory"
+        ) from cause
+    if empty and real == Path.cwd():
+        raise InputError(f"{path}: is where you are, and would be replaced; name another")
+    if exists and not empty:
+        raise InputError(f"{path}: exists already; name a directory that does not, or an empty one")
+    if not real.parent.is_dir():
+        raise InputError(f"{path}: there is no directory {real.parent}; create it first")
+    return real
+
+
+def _flush(folder: Path) -> None:
+    """Writes all of a directory to the disk."""
+    for here, _, names in os.walk(folder):
+        for name in names:
+            with (Path(here) / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(here))
 
 
 def check_target(
@@ -237,11 +296,15 @@ def _part_stem(real: Path) -> str:
     return stem
 
 
+def _new_name(real: Path) -> Path:
+    return real.with_name(f"{_part_stem(real)}.{os.urandom(4).hex()}.part")
+
+
 def _create_part(real: Path, mode: int) -> tuple[int, Path]:
     """A new file beside `real`, owned for as long as it is open."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        part = real.with_name(f"{_part_stem(real)}.{os.urandom(4).hex()}.part")
+        part = _new_name(real)
         try:
             number = os.open(part, flags, mode)
         except FileExistsError:
@@ -252,6 +315,21 @@ def _create_part(real: Path, mode: int) -> tuple[int, Path]:
         os.close(number)  # taken for abandoned between creation and lock
 
 
+def _create_directory(real: Path, owner: contextlib.ExitStack) -> Path:
+    """A new directory beside `real`, the owner's, which removes it in the end."""
+    while True:
+        part = _new_name(real)
+        try:
+            part.mkdir()
+        except FileExistsError:
+            continue
+        owner.callback(shutil.rmtree, part, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before the lock
+            owner.enter_context(owned(part))
+            if part.exists():
+                return part
+
+
 def remove_abandoned(real: Path) -> None:
     """Removes the parts of writers that were killed, and of nobody else."""
     stem = _part_stem(real)
@@ -259,10 +337,12 @@ def remove_abandoned(real: Path) -> None:
         for entry in entries:
             middle = entry.name[len(stem) + 1 : -len(".part")]
             named_so = entry.name == f"{stem}.{middle}.part" and len(middle) == 8
-            if named_so and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError), abandoned(Path(entry.path)) as free:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if named_so and (is_folder or entry.is_file(follow_symlinks=False)):
+                part = Path(entry.path)
+                with contextlib.suppress(OSError), abandoned(part) as free:
                     if free:
-                        Path(entry.path).unlink()
+                        shutil.rmtree(part) if is_folder else part.unlink()
 
 
 def _keep_mode(file: BinaryIO, real: Path) -> None:

@@ -6,11 +6,7 @@ PEFT's configuration says of them is decided here.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf._calls import checked
-from alora_gguf.errors import AdapterMismatchError, ConvertError, InputError
-from alora_gguf.files import reason
+from alora_gguf.errors import AdapterMismatchError, ConvertError
+from alora_gguf.files import check_directory, write_whole_directory
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.header import read_header
 
@@ -93,8 +89,7 @@ def export_adapter(adapter: str | Path, base: str | Path, out: str | Path) -> Ex
     from .peft.writer import write_safetensors  # both import numpy
     from .unstack import unstack
 
-    target = Path(os.path.realpath(out))
-    _check_target(target)
+    target = check_directory(Path(out))
     file, model = AdapterFile.read(adapter), open_base(base)
     if file.architecture != model.architecture:
         raise AdapterMismatchError(
@@ -104,7 +99,7 @@ def export_adapter(adapter: str | Path, base: str | Path, out: str | Path) -> Ex
     found = unstack(file, model)
     metadata = read_header(file.data, name=str(file.path)).metadata
     config = _config(file, found, metadata)
-    with _whole_directory(target) as folder:
+    with write_whole_directory(target, error=ConvertError) as folder:
         nbytes = write_safetensors(folder / WEIGHTS, _tensors(found))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / FILE_NAME).write_text(text, encoding="utf-8")
@@ -196,45 +191,3 @@ def _warnings(
         )
     if any(info.type_name == "Q8_0" for pair in file.pairs for info in (pair.a, pair.b)):
         yield "PEFT has no q8_0: its values are written as float32"
-
-
-def _check_target(out: Path) -> None:
-    try:
-        if out.is_dir() and not any(out.iterdir()):
-            if out == Path.cwd():
-                raise InputError(f"{out}: is where you are, and would be replaced; name another")
-            return
-        exists = out.exists() or out.is_symlink()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{out}: cannot be looked at: {reason(error)}; name another directory"
-        ) from error
-    if exists:
-        raise InputError(f"{out}: exists already; name a directory that does not, or an empty one")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: there is no directory {out.absolute().parent}; create it first")
-
-
-@contextlib.contextmanager
-def _whole_directory(out: Path) -> Iterator[Path]:
-    """A directory to write into, which gets its name when all is written. Raises ConvertError."""
-    parent = out.absolute().parent
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".alora-gguf-", dir=parent))
-        try:
-            yield folder
-            if out.is_dir():
-                folder.chmod(out.stat().st_mode & 0o777)
-                out.rmdir()
-            else:
-                umask = os.umask(0)
-                os.umask(umask)
-                folder.chmod(0o777 & ~umask)
-            folder.rename(out)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise ConvertError(
-            f"{out}: cannot be written: {reason(error)}; name another directory"
-        ) from error

@@ -15,7 +15,14 @@ import pytest
 from alora_gguf.convert import convert_adapter
 
 from alora_gguf.errors import FileFormatError, InputError, MissingFileError, StoreError
-from alora_gguf.files import check_target, read_json, read_small, write_whole
+from alora_gguf.files import (
+    check_target,
+    read_json,
+    read_small,
+    remove_abandoned,
+    write_whole,
+    write_whole_directory,
+)
 from alora_gguf.gguf.header import read_header
 from tests.support.peft_files import Case, sound_case
 
@@ -293,13 +300,21 @@ def test_threads_leave_one_whole_file(case: Case) -> None:
 # ---- what killed writers leave -------------------------------------------------------------------
 
 
-def _killed(path: Path) -> list[Path]:
+IN_A_FILE = """
+with write_whole(Path(sys.argv[1]), overwrite=True) as file:
+    file.write(b'x' * 100000); file.flush(); os._exit(9)
+"""
+IN_A_DIRECTORY = """
+with write_whole_directory(Path(sys.argv[1])) as folder:
+    (folder / "first").write_bytes(b'x' * 100000); os._exit(9)
+"""
+
+
+def _killed(path: Path, work: str = IN_A_FILE) -> list[Path]:
     """Kills a writer of `path` in the middle; what the folder holds then."""
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from alora_gguf.files import write_whole\n"
-        "with write_whole(Path(sys.argv[1]), overwrite=True) as file:\n"
-        "    file.write(b'x' * 100000); file.flush(); os._exit(9)\n"
+        f"from alora_gguf.files import write_whole, write_whole_directory\n{work}"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
     assert run.returncode == 9, run.stderr
@@ -379,6 +394,77 @@ def test_a_part_removed_before_it_was_locked_is_made_again(
     assert len(calls) == 4  # once in vain, the other's look and its own lock, once more
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- directories ---------------------------------------------------------------------------------
+
+
+def put_directory(path: Path, data: bytes) -> None:
+    with write_whole_directory(path) as folder:
+        assert not path.is_dir() or not any(path.iterdir())
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_bytes(data)
+
+
+@posix
+def test_an_abandoned_directory_goes_with_the_next_writer(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for _ in range(2):  # the second removes what the first has left
+        (left,) = _killed(path, IN_A_DIRECTORY)
+        assert left.name.startswith(".out.")
+    put_directory(path, b"new")
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / "inner" / "file").read_bytes() == b"new"
+
+
+def test_a_living_writer_keeps_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    with write_whole_directory(path) as slow:
+        (slow / "file").write_bytes(b"slow")
+        remove_abandoned(path)
+        assert not any(path.iterdir())
+    assert (path / "file").read_bytes() == b"slow"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_a_directory_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    path, calls = tmp_path / "out", []
+
+    def another_writer_comes_first(number: int, operation: int) -> None:
+        calls.append(number)
+        if len(calls) == 1:
+            remove_abandoned(path)
+        real(number, operation)
+
+    real = fcntl.flock
+    monkeypatch.setattr("fcntl.flock", another_writer_comes_first)
+    put_directory(path, b"second")
+    assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_of_a_directory_is_left_where_its_writer_fails(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        put_directory(tmp_path / "out", None)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_taken_meanwhile_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    writing = write_whole_directory(path)
+    (writing.__enter__() / "file").write_bytes(b"mine")
+    path.mkdir()
+    (path / "theirs").write_bytes(b"theirs")
+    with pytest.raises(FileFormatError, match="out: cannot be written: "):
+        writing.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / "theirs").read_bytes() == b"theirs"
 
 
 def test_checking_a_target_tells_which_file_it_is(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ _Path = tuple[tuple[int, int], ...]  # of segments, each with how many of its to
 _Layers = list[tuple[Tensor, Tensor]]  # keys and values of a segment, [heads, tokens, width]
 _MOST: Final = 512  # tokens of a segment: scores of attention take tokens x (tokens before + these)
 _AT_ONCE: Final = 512  # tokens of segments that are computed together
+_APART: Final = 32  # tokens that could be computed in the time that one more call takes
 _FILE: Final = "prefixes.f32"
 _DONE: Final = "prefixes.done"
 
@@ -245,16 +246,15 @@ class Prefixes:
 
 class SharedPrefixes:
     """What the conversations of a batch begin with alike, computed once, with gradients: before a
-    plain LoRA, which acts on it too.
+    plain LoRA, which acts on it too. What is one conversation's own is among the suffixes, unless
+    the others would have to be padded for it.
     """
 
     def __init__(self, model: Any, shapes: Sequence[Shape]) -> None:
         self.model, self.shapes = model, tuple(shapes)
 
     def before(self, prefixes: Sequence[Tokens]) -> tuple[Prefix, list[int]]:
-        """What comes before a batch of suffixes, and how many tokens of each prefix are in it; the
-        others are no other's.
-        """
+        """What comes before a batch of suffixes, and how many tokens of each prefix are in it."""
         segments, paths = _shared(prefixes)
         found: dict[int, _Layers] = {}
         for i, each in segments.items():
@@ -272,12 +272,33 @@ class SharedPrefixes:
 
 
 def _shared(prefixes: Sequence[Tokens]) -> tuple[dict[int, _Segment], list[_Path]]:
-    """The segments that several prefixes have, those before others first; and each prefix's."""
+    """The segments to compute before a batch, those before others first; and each prefix's: those
+    that several have, and those of one that is much longer than the others.
+    """
     segments, found = _plan(prefixes)
     users = Counter(i for each in prefixes for i, _ in found[each])
+    own = [sum(n for i, n in found[each] if users[i] == 1) for each in prefixes]
+    longest = _longest_padded(own)
     # those of several stand before those of one, as a trie's paths part and do not meet again
-    paths = [tuple(part for part in found[each] if users[part[0]] > 1) for each in prefixes]
-    return {i: each for i, each in enumerate(segments) if users[i] > 1}, paths
+    paths = [
+        tuple(part for part in found[each] if users[part[0]] > 1 or n > longest)
+        for each, n in zip(prefixes, own, strict=True)
+    ]
+    needed = {i for path in paths for i, _ in path}
+    return {i: each for i, each in enumerate(segments) if i in needed}, paths
+
+
+def _longest_padded(own: Sequence[int]) -> int:
+    """Of so many tokens in each row, how many the longest may have that the others are padded to:
+    what is longer is computed before, which costs as much as some more tokens.
+    """
+
+    def cost(limit: int) -> int:
+        apart = [n for n in own if n > limit]
+        padded_to = max(n for n in (0, *own) if n <= limit)
+        return sum(apart) + _APART * len(apart) + len(own) * padded_to
+
+    return min({0, *own}, key=lambda limit: (cost(limit), limit))
 
 
 def _read(model: Any, before: Prefix, segments: Sequence[Tokens]) -> list[_Layers]:

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import InputError
@@ -36,6 +36,8 @@ class Task:
     start       a directory in PEFT's format, such as an earlier peft_out, whose weights training
                 begins with: of this base, and of the same rank, alpha and targets. A plain twin
                 begins with none
+    kind        "alora", or "lora" for a plain one, which reads the conversations with its own
+                weights: there is nothing to read once, and no invocation
     """
 
     data: PathLike
@@ -45,6 +47,7 @@ class Task:
     invocation: str | None = None
     peft_out: PathLike | None = None
     start: PathLike | None = None
+    kind: Literal["alora", "lora"] = "alora"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,7 @@ class Prepared:
     examples: Examples
     contract: str
     made: bool
+    twin: bool = False  # of the task before it, as a plain LoRA
     invocation: tuple[int, ...] = ()
     text: str = ""
     train: list[Row] = field(default_factory=list)
@@ -170,7 +174,7 @@ class Prepared:
     @property
     def contract_file(self) -> Path | None:
         """Where a contract that was made is written, to be read and changed."""
-        if not self.made or self.kind == "lora":
+        if not self.made or self.twin:
             return None
         return self.out.with_name(f"{self.out.name.removesuffix('.gguf')}.io.yaml")
 
@@ -180,18 +184,18 @@ class Prepared:
         if self.task.peft_out is None:
             return None
         path = Path(self.task.peft_out)
-        return path if self.kind == "alora" else path.with_name(f"{path.name}.lora")
+        return path.with_name(f"{path.name}.lora") if self.twin else path
 
     @property
     def start(self) -> Path | None:
         """Whose weights it begins with; a plain twin is trained from nothing."""
         given = self.task.start
-        return None if given is None or self.kind != "alora" else Path(given)
+        return None if given is None or self.twin else Path(given)
 
     @property
     def label(self) -> str:
         """What messages call it."""
-        return self.name if self.kind == "alora" else f"{self.name}, as a plain LoRA"
+        return f"{self.name}, as a plain LoRA" if self.twin else self.name
 
     def hash(self, base: str, settings: TrainSettings) -> str:
         """Of all that decides the weights."""

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -43,8 +43,8 @@ def train(
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> list[TrainReport]:
-    """Trains an activated LoRA for each of the `tasks` on the base in the GGUF `base`, converts,
-    verifies and scores them; `also_lora` trains the plain twin of each too, into NAME.lora.gguf.
+    """Trains an adapter for each of the `tasks` on the base in the GGUF `base`, converts, verifies
+    and scores them; `also_lora` trains the plain twin of each aLoRA too, into NAME.lora.gguf.
 
     What conversations have before their invocations is computed once, for all tasks and epochs, and
     kept in a folder beside the first task's `out`, with a checkpoint; with `resume` a training that
@@ -120,6 +120,11 @@ def _checked(tasks: Sequence[Task], also_lora: bool, settings: TrainSettings) ->
     for task in tasks:
         out = Path(task.out)
         name = task.name or out.name.removesuffix(".gguf")
+        if task.kind == "lora" and task.invocation is not None:
+            raise InputError(
+                f"{name} is a plain LoRA, which has no invocation; leave the invocation out, or "
+                "train an aLoRA"
+            )
         if not _NAME.fullmatch(name):
             raise InputError(
                 f"'{name}' cannot be an adapter's name: expected letters, digits, _, . and -; give "
@@ -127,10 +132,16 @@ def _checked(tasks: Sequence[Task], also_lora: bool, settings: TrainSettings) ->
             )
         examples = read_examples(task.data, seed=settings.seed)
         contract, made = _contract(task, name, examples)
-        found.append(Prepared(task, name, "alora", out, examples, contract, made))
-        if also_lora:
-            twin = out.with_name(f"{out.name.removesuffix('.gguf')}.lora.gguf")
-            found.append(Prepared(task, f"{name}.lora", "lora", twin, examples, contract, made))
+        found.append(Prepared(task, name, task.kind, out, examples, contract, made))
+        if also_lora and task.kind == "alora":
+            twin = replace(
+                found[-1],
+                name=f"{name}.lora",
+                kind="lora",
+                out=out.with_name(f"{out.name.removesuffix('.gguf')}.lora.gguf"),
+                twin=True,
+            )
+            found.append(twin)
     for what, each in (("name", "name"), ("output", "out")):
         values = [getattr(one, each) for one in found]
         if twice := [value for i, value in enumerate(values) if value in values[:i]]:

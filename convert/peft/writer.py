@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]]) -> int:
     """Writes tensors, by name a type such as "BF16" and the values' bits, sorted by their names.
 
-    Returns the size in bytes; the file is flushed to disk. Raises OSError.
+    Returns the size in bytes. Raises OSError.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -33,6 +32,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]
         file.write(struct.pack("<Q", len(text)) + text)
         for name in sorted(tensors):
             file.write(tensors[name][1].tobytes())
-        file.flush()
-        os.fsync(file.fileno())
     return 8 + len(text) + end

@@ -1,7 +1,7 @@
 """`python -m examples.smollm2.training DATA`: the five intrinsics' adapters, one after another.
 
-Each goes into alora_gguf/smollm2/, its PEFT directory into build/smollm2/peft, and with --also-lora
-its plain twin into lora/ beside this file. What was stopped goes on where it was: an adapter takes
+Each goes into alora_gguf/smollm2/, its plain twin into lora/ beside this file, and the PEFT
+directories of both into build/smollm2/peft. What was stopped goes on where it was: an adapter takes
 an hour or more.
 """
 
@@ -12,13 +12,14 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 from alora_gguf import smollm2
 from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, train
 from examples.demo_model import program
+from examples.demo_model.runtime import lora_name
 
 from .evaluate import BUILD, EXAMPLE, QUESTIONS
 
@@ -26,7 +27,11 @@ RANK: Final = 12  # attention alone: 2.8 MB in F16
 EPOCHS: Final = 2
 FURTHER: Final = 5e-4  # the rate of what goes on from an adapter that has learned something
 LOOKS: Final = 2  # in an epoch: one takes as long as a dozen steps
-SHIPPED: Final = Path(smollm2.__file__).parent
+Kind = Literal["alora", "lora"]
+HOMES: Final[dict[Kind, Path]] = {
+    "alora": Path(smollm2.__file__).parent,
+    "lora": EXAMPLE / "lora",
+}
 
 
 class Said(Watcher):
@@ -46,59 +51,56 @@ class Said(Watcher):
 
 
 def trained(
-    task: str, data: Path, threads: int | None, *, start: Path | None, also_lora: bool
-) -> list[TrainReport]:
+    task: str, kind: Kind, data: Path, threads: int | None, start: Path | None
+) -> TrainReport:
     """An intrinsic's adapter, from its lines in `data`, beginning with the weights in `start`."""
-    out = BUILD / f"{task}.gguf"
     settings = TrainSettings(rank=RANK, epochs=EPOCHS, looks=LOOKS, threads=threads)
     if start is not None:
         settings = replace(settings, rate=FURTHER)
-    reports = train(
+    name = task if kind == "alora" else lora_name(task)
+    (report,) = train(
         smollm2.base_path(),
         [
             Task(
                 data=data / f"{task}.jsonl",
-                out=out,
+                out=BUILD / f"{name}.gguf",
+                name=name,
                 contract=EXAMPLE / "intrinsics" / task / "io.yaml",
-                peft_out=BUILD / "peft" / task,
+                peft_out=BUILD / "peft" / name,
                 start=start,
+                kind=kind,
             )
         ],
         settings=settings,
-        also_lora=also_lora,
         question=QUESTIONS[task],
         resume=True,
         overwrite=True,
         watcher=Said(),
     )
-    homes = {"alora": SHIPPED, "lora": EXAMPLE / "lora"}
-    for report in reports:
-        homes[report.kind].mkdir(exist_ok=True)
-        shutil.copyfile(report.out, homes[report.kind] / f"{task}.gguf")
-    return reports
+    HOMES[kind].mkdir(exist_ok=True)
+    shutil.copyfile(report.out, HOMES[kind] / f"{task}.gguf")
+    return report
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="what examples.smollm2.data wrote")
     parser.add_argument("--tasks", default=",".join(QUESTIONS))
+    parser.add_argument("--kinds", nargs="+", choices=[*HOMES], default=[*HOMES])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--from", dest="start", type=Path, help="a PEFT directory to train further")
-    parser.add_argument("--also-lora", action="store_true")
     args = parser.parse_args(argv)
     tasks = args.tasks.split(",")
-    if args.start is not None and len(tasks) > 1:
-        parser.error("--from is one intrinsic's: name it with --tasks")
+    if args.start is not None and (len(tasks) > 1 or len(args.kinds) > 1):
+        parser.error("--from is one adapter's: name it with --tasks and --kinds")
     BUILD.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        there = [SHIPPED / f"{task}.gguf"]
-        there += [EXAMPLE / "lora" / f"{task}.gguf"] if args.also_lora else []
-        if all(file.is_file() for file in there):
-            print(f"{task}: is there; remove {there[0]} to train it again", flush=True)
-            continue
-        for report in trained(
-            task, args.data, args.threads, start=args.start, also_lora=args.also_lora
-        ):
+    for kind in args.kinds:
+        for task in tasks:
+            there = HOMES[kind] / f"{task}.gguf"
+            if there.is_file():
+                print(f"{task}, {kind}: is there; remove {there} to train it again", flush=True)
+                continue
+            report = trained(task, kind, args.data, args.threads, args.start)
             print(f"{report.scores}\n", flush=True)
     return 0
 

@@ -242,7 +242,7 @@ def test_nothing_is_left_where_writing_fails(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("alora_gguf.convert.peft.writer.os.fsync", full)
+    monkeypatch.setattr("alora_gguf.files.os.fsync", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConvertError, match="back: cannot be written: No space left on device"):
         export_adapter(case.out, case.base, tmp_path / "back")

@@ -101,11 +101,13 @@ def test_gradients_are_pefts(family: str, targets: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", [each for each in ALL_FAMILIES if "hybrid" not in each])
 def test_a_plain_loras_gradients_are_pefts(family: str) -> None:
-    """With what its rows begin with alike computed once: of two all, of a third a part."""
+    """With what its rows begin with alike computed once: of two all, of a third a part; and a long
+    beginning of one alone, for which the others are not padded.
+    """
     torch.set_num_threads(1)
     tiny = tiny_model(family)
     base: Any = load_model(tiny.gguf)
-    rows = [*ROWS, Row(_LONG, (11,), (100, 2))]
+    rows = [*ROWS, Row(_LONG, (11,), (100, 2)), Row(tuple(range(140, 190)), (12,), (90, 2))]
     shapes = shapes_of(base)
     assert shapes is not None
     adapter = Adapter(base, base_architecture(tiny), TrainSettings())
@@ -114,7 +116,9 @@ def test_a_plain_loras_gradients_are_pefts(family: str) -> None:
     for each in adapter.parameters:
         each.grad = None
     prefixes = SharedPrefixes(base, shapes)
-    assert prefixes.n_tokens([row.prefix for row in rows]) == 40 + 2 + 2
+    given = [row.prefix for row in rows]
+    assert prefixes.n_tokens(given) == 40 + 2 + 2 + 50
+    assert prefixes.before(given)[1] == [40, 30, 0, 0, 40, 50]
     assert_equal(theirs, _gradients(adapter, prefixes, rows))
 
 

@@ -327,6 +327,30 @@ def test_a_plain_twin_is_trained_beside_it(base: Path, lines: WriteLines, tmp_pa
     assert reports[1].losses[-1] < reports[1].losses[0]
 
 
+def test_a_plain_lora_is_trained_alone(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    data, out = lines(EXAMPLES), tmp_path / "x.gguf"
+    settings = replace(SETTINGS, epochs=2)
+    both = Task(data=data, out=tmp_path / "both.gguf", name="x")
+    _, twin = train(base, [both], settings=settings, also_lora=True)
+    task = Task(data=data, out=out, peft_out=tmp_path / "peft", kind="lora")
+    (alone,) = train(base, [task], settings=settings)
+    assert (alone.kind, alone.name, alone.out) == ("lora", "x", out)
+    assert alone.losses == twin.losses
+    assert not ag.AdapterFile.read(out).invocation
+    assert alone.contract_file == tmp_path / "x.io.yaml"
+    assert alone.contract_file.is_file()
+
+    further = Task(data=data, out=tmp_path / "y.gguf", start=tmp_path / "peft", kind="lora")
+    (more,) = train(base, [further], settings=settings, also_lora=True)
+    assert more.losses[0] < alone.losses[0]
+
+
+def test_a_plain_lora_has_no_invocation(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", kind="lora", invocation="<x>")
+    with pytest.raises(ag.InputError, match=r"^x is a plain LoRA, which has no invocation"):
+        train(base, [task])
+
+
 def test_texts_are_learned_without_a_schema(base: Path, lines: WriteLines, tmp_path: Path) -> None:
     said = [{**each, "answer": f"the {i}"} for i, each in enumerate(EXAMPLES)]
     report = trained(base, lines(said), tmp_path / "x.gguf", settings=replace(SETTINGS, epochs=1))
