@@ -183,9 +183,10 @@ class Model:
         return file
 
     def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
-        """Names several loaded adapters at once, each with its scale: at most one with weights, and
-        any number of vectors. On one token their changes are summed; each begins where it would
-        alone. They stay loaded until the combination is unloaded.
+        """Names several loaded adapters at once, each with its scale: LoRAs, activated ones that
+        have one invocation, and vectors. On one token their changes are summed, as PEFT sums those
+        of several active adapters; each begins where it would alone, so that after an invocation
+        a LoRA acts beside an activated one. They stay loaded until the combination is unloaded.
 
         Without a name such a mapping can be given wherever an adapter can. Raises
         UnknownAdapterError, InputError, or AdapterInUseError if the name is taken.

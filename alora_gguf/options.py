@@ -284,8 +284,8 @@ class GenerateOptions:
     logprobs    keeps the tokens' log-probabilities, and those of so many alternatives each; beyond
                 20 only of those that are likelier than 1e-9
     adapter     what computes it, by name; None is the base. Several at once are names mapped to
-                scales: at most one with weights, and any number of vectors. In a chat an activated
-                LoRA's invocation takes the place of what begins the assistant's turn, unless it is
+                scales, whose changes of a token are summed. In a chat an activated LoRA's
+                invocation takes the place of what begins the assistant's turn, unless it is
                 in the last turn already; a plain LoRA reads the whole conversation; a vector acts
                 on the reply
     scale       multiplies the adapter's own alpha/rank, the vector, or all scales of a mapping

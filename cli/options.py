@@ -96,23 +96,18 @@ def named_contract(text: str) -> tuple[str, str]:
     return name, os.path.expanduser(path)  # noqa: PTH111 - leaves what it cannot
 
 
-def named_scale(text: str) -> tuple[str, float]:
-    """The vector's name and the scale that NAME=SCALE says, or a name alone, at 1. Raises
-    InputError.
+def named_scales(texts: Sequence[str], option: str = "--steer") -> dict[str, float]:
+    """The adapters' names and the scales that NAME=SCALE say, or a name alone, at 1; those at 0 are
+    left out. Raises InputError, for a name that comes twice too.
     """
-    name, equals, scale = text.partition("=")
-    if not name or (equals and not scale):
-        raise ag.InputError(f"--steer {text}: expected NAME=SCALE, such as formal=0.8")
-    return name, read_scale(scale or "1", f"--steer {name}")
-
-
-def named_scales(texts: Sequence[str]) -> dict[str, float]:
-    """Of each --steer; those at 0 are left out. Raises InputError for a name that comes twice."""
     found = dict[str, float]()
-    for name, scale in map(named_scale, texts):
+    for text in texts:
+        name, equals, scale = text.partition("=")
+        if not name or (equals and not scale):
+            raise ag.InputError(f"{option} {text}: expected NAME=SCALE, such as formal=0.8")
         if name in found:
-            raise ag.InputError(f"--steer {name}: is given twice; give it one scale")
-        found[name] = scale
+            raise ag.InputError(f"{option} {name}: is given twice; give it one scale")
+        found[name] = read_scale(scale or "1", f"{option} {name}")
     return {name: scale for name, scale in found.items() if scale}
 
 

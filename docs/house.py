@@ -33,7 +33,7 @@ LIMITS: Final = {
     "floors": 11,
     "modules reachable from chat": 70,
     "files from invoke to llama_decode": 26,
-    "product lines": 56_500,
+    "product lines": 57_000,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

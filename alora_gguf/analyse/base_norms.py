@@ -14,8 +14,9 @@ from alora_gguf.files import open_file
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, BasePart
 from alora_gguf.gguf.parser import TensorInfo
+from alora_gguf.gguf.values import Values, values
 
-from .factors import Doubles, Values, values
+from .factors import Doubles
 from .random_adapters import generator
 
 _AT_ONCE: Final = 1 << 20  # numbers that are dequantised at a time

@@ -7,17 +7,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.errors import ModelError
 from alora_gguf.gguf.adapter import AdapterFile, Pair
-from alora_gguf.gguf.parser import TensorInfo
+from alora_gguf.gguf.values import values
 
 Doubles = NDArray[np.float64]
-Values = NDArray[Any]  # of any type of float
 
 _LAYER: Final = re.compile(r"(.*\b)?blk\.([0-9]+)\.(.+)", re.ASCII)
 # What rounding leaves, relative to the largest singular value: the distance between neighbouring
@@ -94,11 +92,6 @@ def places(pair: Pair) -> Iterator[Place]:
         yield Place(pair.target, name, layer, expert)
 
 
-def scale_of(file: AdapterFile, pair: Pair) -> float:
-    """alpha/rank; 1 without an alpha, as llama.cpp has it."""
-    return file.alpha / pair.rank if file.alpha else 1.0
-
-
 def factors_of(file: AdapterFile, pair: Pair) -> Iterator[Factors]:
     """The matrices of a target, in the order of places()."""
     data, label = memoryview(file.data), str(file.path)
@@ -113,36 +106,4 @@ def factors_of(file: AdapterFile, pair: Pair) -> Iterator[Factors]:
         one = slice(None) if place.expert is None else place.expert
         # exact, and products neither overflow nor lose what is small
         wide_a, wide_b = np.asarray(a[one], np.float64), np.asarray(b[one], np.float64)
-        yield Factors(place, wide_a, wide_b, scale_of(file, pair), rounding)
-
-
-def values(data: memoryview, info: TensorInfo, label: str) -> Values:
-    """A tensor's numbers, or those of whole rows of it, in numpy's order of dimensions (the first
-    one of rows only counts them). Raises ModelError for a type that cannot be dequantised; `label`
-    is the file's name.
-    """
-    kind = info.type_name
-    if kind in ("F32", "F16", "F64"):
-        flat: Values = np.frombuffer(data, {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[kind])
-    elif kind == "BF16":
-        flat = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    else:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        try:
-            rows = np.frombuffer(data, np.uint8).reshape(-1, info.nbytes // _n_rows(info))
-            flat = dequantize(rows, GGMLQuantizationType(info.type))
-        except (NotImplementedError, ValueError) as error:
-            raise ModelError(
-                f"{label}: tensor '{info.name}' is {kind}, which the installed gguf cannot "
-                "dequantise; analyse without the base, or with one in another quantization"
-            ) from error
-    return flat.reshape(-1, *info.shape[-2::-1]) if len(info.shape) > 1 else flat
-
-
-def _n_rows(info: TensorInfo) -> int:
-    n = 1
-    for size in info.shape[1:]:
-        n *= size
-    return n
+        yield Factors(place, wide_a, wide_b, file.scale_of(pair), rounding)

@@ -21,9 +21,10 @@ from alora_gguf.files import check_target, open_file, write_whole
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.parser import TensorInfo
+from alora_gguf.gguf.values import values
 from alora_gguf.verification.ggml import QUANTIZABLE, quantize_rows
 
-from .factors import Factors, factors_of, values
+from .factors import Factors, factors_of
 from .merge_cost import measure_cost
 from .merge_records import Merging
 

@@ -28,8 +28,10 @@ class Combination:
 
     `parts` are their names and scales; they stay loaded while it is. `identity` is the hash of what
     they compute together at these scales; one alone at scale 1 has its own. `invocation` is the one
-    that some of them begin at, () if none does; `rank` is the largest of theirs, `targets` are all
-    that they change. `io_yaml` and `temperatures` are those of the one with weights.
+    that some of them begin at, () if none does. `rank` is that of the weights together, without any
+    the largest vector's; `targets` are all that they change. `io_yaml` and `temperatures` are those
+    of the one that has a contract, or that begins at its invocation besides; where such ones differ
+    there are none.
     """
 
     name: str
@@ -69,8 +71,8 @@ class Part:
 def parts_of(adapter: AdapterLike | None, scale: float, find: Find) -> tuple[Part, ...]:
     """The files that `adapter` at `scale` comes to; of several those with the scale 0 fall away.
 
-    Raises UnknownAdapterError, and InputError for a scale that comes to too much, for two of them
-    with weights, and for two invocations.
+    Raises UnknownAdapterError, and InputError for a scale that comes to too much, and for two
+    invocations.
     """
     if adapter is None:
         return ()
@@ -81,14 +83,6 @@ def parts_of(adapter: AdapterLike | None, scale: float, find: Find) -> tuple[Par
                 f"the scale of '{part.name}' comes to {part.scale:g}, expected one in "
                 f"[{-MAX_SCALE}, {MAX_SCALE}]"
             )
-    weights = {part.file.identity: part.name for part in found if has_weights(part)}
-    if len(weights) > 1:
-        one, other, *_ = weights.values()
-        raise InputError(
-            f"'{one}' and '{other}' both have weights, and a token can be computed by one such "
-            "adapter only, with any number of vectors; take one of them away, or ask them one "
-            "after the other"
-        )
     begun = {part.file.invocation: part for part in found if part.file.begins == "invocation"}
     if len(begun) > 1:
         first, second, *_ = begun.values()
@@ -115,7 +109,7 @@ def _flat(adapter: AdapterLike, scale: float, find: Find) -> Iterator[Part]:
 
 
 def has_weights(part: Part) -> bool:
-    """Whether it is a LoRA, of which a token can have one."""
+    """Whether it is a LoRA: no steering vector."""
     return isinstance(part.file, AdapterFile)
 
 
@@ -141,7 +135,8 @@ def acting(adapter: AdapterLike, find: Find) -> Loaded:
 def combined(name: str, adapters: Mapping[str, float], find: Find) -> Combination:
     """The combination of that name. Raises what parts_of() does."""
     parts = parts_of(adapters, 1.0, find)
-    weights = next((part.file for part in parts if has_weights(part)), None)
+    speaks = _contract_of(parts)
+    ranks = {kind: [p.file.rank for p in parts if has_weights(p) == kind] for kind in (True, False)}
     begun = next((part.file for part in parts if part.file.begins == "invocation"), None)
     begins = {part.file.begins for part in parts}
     by = Provenance.of_parts((part.file.identity, part.scale) for part in parts)
@@ -152,12 +147,19 @@ def combined(name: str, adapters: Mapping[str, float], find: Find) -> Combinatio
         identity=by.digest or "",
         invocation=begun.invocation if begun else (),
         invocation_text=begun.invocation_text if begun else None,
-        io_yaml=weights.io_yaml if weights else None,
-        temperatures=FrozenDict(weights.temperatures if weights else {}),
-        rank=max((part.file.rank for part in parts), default=0),
+        io_yaml=speaks.io_yaml if speaks else None,
+        temperatures=FrozenDict(speaks.temperatures if speaks else {}),
+        rank=sum(ranks[True]) or max(ranks[False], default=0),
         targets=tuple(sorted({target for part in parts for target in part.file.targets})),
         begins=next((each for each in order if each in begins), "reply"),
     )
+
+
+def _contract_of(parts: Sequence[Part]) -> AdapterFile | VectorFile | None:
+    """Whose contract a combination has: the activated ones' first, and no one's if they differ."""
+    there = [part.file for part in parts if part.file.io_yaml is not None]
+    there = [file for file in there if file.begins == "invocation"] or there
+    return there[0] if len({file.io_yaml for file in there}) == 1 else None
 
 
 def reader_of(

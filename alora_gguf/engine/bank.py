@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
 from alora_gguf._calls import uninterrupted
 from alora_gguf.errors import (
+    AdapterFormatError,
     AdapterInUseError,
     AdapterMismatchError,
     ClosedError,
@@ -20,6 +21,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import AdapterFile, Begins
 from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.joined import joined
 from alora_gguf.gguf.vector import VectorFile, read_adapter
 from alora_gguf.options import MAX_SCALE, AdapterLike, check_adapter, check_number
 
@@ -66,16 +68,29 @@ def _from_start(file: AdapterFile | VectorFile) -> AdapterFile | VectorFile:
     return replace(file, invocation=(), invocation_text=None)
 
 
+def _again(file: AdapterFile) -> AdapterFile:
+    """The file with its data, read again. Raises AdapterFormatError if that is another one now."""
+    again = AdapterFile.read(file.path)
+    if again.identity != file.identity:
+        raise AdapterFormatError(
+            f"{file.path}: was changed after it was loaded, and its weights are needed again where "
+            "adapters act together; unload it and load it again"
+        )
+    return again
+
+
 MAX_NAME: Final = 256  # characters of an adapter's name, which stands in messages and tables
+_KEPT_JOINED: Final = 4  # joined adapters that nobody uses at the moment: making one reads files
 _Mixture = tuple[tuple[int, float], ...]
 """Slots and scales, sorted."""
 
 
 @dataclass(slots=True)
-class _Mixed:
-    """A slot that stands for several, and how many are using it."""
+class _Made:
+    """A slot that stands for several at a scale, and how many are using it."""
 
     slot: int
+    scale: float = 1.0
     users: int = 0
 
 
@@ -90,7 +105,9 @@ class Bank:
         self._loaded: dict[str, tuple[Loaded, int]] = {}  # a combination has no slot of its own
         self._in_use: Counter[str] = Counter()  # guarded by the engine's condition
         # made and freed under its lock, looked at and used under the condition
-        self._mixed: dict[_Mixture, _Mixed] = {}
+        self._mixed: dict[_Mixture, _Made] = {}
+        # of weights, at scales relative to the largest; those used last come last
+        self._joined: dict[_Mixture, _Made] = {}
 
     def loaded(self) -> dict[str, Loaded]:
         """What is loaded at this moment, by name: other threads load and unload meanwhile."""
@@ -188,6 +205,8 @@ class Bank:
                 # a combination is a name: a reply that began with it goes on, and has its parts
                 if not isinstance(file, Combination):
                     try:
+                        for mixture in [each for each in self._joined if slot in dict(each)]:
+                            self._free_joined(mixture)
                         engine.native.adapter_remove(engine.ctx, slot, what)
                     except AdapterInUseError:
                         raise AdapterInUseError(
@@ -211,7 +230,7 @@ class Bank:
     def _using(self, adapter: AdapterLike, scale: float) -> Iterator[ActiveAdapter]:
         engine = self._engine
         names = {adapter} if isinstance(adapter, str) else set(adapter)
-        held: list[_Mixed] = []
+        held: list[_Made] = []
         with engine.condition:
             parts = parts_of(adapter, scale, self.find)
             used = [*names, *({part.name for part in parts} - names)]
@@ -229,8 +248,8 @@ class Bank:
         finally:
             with engine.condition:
                 self._in_use.subtract(used)
-                for mixed in held:
-                    mixed.users -= 1
+                for made in held:
+                    made.users -= 1
             if held:
                 self._sweep_if_free()
 
@@ -248,30 +267,80 @@ class Bank:
             found[begun] = tuple(sorted(scales)) or ((0, 1.0),), by
         return found
 
-    def _slot(self, mixture: _Mixture, held: list[_Mixed]) -> tuple[int, float]:
-        """A slot and its scale for several; the slot stays while those in `held` do."""
+    def _slot(self, mixture: _Mixture, held: list[_Made]) -> tuple[int, float]:
+        """A slot and its scale for several; the slot stays while what is put into `held` is used.
+        Weights are joined to one adapter, which a slot can stand for beside vectors.
+        """
+        files = {
+            slot: file
+            for file, slot in tuple(self._loaded.values())
+            if isinstance(file, AdapterFile)
+        }
+        weights = [each for each in mixture if each[0] in files]
+        if len(weights) > 1:
+            largest = max((scale for _, scale in weights), key=abs)
+            relative = tuple((slot, scale / largest) for slot, scale in weights)
+            made = self._made(self._joined, relative, lambda: self._join(relative, files), held)
+            others = [each for each in mixture if each not in weights]
+            mixture = tuple(sorted((*others, (made.slot, made.scale * largest))))
         if len(mixture) == 1:
             return mixture[0]
-        engine = self._engine
-        mixed = self._hold(mixture)  # without waiting for what is being computed
-        if mixed is None:
-            with engine.lock:
-                mixed = self._hold(mixture)  # another thread may have been faster
-                if mixed is None:
-                    self._sweep()
-                    slots, scales = zip(*mixture, strict=True)
-                    mixed = _Mixed(engine.native.combine(engine.ctx, slots, scales), users=1)
-                    with engine.condition:
-                        self._mixed[mixture] = mixed
-        held.append(mixed)
-        return mixed.slot, 1.0
+        made = self._made(self._mixed, mixture, lambda: self._mix(mixture), held)
+        return made.slot, made.scale
 
-    def _hold(self, mixture: _Mixture) -> _Mixed | None:
-        """What stands for it, with one user more; None if nothing does yet."""
+    def _made(
+        self,
+        there: dict[_Mixture, _Made],
+        mixture: _Mixture,
+        make: Callable[[], _Made],
+        held: list[_Made],
+    ) -> _Made:
+        """What stands for it among those that are there, or is made; with one user more."""
+        found = self._hold(there, mixture)  # without waiting for what is being computed
+        if found is None:
+            with self._engine.lock:
+                found = self._hold(there, mixture)  # another thread may have been faster
+                if found is None:
+                    self._sweep()
+                    found = make()
+                    found.users = 1
+                    with self._engine.condition:
+                        there[mixture] = found
+        held.append(found)
+        return found
+
+    def _hold(self, there: dict[_Mixture, _Made], mixture: _Mixture) -> _Made | None:
         with self._engine.condition:
-            if mixed := self._mixed.get(mixture):
-                mixed.users += 1
-            return mixed
+            found = there.pop(mixture, None)
+            if found is not None:
+                there[mixture] = found  # the last one now
+                found.users += 1
+            return found
+
+    def _mix(self, mixture: _Mixture) -> _Made:
+        slots, scales = zip(*mixture, strict=True)
+        return _Made(self._engine.native.combine(self._engine.ctx, slots, scales))
+
+    def _join(self, mixture: _Mixture, files: Mapping[int, AdapterFile]) -> _Made:
+        """An adapter of several's weights in the bank. Raises MissingFileError and
+        AdapterFormatError where their files are not there any more, InputError for too high a rank.
+        """
+        engine = self._engine
+        for old in list(self._joined)[: max(0, len(self._joined) - _KEPT_JOINED + 1)]:
+            with suppress(AdapterInUseError):
+                self._free_joined(old)
+        data, scale = joined([(_again(files[slot]), relative) for slot, relative in mixture])
+        what = " and ".join(str(files[slot].path) for slot, _ in mixture)
+        return _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
+
+    def _free_joined(self, mixture: _Mixture) -> None:
+        """The caller holds the lock. Raises AdapterInUseError."""
+        engine, made = self._engine, self._joined[mixture]
+        with engine.condition:
+            if made.users:
+                raise AdapterInUseError("adapters that act together are in use")
+            engine.native.adapter_remove(engine.ctx, made.slot, "adapters that act together")
+            del self._joined[mixture]
 
     def _sweep(self) -> None:
         """Frees the slots of combinations that nothing uses any more; the caller holds the lock."""

@@ -127,6 +127,12 @@ class AdapterFile:
         """Where it is on from: an activated LoRA at its invocation, a plain one at the start."""
         return "invocation" if self.invocation else "start"
 
+    def scale_of(self, pair: Pair) -> float:
+        """What B A of one of its pairs is multiplied with: alpha/rank; 1 without an alpha, as
+        llama.cpp has it.
+        """
+        return self.alpha / pair.rank if self.alpha else 1.0
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> AdapterFile:
         """Reads a file and checks everything that needs no base. Raises AdapterFormatError, and

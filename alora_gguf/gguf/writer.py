@@ -59,6 +59,15 @@ def write_gguf(
         return _emit(file.write, metadata, tensors, progress)
 
 
+def gguf_bytes(
+    metadata: Sequence[tuple[str, ValueType, Value]], tensors: Sequence[OutTensor]
+) -> bytes:
+    """What write_gguf() would write. Raises ConvertError if a value does not fit its type."""
+    found = bytearray()
+    _emit(found.extend, metadata, tensors, None)
+    return bytes(found)
+
+
 def measure_gguf(
     metadata: Sequence[tuple[str, ValueType, Value]],
     tensors: Sequence[OutTensor],

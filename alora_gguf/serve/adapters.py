@@ -206,13 +206,6 @@ class Adapters:
                 raise RequestError(f'lora[{i}] must have an "id" or "name", and a "scale"', "lora")
             if scale:
                 on[self._known(name)] = float(scale)
-        heavy = [name for name in on if self.served[name].kind in ("alora", "lora")]
-        if len(heavy) > 1:
-            raise RequestError(
-                f"lora: one adapter with weights computes a reply, and {' and '.join(heavy)} have "
-                "a scale; to ask several about one conversation use intrinsics or verdicts",
-                "lora",
-            )
         return on
 
     def _steer(self, steer: object, beside: Mapping[str, float]) -> dict[str, float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from alora_gguf.cli.adapters import adapter_file
 from alora_gguf.cli.calls import NOT_IN_NAMES
-from alora_gguf.cli.options import named_path, read_bytes
+from alora_gguf.cli.options import named_path, named_scales, read_bytes
 from alora_gguf.cli.render import size_text
 
 import alora_gguf as ag
@@ -91,10 +91,7 @@ def changed_options(
         hint = f"did you mean {near[0]}? There" if near else "there"
         raise ag.InputError(f"there is no setting '{name}'; {hint} are {', '.join(SETTINGS)}")
     if name == "adapter":
-        adapter = None if text in _NONE else text
-        if adapter is not None:
-            _ = model.adapter(adapter)
-        return replace(options, adapter=adapter)
+        return replace(options, adapter=None if text in _NONE else _writers(model, text))
     sampling = options.sampling
     if name == "seed" and text in _NONE:
         return replace(options, sampling=replace(sampling, seed=None))
@@ -114,10 +111,26 @@ def changed_options(
         raise ag.InputError(str(error).removeprefix("Sampling(): ")) from None
 
 
+def _writers(model: ag.Model, text: str) -> ag.AdapterLike | None:
+    """The adapter that replies, or several as NAME=SCALE with spaces between; None if all are 0.
+    Raises InputError, UnknownAdapterError.
+    """
+    if text in model.adapters or not ("=" in text or len(text.split()) > 1):
+        _ = model.adapter(text)
+        return text
+    by = named_scales(text.split(), "/set adapter")
+    for name in by:
+        _ = model.adapter(name)
+    return by or None
+
+
 def shown_setting(options: ag.GenerateOptions, name: str) -> str:
     """A setting's value, for people."""
     if name == "adapter":
-        return str(options.adapter or "none: the base replies")
+        by = options.adapter
+        if isinstance(by, Mapping):
+            return " + ".join(f"{each} at {scale:g}" for each, scale in by.items())
+        return by or "none: the base replies"
     if name == "max_tokens":
         return str(options.max_tokens)
     value = getattr(options.sampling, name)

@@ -143,7 +143,8 @@ class Commands:
     def _unload(self, rest: str) -> None:
         talk = self._talk
         talk.model.unload_adapter(rest)
-        if talk.options.adapter == rest:
+        by = talk.options.adapter
+        if by == rest or (isinstance(by, Mapping) and rest in by):
             talk.options = replace(talk.options, adapter=None)
         talk.steering.pop(rest, None)
         self._view.note(f"unloaded '{rest}'")

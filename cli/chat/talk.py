@@ -47,7 +47,8 @@ class Talk:
         """How replies are made: the options, with the vectors beside what else computes them."""
         if not self.steering:
             return self.options
-        one = {} if self.options.adapter is None else {str(self.options.adapter): 1.0}
+        by = self.options.adapter
+        one = {} if by is None else {by: 1.0} if isinstance(by, str) else by
         return replace(self.options, adapter={**one, **self.steering})
 
     # Turns ---------------------------------------------------------------------------------------

@@ -44,7 +44,12 @@ _REPLY_TOKENS: Final = 512
 @options.temperature
 @options.seed
 @click.option(
-    "--reply-adapter", metavar="NAME", help="The adapter that writes the reply; needs --reply."
+    "--reply-adapter",
+    "reply_adapters",
+    metavar="NAME",
+    multiple=True,
+    help="The adapter that writes the reply, also as NAME=SCALE; needs --reply. Repeatable: "
+    "several write it together.",
 )
 @options.steer
 @click.option("--value", "form", flag_value="value", help="Print nothing but values.")
@@ -86,7 +91,7 @@ def command(
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
-    reply_adapter: str | None,
+    reply_adapters: tuple[str, ...],
     steer: tuple[str, ...],
     form: str | None,
     jsonl: bool,
@@ -112,7 +117,7 @@ def command(
             f"--{form} leaves out what a later run knows its lines by; leave it or --output out"
         )
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
-    given = {**sampling, "--reply-adapter": reply_adapter, "--steer": steer or None}
+    given = {**sampling, "--reply-adapter": reply_adapters or None, "--steer": steer or None}
     written = _reply_options(reply, given)
 
     from .conversations import read_input
@@ -175,15 +180,15 @@ def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | N
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    writer: str | None = given["--reply-adapter"]
+    writers = options.named_scales(given["--reply-adapter"] or (), "--reply-adapter")
     by = options.named_scales(given["--steer"] or ())
-    if writer in by:
-        raise click.UsageError(f"--steer {writer}: is the --reply-adapter too; give it once")
-    one = {} if writer is None else {writer: 1.0}
+    if twice := writers.keys() & by.keys():
+        raise click.UsageError(f"--steer {min(twice)}: is the --reply-adapter too; give it once")
+    one = next(iter(writers)) if [*writers.values()] == [1.0] else None
     return ag.GenerateOptions(
         max_tokens=given["--max-tokens"] or _REPLY_TOKENS,
         sampling=ag.Sampling(temperature=given["--temperature"] or 0.0, seed=given["--seed"]),
-        adapter={**one, **by} if by else writer,
+        adapter=one if one is not None and not by else {**writers, **by} or None,
     )
 
 

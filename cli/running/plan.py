@@ -106,10 +106,10 @@ class Plan:
         return tuple(each.label for each in self.asks) or ("reply",)
 
     @property
-    def reader(self) -> str | None:
-        """The plain LoRA that reads the whole conversation to reply to it; None: the base does."""
-        writers = _writers(self.reply)
-        return next((each for each in writers if self.files[each].begins == "start"), None)
+    def reader(self) -> Mapping[str, float] | None:
+        """The plain LoRAs that read the whole conversation to reply to it; None: the base does."""
+        writers = _writers(self.reply).items()
+        return {each: at for each, at in writers if self.files[each].begins == "start"} or None
 
     @property
     def template_text(self) -> str:

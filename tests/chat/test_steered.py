@@ -142,6 +142,42 @@ def test_a_plain_lora_with_a_vector_reads_the_history_alone(
         assert chat.session.provenance == ((0, BASE),)
 
 
+def test_an_intrinsic_beside_the_lora_that_reads(
+    model: ag.Model, files: Files, tmp_path: Path
+) -> None:
+    """Both act on it, and nothing that the LoRA has read is read again; the base reads for itself
+    as ever.
+    """
+    path = files.write_adapter(
+        tmp_path / "own.gguf", invocation=files.invocation, keys={"alora.io_yaml": YES_NO}
+    )
+    model.load_adapter("own", path)
+    made = model.combine("judge", {"lora": 1.0, "own": 1.0})
+    assert (made.io_yaml, made.begins) == (YES_NO, "start")
+    with chat_of(model) as chat:
+        chat.say("is it so?", saying("ok", adapter="lora"))
+        chat.read()
+        n = len(chat.tokens)
+        assert chat.session.provenance == ((0, by(model, lora=1.0)),)
+        judged, alone = chat.invoke_many(["judge", "own"])
+        assert judged.timings.reused == n
+        assert judged.value != pytest.approx(alone.value, rel=1e-3)
+        with chat_of(model, messages=chat.messages) as fresh_one:
+            again = fresh_one.invoke("judge")
+        assert again.value == pytest.approx(judged.value, rel=1e-4)
+    with chat_of(model) as chat:  # two that write together, turn after turn
+        model.load_adapter("tone", files.write_adapter(tmp_path / "t.gguf", seed=7, rank=4))
+        use = {"adapter": {"lora": 0.5, "tone": 1.0}}
+        chat.say("hello", brief(5, **use))
+        chat.read()
+        n = len(chat.tokens)
+        assert chat.session.provenance == ((0, by(model, lora=0.5, tone=1.0)),)
+        assert chat.say("and", brief(4, **use)).timings.reused == n
+        chat.save(tmp_path / "talk.alora")
+        with model.restore(tmp_path / "talk.alora") as restored:
+            assert restored.session.provenance == chat.session.provenance
+
+
 def test_from_the_start_a_vector_reads_all(model: ag.Model, tmp_path: Path) -> None:
     path = steered.write(tmp_path / "all.gguf", seed=6)
     model.load_adapter("all", path, from_start=True)

@@ -29,6 +29,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "formal": write_steer(folder / "formal.gguf", base, seed=0),
         "terse": write_steer(folder / "terse.gguf", base, seed=1),
         "plain": tiny_base.write_adapter(folder / "plain.gguf"),
+        "tone": tiny_base.write_adapter(folder / "tone.gguf", seed=8, rank=4),
         "asked": folder / "one.json",
     }
 
@@ -37,7 +38,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(paths: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*options: str | Path) -> tuple[int, str, str]:
         given = ["run", paths["asked"], "-m", paths["base"], "-t", "1", "--reply", "-n", "8"]
-        for name in ("formal", "terse", "plain"):
+        for name in ("formal", "terse", "plain", "tone"):
             given += ["-a", f"{name}={paths[name]}"]
         status = cli.run([str(each) for each in (*given, *options)])
         captured = capsys.readouterr()
@@ -56,12 +57,17 @@ CASES: dict[str, tuple[list[str], Any]] = {
         ["--reply-adapter", "plain", "--steer", "formal=0.5"],
         {"plain": 1.0, "formal": 0.5},
     ),
+    "at a scale": (["--reply-adapter", "plain=0.5"], {"plain": 0.5}),
+    "together": (
+        ["--reply-adapter", "plain", "--reply-adapter", "tone=0.5", "--steer", "formal=0.5"],
+        {"plain": 1.0, "tone": 0.5, "formal": 0.5},
+    ),
 }
 
 
 def test_what_is_written(run: Run, paths: dict[str, Path]) -> None:
     found = {}
-    adapters = {name: paths[name] for name in ("formal", "terse", "plain")}
+    adapters = {name: paths[name] for name in ("formal", "terse", "plain", "tone")}
     with ag.Model(paths["base"], adapters=adapters, n_threads=1) as model:
         for name, (given, adapter) in CASES.items():
             with model.chat(messages=MESSAGES) as chat:
@@ -88,6 +94,7 @@ def test_a_later_run_knows_by_what_it_was_steered(run: Run, tmp_path: Path) -> N
         (["--steer", "plain=1"], "--steer plain: is an adapter with weights, not a steering vec"),
         (["--steer", "formal=x"], "--steer formal: expected a scale from -1000 to 1000, found 'x'"),
         (["--steer", "formal", "--reply-adapter", "formal"], "is the --reply-adapter too; give it"),
+        (["--reply-adapter", "plain", "--reply-adapter", "plain=2"], "is given twice; give it one"),
         (["--steer", "nobody"], "nobody"),
         (
             ["--intrinsic", "formal"],

@@ -503,7 +503,6 @@ def test_what_a_combination_cannot_be(model: ag.Model, files: Files, tmp_path: P
     wrong: list[tuple[Any, type[ag.AloraError], str]] = [
         ({}, ag.InputError, "is an empty mapping: name adapters with their scales, or None"),
         ({"add": 1, "nope": 1}, ag.UnknownAdapterError, "no adapter named 'nope' is loaded"),
-        ({"sure": 1, "lora": 1}, ag.InputError, "'sure' and 'lora' both have weights"),
         (
             {"sure": 1, "at": 1},
             ag.InputError,

@@ -198,7 +198,7 @@ def test_the_answer_says_who_computed_it(client: httpx.Client) -> None:
         ({"steer": {"one": 1}, "adapter": "one"}, "steer: 'one' is named twice; give it one"),
         (
             {"lora": [{"name": "jailbreak"}, {"name": "answerability"}, {"name": "one"}]},
-            "lora: one adapter with weights computes a reply, and jailbreak and answerability have",
+            "together they can have but one",
         ),
         ({"lora": [{"name": "one"}], "adapter": "two"}, "names two adapters: adapter says 'two'"),
     ],
@@ -271,7 +271,7 @@ def test_several_under_one_name(vectors: dict[str, Path], replies: dict[str, str
             "is served here (there are: one, two)",
         )
         status, message = refused(client, lora=[{"name": "careful"}, {"name": "answerability"}])
-        assert (status, "both have weights" in message) == (400, True)
+        assert (status, "together they can have but one" in message) == (400, True)
 
 
 def test_clients_with_different_vectors_share_batches(

@@ -191,6 +191,37 @@ def reference_logits(
     return np.asarray(logits[0].numpy(), dtype=np.float32)
 
 
+def reference_together(
+    adapters: Sequence[tuple[TinyAdapter, float]], tokens: Sequence[int]
+) -> NDArray[np.float32]:
+    """Logits [n_tokens, n_vocab] with several adapters active in PEFT at once, each at its scale;
+    an aLoRA from its invocation on. Experts' parameters take one adapter only there.
+    """
+    import torch
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    (first, _), *others = adapters
+    peft_model = PeftModel.from_pretrained(
+        first.model.load(), str(first.directory), adapter_name="0"
+    ).eval()
+    for i, (adapter, _) in enumerate(others, start=1):
+        peft_model.load_adapter(str(adapter.directory), adapter_name=str(i))
+    peft_model.base_model.set_adapter([str(i) for i in range(len(adapters))])
+    for module in peft_model.modules():
+        if isinstance(module, LoraLayer):
+            for i, (_, scale) in enumerate(adapters):
+                if str(i) in module.scaling:
+                    module.scaling[str(i)] *= scale
+    begun = [activation_point(each, tokens) for each, _ in adapters if each.invocation]
+    options: dict[str, Any] = {}
+    if begun:
+        options["alora_offsets"] = [len(tokens) - begun[0] or None]
+    with torch.no_grad():
+        output = peft_model(input_ids=torch.tensor([list(tokens)]), use_cache=False, **options)
+    return np.asarray(output.logits[0].numpy(), dtype=np.float32)
+
+
 def reference_greedy(
     model: TinyModel, adapter: TinyAdapter | None, tokens: Sequence[int], n: int
 ) -> list[int]:

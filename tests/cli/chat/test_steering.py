@@ -16,6 +16,7 @@ import alora_gguf as ag
 from alora_gguf import options
 from tests.support.chatting import GREEDY, Chatting, Tiny
 from tests.support.steers import write_steer
+from tests.support.tiny_base import write_adapter
 
 N = ("-n", "8", "--temp", "0")
 
@@ -94,6 +95,21 @@ def test_beside_an_adapter_that_replies(
     assert found.out == replies["plain"] + "\n"
 
 
+def test_adapters_that_reply_together(
+    given: tuple[Any, ...], tiny: Tiny, tmp_path: Path, chatting: Chatting
+) -> None:
+    tone = write_adapter(tmp_path / "tone.gguf", seed=8, rank=4)
+    both = {"plain": 1.0, "tone": 0.5}
+    paths = {"plain": tiny.lora, "tone": tone}
+    with ag.Model(tiny.base, adapters=paths, n_threads=1) as model, model.chat() as chat:
+        wanted = chat.say("Hi", max_tokens=8, temperature=0, adapter=both).text
+    lines = ("/set adapter plain tone=0.5", "Hi", "/set adapter", "/unload tone", "/set adapter")
+    found = chatting(*given, "-a", f"tone={tone}", lines="\n".join(lines) + "\n")
+    assert found.status == 0, found.err
+    shown = ["adapter plain at 1 + tone at P", "adapter none: the base replies"]
+    assert found.out.split("\n") == [wanted, *shown, ""]
+
+
 def test_from_the_command_line(
     given: tuple[Any, ...], replies: dict[str, str], chatting: Chatting
 ) -> None:
@@ -120,6 +136,8 @@ def test_a_vector_typed_as_a_command_is_an_aside(
         ("/steer formal much", "/steer formal: expected a scale from -1000 to 1000, found 'much'"),
         ("/steer formal 1001", "/steer formal: expected a scale from -1000 to 1000, found '1001'"),
         ("/steer formal nan", "/steer formal: expected a scale from -1000 to 1000, found 'nan'"),
+        ("/set adapter plain=x formal", "/set adapter plain: expected a scale from -1000 to 1000"),
+        ("/set adapter plain none", "no adapter named 'none' is loaded"),
         ("/steer formal 1 terse 1", "/steer takes a vector and a scale, found 'formal 1 terse 1'"),
         (
             "/steer plain 1",
