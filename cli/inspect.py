@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -270,12 +271,21 @@ def _metadata(summary: Summary) -> list[str]:
             continue
         start, text = f"    {_cut(key, 40)}:", _value(value)
         if key == CONTRACT and isinstance(value, str):
-            start, text = "    io.yaml:", f"{len(value.encode())} bytes"
+            start, text = "    io.yaml:", _contract(value)
         if len(start) + len(text) >= _WIDTH and len(text) <= _WIDTH - 6:
             lines += [start, f"      {text}"]  # a hash, for instance, stays whole
         else:
             lines.append(f"{start} {text}")
     return ["", "  metadata", *lines] if lines else []
+
+
+def _contract(text: str) -> str:
+    """How large a contract is, and where it says too little; what is wrong with it is a problem."""
+    size = f"{len(text.encode())} bytes"
+    with contextlib.suppress(ag.ContractError):
+        if ag.Contract.parse(text).free_text:
+            return f"{size}, a name alone: answers are free text"
+    return size
 
 
 def _value(value: object) -> str:

@@ -27,10 +27,11 @@ from .reply import Further, JsonValue, Reply, Tokens, check_spelling, parse
 from .reply import Path as Place
 from .rules import TOP_LOGPROBS, Likelihood, Rule, read_rules
 from .sentences import LAST_MESSAGE, Sentence, number_sentences
-from .yaml_file import MAX_BYTES, read_yaml
+from .yaml_file import MAX_BYTES, Item, read_yaml
 
 IO_YAML: Final = "io.yaml"
 _KEY: Final = "alora.io_yaml"
+_NAMES: Final = ("name", "model")
 REQUIRED: Final = ("model", "response_format", "transformations")
 OPTIONAL: Final = (
     "name",
@@ -78,6 +79,8 @@ class Contract:
     judges               what it is about: the user's last "question" or the "answer" to it; None if
                          the file does not say, as with `good`
     good                 which end of the number that it answers is the good one: "high" or "low"
+    free_text            whether the answer is the reply's text as it is, and no JSON: where the
+                         file says nothing but names
     digest               SHA-256 of the text it was read from; "" if it was not read
     """
 
@@ -93,6 +96,7 @@ class Contract:
     logprobs_workaround: bool = False
     judges: Literal["question", "answer"] | None = None
     good: Literal["high", "low"] | None = None
+    free_text: bool = False
     digest: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +108,11 @@ class Contract:
     @classmethod
     def parse(cls, text: str | bytes, source: str = IO_YAML) -> Contract:
         """The contract that an io.yaml says. Raises ContractError with the line of a mistake."""
-        found = read_yaml(text, source).fields(REQUIRED, OPTIONAL, "a contract")
+        item = read_yaml(text, source)
+        if free := _only_names(item):
+            found = item.fields((), _NAMES, "a contract")
+        else:
+            found = item.fields(REQUIRED, OPTIONAL, "a contract")
         given = {
             name: FIELDS[name](item)
             for name, item in found.items()
@@ -123,13 +131,15 @@ class Contract:
                 raise found["choices"].error(wanted, "remove one of them", found="both")
             given["response_format"] = {**words, ABOUT: {**about.get(ABOUT, {}), **words[ABOUT]}}
         boundaries, schema = given.get("sentence_boundaries", ()), given.get("response_format")
-        rules = read_rules(found["transformations"], boundaries, schema)
+        rules = () if free else read_rules(found["transformations"], boundaries, schema)
         # a note to us, which mellea and servers pass over: it refuses unknown fields of a contract
         about = given.get("response_format", {}).pop(ABOUT, {})
         if form := about.pop("form", None):
             given["response_format"][ABOUT] = {"form": form}
         digest = hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
-        return cls(source=source, transformations=rules, digest=digest, **given, **about)
+        return cls(
+            source=source, transformations=rules, digest=digest, free_text=free, **given, **about
+        )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Contract:
@@ -256,6 +266,12 @@ def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
         return Contract.read(path)
     header = read_header(path)
     return _embedded(header.string(_KEY) if _KEY in header.metadata else None, header.name)
+
+
+def _only_names(item: Item) -> bool:
+    """Whether a contract says nothing but who it is of, as Granite Switch allows."""
+    keys = {key.value for key in item.value} if isinstance(item.value, dict) else set()
+    return "name" in keys and keys <= {*_NAMES}
 
 
 def file_in(path: Path) -> Path:
@@ -432,6 +448,8 @@ def transform(
         final = final_channel(logprobs)
         if final is not None:
             logprobs, text = final, "".join(token.text for token in final)
+    if contract.free_text:
+        return Outcome(text)
     limit = contract.max_tokens if max_tokens is None else max_tokens
     value, places = parse(text, source, limit, contract.choices)
     tokens = logprobs if contract.needs_logprobs else None

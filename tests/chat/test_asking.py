@@ -413,11 +413,19 @@ def test_keywords_change_what_the_contract_says(files: Files) -> None:
             chat.invoke("sure", schema={})  # type: ignore[call-arg]
 
 
+def test_an_adapter_that_is_only_named_answers_with_text(files: Files) -> None:
+    with files.model() as model, model.chat(template=PLAIN, messages=["x"]) as chat:
+        model.set_contract("sure", ag.Contract.parse("name: sure\n"))
+        answer = chat.invoke("sure", max_tokens=6)
+        assert answer.value == answer.text
+        assert answer.timings.generated == 6
+
+
 # Contracts that cannot be used -------------------------------------------------------------------
 
 UNUSABLE = {
     "model: [": "expected YAML",
-    "name: x\nmodel: ~\n": "expected a contract to have 'response_format'",
+    "name: x\nmodel: ~\ninstruction: ~\n": "expected a contract to have 'response_format'",
     "model: ~\ntransformations: ~\nresponse_format: {type: array, uniqueItems: true}\n": (
         "(io.yaml): field response_format: the JSON Schema cannot be used: Unimplemented keys"
     ),

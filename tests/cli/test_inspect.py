@@ -399,7 +399,12 @@ def test_the_whole_process_loads_neither_numpy_nor_gguf() -> None:
         assert without_contract or run.stdout == f"{ADAPTER_TABLE}0 {loaded}\n"
 
 
-@pytest.mark.parametrize("contract", ["model: [\n", "name: x\nmodel: ~\n", "a\x1b[2J"])
+def test_a_contract_that_only_names_it_is_told() -> None:
+    out = shown({**ADAPTER, "alora.io_yaml": "name: x\nmodel: ~\n"}, ADAPTER_TENSORS)
+    assert "    io.yaml: 17 bytes, a name alone: answers are free text\n" in out
+
+
+@pytest.mark.parametrize("contract", ["model: [\n", "name: x\nrules: ~\n", "a\x1b[2J"])
 def test_a_contract_that_cannot_be_read_is_a_problem(contract: str) -> None:
     metadata = {**ADAPTER, "alora.io_yaml": contract}
     out = shown(metadata, ADAPTER_TENSORS)

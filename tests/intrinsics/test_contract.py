@@ -328,7 +328,20 @@ def test_reasoning_effort_is_a_variable_of_the_template() -> None:
     assert Contract.parse(HEAD + extra).chat_template_kwargs == {"reasoning_effort": "low", "a": 1}
 
 
+@pytest.mark.parametrize("text", ["name: x\n", "name: x\nmodel: ~\n", "model: m\nname: x\n"])
+def test_a_name_alone_is_free_text(text: str) -> None:
+    """As Granite Switch's own adapters may have it: "at minimum, io.yaml declares the name"."""
+    contract = Contract.parse(text)
+    assert (contract.name, contract.free_text, contract.arguments) == ("x", True, ())
+    request = rewrite(contract, [Message("user", "hello")])
+    assert (request.messages, request.response_format) == ((Message("user", "hello"),), None)
+    assert transform(contract, "anything", None, request).value == "anything"
+    assert not Contract.parse(HEAD).free_text
+
+
 MISTAKES = [
+    ("name: ~\nmodel: {}\n", "x/io.yaml:2: field model: expected a text, found an empty map"),
+    ("name: x\nmodle: m\n", "x/io.yaml:2: field modle: expected one of model, response_format"),
     (HEAD + "parameters: {reasoning_effort: 1}\n", ":4: field parameters.reasoning_effort: exp"),
     (HEAD + "parameters:\n  response_format: {type: json_schema}\n",
      ":5: field parameters.response_format: expected {type: json_schema, json_schema: {schema: "),
