@@ -27,9 +27,9 @@ _MODEL: Final = re.compile(r"[a-z].*-v?\d+(\.\d|b\b)", re.IGNORECASE)
 class Pick:
     """Which adapter of a library is meant; what is None may be any.
 
-    intrinsic     such as "answerability"
-    model         the base's name, such as "granite-3.3-2b-instruct"; "org/" and the difference of
-                  `-`, `_` and `.` do not count
+    intrinsic     such as "answerability"; the difference of `-`, `_` and `.` does not count where
+                  that leaves one
+    model         the base's name, such as "granite-3.3-2b-instruct"; likewise, nor does "org/"
     technology    "alora" or "lora"
 
     Raises InputError for an empty name and for an unknown technology.
@@ -60,8 +60,8 @@ def _unmet(pick: Pick, path: str, config: Mapping[str, Any] | None = None) -> li
     if not technologies and config is not None:
         technologies = {_technology_of(config)}
     meets = {
-        "--intrinsic": lambda value: value.casefold() in parts,
-        "--model": lambda value: _model_key(value) in map(_model_key, models),
+        "--intrinsic": lambda value: _key(value) in map(_key, parts),
+        "--model": lambda value: _key(value) in map(_key, models),
         "--technology": lambda value: value.casefold() in technologies,
     }
     return [option for option, value in _given(pick).items() if not meets[option](value)]
@@ -101,10 +101,10 @@ def lies_in_library(layout: Layout, said: str | None, config: Path, *, is_repo: 
     name that the contract gives, if it does.
     """
     intrinsic, model, _ = layout
-    if said is not None and _model_key(said) in map(_model_key, (intrinsic, model)):
-        return _model_key(said) == _model_key(intrinsic)
+    if said is not None and _key(said) in map(_key, (intrinsic, model)):
+        return _key(said) == _key(intrinsic)
     base = _base_of(read_json(config))
-    return is_repo or _model_key(model) == _model_key(base) or bool(_MODEL.search(model))
+    return is_repo or _key(model) == _key(base) or bool(_MODEL.search(model))
 
 
 def adapter_paths(files: Iterable[str]) -> list[str]:
@@ -122,9 +122,9 @@ def choose(
     if len(paths) == 1:
         return paths[0]
     left = [path for path in paths if not _unmet(wanted, path)]
-    if wanted.model is not None and len(left) > 1:  # a name as it is written beats a similar one
-        name = wanted.model.casefold()
-        left = [path for path in left if name in path.casefold().split("/")] or left
+    for name in filter(None, (wanted.intrinsic, wanted.model)):  # as written beats similar
+        if len(left) > 1:
+            left = [path for path in left if name.casefold() in path.casefold().split("/")] or left
     left = _likeliest(left, wanted, is_base)
     if len(left) == 1:
         return left[0]
@@ -199,6 +199,8 @@ def _way_out(paths: Sequence[str], wanted: Pick) -> str:
     return f"{chosen} or give the directory of one" if None in layouts else chosen
 
 
-def _model_key(name: str) -> str:
-    """A model's name without its organisation; `-`, `_` and `.` count as the same."""
+def _key(name: str) -> str:
+    """An intrinsic's or a model's name, without its organisation, in one spelling of all that `-`,
+    `_` and `.` make of it.
+    """
     return re.sub(r"[-_.]", "-", name.rpartition("/")[2].casefold())

@@ -10,6 +10,7 @@ from alora_gguf.convert.find import find_source
 
 from alora_gguf.errors import InputError
 from tests.support.libraries import MODELS, write_adapter, write_library
+from tests.support.peft_files import sound_case
 
 
 @pytest.fixture
@@ -48,6 +49,24 @@ def test_a_part_of_a_library_needs_fewer_options(library: Path) -> None:
     assert found.name == "uncertainty"  # io.yaml says that this is a library
     assert found.stem == f"uncertainty-{MODELS[0]}-lora"
     assert find_source(found.directory).stem == found.stem
+
+
+def test_names_in_another_spelling(tmp_path: Path) -> None:
+    """mellea writes requirement_check, the library requirement-check."""
+    model = MODELS[0]
+    for intrinsic in ("requirement-check", "hallucination_detection", "a-b", "a_b"):
+        write_adapter(tmp_path / intrinsic / model / "alora")
+    for wanted, there in (
+        ("requirement_check", "requirement-check"),
+        ("Hallucination-Detection", "hallucination_detection"),
+        ("a_b", "a_b"),
+        ("a-b", "a-b"),
+    ):
+        found = find_source(tmp_path, Pick(intrinsic=wanted))
+        assert found.directory == tmp_path / there / model / "alora"
+        assert found.name == there
+    with pytest.raises(InputError, match=r"holds 2 adapters for --intrinsic a\.b, expected one"):
+        find_source(tmp_path, Pick(intrinsic="a.b"))
 
 
 def test_several_adapters_without_an_answer(library: Path) -> None:
@@ -141,3 +160,14 @@ def test_options_that_are_none(library: Path) -> None:
         find_source(library, Pick(technology="dora"))
     with pytest.raises(InputError, match="--model is empty; leave it out if any will do"):
         find_source(library, Pick(model=" "))
+
+
+def test_an_intrinsic_that_is_a_plain_lora_is_told(tmp_path: Path) -> None:
+    """Some are published as such alone; whoever asks for one by name knows it."""
+    case = sound_case(tmp_path)
+    del case.config["alora_invocation_tokens"]
+    assert case.convert().warnings == ()
+    (case.source / "io.yaml").write_text("name: sure\n")
+    (warning,) = case.convert(overwrite=True).warnings
+    assert warning.startswith("sure is a plain LoRA: asked about a conversation it reads all of it")
+    assert case.convert(overwrite=True, pick=Pick(technology="lora")).warnings == ()
