@@ -201,10 +201,9 @@ test-python: setup-checks
 
 # What convert/ has to be covered by; export is tested as its command.
 CONVERT := tests/convert tests/cli/test_export.py
-# Tests of parity that ask about graphs: what adapters are converted from makes no difference to where
-# they are computed.
-CONVERSIONS := converted exported mlx tuners
-GRAPHS := tests/parity $(CONVERSIONS:%=--ignore=tests/parity/test_%.py)
+# What asks about graphs: products, several slots in one batch, batches cut anywhere, vectors. Where an
+# adapter is converted from and what a reply is makes no difference to where it is computed.
+GRAPHS := $(addprefix tests/parity/test_,logits.py splits.py scale.py steering.py together.py)
 
 # Each backend is one library more beside those installed (tests/backends). CI compares fewer families
 # with PEFT: what differs between backends is the graph and where it is computed, not the conversion.
