@@ -48,7 +48,7 @@ CHECKS := $(VENV)/.stamp-checks
 SITE := $(VENV)/.stamp-site
 FLAGS := build/flags
 
-native_sources := $(shell find native/include native/src native/patches -type f) \
+native_sources := $(shell find native/include native/src native/patches native/site -type f) \
 	native/upstream.txt native/fetch_upstream.py
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
 python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)

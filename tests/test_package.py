@@ -121,6 +121,44 @@ def test_llama_cpp_can_be_imported_after_us(code: str) -> None:
     assert python(code + "; import llama_cpp; print(llama_cpp.__version__)") == LLAMA_CPP_PYTHON
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llama_cpp",
+        "import llama_cpp.llama_cpp",
+        "from llama_cpp import Llama, LlamaGrammar",
+        "import llama_cpp, alora_gguf; alora_gguf.Llama; alora_gguf.Model",
+    ],
+)
+def test_llama_cpp_can_be_imported_first_or_alone(code: str) -> None:
+    """As libraries do that know nothing of us; the library is ours, once and for both."""
+    code += (
+        "\nimport llama_cpp, alora_gguf"
+        "\nfrom alora_gguf.engine import native"
+        "\nprint(native.load().path == __import__('pathlib').Path(llama_cpp.llama_cpp._lib._name))"
+    )
+    assert python(code) == "True"
+
+
+def test_a_python_that_imports_neither_loads_nothing_of_us() -> None:
+    code = (
+        "import sys; print([n for n in sys.modules if 'alora' in n and 'editable' not in n], "
+        "[f for f in sys.meta_path if getattr(f, '__name__', '') == 'Announcer'] != [])"
+    )
+    assert python(code) == "['_alora_gguf_llama_cpp'] True"
+
+
+def test_a_library_of_llama_cpps_own_is_left_to_it(tmp_path: Path) -> None:
+    """Unless alora_gguf is imported first."""
+    import llama_cpp
+
+    folder = shutil.copytree(Path(llama_cpp.__file__).parent, tmp_path / "llama_cpp")
+    shutil.copytree(library_dir(), folder / "lib")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{{}}import llama_cpp\n"
+    code += "print(llama_cpp.llama_cpp._lib._name)"
+    assert python(code.format("")).startswith(str(folder / "lib"))
+
+
 def test_a_llama_cpp_that_came_first_with_a_library_of_its_own_is_told(tmp_path: Path) -> None:
     """Here ours under another path stands for its own."""
     folder = shutil.copytree(library_dir(), tmp_path / "lib")
