@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypedDict, TypeVar, cast
 
 from ._calls import Within, check_kind, check_names, check_text, checked
@@ -118,7 +115,8 @@ class ContextOptions:
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another
     n_outputs     most rows of logits of one call (at least n_seq_max; None: at least 64)
-    n_threads     CPU threads (None: one per physical core that nobody else is using)
+    n_threads     CPU threads (None: one per physical core that nobody else is using, at any time;
+                  with attention="upstream", when the model is opened)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention
     attention     what computes flash attention on the CPU: "auto" whichever is faster, our node or
@@ -455,68 +453,6 @@ def reply_options(
     if type(options) is not GenerateOptions:
         raise InputError(f"{what}: an Invocation is for Session.invoke(); pass GenerateOptions")
     return changed(options, changes, what)
-
-
-_GLANCES: Final = 5  # at what is running: what is over in a moment is no load
-_BETWEEN: Final = 0.003  # seconds between two of them
-
-
-def default_threads() -> int:
-    """One thread per physical core this process may use: a second thread per core gains nothing.
-    A container's quota of CPU time counts too, and so does what others compute at the moment: all
-    threads wait for the one that has no core to itself, which makes them ten times as slow.
-    """
-    n_cpus = os.cpu_count() or 1
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # macOS, Windows
-        return n_cpus
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = {tuple(_words(Path(topology.format(cpu)))) or cpu for cpu in allowed}
-    return max(1, min(len(cores), math.ceil(_cpu_quota() or len(cores)), n_cpus - _busy()))
-
-
-def _busy(loadavg: Path = Path("/proc/loadavg")) -> int:
-    """How many other threads of this machine have been computing for a moment; 0 where nothing says
-    so. Linux's average over a minute would count a program that is over, such as our last one.
-    """
-    seen = []
-    for i in range(_GLANCES):
-        if i:
-            time.sleep(_BETWEEN)
-        running, _, _ = (*_words(loadavg), "", "", "", "")[3].partition("/")
-        if not running.isdecimal():
-            return 0
-        seen.append(int(running) - 1)  # without this one
-    return max(0, min(seen))
-
-
-def _cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time that this process's cgroups allow it; None if they do not say."""
-    quotas = []
-    for line in _words(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "-", "")
-        mount = root / "sys/fs/cgroup"
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        group = (mount / "cpu" if controllers else mount) / path.strip("/")
-        while group.is_relative_to(mount):  # a limit of any parent's holds too
-            # of version 2, then of version 1
-            found = _words(group / "cpu.max") or [
-                *_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")
-            ]  # fmt: skip
-            if len(found) == 2 and all(word.isdecimal() and int(word) for word in found):
-                quotas.append(int(found[0]) / int(found[1]))
-            group = group.parent
-    return min(quotas, default=None)
-
-
-def _words(file: Path) -> list[str]:
-    """What a file says; nothing if it cannot be read."""
-    try:
-        return file.read_text().split()
-    except OSError:
-        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
 
 
 def arguments() -> argparse.Namespace:
-    from alora_gguf.options import default_threads
+    from alora_gguf.threads import default_threads
 
     parser = options.parser("benchmarks", __doc__)
     options.several(parser, "--rows", ",".join(ROWS), str, ROWS)

@@ -221,7 +221,11 @@ seed: Final = click.option(
 verbose: Final = click.option("--verbose", is_flag=True, help="Show llama.cpp's own log.")
 DEMO_THREADS: Final = 1  # by default: the demo model is so small that a second costs more
 threads: Final = click.option(
-    "-t", "--threads", "n_threads", type=click.IntRange(1, 512), help="Threads to compute with."
+    "-t",
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, 512),
+    help="Threads to compute with; by default one for each core that is free.",
 )
 
 attention: Final = click.option(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import pickle
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -163,83 +161,3 @@ def test_fields_of_the_wrong_kind_are_refused_by_name(record: Any) -> None:
             else:
                 continue
             assert name.split("_")[0] in said
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
-        (
-            {
-                "proc/self/cgroup": "0::/a/b\n",
-                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
-                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
-            },
-            2.0,
-        ),
-        (
-            {
-                "proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/x\n0::/\n",
-                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "50000\n",
-                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",
-            },
-            0.5,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpu:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "junk"}, None),
-    ],
-)
-def test_a_containers_quota_of_cpu_time(
-    files: dict[str, str], cpus: float | None, tmp_path: Path
-) -> None:
-    for name, text in files.items():
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    assert options._cpu_quota(tmp_path) == cpus
-
-
-@pytest.mark.parametrize(
-    ("looks", "busy"),
-    [
-        (["4/93"] * 5, 3),
-        (["4/93", "1/93", "4/93", "4/93", "4/93"], 0),  # over in a moment
-        (["0/0"] * 5, 0),
-        (["junk"], 0),
-    ],
-)
-def test_what_others_compute(
-    looks: list[str], busy: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert options._busy(tmp_path / "none") == 0
-    loadavg, left = tmp_path / "loadavg", iter(looks)
-    read = options._words
-    monkeypatch.setattr(options, "_words", lambda _: f"1.2 1.0 0.8 {next(left)} 7".split())
-    assert options._busy(loadavg) == busy
-    monkeypatch.setattr(options, "_words", read)
-    loadavg.write_text("1.00 0.50 0.20 3/80 77\n")
-    assert options._busy(loadavg) == 2
-
-
-def test_no_more_threads_than_others_leave_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_busy", lambda: 0)
-    free = options.default_threads()
-    monkeypatch.setattr(options, "_busy", lambda: (os.cpu_count() or 1) - 1)
-    assert options.default_threads() == 1
-    monkeypatch.setattr(options, "_busy", lambda: 1000)
-    assert 1 == options.default_threads() <= free
-
-
-def test_no_more_threads_than_the_quota_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "_cpu_quota", lambda: 0.5)
-    assert options.default_threads() == 1

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from alora_gguf.errors import AloraError, ClosedError, ModelError
 from alora_gguf.options import CancelToken, ContextOptions
+from alora_gguf.threads import FreeCores, default_threads
 
 from . import native as _native
 from .cells import CellAllocator
@@ -146,6 +147,9 @@ class LlamaContext:
         _CONTEXTS.add(self)
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.n_threads: int = llama.llama_n_threads(ctx)
+        self._computing = self.n_threads
+        fixed = options.n_threads or options.attention == "upstream" or adopt
+        self._cores = None if fixed else FreeCores(self.n_threads, default_threads())
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
         self._abandoned: deque[int] = deque()
 
@@ -196,6 +200,14 @@ class LlamaContext:
         is verbose.
         """
         return self.native.log.capture(verbose=self.verbose)
+
+    def choose_threads(self) -> None:
+        """Before a batch: has as many threads compute it as there are cores that others leave free,
+        unless their number was given. The caller holds the lock.
+        """
+        if self._cores is not None and (n := self._cores()) != self._computing:
+            self.llama.llama_set_n_threads(self.ctx, n, n)
+            self._computing = n
 
     # Sequences -----------------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ from alora_gguf.options import (
     FLASH_ATTENTION,
     CancelToken,
     ContextOptions,
-    default_threads,
 )
+from alora_gguf.threads import default_threads, most_threads
 
 from . import native as _native
 from .library import LLAMA_CPP_PYTHON
@@ -258,7 +258,9 @@ def context_params(llama: Any, model: int, options: ContextOptions, tuning: Tuni
     # rows of logits are what makes the worst-case compute buffer large: n_batch of them would
     # take 260 MB for a vocabulary of 128k; llama.cpp wants one per sequence at least
     params.n_outputs_max = max(min(options.rows, params.n_batch), options.n_seq_max)
-    params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+    # "upstream" promises bits, which there depend on how many threads compute
+    usual = default_threads if options.attention == "upstream" else most_threads
+    params.n_threads = params.n_threads_batch = options.n_threads or usual()
     params.type_k, params.type_v = CACHE_TYPES[options.type_k], CACHE_TYPES[options.type_v]
     params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
     params.kv_unified = True  # forks share cells only in a unified cache

@@ -394,6 +394,7 @@ class Scheduler:
                 if self._interrupted:
                     context.native.interrupt(context.ctx, False)
                     self._interrupted = False
+            context.choose_threads()
             started = time.monotonic()
             try:
                 status = context.llama.llama_decode(context.ctx, batch.struct())

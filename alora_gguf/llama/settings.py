@@ -22,8 +22,8 @@ from alora_gguf.options import (
     ContextOptions,
     check_int,
     check_number,
-    default_threads,
 )
+from alora_gguf.threads import default_threads
 
 PROMPT_ROWS: Final = 64
 """Rows of logits per batch when a prompt's log-probabilities are asked for without logits_all."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from alora_gguf import AloraError, __version__
 from alora_gguf.files import write_whole
-from alora_gguf.options import default_threads
+from alora_gguf.threads import default_threads
 from benchmarks.report import machine
 
 from . import latency, metrics, verdicts

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf import AloraError, Model, __version__
 from alora_gguf.errors import InputError
-from alora_gguf.options import default_threads
+from alora_gguf.threads import default_threads
 
 from .chat import INTRINSICS, role_marker
 from .runtime import EXAMPLE, ROOT, Files, invocations, open_model

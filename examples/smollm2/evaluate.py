@@ -25,7 +25,7 @@ import numpy as np
 
 from alora_gguf import AloraError, Model, __version__, smollm2
 from alora_gguf.errors import InputError
-from alora_gguf.options import default_threads
+from alora_gguf.threads import default_threads
 from alora_gguf.train import figures
 from alora_gguf.train.asking import Asking, Deciding, Said, asking
 from alora_gguf.train.data import Example, read_examples

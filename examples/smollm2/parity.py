@@ -19,7 +19,7 @@ from typing import Any, Final
 from alora_gguf import AloraError, IntrinsicCall, Model, __version__, smollm2
 from alora_gguf.engine.tokens import common
 from alora_gguf.errors import InputError
-from alora_gguf.options import default_threads
+from alora_gguf.threads import default_threads
 from alora_gguf.train.asking import Deciding, Example, asking
 from alora_gguf.train.hf_model import load_model
 from examples.demo_model.evaluate import write_json

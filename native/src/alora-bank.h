@@ -92,6 +92,8 @@ class alora_bank {
     alora_attention_mode attention = ALORA_ATTENTION_UPSTREAM;
     alora_workspace      workspace;  // of attention, for whichever graph is computed
 
+    int n_threads = 1;  // most that any graph was built for: they may come again
+
     std::atomic<bool> interrupted{ false };    // read by the abort callback, amid a computation
     std::atomic<bool> interruptible{ false };  // whether that callback is installed
 

@@ -97,9 +97,11 @@ ggml_tensor * alora_attn(const llm_graph_context & graph, ggml_tensor * stock) {
     const alora_segments * only  = plan == alora_attention_plan::adapted
                                            ? &state.rows_for(graph.n_tokens).segments
                                            : nullptr;
-    const int n_threads          = std::max(graph.cparams.n_threads, graph.cparams.n_threads_batch);
+    alora_bank &           bank  = *graph.cparams.alora.bank;
+    bank.n_threads =
+            std::max({ bank.n_threads, graph.cparams.n_threads, graph.cparams.n_threads_batch });
     return state.attention.build(
-            alora_host(graph), stock, graph.cparams.alora.bank->workspace, n_threads,
+            alora_host(graph), stock, bank.workspace, bank.n_threads,
             plan != alora_attention_plan::ours, only);
 }
 
