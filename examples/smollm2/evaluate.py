@@ -374,9 +374,10 @@ def evaluate(
     say: Say,
     write: Callable[[dict[str, Any]], None],
     known: Sequence[dict[str, Any]] = (),
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything that results.json holds; `write` gets it after each intrinsic on each base, with
-    the entries that were `known` of others.
+    the entries that were `known` of others. Systems that it is to be `without` are not asked.
     """
     found = {(e["intrinsic"], e["base"], e["system"]): e for e in known}
     results: dict[str, Any] = {
@@ -392,7 +393,11 @@ def evaluate(
             examples, training = files.examples(task, part, n)
             loras = {lora_name(task): files.lora[task]} if task in files.lora else {}
             adapters = {task: files.alora[task], **loras}
-            about = depends(files, task, part, base)
+            about = {
+                system: each
+                for system, each in depends(files, task, part, base).items()
+                if system not in without
+            }
             answers = Answers(files.answers / f"{task}.{part}.{base}", about)
             with Models(path, adapters, workers) as models:
                 (shots,) = models.map(
@@ -435,6 +440,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--intrinsics", nargs="+", choices=tasks, help="(those that there are adapters for)"
     )
     parser.add_argument(
+        "--without", nargs="+", choices=(LORA, FEW), default=(), help="systems that are not asked"
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         default=default_threads(),
@@ -462,6 +470,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say=say,
             write=lambda results: write_json(results, target),
             known=old.get("entries", ()),
+            without=chosen.without,
         )
     except (AloraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
