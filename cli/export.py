@@ -11,7 +11,7 @@ import click
 from . import options
 from .bases import NamedBase, checked_file, named_file
 from .progress import hush_hub
-from .render import plural, printable
+from .render import plural, printable, size_text
 
 
 @click.command("export")
@@ -45,7 +45,7 @@ def command(*, adapter: str, directory: Path, base: str, as_json: bool) -> None:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return
     kind = "aLoRA" if report.kind == "alora" else "LoRA"
-    click.echo(f"{report.out}: {kind} for {report.architecture}, {report.nbytes / 1e6:.2f} MB")
+    click.echo(f"{report.out}: {kind} for {report.architecture}, {size_text(report.nbytes)}")
     ranks = ", ".join(map(str, report.ranks))
     click.echo(f"  {plural(report.modules, 'module')} of rank {ranks}")
     for warning in report.warnings:

@@ -11,6 +11,7 @@ import click
 from . import options
 from .bases import NamedBase, checked_file
 from .progress import Progress
+from .render import size_text
 
 if TYPE_CHECKING:
     from alora_gguf.analyse import Merging
@@ -76,7 +77,7 @@ def command(
 
 def _report(found: Merging) -> str:
     types = ", ".join(f"{kind} x{count}" for kind, count in found.types.items())
-    lines = [f"{found.path}: {found.nbytes / 1e6:.1f} MB", f"  changed  {types}"]
+    lines = [f"{found.path}: {size_text(found.nbytes)}", f"  changed  {types}"]
     cost = found.cost
     if cost is not None:
         lines += [

@@ -43,7 +43,7 @@ def test_a_directory_as_peft_writes_it(
     out = tmp_path / "back"
     assert cli.run(["export", str(case.out), str(out), "--base", str(case.base)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: aLoRA for llama, 0.01 MB",
+        f"{out}: aLoRA for llama, 10.9 kB",
         "  14 modules of rank 4",
     ]
     assert json.loads((out / "adapter_config.json").read_text()) == {
