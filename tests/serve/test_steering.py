@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
+from alora_gguf import demo
 from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.serve import Server
 from tests.support.serving import exact_base, open_exact, serving
@@ -272,6 +273,30 @@ def test_several_under_one_name(vectors: dict[str, Path], replies: dict[str, str
         )
         status, message = refused(client, lora=[{"name": "careful"}, {"name": "answerability"}])
         assert (status, "together they can have but one" in message) == (400, True)
+
+
+def test_adapters_with_weights_write_together(vectors: dict[str, Path]) -> None:
+    paths = demo.adapter_paths()
+    both = {"jailbreak": 0.5, "uncertainty": -1.0}
+
+    def opened() -> ag.Model:
+        model = open_exact()
+        for name in both:
+            model.unload_adapter(name)
+            model.load_adapter(name, paths[name], from_start=True)
+        return model
+
+    with opened() as model, model.chat(messages=SAID) as chat:
+        wanted = chat.reply(max_tokens=24, temperature=0, adapter=both).text
+    with (
+        serving(opened) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        alone = {said(client, lora=[{"name": name, "scale": at}]) for name, at in both.items()}
+        asked = [{"name": name, "scale": at} for name, at in both.items()]
+        assert said(client, lora=asked) == wanted
+        assert said(client, lora=[*reversed(asked)]) == wanted
+        assert wanted not in alone
 
 
 def test_clients_with_different_vectors_share_batches(
