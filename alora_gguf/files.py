@@ -99,7 +99,8 @@ def write_whole_directory(
             _flush(part)
             if real.is_dir():
                 part.chmod(real.stat().st_mode & 0o777)
-                real.rmdir()  # only Windows minds one that is there
+                if sys.platform == "win32":  # which minds one that is there
+                    real.rmdir()
             part.rename(real)
             sync_folder(real.parent)
         except OSError as cause:
@@ -112,15 +113,16 @@ def check_directory(path: Path) -> Path:
     """The directory that write_whole_directory() makes, whatever links lead to it. Raises
     InputError if it cannot be made there.
     """
-    real = Path(os.path.realpath(path))
     try:
+        real = Path(os.path.realpath(path))
         exists = os.path.lexists(real)
         empty = real.is_dir() and not any(real.iterdir())
+        here = Path.cwd()
     except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
         raise InputError(
             f"{path}: cannot be looked at: {reason(cause)}; name another directory"
         ) from cause
-    if empty and real == Path.cwd():
+    if empty and real == here:
         raise InputError(f"{path}: is where you are, and would be replaced; name another")
     if exists and not empty:
         raise InputError(f"{path}: exists already; name a directory that does not, or an empty one")

@@ -139,7 +139,7 @@ class Model:
 
     @property
     def n_threads(self) -> int:
-        """CPU threads that it computes with."""
+        """CPU threads that it computes with; those that it has at most, if none were given."""
         return self._runtime.engine.n_threads
 
     @property

@@ -115,8 +115,9 @@ class ContextOptions:
     n_ubatch      most tokens of one compute graph
     n_seq_max     sequences at a time: every open session is one, every running invocation another
     n_outputs     most rows of logits of one call (at least n_seq_max; None: at least 64)
-    n_threads     CPU threads (None: one per physical core that nobody else is using, at any time;
-                  with attention="upstream", when the model is opened)
+    n_threads     CPU threads (None: one per physical core; on Linux fewer while other programs
+                  compute, so that each has a processor of its own, or with attention="upstream"
+                  while they did so when the model was opened)
     type_k/type_v type of the cache's keys and values
     flash_attn    whether attention uses llama.cpp's flash attention
     attention     what computes flash attention on the CPU: "auto" whichever is faster, our node or

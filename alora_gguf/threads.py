@@ -13,6 +13,7 @@ _GLANCES: Final = 5  # at what is running: what is over in a moment is no load
 _BETWEEN: Final = 0.003  # seconds between two of them
 _WINDOW: Final = 0.2  # seconds between two looks at processors' times, which are counted by 10 ms
 _TOO_LONG: Final = 5.0
+_AT_WORK: Final = 0.5  # of a core that this process has had: a long batch, and no rest
 _NOTHING: Final = 0.25  # of a core: a desktop's own hum, and what counting by ticks is off by
 _CALM: Final = 2  # looks that have to find more cores free, one after the other
 _TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -86,9 +87,10 @@ def _words(file: Path) -> list[str]:
 
 
 class FreeCores:
-    """How many threads to compute with while others come and go: a core for each that others leave
-    free, at least one, at most `most`. By what Linux counts of each processor's time; elsewhere, or
-    where nothing is counted, always as many as at the beginning.
+    """How many threads to compute with while other programs come and go: so many that each has a
+    processor of its own, at least one, at most `most`. By what Linux counts of each processor's
+    time, less this process's own, whoever in it computes; elsewhere, or where nothing is counted,
+    always as many as at the beginning.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class FreeCores:
             return self._now
         busy, own = self._busy, self._used
         now = self._look()
-        if now is None or waited > _TOO_LONG:  # what was long ago says nothing
+        rested = self._used - own < _AT_WORK * waited
+        if now is None or (rested and waited > _TOO_LONG):  # what was long ago says nothing
             return self._now
         others = max(0.0, (now - busy) - (self._used - own)) / waited
         # others that have to share a core with us get less of it than they want

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -96,13 +96,16 @@ def named_contract(text: str) -> tuple[str, str]:
     return name, os.path.expanduser(path)  # noqa: PTH111 - leaves what it cannot
 
 
-def named_scales(texts: Sequence[str], option: str = "--steer") -> dict[str, float]:
+def named_scales(
+    texts: Sequence[str], option: str = "--steer", known: Collection[str] = ()
+) -> dict[str, float]:
     """The adapters' names and the scales that NAME=SCALE say, or a name alone, at 1; those at 0 are
-    left out. Raises InputError, for a name that comes twice too.
+    left out. Of names that are `known` the sign may be a part. Raises InputError, for a name that
+    comes twice too.
     """
     found = dict[str, float]()
     for text in texts:
-        name, equals, scale = text.partition("=")
+        name, equals, scale = (text, "", "") if text in known else text.partition("=")
         if not name or (equals and not scale):
             raise ag.InputError(f"{option} {text}: expected NAME=SCALE, such as formal=0.8")
         if name in found:
@@ -225,7 +228,7 @@ threads: Final = click.option(
     "--threads",
     "n_threads",
     type=click.IntRange(1, 512),
-    help="Threads to compute with; by default one for each core that is free.",
+    help="Threads to compute with; by default one for each core, on Linux of those that are free.",
 )
 
 attention: Final = click.option(

@@ -71,6 +71,8 @@ def numbers_of(contract: ag.Contract) -> tuple[float, float] | None:
     """The least and the greatest number that a verdict can come to, as far as the contract tells;
     None where it tells that none comes of it.
     """
+    if contract.free_text:
+        return None
     shape = _shape(contract.response_format, _DEPTH)
     for rule in contract.transformations:
         change = _CHANGES.get(rule.name)

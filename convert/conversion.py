@@ -151,8 +151,8 @@ def convert_adapter(
             nbytes = write_gguf(target, metadata, tensors, overwrite=overwrite, progress=progress)
     if found.io_yaml is not None and not trigger.tokens and pick.technology is None:
         remarks.append(
-            f"{found.name} is a plain LoRA: asked about a conversation it reads all of it for "
-            "itself, where an aLoRA would go on with what the base has read"
+            f"{found.name} is a plain LoRA: asked about a conversation it reads all of it "
+            "again, where an aLoRA would go on with what the base has read"
         )
     remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)

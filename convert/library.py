@@ -61,7 +61,7 @@ def _unmet(pick: Pick, path: str, config: Mapping[str, Any] | None = None) -> li
         technologies = {_technology_of(config)}
     meets = {
         "--intrinsic": lambda value: _key(value) in map(_key, parts),
-        "--model": lambda value: _key(value) in map(_key, models),
+        "--model": lambda value: _key(_name_in(value)) in map(_key, map(_name_in, models)),
         "--technology": lambda value: value.casefold() in technologies,
     }
     return [option for option, value in _given(pick).items() if not meets[option](value)]
@@ -103,7 +103,7 @@ def lies_in_library(layout: Layout, said: str | None, config: Path, *, is_repo: 
     intrinsic, model, _ = layout
     if said is not None and _key(said) in map(_key, (intrinsic, model)):
         return _key(said) == _key(intrinsic)
-    base = _base_of(read_json(config))
+    base = _name_in(_base_of(read_json(config)))
     return is_repo or _key(model) == _key(base) or bool(_MODEL.search(model))
 
 
@@ -200,7 +200,10 @@ def _way_out(paths: Sequence[str], wanted: Pick) -> str:
 
 
 def _key(name: str) -> str:
-    """An intrinsic's or a model's name, without its organisation, in one spelling of all that `-`,
-    `_` and `.` make of it.
-    """
-    return re.sub(r"[-_.]", "-", name.rpartition("/")[2].casefold())
+    """An intrinsic's or a model's name, in one spelling of all that `-`, `_` and `.` make of it."""
+    return re.sub(r"[-_.]", "-", name.casefold())
+
+
+def _name_in(model: str) -> str:
+    """A model's name without its organisation."""
+    return model.rpartition("/")[2]

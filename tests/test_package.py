@@ -121,6 +121,10 @@ def test_llama_cpp_can_be_imported_after_us(code: str) -> None:
     assert python(code + "; import llama_cpp; print(llama_cpp.__version__)") == LLAMA_CPP_PYTHON
 
 
+def library_name() -> str:
+    return next(path.name for path in library_dir().iterdir() if "llama." in path.name)
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -152,11 +156,15 @@ def test_a_library_of_llama_cpps_own_is_left_to_it(tmp_path: Path) -> None:
     """Unless alora_gguf is imported first."""
     import llama_cpp
 
-    folder = shutil.copytree(Path(llama_cpp.__file__).parent, tmp_path / "llama_cpp")
+    theirs = Path(llama_cpp.__file__).parent
+    folder = shutil.copytree(theirs, tmp_path / "llama_cpp")
     shutil.copytree(library_dir(), folder / "lib")
+    about = f"llama_cpp_python-{LLAMA_CPP_PYTHON}.dist-info"  # by which ours knows its release
+    shutil.copytree(theirs.parent / about, tmp_path / about)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{{}}import llama_cpp\n"
-    code += "print(llama_cpp.llama_cpp._lib._name)"
-    assert python(code.format("")).startswith(str(folder / "lib"))
+    code += "print(llama_cpp.llama_cpp._lib._name, 'alora_gguf' in sys.modules)"
+    assert python(code.format("")) == f"{folder / 'lib' / library_name()} False"
+    assert python(code.format("import alora_gguf; ")) == f"{library_dir() / library_name()} True"
 
 
 def test_a_llama_cpp_that_came_first_with_a_library_of_its_own_is_told(tmp_path: Path) -> None:

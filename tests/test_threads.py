@@ -177,6 +177,10 @@ def test_it_looks_now_and_then(machine: Machine) -> None:
     assert cores() == 1
     machine.wait(own=0, others=0, seconds=60.0)  # nothing was asked for a minute
     assert cores() == 1
+    machine.wait(own=1, others=0, seconds=20.0)  # one long batch, all the while
+    assert cores() == 1
+    machine.wait(own=1, others=0, seconds=20.0)
+    assert cores() == 4
 
 
 @pytest.mark.parametrize("text", ["", "junk", "cpu0 1 2 x 4 5 6 7 8", "cpu0 1 2"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,6 +16,7 @@ from alora_gguf.errors import (
     AdapterMismatchError,
     ClosedError,
     InputError,
+    MissingFileError,
     UnknownAdapterError,
     did_you_mean,
 )
@@ -68,15 +69,31 @@ def _from_start(file: AdapterFile | VectorFile) -> AdapterFile | VectorFile:
     return replace(file, invocation=(), invocation_text=None)
 
 
-def _again(file: AdapterFile) -> AdapterFile:
-    """The file with its data, read again. Raises AdapterFormatError if that is another one now."""
-    again = AdapterFile.read(file.path)
-    if again.identity != file.identity:
-        raise AdapterFormatError(
-            f"{file.path}: was changed after it was loaded, and its weights are needed again where "
-            "adapters act together; unload it and load it again"
-        )
-    return again
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """An adapter's file, and where it is whatever the working directory is by now."""
+
+    file: AdapterFile
+    path: str
+
+    def read(self) -> AdapterFile:
+        """It with its data, read again. Raises MissingFileError, and AdapterFormatError if it is
+        another one now.
+        """
+        needed = "its weights are needed again where adapters act together"
+        try:
+            again = AdapterFile.read(self.path)
+        except MissingFileError:
+            raise MissingFileError(
+                f"{self.path}: is not there any more, and {needed}; put it back, or unload it",
+                self.path,
+            ) from None
+        if again.identity != self.file.identity:
+            raise AdapterFormatError(
+                f"{self.path}: was changed after it was loaded, and {needed}; unload it and load "
+                "it again"
+            )
+        return again
 
 
 MAX_NAME: Final = 256  # characters of an adapter's name, which stands in messages and tables
@@ -108,6 +125,7 @@ class Bank:
         self._mixed: dict[_Mixture, _Made] = {}
         # of weights, at scales relative to the largest; those used last come last
         self._joined: dict[_Mixture, _Made] = {}
+        self._weights: dict[int, _Weights] = {}  # by slot
 
     def loaded(self) -> dict[str, Loaded]:
         """What is loaded at this moment, by name: other threads load and unload meanwhile."""
@@ -139,6 +157,7 @@ class Bank:
             for name in files:
                 self._check_name(name)  # another thread may have been faster
             if weights:
+                self._free_idle(0)  # what is loaded has room before what can be made again
                 # Room for all slots at once, but for no rank: that would be every target's, so that
                 # one of rank 4096 would multiply all the others.
                 native.bank_reserve(ctx, self._max_adapters, 1)
@@ -157,6 +176,8 @@ class Bank:
             files = {name: file.without_data() for name, file in files.items()}
             for name, file in files.items():
                 self._loaded[name] = (file, slots[name])
+                if isinstance(file, AdapterFile):
+                    self._weights[slots[name]] = _Weights(file, os.path.abspath(file.path))  # noqa: PTH100 - a Path would resolve
             return files
 
     def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
@@ -208,6 +229,7 @@ class Bank:
                         for mixture in [each for each in self._joined if slot in dict(each)]:
                             self._free_joined(mixture)
                         engine.native.adapter_remove(engine.ctx, slot, what)
+                        self._weights.pop(slot, None)
                     except AdapterInUseError:
                         raise AdapterInUseError(
                             f"{what}: a reply is still being made with it; end that first"
@@ -271,45 +293,25 @@ class Bank:
         """A slot and its scale for several; the slot stays while what is put into `held` is used.
         Weights are joined to one adapter, which a slot can stand for beside vectors.
         """
-        files = {
-            slot: file
-            for file, slot in tuple(self._loaded.values())
-            if isinstance(file, AdapterFile)
-        }
-        weights = [each for each in mixture if each[0] in files]
+        weights = [each for each in mixture if each[0] in self._weights]
         if len(weights) > 1:
             largest = max((scale for _, scale in weights), key=abs)
-            relative = tuple((slot, scale / largest) for slot, scale in weights)
-            made = self._made(self._joined, relative, lambda: self._join(relative, files), held)
+            # so few digits that it is the same at all scales of the whole
+            relative = tuple((slot, float(f"{scale / largest:.6g}")) for slot, scale in weights)
+            made = self._hold(self._joined, relative) or self._join(relative)
+            held.append(made)
             others = [each for each in mixture if each not in weights]
             mixture = tuple(sorted((*others, (made.slot, made.scale * largest))))
         if len(mixture) == 1:
             return mixture[0]
-        made = self._made(self._mixed, mixture, lambda: self._mix(mixture), held)
+        made = self._hold(self._mixed, mixture) or self._mix(mixture)
+        held.append(made)
         return made.slot, made.scale
 
-    def _made(
-        self,
-        there: dict[_Mixture, _Made],
-        mixture: _Mixture,
-        make: Callable[[], _Made],
-        held: list[_Made],
-    ) -> _Made:
-        """What stands for it among those that are there, or is made; with one user more."""
-        found = self._hold(there, mixture)  # without waiting for what is being computed
-        if found is None:
-            with self._engine.lock:
-                found = self._hold(there, mixture)  # another thread may have been faster
-                if found is None:
-                    self._sweep()
-                    found = make()
-                    found.users = 1
-                    with self._engine.condition:
-                        there[mixture] = found
-        held.append(found)
-        return found
-
     def _hold(self, there: dict[_Mixture, _Made], mixture: _Mixture) -> _Made | None:
+        """What stands for it, with one user more, if something does; without waiting for what is
+        being computed.
+        """
         with self._engine.condition:
             found = there.pop(mixture, None)
             if found is not None:
@@ -317,26 +319,53 @@ class Bank:
                 found.users += 1
             return found
 
-    def _mix(self, mixture: _Mixture) -> _Made:
-        slots, scales = zip(*mixture, strict=True)
-        return _Made(self._engine.native.combine(self._engine.ctx, slots, scales))
+    def _keep(self, there: dict[_Mixture, _Made], mixture: _Mixture, made: _Made) -> _Made:
+        made.users = 1
+        with self._engine.condition:
+            there[mixture] = made
+        return made
 
-    def _join(self, mixture: _Mixture, files: Mapping[int, AdapterFile]) -> _Made:
+    def _mix(self, mixture: _Mixture) -> _Made:
+        engine = self._engine
+        with engine.lock:
+            if found := self._hold(self._mixed, mixture):  # another thread was faster
+                return found
+            self._sweep()
+            slots, scales = zip(*mixture, strict=True)
+            made = _Made(engine.native.combine(engine.ctx, slots, scales))
+            return self._keep(self._mixed, mixture, made)
+
+    def _join(self, mixture: _Mixture) -> _Made:
         """An adapter of several's weights in the bank. Raises MissingFileError and
         AdapterFormatError where their files are not there any more, InputError for too high a rank.
         """
-        engine = self._engine
-        for old in list(self._joined)[: max(0, len(self._joined) - _KEPT_JOINED + 1)]:
-            with suppress(AdapterInUseError):
-                self._free_joined(old)
-        data, scale = joined([(_again(files[slot]), relative) for slot, relative in mixture])
-        what = " and ".join(str(files[slot].path) for slot, _ in mixture)
-        return _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
+        engine, files = self._engine, [self._weights[slot] for slot, _ in mixture]
+        # others compute meanwhile; who asks for it keeps its parts loaded
+        parts = [(file.read(), scale) for file, (_, scale) in zip(files, mixture, strict=True)]
+        data, scale = joined(parts)
+        with engine.lock:
+            if found := self._hold(self._joined, mixture):  # another thread was faster
+                return found
+            self._sweep()
+            self._free_idle(_KEPT_JOINED - 1)
+            what = " and ".join(file.path for file in files)
+            made = _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
+            return self._keep(self._joined, mixture, made)
+
+    def _free_idle(self, n: int) -> None:
+        """Frees joined adapters that nobody uses, the oldest first, until there are at most `n`;
+        the caller holds the lock.
+        """
+        with self._engine.condition:
+            for mixture in [*self._joined][: max(0, len(self._joined) - n)]:
+                with suppress(AdapterInUseError):
+                    self._free_joined(mixture)
 
     def _free_joined(self, mixture: _Mixture) -> None:
         """The caller holds the lock. Raises AdapterInUseError."""
-        engine, made = self._engine, self._joined[mixture]
+        engine = self._engine
         with engine.condition:
+            made = self._joined[mixture]
             if made.users:
                 raise AdapterInUseError("adapters that act together are in use")
             engine.native.adapter_remove(engine.ctx, made.slot, "adapters that act together")

@@ -166,6 +166,8 @@ class Embedder:
                 for seq, stages in enumerate(uses):
                     for first, slot, scale in stages:
                         self._native.activate(ctx, seq, first, slot, scale)
+                n_threads = self._context.n_threads_now
+                llama.llama_set_n_threads(ctx, n_threads, n_threads)
                 status = llama.llama_decode(ctx, batch.struct())
                 if status and cancel is not None:
                     cancel.check()

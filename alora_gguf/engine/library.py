@@ -55,7 +55,7 @@ def announce() -> None:
 
 def _is_our_release() -> bool:
     """Whether the llama_cpp that would be imported is the one that we are built for."""
-    for place in sys.path:
+    for place in (each or "." for each in sys.path):
         if _exists(f"{place}/llama_cpp"):
             return _exists(f"{place}/llama_cpp_python-{LLAMA_CPP_PYTHON}.dist-info")
     return False

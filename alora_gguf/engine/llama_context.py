@@ -201,11 +201,16 @@ class LlamaContext:
         """
         return self.native.log.capture(verbose=self.verbose)
 
-    def choose_threads(self) -> None:
-        """Before a batch: has as many threads compute it as there are cores that others leave free,
-        unless their number was given. The caller holds the lock.
+    @property
+    def n_threads_now(self) -> int:
+        """How many threads are to compute what comes next: the number that was given, or as many as
+        there are cores that others leave free.
         """
-        if self._cores is not None and (n := self._cores()) != self._computing:
+        return self.n_threads if self._cores is None else self._cores()
+
+    def choose_threads(self) -> None:
+        """Before a batch: has so many threads compute it. The caller holds the lock."""
+        if (n := self.n_threads_now) != self._computing:
             self.llama.llama_set_n_threads(self.ctx, n, n)
             self._computing = n
 

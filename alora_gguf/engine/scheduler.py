@@ -394,9 +394,9 @@ class Scheduler:
                 if self._interrupted:
                     context.native.interrupt(context.ctx, False)
                     self._interrupted = False
-            context.choose_threads()
             started = time.monotonic()
             try:
+                context.choose_threads()
                 status = context.llama.llama_decode(context.ctx, batch.struct())
                 with self._condition:
                     self._current = []

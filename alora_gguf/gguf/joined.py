@@ -21,6 +21,7 @@ from .writer import OutTensor, gguf_bytes
 
 _KINDS: Final = {"F32": F32, "F16": F16, "BF16": BF16, "Q8_0": F16}  # Q8_0 is held as F16 anyway
 _LARGEST_F16: Final = 65504.0
+_SMALLEST_FACTOR: Final = 2.0**-6
 
 
 def joined(parts: Sequence[tuple[AdapterFile, float]]) -> tuple[bytes, float]:
@@ -32,7 +33,7 @@ def joined(parts: Sequence[tuple[AdapterFile, float]]) -> tuple[bytes, float]:
     InputError if the ranks of a target come to more than the bank takes.
     """
     first, _ = parts[0]
-    # the largest, so that no B grows
+    # the largest, so that hardly a B grows
     unit = max((scale * file.scale_of(file.pairs[0]) for file, scale in parts), key=abs)
     by_target: dict[str, list[_Part]] = {}
     for file, each in parts:
@@ -85,7 +86,7 @@ def _tensors(parts: Sequence[_Part]) -> Iterator[OutTensor]:
     kind = _kind(part.pair.a for part in parts)
     yield OutTensor(pair.a.name, shape, kind, partial(_joined_a, parts, in_numpy, kind))
     kind = _kind(part.pair.b for part in parts)
-    if kind == F16 and any(_too_large(part) for part in parts):
+    if kind == F16 and not all(map(_fits, parts)):
         kind = F32
     shape = (rank, *pair.b.shape[1:])
     yield OutTensor(pair.b.name, shape, kind, partial(_joined_b, parts, kind))
@@ -96,8 +97,11 @@ def _kind(infos: Iterator[TensorInfo]) -> int:
     return kinds.pop() if len(kinds) == 1 else F32
 
 
-def _too_large(part: _Part) -> bool:
-    return bool(abs(part.factor) > 1 and np.abs(part.b()).max() > _LARGEST_F16)
+def _fits(part: _Part) -> bool:
+    """Whether B in half precision neither overflows nor loses bits of what is small."""
+    if abs(part.factor) > 1:
+        return bool(np.abs(part.b()).max() <= _LARGEST_F16)
+    return abs(part.factor) >= _SMALLEST_FACTOR
 
 
 def _joined_a(parts: Sequence[_Part], axis: int, kind: int) -> bytes:

@@ -270,8 +270,9 @@ def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
 
 def _only_names(item: Item) -> bool:
     """Whether a contract says nothing but who it is of, as Granite Switch allows."""
-    keys = {key.value for key in item.value} if isinstance(item.value, dict) else set()
-    return "name" in keys and keys <= {*_NAMES}
+    given = item.value if isinstance(item.value, dict) else {}
+    found = {key.value: value for key, value in given.items()}
+    return "name" in found and not found["name"].is_null and found.keys() <= {*_NAMES}
 
 
 def file_in(path: Path) -> Path:

@@ -161,7 +161,7 @@ class Adapters:
             if listed is not None:
                 said.append(f"lora says {', '.join(map(repr, listed)) or None}")
             raise RequestError(
-                f"the request names two adapters: {', '.join(said)}; name one",
+                f"the request names two adapters: {', '.join(said)}; name one, or several in lora",
                 "lora" if listed is not None else [*found][-1],
             )
         one = next(iter(found.values()), {}) if listed is None else listed

@@ -53,6 +53,8 @@ def _text(model: ag.Model, name: str) -> str:
     contract, own = model.contract(name), model.adapter(name).io_yaml
     if contract.choices:
         raise ag.ContractError("its replies are bare words, which mellea cannot read")
+    if contract.free_text:
+        raise ag.ContractError("its contract is a name alone, which mellea refuses")
     if own is not None and hashlib.sha256(own.encode()).hexdigest() == contract.digest:
         return own
     try:

@@ -23,6 +23,7 @@ from alora_gguf.gguf.vector import VectorFile, read_adapter
 from alora_gguf.intrinsics.contract import contract_problem
 from alora_gguf.model import Model
 from alora_gguf.options import ContextOptions, check_int
+from alora_gguf.threads import default_threads
 
 from .probe import Reading, changes, divergence, open_probe, random_text, relative_error
 from .records import (
@@ -88,7 +89,11 @@ def verify(
         reference = PeftReference.find(peft, hf_base)
     n_cells = _N_TEXT + len(file.invocation) + _N_AFTER
     options = ContextOptions(
-        n_ctx=2 * n_cells, n_seq_max=2, n_threads=n_threads, max_adapters=1, n_pooled=0
+        n_ctx=2 * n_cells,
+        n_seq_max=2,
+        n_threads=n_threads or default_threads(),
+        max_adapters=1,
+        n_pooled=0,
     )
     with Model(
         base,

@@ -91,7 +91,7 @@ def open_probe(
         n_ubatch=n_batch,
         n_seq_max=1,
         n_outputs=n_rows,
-        n_threads=llama.llama_n_threads(theirs),
+        n_threads=runtime.engine.context.n_threads_now,
         n_pooled=0,
         max_adapters=max(1, len(adapters)),
         type_k="f32",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from alora_gguf.cli.render import plural, printable
 
 import alora_gguf as ag
+from alora_gguf.threads import default_threads
 from alora_gguf.verification import random_text
 
 Facts = dict[str, Any]
@@ -121,7 +122,7 @@ def opened(
     options = ag.ContextOptions(
         n_ctx=longest + max(n * own, WARM + own),
         n_seq_max=max(N_FORKS, n) + 2,
-        n_threads=n_threads,
+        n_threads=n_threads or default_threads(),  # the same for all that is compared
         max_adapters=n + 1,
         n_pooled=0,
     )

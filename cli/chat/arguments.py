@@ -118,7 +118,7 @@ def _writers(model: ag.Model, text: str) -> ag.AdapterLike | None:
     if text in model.adapters or not ("=" in text or len(text.split()) > 1):
         _ = model.adapter(text)
         return text
-    by = named_scales(text.split(), "/set adapter")
+    by = named_scales(text.split(), "/set adapter", model.adapters)
     for name in by:
         _ = model.adapter(name)
     return by or None

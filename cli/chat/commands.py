@@ -144,7 +144,10 @@ class Commands:
         talk = self._talk
         talk.model.unload_adapter(rest)
         by = talk.options.adapter
-        if by == rest or (isinstance(by, Mapping) and rest in by):
+        if isinstance(by, Mapping):
+            left = {name: scale for name, scale in by.items() if name != rest}
+            talk.options = replace(talk.options, adapter=left or None)
+        elif by == rest:
             talk.options = replace(talk.options, adapter=None)
         talk.steering.pop(rest, None)
         self._view.note(f"unloaded '{rest}'")

@@ -74,16 +74,16 @@ def opened(given: Given) -> Iterator[Talk]:
     opening = partial(
         ag.Model,
         base,
+        n_threads=given.n_threads or (DEMO_THREADS if given.is_demo else None),
         n_gpu_layers=given.n_gpu_layers,
         attention=given.attention,
         special_tokens_in_text=given.special_tokens_in_text,
         prompt_cache=given.prompt_cache,
         verbose=given.verbose,
     )
-    n_threads = given.n_threads or (DEMO_THREADS if given.is_demo else None)
     with Progress("Loading") as progress:
         told = progress.fraction
-        model = opening(adapters=adapters, n_ctx=given.n_ctx, n_threads=n_threads, progress=told)
+        model = opening(adapters=adapters, n_ctx=given.n_ctx, progress=told)
     with model:
         for name, contract in contracts.items():
             model.set_contract(name, contract)

@@ -173,8 +173,8 @@ class Talk:
         if least >= n_ctx:
             raise ag.InputError(f"/ctx {n_ctx}: is too small for the {least} tokens that stay")
         adapters = {name: file.path for name, file in old.adapters.items() if file.path}
-        reopen = self.reopen or partial(ag.Model, old.path)
-        model = reopen(adapters=adapters, n_ctx=n_ctx, n_threads=old.n_threads)
+        reopen = self.reopen or partial(ag.Model, old.path, n_threads=old.n_threads)
+        model = reopen(adapters=adapters, n_ctx=n_ctx)
         try:
             for name, contract in intrinsics_of(old).items():
                 model.set_contract(name, contract)

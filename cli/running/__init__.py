@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -118,7 +118,8 @@ def command(
         )
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
     given = {**sampling, "--reply-adapter": reply_adapters or None, "--steer": steer or None}
-    written = _reply_options(reply, given)
+    known = [options.named_path(each)[0] for each in adapters]
+    written = _reply_options(reply, given, known)
 
     from .conversations import read_input
     from .plan import Plan
@@ -126,7 +127,7 @@ def command(
 
     jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
     plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
-    _check_steering(plan, steer)
+    _check_steering(plan, options.named_scales(steer, known=known))
     plan = replace(plan, special_tokens_in_text=special_tokens_in_text)
     if base is None and computing["n_threads"] is None:
         computing["n_threads"] = options.DEMO_THREADS
@@ -152,8 +153,8 @@ def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None
         raise click.UsageError(f"give --intrinsic NAME, what to ask; or --reply{hint}")
 
 
-def _check_steering(plan: Plan, steer: Sequence[str]) -> None:
-    for name in options.named_scales(steer):
+def _check_steering(plan: Plan, steered: Iterable[str]) -> None:
+    for name in steered:
         if not isinstance(plan.files[name], ag.VectorFile):
             raise click.UsageError(
                 f"--steer {name}: is an adapter with weights, not a steering vector; "
@@ -174,14 +175,16 @@ def _say_unanswered(plan: Plan, entries: Sequence[Entry]) -> None:
         )
 
 
-def _reply_options(reply: bool, given: dict[str, Any]) -> ag.GenerateOptions | None:
+def _reply_options(
+    reply: bool, given: dict[str, Any], known: Sequence[str]
+) -> ag.GenerateOptions | None:
     if not reply:
         for option, value in given.items():
             if value is not None:
                 raise click.UsageError(f"{option} is for a reply; add --reply, or leave it out")
         return None
-    writers = options.named_scales(given["--reply-adapter"] or (), "--reply-adapter")
-    by = options.named_scales(given["--steer"] or ())
+    writers = options.named_scales(given["--reply-adapter"] or (), "--reply-adapter", known)
+    by = options.named_scales(given["--steer"] or (), known=known)
     if twice := writers.keys() & by.keys():
         raise click.UsageError(f"--steer {min(twice)}: is the --reply-adapter too; give it once")
     one = next(iter(writers)) if [*writers.values()] == [1.0] else None

@@ -32,8 +32,9 @@ def has_own() -> bool:
     unless alora_gguf is imported before it.
     """
     for place in sys.path:
-        if os.access(f"{place}/llama_cpp", os.F_OK):  # pathlib is loaded by whoever needs it
-            return os.access(f"{place}/llama_cpp/lib", os.F_OK)
+        folder = f"{place or '.'}/llama_cpp"
+        if os.access(folder, os.F_OK):  # pathlib is loaded by whoever needs it
+            return os.access(f"{folder}/lib", os.F_OK)
     return False
 
 

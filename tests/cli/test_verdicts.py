@@ -127,6 +127,10 @@ def test_a_schema_is_followed_no_further_than_need_be() -> None:
     assert numbers_of(Contract(source="", response_format=schema)) == ANY
 
 
+def test_free_text_is_no_number() -> None:
+    assert numbers_of(Contract.parse("name: x\n")) is None
+
+
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [

@@ -169,5 +169,7 @@ def test_an_intrinsic_that_is_a_plain_lora_is_told(tmp_path: Path) -> None:
     assert case.convert().warnings == ()
     (case.source / "io.yaml").write_text("name: sure\n")
     (warning,) = case.convert(overwrite=True).warnings
-    assert warning.startswith("sure is a plain LoRA: asked about a conversation it reads all of it")
+    assert warning.startswith(
+        "sure is a plain LoRA: asked about a conversation it reads all of it again"
+    )
     assert case.convert(overwrite=True, pick=Pick(technology="lora")).warnings == ()

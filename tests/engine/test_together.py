@@ -88,6 +88,44 @@ def test_one_adapter_is_made_for_all_scales_of_the_whole(model: ag.Model) -> Non
     assert n_adapters(model) == 5 + 2
 
 
+def test_scales_that_are_no_powers_of_two(model: ag.Model) -> None:
+    """Their ratios differ in the last bit, and are taken for the same."""
+    model.combine("both", {"one": 0.7, "two": 0.3})
+    for scale in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0, 1.1):
+        read(model, "both", scale=scale)
+    assert n_adapters(model) == 5 + 1
+
+
+def test_what_is_loaded_takes_the_room_of_what_can_be_made_again(
+    model: ag.Model, files: Files, tmp_path: Path
+) -> None:
+    read(model, {"one": 1, "two": 1})
+    assert n_adapters(model) == 5 + 1
+    model.load_adapter("five", files.write_adapter(tmp_path / "five.gguf", seed=55))
+    assert n_adapters(model) == 6
+
+
+def test_one_that_goes_while_it_is_asked_for_is_made_again(model: ag.Model) -> None:
+    """Threads use two kept ones in turn, and others push them out."""
+    pairs = [(a, b) for i, a in enumerate(LORAS) for b in LORAS[i + 1 :]]
+    problems: list[BaseException] = []
+
+    def work(start: int) -> None:
+        try:
+            for i in range(12):
+                read(model, dict.fromkeys(pairs[(start + i) % len(pairs)], 1.0))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert n_adapters(model) <= 5 + 6
+
+
 def test_with_vectors_besides(model: ag.Model, tmp_path: Path) -> None:
     model.load_adapter("up", steered.write(tmp_path / "v.gguf", seed=3), from_start=True)
     both = {"one": 1.0, "two": 1.0}
@@ -146,10 +184,21 @@ def test_files_that_are_gone_or_changed(model: ag.Model, loras: dict[str, Path])
     with pytest.raises(ag.AdapterFormatError, match=r"one.gguf: was changed after it was loaded"):
         read(model, {"one": 1, "three": 1})
     loras["two"].unlink()
-    with pytest.raises(ag.MissingFileError, match=r"two.gguf: there is no such file"):
+    with pytest.raises(ag.MissingFileError, match=r"two.gguf: is not there any more, and its weig"):
         read(model, {"two": 1, "three": 1})
     assert n_adapters(model) == 5 + 1
     assert read(model, "two").shape  # alone it needs no file
+
+
+def test_the_working_directory_may_change(
+    files: Files, loras: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = {name: path.relative_to(tmp_path) for name, path in loras.items()}
+    with files.model(adapters=paths) as model:
+        monkeypatch.chdir("/")
+        assert read(model, {"one": 1, "two": 1}).shape
+        assert model.adapters["one"].path == paths["one"]
 
 
 def test_what_asks_for_the_contract(files: Files, tmp_path: Path) -> None:

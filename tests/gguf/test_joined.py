@@ -157,6 +157,18 @@ def test_extreme_scales_leave_numbers(tmp_path: Path) -> None:
     assert ag.AdapterFile.read(tmp_path / "it.gguf").rank == 16  # which refuses infinities
 
 
+def test_a_weak_one_keeps_its_bits(tmp_path: Path) -> None:
+    """Times a small factor its B would lose bits in half precision."""
+    q, *_ = shapes(1)
+    strong = write(tmp_path / "a.gguf", targets=[q], kind="F16")
+    weak = write(tmp_path / "b.gguf", targets=[q], kind="F16", seed=1, gain=1e-3)
+    data, scale = joined([(strong, 1.0), (weak, 1e-3)])
+    (tmp_path / "it.gguf").write_bytes(data)
+    (pair,) = ag.AdapterFile.read(tmp_path / "it.gguf").pairs
+    assert (pair.a.type_name, pair.b.type_name, scale) == ("F16", "F32", 2.0)
+    assert pair_type(together([(strong, 1.0), (weak, 0.5)], tmp_path), q) == "F16"
+
+
 def test_where_a_pattern_of_ranks_makes_one_b_grow(tmp_path: Path) -> None:
     """Its values would not fit half precision, so they are not stored in it."""
     q, experts, _ = shapes(1)

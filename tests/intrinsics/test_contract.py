@@ -340,7 +340,8 @@ def test_a_name_alone_is_free_text(text: str) -> None:
 
 
 MISTAKES = [
-    ("name: ~\nmodel: {}\n", "x/io.yaml:2: field model: expected a text, found an empty map"),
+    ("name: x\nmodel: {}\n", "x/io.yaml:2: field model: expected a text, found an empty map"),
+    ("name: ~\n", "x/io.yaml:1: expected a contract to have 'model', found none"),
     ("name: x\nmodle: m\n", "x/io.yaml:2: field modle: expected one of model, response_format"),
     (HEAD + "parameters: {reasoning_effort: 1}\n", ":4: field parameters.reasoning_effort: exp"),
     (HEAD + "parameters:\n  response_format: {type: json_schema}\n",

@@ -66,7 +66,7 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (CHAT, {"messages": HI, "model": "demo:jailbreak", "adapter": "uncertainty"}, 400, "adapter",
      "two adapters"),
     (CHAT, {"messages": HI, "lora": [{"id": 7}]}, 404, "lora", "id 7"),
-    (CHAT, {"messages": HI, "lora": [{"id": 0}, {"id": 1}]}, 400, "lora", "several"),
+    (CHAT, {"messages": HI, "lora": [{"id": 0}, {"id": 1}]}, 400, None, "together they can"),
     (CHAT, {"messages": HI, "lora": [{"id": 0, "scale": 1e9}]}, 400, "scale", "1000"),
     (CHAT, {"messages": HI, "chat_template_kwargs": {"adapter_name": 5}}, 400,
      "chat_template_kwargs.adapter_name", "name"),

@@ -106,7 +106,7 @@ def test_adapters_that_reply_together(
     lines = ("/set adapter plain tone=0.5", "Hi", "/set adapter", "/unload tone", "/set adapter")
     found = chatting(*given, "-a", f"tone={tone}", lines="\n".join(lines) + "\n")
     assert found.status == 0, found.err
-    shown = ["adapter plain at 1 + tone at P", "adapter none: the base replies"]
+    shown = ["adapter plain at 1 + tone at P", "adapter plain at 1"]
     assert found.out.split("\n") == [wanted, *shown, ""]
 
 
