@@ -53,6 +53,12 @@ def headline(entry: Entry) -> str:
     return "accuracy" if "accuracy" in entry["figures"] else "exact_match"
 
 
+_FINAL: Final = (
+    "The final look, at documents of other sources and in wordings of their own, which was taken "
+    "once, when all adapters were done:"
+)
+
+
 class Results:
     """results.json."""
 
@@ -80,8 +86,12 @@ class Results:
         return {name: each for name, each in found.items() if each is not None}
 
 
-def section(results: Results, parity: dict[str, Any] | None = None) -> str:
-    """All that stands between the README's markers; `parity` is parity.json's, if there is one."""
+def section(
+    results: Results, parity: dict[str, Any] | None = None, final: Results | None = None
+) -> str:
+    """All that stands between the README's markers; `parity` and `final` are those of the files of
+    these names, if there are such.
+    """
     record, base = results.record, results.bases[0]
     most = max(entry["n"] for entry in record["entries"])
     workers = record["workers"]
@@ -90,6 +100,7 @@ def section(results: Results, parity: dict[str, Any] | None = None) -> str:
         [
             f"{most:,} conversations of each intrinsic, 95 % intervals; `{WAY_OUT}` repeats it. "
             f"Taken on {record['machine']}{at_once}, one thread each.",
+            *([] if final is None else [_FINAL, headlines(final)]),
             "\n".join(_comparison(results, base)),
             *_temperatures(results, base),
             *([] if parity is None else [parity_text(parity, "make smollm2-parity")]),
@@ -208,12 +219,19 @@ def main(
     chosen = parser.parse_args(argv)
     page, path = folder / "README.md", folder / "results.json"
     beside, parity = folder / "parity.json", None
+    last, final = folder / "final.json", None
+    needed = ("machine", "workers", "files", "entries")
     try:
-        record = read_record(path, ("machine", "workers", "files", "entries"), WAY_OUT)
+        record = read_record(path, needed, WAY_OUT)
+        if last.is_file():
+            final = Results(read_record(last, needed, f"{WAY_OUT}, with --part final"))
         if beside.is_file():
             parity = read_record(beside, ("base", "same", "total", "files"), "make smollm2-parity")
         results = Results(record)
-        sections = {page: (section(results, parity), MARK), front: (headlines(results), FRONT_MARK)}
+        sections = {
+            page: (section(results, parity, final), MARK),
+            front: (headlines(results), FRONT_MARK),
+        }
         wanted = {
             each: with_section(each.read_text(encoding="utf-8"), text, each.name, mark)
             for each, (text, mark) in sections.items()

@@ -130,6 +130,12 @@ def check_report(results: dict[str, Any], folder: Path) -> None:
     assert called() == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "on 3 of 4 held-out conversations, the others are in [parity.json](parity.json)" in page
+    assert "The final look" not in page
+    (folder / "final.json").write_text(json.dumps(results), encoding="utf-8")
+    assert called() == 0
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "The final look" in page
+    assert page.count("| jailbreak, accuracy | 100.0 % (") == 1
 
 
 def test_answers_are_kept_for_as_long_as_what_they_depend_on(tmp_path: Path) -> None:
