@@ -116,7 +116,12 @@ def headlines(results: Results) -> str:
     shown = {name: SYSTEMS[name] for name in ("adapter", LORA, "base", FEW, LOGPROBS[0])}
     base = results.bases[0]
     rows = {task: results.of(task, base) for task in results.tasks}
-    there = [name for name in shown if any(name in entries for entries in rows.values())]
+    # of all intrinsics, but what only one can have
+    there = [
+        name
+        for name in shown
+        if (any if name in LOGPROBS else all)(name in entries for entries in rows.values())
+    ]
     lines = [
         f"| {max(e['n'] for e in results.record['entries']):,} conversations each | "
         + " | ".join(shown[name] for name in there)
