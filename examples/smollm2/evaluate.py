@@ -373,19 +373,20 @@ def evaluate(
     workers: int,
     say: Say,
     write: Callable[[dict[str, Any]], None],
-    known: Sequence[dict[str, Any]] = (),
+    known: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything that results.json holds; `write` gets it after each intrinsic on each base, with
-    the entries that were `known` of others. Systems that it is to be `without` are not asked.
+    what was `known` of others. Systems that it is to be `without` are not asked.
     """
-    found = {(e["intrinsic"], e["base"], e["system"]): e for e in known}
+    known = known or {}
+    found = {(e["intrinsic"], e["base"], e["system"]): e for e in known.get("entries", ())}
     results: dict[str, Any] = {
         "alora_gguf": __version__,
         "machine": machine(),
         "workers": workers,
         "part": part,
-        "files": hashes([*files.alora.values(), *files.lora.values()]),
+        "files": known.get("files", {}) | hashes([*files.alora.values(), *files.lora.values()]),
         "entries": [],
     }
     for base, path in files.bases.items():
@@ -469,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=chosen.threads,
             say=say,
             write=lambda results: write_json(results, target),
-            known=old.get("entries", ()),
+            known=old,
             without=chosen.without,
         )
     except (AloraError, OSError) as error:

@@ -64,7 +64,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = [{"intrinsic": "uncertainty", "base": "Q8_0", "system": "adapter"}]
-    results, said = run(files, known=others)
+    kept = {"entries": others, "files": {"another.gguf": {"sha256": "x"}}}
+    results, said = run(files, known=kept)
+    assert results["files"].pop("another.gguf") == {"sha256": "x"}
+    assert len(results["files"]) == 2
     assert results["entries"][0] == others[0]
     entries = {each["system"]: each for each in results["entries"][1:]}
     controls = [surface.WORDS, surface.OVERLAP, "never looking"]
