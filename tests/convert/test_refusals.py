@@ -321,7 +321,7 @@ def test_some_lost_values_are_reported(case: Case) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["model: [\n", "name: x\nmodel: ~\n", "", "a: " + "x" * 70_000])
+@pytest.mark.parametrize("text", ["model: [\n", "name: x\nrules: ~\n", "", "a: " + "x" * 70_000])
 def test_a_contract_that_cannot_be_read_is_refused(case: Case, text: str) -> None:
     case.write()
     broken = case.source / "io.yaml"

@@ -309,7 +309,7 @@ def test_ids_alone_need_no_native_library(case: Case) -> None:
         "from alora_gguf.convert import convert_adapter\n"
         "report = convert_adapter(*sys.argv[1:])\n"
         "print(report.invocation_text)\n"
-        "print([name for name in sys.modules if 'llama_cpp' in name or '_native' in name])\n"
+        "print([n for n in sys.modules if n.startswith('llama_cpp') or '_native' in n])\n"
     )
     command = [sys.executable, "-c", program, str(case.source), str(base), str(case.out)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
