@@ -29,9 +29,9 @@ Graph = dict[str, set[str]]
 # to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
-    "rooms in alora_gguf/": 27,
+    "rooms in alora_gguf/": 28,
     "floors": 11,
-    "modules reachable from chat": 70,
+    "modules reachable from chat": 72,
     "files from invoke to llama_decode": 26,
     "product lines": 57_000,
     "public names that say they are not": 0,
