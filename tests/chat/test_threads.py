@@ -48,6 +48,7 @@ def opened(files: Files, n_pooled: int = 4) -> ag.Model:
 
 def cancelled_turn(chat: ag.Chat, delay: float, how: str) -> None:
     """A turn that is cancelled at some moment, or not, and taken back."""
+    chat.read()  # the next turn reads an adapter's reply again, as the base: with another beginning
     before = chat.messages, chat.tokens
     token = ag.CancelToken()
     timer = threading.Timer(delay, token.cancel)
