@@ -19,8 +19,9 @@ from tests.support.tiny_models import TinyModel, tiny_model
 
 from .harness import Base, Context, Logits, difference, sequence, write_adapter
 
-# measured: at most 9e-7, and 9e-5 for gemma3, whose graph is the same but whose logits are capped
-TOLERANCE = 2e-4
+# measured: at most 9e-7; for gemma3, whose GELU is a table of half-precision numbers and whose
+# logits are capped, 9e-5, and with BLAS on AVX-512 4.3e-4
+TOLERANCE = 1e-3
 RANKS = (8, 16, 5)  # one of them padded
 TOKENS = [int(t) for t in np.random.default_rng(7).integers(3, 300, 24)]
 N = len(TOKENS)
