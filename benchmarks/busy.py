@@ -71,7 +71,11 @@ def main() -> int:
     parser.add_argument("--once", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--late", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    base = chosen.base or smollm2.base_path()
+    try:
+        base = chosen.base or smollm2.base_path()
+        ag.BaseFile.read(base)
+    except ag.AloraError as error:
+        parser.error(str(error))
     if chosen.once is not None:
         print(write(base, chosen.once, chosen.tokens, chosen.late))
         return 0

@@ -89,7 +89,7 @@ def parts_of(adapter: AdapterLike | None, scale: float, find: Find) -> tuple[Par
         raise InputError(
             f"'{first.name}' begins at the invocation {list(first.file.invocation)}, "
             f"'{second.name}' at {list(second.file.invocation)}; together they can have but one: "
-            "load one of them with from_start=True"
+            "ask them one after the other, or load one of them with from_start=True"
         )
     return found
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from alora_gguf._calls import uninterrupted
@@ -74,7 +75,7 @@ class _Weights:
     """An adapter's file, and where it is whatever the working directory is by now."""
 
     file: AdapterFile
-    path: str
+    path: Path
 
     def read(self) -> AdapterFile:
         """It with its data, read again. Raises MissingFileError, and AdapterFormatError if it is
@@ -177,7 +178,7 @@ class Bank:
             for name, file in files.items():
                 self._loaded[name] = (file, slots[name])
                 if isinstance(file, AdapterFile):
-                    self._weights[slots[name]] = _Weights(file, os.path.abspath(file.path))  # noqa: PTH100 - a Path would resolve
+                    self._weights[slots[name]] = _Weights(file, file.path.absolute())
             return files
 
     def combine(self, name: str, adapters: Mapping[str, float]) -> Combination:
@@ -348,7 +349,7 @@ class Bank:
                 return found
             self._sweep()
             self._free_idle(_KEPT_JOINED - 1)
-            what = " and ".join(file.path for file in files)
+            what = " and ".join(str(file.path) for file in files)
             made = _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
             return self._keep(self._joined, mixture, made)
 
