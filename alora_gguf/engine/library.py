@@ -44,8 +44,12 @@ def library_dir() -> Path:
 def announce() -> None:
     """Says by LLAMA_CPP_LIB_PATH where a later `import llama_cpp` finds a library: installed as our
     dependency it has none of its own. Nothing is loaded, and nothing is said over what somebody
-    else has set, or to another release of llama_cpp, whose structs would differ.
+    else has set, or to another release of llama_cpp, whose structs would differ. A wheel's own copy
+    of llama_cpp comes behind whatever else is imported from.
     """
+    vendored = vendored_binding()
+    if vendored is not None and vendored not in sys.path:
+        sys.path.append(vendored)
     if "llama_cpp" in sys.modules or "LLAMA_CPP_LIB_PATH" in os.environ:
         return
     folder = os.environ.get("ALORA_LIB_DIR") or _find()
@@ -53,11 +57,19 @@ def announce() -> None:
         os.environ["LLAMA_CPP_LIB_PATH"] = folder
 
 
+def vendored_binding() -> str | None:
+    """The folder of llama-cpp-python's Python files, where a wheel brought them; else None."""
+    folders = (f"{each}{os.sep}_vendor" for each in sys.modules["alora_gguf"].__path__)
+    return next((each for each in folders if _exists(each)), None)
+
+
 def _is_our_release() -> bool:
     """Whether the llama_cpp that would be imported is the one that we are built for."""
+    vendored = vendored_binding()
     for place in (each or "." for each in sys.path):
         if _exists(f"{place}/llama_cpp"):
-            return _exists(f"{place}/llama_cpp_python-{LLAMA_CPP_PYTHON}.dist-info")
+            installed = f"{place}/llama_cpp_python-{LLAMA_CPP_PYTHON}.dist-info"
+            return place == vendored or _exists(installed)
     return False
 
 

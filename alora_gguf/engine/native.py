@@ -22,7 +22,7 @@ import numpy as np
 from alora_gguf import errors
 from alora_gguf.gguf.vector import Directions, Hook
 
-from .library import LLAMA_CPP_PYTHON, library_dir
+from .library import LLAMA_CPP_PYTHON, library_dir, vendored_binding
 
 API_VERSION: Final = 8
 
@@ -383,6 +383,16 @@ def load() -> Native:
         return _loaded[0]
 
 
+def _our_release() -> str:
+    """How to get the llama_cpp that we are built for."""
+    if vendored_binding():
+        return "pip uninstall llama-cpp-python, and the one that alora-gguf brings is used"
+    return (
+        f"pip install llama-cpp-python=={LLAMA_CPP_PYTHON} "
+        '--config-settings="cmake.define.LLAMA_BUILD=OFF"'
+    )
+
+
 def _load(folder: Path) -> Native:
     early = sys.modules.get("llama_cpp.llama_cpp")
     if early is None:
@@ -392,8 +402,8 @@ def _load(folder: Path) -> Native:
         llama = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         raise errors.LibraryError(
-            f"{error.name} is not installed: pip install llama-cpp-python=={LLAMA_CPP_PYTHON} "
-            '--config-settings="cmake.define.LLAMA_BUILD=OFF"'
+            f"{error.name} is not installed, which llama-cpp-python is part of or needs: "
+            + ("install alora-gguf again" if vendored_binding() else _our_release())
         ) from None
     except (FileNotFoundError, RuntimeError, OSError, AttributeError) as error:
         raise errors.LibraryError(
@@ -409,6 +419,6 @@ def _load(folder: Path) -> Native:
     if package.__version__ != LLAMA_CPP_PYTHON:
         raise errors.LibraryError(
             f"llama-cpp-python is {package.__version__}, expected {LLAMA_CPP_PYTHON}, whose "
-            f"structs the native library has: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}"
+            f"structs the native library has: {_our_release()}"
         )
     return Native(llama, path)

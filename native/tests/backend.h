@@ -5,12 +5,17 @@
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "llama.h"
+
+inline ggml_backend_dev_t cpu_device() {
+    llama_backend_init();  // which loads it where it is a library of its own
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
 
 class cpu_backend {
   public:
     explicit cpu_backend(int n_threads) :
-        device(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)),
-        backend(ggml_backend_dev_init(device, nullptr)) {
+        device(cpu_device()), backend(ggml_backend_dev_init(device, nullptr)) {
         auto set = (ggml_backend_set_n_threads_t) function("ggml_backend_set_n_threads");
         CHECK(set);
         set(backend.get(), n_threads);

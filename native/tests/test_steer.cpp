@@ -183,7 +183,7 @@ static void test_node(int64_t n, int n_threads) {
 //
 
 static ggml_backend_buffer_type_t device_memory(int32_t) {
-    return ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    return ggml_backend_dev_buffer_type(cpu_device());
 }
 
 static void test_on_device(int64_t n) {

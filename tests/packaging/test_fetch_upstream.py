@@ -21,10 +21,15 @@ SCRIPT = Path(__file__).resolve().parents[2] / "native" / "fetch_upstream.py"
 
 LINES = "".join(f"line {n}\n" for n in range(1, 21))
 UPSTREAM = {
-    "CMakeLists.txt": "project(upstream)\n",
-    "src/a.cpp": LINES,
-    "src/b.cpp": LINES,
-    "models/vocab.gguf": "not needed",
+    "vendor/llama.cpp/CMakeLists.txt": "project(upstream)\n",
+    "vendor/llama.cpp/src/a.cpp": LINES,
+    "vendor/llama.cpp/src/b.cpp": LINES,
+    "vendor/llama.cpp/models/vocab.gguf": "not needed",
+    "llama_cpp/__init__.py": "__version__ = '1.0'\n",
+    "llama_cpp/server/app.py": "",
+    "LICENSE.md": "MIT\n",
+    "README.md": "not needed",
+    "tests/test_llama.py": "not needed",
 }
 PATCH = """\
 --- a/src/{file}
@@ -84,7 +89,7 @@ class Project:
 def write_sdist(path: Path, files: dict[str, str], extra: tarfile.TarInfo | None = None) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for name, text in files.items():
-            info = tarfile.TarInfo(f"thing-1.0/vendor/llama.cpp/{name}")
+            info = tarfile.TarInfo(f"thing-1.0/{name}")
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text.encode()))
         if extra is not None:
@@ -117,6 +122,16 @@ def test_without_a_patch_both_trees_are_upstream(project: Project) -> None:
     for tree in (project.pristine, project.patched):
         assert (tree / "src/a.cpp").read_text() == LINES
         assert not (tree / "models").exists()
+
+
+def test_the_bindings_python_files_and_their_licence_lie_beside_it(project: Project) -> None:
+    project.fetched()
+    for tree in (project.pristine, project.patched):
+        folder = tree / "binding"
+        found = {
+            each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()
+        }
+        assert found == {"LICENSE.md", "llama_cpp/__init__.py", "llama_cpp/server/app.py"}
 
 
 def test_no_patch_stops_at_the_pristine_tree(project: Project) -> None:
@@ -181,7 +196,9 @@ def test_two_patches_of_one_file_build_on_each_other(project: Project) -> None:
 
 def test_another_pin_replaces_both_trees(project: Project) -> None:
     project.fetched()
-    write_sdist(project.folder / "sdist.tar.gz", {**UPSTREAM, "src/a.cpp": "newer\n"})
+    write_sdist(
+        project.folder / "sdist.tar.gz", {**UPSTREAM, "vendor/llama.cpp/src/a.cpp": "newer\n"}
+    )
     project.pin()
     project.fetched()
     assert (project.pristine / "src/a.cpp").read_text() == "newer\n"
@@ -284,15 +301,17 @@ def test_a_link_in_the_source_distribution_is_refused(project: Project) -> None:
     assert "refused to unpack 'thing-1.0/vendor/llama.cpp/src/evil.cpp'" in project.refused()
 
 
-def test_a_path_out_of_the_tree_is_refused(project: Project) -> None:
-    write_sdist(project.folder / "sdist.tar.gz", {**UPSTREAM, "src/../../../../evil": "x"})
+@pytest.mark.parametrize("folder", ["vendor/llama.cpp/src", "llama_cpp"])
+def test_a_path_out_of_the_tree_is_refused(project: Project, folder: str) -> None:
+    path = f"{folder}/../../../../evil"
+    write_sdist(project.folder / "sdist.tar.gz", {**UPSTREAM, path: "x"})
     project.pin()
     assert "refused to unpack" in project.refused()
     assert not (project.folder / "evil").exists()
 
 
 def test_a_source_distribution_without_upstream_is_refused(project: Project) -> None:
-    write_sdist(project.folder / "sdist.tar.gz", {"src/a.cpp": LINES})
+    write_sdist(project.folder / "sdist.tar.gz", {"vendor/llama.cpp/src/a.cpp": LINES})
     project.pin()
     assert "has no vendor/llama.cpp/CMakeLists.txt" in project.refused()
 
