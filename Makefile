@@ -238,19 +238,26 @@ test-sanitizers: setup-checks
 
 # For others: the CPU's code for each generation of processors, llama-cpp-python's files inside, what it
 # needs of this system's libraries beside them (auditwheel; elsewhere the release workflow does it).
-WHEEL_BUILD := build/wheel-native
+# PROCESSOR=aarch64 builds with Debian's cross compiler, and tests in Debian's Python under qemu-user.
+PROCESSOR := $(shell uname -m)
+WHEEL := build/wheel/$(PROCESSOR)
+CROSS := $(if $(filter-out $(shell uname -m),$(PROCESSOR)),$(PROCESSOR)-linux-gnu-)
 wheel: $(BASE)
 	@$(PIP) install --group wheel
-	@rm -rf build/wheel
-	@echo "Building a wheel (the first time takes some ten minutes)"
-	@ALORA_WHEEL=1 $(PIP) wheel --no-deps --no-build-isolation -w build/wheel/raw \
-	    -C build-dir=$(WHEEL_BUILD) -C cmake.define.ALORA_WERROR=$(WERROR) .
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel -v repair -w build/wheel build/wheel/raw/*.whl \
+	@rm -rf $(WHEEL)
+	@echo "Building a wheel for $(PROCESSOR) (the first time takes some ten minutes)"
+	@ALORA_WHEEL=1 $(if $(CROSS),_PYTHON_HOST_PLATFORM=linux-$(PROCESSOR)) \
+	    $(PIP) wheel --no-deps --no-build-isolation -w $(WHEEL)/linux \
+	    -C build-dir=build/wheel-native-$(PROCESSOR) -C cmake.define.ALORA_WERROR=$(WERROR) \
+	    $(if $(CROSS),$(addprefix -C cmake.define.CMAKE_,SYSTEM_NAME=Linux \
+	        SYSTEM_PROCESSOR=$(PROCESSOR) C_COMPILER=$(CROSS)gcc CXX_COMPILER=$(CROSS)g++)) .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(CROSS),LD_LIBRARY_PATH=/usr/$(PROCESSOR)-linux-gnu/lib) \
+	    $(BIN)/auditwheel -v repair -w $(WHEEL) $(WHEEL)/linux/*.whl \
 	    > build/wheel.log 2>&1 || { tail -40 build/wheel.log; exit 1; }
-	@ls -l build/wheel/*.whl
+	@ls -l $(WHEEL)/*.whl
 
 test-wheel: setup-checks
-	@$(BIN)/python -m tests.wheel
+	@$(BIN)/python -m tests.wheel $(WHEEL)/*.whl
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients

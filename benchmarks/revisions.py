@@ -99,9 +99,10 @@ for _ in range(8):
 print(min(taken))""",
     "prefill": _REAL
     + """
+numbers = iter(range(100, 200))  # what is read again is in the cache
 def work():
     with model.session() as session:
-        session.append("The library of Bomel is open on Monday. " * 52)
+        session.append(f"{next(numbers)} pages. " + "The library of Bomel is open on Monday. " * 52)
 print(seconds(work, 5))""",
     "decode": _REAL
     + """
