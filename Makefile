@@ -10,6 +10,7 @@
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make wheel, make test-wheel   a wheel for others, tested where no compiler is and on older processors
+#   make program, make test-program   the same as a folder for people who have no Python
 #   make test-clients   clients of HTTP servers, unmodified, against ours
 #   make clean   remove .venv and build                            make demo-model   train the demo model again
 #   make train-demo   train an adapter on a real model, from nothing, in ten minutes
@@ -57,7 +58,8 @@ python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks e
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-clients test-page test-peers test-wheel wheel bench docs format clean
+	test-clients test-page test-peers test-program \
+	test-wheel program wheel bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -258,6 +260,21 @@ wheel: $(BASE)
 
 test-wheel: setup-checks
 	@$(BIN)/python -m tests.wheel $(WHEEL)/*.whl
+
+# The wheel, Python and what both need, as a folder for people who have no Python: PyInstaller's. It is
+# for systems with this one's C library or a newer one.
+program: $(BASE)
+	@ls $(WHEEL)/*.whl > /dev/null 2>&1 || $(MAKE) wheel
+	@$(PYTHON) -m venv --clear build/program-env
+	@build/program-env/bin/python -m pip --quiet install --upgrade 'pip>=25.1'
+	@build/program-env/bin/python -m pip --disable-pip-version-check --quiet install \
+	    --only-binary :all: "$$(ls $(CURDIR)/$(WHEEL)/*.whl)[serve]" --group program
+	@build/program-env/bin/pyinstaller --noconfirm --log-level ERROR --distpath build/program \
+	    --workpath build/program-work release/program.spec
+	@du -sh build/program/alora-gguf
+
+test-program: setup-checks
+	@ALORA_TEST_PROGRAM=$(CURDIR)/build/program/alora-gguf $(BIN)/python -m pytest tests/wheel
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients
