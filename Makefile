@@ -270,7 +270,7 @@ program: $(BASE)
 	@build/program-env/bin/python -m pip --disable-pip-version-check --quiet install \
 	    --only-binary :all: "$$(ls $(CURDIR)/$(WHEEL)/*.whl)[serve]" --group program
 	@build/program-env/bin/pyinstaller --noconfirm --log-level ERROR --distpath build/program \
-	    --workpath build/program-work release/program.spec
+	    --workpath build/program-work --specpath build/program-work --name alora-gguf release/program.py
 	@du -sh build/program/alora-gguf
 
 test-program: setup-checks

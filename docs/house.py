@@ -29,11 +29,11 @@ Graph = dict[str, set[str]]
 # to that may raise their limit in the same change
 LIMITS: Final = {
     "import circles": 0,
-    "rooms in alora_gguf/": 28,
+    "rooms in alora_gguf/": 29,
     "floors": 11,
     "modules reachable from chat": 72,
     "files from invoke to llama_decode": 26,
-    "product lines": 57_000,
+    "product lines": 57_500,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

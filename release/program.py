@@ -1,4 +1,4 @@
-"""What the standalone program begins with: release/program.spec."""
+"""What the standalone program begins with: `make program`."""
 
 from alora_gguf.__main__ import main
 
