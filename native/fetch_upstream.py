@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 NATIVE = Path(__file__).resolve().parent
 SDIST_VARIABLE = "ALORA_UPSTREAM_SDIST"
 STAMP = ".alora-stamp.json"
+SDIST_ALONE = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation")  # pip's options for it
 
 # What of vendor/llama.cpp is kept: the libraries' sources, and the converters that tests run.
 KEPT = (
@@ -74,31 +75,35 @@ def read_pin(file: Path) -> Pin:
 # ---- the source distribution ---------------------------------------------------------------------
 
 
-def download(pin: Pin, folder: Path) -> Path:
-    """The pinned sdist, through whichever package index the user's pip is configured for."""
-    command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
-    command += ["--no-binary", ":all:", "--no-build-isolation", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), "-r", str(pin.file)]
+def run_pip(arguments: list[str]) -> tuple[int, str]:
+    """The exit status of pip, and all that it said."""
     # A constraints file without hashes would contradict --require-hashes.
     kept_out = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
     env = {name: value for name, value in os.environ.items() if name not in kept_out}
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
     )
-    output = done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode != 0 and "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
+    return done.returncode, done.stdout.decode("utf-8", "replace").strip()
+
+
+def download(pin: Pin, folder: Path) -> Path:
+    """The pinned sdist, through whichever package index the user's pip is configured for."""
+    command = ["download", "--require-hashes", *SDIST_ALONE]
+    command += ["--dest", str(folder), "-r", str(pin.file)]
+    code, output = run_pip(command)
+    if code != 0 and "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
         raise FetchError(
             f"the package index gave another file than the pinned {pin.requirement}:\n{output}\n"
             f"Do not use that file. {pin.file} holds the hash that upstream published; ask whoever "
             "runs the index."
         )
     sdists = sorted(folder.glob("*.tar.gz"))
-    if done.returncode != 0 or len(sdists) != 1:
+    if code != 0 or len(sdists) != 1:
         raise FetchError(
             f"pip could not download the source distribution of {pin.requirement}:\n{output}\n"
             "Check that `pip download` reaches your package index (pip.conf, PIP_INDEX_URL, a "
@@ -107,20 +112,25 @@ def download(pin: Pin, folder: Path) -> Path:
     return sdists[0]
 
 
-def verify(pin: Pin, sdist: Path) -> None:
+def sha256_of(file: Path) -> str:
     digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while block := source.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify(pin: Pin, sdist: Path) -> None:
     try:
-        with sdist.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        found = sha256_of(sdist)
     except OSError as error:
         raise FetchError(
             f"{sdist}: cannot be read ({error.strerror}). {SDIST_VARIABLE} must be the path of the "
             f".tar.gz source distribution of {pin.requirement}, or unset to let pip download it."
         ) from error
-    if digest.hexdigest() != pin.sha256:
+    if found != pin.sha256:
         raise FetchError(
-            f"{sdist}: its sha256 is {digest.hexdigest()}, but {pin.file} pins {pin.sha256} for "
+            f"{sdist}: its sha256 is {found}, but {pin.file} pins {pin.sha256} for "
             f"{pin.requirement}. The file is damaged or another version: delete it and fetch it "
             "again."
         )
