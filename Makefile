@@ -172,7 +172,7 @@ lint: setup-checks
 	@rm -rf build/typecheck && mkdir -p build/typecheck/alora_gguf
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
-	@$(BIN)/mypy native/fetch_upstream.py native/wheel_dependencies.py
+	@$(BIN)/mypy native/upgrade.py native/wheel_dependencies.py
 	@$(BIN)/python -m docs.house --contracts > build/contracts.log || { \
 	    cat build/contracts.log; exit 1; }
 	@$(MKDOCS)
