@@ -80,11 +80,14 @@ def test_native(work: Path, folder: Path, report: Report) -> None:
         failed = [name for name, result in tests if result != "Passed"]
         step.said = f"{len(tests) - len(failed)} of {len(tests)} programs passed"
         if code != 0:
+            checks = re.findall(r"^\S*?/native/(tests/\S+: CHECK.*)", output, re.MULTILINE)
             raise UpgradeError(
                 f"native tests failed: {', '.join(failed) or 'ctest itself'}; {log} has their "
-                "output. test_upstream_ggml and test_upstream_llama assert what we rely on: read "
-                "the code that relies on it anew ('What we rely on upstream for' in "
-                "native/README.md) before you change a check."
+                "output.\n"
+                + "".join(f"  {check}\n" for check in checks[:SHOWN])
+                + "Look first at hunks with fuzz. test_upstream_ggml and test_upstream_llama say "
+                "what we rely on ('What we rely on upstream for' in native/README.md): read the "
+                "code that relies on it anew before you change a check."
             )
 
 

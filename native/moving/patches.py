@@ -14,6 +14,7 @@ from . import changes, hunks
 from .report import NATIVE, Report, UpgradeError, purpose
 
 SHOWN = 8  # lines of upstream's in a message
+SHORT = 12  # characters of a line
 
 
 def read_tree(folder: Path, paths: set[str]) -> hunks.Tree:
@@ -164,10 +165,10 @@ def _missing(report: Report, old: Path, new: Path, patched: Path) -> str:
 
 
 def _elsewhere(tree: Path, wanted: str) -> list[str]:
-    """Where the sources have a line."""
+    """Where the sources have a line; short ones are in too many places to say anything."""
     return [
         f"{file.relative_to(tree).as_posix()}:{number}"
         for file in sorted((tree / "src").rglob("*.[ch]*"))
         for number, line in enumerate(changes.text(file).splitlines(), 1)
-        if line.strip() == wanted.strip() and len(line.strip()) > len("return cur;")
+        if line.strip() == wanted.strip() and len(line.strip()) > SHORT
     ]

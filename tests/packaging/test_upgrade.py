@@ -328,7 +328,7 @@ def test_a_native_test_that_fails_stops_the_move(checkout: Checkout) -> None:
     said = checkout.failed("--write")
     assert "native tests failed: test_upstream_ggml" in said
     assert "native.log has their output" in said
-    assert "assert what we rely on" in said
+    assert "say what we rely on" in said
     assert checkout.files() == before
 
 
