@@ -63,7 +63,7 @@ def to_look_at(found: changes.Changes) -> list[str]:
         asked.append("llm_graph_params: does a reused graph still fit its plan (src/alora-plan.h)?")
     if found.architectures.added:
         asked.append("new architectures: the converter and docs/models.md know none of them yet")
-    if found.functions or found.structs:
+    if found.functions or found.header or found.structs:
         asked.append("llama.h and the binding's structs: what alora_gguf/engine calls and sets")
     return asked
 

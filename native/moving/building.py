@@ -95,23 +95,15 @@ def test_parity(work: Path, folder: Path, texts: dict[str, str], report: Report)
     """tests/parity with the libraries just built, and the new llama_cpp."""
     with report.step("parity") as step:
         python = work / "python"
-        _lay_package(python, texts)
+        _lay_package(python, folder / "bin", texts)
         log = work / "parity.log"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "not stock",
-        ]
-        command += ["-o", f"pythonpath={python} {ROOT}", "tests/parity"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-m", "not stock", "-o", f"pythonpath={python} {ROOT}", "tests/parity"]
         code, output = run(
             command,
             log,
-            PYTHONPATH=str(python),
+            PYTHONPATH=f"{python}{os.pathsep}{ROOT}",
+            PYTHONSAFEPATH="1",  # the working directory has a package of the same name
             ALORA_LIB_DIR=str(folder / "bin"),
             ALORA_UPSTREAM_TREE=str(work / "upstream" / "pristine"),
         )
@@ -129,10 +121,12 @@ sys.meta_path[:] = [f for f in sys.meta_path if f.__module__.startswith("_frozen
 """
 
 
-def _lay_package(python: Path, texts: dict[str, str]) -> None:
+def _lay_package(python: Path, libraries: Path, texts: dict[str, str]) -> None:
     """alora_gguf as a wheel has it, by links, but for the files that the move changes."""
     package = python / "alora_gguf"
     shutil.rmtree(package, ignore_errors=True)
+    package.mkdir()
+    (package / "lib").symlink_to(libraries)
     (python / "sitecustomize.py").write_text(SITE, encoding="utf-8")
     for source, target in (
         (ROOT / "alora_gguf", package),

@@ -42,6 +42,7 @@ class Changes:
     graph_params: Names
     architectures: Names
     functions: Names  # of llama.h, with their parameters
+    header: dict[str, Names]  # structs of llama.h
     structs: dict[str, Names] | None  # ctypes structs of the binding; None: not compared
 
     def as_json(self) -> dict[str, object]:
@@ -59,15 +60,15 @@ class Changes:
             "llm_graph_params::allow_reuse compares": self.allow_reuse,
             "llm_graph_params": self.graph_params,
             "architectures": self.architectures,
-            "llama.h": Names(
+            "functions of llama.h": Names(
                 *map(_functions_alone, (self.functions.added, self.functions.removed))
             ),
         }
         lines += [f"{name}: {found or 'unchanged'}" for name, found in names.items()]
+        lines.append(f"structs of llama.h: {_structs(self.header)}")
         if self.structs is None:
             return [*lines, "ctypes structs: not compared, one of the two bindings is not here"]
-        structs = [f"{name} ({found})" for name, found in self.structs.items()]
-        return [*lines, f"ctypes structs: {'; '.join(structs) or 'unchanged'}"]
+        return [*lines, f"ctypes structs: {_structs(self.structs)}"]
 
 
 def _named(name: str, entries: list[str]) -> str:
@@ -75,6 +76,10 @@ def _named(name: str, entries: list[str]) -> str:
         return f"{name}: none"
     more = [f"and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
     return "\n    ".join([f"{name}: {len(entries)}", *entries[:SHOWN], *more])
+
+
+def _structs(changed: dict[str, Names]) -> str:
+    return "; ".join(f"{name} ({found})" for name, found in changed.items()) or "unchanged"
 
 
 def _functions_alone(declared: list[str]) -> list[str]:
@@ -99,6 +104,9 @@ def compare(old: Path, new: Path, touched: list[str]) -> Changes:
         graph_params=_names(old, new, "src/llama-graph.h", graph_params),
         architectures=_names(old, new, "src/llama-arch.cpp", architectures),
         functions=_names(old, new, "include/llama.h", functions),
+        header=compare_fields(
+            *(header_structs(text(tree / "include/llama.h")) for tree in (old, new))
+        ),
         structs=None,
     )
 
@@ -189,6 +197,15 @@ def functions(source: str) -> set[str]:
     return {f"{name}({' '.join(parameters.split())})" for name, parameters in declared}
 
 
+def header_structs(source: str) -> dict[str, list[str]]:
+    """The structs of llama.h: their fields, with their types, in order."""
+    found = {}
+    for name in re.findall(r"\bstruct\s+(\w+)\s*\{", source):
+        fields = body(source, rf"\bstruct\s+{name}\s*(?=\{{)").split(";")
+        found[name] = [" ".join(each.split()) for each in fields if each.strip()]
+    return found
+
+
 # ---- the binding ---------------------------------------------------------------------------------
 
 
@@ -213,7 +230,10 @@ def _field(node: ast.expr) -> str:
 
 def compare_structs(old: str, new: str) -> dict[str, Names]:
     """The structs that differ between two llama_cpp.py, with their fields."""
-    before, after = struct_fields(old), struct_fields(new)
+    return compare_fields(struct_fields(old), struct_fields(new))
+
+
+def compare_fields(before: dict[str, list[str]], after: dict[str, list[str]]) -> dict[str, Names]:
     changed = {}
     for name in sorted(before.keys() | after.keys()):
         one, other = before.get(name, []), after.get(name, [])

@@ -238,14 +238,16 @@ def test_what_changed_where_we_rely_on_upstream(tmp_path: Path) -> None:
         tmp_path / "old",
         graph=GRAPH % ("", ""),
         arch='{ LLM_ARCH_LLAMA, "llama" },\n{ LLM_ARCH_UNKNOWN, "(unknown)" },\n',
-        header="LLAMA_API int32_t llama_a(int n);\nLLAMA_API void llama_b(void);\n",
+        header="LLAMA_API int32_t llama_a(int n);\nLLAMA_API void llama_b(void);\n"
+        "struct llama_x {\n    int a; // one\n};\nstruct llama_y;\n",
         model="cur = ggml_mul_mat(ctx0, model.output, cur);\n",
     )
     new = write(
         tmp_path / "new",
         graph=GRAPH % ("\n    int gtype;", " && gtype == other.gtype"),
         arch='{ LLM_ARCH_LLAMA, "llama" },\n{ LLM_ARCH_NEW, "new" },\n',
-        header="LLAMA_API int32_t llama_a(int n, // how many\n    int m);\n",
+        header="LLAMA_API int32_t llama_a(int n, // how many\n    int m);\n"
+        "struct llama_x {\n    int a; // two\n    bool b;\n};\nstruct llama_y;\n",
         model="""\
     cur = ggml_mul_mat(ctx0, model.output, cur);
     cur = ggml_mul_mat(ctx0, model.layers[il].wz, cur);
@@ -268,7 +270,9 @@ def test_what_changed_where_we_rely_on_upstream(tmp_path: Path) -> None:
     assert found.functions == changes.Names(
         ["llama_a(int n, int m)"], ["llama_a(int n)", "llama_b(void)"]
     )
+    assert found.header == {"llama_x": changes.Names(["bool b"])}
     assert "architectures: + new" in found.report()
+    assert "structs of llama.h: llama_x (+ bool b)" in found.report()
 
 
 def test_structs_of_the_binding_are_compared_field_by_field() -> None:
