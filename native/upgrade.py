@@ -103,7 +103,7 @@ def move(options: argparse.Namespace, work: Path, report: Report) -> None:
     if options.tests != "none":
         building.test_native(work, folder, report)
     if options.tests == "parity":
-        building.test_parity(work, folder, texts, report)
+        building.test_parity(work, folder, texts, options.jobs, report)
     if not options.write:
         report.by_hand.append("nothing was written: the same command with --write writes it")
         return
@@ -132,7 +132,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, help="work folder (default: build/upgrade/VERSION)")
     parser.add_argument("--tests", choices=("native", "parity", "none"), default="native")
-    parser.add_argument("--jobs", default="", help="compile so many files at a time")
+    parser.add_argument(
+        "--jobs",
+        default="",
+        help="compile so many files, and run so many tests of parity, at a time",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="hunks that failed were put into the tree by hand"
     )

@@ -91,18 +91,20 @@ def test_native(work: Path, folder: Path, report: Report) -> None:
             )
 
 
-def test_parity(work: Path, folder: Path, texts: dict[str, str], report: Report) -> None:
+def test_parity(work: Path, folder: Path, texts: dict[str, str], jobs: str, report: Report) -> None:
     """tests/parity with the libraries just built, and the new llama_cpp."""
     with report.step("parity") as step:
         python = work / "python"
         _lay_package(python, folder / "bin", texts)
         log = work / "parity.log"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-m", "not stock", "-o", f"pythonpath={python} {ROOT}", "tests/parity"]
+        command += ["-n", jobs or "logical", "--dist", "loadfile", "-m", "not stock"]
+        command += ["-o", f"pythonpath={python} {ROOT}", "tests/parity"]
         code, output = run(
             command,
             log,
             PYTHONPATH=f"{python}{os.pathsep}{ROOT}",
+            OMP_NUM_THREADS="1",
             PYTHONSAFEPATH="1",  # the working directory has a package of the same name
             ALORA_LIB_DIR=str(folder / "bin"),
             ALORA_UPSTREAM_TREE=str(work / "upstream" / "pristine"),
