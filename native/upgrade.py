@@ -17,19 +17,20 @@ import sys
 from pathlib import Path
 
 import fetch_upstream
-from fetch_upstream import FetchError, Pin
+from fetch_upstream import FetchError
 from moving import building, changes, checkout, hunks, patches, sdist
 from moving.report import ROOT, Report, UpgradeError, print_report
 
 
-def compare(old_pin: Pin, old: Path, new: Path, work: Path, report: Report) -> None:
+def compare(old: Path, new: Path, report: Report) -> None:
     with report.step("compare") as step:
         touched = sorted({each.hunk.path for _, each in report.placed})
         found = changes.compare(old, new, touched)
-        installed = _installed_binding(checkout.version_of(old_pin))
-        binding = work / "python" / "llama_cpp" / "llama_cpp.py"
-        if installed is not None and binding.is_file():
-            before, after = changes.text(installed), changes.text(binding)
+        before, after = (
+            changes.text(tree / fetch_upstream.BINDING_FOLDER / "llama_cpp" / "llama_cpp.py")
+            for tree in (old, new)
+        )
+        if before and after:
             found.structs = changes.compare_structs(before, after)
         report.changes = found
         report.by_hand += [
@@ -39,14 +40,6 @@ def compare(old_pin: Pin, old: Path, new: Path, work: Path, report: Report) -> N
         ]
         step.said = "what changed where we rely on upstream: below"
         report.by_hand += to_look_at(found)
-
-
-def _installed_binding(version: str) -> Path | None:
-    """The llama_cpp.py of the pinned release, if that is installed where this runs."""
-    for folder in map(Path, sys.path):
-        if (folder / f"llama_cpp_python-{version}.dist-info").is_dir():
-            return folder / "llama_cpp" / "llama_cpp.py"
-    return None
 
 
 def to_look_at(found: changes.Changes) -> list[str]:
@@ -90,7 +83,7 @@ def move(options: argparse.Namespace, work: Path, report: Report) -> None:
     try:
         moved = patches.move(old, new, work, report, options.resume)
     finally:
-        compare(pin, old, new, work, report)
+        compare(old, new, report)
     if options.tree is not None:
         return
 

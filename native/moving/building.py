@@ -95,6 +95,11 @@ def test_parity(work: Path, folder: Path, texts: dict[str, str], jobs: str, repo
     """tests/parity with the libraries just built, and the new llama_cpp."""
     with report.step("parity") as step:
         python = work / "python"
+        pristine = work / "upstream" / "pristine"
+        shutil.rmtree(python, ignore_errors=True)
+        python.mkdir()
+        binding = pristine / fetch_upstream.BINDING_FOLDER / "llama_cpp"
+        (python / "llama_cpp").symlink_to(binding)
         _lay_package(python, folder / "bin", texts)
         log = work / "parity.log"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -107,7 +112,7 @@ def test_parity(work: Path, folder: Path, texts: dict[str, str], jobs: str, repo
             OMP_NUM_THREADS="1",
             PYTHONSAFEPATH="1",  # the working directory has a package of the same name
             ALORA_LIB_DIR=str(folder / "bin"),
-            ALORA_UPSTREAM_TREE=str(work / "upstream" / "pristine"),
+            ALORA_UPSTREAM_TREE=str(pristine),
         )
         last = (output.strip().splitlines() or [""])[-1].strip("= ")
         step.said = last
@@ -126,7 +131,6 @@ sys.meta_path[:] = [f for f in sys.meta_path if f.__module__.startswith("_frozen
 def _lay_package(python: Path, libraries: Path, texts: dict[str, str]) -> None:
     """alora_gguf as a wheel has it, by links, but for the files that the move changes."""
     package = python / "alora_gguf"
-    shutil.rmtree(package, ignore_errors=True)
     package.mkdir()
     (package / "lib").symlink_to(libraries)
     (python / "sitecustomize.py").write_text(SITE, encoding="utf-8")

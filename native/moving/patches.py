@@ -117,21 +117,39 @@ def hand_work(new: Path, patched: Path, work: Path) -> list[str]:
 
 
 def _resumed(patches: list[hunks.Patch], new: Path, patched: Path, work: Path) -> dict[str, str]:
-    """The patch that makes the tree worked on by hand of the tree `new`."""
-    if len(patches) != 1:
-        raise UpgradeError(
-            f"--resume: native/patches holds {len(patches)} patches, expected one: which of them a "
-            "change by hand belongs to cannot be told. Write them anew with git diff."
-        )
+    """The patches that make the tree worked on by hand of the tree `new`."""
     if not hand_work(new, patched, work):
         raise UpgradeError(
             f"--resume: {patched} is as the last try left it. Put the hunks that failed into its "
             "files first, or leave out --resume."
         )
     changed = differing(new, patched)
+    owners = _owners(patches, changed)
     before, after = read_tree(new, set(changed)), read_tree(patched, set(changed))
-    placed = [p for path in changed for p in hunks.changes(path, before[path], after[path])]
-    return {patches[0].name: hunks.write_patch(patches[0], before, placed)}
+    texts = {}
+    for patch in patches:
+        placed = [
+            each
+            for path in changed
+            if owners[path] is patch
+            for each in hunks.changes(path, before[path], after[path])
+        ]
+        texts[patch.name] = hunks.write_patch(patch, before, placed)
+    return texts
+
+
+def _owners(patches: list[hunks.Patch], changed: list[str]) -> dict[str, hunks.Patch]:
+    """Whose a changed file is: that of a file new to all of them goes to the largest patch."""
+    owners = {}
+    for path in changed:
+        found = [patch for patch in patches if any(hunk.path == path for hunk in patch.hunks)]
+        if len(found) > 1:
+            raise UpgradeError(
+                f"--resume: {path} is changed by {' and '.join(p.name for p in found)}, so whose "
+                "a change by hand is cannot be told: write these patches anew with git diff"
+            )
+        owners[path] = found[0] if found else max(patches, key=lambda patch: len(patch.hunks))
+    return owners
 
 
 def _missing(report: Report, old: Path, new: Path, patched: Path) -> str:
@@ -143,7 +161,7 @@ def _missing(report: Report, old: Path, new: Path, patched: Path) -> str:
         hunk = each.hunk
         where = f"line {hunk.core_start + 1}" + (f", {hunk.heading}" if hunk.heading else "")
         told.append(f"native/patches/{name}: hunk {hunk.number} of {hunk.path} ({where}) FAILED")
-        told.append(f"  for: {purpose(hunk)}")
+        told.append(f"  for: {purpose(name, hunk)}")
         wanted = max(hunk.old_core or hunk.old, key=lambda line: len(line.strip()))
         told.append(f"  looked for: {wanted.strip()}")
         before, after = (read_tree(tree, {hunk.path})[hunk.path] for tree in (old, new))

@@ -91,20 +91,23 @@ def as_json(patch: str, placed: hunks.Placed) -> dict[str, object]:
         "moved": placed.moved,
         "fuzz": placed.fuzz,
         "note": placed.note,
-        "purpose": purpose(hunk),
+        "purpose": purpose(patch, hunk),
     }
 
 
 # ---- what a hunk is for --------------------------------------------------------------------------
 
 
-def purpose(hunk: hunks.Hunk) -> str:
-    """What native/README.md's table says that a hunk is for."""
+def purpose(patch: str, hunk: hunks.Hunk) -> str:
+    """What native/README.md says that a hunk of the file `patch` is for."""
     if any(line.startswith("+#include") for line in hunk.lines):
         return "declares what the other hunks of this file use"
-    section = changes.text(NATIVE / "README.md").partition("## The patch, hunk by hunk")[2]
+    section = changes.text(NATIVE / "README.md").partition("## The patches, hunk by hunk")[2]
     files, rows = "", []
+    about = f"no row in native/README.md's table, and no line that begins with patches/{patch}"
     for line in section.partition("\n## ")[0].splitlines():
+        if line.startswith(f"`patches/{patch}` "):  # one that has no rows
+            about = line.partition("` ")[2]
         cells = [cell.strip(" |") for cell in line.split(" | ")]
         if len(cells) == 3:
             files = cells[0] or files  # an empty cell is the one above
@@ -114,9 +117,7 @@ def purpose(hunk: hunks.Hunk) -> str:
     fitting = [
         why for what, why in rows if any(re.search(rf"\b{n}\b", function) for n in _words(what))
     ]
-    return (
-        "; ".join(fitting or [why for _, why in rows[:1]]) or "no row in native/README.md's table"
-    )
+    return "; ".join(fitting or [why for _, why in rows[:1]]) or about
 
 
 def _names(cell: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import fetch_upstream
@@ -31,7 +30,7 @@ def index_sha256(requirement: str, folder: Path, *, patient: bool) -> tuple[str 
 
 
 def fetch(version: str, given: Path | None, work: Path, report: Report) -> tuple[Pin, Path, Path]:
-    """The pin, the sdist and the tree of a release, checked; and its llama_cpp in WORK/python."""
+    """The pin, the sdist and the tree of a release, checked."""
     with report.step("fetch") as step:
         requirement = f"{PROJECT}=={version}"
         folder = work / "sdist"
@@ -56,7 +55,7 @@ def fetch(version: str, given: Path | None, work: Path, report: Report) -> tuple
         upstream = work / "upstream"
         upstream.mkdir(exist_ok=True)
         tree = fetch_upstream.make_pristine(upstream, pin, sdist)
-        _unpack_binding(sdist, version, work / "python")
+        _check_release(sdist, version, tree)
         report.sha256 = sha256
         index = (
             "not compared with the index, which does not have it"
@@ -84,10 +83,8 @@ def _given_sha256(sdist: Path, requirement: str, known: str | None) -> str:
     return sha256
 
 
-def _unpack_binding(sdist: Path, version: str, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    fetch_upstream.unpack_folder(sdist, folder, (), ("llama_cpp",))
-    source = changes.text(folder / "llama_cpp" / "__init__.py")
+def _check_release(sdist: Path, version: str, tree: Path) -> None:
+    source = changes.text(tree / fetch_upstream.BINDING_FOLDER / "llama_cpp" / "__init__.py")
     found = re.search(r"^__version__ = \"(.*)\"", source, re.MULTILINE)
     if found is None or found[1] != version:
         raise UpgradeError(

@@ -52,7 +52,7 @@ diff --git a/src/llama-context.cpp b/src/llama-context.cpp
  }
 """.replace("\n\n", "\n \n")
 README = """\
-## The patch, hunk by hunk
+## The patches, hunk by hunk
 
 | file | hunk | why |
 |---|---|---|
@@ -239,6 +239,15 @@ def test_write_names_the_release_everywhere_and_the_patch_is_exact(checkout: Che
 
 
 HOOKS = "native/patches/hooks.patch"
+OTHER = """\
+diff --git a/src/llama-graph.h b/src/llama-graph.h
+--- a/src/llama-graph.h
++++ b/src/llama-graph.h
+@@ -1,2 +1,3 @@
+ struct llm_graph_params {
++    int ours;
+ };
+"""
 
 
 # ---- hunks that have no place --------------------------------------------------------------------
@@ -246,6 +255,7 @@ HOOKS = "native/patches/hooks.patch"
 
 def test_a_failed_hunk_is_explained_and_the_move_goes_on_by_hand(checkout: Checkout) -> None:
     change(checkout, "    return batch;", "    return batch + 1;")
+    (checkout.folder / "native/patches/other.patch").write_text(OTHER)
     before = checkout.files()
     said = checkout.failed("--write")
     assert checkout.files() == before
@@ -256,7 +266,7 @@ def test_a_failed_hunk_is_explained_and_the_move_goes_on_by_hand(checkout: Check
     file = checkout.work / "upstream/patched/src/llama-context.cpp"
     assert f"look at: {file}:11" in said
     assert "--resume" in said
-    assert [hunk["outcome"] for hunk in checkout.report["hunks"]] == ["exact", "failed"]
+    assert [hunk["outcome"] for hunk in checkout.report["hunks"]] == ["exact", "failed", "exact"]
     assert checkout.report["changes"] is not None
 
     assert "is as the last try left it" in checkout.failed("--resume")
@@ -264,11 +274,12 @@ def test_a_failed_hunk_is_explained_and_the_move_goes_on_by_hand(checkout: Check
     file.write_text(file.read_text().replace("return batch + 1;", "return guarded(batch + 1);"))
     assert "was changed by hand after the last try" in checkout.failed()
     checkout.passed("--resume", "--write", "--tests", "none")
-    assert [hunk["outcome"] for hunk in checkout.report["hunks"]] == ["exact", "by hand"]
+    assert [hunk["outcome"] for hunk in checkout.report["hunks"]] == ["exact", "by hand", "exact"]
     patch = checkout.files()[HOOKS]
     assert patch == PATCH.replace("return batch;", "return batch + 1;").replace(
         "guarded(batch)", "guarded(batch + 1)"
     )
+    assert checkout.files()["native/patches/other.patch"] == OTHER
 
 
 def test_a_line_that_went_to_another_file_is_found(checkout: Checkout) -> None:
