@@ -144,6 +144,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--jobs is {options.jobs!r}; expected a number from 1 on")
     if options.tree is not None and not (options.tree / "src" / "llama-graph.h").is_file():
         parser.error(f"--tree {options.tree}: has no src/llama-graph.h; expected llama.cpp's root")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json {options.json}: its folder does not exist; make it first")
     if options.tree is not None and options.write:
         parser.error("--write needs a VERSION: a tree alone cannot be pinned")
     return options

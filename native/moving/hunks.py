@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,12 +83,12 @@ class Placed:
     moved: int = 0
     fuzz: int = 0  # lines of context that are not what they were, or another function's
     note: str = ""
-    by_hand: bool = False  # it failed, and somebody put it into the tree
+    resumed: str = ""  # it failed, and then was put into the tree "by hand" or "left out"
 
     @property
     def outcome(self) -> str:
-        if self.by_hand:
-            return "by hand"
+        if self.resumed:
+            return self.resumed
         if self.start is None:
             return "failed"
         if self.fuzz:
@@ -98,7 +99,7 @@ class Placed:
         way = f"{self.moved:+d}" if self.moved else "same line"
         return {
             "failed": "FAILED",
-            "by hand": "by hand",
+            self.resumed: self.resumed,
             "exact": "exact",
             "moved": way,
             "fuzz": f"fuzz {self.fuzz} ({way})",
@@ -262,6 +263,18 @@ def changes(path: str, old: Lines, new: Lines) -> list[Placed]:
         title = "" if function is None else old[function].encode()[:80].decode("utf-8", "ignore")
         found.append(Placed(Hunk(path, len(found) + 1, i, tuple(lines), title.rstrip()), i))
     return found
+
+
+def ours(hunks: Iterable[Hunk]) -> Counter[str]:
+    """The names that hunks bring into the files, and how many hunks bring each."""
+    names: Counter[str] = Counter()
+    for hunk in hunks:
+        gone, come = (
+            set(re.findall(r"\w{3,}", " ".join(line for line in hunk.lines if line[0] == sign)))
+            for sign in "-+"
+        )
+        names.update(come - gone)
+    return names
 
 
 # ---- placing -------------------------------------------------------------------------------------

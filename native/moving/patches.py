@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,10 +46,7 @@ def move(old: Path, new: Path, work: Path, report: Report, resume: bool) -> dict
             before, after = hunks.apply(before, here), hunks.apply(after, placed)
         patched = work / "upstream" / "patched"
         if resume:
-            texts = _resumed(patches, new, patched, work)
-            report.placed = [
-                (name, replace(each, by_hand=each.start is None)) for name, each in report.placed
-            ]
+            texts = _resumed(patches, new, patched, work, report)
         elif edited := hand_work(new, patched, work):
             raise UpgradeError(
                 f"{patched / edited[0]}: was changed by hand after the last try. Go on from there "
@@ -116,7 +114,9 @@ def hand_work(new: Path, patched: Path, work: Path) -> list[str]:
     return [path for path, sha256 in now.items() if record.get(path) != sha256]
 
 
-def _resumed(patches: list[hunks.Patch], new: Path, patched: Path, work: Path) -> dict[str, str]:
+def _resumed(
+    patches: list[hunks.Patch], new: Path, patched: Path, work: Path, report: Report
+) -> dict[str, str]:
     """The patches that make the tree worked on by hand of the tree `new`."""
     if not hand_work(new, patched, work):
         raise UpgradeError(
@@ -126,16 +126,29 @@ def _resumed(patches: list[hunks.Patch], new: Path, patched: Path, work: Path) -
     changed = differing(new, patched)
     owners = _owners(patches, changed)
     before, after = read_tree(new, set(changed)), read_tree(patched, set(changed))
+    made = {path: hunks.changes(path, before[path], after[path]) for path in changed}
+    missing = hunks.ours(hunk for patch in patches for hunk in patch.hunks)
+    missing -= hunks.ours(each.hunk for placed in made.values() for each in placed)
+    report.placed = [(name, _judged(each, missing)) for name, each in report.placed]
+    report.by_hand += [
+        f"{each.hunk.path}: hunk {each.hunk.number} was left out; it was for: "
+        + purpose(name, each.hunk)
+        for name, each in report.placed
+        if each.outcome == "left out"
+    ]
     texts = {}
     for patch in patches:
-        placed = [
-            each
-            for path in changed
-            if owners[path] is patch
-            for each in hunks.changes(path, before[path], after[path])
-        ]
+        placed = [each for path in changed if owners[path] is patch for each in made[path]]
         texts[patch.name] = hunks.write_patch(patch, before, placed)
     return texts
+
+
+def _judged(placed: hunks.Placed, missing: Counter[str]) -> hunks.Placed:
+    """Whether a hunk that failed is in the tree now, by the names that it brings."""
+    if placed.start is not None:
+        return placed
+    left_out = any(missing[name] > 0 for name in hunks.ours([placed.hunk]))
+    return replace(placed, resumed="left out" if left_out else "by hand")
 
 
 def _owners(patches: list[hunks.Patch], changed: list[str]) -> dict[str, hunks.Patch]:

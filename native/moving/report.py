@@ -58,7 +58,7 @@ class Report:
             print(f"{name:<8}{step.seconds:>7.1f} s  {said}", flush=True)
 
     def outcomes(self) -> dict[str, int]:
-        counts = dict.fromkeys(("exact", "moved", "fuzz", "by hand", "failed"), 0)
+        counts = dict.fromkeys(("exact", "moved", "fuzz", "by hand", "left out", "failed"), 0)
         for _, each in self.placed:
             counts[each.outcome] += 1
         return counts

@@ -282,6 +282,15 @@ def test_a_failed_hunk_is_explained_and_the_move_goes_on_by_hand(checkout: Check
     assert checkout.files()["native/patches/other.patch"] == OTHER
 
 
+def test_a_hunk_that_is_left_out_is_said(checkout: Checkout) -> None:
+    write_sdist(checkout.sdist, "2.0", CONTEXT.replace(" n;", " n + 1;").replace("h;", "h + 1;"))
+    checkout.failed()
+    file = checkout.work / "upstream/patched/src/llama-context.cpp"
+    file.write_text(file.read_text().replace("return n + 1;", "return guarded(n + 1);"))
+    said = checkout.passed("--resume", "--tests", "none")
+    assert "hunk 2 was left out; it was for: refuses batches that are too large" in said
+
+
 def test_a_line_that_went_to_another_file_is_found(checkout: Checkout) -> None:
     tree = checkout.folder / "tree"
     shutil.copytree(checkout.folder / "native", tree / "src")  # some files
@@ -363,6 +372,7 @@ def test_a_place_that_names_the_release_differently(checkout: Checkout) -> None:
         ([], "expected either a VERSION such as 0.3.37 or --tree DIR"),
         (["newest"], "VERSION is 'newest'; expected a release such as 0.3.37"),
         (["--tree", "."], "--tree .: has no src/llama-graph.h; expected llama.cpp's root"),
+        (["2.0", "--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
         (["2.0", "--jobs", "0"], "--jobs is '0'; expected a number from 1 on"),
     ],
 )
