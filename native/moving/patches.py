@@ -147,7 +147,8 @@ def _judged(placed: hunks.Placed, missing: Counter[str]) -> hunks.Placed:
     """Whether a hunk that failed is in the tree now, by the names that it brings."""
     if placed.start is not None:
         return placed
-    left_out = any(missing[name] > 0 for name in hunks.ours([placed.hunk]))
+    names = hunks.ours([placed.hunk])  # some of which upstream may have brought to that line itself
+    left_out = bool(names) and all(missing[name] > 0 for name in names)
     return replace(placed, resumed="left out" if left_out else "by hand")
 
 
