@@ -8,6 +8,7 @@
 #   make test-backends   the tests of results on other backends, without their hardware
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
+#   make test-ray   `alora-gguf run --ray` and a Ray Data pipeline, on a cluster of this machine
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make wheel, make test-wheel   a wheel for others, tested where no compiler is and on older processors
 #   make program, make test-program   the same as a folder for people who have no Python
@@ -58,7 +59,7 @@ python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks e
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check test lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-clients test-page test-peers test-program \
+	test-clients test-page test-peers test-program test-ray \
 	test-wheel program wheel bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -278,6 +279,9 @@ test-program: setup-checks
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients
+
+test-ray: setup-checks
+	@$(BIN)/python -m tests.cluster
 
 test-peers: setup-checks
 	@$(BIN)/python -m tests.peers

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -21,7 +22,7 @@ import alora_gguf as ag
 if TYPE_CHECKING:
     from .conversations import Entry
     from .plan import Plan
-    from .work import Answer, Settings
+    from .work import Answer, AnswerAll, Settings
 
 _LINES: Final = (".jsonl", ".ndjson")
 _REPLY_TOKENS: Final = 512
@@ -79,6 +80,18 @@ _REPLY_TOKENS: Final = 512
     "Cells of the cache, which conversations that are worked on at a time share; by default "
     "as many as they need, for each at most what the model was trained for."
 )
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Share the work with the workers of a Ray cluster, each with a model: its address, auto, "
+    "or local. Files are the same on all machines, under the same paths.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="How many, with --ray; by default one for each four cores.",
+)
 @options.verbose
 def command(
     *,
@@ -98,6 +111,8 @@ def command(
     output: Path | None,
     template: Path | None,
     special_tokens_in_text: bool,
+    address: str | None,
+    workers: int | None,
     **computing: Any,
 ) -> None:
     """Ask intrinsics about conversations; print the answers as JSON.
@@ -118,12 +133,20 @@ def command(
         )
     sampling = {"--max-tokens": max_tokens, "--temperature": temperature, "--seed": seed}
     given = {**sampling, "--reply-adapter": reply_adapters or None, "--steer": steer or None}
+    if workers is not None and address is None:
+        raise click.UsageError("--workers is how many a Ray cluster has for this: give --ray, too")
     known = [options.named_path(each)[0] for each in adapters]
     written = _reply_options(reply, given, known)
 
     from .conversations import read_input
     from .plan import Plan
-    from .work import Settings
+    from .work import Settings, answer_all
+
+    ask: AnswerAll = answer_all
+    if address is not None:
+        from .cluster import Cluster, answer_all_on
+
+        ask = partial(answer_all_on, Cluster(address, workers))
 
     jinja = None if template is None else read_bytes(template).decode("utf-8", "replace")
     plan = Plan.make(base, adapters, contracts, intrinsics, written, jinja)
@@ -141,9 +164,9 @@ def command(
             click.echo(f"{printable(name)}: holds no conversations", err=True)
         _say_unanswered(plan, entries)
         if as_lines or output is not None or form == "csv":
-            _many(plan, tokenizer, entries, settings, output, form)
+            _many(ask, plan, tokenizer, entries, settings, output, form)
         else:
-            _one(plan, tokenizer, entries[0], settings, values_only=form == "value")
+            _one(ask, plan, tokenizer, entries[0], settings, values_only=form == "value")
 
 
 def _check(intrinsics: tuple[str, ...], reply: bool, conversations: str) -> None:
@@ -213,10 +236,14 @@ def _stdout() -> BinaryIO:
 
 
 def _one(
-    plan: Plan, tokenizer: ag.Tokenizer, entry: Entry, settings: Settings, *, values_only: bool
+    ask: AnswerAll,
+    plan: Plan,
+    tokenizer: ag.Tokenizer,
+    entry: Entry,
+    settings: Settings,
+    *,
+    values_only: bool,
 ) -> None:
-    from .work import answer_all
-
     answers: list[Answer] = []
 
     def deliver(_: Entry, answer: Answer | None, problem: str) -> None:
@@ -224,7 +251,7 @@ def _one(
             raise ag.InputError(f"{entry.where}: {problem}")
         answers.append(answer)
 
-    answer_all(plan, tokenizer, [entry], settings, deliver)
+    ask(plan, tokenizer, [entry], settings, deliver)
     (found,) = answers
     problems = "; ".join(found.problems())
     if not values_only:
@@ -242,6 +269,7 @@ def _print(text: str) -> None:
 
 
 def _many(
+    ask: AnswerAll,
     plan: Plan,
     tokenizer: ag.Tokenizer,
     entries: Sequence[Entry],
@@ -250,7 +278,6 @@ def _many(
     form: str | None,
 ) -> None:
     from .output import AppendedFile, InOrder, Lines, Rows, as_value
-    from .work import answer_all
 
     setting = plan.setting(tokenizer)
     output = InOrder(_stdout()) if path is None else AppendedFile(path)
@@ -262,7 +289,7 @@ def _many(
         if skipped := len(entries) - len(lines.todo):
             there = printable(str(path))
             click.echo(f"{skipped} of {len(entries)} are in {there} already", err=True)
-        answer_all(plan, tokenizer, lines.todo, settings, lines.deliver)
+        ask(plan, tokenizer, lines.todo, settings, lines.deliver)
     if lines.failed:
         raise ag.OutputError(
             f"{lines.failed} of {len(entries)} conversations failed; their lines say why"

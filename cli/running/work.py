@@ -31,7 +31,7 @@ _CELLS: Final = 4096  # that are enough, unless one conversation needs more
 _STEP: Final = 256  # a cache has a multiple of this many cells
 _SEQUENCES: Final = 256  # the most that llama.cpp has
 _HELD: Final = 16  # beginnings at a time, each a sequence
-_MIN_SHARED: Final = 16  # tokens: fewer are read as fast as they are shared
+MIN_SHARED: Final = 16  # tokens: fewer are read as fast as they are shared
 _LONGEST: Final = 400  # characters of a problem
 _GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is seen after so long
 
@@ -106,6 +106,8 @@ class Answer:
 
 Deliver = Callable[[Entry, Answer | None, str], None]
 """Called with what came of an entry: an answer, or none and why."""
+AnswerAll = Callable[[Plan, ag.Tokenizer, Iterable[Entry], Settings, Deliver], None]
+"""answer_all(), here or somewhere else."""
 
 
 def answer_all(
@@ -118,35 +120,71 @@ def answer_all(
     """Answers all entries; `deliver` is called once for each, in any order, on this thread. Raises
     ModelError and AdapterError where nothing can be asked, and what `deliver` raises.
     """
-    tasks = list(_sized(plan, tokenizer, entries, settings, deliver))
+    tasks = list(sized(plan, tokenizer, entries, settings, deliver))
     if not tasks:
         return
     order = Order(tasks)
-    asked = len(plan.asks)
-    jobs = min(settings.jobs or max(2, -(-_ROWS // max(1, asked))), len(tasks))
+    room = Room.of(plan, order, settings)
+    with Progress("Loading") as progress:
+        model = open_model(plan, settings, room, progress.fraction)
+    with model:
+        ask_in_order(model, plan, order, room, deliver)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a model needs for conversations: those at a time, cells of the cache, and sequences."""
+
+    jobs: int
+    n_ctx: int
+    n_seq_max: int
+
+    @classmethod
+    def of(cls, plan: Plan, order: Order, settings: Settings) -> Room:
+        """For an order's, by what settings leave open."""
+        asked = max(1, len(plan.asks))
+        jobs = min(settings.jobs or max(2, -(-_ROWS // asked)), len(order.tasks))
+        n_seq_max = min(_SEQUENCES, jobs * (1 + asked) + _HELD)
+        return cls(jobs, settings.n_ctx or order.cells(jobs), n_seq_max)
+
+
+def open_model(
+    plan: Plan,
+    settings: Settings,
+    room: Room,
+    progress: Callable[[float], None] | None = None,
+) -> ag.Model:
+    """The plan's base with its adapters and contracts. Raises ModelError and AdapterError."""
     options = ag.ContextOptions(
-        n_ctx=settings.n_ctx or order.cells(jobs),
+        n_ctx=room.n_ctx,
         n_threads=settings.n_threads,
         attention=settings.attention,
-        n_seq_max=min(_SEQUENCES, jobs * (1 + max(1, asked)) + _HELD),
+        n_seq_max=room.n_seq_max,
         n_pooled=0,  # what is shared is known beforehand, and held while it is needed
         max_adapters=max(1, len(plan.adapters)),
     )
-    with Progress("Loading") as progress:
-        model = ag.Model(
-            plan.base,
-            adapters=plan.adapters,
-            options=options,
-            n_gpu_layers=settings.n_gpu_layers,
-            special_tokens_in_text=plan.special_tokens_in_text,
-            prompt_cache=settings.prompt_cache,
-            verbose=settings.verbose,
-            progress=progress.fraction,
-        )
-    with model:
+    model = ag.Model(
+        plan.base,
+        adapters=plan.adapters,
+        options=options,
+        n_gpu_layers=settings.n_gpu_layers,
+        special_tokens_in_text=plan.special_tokens_in_text,
+        prompt_cache=settings.prompt_cache,
+        verbose=settings.verbose,
+        progress=progress,
+    )
+    try:
         for name, contract in plan.contracts.items():
             model.set_contract(name, contract)
-        _Work(model, plan, order).run(jobs, deliver)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def ask_in_order(model: ag.Model, plan: Plan, order: Order, room: Room, deliver: Deliver) -> None:
+    """Asks all of an order; `deliver` as in answer_all()."""
+    _Work(model, plan, order).run(room.jobs, deliver)
 
 
 def _shortened(problem: str) -> str:
@@ -154,7 +192,7 @@ def _shortened(problem: str) -> str:
     return problem if len(problem) <= _LONGEST else f"{problem[: _LONGEST - 1]}…"
 
 
-def _sized(
+def sized(
     plan: Plan,
     tokenizer: ag.Tokenizer,
     entries: Iterable[Entry],
@@ -213,7 +251,7 @@ class Order:
         by_tokens = sorted(range(len(tasks)), key=lambda i: tasks[i].size.tokens)
         groups = list[list[int]]()
         for i in by_tokens:
-            if not groups or tasks[groups[-1][-1]].size.shared(tasks[i].size) < _MIN_SHARED:
+            if not groups or tasks[groups[-1][-1]].size.shared(tasks[i].size) < MIN_SHARED:
                 groups.append([])
             groups[-1].append(i)
         self.tasks = [tasks[i] for group in sorted(groups, key=min) for i in group]
@@ -223,7 +261,7 @@ class Order:
             read = [end for end in read if end <= shared]  # what this one goes on from
             new = []
             for end in self._shared_from(place, read[-1] if read else 0):
-                if end >= (read[-1] if read else 0) + _MIN_SHARED:
+                if end >= (read[-1] if read else 0) + MIN_SHARED:
                     read.append(end)
                     new.append(end)
             self.beginnings.append(new)
@@ -233,7 +271,7 @@ class Order:
         least, found = len(self.tasks[place].size.tokens) - 1, set[int]()  # one is left to read
         for shared in self.shared[place + 1 :]:
             least = min(least, shared)
-            if least < held + _MIN_SHARED:
+            if least < held + MIN_SHARED:
                 break
             found.add(least)
         return sorted(found)
