@@ -5,6 +5,7 @@
 #   make demo    the main job, once                                make test    linters and all tests
 #   make bench   the benchmarks                                    make check   linters and the fast tests
 #   make docs    docs/ and its site, build/site                    make house   the package's plan in figures
+#   make fast    what CI tries first: linters, and tests that take neither long nor PyTorch
 #   make test-backends   the tests of results on other backends, without their hardware
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
@@ -48,16 +49,18 @@ SETTINGS := -C build-dir=$(NATIVE_BUILD) \
 BASE := $(VENV)/.stamp-base
 PACKAGE := $(VENV)/.stamp-package
 CHECKS := $(VENV)/.stamp-checks
+FAST := $(VENV)/.stamp-fast
+PORTABLE := $(VENV)/.stamp-portable
 SITE := $(VENV)/.stamp-site
 FLAGS := build/flags
 
 native_sources := $(shell find native/include native/src native/patches native/site -type f) \
 	native/upstream.txt native/fetch_upstream.py
 cxx_files := $(shell find native/include native/src native/tests -name '*.h' -o -name '*.cpp')
-python_files := alora_gguf convert cli docs native tests $(wildcard benchmarks examples)
+python_files := alora_gguf convert cli docs native release tests $(wildcard benchmarks examples)
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
-	smollm2-parity train-demo check test lint house \
+	smollm2-parity train-demo check fast test test-fast lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
 	test-clients test-page test-peers test-program test-ray \
 	test-wheel program wheel bench docs format clean
@@ -93,10 +96,25 @@ $(PACKAGE): $(BASE) $(FLAGS) pyproject.toml CMakeLists.txt $(native_sources)
 	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[serve]'
 	@touch $@
 
-$(CHECKS): $(BASE) pyproject.toml
+$(VENV)/.stamp-checks: $(BASE) pyproject.toml
 	@echo "Installing what the tests and linters need"
 	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[test,lint,docs]'
 	@touch $(PACKAGE) $(SITE) $@
+
+# CHECKS=$(FAST) in place of that: without PyTorch, which on Linux is gigabytes. mypy reads its types, so
+# its files are there, but nothing that they load, and none of them can be imported.
+$(FAST): $(BASE) pyproject.toml
+	@echo "Installing what the linters and the fast tests need"
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[check,lint,docs]'
+	@$(PIP) install --no-deps --group types
+	@find $(VENV)/lib/python3*/site-packages/torch -name '*.so*' -delete
+	@touch $(PACKAGE) $(SITE) $@
+
+# CHECKS=$(PORTABLE): only what runs tests, for systems that the rest was not made for.
+$(PORTABLE): $(BASE) pyproject.toml
+	@echo "Installing what the fast tests need"
+	@$(PIP) install --no-build-isolation $(SETTINGS) -e '.[check]'
+	@touch $(PACKAGE) $@
 
 # The checks' set-up installs it as well.
 $(SITE): $(BASE) pyproject.toml
@@ -163,6 +181,13 @@ test: lint test-native test-stock test-python
 check: lint
 	@$(PYTEST) -m "not slow and not stock and not parity" --ignore=tests/native
 
+# CI's fast lane (.github/workflows/ci.yml), which has an environment of its own.
+fast:
+	@$(MAKE) --no-print-directory lint test-fast CHECKS=$(FAST)
+
+test-fast: setup-checks
+	@$(BIN)/python -m tests.fast $(JOBS:%=-n %)
+
 house: setup-checks
 	@$(BIN)/python -m docs.house
 
@@ -174,6 +199,7 @@ lint: setup-checks
 	@ln -s $(CURDIR)/alora_gguf/* $(CURDIR)/convert $(CURDIR)/cli build/typecheck/alora_gguf/
 	@MYPYPATH=build/typecheck $(BIN)/mypy -p alora_gguf
 	@$(BIN)/mypy native/upgrade.py native/wheel_dependencies.py
+	@$(BIN)/mypy -p release
 	@$(BIN)/python -m docs.house --contracts > build/contracts.log || { \
 	    cat build/contracts.log; exit 1; }
 	@$(MKDOCS)
