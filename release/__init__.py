@@ -1,7 +1,7 @@
 """What the workflows in .github run beside a build: versions, notes, checks of wheels, SBOMs.
 
-Each module is a command, `python -m release.NAME`, that needs nothing but Python, and
-docs/releasing.md says when it is used.
+version, wheel, sbom and upstream are commands, `python -m release.NAME`, and docs/releasing.md says
+when they are used. program.py is what `make program` freezes.
 """
 
 from __future__ import annotations
