@@ -6,7 +6,7 @@ import re
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alora_gguf.errors import InputError
@@ -42,6 +42,7 @@ def test_tags_come_off_again(sentences: list[str], first: int, prefix: str) -> N
 
 @settings(deadline=None)
 @given(TEXTS, st.integers(0, 12))
+@example("?!", 0)
 def test_sentences_cover_the_text(text: str, first: int) -> None:
     tagged, found = tag(text, "c", first, document_id="d", message_index=3)
     joined = " ".join(split(text))
@@ -50,7 +51,8 @@ def test_sentences_cover_the_text(text: str, first: int) -> None:
         assert joined[sentence.begin : sentence.end] == sentence.text
         assert (sentence.number, sentence.document_id) == (first + i, "d")
         assert f"<c{first + i}> {sentence.text}" in tagged + " "
-    assert joined.split() == text.split()  # only the space between sentences is lost
+    # only space is lost or won: "?!" are two sentences to Punkt, and so to the adapters
+    assert "".join(joined.split()) == "".join(text.split())
 
 
 @settings(max_examples=50, deadline=None)
