@@ -1,5 +1,6 @@
 #include "alora-bank.h"
 
+#include "alora-environment.h"
 #include "alora-error.h"
 #include "alora-host.h"
 #include "alora-pack.h"
@@ -9,7 +10,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 // add, mul by scale and two products, a reshape or view around each
@@ -45,8 +45,7 @@ static ggml_backend_buffer_type_t device_memory(const llama_model & model, int32
 
 // ALORA_CPU_PATH=standard keeps to ggml's own products: for tests and for comparisons.
 static bool fusing_wanted() {
-    const char * path = getenv("ALORA_CPU_PATH");
-    return !path || std::string(path) != "standard";
+    return alora_variable("ALORA_CPU_PATH") != "standard";
 }
 
 alora_bank::alora_bank(const llama_model & model) :

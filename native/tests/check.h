@@ -11,6 +11,15 @@
 #define SANITIZED 0
 #endif
 
+// So that a test does not depend on what whoever runs it has set.
+inline void forget_variable(const char * name) {
+#ifdef _WIN32
+    _putenv_s(name, "");
+#else
+    unsetenv(name);
+#endif
+}
+
 #define CHECK(condition)                                                                \
     do {                                                                                \
         if (!(condition)) {                                                             \

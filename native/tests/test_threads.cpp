@@ -205,9 +205,7 @@ static void test_contexts_of_one_model(const tiny_llama & base) {
 
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-#ifndef _WIN32
-    unsetenv("ALORA_CPU_PATH");
-#endif
+    forget_variable("ALORA_CPU_PATH");
     llama_backend_init();
     const tiny_llama base;
     test_stopped_amid_nodes(base);

@@ -364,11 +364,7 @@ static void test_batches_too_long(const tiny_llama & base) {
 
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-#ifdef _WIN32
-    _putenv("ALORA_CPU_PATH=auto");
-#else
-    unsetenv("ALORA_CPU_PATH");
-#endif
+    forget_variable("ALORA_CPU_PATH");
     llama_backend_init();
     const tiny_llama base;
     test_reserving(base);

@@ -1,0 +1,23 @@
+#include "alora-environment.h"
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#else
+#include <cstdlib>
+#endif
+
+std::string alora_variable(const char * name) {
+#ifdef _WIN32
+    // Not getenv(): a C library has a copy of its own, and Python's need not be the one of this library.
+    std::string value(1 << 15, '\0');  // the longest that Windows has
+    value.resize(GetEnvironmentVariableA(name, &value[0], (DWORD) value.size()));
+    return value;
+#else
+    const char * value = getenv(name);
+    return value ? value : "";
+#endif
+}
