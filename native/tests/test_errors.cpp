@@ -4,6 +4,8 @@
 #include "tiny_context.h"
 
 #include <functional>
+#include <new>
+#include <stdexcept>
 #include <thread>
 
 static bool says_nothing() {
@@ -93,6 +95,31 @@ static void test_no_texts(const tiny_llama & base) {
     CHECK(!says_nothing());
 }
 
+// What a callback throws, from another library through a third one, leaves llama_decode() as a sentence.
+static void test_thrown(const tiny_llama & base) {
+    static const auto callback = [](ggml_tensor *, bool, void * thrown) -> bool {
+        switch (*(const int *) thrown) {
+            case 1:
+                throw std::bad_alloc();
+            case 2:
+                throw std::runtime_error("what a callback threw");
+            default:
+                return false;
+        }
+    };
+    int     thrown = 0;
+    context ours(base, GGML_TYPE_F16, callback, &thrown, 0, 1);
+    for (const char * said : { "out of memory", "what a callback threw" }) {
+        ++thrown;
+        CHECK(ours.try_decode(reading(3)) == -2);
+        CHECK(std::string(alora_last_error()) == said);
+        CHECK(llama_memory_seq_pos_max(ours.memory(), 0) == -1);
+    }
+    thrown = 0;
+    ours.decode(reading(3));
+    CHECK(says_nothing());
+}
+
 static void test_of_a_thread(const tiny_llama & base) {
     context ours(base, GGML_TYPE_F16, nullptr, nullptr, 0, 1);
     fail(ours);
@@ -111,5 +138,6 @@ int main() {
     test_ours(base);
     test_no_texts(no_texts);
     test_of_a_thread(base);
+    test_thrown(base);
     return 0;
 }
