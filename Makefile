@@ -8,6 +8,7 @@
 #   make fast    what CI tries first: linters, and tests that take neither long nor PyTorch
 #   make test-backends   the tests of results on other backends, without their hardware
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
+#   make test-windows   the native tests, compiled for Windows and run under Wine
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-ray   `alora-gguf run --ray` and a Ray Data pipeline, on a cluster of this machine
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
@@ -62,7 +63,7 @@ python_files := alora_gguf convert cli docs native release tests $(wildcard benc
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check fast test test-fast lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-clients test-page test-peers test-program test-ray \
+	test-clients test-page test-peers test-program test-ray test-windows \
 	test-wheel program wheel bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -302,6 +303,24 @@ program: $(BASE)
 
 test-program: setup-checks
 	@ALORA_TEST_PROGRAM=$(CURDIR)/build/program/alora-gguf $(BIN)/python -m pytest tests/wheel
+
+# For Windows as a wheel has it, compiled here; warnings in our own sources are errors where CI is.
+WINDOWS_BUILD := build/windows
+WINDOWS_NEEDS := x86_64-w64-mingw32-g++-posix|x86_64-w64-mingw32-g++ wine64|wine
+test-windows: $(BASE)
+	@for either in $(foreach each,$(WINDOWS_NEEDS),'$(each)'); do \
+	    command -v "$${either%|*}" > /dev/null || command -v "$${either#*|}" > /dev/null || { \
+	        echo "$${either#*|} is not installed, which test-windows needs" \
+	             "(Debian, Ubuntu: apt install g++-mingw-w64-x86-64-posix wine wine64)." >&2; exit 1; }; \
+	done
+	@echo "Building for Windows (the first time takes some ten minutes)"
+	@{ $(BIN)/cmake -S . -B $(WINDOWS_BUILD) -G Ninja \
+	        -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	        -DCMAKE_TOOLCHAIN_FILE=native/cmake/mingw-w64.cmake \
+	        -DALORA_PORTABLE=ON -DALORA_BUILD_TESTS=ON -DALORA_WERROR=$(WERROR) && \
+	    $(BIN)/cmake --build $(WINDOWS_BUILD); } > build/windows.log 2>&1 || { \
+	        tail -40 build/windows.log; exit 1; }
+	@$(BIN)/ctest --test-dir $(WINDOWS_BUILD) --output-on-failure --no-tests=error
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients
