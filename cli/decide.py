@@ -95,7 +95,8 @@ def command(
         for name, contract in map(named_contract, contracts):
             model.set_contract(name, contract)
         found = model.decide(asked.state, asked.questions, orders=orders, template=jinja)
-    click.echo(json.dumps(asked.write(found, named.path.stem), indent=2, ensure_ascii=False))
+    said = json.dumps(asked.write(found, named.path.stem), indent=2, ensure_ascii=False)
+    click.echo(said.encode())  # in UTF-8, whatever the output's encoding is
     failed = [name for name, each in found.answers.items() if isinstance(each, ag.FailedAnswer)]
     if failed:
         raise ag.OutputError(f"{len(failed)} of {len(found.answers)} questions got no answer")

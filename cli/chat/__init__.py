@@ -109,20 +109,19 @@ def _run(given: Given) -> bool:
     from .opening import opened
     from .room import beyond
     from .tables import place_note
-    from .view import Record, Transcript, write_now
+    from .view import Record, Transcript, write_json
 
     if given.restore is not None and (
         given.system is not None or given.docs or given.template is not None
     ):
         raise click.UsageError("--restore brings its own system message, documents and template")
     by = options.named_scales(given.steer)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what has no place in its encoding is no reason to fail
-            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):  # a byte that is no text is no reason to fail
+        sys.stdin.reconfigure(errors="replace")
     typed = given.prompt is None and not given.as_json
     typed = typed and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
-        records = [Record("the output", write_now)] if given.as_json else []
+        records = [Record("the output", write_json)] if given.as_json else []
         if (path := given.transcript) is not None:
             transcript = stack.enter_context(Transcript(path))
             records.append(Record(str(path), transcript.write_text))

@@ -70,6 +70,12 @@ class Transcript(io.FileIO):
         self.write(text.encode("utf-8", "replace"))
 
 
+def write_json(text: str) -> None:
+    """Writes lines of JSON to stdout, now, in UTF-8 whatever its encoding is."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
 def write_now(text: str) -> None:
     """Writes all of it to stdout, now."""
     sys.stdout.write(text)
