@@ -81,7 +81,7 @@ def _cpu_quota(root: Path = Path("/")) -> float | None:
 def _words(file: Path) -> list[str]:
     """What a file says; nothing if it cannot be read."""
     try:
-        return file.read_text().split()
+        return file.read_text(encoding="utf-8").split()
     except OSError:
         return []
 
@@ -136,7 +136,7 @@ class FreeCores:
         """What the allowed processors have computed in all, for anybody; None if nothing says."""
         ticks, found = 0, False
         try:
-            lines = self._stat.read_text().splitlines()
+            lines = self._stat.read_text(encoding="utf-8").splitlines()
         except OSError:
             return None
         for name, *counts in (line.split() for line in lines if line.startswith("cpu")):

@@ -105,10 +105,10 @@ class Adapter:
         save_file(weights, str(folder / "adapter_model.safetensors"), {"format": "pt"})
         (folder / "README.md").unlink(missing_ok=True)
         file = folder / _CONFIG
-        fields = json.loads(file.read_text())
+        fields = json.loads(file.read_text(encoding="utf-8"))
         fields["alora_invocation_tokens"] = list(invocation) or None
         fields["base_model_name_or_path"] = base
-        file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def close(self) -> Any:
         """The base, as it was."""

@@ -110,7 +110,8 @@ class Prefixes:
         """Makes the file, or goes on with one that was made for the same prefixes."""
         if not self._offsets:
             return
-        known = self._done_file.read_text().split() if self._done_file.is_file() else []
+        there = self._done_file.is_file()
+        known = self._done_file.read_text(encoding="utf-8").split() if there else []
         same = known[:1] == [self._identity] and self._file.is_file()
         if same and self._file.stat().st_size == self.n_bytes:
             self.n_done = int(known[1])
@@ -206,7 +207,7 @@ class Prefixes:
     def _note(self) -> None:
         self._kept.flush()
         part = self._done_file.with_suffix(".part")
-        part.write_text(f"{self._identity} {self.n_done}\n")
+        part.write_text(f"{self._identity} {self.n_done}\n", encoding="utf-8")
         part.replace(self._done_file)
 
     # ---- computing ------------------------------------------------------------------------------
