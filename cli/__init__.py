@@ -92,9 +92,9 @@ def run(arguments: list[str]) -> int:
     3 a bug of ours, with a log file. Where nobody reads the output any more, as after `| head -1`,
     click ends it with 1 and without a word.
     """
-    for stream in (sys.stdout, sys.stderr):  # in a pipe on Windows, not in UTF-8
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    # what it has no character for is no reason to fail; on Windows a pipe is not in UTF-8
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
         # click returns the status of its Exit, as after --help
         status: int | None = group.main(arguments, prog_name="alora-gguf", standalone_mode=False)
