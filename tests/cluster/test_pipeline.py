@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from examples.ray_data.judging import judged
 
 pytest.importorskip("ray.data", reason="Ray is not installed: make test-ray", exc_type=ImportError)
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Ray Data starts Ray in this process, where other tests start it, too."""
+    yield
+    import ray
+
+    ray.shutdown()
 
 
 def test_rows_come_back_once_each_with_what_was_asked() -> None:
