@@ -1,6 +1,6 @@
 """Moves the project to another release of llama-cpp-python, whose sdist carries llama.cpp.
 
-    python native/upgrade.py 0.3.37            tries it in build/upgrade/0.3.37, and writes nothing
+    python native/upgrade.py 0.3.37            tries it, and writes below build/upgrade alone
     python native/upgrade.py 0.3.37 --write    if all of that passed, writes the pin and the patch
 
 What it does and what is left to do by hand: native/README.md, "Moving to a newer upstream". The

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -54,8 +55,12 @@ def notes(version: str, root: Path = ROOT) -> str:
 
 
 def absolute(text: str, tag: str) -> str:
-    """Links to files of the repository, as they lead there from a page that is not in it."""
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"](../blob/{tag}/\1)", text)
+    """Links to files of the repository, as they lead there from a page that is not in it; GitHub's
+    workflows know the repository's name.
+    """
+    home = os.environ.get("GITHUB_REPOSITORY", "")
+    start = f"https://github.com/{home}" if home else "../.."
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({start}/blob/{tag}/\1)", text)
 
 
 def main(arguments: list[str] | None = None) -> int:

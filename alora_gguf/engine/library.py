@@ -63,6 +63,20 @@ def vendored_binding() -> str | None:
     return next((each for each in folders if _exists(each)), None)
 
 
+def other_release() -> str | None:
+    """The release of the llama_cpp that would be imported, if that is another one than ours."""
+    from pathlib import Path
+
+    vendored = vendored_binding()
+    for place in (each or "." for each in sys.path):
+        if _exists(f"{place}/llama_cpp"):
+            found = Path(place).glob("llama_cpp_python-*.dist-info")
+            named = [each.name.removesuffix(".dist-info").partition("-")[2] for each in found]
+            ours = place == vendored or LLAMA_CPP_PYTHON in named
+            return None if ours else next(iter(named), None)
+    return None
+
+
 def _is_our_release() -> bool:
     """Whether the llama_cpp that would be imported is the one that we are built for."""
     vendored = vendored_binding()

@@ -22,7 +22,7 @@ import numpy as np
 from alora_gguf import errors
 from alora_gguf.gguf.vector import Directions, Hook
 
-from .library import LLAMA_CPP_PYTHON, library_dir, vendored_binding
+from .library import LLAMA_CPP_PYTHON, library_dir, other_release, vendored_binding
 
 API_VERSION: Final = 8
 
@@ -393,9 +393,18 @@ def _our_release() -> str:
     )
 
 
+def _another_release(version: str) -> errors.LibraryError:
+    return errors.LibraryError(
+        f"llama-cpp-python is {version}, expected {LLAMA_CPP_PYTHON}, whose structs the native "
+        f"library has: {_our_release()}"
+    )
+
+
 def _load(folder: Path) -> Native:
     early = sys.modules.get("llama_cpp.llama_cpp")
     if early is None:
+        if (other := other_release()) is not None:  # which may not even load with our library
+            raise _another_release(other)
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     try:
         package = importlib.import_module("llama_cpp")
@@ -417,8 +426,5 @@ def _load(folder: Path) -> Native:
             f"{folder}: import alora_gguf before anything imports llama_cpp"
         )
     if package.__version__ != LLAMA_CPP_PYTHON:
-        raise errors.LibraryError(
-            f"llama-cpp-python is {package.__version__}, expected {LLAMA_CPP_PYTHON}, whose "
-            f"structs the native library has: {_our_release()}"
-        )
+        raise _another_release(package.__version__)
     return Native(llama, path)

@@ -85,12 +85,12 @@ _REPLY_TOKENS: Final = 512
     "address",
     metavar="ADDRESS",
     help="Share the work with the workers of a Ray cluster, each with a model: its address, auto, "
-    "or local. Files are the same on all machines, under the same paths.",
+    "or local. All machines need the same files under the same paths.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="How many, with --ray; by default one for each four cores.",
+    help="Number of workers, with --ray; by default one for each four cores.",
 )
 @options.verbose
 def command(

@@ -10,14 +10,14 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
 import click
-from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import plural
 
 import alora_gguf as ag
@@ -25,6 +25,7 @@ import alora_gguf as ag
 from .conversations import Entry
 from .plan import Plan
 from .work import (
+    GLANCE,
     MIN_SHARED,
     Answer,
     Deliver,
@@ -37,11 +38,14 @@ from .work import (
     sized,
 )
 
-_CORES: Final = 4  # that a worker has, if nobody says otherwise
-_PARTS: Final = 16  # for each worker: what one that dies has to be asked again is so much less
+_CORES: Final = 4  # that a worker has, if nobody says otherwise and a machine has as many
+_PARTS: Final = 16  # for each worker at least
+_MOST: Final = 64  # conversations in a part, about: an interrupt loses a part of each worker's
 _DEATHS: Final = 3  # of workers, after which a conversation is given up
-_GLANCE: Final = 0.2  # seconds after which an interrupt is seen
+_IN_A_ROW: Final = 20  # deaths without an answer, after which all is
+_START: Final = 600.0  # seconds within which some worker has to be ready
 
+_DIED: Final = object()
 Result = tuple[int, Answer | None, str]
 """A conversation's place in the order, what came of it, and why nothing did."""
 
@@ -58,10 +62,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Part:
-    """Conversations for one worker, by their places in the order, and how many died of them."""
+    """Conversations for one worker, by their places in the order, and how many workers died while
+    working on them.
+    """
 
     places: Sequence[int]
     deaths: int = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether one more death is enough: it is one conversation, and it is its doing."""
+        return len(self.places) == 1 and self.deaths + 1 >= _DEATHS
 
     def again(self) -> list[Part]:
         """What is asked of other workers when one has died. The first time that may be anything;
@@ -94,20 +105,21 @@ class Worker:
     """An actor's class: one model, asked about one part after another."""
 
     def __init__(self, version: str, plan: Plan, settings: Settings, room: Room) -> None:
-        host = socket.gethostname()
-        if version != ag.__version__:
-            raise ag.InputError(
-                f"{host}: has alora-gguf {ag.__version__}, expected {version}; install the same "
-                "release on every machine"
-            )
-        try:
-            self._model = open_model(plan, settings, room)
-        except ag.AloraError as error:
-            raise ag.ModelError(f"{host}: {error}") from None
-        self._plan, self._room = plan, room
+        self._version, self._plan, self._settings, self._room = version, plan, settings, room
+        self._model: Any = None
 
     def ready(self) -> None:
-        """Returns when the model is open."""
+        """Opens the model. Raises InputError and ModelError, which name the machine."""
+        host = socket.gethostname()
+        if self._version != ag.__version__:
+            raise ag.InputError(
+                f"{host}: has alora-gguf {ag.__version__}, expected {self._version}; install the "
+                "same release on every machine"
+            )
+        try:
+            self._model = open_model(self._plan, self._settings, self._room)
+        except ag.AloraError as error:
+            raise ag.ModelError(f"{host}: {error}") from None
 
     def answer(self, places: Sequence[int], tasks: Sequence[Task]) -> list[Result]:
         """What came of some tasks."""
@@ -131,8 +143,8 @@ def answer_all_on(
     deliver: Deliver,
 ) -> None:
     """work.answer_all() on a cluster, whose machines have the files of `plan` under the same paths.
-    A conversation of which three workers died is delivered as such. Raises InputError if there is
-    no cluster, or none that could work.
+    A conversation that three workers died on is delivered as such. Raises InputError if there is no
+    such cluster, or no room on it.
     """
     tasks = list(sized(plan, tokenizer, entries, settings, deliver))
     if not tasks:
@@ -140,101 +152,156 @@ def answer_all_on(
     order = Order(tasks)
     adapters = {name: path.resolve() for name, path in plan.adapters.items()}
     plan = replace(plan, base=plan.base.resolve(), adapters=adapters)
-    with _connected(cluster) as ray:
-        cores = int(ray.cluster_resources().get("CPU", 0))
-        n = cluster.n_workers or max(1, cores // (settings.n_threads or _CORES))
-        settings = replace(settings, n_threads=settings.n_threads or max(1, cores // n))
-        if n * (settings.n_threads or 1) > cores:
-            raise ag.InputError(
-                f"--ray {cluster.address}: has {plural(cores, 'core')}, and "
-                f"{plural(n, 'worker')} of {plural(settings.n_threads or 1, 'thread')} need more; "
-                "give fewer --workers or --threads"
-            )
-        room = Room.of(plan, order, settings)
-        workers = _Workers(ray, (ag.__version__, plan, settings, room), settings.n_threads or 1)
+    if settings.prompt_cache is not None:
+        settings = replace(settings, prompt_cache=settings.prompt_cache.resolve())
+    with _connected(cluster, verbose=settings.verbose) as ray:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        n, n_threads = _shares(cluster, machines, settings)
+        settings = replace(settings, n_threads=n_threads)
+        needs = {"num_cpus": n_threads, "num_gpus": int(settings.n_gpu_layers != 0)}
+        arguments = ag.__version__, plan, settings, Room.of(plan, order, settings)
+        workers = _Workers(ray, needs, arguments)
         try:
             workers.work(order, min(n, len(tasks)), deliver)
         finally:
             workers.close()
 
 
-class _Workers:
-    """Those that are at work, and what each works on."""
+def _shares(
+    cluster: Cluster, machines: Sequence[Mapping[str, float]], settings: Settings
+) -> tuple[int, int]:
+    """How many workers, and threads of each, for machines with so many cores ("CPU") and GPUs.
+    Raises InputError if they have no room for those that are wanted.
+    """
+    cores = [int(each.get("CPU", 0)) for each in machines]
+    gpus = [int(each.get("GPU", 0)) for each in machines]
 
-    def __init__(self, ray: Any, arguments: tuple[Any, ...], n_threads: int) -> None:
+    def places(n_threads: int) -> int:
+        """That many workers have room: each is on one machine."""
+        if settings.n_gpu_layers:
+            return sum(min(c // n_threads, g) for c, g in zip(cores, gpus, strict=True))
+        return sum(c // n_threads for c in cores)
+
+    most = max([1, *cores])
+    n_threads, wanted = settings.n_threads, cluster.n_workers
+    if n_threads is None and wanted is None:
+        n_threads = min(_CORES, most)
+    elif n_threads is None:
+        n_threads = next((t for t in range(most, 1, -1) if places(t) >= (wanted or 1)), 1)
+    found = places(n_threads)
+    if found < (wanted or 1):
+        what = "a GPU and " if settings.n_gpu_layers else ""
+        raise ag.InputError(
+            f"--ray {cluster.address}: has room for {plural(found, 'worker')} with {what}"
+            f"{plural(n_threads, 'core')} each, and {wanted or 1} were asked for; give fewer "
+            "--workers or --threads"
+        )
+    return wanted or found, n_threads
+
+
+class _Workers:
+    """Those that there are, and what each does: it starts, is idle, or works on a part."""
+
+    def __init__(self, ray: Any, needs: Mapping[str, int], arguments: tuple[Any, ...]) -> None:
         self._ray, self._arguments = ray, arguments
-        self._class = ray.remote(num_cpus=n_threads, max_restarts=0)(Worker)
+        self._class = ray.remote(max_restarts=0, **needs)(Worker)
         self._alive = list[Any]()
+        self._starting = dict[Any, Any]()
+        self._idle = deque[Any]()
+        self._at_work = dict[Any, tuple[Any, Part]]()
+        self._todo = deque[Part]()
+        self._in_a_row = 0  # deaths since the last answer
 
     def work(self, order: Order, n: int, deliver: Deliver) -> None:
-        """Answers an order with `n` workers. Raises what `deliver` raises, and ModelError where a
-        worker cannot open the model.
+        """Answers an order with `n` workers. Raises what `deliver` raises, ModelError where a
+        worker cannot open the model or all die, and InputError where none gets to work.
         """
-        ray, tasks = self._ray, order.tasks
-        with Progress("Loading"):
-            idle = deque(self._new() for _ in range(n))
-            self._get([worker.ready.remote() for worker in idle])
-        todo = deque(parts(order, n * _PARTS))
-        at_work = dict[Any, tuple[Any, Part]]()
-        while todo or at_work:
-            while todo and idle:
-                worker, part = idle.popleft(), todo.popleft()
+        tasks, began = order.tasks, time.monotonic()
+        self._todo.extend(parts(order, max(n * _PARTS, len(tasks) // _MOST)))
+        for _ in range(n):
+            self._start()
+        while self._todo or self._at_work:
+            while self._todo and self._idle:
+                worker, part = self._idle.popleft(), self._todo.popleft()
                 asked = worker.answer.remote(part.places, [tasks[i] for i in part.places])
-                at_work[asked] = worker, part
-            for asked in ray.wait([*at_work], timeout=_GLANCE)[0]:
-                worker, part = at_work.pop(asked)
-                try:
-                    (results,) = self._get([asked])
-                except ray.exceptions.RayActorError:
-                    self._alive.remove(worker)
-                    worker = self._new()
-                    todo.extendleft(self._again(part, tasks, deliver))
+                self._at_work[asked] = worker, part
+            asked_for = [*self._starting, *self._at_work]
+            for asked in self._ray.wait(asked_for, timeout=GLANCE)[0]:
+                if asked in self._starting:
+                    self._has_started(asked)
                 else:
-                    for place, answer, problem in results:
-                        deliver(tasks[place].entry, answer, problem)
-                idle.append(worker)
+                    self._has_worked(asked, tasks, deliver)
+            if len(self._starting) == n and time.monotonic() - began > _START:
+                raise ag.InputError(
+                    f"no worker was ready within {_START / 60:.0f} minutes: others use the cores "
+                    "of the cluster; wait, or give fewer --threads"
+                )
 
-    def _again(self, part: Part, tasks: Sequence[Task], deliver: Deliver) -> list[Part]:
-        """What is asked again of a part that its worker did not survive."""
-        if len(part.places) == 1 and part.deaths + 1 == _DEATHS:
-            problem = f"{_DEATHS} workers that were asked about it died; the cluster's log says why"
+    def _start(self) -> None:
+        worker = self._class.remote(*self._arguments)
+        self._alive.append(worker)
+        self._starting[worker.ready.remote()] = worker
+
+    def _has_started(self, asked: Any) -> None:
+        worker = self._starting.pop(asked)
+        if self._outcome(asked, worker) is not _DIED:
+            self._idle.append(worker)
+
+    def _has_worked(self, asked: Any, tasks: Sequence[Task], deliver: Deliver) -> None:
+        worker, part = self._at_work.pop(asked)
+        results = self._outcome(asked, worker)
+        if results is not _DIED:
+            self._in_a_row = 0
+            self._idle.append(worker)
+            for place, answer, problem in results:
+                deliver(tasks[place].entry, answer, problem)
+        elif part.is_hopeless:
+            problem = f"{_DEATHS} workers died while working on it; the cluster's log says why"
             deliver(tasks[part.places[0]].entry, None, problem)
-            return []
-        n = plural(len(part.places), "conversation")
-        click.echo(f"A worker died; {n} that it had are asked again", err=True)
-        return part.again()
+        else:
+            n = plural(len(part.places), "conversation")
+            click.echo(f"A worker died; its {n} will be asked again", err=True)
+            self._todo.extendleft(part.again())
 
-    def _new(self) -> Any:
-        self._alive.append(self._class.remote(*self._arguments))
-        return self._alive[-1]
-
-    def _get(self, asked: Sequence[Any]) -> list[Any]:
-        """What was asked for. Raises the worker's own error instead of Ray's around it."""
-        ray = self._ray
+    def _outcome(self, asked: Any, worker: Any) -> Any:
+        """What a worker answered, or _DIED, and another one starts. Raises the worker's own error
+        instead of Ray's around it, and ModelError after too many deaths.
+        """
+        errors = self._ray.exceptions
         try:
-            found: list[Any] = ray.get(list(asked))
-        except ray.exceptions.RayTaskError as error:
+            return self._ray.get(asked)
+        except errors.RayTaskError as error:
             if isinstance(error.cause, ag.AloraError):
                 raise error.cause from None
             raise
-        except ray.exceptions.ActorDiedError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, ag.AloraError):
-                raise cause from None
-            raise
-        return found
+        except (
+            errors.RayError
+        ) as error:  # it died, or its machine did, or took what it knew with it
+            self._in_a_row += 1
+            if self._in_a_row > _IN_A_ROW:
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                raise ag.ModelError(
+                    f"{self._in_a_row} workers died, one after another, without an answer; the "
+                    f"last one: {said[-1].strip()}"
+                ) from error
+        self._end(worker)
+        self._start()
+        return _DIED
+
+    def _end(self, worker: Any) -> None:
+        self._alive.remove(worker)
+        with contextlib.suppress(Exception):
+            self._ray.kill(worker)
 
     def close(self) -> None:
         """Ends the workers."""
-        for worker in self._alive:
-            with contextlib.suppress(Exception):
-                self._ray.kill(worker)
-        self._alive.clear()
+        for worker in [*self._alive]:
+            self._end(worker)
 
 
 @contextlib.contextmanager
-def _connected(cluster: Cluster) -> Iterator[Any]:
-    """Ray, connected."""
+def _connected(cluster: Cluster, *, verbose: bool) -> Iterator[Any]:
+    """Ray, connected; `verbose` shows what workers write."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -242,7 +309,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
             "--ray needs Ray, which is not installed: pip install 'alora-gguf[ray]'"
         ) from None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of GPUs
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": verbose}
     if cluster.address == "local":
         options["include_dashboard"] = False
     try:

@@ -33,7 +33,7 @@ _SEQUENCES: Final = 256  # the most that llama.cpp has
 _HELD: Final = 16  # beginnings at a time, each a sequence
 MIN_SHARED: Final = 16  # tokens: fewer are read as fast as they are shared
 _LONGEST: Final = 400  # characters of a problem
-_GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is seen after so long
+GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is seen after so long
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ class _Work:
                 pool.submit(self._next).add_done_callback(done.put)
             while left:
                 with suppress(Empty):
-                    task, answer, problem = done.get(timeout=_GLANCE).result()
+                    task, answer, problem = done.get(timeout=GLANCE).result()
                     deliver(task.entry, answer, problem)
                     left -= 1
         finally:

@@ -50,7 +50,7 @@ def _replaced(path: str, old: str, new: str, text: str | None = None) -> str:
     if text.count(old) != 1:
         raise UpgradeError(
             f"{path}: expected {old!r} once, found it {text.count(old)} times. Mend the file, or "
-            "the table PLACES in native/upgrade.py if the release is named in another way now."
+            "PLACES in native/moving/checkout.py if the release is named in another way now."
         )
     return text.replace(old, new)
 

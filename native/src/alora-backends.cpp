@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 
+#include <mutex>
 #include <string>
 
 #ifdef _WIN32
@@ -61,9 +62,14 @@ class quiet {
     void *            data = nullptr;
 };
 
-void alora_load_backends() {
+static void load_backends() {
     const quiet       without_news;
     const std::string path = own_path();
     const size_t      end  = path.find_last_of("/\\");
     ggml_backend_load_all_from_path((end == std::string::npos ? "." : path.substr(0, end)).c_str());
+}
+
+void alora_load_backends() {
+    static std::once_flag done;  // programs initialise llama.cpp from whatever thread they like
+    std::call_once(done, load_backends);
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from alora_gguf.cli.running.cluster import Part, parts
-from alora_gguf.cli.running.work import MIN_SHARED
+import pytest
+from alora_gguf.cli.running.cluster import Cluster, Part, _shares, parts
+from alora_gguf.cli.running.work import MIN_SHARED, Settings
 from hypothesis import given
 from hypothesis import strategies as st
+
+from alora_gguf import InputError
 
 
 def order(lengths: list[tuple[int, int]]) -> Any:
@@ -45,10 +48,36 @@ def test_what_workers_die_of_is_found_by_halving() -> None:
         part = left.pop(0)
         if bad not in part.places:
             answered += part.places
-        elif len(part.places) == 1 and part.deaths == 2:
+        elif part.is_hopeless:
             deaths += 1
         else:
             deaths += 1
             left += part.again()
     assert sorted(answered) == [i for i in range(32) if i != bad]
     assert deaths <= 9
+
+
+@pytest.mark.parametrize(
+    ("cores", "n_workers", "n_threads", "found"),
+    [
+        ([2], None, None, (1, 2)),
+        ([16], None, None, (4, 4)),
+        ([3, 3], None, None, (2, 3)),  # a worker is on one machine
+        ([6, 6, 6], None, None, (3, 4)),
+        ([2], 2, None, (2, 1)),
+        ([6, 6], 2, None, (2, 6)),
+        ([6, 6], 3, None, (3, 3)),
+        ([8], None, 1, (8, 1)),
+    ],
+)
+def test_workers_fit_on_the_machines(
+    cores: list[int], n_workers: int | None, n_threads: int | None, found: tuple[int, int]
+) -> None:
+    machines = [{"CPU": float(each)} for each in cores]
+    assert _shares(Cluster("auto", n_workers), machines, Settings(n_threads=n_threads)) == found
+
+
+@pytest.mark.parametrize("settings", [Settings(n_threads=4), Settings(n_gpu_layers=-1)])
+def test_no_room_is_one_sentence(settings: Settings) -> None:
+    with pytest.raises(InputError, match="has room for 0 workers"):
+        _shares(Cluster("auto"), [{"CPU": 3.0}, {}], settings)

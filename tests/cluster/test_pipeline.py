@@ -13,10 +13,11 @@ pytest.importorskip("ray.data", reason="Ray is not installed: make test-ray", ex
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """Ray Data starts Ray in this process, where other tests start it, too."""
-    yield
+    """A cluster of the test's own, and none of it left for others."""
     import ray
 
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
     ray.shutdown()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ import pytest
 from alora_gguf.cli.running import cluster, work
 from alora_gguf.cli.running.conversations import read_input
 from alora_gguf.cli.running.plan import Plan
+
+from alora_gguf import ModelError
 
 cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is not installed: make test-ray")
 ON_RAY: Final = ("--ray", "local", "--workers", "2", "--threads", "1")
@@ -116,7 +119,7 @@ def test_an_interrupt_ends_it_and_what_is_known_stays(tmp_path: Path) -> None:
     ("more", "said"),
     [
         (("--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1: "),
-        (("--ray", "local", "--workers", "1000"), "1000 workers of"),
+        (("--ray", "local", "--workers", "1000"), "has room for"),
     ],
 )
 def test_no_such_cluster_is_one_sentence(tmp_path: Path, more: tuple[str, ...], said: str) -> None:
@@ -162,4 +165,42 @@ def test_a_conversation_of_which_workers_die_is_given_up_alone(
     failed = {line: problem for line, (well, problem) in found.items() if not well}
     assert len(found) == 41
     assert {*failed} == {8, 21}  # the eighth line has id 7; the 21st is no conversation
-    assert "workers that were asked about it died" in failed[8]
+    assert "workers died while working on it" in failed[8]
+
+
+def test_a_machine_without_the_base_is_one_sentence(tmp_path: Path) -> None:
+    plan = Plan.make(None, (), (), ("jailbreak",), None)
+    data = write(tmp_path / "talks.jsonl", 4).read_bytes()
+    entries, _ = read_input(data, "talks", ("jailbreak",), plan.template_text, lines=True)
+    with plan.tokenizer() as tokenizer, pytest.raises(ModelError, match=r"gone\.gguf"):
+        cluster.answer_all_on(
+            cluster.Cluster("local", 1),
+            replace(plan, base=tmp_path / "gone.gguf"),
+            tokenizer,
+            entries,
+            work.Settings(n_threads=1),
+            lambda *_: None,
+        )
+
+
+class Short(cluster.Worker):
+    """Dies as soon as it is to open the model."""
+
+    def ready(self) -> None:
+        os._exit(1)
+
+
+def test_workers_that_never_live_are_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(cluster, "Worker", Short)
+    monkeypatch.setattr(cluster, "_IN_A_ROW", 3)
+    plan = Plan.make(None, (), (), ("jailbreak",), None)
+    data = write(tmp_path / "talks.jsonl", 4).read_bytes()
+    entries, _ = read_input(data, "talks", ("jailbreak",), plan.template_text, lines=True)
+    with plan.tokenizer() as tokenizer, pytest.raises(ModelError, match="4 workers died"):
+        cluster.answer_all_on(
+            cluster.Cluster("local", 1), plan, tokenizer, entries,
+            work.Settings(n_threads=1), lambda *_: None,
+        )  # fmt: skip

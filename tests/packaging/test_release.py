@@ -85,11 +85,15 @@ CHANGES: Final = """# Changelog
 """
 
 
-def test_notes_are_one_section_with_links_that_lead_somewhere(tmp_path: Path) -> None:
+def test_notes_are_one_section_with_links_that_lead_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_REPOSITORY", "somebody/alora-gguf")
     (tmp_path / "CHANGELOG.md").write_text(CHANGES)
     told = version.notes("1.10.0", tmp_path)
     assert told == (
-        "### Added\n- A thing ([how](../blob/v1.10.0/docs/thing.md#how), "
+        "### Added\n- A thing "
+        "([how](https://github.com/somebody/alora-gguf/blob/v1.10.0/docs/thing.md#how), "
         "[why](https://example.org)).\n"
     )
     assert version.notes("1.1", tmp_path) == "- Older.\n"

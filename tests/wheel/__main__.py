@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         print(f"expected at most {WITHIN} s", file=sys.stderr)
         return 1
     env = {**os.environ, "ALORA_TEST_WHEEL": str(wheel)}
-    tests = [sys.executable, "-m", "pytest", str(Path(__file__).parent)]
+    tests = [sys.executable, "-m", "pytest", str(Path(__file__).with_name("test_wheel.py"))]
     return subprocess.run(tests, env=env, check=False).returncode
 
 

@@ -92,4 +92,4 @@ def test_what_it_cannot_do_is_said(program: Path, env: dict[str, str], tmp_path:
     )  # fmt: skip
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "train" in done.stderr
+    assert "pip install 'alora-gguf[train]'" in done.stderr

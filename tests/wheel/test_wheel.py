@@ -109,6 +109,12 @@ def test_another_llama_cpp_that_is_installed_wins(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
     told = python("-c", code + "import alora_gguf, llama_cpp; print(llama_cpp.__version__)")
     assert told == "another"
+    (tmp_path / "llama_cpp_python-0.2.90.dist-info").mkdir()
+    code += (
+        "from alora_gguf.engine.native import load\ntry: load()\nexcept Exception as e: print(e)"
+    )
+    assert "is 0.2.90, expected" in (said := python("-c", code))
+    assert "pip uninstall llama-cpp-python" in said
 
 
 def test_the_demo_is_right() -> None:
