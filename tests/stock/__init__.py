@@ -28,9 +28,10 @@ def stock_library_dir() -> Path:
     Builds it if it is missing or older than its sources; takes no time otherwise.
     """
     for patch in sorted((ROOT / "native" / "patches").glob("*.patch")):
-        if re.search(r"^\+\+\+ (b/)?ggml/", patch.read_text(encoding="utf-8"), re.MULTILINE):
+        text = patch.read_text(encoding="utf-8")  # what is built of it may differ, but no source
+        if re.search(r"^\+\+\+ (b/)?ggml/(?!.*CMakeLists\.txt$)", text, re.MULTILINE):
             raise RuntimeError(
-                f"{patch} changes ggml, which the stock library shares with ours; "
+                f"{patch} changes ggml's sources, which the stock library shares with ours; "
                 "tests/stock must build its own ggml then"
             )
     pristine = upstream_tree()
