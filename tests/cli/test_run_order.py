@@ -6,7 +6,7 @@ import random
 from typing import cast
 
 from alora_gguf.cli.running.conversations import Conversation, Entry
-from alora_gguf.cli.running.work import _MIN_SHARED, Order, Task
+from alora_gguf.cli.running.work import MIN_SHARED, Order, Task
 
 from alora_gguf.chat.tokenizer import ChatSize
 
@@ -42,7 +42,7 @@ def test_what_any_two_share_was_read_before_the_second_of_them() -> None:
             for other in order.tasks[:place]:
                 shared = min(other.size.shared(each.size), len(other.size.tokens) - 1)
                 held = max((len(r) for r in read if each.size.tokens[: len(r)] == r), default=0)
-                assert shared < held + _MIN_SHARED
+                assert shared < held + MIN_SHARED
 
 
 def test_what_is_read_apart_is_shared_by_two_and_worth_it() -> None:
@@ -54,7 +54,7 @@ def test_what_is_read_apart_is_shared_by_two_and_worth_it() -> None:
             for end in order.beginnings[place]:
                 beginning = each.size.tokens[:end]
                 held = max((len(s) for s in seen if beginning[: len(s)] == s), default=0)
-                assert end >= held + _MIN_SHARED
+                assert end >= held + MIN_SHARED
                 assert beginning not in seen  # once
                 assert sum(t.size.tokens[:end] == beginning for t in order.tasks) > 1
                 seen.add(beginning)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from native.moving import changes, hunks, report
+from moving import changes, hunks, report  # native/ is on the path (pyproject.toml)
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 

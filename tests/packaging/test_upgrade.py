@@ -422,7 +422,9 @@ def test_the_table_of_places_is_complete(monkeypatch: pytest.MonkeyPatch) -> Non
         for file in files
         if file.suffix in (".py", ".md", ".toml", ".txt", ".yml", "")
         and file.is_file()
-        and re.search(rf"(?<![\d.]){re.escape(version[1])}(?![\d.]*\d)", file.read_text("utf-8"))
+        and re.search(
+            rf"(?<![\d.]){re.escape(version[1])}(?![\d.]*\d)", file.read_text("utf-8", "replace")
+        )
     }
     log_of_moves = {"native/README.md"}
     assert named - log_of_moves == {PIN, *PLACES}
