@@ -297,8 +297,11 @@ program: $(BASE)
 	@build/program-env/bin/python -m pip --quiet install --upgrade 'pip>=25.1'
 	@build/program-env/bin/python -m pip --disable-pip-version-check --quiet install \
 	    --only-binary :all: "$$(ls $(CURDIR)/$(WHEEL)/*.whl)[serve]" --group program
+	@mkdir -p build/program-work
+	@printf 'from alora_gguf.__main__ import main\n\nmain()\n' > build/program-work/start.py
 	@build/program-env/bin/pyinstaller --noconfirm --log-level ERROR --distpath build/program \
-	    --workpath build/program-work --specpath build/program-work --name alora-gguf release/program.py
+	    --workpath build/program-work --specpath build/program-work --name alora-gguf \
+	    build/program-work/start.py
 	@du -sh build/program/alora-gguf
 
 test-program: setup-checks
