@@ -273,6 +273,9 @@ PROCESSOR := $(shell uname -m)
 WHEEL := build/wheel/$(PROCESSOR)
 CROSS := $(if $(filter-out $(shell uname -m),$(PROCESSOR)),$(PROCESSOR)-linux-gnu-)
 wheel: $(BASE)
+	@[ -z "$(CROSS)" ] || command -v $(CROSS)g++ > /dev/null || { \
+	    echo "$(CROSS)g++ is not installed, which builds for $(PROCESSOR)" \
+	         "(Debian, Ubuntu: apt install g++-$(PROCESSOR)-linux-gnu)." >&2; exit 1; }
 	@$(PIP) install --group wheel
 	@rm -rf $(WHEEL)
 	@echo "Building a wheel for $(PROCESSOR) (the first time takes some ten minutes)"
@@ -305,6 +308,8 @@ program: $(BASE)
 	@du -sh build/program/alora-gguf
 
 test-program: setup-checks
+	@[ -x build/program/alora-gguf/alora-gguf ] || { \
+	    echo "build/program/alora-gguf: is not there, or not whole; make program" >&2; exit 1; }
 	@ALORA_TEST_PROGRAM=$(CURDIR)/build/program/alora-gguf $(BIN)/python -m pytest tests/wheel
 
 # For Windows as a wheel has it, compiled here; warnings in our own sources are errors where CI is.

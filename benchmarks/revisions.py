@@ -222,6 +222,8 @@ def main() -> None:
     python = arguments.other / ".venv" / "bin" / "python"
     if not python.exists():
         parser.error(f"{python}: missing, expected a checkout's own; run `make setup` there")
+    if arguments.library and not [*Path(arguments.library).glob("*llama.*")]:
+        parser.error(f"--library {arguments.library}: has no libllama, expected the folder of one")
     here, there = Checkout(ROOT, None), Checkout(arguments.other.resolve(), arguments.library)
     rounds, threads = arguments.rounds, arguments.threads
     print(f"best of {rounds} rounds in turns, {threads} threads")

@@ -177,4 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("upgrade.py: interrupted; the checkout is as it was", file=sys.stderr)
+        sys.exit(130)

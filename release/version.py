@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_tag(options.tag, version)
         if options.notes is not None:
             options.notes.write_text(notes(version), encoding="utf-8")
-    except ReleaseError as error:
+    except (ReleaseError, OSError) as error:
         print(f"release.version: {error}", file=sys.stderr)
         return 1
     print(version)

@@ -1,17 +1,12 @@
 #include "alora-backends.h"
 
+#include "alora-windows.h"
 #include "ggml-backend.h"
 
 #include <mutex>
 #include <string>
 
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
-#ifndef NOMINMAX
-#define NOMINMAX
-#endif
-#include <windows.h>
-#else
+#ifndef _WIN32
 #include <dlfcn.h>
 #endif
 

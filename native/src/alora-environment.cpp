@@ -1,14 +1,8 @@
 #include "alora-environment.h"
 
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
-#ifndef NOMINMAX
-#define NOMINMAX
-#endif
-#include <windows.h>
-#else
+#include "alora-windows.h"
+
 #include <cstdlib>
-#endif
 
 std::string alora_variable(const char * name) {
 #ifdef _WIN32

@@ -23,7 +23,11 @@ def main(arguments: list[str]) -> int:
         print(f"{wheel}: no wheel of alora-gguf is there; `make wheel` builds one", file=sys.stderr)
         return 2
     began = time.monotonic()
-    install(wheel)
+    try:
+        install(wheel)
+    except subprocess.CalledProcessError:
+        print(f"{wheel}: could not be installed; what failed is above", file=sys.stderr)
+        return 1
     took = time.monotonic() - began
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, installed in {took:.0f} s")
     if took > WITHIN and not is_foreign(wheel.name):
@@ -35,4 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
