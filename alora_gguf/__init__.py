@@ -5,7 +5,8 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings
+Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings,
+                   serve_rpc
 Steering:          VectorFile, VectorOrigin, Directions, write_vector, read_adapter, Combination,
                    Loaded, AdapterLike
 Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
@@ -52,6 +53,7 @@ _HOMES = {
     "engine.activation": "Combination Loaded",
     "engine.cache_report": "CacheHolder CacheReport CacheSpan",
     "engine.native": "Stats",
+    "engine.rpc": "serve_rpc",
     "engine.tokens": "Provenance",
     "generate.generation": "Generation",
     "generate.invoke": "Verdict",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from .engine.cache_report import CacheReport as CacheReport
     from .engine.cache_report import CacheSpan as CacheSpan
     from .engine.native import Stats as Stats
+    from .engine.rpc import serve_rpc as serve_rpc
     from .engine.tokens import Provenance as Provenance
     from .errors import *  # noqa: F403 (each of them)
     from .generate.embeddings import Embeddings as Embeddings

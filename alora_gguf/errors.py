@@ -12,6 +12,7 @@ AloraError                       error              the root; a program that cat
 │   ├── ContractError            contract           an intrinsic's io.yaml is malformed
 │   └── SavedSessionError        saved_session      damaged, or saved with another base or adapter
 ├── ModelError                   model              a base model cannot be used
+├── RpcError                     rpc                an RPC server does not answer, or was lost
 ├── StoreError                   store              the store cannot be read or written
 ├── HubError                     hub                the model hub cannot be reached, or refuses
 ├── AdapterError                 adapter            an adapter cannot be used
@@ -129,6 +130,10 @@ class SavedSessionError(FileFormatError, code="saved_session"):
 
 class ModelError(AloraError, code="model"):
     """A base model cannot be used."""
+
+
+class RpcError(AloraError, code="rpc"):
+    """A server of llama.cpp's RPC does not answer, or was lost with what it held of a model."""
 
 
 class StoreError(AloraError, code="store"):

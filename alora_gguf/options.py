@@ -108,7 +108,10 @@ def _hash(value: object) -> int:
 class ContextOptions:
     """Options of a model and its context. Raises InputError for values out of range.
 
-    n_gpu_layers  layers on the GPU (negative: all)
+    n_gpu_layers  layers on devices: this machine's GPUs and those that `rpc` names (negative: all;
+                  None: all if there are such servers, none without)
+    rpc           servers of llama.cpp's RPC, "host:port" each: layers that are on their devices,
+                  first of all others, are computed there, and have their cells there
     n_ctx         cells of the KV cache, shared by all sequences, rounded up to a multiple of 256
                   (None: the model's training length, but at most 4096)
     n_batch       most tokens of one llama_decode call
@@ -127,7 +130,8 @@ class ContextOptions:
     max_adapters  adapters the bank makes room for; more can be loaded, at the price of one reserve
     """
 
-    n_gpu_layers: Annotated[int, Within()] = 0
+    n_gpu_layers: Annotated[int, Within()] | None = None
+    rpc: Sequence[str] = ()
     n_ctx: Annotated[int, Within(1, 2**28)] | None = None  # llama.cpp's are u32, rounded up
     n_batch: Annotated[int, Within(1, 2**20)] = 512
     n_ubatch: Annotated[int, Within(1, 2**20)] = 512
@@ -141,6 +145,24 @@ class ContextOptions:
     max_adapters: Annotated[int, Within(1, 1023)] = 8
     n_pooled: Annotated[int, Within(0, 255)] = 4
 
+    def __post_init__(self) -> None:
+        for endpoint in self.rpc:
+            check_kind(endpoint, "rpc: a server", lambda value: isinstance(value, str), "a string")
+            host, _, port = endpoint.partition(":")
+            if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+                raise InputError(
+                    f"rpc must be servers as 'host:port', such as '10.0.0.2:50052', got "
+                    f"{endpoint!r:.80}"
+                )
+        object.__setattr__(self, "rpc", tuple(dict.fromkeys(self.rpc)))
+
+    @property
+    def offloaded(self) -> int:
+        """Layers that go to devices; negative: all."""
+        if self.n_gpu_layers is None:
+            return -1 if self.rpc else 0
+        return self.n_gpu_layers
+
     @property
     def rows(self) -> int:
         """Rows of logits that a call may ask for at a time."""
@@ -150,7 +172,8 @@ class ContextOptions:
 class ContextFields(TypedDict, total=False):
     """ContextOptions' fields as keywords, for type checkers."""
 
-    n_gpu_layers: int
+    n_gpu_layers: int | None
+    rpc: Sequence[str]
     n_ctx: int | None
     n_batch: int
     n_ubatch: int

@@ -32,6 +32,7 @@ _COMMANDS = {
     "list": "Show the adapters and bases in the store.",
     "merge": "Write a base with a plain LoRA in its weights, as one GGUF.",
     "pull": "Fetch an adapter or a base from the hub into the store.",
+    "rpc-server": "Compute layers of a model that another machine has.",
     "rm": "Remove an adapter or a base from the store.",
     "run": "Ask intrinsics about conversations, for scripts: JSON in, JSON out.",
     "serve": "Serve a base and its adapters over HTTP.",
@@ -40,7 +41,8 @@ _COMMANDS = {
     "verify": "Measure what an adapter does to a base, and whether that is right.",
 }
 
-_MODULES = {"run": "running"}  # this package's `run` is the function below
+# where that is another name; this package's `run` is the function below
+_MODULES = {"rpc-server": "rpc_server", "run": "running"}
 
 EXIT_USER = 1  # the user can mend it
 EXIT_BUG = 3  # only we can

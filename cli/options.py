@@ -60,12 +60,14 @@ def store_names(kind: Literal["adapter", "base"] | None = None) -> Completer:
     return complete
 
 
-def _on_gpu(_ctx: click.Context, _param: click.Parameter, layers: int) -> int:
+def _on_gpu(ctx: click.Context, _param: click.Parameter, layers: int | None) -> int:
     """As many as there can be; says so if there can be none, for nobody should believe otherwise of
     what is measured.
     """
-    if not layers:
-        return 0
+    if layers is None:
+        layers = -1 if ctx.params.get("rpc") else 0
+    if not layers or ctx.params.get("rpc"):
+        return layers
     if ag.Model.can_offload():
         return layers
     click.echo(
@@ -251,7 +253,14 @@ gpu_layers: Final = click.option(
     "--gpu-layers",
     "n_gpu_layers",
     type=int,
-    default=0,
     callback=_on_gpu,
-    help="Layers on the GPU, -1 for all.",
+    help="Layers on the GPU, -1 for all; by default none.",
+)
+rpc: Final = click.option(
+    "--rpc",
+    metavar="HOST:PORT",
+    multiple=True,
+    is_eager=True,  # before --gpu-layers, which it says the default of
+    help="Compute layers on another machine, where `alora-gguf rpc-server` runs: all, or as many "
+    "as --gpu-layers says. Repeatable.",
 )

@@ -101,6 +101,7 @@ _LOCAL: Final = "127.0.0.1"
 @options.prompt_cache
 @options.threads
 @options.gpu_layers
+@options.rpc
 @options.attention
 @options.verbose
 def command(
@@ -119,6 +120,7 @@ def command(
     prompt_cache: Path | None,
     n_threads: int | None,
     n_gpu_layers: int,
+    rpc: tuple[str, ...],
     attention: options.Attention,
     verbose: bool,
     **settings: Any,
@@ -161,6 +163,7 @@ def command(
         n_ctx=n_ctx,
         n_threads=n_threads or (DEMO_THREADS if base is None else None),
         n_gpu_layers=n_gpu_layers,
+        rpc=rpc,
         attention=attention,
         # a conversation and a fork of it for each request, and what is over
         n_seq_max=min(256, 2 * n_parallel + _N_CLOSED + 1),

@@ -33,7 +33,7 @@ LIMITS: Final = {
     "floors": 11,
     "modules reachable from chat": 72,
     "files from invoke to llama_decode": 26,
-    "product lines": 57_500,
+    "product lines": 58_500,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

@@ -153,7 +153,7 @@ class Bank:
         native, slots = self._engine.native, dict[str, int]()
         weights = {name: file for name, file in files.items() if isinstance(file, AdapterFile)}
         vectors = {name: file for name, file in files.items() if isinstance(file, VectorFile)}
-        with self._engine.lock:
+        with self._engine.lock, self._engine.context.on_devices():
             ctx = self._engine.ctx
             for name in files:
                 self._check_name(name)  # another thread may have been faster
@@ -350,7 +350,8 @@ class Bank:
             self._sweep()
             self._free_idle(_KEPT_JOINED - 1)
             what = " and ".join(str(file.path) for file in files)
-            made = _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
+            with engine.context.on_devices():
+                made = _Made(engine.native.adapter_add(engine.ctx, data, what), scale)
             return self._keep(self._joined, mixture, made)
 
     def _free_idle(self, n: int) -> None:

@@ -182,17 +182,18 @@ class Engine:
                 self.native.deactivate(self.ctx, seq)
 
     def state(self, seq: int) -> bytes:
-        """The cells of `seq` as llama.cpp saves them."""
+        """The cells of `seq` as llama.cpp saves them. Raises RpcError."""
         with self.lock:
             state = bytes(self.llama.llama_state_seq_get_size(self.ctx, seq))
             # into the bytes themselves, which nobody has seen yet: a copy may be gigabytes
             buffer = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
-            n = self.llama.llama_state_seq_get_data(self.ctx, buffer, len(state), seq)
+            with self.context.on_devices():
+                n = self.llama.llama_state_seq_get_data(self.ctx, buffer, len(state), seq)
             return state if n == len(state) else state[:n]
 
     def set_state(self, seq: int, state: bytes, n: int) -> None:
         """Fills `seq`, which is empty, with the `n` cells that state() gave earlier. The bytes must
-        be known to be whole: llama.cpp checks little. Raises CacheFullError, DecodeError.
+        be known to be whole: llama.cpp checks little. Raises CacheFullError, DecodeError, RpcError.
         """
 
         def fits() -> bool:
@@ -206,6 +207,7 @@ class Engine:
         self.admission.admit(fits, lambda: self.admission.no_cells(n), n=n)
         with self.lock, self.context.logged():
             try:
+                self.context.check_servers()
                 read = self.llama.llama_state_seq_set_data(self.ctx, buffer, len(state), seq)
                 last = self.llama.llama_memory_seq_pos_max(self.context.memory, seq)
                 if read != len(state) or last != n - 1:
@@ -246,7 +248,7 @@ class Engine:
         Returns one entry per run: the logits after its last token, [n_vocab]; for "all" those
         after every token, [n_tokens, n_vocab]; for a number k those after the last k; None for
         "none". If it raises, interrupts included, none of the tokens are in the cache:
-        CacheFullError when there is no room, CancelledError, else DecodeError.
+        CacheFullError when there is no room, CancelledError, RpcError, else DecodeError.
         """
         self.collect()
         return self.scheduler.decode(runs, cancel, progress)

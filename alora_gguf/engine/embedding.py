@@ -49,7 +49,7 @@ class Embedder:
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}
         self._mixed: list[int] = []  # slots of several together
-        with context.logged(), context.vocab.opened():
+        with context.logged(), context.vocab.opened(), context.on_devices():
             ctx = self._llama.llama_init_from_model(context.model, params)
             if not ctx:
                 raise ModelError(
@@ -109,7 +109,7 @@ class Embedder:
         identity says, and `known` are those of the adapters that are loaded: others are dropped.
         """
         found, what = {BASE: (0, 1.0)}, "embeddings"
-        with self._lock, self._context.vocab.opened():
+        with self._lock, self._context.vocab.opened(), self._context.on_devices():
             for slot in self._mixed:  # of the call before
                 self._native.adapter_remove(self._ctx, slot, what)
             self._mixed.clear()
@@ -162,7 +162,7 @@ class Embedder:
         if cancel is not None:
             cancel._watch(wake)
         try:
-            with self._context.logged():
+            with self._context.logged(), self._context.on_devices():
                 for seq, stages in enumerate(uses):
                     for first, slot, scale in stages:
                         self._native.activate(ctx, seq, first, slot, scale)

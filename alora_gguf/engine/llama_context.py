@@ -6,6 +6,7 @@ Who may use it when is decided above (scheduler.py).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -110,7 +111,7 @@ class LlamaContext:
         """Loads the weights and opens a context, or takes those in `adopt`: a llama_model and a
         llama_context on it that the caller made from `path` and `options`, and frees after close().
 
-        Raises LibraryError, ModelError, CancelledError.
+        Raises LibraryError, ModelError, RpcError, CancelledError.
         """
         self.native = native = _native.load()
         self.llama = llama = native.llama
@@ -123,10 +124,10 @@ class LlamaContext:
                 self._read_model(model)
             else:
                 tuning = tuning or Tuning()
-                n_gpu_layers = options.n_gpu_layers
                 model = load_weights(
-                    native, path, n_gpu_layers, tuning=tuning, cancel=cancel, progress=progress
-                )
+                    native, path, options.offloaded, rpc=options.rpc,
+                    tuning=tuning, cancel=cancel, progress=progress,
+                )  # fmt: skip
                 try:
                     self._read_model(model)
                     ctx = open_context(native, path, model, options, tuning)
@@ -200,6 +201,22 @@ class LlamaContext:
         is verbose.
         """
         return self.native.log.capture(verbose=self.verbose)
+
+    def check_servers(self) -> None:
+        """After a call that read from devices: raises RpcError if the server of one was lost. What
+        was read may be zeros then, and so may all that the context holds.
+        """
+        self.native.rpc_check(self.options.rpc, str(self.path))
+
+    @contextlib.contextmanager
+    def on_devices(self) -> Iterator[None]:
+        """Around calls that may fail where a server was lost, or not notice: RpcError says it."""
+        try:
+            yield
+        except AloraError:
+            self.check_servers()
+            raise
+        self.check_servers()
 
     @property
     def n_threads_now(self) -> int:

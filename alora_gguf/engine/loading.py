@@ -11,7 +11,7 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -127,12 +127,14 @@ def load_weights(
     path: Path,
     n_gpu_layers: int,
     *,
+    rpc: Sequence[str] = (),
     tuning: Tuning,
     cancel: CancelToken | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> int:
-    """A llama_model, to be freed by the caller. `progress` is called with the loaded fraction, 0 to
-    1. Raises ModelError, CancelledError, and what `progress` raises.
+    """A llama_model, to be freed by the caller, layers of which may be at `rpc`'s servers.
+    `progress` is called with the loaded fraction, 0 to 1. Raises ModelError, RpcError,
+    CancelledError, and what `progress` raises.
     """
     llama = native.llama
     failed: list[BaseException] = []
@@ -152,6 +154,9 @@ def load_weights(
 
     params = _with_fields(llama.llama_model_default_params(), tuning.model)
     params.n_gpu_layers = n_gpu_layers
+    devices = native.rpc_devices(rpc) if rpc and n_gpu_layers else None
+    if devices is not None:
+        params.devices = ctypes.addressof(devices)
     callback = llama.llama_progress_callback(on_progress)
     params.progress_callback = callback
     while True:
@@ -167,6 +172,7 @@ def load_weights(
     if not model and cancel is not None and cancel.cancelled:
         raise CancelledError(f"{path}: loading was cancelled")
     if not model:
+        native.rpc_check(rpc, str(path))
         raise ModelError(f"{path}: llama.cpp cannot load this model{native.log.tail()}")
     return int(model)
 
@@ -177,7 +183,10 @@ def check_load(base: BaseFile, options: ContextOptions, cancel: CancelToken | No
     """
     _check_cache(base, options)
     _check_memory(base, options)
-    try_to_load(base.parts, cancel=cancel)
+    n_bytes = sum(each.stat().st_size for each in base.parts)
+    # what is on other machines because it is too large for this one is not computed here to try it
+    large = bool(options.rpc) and n_bytes > machine_memory() / 2
+    try_to_load(base.parts, vocab_only=large, cancel=cancel)
 
 
 def _check_cache(base: BaseFile, options: ContextOptions) -> None:
@@ -215,7 +224,7 @@ def _check_memory(base: BaseFile, options: ContextOptions) -> None:
     sizes = {"k": options.type_k, "v": options.type_v}
     each = sum(n * _LEAST_SIZES.get(sizes[part], _LEAST_SIZE) for part, n in values.items())
     there = machine_memory()
-    if options.n_gpu_layers or not there or wanted * each <= there:
+    if options.offloaded or not there or wanted * each <= there:
         return
     raise ModelError(
         f"{base.path}: a KV cache of {wanted} cells takes {wanted * each / 1e9:,.1f} GB, and this "
@@ -234,11 +243,14 @@ def machine_memory() -> int:
 def open_context(
     native: Native, path: Path, model: int, options: ContextOptions, tuning: Tuning
 ) -> int:
-    """A llama_context on `model`, to be freed by the caller before it. Raises ModelError."""
+    """A llama_context on `model`, to be freed by the caller before it. Raises ModelError,
+    RpcError.
+    """
     llama = native.llama
     params = context_params(llama, model, options, tuning)
     ctx = llama.llama_init_from_model(model, params)
     if not ctx:
+        native.rpc_check(options.rpc, str(path))
         raise ModelError(
             f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
             f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "

@@ -24,8 +24,9 @@ from alora_gguf.gguf.vector import Directions, Hook
 
 from .library import LLAMA_CPP_PYTHON, library_dir, other_release, vendored_binding
 
-API_VERSION: Final = 8
+API_VERSION: Final = 9
 
+_MAX_DEVICES: Final = 256
 _MAX_TEXT: Final = 1 << 30  # bytes; llama.cpp counts them, and tokens, in 32 bits
 _NO_MEMORY: Final = -5
 _STATUS: Final[dict[int, type[errors.AloraError]]] = {
@@ -34,6 +35,7 @@ _STATUS: Final[dict[int, type[errors.AloraError]]] = {
     -3: errors.AdapterMismatchError,
     -4: errors.AdapterInUseError,
     -5: errors.AdapterError,
+    -6: errors.RpcError,
 }
 
 
@@ -187,6 +189,7 @@ class Native:
             )
         ctx, i32 = ctypes.c_void_p, ctypes.c_int32
         i32s, bools = ctypes.POINTER(i32), ctypes.POINTER(ctypes.c_bool)
+        texts = ctypes.POINTER(ctypes.c_char_p)
         prototypes: dict[str, tuple[list[Any], Any]] = {
             "alora_last_error": ([], ctypes.c_char_p),
             "alora_bank_reserve": ([ctx, i32, i32], i32),
@@ -210,6 +213,9 @@ class Native:
             ),
             "alora_token_attributes": ([ctx, i32s], i32),
             "alora_stats_get": ([ctx, ctypes.POINTER(_StatsStruct)], i32),
+            "alora_rpc_devices": ([texts, i32, ctypes.POINTER(ctypes.c_void_p), i32], i32),
+            "alora_rpc_check": ([texts, i32], i32),
+            "alora_rpc_serve": ([ctypes.c_char_p, ctypes.c_char_p, i32], i32),
         }
         for name, (argtypes, restype) in prototypes.items():
             function = getattr(self._lib, name)
@@ -368,6 +374,33 @@ class Native:
         raw = _StatsStruct()
         self._check(self._lib.alora_stats_get(ctx, ctypes.byref(raw)), "statistics")
         return Stats(*(getattr(raw, field.name) for field in fields(Stats)))
+
+    def rpc_devices(self, endpoints: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
+        """alora_rpc_devices(): what llama_model_params.devices may point at, while it lives. Raises
+        RpcError.
+        """
+        found = (ctypes.c_void_p * _MAX_DEVICES)()
+        n = len(endpoints)
+        if self._lib.alora_rpc_devices(_texts(endpoints), n, found, _MAX_DEVICES) < 0:
+            raise errors.RpcError(
+                f"{self.last_error()}{self.log.tail()}; `alora-gguf rpc-server` is one, which "
+                "serves one process at a time"
+            )
+        return found
+
+    def rpc_check(self, endpoints: Sequence[str], what: str) -> None:
+        """alora_rpc_check(): raises RpcError if one of the servers was lost."""
+        if endpoints:
+            self._check(self._lib.alora_rpc_check(_texts(endpoints), len(endpoints)), what)
+
+    def rpc_serve(self, endpoint: str, cache: Path | None, n_threads: int) -> None:
+        """alora_rpc_serve(): serves until the process ends. Raises RpcError if it cannot."""
+        folder = None if cache is None else os.fsencode(cache)
+        self._check(self._lib.alora_rpc_serve(endpoint.encode(), folder, n_threads), "rpc-server")
+
+
+def _texts(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * len(texts))(*(each.encode() for each in texts))
 
 
 _loaded: list[Native] = []  # the library, never an engine: a process can load only one

@@ -427,6 +427,7 @@ class Scheduler:
             if not source:
                 raise DecodeError(f"{self._context.path}: llama.cpp gave no logits for a token")
             ctypes.memmove(row.ctypes.data, source, row.nbytes)
+        self._context.check_servers()  # whoever leads next finds out as well
         overflown = self._overflown(batch)
         if overflown:
             self._failed(batch, overflown, self._overflow())
@@ -472,6 +473,7 @@ class Scheduler:
 
     def _failure(self, status: int, batch: Batch) -> DecodeError:
         context, total = self._context, sum(request.total for request in batch.requests)
+        context.check_servers()
         if status == 1:
             return CacheFullError(
                 f"{context.path}: the KV cache is full: no cells for {total} more tokens (of "

@@ -109,7 +109,8 @@ class PromptCache:
             "cache": asdict(runtime.layout),
             # which decide the last bits of cells
             "attention": runtime.engine.options.attention,
-            "n_gpu_layers": runtime.engine.options.n_gpu_layers,
+            "n_gpu_layers": runtime.engine.options.offloaded,
+            "rpc": runtime.engine.options.rpc,
         }
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         key.update(np.array(tokens, "<i4").tobytes())

@@ -50,6 +50,7 @@ class Given:
     drop_oldest: bool
     n_threads: int | None
     n_gpu_layers: int
+    rpc: tuple[str, ...]
     attention: Attention
     verbose: bool
 
@@ -76,6 +77,7 @@ def opened(given: Given) -> Iterator[Talk]:
         base,
         n_threads=given.n_threads or (DEMO_THREADS if given.is_demo else None),
         n_gpu_layers=given.n_gpu_layers,
+        rpc=given.rpc,
         attention=given.attention,
         special_tokens_in_text=given.special_tokens_in_text,
         prompt_cache=given.prompt_cache,

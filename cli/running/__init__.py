@@ -75,6 +75,7 @@ _REPLY_TOKENS: Final = 512
 )
 @options.threads
 @options.gpu_layers
+@options.rpc
 @options.attention
 @options.n_ctx(
     "Cells of the cache, which conversations that are worked on at a time share; by default "
@@ -135,6 +136,10 @@ def command(
     given = {**sampling, "--reply-adapter": reply_adapters or None, "--steer": steer or None}
     if workers is not None and address is None:
         raise click.UsageError("--workers is how many a Ray cluster has for this: give --ray, too")
+    if address is not None and computing["rpc"]:
+        raise click.UsageError(
+            "--ray has whole models on each machine, and --rpc one on several: give one of them"
+        )
     known = [options.named_path(each)[0] for each in adapters]
     written = _reply_options(reply, given, known)
 

@@ -39,15 +39,16 @@ GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is see
 @dataclass(frozen=True)
 class Settings:
     """How to compute: cells of the cache (None: as many as are needed), threads, conversations at a
-    time (None: so many that batches are worth while), layers on the GPU (all if negative),
-    attention on the CPU, where beginnings are kept for other runs, and whether llama.cpp's log is
-    shown.
+    time (None: so many that batches are worth while), layers on devices (all if negative), of RPC
+    servers too, attention on the CPU, where beginnings are kept for other runs, and whether
+    llama.cpp's log is shown.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     jobs: int | None = None
     n_gpu_layers: int = 0
+    rpc: tuple[str, ...] = ()
     attention: Attention = "auto"
     prompt_cache: Path | None = None
     verbose: bool = False
@@ -168,6 +169,7 @@ def open_model(
         adapters=plan.adapters,
         options=options,
         n_gpu_layers=settings.n_gpu_layers,
+        rpc=settings.rpc,
         special_tokens_in_text=plan.special_tokens_in_text,
         prompt_cache=settings.prompt_cache,
         verbose=settings.verbose,

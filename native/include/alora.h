@@ -12,7 +12,7 @@
 //   vector      an edit of what flows through the model instead of its weights, at some of its layers
 //   combination a slot that stands for one adapter and any number of vectors, each at a scale
 //   reserve     upstream's word for sizing the compute buffers by building worst-case graphs
-// and one switch, which ends a llama_decode() that takes too long.
+// and one switch, which ends a llama_decode() that takes too long; and servers, other machines' devices.
 //
 // Contract: nothing here aborts or throws. A function that can fail returns a negative alora_status,
 // leaves a sentence in alora_last_error(), and bank and context as they were. Calls on one context must
@@ -27,7 +27,7 @@
 
 #include "llama.h"
 
-#define ALORA_API_VERSION 8
+#define ALORA_API_VERSION 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -45,6 +45,7 @@ enum alora_status {
     ALORA_ERR_MISMATCH = -3,  // a well-formed adapter that this base cannot use
     ALORA_ERR_BUSY     = -4,  // the slot is active on a sequence
     ALORA_ERR_MEMORY   = -5,  // a buffer could not be allocated
+    ALORA_ERR_SERVER   = -6,  // no server there, none of this release, or one that was lost
 };
 
 // What the bank and the graphs of a context amount to; for tests, benchmarks and reports.
@@ -218,6 +219,28 @@ LLAMA_API int32_t alora_tokenize(
 LLAMA_API int32_t alora_token_attributes(const struct llama_vocab * vocab, int32_t * attributes);
 
 LLAMA_API int32_t alora_stats_get(const struct llama_context * ctx, struct alora_stats * stats);
+
+// llama.cpp's RPC: a model's layers, and their cells, on devices of other processes, each "host:port" an
+// endpoint. What a program other than ours does with RPC is as it was, but that a server that is lost
+// does not end its process.
+
+// Fills llama_model_params.devices, of room for n_devices, with the devices of these servers, in order,
+// then those of this machine that layers go to by themselves, then a null pointer. Returns how many there
+// are, or ALORA_ERR_SERVER if one does not answer within seconds, as it may not while it serves another
+// process: a server has one client at a time.
+LLAMA_API int32_t alora_rpc_devices(
+        const char * const * endpoints, int32_t n_endpoints, ggml_backend_dev_t * devices,
+        int32_t n_devices);
+
+// ALORA_ERR_SERVER if one of these servers was lost since it was last connected to, else 0. Then what was
+// read from its devices since is zeros, nothing that is on them can be had again, and it stays so until
+// each model and context that uses it is freed. Sends nothing to a server that some model uses.
+LLAMA_API int32_t alora_rpc_check(const char * const * endpoints, int32_t n_endpoints);
+
+// Serves this machine's devices, or the CPU if it has none, at an endpoint whose host is an IPv4 address
+// of this machine, until the process ends. Anybody who can connect can read and write its memory. `cache`
+// is a folder for large tensors, so that they are sent once, or null. Returns only if it fails.
+LLAMA_API int32_t alora_rpc_serve(const char * endpoint, const char * cache, int32_t n_threads);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,6 @@
 #include "ggml-backend.h"
 
 #include <mutex>
-#include <string>
 
 #ifndef _WIN32
 #include <dlfcn.h>
@@ -58,10 +57,14 @@ class quiet {
 };
 
 static void load_backends() {
-    const quiet       without_news;
+    const quiet without_news;
+    ggml_backend_load_all_from_path(alora_own_folder().c_str());
+}
+
+std::string alora_own_folder() {
     const std::string path = own_path();
     const size_t      end  = path.find_last_of("/\\");
-    ggml_backend_load_all_from_path((end == std::string::npos ? "." : path.substr(0, end)).c_str());
+    return end == std::string::npos ? "." : path.substr(0, end);
 }
 
 void alora_load_backends() {

@@ -6,6 +6,7 @@
 #include "alora-cells.h"
 #include "alora-error.h"
 #include "alora-file.h"
+#include "alora-rpc.h"
 
 #include <algorithm>
 #include <cmath>
@@ -400,5 +401,46 @@ int32_t alora_stats_get(const llama_context * ctx, alora_stats * stats) {
         stats->n_vectors        = bank.vectors.n_vectors();
         stats->n_steered        = alora_access::n_steered(ctx);
         return (int32_t) ALORA_OK;
+    });
+}
+
+static std::vector<std::string> endpoints_of(const char * const * endpoints, int32_t n) {
+    std::vector<std::string> found;
+    for (int32_t i = 0; i < n; i++) {
+        if (!endpoints || !endpoints[i]) {
+            throw bad_argument("an endpoint is null");
+        }
+        found.emplace_back(endpoints[i]);
+    }
+    return found;
+}
+
+int32_t alora_rpc_devices(
+        const char * const * endpoints, int32_t n_endpoints, ggml_backend_dev_t * devices,
+        int32_t n_devices) {
+    return guarded([&] {
+        const std::vector<ggml_backend_dev_t> found =
+                alora_rpc_devices_of(endpoints_of(endpoints, n_endpoints));
+        if (!devices || (int64_t) found.size() >= n_devices) {
+            throw bad_argument("there is no room for so many devices");
+        }
+        *std::copy(found.begin(), found.end(), devices) = nullptr;
+        return (int32_t) found.size();
+    });
+}
+
+int32_t alora_rpc_check(const char * const * endpoints, int32_t n_endpoints) {
+    return guarded([&] {
+        alora_rpc_expect(endpoints_of(endpoints, n_endpoints));
+        return (int32_t) ALORA_OK;
+    });
+}
+
+int32_t alora_rpc_serve(const char * endpoint, const char * cache, int32_t n_threads) {
+    return guarded([&]() -> int32_t {
+        if (!endpoint || n_threads < 1) {
+            throw bad_argument("the endpoint is null, or there are no threads");
+        }
+        alora_rpc_serve_at(endpoint, cache, (size_t) n_threads);
     });
 }

@@ -12,15 +12,16 @@ others   what upstream has under that name, for instance vulkan, with the device
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from alora_gguf.engine.library import library_dir
 from tests.support.building import cmake_build
+from tests.support.rpc import rpc_servers
 from tests.support.upstream import upstream_tree
 
 NAME = os.environ.get("ALORA_TEST_BACKEND", "")
@@ -38,7 +39,9 @@ SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 
 @functools.cache
 def backend_library(name: str) -> Path:
-    """A backend's library; built if it is missing or older than its sources."""
+    """A backend's library: installed, or built if it is missing or older than its sources."""
+    if name == "rpc":
+        return library_dir() / f"libggml-rpc.{'dll' if sys.platform == 'win32' else 'so'}"
     folder = ROOT / "build" / "backends" / name
     cmake_build(
         Path(__file__).parent,
@@ -61,25 +64,10 @@ def attach(libraries: Path) -> None:
     reg = ggml.load(backend_library(NAME))
     if NAME == "rpc":
         add = ggml.function(reg, "ggml_backend_rpc_add_server", ctypes.c_char_p)
-        for _ in range(N_SERVERS):
-            ggml.register(add(_start_server(libraries).encode()))
-
-
-def _start_server(libraries: Path) -> str:
-    """The endpoint of a new server, which ends with this process."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.backends.rpc_server", libraries, backend_library("rpc")],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,  # whose end tells the server to end, however this process does
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    atexit.register(server.kill)
-    assert server.stdout is not None
-    endpoint = server.stdout.readline().strip()
-    if not endpoint:
-        raise RuntimeError("the RPC server did not start")
-    return endpoint
+        servers = contextlib.ExitStack()
+        atexit.register(servers.close)
+        for server in servers.enter_context(rpc_servers(N_SERVERS)):
+            ggml.register(add(server.endpoint.encode()))
 
 
 class Ggml:
@@ -114,9 +102,3 @@ class Ggml:
             "ggml_backend_reg_get_proc_address", ctypes.c_void_p(reg), name.encode()
         )
         return ctypes.CFUNCTYPE(ctypes.c_void_p, *arguments)(address)  # type: ignore[arg-type]
-
-    def cpu(self) -> int:
-        """The CPU's device."""
-        device = self._call("ggml_backend_dev_by_type", 0)
-        assert device
-        return device

@@ -72,6 +72,20 @@ def test_it_depends_on_what_the_binding_needs_and_not_on_the_binding(
     assert not {"llama-cpp-python", "llama_cpp_python"} & names
 
 
+def test_layers_on_another_machine() -> None:
+    """Here itself: its library for that is beside the others, and found there."""
+    code = (
+        "import threading, alora_gguf as ag; from alora_gguf import demo; found = []\n"
+        "there = threading.Event(); ready = lambda at: (found.append(at), there.set())\n"
+        "threading.Thread(target=ag.serve_rpc, kwargs={'port': 0, 'ready': ready}, daemon=True)"
+        ".start(); there.wait(60)\n"
+        "model = ag.Model(demo.base_path(), rpc=found)\n"
+        "print(bool(model.chat().say('Hello', max_tokens=2).text), flush=True)\n"
+        "import os; os._exit(0)"
+    )
+    assert python("-c", code).endswith("True")
+
+
 def test_licences_of_what_it_carries_are_in_it(archive: zipfile.ZipFile) -> None:
     names = archive.namelist()
     assert "alora_gguf/_vendor/LICENSE.md" in names

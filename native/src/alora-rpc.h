@@ -1,0 +1,18 @@
+// llama.cpp's RPC backend: devices of other processes. It is a library beside this one that is loaded
+// when it is first asked for; its functions have no declarations that could be linked.
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <string>
+#include <vector>
+
+// Those of the servers in order, then this machine's own. Throws alora_error.
+std::vector<ggml_backend_dev_t> alora_rpc_devices_of(const std::vector<std::string> & endpoints);
+
+// Throws alora_error if one was lost.
+void alora_rpc_expect(const std::vector<std::string> & endpoints);
+
+// Returns, or throws alora_error, only if it fails.
+[[noreturn]] void alora_rpc_serve_at(
+        const std::string & endpoint, const char * cache, size_t n_threads);

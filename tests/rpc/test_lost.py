@@ -1,0 +1,132 @@
+"""Servers that are not there, not free, or lost: one error that says so, and the process lives."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import alora_gguf as ag
+from alora_gguf import cli, demo
+from tests.support.rpc import RpcServer, rpc_servers
+
+LOST = "was lost, and with it the layers and the cells that it held"
+
+
+@pytest.fixture
+def server() -> Iterator[RpcServer]:
+    with rpc_servers(1) as (server,):
+        yield server
+
+
+def opened(*endpoints: str) -> ag.Model:
+    adapter = demo.adapter_path("answerability")
+    return ag.Model(demo.base_path(), adapters={"answerability": adapter}, rpc=endpoints)
+
+
+def test_between_two_calls(server: RpcServer, tmp_path: Path) -> None:
+    with opened(server.endpoint) as model, model.chat() as chat:
+        chat.say("Hello", max_tokens=4)
+        server.kill()
+        for call in (
+            lambda: chat.say("Hello"),
+            lambda: chat.invoke("answerability"),
+            lambda: model.embed(["hello"]),
+            lambda: chat.save(tmp_path / "saved"),
+            lambda: model.load_adapter("uncertainty", demo.adapter_path("uncertainty")),
+        ):
+            with pytest.raises(ag.RpcError, match=rf"{server.endpoint}: the RPC server {LOST}"):
+                call()
+    assert not list(tmp_path.iterdir())  # not even half a file
+
+
+def test_while_it_computes(server: RpcServer) -> None:
+    """And what waits in the same batches hears of it, too."""
+    with opened(server.endpoint) as model, model.session() as session:
+        tokens = model.tokenize("a long text " * 500)[:2000]
+        read = list[int]()
+
+        def progress(n: int, _of: int) -> None:
+            read.append(n)
+            if len(read) == 1:
+                server.kill()
+
+        with pytest.raises(ag.RpcError, match=LOST):
+            session.append(tokens, progress=progress)
+        assert max(read) < 2000
+
+
+def test_the_same_server_started_again(server: RpcServer) -> None:
+    """Models that are opened on it anew work; the one that lost it does not come back by itself."""
+    with opened(server.endpoint) as lost, lost.chat() as chat:
+        chat.say("Hello", max_tokens=4)
+        server.kill()
+        with pytest.raises(ag.RpcError, match=LOST):
+            chat.say("Hello")
+        server.start()
+        with pytest.raises(ag.RpcError, match=LOST):
+            chat.say("Hello")
+    with opened(server.endpoint) as model, model.chat() as chat:
+        chat.add(ag.Message("user", "When does it open?"))
+        assert chat.invoke("answerability").value
+
+
+def test_two_models_of_one_process(server: RpcServer) -> None:
+    with opened(server.endpoint) as one, opened(server.endpoint) as other:
+        said = [each.chat().say("Hello", temperature=0, max_tokens=8) for each in (one, other)]
+    assert said[0].text == said[1].text
+
+
+def test_nothing_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ag.RpcError, match=rf"1:{port}: no RPC server .* nothing listens"):
+        opened(f"127.0.0.1:{port}")
+
+
+def test_one_that_serves_another_process() -> None:
+    """Which takes the connection, and says nothing."""
+    busy = socket.create_server(("127.0.0.1", 0))
+    with busy, pytest.raises(ag.RpcError, match="serves one process at a time"):
+        opened(f"127.0.0.1:{busy.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("rpc", ["host", "host:", ":50052", "host:0", "host:65536", "[::1]:50052"])
+def test_what_names_no_server(rpc: str) -> None:
+    with pytest.raises(ag.InputError, match="rpc must be servers as 'host:port'"):
+        ag.ContextOptions(rpc=[rpc])
+
+
+def test_servers_on_the_command_line(capfd: pytest.CaptureFixture[str], server: RpcServer) -> None:
+    for arguments, said in (
+        (["--port", str(server.port)], f"{server.endpoint}: cannot listen: Address already in use"),
+        (["--host", "localhost"], "host must be an IPv4 address, such as 10.0.0.2"),
+    ):
+        assert cli.run(["rpc-server", *arguments]) == cli.EXIT_USER
+        assert said in capfd.readouterr().err
+    assert cli.run(["run", "x", "--reply", "--rpc", server.endpoint, "--ray", "local"]) == 2
+    assert "give one of them" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent to a whole console there")
+def test_ctrl_c(server: RpcServer) -> None:
+    server.process.send_signal(signal.SIGINT)
+    _, err = server.process.communicate(timeout=20)
+    assert (server.process.returncode, err) == (0, "Ended.\n")
+
+
+def test_a_client_that_is_gone_makes_room_for_the_next(server: RpcServer) -> None:
+    program = (
+        "import os; import alora_gguf as ag; from alora_gguf import demo\n"
+        f"model = ag.Model(demo.base_path(), rpc=[{server.endpoint!r}])\n"
+        "os._exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 7
+    with opened(server.endpoint) as model:
+        assert model.chat().say("Hello", max_tokens=2).text
