@@ -127,7 +127,8 @@ class ContextOptions:
                   llama.cpp's; with "upstream" the base's tokens have llama.cpp's, and so its bits
     n_pooled      closed conversations whose cells are kept, while nobody needs their room, for new
                   ones that begin like them (0: none)
-    max_adapters  adapters the bank makes room for; more can be loaded, at the price of one reserve
+    max_adapters  adapters that a device's memory is given room for; more can be loaded, at the
+                  price of one reserve. On the CPU each has memory of its own, as much as its file
     """
 
     n_gpu_layers: Annotated[int, Within()] | None = None

@@ -29,6 +29,7 @@ from .runtime import Library
 ROWS: dict[str, Callable[[Bench], list[Result]]] = {
     "idle": rows_idle.idle,
     "decode": rows_decode.one_decode,
+    "types": rows_decode.types,
     "invocation": rows_decode.one_invocation,
     "mixed": rows_decode.mixed_decode,
     "switch": rows_decode.switching,

@@ -107,14 +107,17 @@ def base(shape: Shape, quant: str = "q4_0") -> Path:
     return path
 
 
-def adapters(shape: Shape, targets: str, n: int = 8, rank: int = 32) -> list[Path]:
-    """`n` F16 aLoRA adapters of TARGETS[targets], written if they are missing."""
+def adapters(
+    shape: Shape, targets: str, n: int = 8, rank: int = 32, dtype: str = "F16"
+) -> list[Path]:
+    """`n` aLoRA adapters of TARGETS[targets], F16 or Q8_0, written if they are missing."""
     paths = []
     for i in range(n):
-        path = FOLDER / f"{shape.name}-{targets}-r{rank}-{i}.gguf"
+        kind = "" if dtype == "F16" else f"-{dtype.lower()}"
+        path = FOLDER / f"{shape.name}-{targets}-r{rank}{kind}-{i}.gguf"
         if not path.is_file():
             with _writer(path, shape.arch) as writer:
-                _fill_adapter(writer, shape, targets, rank, i)
+                _fill_adapter(writer, shape, targets, rank, i, dtype)
         paths.append(path)
     return paths
 
@@ -195,8 +198,19 @@ def _add_blocks(
     writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType[quant.upper()])
 
 
-def _fill_adapter(writer: Any, shape: Shape, targets: str, rank: int, index: int) -> None:
+def _fill_adapter(
+    writer: Any, shape: Shape, targets: str, rank: int, index: int, dtype: str
+) -> None:
     import gguf
+
+    kind = gguf.GGMLQuantizationType[dtype]
+
+    def add(name: str, values: NDArray[np.float16]) -> None:
+        if dtype == "F16":
+            writer.add_tensor(name, values)
+        else:
+            stored = gguf.quants.quantize(values.astype(np.float32), kind)
+            writer.add_tensor(name, stored, raw_dtype=kind)
 
     rng = np.random.default_rng(100 + index)
     writer.add_type("adapter")
@@ -212,10 +226,8 @@ def _fill_adapter(writer: Any, shape: Shape, targets: str, rank: int, index: int
     for layer, name, (*experts, n_out, n_in) in _linears(shape):
         if name in TARGETS[targets]:
             weight = f"blk.{layer}.{name}.weight"
-            writer.add_tensor(f"{weight}.lora_a", _noise(rng, (*experts, rank, n_in), n_in**-0.5))
-            writer.add_tensor(
-                f"{weight}.lora_b", _noise(rng, (*experts, n_out, rank), 0.1 * rank**-0.5)
-            )
+            add(f"{weight}.lora_a", _noise(rng, (*experts, rank, n_in), n_in**-0.5))
+            add(f"{weight}.lora_b", _noise(rng, (*experts, n_out, rank), 0.1 * rank**-0.5))
 
 
 def _noise(

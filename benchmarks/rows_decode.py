@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from . import models
 from .bench import N_ADAPTERS, Bench, steps, suffix
 from .measure import Result, Side, alternate, timed
 from .runtime import Context
@@ -31,6 +32,30 @@ def one_decode(bench: Bench) -> list[Result]:
             Result("decode, one adapter", f"{targets} against stock LoRA", ours,
                    Side("stock", samples["stock"]), floor=_AGAINST_STOCK),
         ]  # fmt: skip
+    return results
+
+
+def types(bench: Bench) -> list[Result]:
+    """One adapter on all linear layers, F16 and Q8_0, against base: a token, and 16."""
+    targets, n, results = "all-linear", _SHORT, []
+    with ExitStack() as stack:
+        sides = {}
+        for name in ("base", "F16", "Q8_0"):
+            sides[name] = context = stack.enter_context(bench.context(512))
+            context.prefill(bench.tokens(n))
+            if name != "base":
+                paths = models.adapters(bench.shape, targets, 1, dtype=name)
+                context.activate(0, n, context.add(paths)[0])
+        decodes = {name: decode_run(context, n) for name, context in sides.items()}
+        reads = {name: _invocation_run(context, n) for name, context in sides.items()}
+        for what, runs, rounds in (("decode", decodes, 40), ("16 tokens", reads, 20)):
+            samples = alternate(runs, bench.settings.rounds(rounds))
+            results += [
+                Result(f"{what}, one adapter by type", f"{name}, {targets} against base",
+                       Side(name, samples[name]), Side("base", samples["base"]),
+                       goal="≤ 1.04x" if (what, name) == ("decode", "Q8_0") else "")
+                for name in ("F16", "Q8_0")
+            ]  # fmt: skip
     return results
 
 

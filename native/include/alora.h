@@ -3,7 +3,7 @@
 // llama.h.
 //
 // Seven concepts:
-//   bank        all adapters of one context, stacked per target weight in the weight's own memory
+//   bank        all adapters of one context, in their target weights' kind of memory
 //   slot        an adapter's index in the bank; slot 0 is the base model and contributes exactly zero;
 //               from ALORA_FIRST_COMPOSITE on, a vector or a combination
 //   activation  (sequence, first position, slot, scale): from that position on, tokens of that
@@ -122,7 +122,8 @@ LLAMA_API int32_t alora_bank_reserve(struct llama_context * ctx, int32_t n_adapt
 // alpha/rank multiplies A·x together with an activation's scale, of which 1 is the adapter as trained.
 //
 // Does not reserve when its targets and ranks fit the bank; otherwise the bank grows and the
-// context reserves once, before this returns.
+// context reserves once, before this returns. Where the CPU multiplies an adapter has memory of its own,
+// as much as its file; on devices all slots share stacks, which move when they grow.
 LLAMA_API alora_slot alora_adapter_add(struct llama_context * ctx, const void * gguf, size_t size);
 
 // Adds a vector, whose parts (not kept) may act at several layers, hooks and ways. All that act on one

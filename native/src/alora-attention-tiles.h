@@ -1,5 +1,4 @@
 // Tiles of ALORA_KEYS cells of K or V as floats, and what of a tile the mask lets each token see.
-// V also has load of int8_t.
 #pragma once
 
 #include "alora-attention-softmax.h"
@@ -10,11 +9,6 @@ namespace {
 // cells
 //
 
-struct q8_0 {
-    f16    scale;
-    int8_t values[32];
-};
-
 template <class V, class E> inline void widen(const char * from, int64_t d, float * to) {
     for (int64_t i = 0; i < d; i += V::N) {
         V::store(to + i, V::load((const E *) from + i));
@@ -23,10 +17,10 @@ template <class V, class E> inline void widen(const char * from, int64_t d, floa
 
 template <class V> inline void widen_q8_0(const char * from, int64_t d, float * to) {
     const q8_0 * block = (const q8_0 *) from;
-    for (int64_t i = 0; i < d; i += 32, ++block) {
+    for (int64_t i = 0; i < d; i += ALORA_BLOCK, ++block) {
         const typename V::vec scale = V::set1(to_float(block->scale));
-        for (int64_t at = 0; at < 32; at += V::N) {
-            V::store(to + i + at, V::mul(scale, V::load(block->values + at)));
+        for (int64_t at = 0; at < ALORA_BLOCK; at += V::N) {
+            V::store(to + i + at, V::mul(scale, V::load(block->value + at)));
         }
     }
 }

@@ -177,6 +177,10 @@ void alora_bank::check_shapes(
     }
 }
 
+static ggml_type stored_type(const alora_target & target, const alora_pair::matrix & matrix) {
+    return target.fused ? matrix.info->type : alora_type_stacked(matrix.info->type);
+}
+
 alora_target alora_bank::match(const std::string & name, const alora_pair & pair) const {
     const ggml_tensor * weight = model.get_tensor(name.c_str());
     if (!weight) {
@@ -230,12 +234,12 @@ alora_target alora_bank::match(const std::string & name, const alora_pair & pair
 
     check_shapes(name, target, pair);
 
-    target.type_a    = alora_type_stored(pair.a.info->type);
-    target.type_b    = alora_type_stored(pair.b.info->type);
+    target.fused     = may_fuse && target.op != alora_op::embd && target.on_cpu();
+    target.type_a    = stored_type(target, pair.a);
+    target.type_b    = stored_type(target, pair.b);
     target.rank      = GGML_PAD(std::max(pair.b.info->ne[0], min_rank), target.rank_step());
     target.input     = use->input;
     target.precision = use->precision;
-    target.fused     = may_fuse && target.op != alora_op::embd && target.on_cpu();
     return target;
 }
 
@@ -258,6 +262,7 @@ alora_bank::target_map alora_bank::merged(const target_map & wanted, int32_t n_s
         target.rank = std::max(target.rank, (int64_t) GGML_PAD(min_rank, target.rank_step()));
         target.slot_rank.resize(n_slots_new, 0);
         target.slot_scale.resize(n_slots_new, 1.0f);
+        target.slot_own.resize(target.fused ? n_slots_new : 0);
     }
     return targets;
 }
@@ -288,6 +293,9 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
     }
     std::map<ggml_backend_buffer_type_t, ggml_context *> by_buft;
     for (auto & [key, target] : targets) {
+        if (target.fused) {
+            continue;
+        }
         ggml_context *& ctx = by_buft[target.buffer_type()];
         if (!ctx) {
             // ggml_init() ends the process where it gets no memory
@@ -303,11 +311,7 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
                                             ctx, target.type_a, target.cols_a(), target.rows_a() * n)
                                   : ggml_new_tensor_3d(
                                             ctx, target.type_a, target.cols_a(), target.rows_a(), n);
-        target.b        = target.fused ? ggml_new_tensor_3d(
-                                                 ctx, target.type_b, ALORA_TILE, target.rank,
-                                                 target.n_tiles() * n)
-                                       : ggml_new_tensor_3d(
-                                                 ctx, target.type_b, target.cols_b(), target.rows_b(), n);
+        target.b = ggml_new_tensor_3d(ctx, target.type_b, target.cols_b(), target.rows_b(), n);
         ggml_format_name(target.a, "%s.bank_a", key.second.c_str());
         ggml_format_name(target.b, "%s.bank_b", key.second.c_str());
     }
@@ -324,16 +328,56 @@ void alora_bank::allocate(target_map & targets, int32_t n_slots_new, storage & i
     }
 }
 
+alora_bank::own_memory alora_bank::allocate_own(
+        const target_map & wanted, const alora_file & file) const {
+    std::map<ggml_backend_buffer_type_t, size_t> sizes;
+    std::map<key, size_t>                        offsets;
+    for (const auto & [key, target] : wanted) {
+        if (target.fused) {
+            const alora_pair & pair = file.pairs.at(key.second);
+            size_t &           size = sizes[target.buffer_type()];
+            offsets[key]            = size;
+            size += target.own_bytes_a(pair) + target.own_bytes_b(pair);
+        }
+    }
+    own_memory                                   memory;
+    std::map<ggml_backend_buffer_type_t, char *> bases;
+    for (const auto & [buft, size] : sizes) {
+        memory.bufs.reserve(memory.bufs.size() + 1);
+        ggml_backend_buffer_t buf = ggml_backend_buft_alloc_buffer(buft, size);
+        if (!buf) {
+            throw alora_error(
+                    ALORA_ERR_MEMORY, std::string("no memory in ") + ggml_backend_buft_name(buft) +
+                                              " for the " + std::to_string(size) +
+                                              " bytes of an adapter");
+        }
+        memory.bufs.emplace_back(buf);
+        bases[buft] = (char *) ggml_backend_buffer_get_base(buf);
+    }
+    for (const auto & [key, offset] : offsets) {
+        memory.at[key] = bases.at(wanted.at(key).buffer_type()) + offset;
+    }
+    return memory;
+}
+
+bool alora_bank::has_stacks() const {
+    return std::any_of(
+            by_key.begin(), by_key.end(), [](const auto & entry) { return !entry.second.fused; });
+}
+
 void alora_bank::copy_slots(target_map & targets) const {
     for (auto & [key, target] : targets) {
+        if (target.fused) {
+            continue;  // what is a slot's own stays where it is
+        }
         const auto old = by_key.find(key);
-        target.write_slot(0, nullptr, 0.0f);
+        target.write_slot(0, nullptr, 0.0f, nullptr);
         for (int32_t slot = 1; slot < n_slots; ++slot) {
             if (!used[slot]) {
                 continue;
             }
             if (old == by_key.end() || old->second.slot_rank[slot] == 0) {
-                target.write_slot(slot, nullptr, 0.0f);
+                target.write_slot(slot, nullptr, 0.0f, nullptr);
             } else {
                 target.copy_slot(slot, old->second);
             }
@@ -345,6 +389,7 @@ void alora_bank::adopt(
         target_map && targets, int32_t n_slots_new, storage && new_memory, int64_t old_min_rank) {
     std::vector<bool> used_new = used;
     used_new.resize(n_slots_new, false);
+    own.resize(std::max(own.size(), (size_t) n_slots_new));
 
     // nothing throws from here on
     before  = { std::move(by_key), std::move(memory), n_slots, old_min_rank, std::move(used) };
@@ -366,6 +411,11 @@ void alora_bank::undo() {
     min_rank = before.min_rank;
     used     = std::move(before.used);
     before   = {};
+    for (size_t slot = 0; slot < own.size(); ++slot) {
+        if (!in_use((int32_t) slot)) {
+            own[slot].clear();
+        }
+    }
     generation++;
 }
 
@@ -376,6 +426,7 @@ bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
     if (n_slots_new == n_slots && rank <= largest_rank()) {
         return false;
     }
+    const bool wider = rank > largest_rank();
 
     try {
         target_map targets = merged({}, n_slots_new);
@@ -387,7 +438,11 @@ bool alora_bank::make_room(int32_t n_adapters, int64_t rank) {
         min_rank = old_min_rank;
         throw;
     }
-    return !by_key.empty();
+    if (by_key.empty() || !(wider || has_stacks())) {
+        keep();
+        return false;
+    }
+    return true;
 }
 
 //
@@ -433,17 +488,25 @@ alora_bank::change alora_bank::add(const alora_file & file) {
     if (alora_vectors::is_composite(slot)) {
         throw alora_error(ALORA_ERR_ARGUMENT, "the bank is full");
     }
-    bool fits = slot < n_slots;
+    bool fits  = slot < n_slots;
+    bool wider = false;  // than graphs were reserved for
     for (const auto & [key, want] : wanted) {
         const auto have = by_key.find(key);
-        fits = fits && have != by_key.end() && want.rank <= have->second.rank &&
-               alora_type_common(want.type_a, have->second.type_a) == have->second.type_a &&
-               alora_type_common(want.type_b, have->second.type_b) == have->second.type_b;
+        wider           = wider || have == by_key.end() || want.rank > have->second.rank;
+        fits = fits && !wider &&
+               (want.fused || (alora_type_common(want.type_a, have->second.type_a) ==
+                                              have->second.type_a &&
+                                      alora_type_common(want.type_b, have->second.type_b) ==
+                                              have->second.type_b));
     }
+    own_memory mine  = allocate_own(wanted, file);
     const auto write = [&](target_map & targets) {
         for (auto & [key, target] : targets) {
             const auto pair = file.pairs.find(key.second);
-            target.write_slot(slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha);
+            const auto at   = mine.at.find(key);
+            target.write_slot(
+                    slot, pair == file.pairs.end() ? nullptr : &pair->second, file.alpha,
+                    at == mine.at.end() ? nullptr : at->second);
         }
     };
     if (fits) {
@@ -469,14 +532,22 @@ alora_bank::change alora_bank::add(const alora_file & file) {
         adopt(std::move(targets), n_slots_new, std::move(new_memory), min_rank);
     }
     used[slot] = true;
+    own[slot]  = std::move(mine.bufs);
     generation++;
-    return { slot, !fits };
+    const bool grew = wider || (!fits && has_stacks());
+    if (!grew) {
+        keep();
+    }
+    return { slot, grew };
 }
 
 void alora_bank::remove(int32_t slot) {
     used[slot] = false;
     for (auto & [key, target] : by_key) {
         target.slot_rank[slot] = 0;
+    }
+    if (slot < (int32_t) own.size()) {
+        own[slot].clear();
     }
     generation++;
 }
@@ -497,6 +568,11 @@ size_t alora_bank::n_bytes() const {
     size_t n = 0;
     for (const auto & buf : memory.bufs) {
         n += ggml_backend_buffer_get_size(buf.get());
+    }
+    for (const auto & bufs : own) {
+        for (const auto & buf : bufs) {
+            n += ggml_backend_buffer_get_size(buf.get());
+        }
     }
     return n;
 }

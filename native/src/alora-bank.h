@@ -1,5 +1,4 @@
-// The bank: all adapters of one context, stacked per target. It owns their memory and knows which
-// slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
+// The bank: all adapters of one context. It owns their memory and knows which slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
 #pragma once
 
 #include "alora-file.h"
@@ -123,6 +122,14 @@ class alora_bank {
     void         check_shapes(
             const std::string & name, const alora_target & target, const alora_pair & pair) const;
 
+    // An adapter's matrices of fused targets: where each target's begin.
+    struct own_memory {
+        std::vector<ggml_backend_buffer_ptr> bufs;
+        std::map<key, char *>                at;
+    };
+    own_memory allocate_own(const target_map & wanted, const alora_file & file) const;
+    bool       has_stacks() const;  // whether some target is not fused
+
     // The targets with the types, ranks and slots that hold what is there and `wanted` too.
     target_map merged(const target_map & wanted, int32_t n_slots_new) const;
     void       allocate(target_map & targets, int32_t n_slots_new, storage & memory) const;
@@ -140,10 +147,12 @@ class alora_bank {
     alora_use *         last_use     = nullptr;
 
     target_map        by_key;
-    storage           memory;
+    storage           memory;  // of stacks
     int32_t           n_slots  = 1;
     int64_t           min_rank = 0;
     std::vector<bool> used     = { true };  // [n_slots]
+
+    std::vector<std::vector<ggml_backend_buffer_ptr>> own;  // [n_slots], of fused targets' matrices
 
     struct state {
         target_map        by_key;

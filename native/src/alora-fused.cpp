@@ -16,9 +16,6 @@ static constexpr int32_t ROWS_AT_ONCE = 16;
 // Rows of A that a thread takes at a time.
 static constexpr int64_t SHRINK_STEP = 4;
 
-// A node's sources, one fewer than ggml has room for: x, one stack for each part, who sorted the rows.
-static constexpr size_t MAX_PARTS = GGML_MAX_SRC - 3;
-
 // Where row `i` of a tensor begins, counting rows over all its dimensions.
 static char * row_of(const ggml_tensor * t, int64_t i) {
     const int64_t i1 = i % t->ne[1];
@@ -65,11 +62,11 @@ static void shrink_steps(
         x[t]     = (const float *) row_of(dst->src[0], row[t] / share);
         y[t]     = (float *) row_of(dst, row[t]) + part.offset + first;
     }
-    const ggml_tensor * stack = dst->src[1 + p];
-    const char *        a =
-            (const char *) stack->data + part.target->offset_a(segment.slot, segment.expert);
-    alora_kernels_best().shrink(
-            stack->type, { a + first * stack->nb[1], stack->ne[0], last - first, n, x, y, scale });
+    const ggml_type type   = part.target->slot_own[segment.slot].type_a;
+    const int64_t   n_in   = part.target->cols_a();
+    const char *    a      = part.target->own_a(segment.slot, segment.expert);
+    const size_t    stride = alora_row_size(type, n_in);
+    alora_kernels_best().shrink(type, { a + first * stride, n_in, last - first, n, x, y, scale });
 }
 
 // Calls body(segment, first_row, p, n_steps) for all that a shrink node computes, in order.
@@ -83,7 +80,7 @@ template <typename F> static void each_part(const alora_fused::shrink_node & nod
     }
 }
 
-// y = scale * A x: src[0] is x, then A's stacks. Threads share the rows of all A.
+// y = scale * A x: src[0] is x. Threads share the rows of all A.
 static void compute_shrink(ggml_tensor * dst, int ith, int nth, void * userdata) {
     auto &  node  = *(alora_fused::shrink_node *) userdata;
     int64_t n_all = 0;
@@ -110,9 +107,9 @@ static void expand_tiles(
     if (rank == 0) {
         return;
     }
-    const ggml_tensor * stack = dst->src[2];
-    const char *  b = (const char *) stack->data + target.offset_b(segment.slot, segment.expert) +
-                      begin * rank * stack->nb[1];
+    const ggml_type type = target.slot_own[segment.slot].type_b;
+    const char *    b =
+            target.own_b(segment.slot, segment.expert) + begin * alora_tile_size(type, rank);
     const int64_t first = begin * ALORA_TILE;
     const int64_t last  = std::min(dst->ne[0], end * ALORA_TILE);
     for (int32_t first_row = 0; first_row < segment.n; first_row += ROWS_AT_ONCE) {
@@ -124,7 +121,7 @@ static void expand_tiles(
             y[t]   = (const float *) row_of(dst->src[1], row[t]) + node.what.offset;
             out[t] = (float *) row_of(dst, row[t]) + first;
         }
-        alora_kernels_best().expand(stack->type, { b, rank, last - first, n, y, out });
+        alora_kernels_best().expand(type, { b, rank, last - first, n, y, out });
     }
 }
 
@@ -138,8 +135,8 @@ static void copy_tiles(ggml_tensor * dst, int64_t begin, int64_t end) {
     }
 }
 
-// dst += B y: src[0] is the base's result, of which dst is a view or else becomes a copy, then y
-// and B's stack. Threads share the tiles of all segments, which a thread reads from front to back,
+// dst += B y: src[0] is the base's result, of which dst is a view or else becomes a copy, then y.
+// Threads share the tiles of all segments, which a thread reads from front to back,
 // except that a copy has to be there before anything is added to it.
 static void compute_expand(ggml_tensor * dst, int ith, int nth, void * userdata) {
     auto &        node     = *(alora_fused::expand_node *) userdata;
@@ -215,9 +212,8 @@ const alora_fused::part & alora_fused::shrink(
     std::vector<ggml_tensor *> sources = { x };
     int64_t                    n       = 0;
     for (const alora_target * target : targets) {
-        if (target->cols_a() == x->ne[0] && node.parts.size() < MAX_PARTS) {
+        if (target->cols_a() == x->ne[0]) {
             node.parts.push_back({ target, n, nullptr });
-            sources.push_back(target->a);
             n += target->rank;
         }
     }
@@ -238,10 +234,9 @@ ggml_tensor * alora_fused::expand(
     const alora_host           host(graph);
     const alora_host::function add = { compute_expand, &expands.emplace_back(*rows.segments, what),
         "alora_expand" };
-    ggml_tensor *              b   = what.target->b;
     return host.may_write(res)
-                   ? host.in_place(add, res, { what.y, b })
+                   ? host.in_place(add, res, { what.y })
                    : host.node(
                              add, GGML_TYPE_F32, { res->ne[0], res->ne[1], res->ne[2], res->ne[3] },
-                             { res, what.y, b });
+                             { res, what.y });
 }

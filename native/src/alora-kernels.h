@@ -11,6 +11,28 @@
 // outputs reads memory from front to back, whatever the rank and whatever the instruction set.
 static constexpr int64_t ALORA_TILE = 64;
 
+// Values that have a scale in common in Q8_0.
+static constexpr int64_t ALORA_BLOCK = 32;
+
+// Bytes of a row of A: `n` values, or of Q8_0 the scales of its blocks as floats, then their values.
+constexpr int64_t alora_row_size(ggml_type type, int64_t n) {
+    return type == GGML_TYPE_Q8_0 ? n / ALORA_BLOCK * 4 + n : type == GGML_TYPE_F32 ? n * 4 : n * 2;
+}
+
+// A tile of B that is Q8_0 in a file, where a scale is for 32 values of one output: a group for each 32
+// of the rank.
+struct alora_tile_group {
+    uint16_t scale[ALORA_TILE];  // F16
+    int8_t   value[ALORA_BLOCK][ALORA_TILE];
+};
+
+// Bytes of a tile.
+constexpr int64_t alora_tile_size(ggml_type type, int64_t rank) {
+    return type == GGML_TYPE_Q8_0  ? rank / ALORA_BLOCK * (int64_t) sizeof(alora_tile_group)
+           : type == GGML_TYPE_F32 ? rank * ALORA_TILE * 4
+                                   : rank * ALORA_TILE * 2;
+}
+
 // Shrink: y_t[i] = scale_t * dot(a_i, x_t) for the rows i of A and the tokens t.
 struct alora_shrink {
     const void *          a;  // n_rows rows of n values
@@ -85,7 +107,7 @@ constexpr int64_t alora_scratch_size(int64_t n_rows, int64_t d_k, int64_t d_v) {
 }
 
 // A value's result is the same whichever tokens and rows are computed beside it. Adapters are F16,
-// BF16 or F32, and finite (the bank checks both).
+// BF16, F32 or Q8_0, and finite (the bank checks both).
 struct alora_kernels {
     const char * name;
     void (*shrink)(ggml_type type, const alora_shrink & op);

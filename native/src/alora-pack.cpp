@@ -1,5 +1,7 @@
 #include "alora-pack.h"
 
+#include "alora-kernels.h"
+
 #include <cmath>
 #include <cstring>
 
@@ -8,7 +10,7 @@ bool alora_type_readable(ggml_type type) {
            type == GGML_TYPE_Q8_0;
 }
 
-ggml_type alora_type_stored(ggml_type type) {
+ggml_type alora_type_stacked(ggml_type type) {
     return type == GGML_TYPE_Q8_0 ? GGML_TYPE_F16 : type;
 }
 
@@ -65,18 +67,71 @@ std::vector<uint8_t> alora_pack(
     return packed;
 }
 
-std::vector<uint8_t> alora_pack_tiles(const alora_matrices & source, ggml_type type, int64_t tile) {
-    const int64_t  n_tiles = (source.rows + tile - 1) / tile;
-    alora_matrices tiled   = { tile, n_tiles * source.cols, source.count, {} };
-    tiled.values.resize(tiled.count * tiled.rows * tiled.cols, 0.0f);
-    for (int64_t m = 0; m < source.count; ++m) {
-        const float * from = source.values.data() + m * source.rows * source.cols;
-        float *       to   = tiled.values.data() + m * tiled.rows * tiled.cols;
-        for (int64_t i = 0; i < source.rows; ++i) {
-            for (int64_t j = 0; j < source.cols; ++j) {
-                to[((i / tile) * source.cols + j) * tile + i % tile] = from[i * source.cols + j];
-            }
+// A block of Q8_0 as ggml has it: its scale, then its values.
+static constexpr size_t Q8_0_SIZE = sizeof(ggml_fp16_t) + ALORA_BLOCK;
+
+std::vector<uint8_t> alora_pack_rows(const void * data, ggml_type type, int64_t cols, int64_t n) {
+    std::vector<uint8_t> packed(n * alora_row_size(type, cols));
+    if (type != GGML_TYPE_Q8_0) {
+        memcpy(packed.data(), data, packed.size());
+        return packed;
+    }
+    const uint8_t * from     = (const uint8_t *) data;
+    uint8_t *       to       = packed.data();
+    const int64_t   n_blocks = cols / ALORA_BLOCK;
+    for (int64_t i = 0; i < n; ++i, to += alora_row_size(type, cols)) {
+        for (int64_t k = 0; k < n_blocks; ++k, from += Q8_0_SIZE) {
+            ggml_fp16_t half;
+            memcpy(&half, from, sizeof(half));
+            const float scale = ggml_fp16_to_fp32(half);
+            memcpy(to + k * sizeof(scale), &scale, sizeof(scale));
+            memcpy(to + n_blocks * sizeof(scale) + k * ALORA_BLOCK, from + sizeof(half),
+                    ALORA_BLOCK);
         }
     }
-    return alora_pack(tiled, type, tiled.rows, tiled.cols);
+    return packed;
+}
+
+// Values of `size` bytes: row i, column j of a matrix lies at [i/64][j][i%64].
+static void pack_plain(
+        const uint8_t * from, uint8_t * to, size_t size, int64_t cols, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < cols; ++j) {
+            const int64_t at = (i / ALORA_TILE * cols + j) * ALORA_TILE + i % ALORA_TILE;
+            memcpy(to + at * size, from + (i * cols + j) * size, size);
+        }
+    }
+}
+
+static void pack_q8_0(const uint8_t * from, uint8_t * to, int64_t cols, int64_t rows) {
+    auto *        groups   = (alora_tile_group *) to;
+    const int64_t n_groups = cols / ALORA_BLOCK;
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t g = 0; g < n_groups; ++g) {
+            alora_tile_group & group = groups[i / ALORA_TILE * n_groups + g];
+            memcpy(&group.scale[i % ALORA_TILE], from, sizeof(uint16_t));
+            for (int64_t j = 0; j < ALORA_BLOCK; ++j) {
+                group.value[j][i % ALORA_TILE] = (int8_t) from[sizeof(uint16_t) + j];
+            }
+            from += Q8_0_SIZE;
+        }
+    }
+}
+
+std::vector<uint8_t> alora_pack_tiles(
+        const void * data, ggml_type type, int64_t cols, int64_t rows, int64_t count) {
+    const size_t one  = (rows + ALORA_TILE - 1) / ALORA_TILE * alora_tile_size(type, cols);
+    const size_t size = ggml_row_size(type, cols) * rows;
+
+    std::vector<uint8_t> packed(count * one, 0);
+    for (int64_t m = 0; m < count; ++m) {
+        const uint8_t * from = (const uint8_t *) data + m * size;
+        uint8_t *       to   = packed.data() + m * one;
+        if (type == GGML_TYPE_Q8_0) {
+            pack_q8_0(from, to, cols, rows);
+        } else {
+            pack_plain(from, to, ggml_type_size(type), cols, rows);
+        }
+    }
+    return packed;
 }

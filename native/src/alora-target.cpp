@@ -14,6 +14,9 @@ static constexpr int64_t BATCH_STEP = 32;
 static constexpr int64_t RANK_STEP_HOST    = 8;
 static constexpr int64_t RANK_BYTES_DEVICE = 128;
 
+// Bytes that a fused target's matrices begin at a multiple of.
+static constexpr int64_t OWN_STEP = 64;
+
 // Matrices of one mul_mat_id: Metal starts a thread for each, of which a group has no more, and ends
 // the process otherwise; what is behind RPC, nobody knows.
 static constexpr int64_t MOST_MATRICES = 1024;
@@ -56,18 +59,27 @@ size_t alora_target::bytes_a() const {
 }
 
 size_t alora_target::bytes_b() const {
-    const size_t one = fused ? ggml_row_size(type_b, ALORA_TILE) * rank * n_tiles()
-                             : ggml_row_size(type_b, cols_b()) * rows_b();
-    return one * n_expert();
+    return ggml_row_size(type_b, cols_b()) * rows_b() * n_expert();
 }
 
-size_t alora_target::offset_a(int32_t slot, int32_t expert) const {
-    return (slot * n_expert() + expert) * ggml_row_size(type_a, cols_a()) * rows_a();
+const char * alora_target::own_a(int32_t slot, int32_t expert) const {
+    const alora_matrix_pair & own = slot_own[slot];
+    return own.a + expert * alora_row_size(own.type_a, cols_a()) * slot_rank[slot];
 }
 
-size_t alora_target::offset_b(int32_t slot, int32_t expert) const {
-    return slot * bytes_b() +
-           expert * ggml_row_size(type_b, ALORA_TILE) * slot_rank[slot] * n_tiles();
+const char * alora_target::own_b(int32_t slot, int32_t expert) const {
+    const alora_matrix_pair & own = slot_own[slot];
+    return own.b + expert * alora_tile_size(own.type_b, slot_rank[slot]) * n_tiles();
+}
+
+size_t alora_target::own_bytes_a(const alora_pair & pair) const {
+    return GGML_PAD(
+            alora_row_size(pair.a.info->type, cols_a()) * ggml_nrows(pair.a.info), OWN_STEP);
+}
+
+size_t alora_target::own_bytes_b(const alora_pair & pair) const {
+    const int64_t one = alora_tile_size(pair.b.info->type, pair.b.info->ne[0]);
+    return GGML_PAD(one * n_tiles() * n_expert(), OWN_STEP);
 }
 
 //
@@ -134,14 +146,27 @@ static void set(ggml_tensor * stack, size_t offset, const std::vector<uint8_t> &
     ggml_backend_tensor_set(stack, bytes.data(), offset, bytes.size());
 }
 
-void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha) {
+void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha, char * own) {
     slot_rank[slot]  = pair ? pair->b.info->ne[0] : 0;
     slot_scale[slot] = pair && alpha != 0.0f ? alpha / slot_rank[slot] : 1.0f;
-    if (!pair) {
-        if (!fused) {  // nothing reads rows beyond a slot's own rank where products are fused
-            set(a, slot * bytes_a(), std::vector<uint8_t>(bytes_a(), 0));
-            set(b, slot * bytes_b(), std::vector<uint8_t>(bytes_b(), 0));
+    if (fused) {
+        slot_own[slot] = {};
+        if (pair) {
+            const ggml_tensor * info_b = pair->b.info;
+            const auto          rows   = alora_pack_rows(
+                    pair->a.data, pair->a.info->type, cols_a(), ggml_nrows(pair->a.info));
+            const auto tiles = alora_pack_tiles(
+                    pair->b.data, info_b->type, info_b->ne[0], info_b->ne[1], n_expert());
+            char * own_tiles = own + own_bytes_a(*pair);
+            memcpy(own, rows.data(), rows.size());
+            memcpy(own_tiles, tiles.data(), tiles.size());
+            slot_own[slot] = { pair->a.info->type, info_b->type, own, own_tiles };
         }
+        return;
+    }
+    if (!pair) {
+        set(a, slot * bytes_a(), std::vector<uint8_t>(bytes_a(), 0));
+        set(b, slot * bytes_b(), std::vector<uint8_t>(bytes_b(), 0));
         return;
     }
 
@@ -150,9 +175,7 @@ void alora_target::write_slot(int32_t slot, const alora_pair * pair, float alpha
             alora_to_f32(m.info->type, m.data, ggml_nelements(m.info)) };
     };
     set(a, slot * bytes_a(), alora_pack(read(pair->a), type_a, rows_a(), cols_a()));
-    set(b, slot * bytes_b(),
-            fused ? alora_pack_tiles(read(pair->b), type_b, ALORA_TILE)
-                  : alora_pack(read(pair->b), type_b, rows_b(), cols_b()));
+    set(b, slot * bytes_b(), alora_pack(read(pair->b), type_b, rows_b(), cols_b()));
 }
 
 // One matrix stack of a slot from its old place to a new one of other type or size: `shape` is what
@@ -172,14 +195,7 @@ void alora_target::copy_slot(int32_t slot, const alora_target & old) const {
     move_stack(
             old.a, slot * old.bytes_a(), a, slot * bytes_a(),
             { old.cols_a(), old.rows_a(), n_exp, {} }, rows_a(), cols_a());
-    if (fused) {  // the same tiles, whatever the rank that there is room for
-        const int64_t n_rows = n_exp * n_tiles() * old.slot_rank[slot];
-        move_stack(
-                old.b, slot * old.bytes_b(), b, slot * bytes_b(), { ALORA_TILE, n_rows, 1, {} },
-                n_rows, ALORA_TILE);
-    } else {
-        move_stack(
-                old.b, slot * old.bytes_b(), b, slot * bytes_b(),
-                { old.cols_b(), old.rows_b(), n_exp, {} }, rows_b(), cols_b());
-    }
+    move_stack(
+            old.b, slot * old.bytes_b(), b, slot * bytes_b(),
+            { old.cols_b(), old.rows_b(), n_exp, {} }, rows_b(), cols_b());
 }

@@ -11,9 +11,7 @@
 // How an architecture's graph consumes a weight.
 enum class alora_op {
     mm,     // ggml_mul_mat:    A [n_in, rank, n_slots],          B [width, n_out, n_slots]
-            // fused:           the same A,                       B [64, rank, n_tiles*n_slots]
     mm_id,  // ggml_mul_mat_id: A [n_in, rank, n_expert*n_slots], B [width, n_out, n_expert*n_slots]
-            // fused:           the same A,               B [64, rank, n_tiles*n_expert*n_slots]
     embd,   // ggml_get_rows:   A [rank, n_vocab*n_slots],        B [width, n_embd, n_slots]
 };
 
@@ -28,22 +26,33 @@ struct alora_precision {
     void                   ask_of(ggml_tensor * product) const;
 };
 
-// One base weight that at least one adapter changes. Matrices of one slot lie together, so a slot
-// is a view and (slot, expert) is the index slot*n_expert + expert.
+// One slot's matrices of a fused target, in host memory that is the adapter's own.
+struct alora_matrix_pair {
+    ggml_type    type_a = GGML_TYPE_COUNT;  // F16, BF16, F32 or Q8_0, as in the file
+    ggml_type    type_b = GGML_TYPE_COUNT;
+    const char * a      = nullptr;  // [n_in, rank, n_expert], as the loops have rows
+    const char * b      = nullptr;  // tiles of [rank][64], n_tiles of each expert
+};
+
+// One base weight that at least one adapter changes. Where the CPU multiplies, by alora-fused, each slot
+// has its matrices by itself. Elsewhere they are in stacks that all slots share: matrices of one slot lie
+// together, so a slot is a view and (slot, expert) is the index slot*n_expert + expert.
 struct alora_target {
     alora_op            op;
     const ggml_tensor * weight;
     int32_t             input = -1;      // targets with the same number mostly share their input
     alora_precision     precision;       // of the base's product, and so of the adapter's
-    bool                fused  = false;  // multiplied by alora-fused, for which B lies in tiles
-    int64_t             rank   = 0;      // room; shorter adapters are padded with zeros
-    ggml_type           type_a = GGML_TYPE_COUNT;
+    bool                fused  = false;  // multiplied by alora-fused
+    int64_t             rank   = 0;  // room, of A·x and of stacks; shorter ones are padded there
+    ggml_type           type_a = GGML_TYPE_COUNT;  // of the stacks, as are
     ggml_type           type_b = GGML_TYPE_COUNT;
     ggml_tensor *       a      = nullptr;
     ggml_tensor *       b      = nullptr;
 
     std::vector<int64_t> slot_rank;   // [n_slots]; 0: the slot leaves this target as it is
     std::vector<float>   slot_scale;  // [n_slots]; alpha/rank, by which A·x is multiplied
+
+    std::vector<alora_matrix_pair> slot_own;  // [n_slots] if it is fused
 
     int64_t n_expert() const { return op == alora_op::mm_id ? weight->ne[2] : 1; }
 
@@ -63,17 +72,21 @@ struct alora_target {
     // Matrices that a product may choose from by id on the weight's device.
     int64_t most_matrices() const;
 
-    // Tiles of a fused B. Each slot's are packed for its own rank, so that they are read in one go.
+    // Tiles of a fused B.
     int64_t n_tiles() const { return (rows_b() + ALORA_TILE - 1) / ALORA_TILE; }
 
-    size_t bytes_a() const;  // of one slot
+    size_t bytes_a() const;  // of one slot of the stacks
     size_t bytes_b() const;
 
-    // Where an expert's matrix of a fused target begins in its stack.
-    size_t offset_a(int32_t slot, int32_t expert) const;
-    size_t offset_b(int32_t slot, int32_t expert) const;
+    // Where an expert's matrix of a fused target begins.
+    const char * own_a(int32_t slot, int32_t expert) const;
+    const char * own_b(int32_t slot, int32_t expert) const;
 
-    // The memory its stacks should lie in: the weight's own, except that the CPU's repacking buffers
+    // Bytes that an adapter's matrices take by themselves.
+    size_t own_bytes_a(const alora_pair & pair) const;
+    size_t own_bytes_b(const alora_pair & pair) const;
+
+    // The memory its matrices should lie in: the weight's own, except that the CPU's repacking buffers
     // take no adapters.
     ggml_backend_buffer_type_t buffer_type() const;
 
@@ -81,9 +94,10 @@ struct alora_target {
     bool divided() const;  // over devices, by rows or otherwise
     bool on_cpu() const;   // whether the CPU computes with it
 
-    // Fills one slot; no pair means that it leaves the target as it is.
-    void write_slot(int32_t slot, const alora_pair * pair, float alpha);
+    // Fills one slot of the stacks, or, if it is fused, with matrices at `own`, which has room for
+    // own_bytes_a() and then own_bytes_b(); no pair means that it leaves the target as it is.
+    void write_slot(int32_t slot, const alora_pair * pair, float alpha, char * own);
 
-    // Fills one slot with what `old` has in it, whose ranks and types may be smaller.
+    // Fills one slot of the stacks with what `old` has in it, whose ranks and types may be smaller.
     void copy_slot(int32_t slot, const alora_target & old) const;
 };

@@ -54,12 +54,57 @@ static float value_of_bf16(uint16_t bits) {
     return value;
 }
 
-// Random values of a type, of sizes up to 4.
+// Random values of a type, of sizes up to 4, or Q8_0.
 struct stored {
     std::unique_ptr<uint8_t[]> bytes;
     std::vector<float>         values;
 
-    stored(ggml_type type, int64_t n) {
+    static uint16_t some_scale() { return (uint16_t) ((rng() & 0x83ff) | (rng() % 17) << 10); }
+
+    void fill_rows(int64_t n, int64_t n_rows) {
+        const int64_t n_blocks = n / ALORA_BLOCK, size = alora_row_size(GGML_TYPE_Q8_0, n);
+        bytes.reset(new uint8_t[n_rows * size]);
+        for (int64_t i = 0; i < n_rows; ++i) {
+            uint8_t * row = bytes.get() + i * size;
+            for (int64_t k = 0; k < n; ++k) {
+                const float scale = value_of_f16(some_scale());
+                if (k % ALORA_BLOCK == 0) {
+                    memcpy(row + k / ALORA_BLOCK * 4, &scale, 4);
+                }
+                float of_block;
+                memcpy(&of_block, row + k / ALORA_BLOCK * 4, 4);
+                const int8_t value    = (int8_t) ((int) (rng() % 256) - 128);
+                row[n_blocks * 4 + k] = (uint8_t) value;
+                values.push_back(of_block * value);
+            }
+        }
+    }
+
+    void fill_groups(int64_t n) {
+        const int64_t n_groups = n / ALORA_BLOCK / ALORA_TILE;
+        bytes.reset(new uint8_t[n_groups * sizeof(alora_tile_group)]);
+        for (int64_t i = 0; i < n_groups; ++i) {
+            alora_tile_group group;
+            for (uint16_t & scale : group.scale) {
+                scale = some_scale();
+            }
+            for (auto & row : group.value) {
+                for (int64_t c = 0; c < ALORA_TILE; ++c) {
+                    row[c] = (int8_t) ((int) (rng() % 256) - 128);
+                    values.push_back(value_of_f16(group.scale[c]) * row[c]);
+                }
+            }
+            memcpy(bytes.get() + i * sizeof(group), &group, sizeof(group));
+        }
+    }
+
+    // n_rows rows of n values or, in tiles, that many in all.
+    stored(ggml_type type, int64_t n, int64_t n_rows, bool in_tiles) {
+        if (type == GGML_TYPE_Q8_0) {
+            in_tiles ? fill_groups(n * n_rows) : fill_rows(n, n_rows);
+            return;
+        }
+        n *= n_rows;
         const size_t size = type == GGML_TYPE_F32 ? 4 : 2;
         bytes.reset(new uint8_t[n * size]);
         for (int64_t i = 0; i < n; ++i) {
@@ -77,9 +122,15 @@ struct stored {
     }
 };
 
+// `n`, or the next multiple of what a type's blocks hold.
+static int64_t in_blocks(ggml_type type, int64_t n) {
+    return type == GGML_TYPE_Q8_0 ? (n + ALORA_BLOCK - 1) / ALORA_BLOCK * ALORA_BLOCK : n;
+}
+
 static void test_shrink(const alora_kernels & kernels, ggml_type type) {
-    const int64_t n = 1 + below(300), n_rows = 1 + below(11), n_tokens = 1 + below(17);
-    const stored  a(type, n * n_rows);
+    const int64_t n      = in_blocks(type, 1 + below(300));
+    const int64_t n_rows = 1 + below(11), n_tokens = 1 + below(17);
+    const stored  a(type, n, n_rows, false);
     rows          x(n_tokens, n), y(n_tokens, n_rows);
     const auto    scale = noise(n_tokens);
     kernels.shrink(
@@ -99,9 +150,10 @@ static void test_shrink(const alora_kernels & kernels, ggml_type type) {
 }
 
 static void test_expand(const alora_kernels & kernels, ggml_type type) {
-    const int64_t n_out = 1 + below(300), rank = 1 + below(70), n_tokens = 1 + below(17);
+    const int64_t n_out = 1 + below(300), n_tokens = 1 + below(17);
+    const int64_t rank    = in_blocks(type, 1 + below(100));
     const int64_t n_tiles = (n_out + ALORA_TILE - 1) / ALORA_TILE;
-    const stored  b(type, n_tiles * rank * ALORA_TILE);
+    const stored  b(type, n_tiles * ALORA_TILE, rank, true);
     rows          y(n_tokens, rank), out(n_tokens, n_out);
 
     std::vector<std::vector<float>> before;
@@ -126,8 +178,9 @@ static void test_expand(const alora_kernels & kernels, ggml_type type) {
 
 // A token's result does not depend on which tokens are computed with it.
 static void test_tokens_are_computed_alike(const alora_kernels & kernels, ggml_type type) {
-    const int64_t      n = 100, rank = 12, n_out = 130, n_tokens = 16;
-    const stored       a(type, n * rank), b(type, 3 * rank * ALORA_TILE);
+    const int64_t      n = in_blocks(type, 100), rank = in_blocks(type, 12);
+    const int64_t      n_out = 130, n_tokens = 16;
+    const stored       a(type, n, rank, false), b(type, 3 * ALORA_TILE, rank, true);
     rows               x(n_tokens, n), y(n_tokens, rank), y1(n_tokens, rank);
     rows               out(n_tokens, n_out), out1(n_tokens, n_out);
     std::vector<float> scale(n_tokens, 0.5f);
@@ -164,7 +217,8 @@ static void test_every_f16(const alora_kernels & kernels) {
 int main() {
     for (const alora_kernels * kernels : alora_kernels_all()) {
         std::printf("%s\n", kernels->name);
-        for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32 }) {
+        for (const ggml_type type :
+                { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0 }) {
             for (int i = 0; i < 150; ++i) {
                 test_shrink(*kernels, type);
                 test_expand(*kernels, type);

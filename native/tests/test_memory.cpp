@@ -222,6 +222,14 @@ static void test_making_room(const tiny_llama & base) {
             [&](context & c) { return alora_bank_reserve(c, 9, 32); });
 }
 
+static float difference(const std::vector<float> & some, const std::vector<float> & others) {
+    float most = 0.0f;
+    for (size_t i = 0; i < some.size(); ++i) {
+        most = std::max(most, std::fabs(some[i] - others[i]));
+    }
+    return most;
+}
+
 // A batch that fails leaves no cells, and decoded again has the bits of one that never did; also where
 // the context has to reserve first.
 static void test_decoding(const tiny_llama & base, bool reserves, bool steered) {
@@ -260,7 +268,8 @@ static void test_decoding(const tiny_llama & base, bool reserves, bool steered) 
             check_base(*ours, expected);
             ours->decode(batch);
         }
-        CHECK(ours->logits(8) == adapted);
+        // without memory of its own attention is upstream's, which sums V in F16
+        CHECK(difference(ours->logits(8), adapted) <= (reached && status == 0 ? 0.02f : 0.0f));
     }
     CHECK(n_failed > 20);
 }

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+from alora_gguf.gguf.header import read_header
 from tests.backends import NAME as BACKEND
 from tests.support.make_gguf import adapter_keys, make_gguf
 from tests.support.tiny_families import FAMILIES
@@ -109,12 +110,15 @@ def _alone(ctx: Context, slots: list[int], run: Run) -> Logits:
 
 
 @on_the_cpu
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_half_precision_is_closer_to_f32_than_ggmls(dtype: str, tmp_path: Path) -> None:
-    """ggml rounds activations to the adapter's type, fused products take them as they are."""
-    model = tiny_model("llama")
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0"])
+def test_a_files_type_is_closer_to_f32_than_ggmls(dtype: str, family: str, tmp_path: Path) -> None:
+    """ggml rounds activations to the adapter's type, or quantises them and holds Q8_0 as F16; fused
+    products take values of the file, whatever their type, and activations as they are.
+    """
+    model = tiny_model(family)
     half = write_adapter(
-        tmp_path / "half.gguf", model, rank=16, dtype=gguf.GGMLQuantizationType[dtype]
+        tmp_path / "half.gguf", model, rank=32, dtype=gguf.GGMLQuantizationType[dtype]
     )
     whole = tmp_path / "whole.gguf"
     _widen(half, whole, gguf.GGMLQuantizationType[dtype])
@@ -127,7 +131,7 @@ def test_half_precision_is_closer_to_f32_than_ggmls(dtype: str, tmp_path: Path) 
 
     exact = run(whole, "standard")
     fused, standard = run(half, "fused"), run(half, "standard")
-    # alpha/rank is 1, so both files hold the same values
+    # both files hold the same values
     assert difference(fused, exact) < TOLERANCE
     assert difference(fused, exact) < difference(standard, exact)
     base.close()
@@ -137,7 +141,50 @@ def _widen(source: Path, target: Path, dtype: gguf.GGMLQuantizationType) -> None
     """Copies an adapter, its tensors as F32."""
     reader = gguf.GGUFReader(str(source))
     tensors = {t.name: gguf.quants.dequantize(t.data, dtype) for t in reader.tensors}
-    make_gguf(target, adapter_keys(), tensors)
+    make_gguf(target, adapter_keys(), tensors, architecture=read_header(source).architecture)
+
+
+@on_the_cpu
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_the_bank_takes_what_adapters_take(family: str, tmp_path: Path) -> None:
+    """Neither room for others, nor for a larger rank, nor a type that holds those of all."""
+    model, base = tiny_model(family), Base(tiny_model(family).gguf)
+    types = {"F16": 8, "BF16": 40, "F32": 5, "Q8_0": 32}
+    paths = [
+        write_adapter(
+            tmp_path / f"{name}.gguf", model, rank=rank, dtype=gguf.GGMLQuantizationType[name]
+        )
+        for name, rank in types.items()
+    ]
+    with prepared(base, [], "fused") as (ctx, _):
+        ctx.native.bank_reserve(ctx.handle, 12, 64)
+        taken = [0]
+        for i, path in enumerate(paths):
+            slot = ctx.add(path)
+            taken.append(ctx.stats().bank_bytes)
+            if i == 0:
+                first = slot
+                reserved = ctx.stats().n_reserves
+                ctx.activate(0, 0, first)
+                before = ctx.decode(sequence(TOKENS))
+        for path, more in zip(paths, np.diff(taken), strict=True):
+            tensors = gguf.GGUFReader(str(path)).tensors
+            # tiles of 64 outputs, scales of A's blocks as floats, beginnings at multiples of 64 bytes
+            most = sum(
+                t.n_bytes * 36 / 34 + 64
+                if t.name.endswith("lora_a")
+                else t.n_bytes / t.shape[1] * -(-int(t.shape[1]) // 64) * 64 + 64
+                for t in tensors
+            )
+            assert sum(t.n_bytes for t in tensors) <= more <= most, path
+        assert ctx.stats().n_reserves == reserved
+        ctx.clear()
+        assert np.array_equal(ctx.decode(sequence(TOKENS)), before)
+        ctx.deactivate()
+        for slot in range(1, 5):
+            ctx.native.adapter_remove(ctx.handle, slot, "")
+        assert ctx.stats().bank_bytes == 0
+    base.close()
 
 
 @own_threads

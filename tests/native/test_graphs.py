@@ -262,7 +262,7 @@ def test_types(llama: TinyModel, ctx: Context, tmp_path: Path, dtype: str) -> No
 
 
 def test_types_mix(llama: TinyModel, ctx: Context, tmp_path: Path) -> None:
-    """F16, then BF16: the bank turns to F32, and the first adapter survives the move."""
+    """F16, then BF16: stacks on a device turn to F32, and the first adapter survives the move."""
     paths = [
         write_adapter(tmp_path / f"{t}.gguf", llama, rank=8, dtype=gguf.GGMLQuantizationType[t])
         for t in ("F16", "BF16")

@@ -29,7 +29,7 @@ def stock_library_dir() -> Path:
     """
     for patch in sorted((ROOT / "native" / "patches").glob("*.patch")):
         text = patch.read_text(encoding="utf-8")  # what is built of it may differ, but no source
-        if re.search(r"^\+\+\+ (b/)?ggml/(?!.*CMakeLists\.txt$)", text, re.MULTILINE):
+        if re.search(r"^\+\+\+ (b/)?ggml/(?!.*CMakeLists\.txt$|src/ggml-rpc/)", text, re.MULTILINE):
             raise RuntimeError(
                 f"{patch} changes ggml's sources, which the stock library shares with ours; "
                 "tests/stock must build its own ggml then"
