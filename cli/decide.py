@@ -48,6 +48,7 @@ _SEQUENCES: Final = 64  # so many orders of questions are asked at a time
 @options.threads
 @options.gpu_layers
 @options.rpc
+@options.cells
 @options.attention
 @options.n_ctx("Cells of the cache; by default as many as the model was trained for, up to 4096.")
 @options.verbose

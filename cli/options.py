@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -18,6 +18,8 @@ MAX_SCALE: Final = 1000  # as a scale can be anywhere
 
 Attention = Literal["auto", "upstream"]
 """What --attention says."""
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+"""What --cache-type-k and --cache-type-v say."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -241,6 +243,24 @@ attention: Final = click.option(
     help="How the CPU computes attention: by whichever way is faster; or the base's tokens by "
     "llama.cpp's own, bit for bit.",
 )
+
+
+def cells(command: _F) -> _F:
+    """Of which types the cache's keys and values are."""
+    for name, of, more in (
+        ("v", "values", ""),
+        ("k", "keys", " Both as q8_0 take half the memory, as q4_0 a quarter (docs/models.md)."),
+    ):
+        command = click.option(
+            f"-ct{name}",
+            f"--cache-type-{name}",
+            f"type_{name}",
+            type=click.Choice(get_args(CacheType)),
+            default="f16",
+            show_default=True,
+            help=f"Type of the cache's {of}.{more}",
+        )(command)
+    return command
 
 
 def n_ctx(text: str) -> Callable[[_F], _F]:

@@ -102,6 +102,7 @@ _LOCAL: Final = "127.0.0.1"
 @options.threads
 @options.gpu_layers
 @options.rpc
+@options.cells
 @options.attention
 @options.verbose
 def command(
@@ -121,6 +122,8 @@ def command(
     n_threads: int | None,
     n_gpu_layers: int,
     rpc: tuple[str, ...],
+    type_k: options.CacheType,
+    type_v: options.CacheType,
     attention: options.Attention,
     verbose: bool,
     **settings: Any,
@@ -164,6 +167,8 @@ def command(
         n_threads=n_threads or (DEMO_THREADS if base is None else None),
         n_gpu_layers=n_gpu_layers,
         rpc=rpc,
+        type_k=type_k,
+        type_v=type_v,
         attention=attention,
         # a conversation and a fork of it for each request, and what is over
         n_seq_max=min(256, 2 * n_parallel + _N_CLOSED + 1),

@@ -84,6 +84,7 @@ _PATH: Final = options.FilePath()
 @options.threads
 @options.gpu_layers
 @options.rpc
+@options.cells
 @options.attention
 @options.verbose
 def command(path: str | None, base: str | None, **given: Any) -> None:

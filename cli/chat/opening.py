@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from alora_gguf.cli.bases import NamedBase
-from alora_gguf.cli.options import DEMO_THREADS, Attention, named_contract, no_template, read_bytes
+from alora_gguf.cli.options import (
+    DEMO_THREADS,
+    Attention,
+    CacheType,
+    named_contract,
+    no_template,
+    read_bytes,
+)
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import whole
 
@@ -51,6 +58,8 @@ class Given:
     n_threads: int | None
     n_gpu_layers: int
     rpc: tuple[str, ...]
+    type_k: CacheType
+    type_v: CacheType
     attention: Attention
     verbose: bool
 
@@ -78,6 +87,8 @@ def opened(given: Given) -> Iterator[Talk]:
         n_threads=given.n_threads or (DEMO_THREADS if given.is_demo else None),
         n_gpu_layers=given.n_gpu_layers,
         rpc=given.rpc,
+        type_k=given.type_k,
+        type_v=given.type_v,
         attention=given.attention,
         special_tokens_in_text=given.special_tokens_in_text,
         prompt_cache=given.prompt_cache,

@@ -76,6 +76,7 @@ _REPLY_TOKENS: Final = 512
 @options.threads
 @options.gpu_layers
 @options.rpc
+@options.cells
 @options.attention
 @options.n_ctx(
     "Cells of the cache, which conversations that are worked on at a time share; by default "

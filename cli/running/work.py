@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from alora_gguf.cli.options import Attention
+from alora_gguf.cli.options import Attention, CacheType
 from alora_gguf.cli.progress import Progress
 
 import alora_gguf as ag
@@ -38,10 +38,10 @@ GLANCE: Final = 0.2  # seconds: where an interrupt cannot end waiting, it is see
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compute: cells of the cache (None: as many as are needed), threads, conversations at a
-    time (None: so many that batches are worth while), layers on devices (all if negative), of RPC
-    servers too, attention on the CPU, where beginnings are kept for other runs, and whether
-    llama.cpp's log is shown.
+    """How to compute: cells of the cache (None: as many as are needed) and their types, threads,
+    conversations at a time (None: so many that batches are worth while), layers on devices (all if
+    negative), of RPC servers too, attention on the CPU, where beginnings are kept for other runs,
+    and whether llama.cpp's log is shown.
     """
 
     n_ctx: int | None = None
@@ -49,6 +49,8 @@ class Settings:
     jobs: int | None = None
     n_gpu_layers: int = 0
     rpc: tuple[str, ...] = ()
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
     attention: Attention = "auto"
     prompt_cache: Path | None = None
     verbose: bool = False
@@ -160,6 +162,8 @@ def open_model(
         n_ctx=room.n_ctx,
         n_threads=settings.n_threads,
         attention=settings.attention,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
         n_seq_max=room.n_seq_max,
         n_pooled=0,  # what is shared is known beforehand, and held while it is needed
         max_adapters=max(1, len(plan.adapters)),

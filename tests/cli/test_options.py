@@ -6,12 +6,15 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from alora_gguf.cli.options import CacheType
 from alora_gguf.cli.progress import Progress
 
-from alora_gguf import ModelError, cli
+from alora_gguf import ContextOptions, ModelError, cli
 from alora_gguf.engine import native as _native
+from alora_gguf.options import CacheType as PackagesCacheType
 from tests.support.chats import PLAIN
 from tests.support.files import Files
 
@@ -80,6 +83,25 @@ def test_none_unless_they_are_asked_for(
 ) -> None:
     assert failure(command, *arguments[command]) == "Error: not today\n"
     assert loads == [0]
+
+
+def test_the_types_of_cells_are_the_packages() -> None:
+    assert get_args(CacheType) == get_args(PackagesCacheType)
+
+
+@pytest.mark.parametrize("command", ["chat", "run"])
+def test_types_of_cells(
+    command: str, arguments: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[ContextOptions] = []
+
+    def load(_base: object, given: ContextOptions, *_: object, **__: object) -> None:
+        found.append(given)
+        raise ModelError("not today")
+
+    monkeypatch.setattr("alora_gguf.model.check_load", load)
+    failure(command, *arguments[command], "-ctk", "q8_0", "--cache-type-v", "q4_0")
+    assert [(each.type_k, each.type_v) for each in found] == [("q8_0", "q4_0")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -169,7 +169,7 @@ def test_the_bank_takes_what_adapters_take(family: str, tmp_path: Path) -> None:
                 before = ctx.decode(sequence(TOKENS))
         for path, more in zip(paths, np.diff(taken), strict=True):
             tensors = gguf.GGUFReader(str(path)).tensors
-            # tiles of 64 outputs, scales of A's blocks as floats, beginnings at multiples of 64 bytes
+            # tiles of 64 outputs, A's scales as floats, beginnings at multiples of 64 bytes
             most = sum(
                 t.n_bytes * 36 / 34 + 64
                 if t.name.endswith("lora_a")
