@@ -150,7 +150,8 @@ class ContextOptions:
         for endpoint in self.rpc:
             check_kind(endpoint, "rpc: a server", lambda value: isinstance(value, str), "a string")
             host, _, port = endpoint.partition(":")
-            if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+            known = bool(host) and endpoint.isprintable() and not host.isspace()
+            if not (known and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
                 raise InputError(
                     f"rpc must be servers as 'host:port', such as '10.0.0.2:50052', got "
                     f"{endpoint!r:.80}"
@@ -163,6 +164,11 @@ class ContextOptions:
         if self.n_gpu_layers is None:
             return -1 if self.rpc else 0
         return self.n_gpu_layers
+
+    @property
+    def servers(self) -> Sequence[str]:
+        """Those of `rpc` that layers may be on."""
+        return self.rpc if self.offloaded else ()
 
     @property
     def rows(self) -> int:

@@ -27,10 +27,14 @@ class NamedBase:
 
     @classmethod
     def of(cls, text: str | None) -> NamedBase:
-        """The base that a command line names. Raises what Store.resolve() does."""
+        """The base that a command line names. Raises MissingFileError for a path where nothing is,
+        and what Store.resolve() does.
+        """
         if text is None:
             return cls(demo.base_path(), demo.adapter_paths(), "the demo model", is_demo=True)
         path = ag.Store().resolve(text, "base")
+        if not path.exists():
+            ag.BaseFile.read(path)  # says so, before anything is said of adapters
         own = _fitting(path) if text.lower() == smollm2.NAME else {}
         return cls(path, own, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -50,15 +51,16 @@ def command(
         ag.serve_rpc(host, port, n_threads=n_threads, cache=cache, ready=ready)
     except KeyboardInterrupt:
         click.echo("Ended.", err=True)
+        sys.stdout.flush()
+        os._exit(0)  # while a thread may compute, with libraries that an ordinary end takes down
 
 
 def _silence() -> None:
     """Leaves out what llama.cpp prints at each connection; what Python prints goes where it did."""
-    import sys
-
     sys.stdout.flush()
     kept = os.dup(1)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)
-    sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, buffering=1)  # noqa: SIM115, PTH123
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = open(kept, "w", 1, encoding, errors)  # noqa: SIM115, PTH123

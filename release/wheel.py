@@ -21,6 +21,7 @@ from . import ReleaseError
 FOLDER = "alora_gguf/lib"
 LIBRARY = re.compile(r"\.(dll|dylib|so(\.\d+)*)$")
 NEEDED = ("llama", "ggml", "ggml-base")
+BACKENDS = ("ggml-rpc",)  # that are loaded by their names
 VARIANTS = 2  # of the CPU's backend at least, or it is none for others' processors
 
 
@@ -95,7 +96,8 @@ def check_folders(wheel: str, platform: Platform, libraries: Collection[str]) ->
 
 
 def check_names(wheel: str, platform: Platform, names: Collection[str]) -> None:
-    wanted = [*map(platform.linked.format, NEEDED), *platform.runtime]
+    wanted = [*map(platform.linked.format, NEEDED), *map(platform.loaded.format, BACKENDS)]
+    wanted += platform.runtime
     missing = [name for name in wanted if name not in names]
     if missing:
         raise ReleaseError(f"{wheel}: {FOLDER} has no {', '.join(missing)}; renamed by a repair?")

@@ -207,8 +207,8 @@ class Engine:
         self.admission.admit(fits, lambda: self.admission.no_cells(n), n=n)
         with self.lock, self.context.logged():
             try:
-                self.context.check_servers()
                 read = self.llama.llama_state_seq_set_data(self.ctx, buffer, len(state), seq)
+                self.context.check_servers()
                 last = self.llama.llama_memory_seq_pos_max(self.context.memory, seq)
                 if read != len(state) or last != n - 1:
                     raise DecodeError(

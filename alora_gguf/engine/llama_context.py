@@ -125,7 +125,7 @@ class LlamaContext:
             else:
                 tuning = tuning or Tuning()
                 model = load_weights(
-                    native, path, options.offloaded, rpc=options.rpc,
+                    native, path, options.offloaded, rpc=options.servers,
                     tuning=tuning, cancel=cancel, progress=progress,
                 )  # fmt: skip
                 try:
@@ -206,7 +206,7 @@ class LlamaContext:
         """After a call that read from devices: raises RpcError if the server of one was lost. What
         was read may be zeros then, and so may all that the context holds.
         """
-        self.native.rpc_check(self.options.rpc, str(self.path))
+        self.native.rpc_check(self.options.servers, str(self.path))
 
     @contextlib.contextmanager
     def on_devices(self) -> Iterator[None]:

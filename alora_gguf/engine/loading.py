@@ -154,7 +154,7 @@ def load_weights(
 
     params = _with_fields(llama.llama_model_default_params(), tuning.model)
     params.n_gpu_layers = n_gpu_layers
-    devices = native.rpc_devices(rpc) if rpc and n_gpu_layers else None
+    devices = native.rpc_devices(rpc) if rpc else None
     if devices is not None:
         params.devices = ctypes.addressof(devices)
     callback = llama.llama_progress_callback(on_progress)
@@ -185,7 +185,7 @@ def check_load(base: BaseFile, options: ContextOptions, cancel: CancelToken | No
     _check_memory(base, options)
     n_bytes = sum(each.stat().st_size for each in base.parts)
     # what is on other machines because it is too large for this one is not computed here to try it
-    large = bool(options.rpc) and n_bytes > machine_memory() / 2
+    large = bool(options.servers) and n_bytes > machine_memory() / 2
     try_to_load(base.parts, vocab_only=large, cancel=cancel)
 
 
@@ -250,7 +250,7 @@ def open_context(
     params = context_params(llama, model, options, tuning)
     ctx = llama.llama_init_from_model(model, params)
     if not ctx:
-        native.rpc_check(options.rpc, str(path))
+        native.rpc_check(options.servers, str(path))
         raise ModelError(
             f"{path}: no context of {params.n_ctx} cells (keys {options.type_k}, values "
             f"{options.type_v}) could be made{native.log.tail()}; a smaller n_ctx or other cache "

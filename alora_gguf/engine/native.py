@@ -382,10 +382,7 @@ class Native:
         found = (ctypes.c_void_p * _MAX_DEVICES)()
         n = len(endpoints)
         if self._lib.alora_rpc_devices(_texts(endpoints), n, found, _MAX_DEVICES) < 0:
-            raise errors.RpcError(
-                f"{self.last_error()}{self.log.tail()}; `alora-gguf rpc-server` is one, which "
-                "serves one process at a time"
-            )
+            raise errors.RpcError(f"{self.last_error()}{self.log.tail()}")
         return found
 
     def rpc_check(self, endpoints: Sequence[str], what: str) -> None:

@@ -34,6 +34,8 @@ def serve_rpc(
     another process: one at a time, further ones are turned away. It also serves other programs with
     llama.cpp, of a release that speaks the same version of the protocol.
 
+    llama.cpp's code prints to the process's standard output when it begins, and at each connection.
+
     Whoever can connect can read and write this process's memory, and so do what it may do: `host`
     is an IPv4 address of this machine, of a network where nobody else is.
 
@@ -82,9 +84,11 @@ def serve_rpc(
 
 def _listens(host: str, port: int, serving: threading.Thread) -> bool:
     """Waits until it does; false if it failed."""
-    with socket.socket() as probe:
-        while serving.is_alive():
-            if probe.connect_ex((host, port)) == 0:
+    anywhere = ipaddress.IPv4Address(host).is_unspecified  # which some systems do not connect to
+    at = ("127.0.0.1" if anywhere else host, port)
+    while serving.is_alive():
+        with socket.socket() as probe:
+            if probe.connect_ex(at) == 0:
                 return True
-            serving.join(0.01)
+        serving.join(0.01)
     return False

@@ -28,6 +28,7 @@ from alora_gguf.errors import (
     ClosedError,
     DecodeError,
     NotFiniteError,
+    RpcError,
 )
 from alora_gguf.options import CancelToken, Progress
 
@@ -406,6 +407,11 @@ class Scheduler:
                         self._failed(batch, requests, self._failure(status, batch))
                     else:
                         self._deliver(batch)
+            except RpcError as error:  # what any of them has in the cache is gone
+                with self._condition:
+                    for request in requests:
+                        if not request.done:
+                            self._fail(request, error)
             except BaseException:  # an interrupt: the others' tokens are tried again
                 with self._condition:
                     self._current = []
@@ -427,7 +433,7 @@ class Scheduler:
             if not source:
                 raise DecodeError(f"{self._context.path}: llama.cpp gave no logits for a token")
             ctypes.memmove(row.ctypes.data, source, row.nbytes)
-        self._context.check_servers()  # whoever leads next finds out as well
+        self._context.check_servers()
         overflown = self._overflown(batch)
         if overflown:
             self._failed(batch, overflown, self._overflow())

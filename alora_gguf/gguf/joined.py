@@ -19,7 +19,7 @@ from .parser import TensorInfo, ValueType
 from .values import BF16, F16, F32, Values, stored, values
 from .writer import OutTensor, gguf_bytes
 
-_KINDS: Final = {"F32": F32, "F16": F16, "BF16": BF16, "Q8_0": F16}  # Q8_0 is held as F16 anyway
+_KINDS: Final = {"F32": F32, "F16": F16, "BF16": BF16, "Q8_0": F32}  # as F16 it would be rounded
 _LARGEST_F16: Final = 65504.0
 _SMALLEST_FACTOR: Final = 2.0**-6
 
@@ -28,7 +28,8 @@ def joined(parts: Sequence[tuple[AdapterFile, float]]) -> tuple[bytes, float]:
     """The GGUF of an adapter that, at the scale that is returned with it, computes what all of the
     `parts`, files with their data, compute at theirs.
 
-    Values keep their type where a target has the same in all of them, else they become F32. They
+    Values keep their type where a target has the same in all of them, else, and of Q8_0, they
+    become F32. They
     are exact if all have one alpha/rank and one scale; otherwise B is rounded once. Raises
     InputError if the ranks of a target come to more than the bank takes.
     """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -104,14 +104,15 @@ class PromptCache:
         self._make_room(file)
 
     def _file(self, runtime: Runtime, tokens: Sequence[int]) -> Path:
-        about = {
+        about: dict[str, Any] = {
             "base": asdict(runtime.fingerprint),
             "cache": asdict(runtime.layout),
             # which decide the last bits of cells
             "attention": runtime.engine.options.attention,
             "n_gpu_layers": runtime.engine.options.offloaded,
-            "rpc": runtime.engine.options.rpc,
         }
+        if servers := len(runtime.engine.options.servers):
+            about["rpc"] = servers
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         key.update(np.array(tokens, "<i4").tobytes())
         return self.folder / f"{key.hexdigest()}{_SUFFIX}"

@@ -91,6 +91,7 @@ _STATUS: Final[dict[type[ag.AloraError], int]] = {
     ag.LibraryError: 500,
     ag.StoreError: 500,
     ag.HubError: 502,
+    ag.RpcError: 500,
 }
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
                  429: "rate_limit_error"}  # fmt: skip
@@ -170,7 +171,9 @@ def response(error: BaseException, path: str, shown: Callable[[str], str] = str)
 
 
 def log(request: Request, error: BaseException) -> None:
-    """Says in the log what is not the client's fault."""
+    """Says in the log what is not the client's fault; /health says what stays so."""
+    if isinstance(error, ag.RpcError):
+        request.app.state.service.state = "lost"
     if status_of(error) < 500 or isinstance(error, (ServeError, ag.CancelledError)):
         return
     logging.getLogger("alora_gguf.serve").error(

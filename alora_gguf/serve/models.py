@@ -178,7 +178,7 @@ async def cache(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """GET /health: "ready" with 200; "loading" or "draining" with 503."""
+    """GET /health: "ready" with 200; "loading", "draining" or "lost" with 503."""
     service = service_of(request)
     desk = service.desk
     body = {"status": service.state, "running": desk.running, "waiting": desk.waiting}

@@ -34,7 +34,8 @@ _OPTIONS: Final = {
 }
 """What messages say to programs, as it is said to who asks a server."""
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+/?")
-State = Literal["loading", "ready", "draining"]
+State = Literal["loading", "ready", "draining", "lost"]
+"""Lost: layers of the model were on a server that is gone (ContextOptions.rpc)."""
 VERSION: Final = "0.12.0"
 """The version of vLLM's that /version answers with: from this one on clients such as mellea send
 `structured_outputs`.

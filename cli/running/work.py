@@ -352,7 +352,7 @@ class _Work:
                 with self._turn:
                     self._release(0)
                     answer = self._answer(place, spent)
-        except ag.CancelledError:
+        except (ag.CancelledError, ag.RpcError):  # which all others would say as well
             raise
         except ag.AloraError as error:
             return self._order.tasks[place], None, _shortened(str(error))

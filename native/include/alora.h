@@ -178,7 +178,7 @@ LLAMA_API alora_slot alora_slot_at(
 //
 // finite[i]: whether the keys and values of seqs[i] at positions [begins[i], ends[i]), and its
 // recurrent state, are. With flash attention an F32 cell beyond what F16 holds counts as not finite,
-// as upstream reads it as F16. On a device, which has to copy them to the host, only looked at while
+// as upstream reads it as F16. On a device, which has to send them to the host, only looked at while
 // the bank has an adapter. Nor are those that have more cells than positions, which only a forged
 // state does. Returns how many are not.
 LLAMA_API int32_t alora_finite_cells(
@@ -186,7 +186,8 @@ LLAMA_API int32_t alora_finite_cells(
         const llama_pos * ends, bool * finite);
 
 // The same of what a batch that was decoded has written, whose tokens have positions and one sequence
-// each; for every llama_decode(), where finding out whose it is can wait. Returns 0 if it is finite.
+// each; for every llama_decode(), where finding out whose it is can wait. On a device only what adapted
+// tokens wrote is looked at. Returns 0 if it is finite.
 LLAMA_API int32_t alora_finite_batch(struct llama_context * ctx, struct llama_batch batch);
 
 // Sets the cells and states that no sequence has to zero: after a llama_decode() that failed, or

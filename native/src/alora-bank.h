@@ -1,4 +1,5 @@
-// The bank: all adapters of one context. It owns their memory and knows which slot changes which target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
+// The bank: all adapters of one context. It owns their memory and knows which slot changes which
+// target; the graph (alora-graph.cpp) reads it, the C API (alora.cpp) changes it.
 #pragma once
 
 #include "alora-file.h"

@@ -1,4 +1,4 @@
-// Packing adapter matrices into the bank's stacked tensors: types, padding, tiles. Host memory
+// Packing adapter matrices as products want them: types, padding, rows and tiles. Host memory
 // only; knows nothing of graphs or backends.
 #pragma once
 

@@ -71,7 +71,10 @@ std::vector<ggml_backend_dev_t> alora_rpc_devices_of(const std::vector<std::stri
         if (is_lost(endpoint)) {
             throw alora_error(
                     ALORA_ERR_SERVER,
-                    endpoint + ": no RPC server of this release of llama.cpp answers there");
+                    endpoint +
+                            ": no RPC server of this release of llama.cpp answers there, or a "
+                            "model that is still open lost it; `alora-gguf rpc-server` is one, "
+                            "which serves one process at a time");
         }
         ggml_backend_reg_t reg = add_server(endpoint.c_str());
         if (!reg) {
@@ -108,5 +111,7 @@ void alora_rpc_expect(const std::vector<std::string> & endpoints) {
         devices.push_back(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
     }
     start(endpoint.c_str(), cache, n_threads, devices.size(), devices.data());
-    throw alora_error(ALORA_ERR_SERVER, endpoint + ": cannot be listened at");
+    throw alora_error(
+            ALORA_ERR_SERVER,
+            endpoint + ": the server ended: nothing can listen there, or a device cannot be used");
 }

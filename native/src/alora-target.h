@@ -1,4 +1,4 @@
-// One base weight that adapters change, and the stacks of their matrices: shapes, layouts, memory.
+// One base weight that adapters change, and where their matrices are: shapes, layouts, memory.
 #pragma once
 
 #include "alora-file.h"
@@ -40,14 +40,16 @@ struct alora_matrix_pair {
 struct alora_target {
     alora_op            op;
     const ggml_tensor * weight;
-    int32_t             input = -1;      // targets with the same number mostly share their input
-    alora_precision     precision;       // of the base's product, and so of the adapter's
-    bool                fused  = false;  // multiplied by alora-fused
-    int64_t             rank   = 0;  // room, of A·x and of stacks; shorter ones are padded there
-    ggml_type           type_a = GGML_TYPE_COUNT;  // of the stacks, as are
-    ggml_type           type_b = GGML_TYPE_COUNT;
-    ggml_tensor *       a      = nullptr;
-    ggml_tensor *       b      = nullptr;
+    int32_t             input = -1;     // targets with the same number mostly share their input
+    alora_precision     precision;      // of the base's product, and so of the adapter's
+    bool                fused = false;  // multiplied by alora-fused
+    int64_t             rank  = 0;      // room in A·x and stacks, where shorter ones are padded
+
+    // the stacks
+    ggml_type     type_a = GGML_TYPE_COUNT;
+    ggml_type     type_b = GGML_TYPE_COUNT;
+    ggml_tensor * a      = nullptr;
+    ggml_tensor * b      = nullptr;
 
     std::vector<int64_t> slot_rank;   // [n_slots]; 0: the slot leaves this target as it is
     std::vector<float>   slot_scale;  // [n_slots]; alpha/rank, by which A·x is multiplied

@@ -260,13 +260,12 @@ alora_slot alora_slot_at(
     });
 }
 
+// `device`: whether cells are looked at that a device has to send.
 static std::vector<bool> finite_ranges(
-        llama_context * ctx, const std::vector<alora_cell_range> & ranges) {
+        llama_context * ctx, const std::vector<alora_cell_range> & ranges, bool device) {
     ctx->synchronize();
-    const alora_bank & bank = alora_access::bank(ctx);
     return alora_cells::finite(
-            llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx),
-            bank.adapters() > 0 || bank.vectors.n_vectors() > 0);
+            llama_get_memory(ctx), ranges, alora_access::reads_as_f16(ctx), device);
 }
 
 int32_t alora_finite_cells(
@@ -282,7 +281,9 @@ int32_t alora_finite_cells(
             check_seq(ctx, seqs[i]);
             ranges.push_back({ seqs[i], begins[i], ends[i] });
         }
-        const std::vector<bool> found = finite_ranges(ctx, ranges);
+        const alora_bank &      bank   = alora_access::bank(ctx);
+        const bool              device = bank.adapters() > 0 || bank.vectors.n_vectors() > 0;
+        const std::vector<bool> found  = finite_ranges(ctx, ranges, device);
         std::copy(found.begin(), found.end(), finite);
         return (int32_t) std::count(found.begin(), found.end(), false);
     });
@@ -294,7 +295,8 @@ int32_t alora_finite_batch(llama_context * ctx, llama_batch batch) {
         if (batch.n_tokens > 0 && (!batch.pos || !batch.n_seq_id || !batch.seq_id)) {
             throw bad_argument("the batch has no positions or no sequences");
         }
-        std::vector<alora_cell_range> ranges;
+        const alora_bank &            bank = alora_access::bank(ctx);
+        std::vector<alora_cell_range> base, adapted;
         for (int32_t i = 0; i < batch.n_tokens; ++i) {
             if (batch.n_seq_id[i] != 1) {
                 throw bad_argument("a token of the batch is not of one sequence");
@@ -302,13 +304,18 @@ int32_t alora_finite_batch(llama_context * ctx, llama_batch batch) {
             const llama_seq_id seq = batch.seq_id[i][0];
             const llama_pos    pos = batch.pos[i];
             check_seq(ctx, seq);
+            auto & ranges = bank.activations.at(seq, pos).slot == 0 ? base : adapted;
             if (ranges.empty() || ranges.back().seq != seq || ranges.back().end != pos) {
                 ranges.push_back({ seq, pos, pos });
             }
             ++ranges.back().end;
         }
-        const std::vector<bool> found = finite_ranges(ctx, ranges);
-        return (int32_t) std::count(found.begin(), found.end(), false);
+        int32_t n = 0;
+        for (const auto * ranges : { &base, &adapted }) {
+            const std::vector<bool> found = finite_ranges(ctx, *ranges, ranges == &adapted);
+            n += (int32_t) std::count(found.begin(), found.end(), false);
+        }
+        return n;
     });
 }
 
@@ -410,7 +417,15 @@ static std::vector<std::string> endpoints_of(const char * const * endpoints, int
         if (!endpoints || !endpoints[i]) {
             throw bad_argument("an endpoint is null");
         }
-        found.emplace_back(endpoints[i]);
+        const std::string endpoint = endpoints[i];
+        const size_t      colon    = endpoint.find(':');
+        const std::string port     = colon == std::string::npos ? "" : endpoint.substr(colon + 1);
+        const bool        is_number =
+                !port.empty() && port.find_first_not_of("0123456789") == std::string::npos;
+        if (colon == 0 || !is_number || port.size() > 5 || std::stoi(port) > 0xffff) {
+            throw bad_argument("an endpoint should be host:port");
+        }
+        found.push_back(endpoint);
     }
     return found;
 }
@@ -438,9 +453,9 @@ int32_t alora_rpc_check(const char * const * endpoints, int32_t n_endpoints) {
 
 int32_t alora_rpc_serve(const char * endpoint, const char * cache, int32_t n_threads) {
     return guarded([&]() -> int32_t {
-        if (!endpoint || n_threads < 1) {
-            throw bad_argument("the endpoint is null, or there are no threads");
+        if (n_threads < 1) {
+            throw bad_argument("n_threads should be at least 1");
         }
-        alora_rpc_serve_at(endpoint, cache, (size_t) n_threads);
+        alora_rpc_serve_at(endpoints_of(&endpoint, 1).front(), cache, (size_t) n_threads);
     });
 }

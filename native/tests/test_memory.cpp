@@ -255,8 +255,9 @@ static void test_decoding(const tiny_llama & base, bool reserves, bool steered) 
     alone->decode(batch);
     const auto adapted = alone->logits(8);
 
-    int64_t n_failed = 0;
-    bool    reached  = true;
+    int64_t n_failed  = 0;
+    int64_t n_without = 0;
+    bool    reached   = true;
     for (int64_t k = 1; reached; k = after(k)) {
         auto          ours   = prepare();
         const int32_t status = failing(k, reached, [&] { return ours->try_decode(batch); });
@@ -268,10 +269,12 @@ static void test_decoding(const tiny_llama & base, bool reserves, bool steered) 
             check_base(*ours, expected);
             ours->decode(batch);
         }
-        // without memory of its own attention is upstream's, which sums V in F16
-        CHECK(difference(ours->logits(8), adapted) <= (reached && status == 0 ? 0.02f : 0.0f));
+        // a layer's attention without memory of its own is upstream's, which sums V in F16
+        const bool as_alone = ours->stats().n_attention == alone->stats().n_attention;
+        CHECK(difference(ours->logits(8), adapted) <= (as_alone ? 0.0f : 0.02f));
+        n_without += !as_alone;
     }
-    CHECK(n_failed > 20);
+    CHECK(n_failed > 20 && n_without < n_failed);
 }
 
 static void test_encoding() {

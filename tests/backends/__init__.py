@@ -41,7 +41,7 @@ SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 def backend_library(name: str) -> Path:
     """A backend's library: installed, or built if it is missing or older than its sources."""
     if name == "rpc":
-        return library_dir() / f"libggml-rpc.{'dll' if sys.platform == 'win32' else 'so'}"
+        return library_dir() / ("ggml-rpc.dll" if sys.platform == "win32" else "libggml-rpc.so")
     folder = ROOT / "build" / "backends" / name
     cmake_build(
         Path(__file__).parent,

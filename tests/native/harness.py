@@ -189,9 +189,10 @@ def write_adapter(
     embedding: bool = False,
     gain: float = 0.2,
     dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    dtype_b: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
     """A random adapter on all of a tiny model's linear layers whose names contain `only`; values of
-    B are about gain/sqrt(rank).
+    B, of a type of their own if `dtype_b` is given, are about gain/sqrt(rank).
     """
     rng = np.random.default_rng(seed)
     header = read_header(model.gguf)
@@ -199,7 +200,8 @@ def write_adapter(
 
     def add(name: str, *shape: int, gain: float = 1.0) -> None:
         values = rng.standard_normal(shape, dtype="float32") * np.float32(gain * shape[-1] ** -0.5)
-        tensors[name] = (gguf.quants.quantize(values, dtype), dtype)
+        kind = dtype if dtype_b is None or name.endswith("lora_a") else dtype_b
+        tensors[name] = (gguf.quants.quantize(values, kind), kind)
 
     for name, tensor in header.tensors.items():
         layer = name.removesuffix(".weight").rsplit(".", 1)[-1]

@@ -187,6 +187,51 @@ def test_the_bank_takes_what_adapters_take(family: str, tmp_path: Path) -> None:
     base.close()
 
 
+@on_the_cpu
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_types_and_ranks_side_by_side(family: str, tmp_path: Path) -> None:
+    """In one batch each slot's tokens have the bits that they have in a batch with others that are
+    the base's; also after a slot was given to an adapter of another type and rank.
+    """
+    model, base = tiny_model(family), Base(tiny_model(family).gguf)
+    kinds = gguf.GGMLQuantizationType
+    made = {"F16": (8, None), "BF16": (40, None), "F32": (5, None), "Q8_0": (12, kinds.F16)}
+    paths = [
+        write_adapter(tmp_path / f"{t}.gguf", model, rank=r, dtype=kinds[t], dtype_b=b, seed=r)
+        for t, (r, b) in made.items()
+    ]
+    with prepared(base, paths, "fused") as (ctx, slots):
+
+        def read(used: list[int]) -> Logits:
+            ctx.clear()
+            ctx.deactivate()
+            for seq, slot in enumerate(used):
+                if slot:
+                    ctx.activate(seq, 0, slot)
+            return ctx.decode([(t, i, (seq,)) for i, t in enumerate(TOKENS) for seq in range(4)])
+
+        def expect(used: list[int]) -> None:
+            together = read(used)
+            for seq, slot in enumerate(used):
+                alone = read([slot if i == seq else 0 for i in range(4)])
+                assert np.array_equal(together[seq::4], alone[seq::4])
+
+        expect(slots)
+        ctx.deactivate()
+        ctx.native.adapter_remove(ctx.handle, slots[1], "")
+        other = write_adapter(tmp_path / "other.gguf", model, rank=32, dtype=kinds.Q8_0, seed=7)
+        assert ctx.add(other) == slots[1]
+        expect(slots)
+        with prepared(base, [other], "fused") as (fresh, (only,)):
+            fresh.activate(0, 0, only)
+            expected = fresh.decode(sequence(TOKENS))
+        ctx.clear()
+        ctx.deactivate()
+        ctx.activate(0, 0, slots[1])
+        assert np.array_equal(ctx.decode(sequence(TOKENS)), expected)
+    base.close()
+
+
 @own_threads
 @pytest.mark.parametrize("family", ["llama", "granitemoe"])
 def test_results_do_not_depend_on_threads(family: str, tmp_path: Path) -> None:

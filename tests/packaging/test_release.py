@@ -22,15 +22,16 @@ WINDOWS: Final = f"alora_gguf-{VERSION}-py3-none-win_amd64.whl"
 LIBRARIES: Final = {
     LINUX: (
         *("libllama.so", "libggml.so", "libggml-base.so"),
-        *("libggml-cpu-x64.so", "libggml-cpu-haswell.so"),
+        *("libggml-cpu-x64.so", "libggml-cpu-haswell.so", "libggml-rpc.so"),
     ),
     MACOS: (
         *("libllama.dylib", "libggml.dylib", "libggml-base.dylib"),
         *("libggml-cpu-apple_m1.so", "libggml-cpu-apple_m4.so", "libggml-metal.so"),
+        "libggml-rpc.so",
     ),
     WINDOWS: (
         *("llama.dll", "ggml.dll", "ggml-base.dll", "ggml-cpu-x64.dll", "ggml-cpu-haswell.dll"),
-        *("msvcp140.dll", "vcruntime140.dll", "vcruntime140_1.dll"),
+        *("ggml-rpc.dll", "msvcp140.dll", "vcruntime140.dll", "vcruntime140_1.dll"),
     ),
 }
 

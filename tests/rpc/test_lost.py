@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 import alora_gguf as ag
 from alora_gguf import cli, demo
 from tests.support.rpc import RpcServer, rpc_servers
+from tests.support.serving import serving
 
 LOST = "was lost, and with it the layers and the cells that it held"
 
@@ -82,6 +88,77 @@ def test_two_models_of_one_process(server: RpcServer) -> None:
     assert said[0].text == said[1].text
 
 
+def test_all_who_wait_hear_of_it(server: RpcServer) -> None:
+    with opened(server.endpoint) as model:
+        chats = [model.chat() for _ in range(4)]
+        for chat in chats:
+            chat.say("Hello", max_tokens=2)
+        server.kill()
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(chat.say, "And then?") for chat in chats]
+        for call in calls:
+            assert isinstance(call.exception(), ag.RpcError)
+
+
+def test_behind_http(server: RpcServer) -> None:
+    """A client is told that it is the server's fault, and who watches it hears of it."""
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    url = "/v1/chat/completions"
+    with (
+        serving(lambda: opened(server.endpoint)) as http,
+        httpx.Client(base_url=http.url, timeout=60) as client,
+    ):
+        assert client.post(url, json=asked).status_code == 200
+        assert client.get("/health").json()["status"] == "ready"
+        server.kill()
+        answer = client.post(url, json=asked)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["type"]) == (500, "rpc", "server_error")
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "lost")
+
+
+def test_run_ends(server: RpcServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What all lines would say is said once; those before it are there."""
+    lines = tmp_path / "lines.jsonl"
+    said = [json.dumps([{"role": "user", "content": f"How high is hill {i}?"}]) for i in range(60)]
+    lines.write_text("\n".join(said))
+    out = tmp_path / "out.jsonl"
+    command = ["run", str(lines), "--reply", "-n", "40", "-o", str(out), "--rpc", server.endpoint]
+
+    def kill_when_begun() -> None:
+        while not (out.is_file() and out.stat().st_size):
+            time.sleep(0.01)
+        server.kill()
+
+    killing = threading.Thread(target=kill_when_begun)
+    killing.start()
+    assert cli.run([*command, "--jobs", "2"]) == cli.EXIT_USER
+    killing.join()
+    assert LOST in capfd.readouterr().err
+    written = out.read_text().splitlines()
+    assert 0 < len(written) < 60
+    assert not any("error" in json.loads(line) for line in written)
+
+
+def test_servers_of_which_no_layer_is_on_any() -> None:
+    """They are not asked."""
+    with ag.Model(demo.base_path(), rpc=["127.0.0.1:1"], n_gpu_layers=0) as model:
+        assert model.chat().say("Hello", max_tokens=2).text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which files are open")
+def test_many_vain_tries_keep_no_connection() -> None:
+    def n_open() -> int:
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    before = n_open()
+    for _ in range(5):
+        with pytest.raises(ag.RpcError):
+            opened("127.0.0.1:1")
+    assert n_open() <= before + 1
+
+
 def test_nothing_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,7 +174,20 @@ def test_one_that_serves_another_process() -> None:
         opened(f"127.0.0.1:{busy.getsockname()[1]}")
 
 
-@pytest.mark.parametrize("rpc", ["host", "host:", ":50052", "host:0", "host:65536", "[::1]:50052"])
+@pytest.mark.parametrize(
+    "rpc",
+    [
+        "host",
+        "host:",
+        "h\0:50052",
+        " :50052",
+        "host:\u0661",
+        ":50052",
+        "host:0",
+        "host:65536",
+        "[::1]:50052",
+    ],
+)
 def test_what_names_no_server(rpc: str) -> None:
     with pytest.raises(ag.InputError, match="rpc must be servers as 'host:port'"):
         ag.ContextOptions(rpc=[rpc])
