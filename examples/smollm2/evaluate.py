@@ -230,12 +230,13 @@ def _plain(
     asked = asking(model, task, QUESTIONS[task])
     said = {}
     with model.chat(messages=example.messages, documents=example.documents) as chat:
-        took = chat.read()
-        if READ in wanted:
-            said[READ] = Said(None, (), took.total, took.evaluated, took.reused)
+        if set(wanted) - {LORA}:  # which reads everything itself
+            took = chat.read()
+            if READ in wanted:
+                said[READ] = Said(None, (), took.total, took.evaluated, took.reused)
         if ADAPTER in wanted:
             said[ADAPTER] = asked.adapter(chat, example, None)
-        if LORA in wanted:  # which reads the conversation once more
+        if LORA in wanted:
             said[LORA] = asking(model, lora_name(task)).adapter(chat, example, None)
         if BASE in wanted:
             said[BASE] = asked.base(chat, example, None)

@@ -55,7 +55,7 @@ def joined(files: list[Path]) -> str:
 
 def said() -> str:
     files = [p for name in ("alora_gguf", "cli", "convert") for p in (ROOT / name).rglob("*.py")]
-    return joined([*files, ROOT / "CMakeLists.txt"])
+    return joined([*files, *(ROOT / "native/src").glob("*.cpp"), ROOT / "CMakeLists.txt"])
 
 
 def expected() -> str:
