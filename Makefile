@@ -11,6 +11,7 @@
 #   make test-windows   the native tests, compiled for Windows and run under Wine
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-ray   `alora-gguf run --ray` and a Ray Data pipeline, on a cluster of this machine
+#   make test-fleet   exported plain LoRAs on vLLM for the CPU, beside ours
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make wheel, make test-wheel   a wheel for others, tested where no compiler is and on older processors
 #   make program, make test-program   the same as a folder for people who have no Python
@@ -63,7 +64,7 @@ python_files := alora_gguf convert cli docs native release tests $(wildcard benc
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check fast test test-fast lint house \
 	test-native test-stock test-python test-backends test-sanitizers \
-	test-clients test-page test-peers test-program test-ray test-windows \
+	test-clients test-fleet test-page test-peers test-program test-ray test-windows \
 	test-wheel program wheel bench docs format clean
 help:
 	@sed -n 's/^#   /  /p' Makefile
@@ -332,6 +333,9 @@ test-windows: $(BASE)
 
 test-clients: setup-checks
 	@$(BIN)/python -m tests.clients
+
+test-fleet: setup-checks
+	@$(BIN)/python -m tests.fleet
 
 test-ray: setup-checks
 	@$(BIN)/python -m tests.cluster

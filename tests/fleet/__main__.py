@@ -1,0 +1,26 @@
+"""Installs vLLM for the CPU and asks it what we ask: `make test-fleet`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.support.environments import ROOT, installed
+
+# of another build of torch than the CPU's, and not needed for text
+BROKEN = ("torchvision", "torchaudio", "torchcodec")
+
+
+def main(arguments: list[str]) -> int:
+    python, failed = installed("fleet", without=BROKEN)
+    if failed:
+        return failed
+    # vLLM wants other versions of what we need, so that it is asked in a process of its own
+    environment = {**os.environ, "ALORA_TEST_VLLM": str(python)}
+    command = [sys.executable, "-m", "pytest", "tests/fleet", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
