@@ -43,6 +43,18 @@ if __name__ == "__main__":
 """.replace("N_TOKENS", str(N_TOKENS))
 
 
+def ask_vllm(folder: Path, asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Asks each adapter its prompts, with the base in `folder`, where answers go as well."""
+    (folder / "ask.py").write_text(PROGRAM)
+    (folder / "asked.json").write_text(json.dumps(asked))
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    paths = [folder / name for name in ("ask.py", "base", "asked.json", "out.json")]
+    return subprocess.run(
+        [PYTHON, *paths], env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     adapters = {name: LORAS / f"{name}.gguf" for name in TASKS}
@@ -70,15 +82,9 @@ def answers(
                 written = json.loads(result.text)
                 prompts.append(chat.supervise(IntrinsicCall(name), written).prompt)
         asked[name] = (str(folder / name), prompts)
-    (folder / "asked.json").write_text(json.dumps(asked))
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    (folder / "ask.py").write_text(PROGRAM)
-    out = folder / "out.json"
-    command = [PYTHON, folder / "ask.py", folder / "base", folder / "asked.json", out]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    run = ask_vllm(folder, asked)
     assert run.returncode == 0, run.stderr[-2000:]
-    theirs = json.loads(out.read_text())
+    theirs = json.loads((folder / "out.json").read_text())
     return {name: list(zip(values[name], theirs[name], strict=True)) for name in TASKS}
 
 
@@ -97,3 +103,12 @@ def test_the_same_verdicts(name: str, answers: dict[str, list[tuple[Any, str]]])
         else:
             same += value == written
     assert same >= len(answers[name]) - 1, answers[name]
+
+
+def test_an_activated_one_is_refused(tmp_path: Path) -> None:
+    """In their words, as the page says."""
+    hf_base.write(smollm2.base_path(), tmp_path / "base")
+    export_adapter(smollm2.adapter_paths()["jailbreak"], smollm2.base_path(), tmp_path / "alora")
+    run = ask_vllm(tmp_path, {"jailbreak": (str(tmp_path / "alora"), [[1, 2, 3]])})
+    assert run.returncode != 0
+    assert "vLLM does not support Activated LoRA (aLoRA)" in run.stdout + run.stderr
