@@ -206,7 +206,8 @@ class LlamaContext:
         """After a call that read from devices: raises RpcError if the server of one was lost. What
         was read may be zeros then, and so may all that the context holds.
         """
-        self.native.rpc_check(self.options.servers, str(self.path))
+        if self.options.rpc:  # mostly not, and this is asked for every batch
+            self.native.rpc_check(self.options.servers, str(self.path))
 
     @contextlib.contextmanager
     def on_devices(self) -> Iterator[None]:

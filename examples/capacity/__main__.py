@@ -21,6 +21,7 @@ from alora_gguf.errors import InputError
 from examples.demo_model import program
 
 _DAY: Final = 86400.0  # seconds
+_FORMATS: Final = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,10 @@ def draw(machines: Sequence[Machine], intrinsics: int, target: Path) -> None:
              ylabel=f"seconds for {intrinsics} intrinsics")  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    try:
+        figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,6 +215,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
+    if min(args.conversations, args.tokens, args.intrinsics, args.machines) < 1:
+        parser.error("--conversations, --tokens, --intrinsics and --machines must be 1 or more")
+    if not 0 < args.efficiency <= 1:
+        parser.error(f"--efficiency must be above 0 and at most 1, got {args.efficiency}")
+    if args.plot is not None and args.plot.suffix not in _FORMATS:
+        parser.error(f"--plot must end in {', '.join(_FORMATS)}, got {args.plot}")
     machines = [Machine.of(path) for path in args.bench]
     print("\n".join(table(machines, args)))
     if args.plot is not None:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alora_gguf.files import check_directory, write_whole_directory
 from examples.demo_model import program
 
 
 def write(base: Path, target: Path) -> None:
-    """Weights in BF16, tokenizer and chat template. Raises what load_model() does."""
+    """Weights in BF16, tokenizer and chat template, into a directory that is empty or not there.
+    Raises what load_model() and write_whole_directory() do.
+    """
     import torch
     from transformers import AutoTokenizer
 
     from alora_gguf.train import load_model
 
+    check_directory(target)  # before minutes of reading
     model = load_model(base)
-    model.to(torch.bfloat16).save_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(str(base.parent), gguf_file=base.name)
-    tokenizer.save_pretrained(target)
+    with write_whole_directory(target) as part:
+        model.to(torch.bfloat16).save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def main(argv: list[str] | None = None) -> int:

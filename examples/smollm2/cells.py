@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from alora_gguf import Model, smollm2
-from alora_gguf.options import CacheType
+from alora_gguf.errors import InputError
+from alora_gguf.options import CACHE_TYPES, CacheType
 from alora_gguf.train.asking import Deciding, asking
 from alora_gguf.train.data import Example, read_examples
 from alora_gguf.train.scores import neighbours
@@ -53,7 +54,8 @@ def found(cells: CacheType, task: str, examples: Sequence[Example], n_threads: i
         type_v=cells,
     ) as model:  # fmt: skip
         asked = asking(model, task, QUESTIONS[task])
-        assert isinstance(asked, Deciding)
+        if not isinstance(asked, Deciding):
+            raise InputError(f"{task}: writes text; only intrinsics that decide can be compared")
         for i, each in enumerate(examples):
             with model.chat(messages=each.messages, documents=each.documents) as chat:
                 said = asked.adapter(chat, each, None)
@@ -92,13 +94,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    if args.conversations < 1:
+        parser.error(f"--conversations must be 1 or more, got {args.conversations}")
     kinds = [USUAL, *(each for each in args.cells.split(",") if each != USUAL)]
+    if strange := [each for each in kinds if each not in CACHE_TYPES]:
+        parser.error(f"--cells: {strange[0]} is none of {', '.join(CACHE_TYPES)}")
+    tasks = args.tasks.split(",")
+    if strange := [each for each in tasks if each not in smollm2.adapter_paths()]:
+        parser.error(f"--tasks: {strange[0]} is none of {', '.join(smollm2.adapter_paths())}")
+    lines = {task: read_examples(args.data / f"{task}.eval.jsonl") for task in tasks}
     all_rows = []
     print("| | cells | right | other verdicts | mean difference | perplexity |")
     print("|---|---|---|---|---|---|")
-    for task in args.tasks.split(","):
-        lines = read_examples(args.data / f"{task}.eval.jsonl")
-        some = [*lines.train, *lines.held_out][: args.conversations]
+    for task in tasks:
+        some = [*lines[task].train, *lines[task].held_out][: args.conversations]
         examples = [some[i] for i in neighbours(some)]
         by_cells = {each: found(each, task, examples, args.threads) for each in kinds}
         for row in rows(task, by_cells):
