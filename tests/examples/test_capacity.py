@@ -70,6 +70,27 @@ def test_other_files_are_refused(tmp_path: Path, changes: Any, said: str) -> Non
         Machine.of(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--machines", "0"], "--machines must be 1 or more"),
+        (["--efficiency", "1.5"], "--efficiency must be above 0 and at most 1, got 1.5"),
+        (["--plot", "hours.txt"], "--plot must end in .svg, .png, .pdf, got hours.txt"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(MEASURED), *arguments])
+    assert said in capsys.readouterr().err
+
+
+def test_a_plot_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"hours\.svg: cannot be written: "):
+        main([str(MEASURED), "--plot", str(tmp_path / "none" / "hours.svg")])
+
+
 def test_the_pages_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page = (ROOT / "docs/capacity.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]

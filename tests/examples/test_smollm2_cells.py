@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from examples.smollm2.cells import Found, rows
+from alora_gguf.errors import MissingFileError
+from examples.smollm2.cells import Found, main, rows
 
 
 def test_rows() -> None:
@@ -18,3 +20,27 @@ def test_rows() -> None:
     assert second["right"] == 0.75
     assert second["difference"] == pytest.approx(0.5 / 4)
     assert second["perplexity"] == pytest.approx(math.exp(2.5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--conversations", "0"], "--conversations must be 1 or more, got 0"),
+        (["--cells", "q9_0"], "--cells: q9_0 is none of "),
+        (["--tasks", "weather"], "--tasks: weather is none of "),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), *arguments])
+    assert said in capsys.readouterr().err
+
+
+def test_missing_data_is_refused_before_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(MissingFileError, match=r"answerability\.eval\.jsonl: "):
+        main([str(tmp_path), "--tasks", "answerability"])
+    assert not capsys.readouterr().out
