@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from alora_gguf.engine.library import library_dir
+from alora_gguf.files import locked
 from tests.support.building import cmake_build
 from tests.support.upstream import upstream_tree
 
@@ -35,6 +36,12 @@ def stock_library_dir() -> Path:
                 "tests/stock must build its own ggml then"
             )
     pristine = upstream_tree()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with locked(BUILD / "one-at-a-time.lock"):  # processes of a run come here at the same time
+        return _built(pristine)
+
+
+def _built(pristine: Path) -> Path:
     folder = BUILD / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     for library in sorted(library_dir().iterdir()):

@@ -8,9 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from alora_gguf.files import locked
+
 
 def cmake_build(source: Path, folder: Path, target: str, **settings: object) -> None:
-    """Configures `source` in `folder` and builds one target of it."""
+    """Configures `source` in `folder` and builds one target of it, one process after another: all
+    those of a test run come here at the same time.
+    """
     cmake, ninja = build_tool("cmake"), build_tool("ninja")
     if cmake is None:
         raise RuntimeError("CMake was not found: pip install -r requirements-build.txt")
@@ -19,8 +23,11 @@ def cmake_build(source: Path, folder: Path, target: str, **settings: object) -> 
     configure += ["-DCMAKE_BUILD_TYPE=Release"]
     if ninja is not None:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    _run(configure)
-    _run([cmake, "--build", folder, "--target", target, "--parallel", str(os.cpu_count() or 1)])
+    build = [cmake, "--build", folder, "--target", target, "--parallel", str(os.cpu_count() or 1)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        _run(configure)
+        _run(build)
 
 
 def build_tool(name: str) -> str | None:
