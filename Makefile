@@ -11,7 +11,7 @@
 #   make test-windows   the native tests, compiled for Windows and run under Wine
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-ray   `alora-gguf run --ray` and a Ray Data pipeline, on a cluster of this machine
-#   make test-fleet   exported plain LoRAs on vLLM for the CPU, beside ours
+#   make test-fleet   exported adapters on vLLM for the CPU and in Granite Switch, beside ours
 #   make test-page   the page of `alora-gguf serve`, used in Chromium
 #   make wheel, make test-wheel   a wheel for others, tested where no compiler is and on older processors
 #   make program, make test-program   the same as a folder for people who have no Python

@@ -28,6 +28,7 @@ _COMMANDS = {
     "decide": "Ask typed questions about a state: a probability for every option.",
     "demo": "Chat with a small model while five adapters judge what is said.",
     "export": "Turn an adapter GGUF back into a PEFT directory.",
+    "export-index": "Write adapter GGUFs as a library of PEFT directories, for engines on GPUs.",
     "inspect": "Say what an adapter's or a base's GGUF holds.",
     "list": "Show the adapters and bases in the store.",
     "merge": "Write a base with a plain LoRA in its weights, as one GGUF.",
@@ -42,7 +43,7 @@ _COMMANDS = {
 }
 
 # where that is another name; this package's `run` is the function below
-_MODULES = {"rpc-server": "rpc_server", "run": "running"}
+_MODULES = {"export-index": "export_index", "rpc-server": "rpc_server", "run": "running"}
 
 EXIT_USER = 1  # the user can mend it
 EXIT_BUG = 3  # only we can

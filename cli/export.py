@@ -32,14 +32,9 @@ def command(*, adapter: str, directory: Path, base: str, as_json: bool) -> None:
     refused by name. DIRECTORY must not exist, or be empty; it appears whole or not at all.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from alora_gguf.convert import export_adapter, is_reference
+    from alora_gguf.convert import export_adapter
 
-    remote = is_reference(base)
-    if remote:
-        hush_hub()
-    # a directory of transformers' has no adapters of its own
-    own = None if remote or Path(base).is_dir() else NamedBase.of(base)
-    model = base if remote else named_file(base, "base")
+    own, model = opened_base(base)
     report = export_adapter(checked_file(adapter, "adapter", own), model, directory)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
@@ -50,3 +45,15 @@ def command(*, adapter: str, directory: Path, base: str, as_json: bool) -> None:
     click.echo(f"  {plural(report.modules, 'module')} of rank {ranks}")
     for warning in report.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
+
+
+def opened_base(base: str) -> tuple[NamedBase | None, str | Path]:
+    """The base that has adapters of its own, if it is one, and what export_adapter() takes."""
+    from alora_gguf.convert import is_reference
+
+    if is_reference(base):
+        hush_hub()
+        return None, base
+    # a directory of transformers' has no adapters of its own
+    own = None if Path(base).is_dir() else NamedBase.of(base)
+    return own, named_file(base, "base")

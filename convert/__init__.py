@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .conversion import ConversionReport, convert_adapter
 from .export import ExportReport, export_adapter
+from .export_index import ExportIndexReport, export_index
 from .find import find_source
 from .hub.fetch import Offer, RemoteModel, offers
 from .hub.reference import HubReference, is_reference, parse_reference
@@ -15,6 +16,7 @@ from .source import Source
 
 __all__ = [
     "ConversionReport",
+    "ExportIndexReport",
     "ExportReport",
     "HubReference",
     "Offer",
@@ -23,6 +25,7 @@ __all__ = [
     "Source",
     "convert_adapter",
     "export_adapter",
+    "export_index",
     "find_source",
     "is_reference",
     "offers",

@@ -25,6 +25,7 @@ from .peft.config import FILE_NAME, writes_new_experts
 from .source import IO_YAML, README
 
 if TYPE_CHECKING:
+    from .base.model import BaseModel
     from .unstack import Factors
 
 _KEPT: Final = (  # what PEFT's files say again, or what a conversion finds anew
@@ -86,39 +87,58 @@ def export_adapter(adapter: str | Path, base: str | Path, out: str | Path) -> Ex
     files, AdapterMismatchError for another base, UnsupportedAdapterError for what PEFT cannot hold,
     ConvertError for a file system that refuses.
     """
-    from .peft.writer import write_safetensors  # both import numpy
-    from .unstack import unstack
-
     target = check_directory(Path(out))
-    file, model = AdapterFile.read(adapter), open_base(base)
-    if file.architecture != model.architecture:
-        raise AdapterMismatchError(
-            f"{file.path}: was made for the architecture '{file.architecture}', but {model.label} "
-            f"is '{model.architecture}'; give the base it was trained on"
-        )
-    found = unstack(file, model)
-    metadata = read_header(file.data, name=str(file.path)).metadata
-    config = _config(file, found, metadata)
+    exported = Exported(adapter, open_base(base))
     with write_whole_directory(target, error=ConvertError) as folder:
-        nbytes = write_safetensors(folder / WEIGHTS, _tensors(found))
+        nbytes = exported.write(folder)
+    return exported.report(target, nbytes)
+
+
+class Exported:
+    """An adapter's file as modules of transformers, to be written as PEFT writes them."""
+
+    def __init__(self, adapter: str | Path, model: BaseModel) -> None:
+        """Raises what export_adapter() does of an adapter."""
+        from .unstack import unstack  # imports numpy
+
+        self.file = file = AdapterFile.read(adapter)
+        if file.architecture != model.architecture:
+            raise AdapterMismatchError(
+                f"{file.path}: was made for the architecture '{file.architecture}', but "
+                f"{model.label} is '{model.architecture}'; give the base it was trained on"
+            )
+        self.kind = "alora" if file.invocation else "lora"
+        self._found = unstack(file, model)
+        self._metadata = read_header(file.data, name=str(file.path)).metadata
+
+    def write(self, folder: Path) -> int:
+        """The files of its directory; returns the size of the weights'. Raises OSError."""
+        from .peft.writer import write_safetensors
+
+        nbytes = write_safetensors(folder / WEIGHTS, _tensors(self._found))
+        config = _config(self.file, self._found, self._metadata)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / FILE_NAME).write_text(text, encoding="utf-8")
-        if file.io_yaml is not None:
-            (folder / IO_YAML[0]).write_bytes(file.io_yaml.encode())
-        licence = metadata.get("general.license")
+        if self.file.io_yaml is not None:
+            (folder / IO_YAML[0]).write_bytes(self.file.io_yaml.encode())
+        licence = self._metadata.get("general.license")
         if isinstance(licence, str):
             front = f"---\nlicense: {json.dumps(licence)}\n---\n"
             (folder / README).write_text(front, encoding="utf-8")
-    return ExportReport(
-        out=target,
-        name=file.name,
-        kind="alora" if file.invocation else "lora",
-        architecture=file.architecture,
-        modules=len(found),
-        ranks=tuple(sorted({each.rank for each in found})),
-        nbytes=nbytes,
-        warnings=tuple(_warnings(file, found, metadata)),
-    )
+        return nbytes
+
+    def report(self, out: Path, nbytes: int) -> ExportReport:
+        """What is said of it in the directory `out`."""
+        return ExportReport(
+            out=out,
+            name=self.file.name,
+            kind=self.kind,
+            architecture=self.file.architecture,
+            modules=len(self._found),
+            ranks=tuple(sorted({each.rank for each in self._found})),
+            nbytes=nbytes,
+            warnings=tuple(_warnings(self.file, self._found, self._metadata)),
+        )
 
 
 def _config(
@@ -130,7 +150,9 @@ def _config(
     # what PEFT multiplies with is alpha/rank, for most with the file's own alpha
     alpha = file.alpha or float(rank)
     version = metadata.get("alora.source.peft_version")
-    parameters = _targets(each for each in found if each.parameter)
+    modules, parameters = (
+        sorted({each.target for each in found if each.parameter == kind}) for kind in (False, True)
+    )
     if parameters and not writes_new_experts(version):
         version = _EXPERTS_PEFT
     names = [metadata.get(f"general.base_model.0.{key}") for key in ("organization", "name")]
@@ -149,19 +171,12 @@ def _config(
             for each in found
             if abs(each.scale * each.rank / alpha - 1) > 1e-12
         },
-        "target_modules": _targets(each for each in found if not each.parameter),
+        "target_modules": modules,
         "target_parameters": parameters or None,
         "alora_invocation_tokens": list(file.invocation) or None,
         "peft_version": version,
     }
     return {key: value for key, value in config.items() if value is not None}
-
-
-def _targets(found: Iterator[Factors]) -> list[str]:
-    """What PEFT calls the modules to adapt: by their path in a block where all blocks that have it
-    are adapted, else each by its whole name.
-    """
-    return sorted({each.path if each.everywhere else each.name for each in found})
 
 
 def _number(value: float) -> float | int:

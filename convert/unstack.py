@@ -37,7 +37,10 @@ class Factors:
 
     module      what its tensors are called after, such as "model.layers.0.self_attn.q_proj"
     name        what PEFT's patterns call it; a parameter by its own name
-    path        the same inside a block; `everywhere` if every block that has it is adapted
+    path        the same inside a block
+    target      what target_modules call it: the last part of its name, as people write it, where
+                all that are called so are adapted; its path, where every block that has it is; else
+                its name
     a, b        [r, n_in] and [n_out, r]; with E experts [E·r, n_in] and [n_out, r·E]
     kinds       their types in safetensors' words
     rank        of one expert's, where they hold several
@@ -48,13 +51,13 @@ class Factors:
     module: str
     name: str
     path: str
+    target: str
     a: Bits
     b: Bits
     kinds: tuple[str, str]
     rank: int
     scale: float
     parameter: bool = False
-    everywhere: bool = False
     embedding: bool = False
 
 
@@ -102,7 +105,7 @@ class _Unstacker:
             self.left.discard(target)
             stack, name = self.stacks[target], ends[target]
             embeds = target == "token_embd.weight"
-            made = self._factors(name, name, stack, stack.b, embedding=embeds, everywhere=True)
+            made = self._factors(name, name, stack, stack.b, embedding=embeds)
             yield replace(made, a=_contiguous(made.a.T)) if embeds else made
         found = [f for layer in range(self.base.n_layers) for f in self._block(layer)]
         if self.left:
@@ -111,19 +114,29 @@ class _Unstacker:
                 f"{self.file.path}: '{target}' is no module of {self.family.architecture} in "
                 "transformers that has these factors; it cannot be exported"
             )
-        layers = {path: self._layers(path) for path in {each.path for each in found}}
         adapted: dict[str, set[str]] = {}
         for each in found:
             adapted.setdefault(each.path, set()).add(each.name)
+        whole = {path for path, names in adapted.items() if len(names) == self._layers(path)}
         for each in found:
-            whole = len(adapted[each.path]) == layers[each.path]
-            yield replace(each, everywhere=whole)
+            if each.path not in whole:
+                yield each
+            elif each.parameter or not self._alone(each.path, whole):
+                yield replace(each, target=each.path)
+            else:
+                yield replace(each, target=_last(each.path))
+
+    def _alone(self, path: str, whole: set[str]) -> bool:
+        """Whether all modules of blocks that end as a path does are among `whole`; a single expert
+        never is.
+        """
+        others = {each for each in self.family.modules if _last(each) == _last(path)} - whole
+        return all(self._passed_over(each) or not self._layers(each) for each in others)
 
     def _layers(self, path: str) -> int:
         """How many blocks of the base have a module or parameter."""
-        listed = re.sub(r"\bexperts\.\d+\.", "experts.", path.removesuffix(".weight"))
         layers = range(self.base.n_layers)
-        return sum(self._reading(layer, listed) is not None for layer in layers)
+        return sum(self._reading(layer, _listed(path)) is not None for layer in layers)
 
     def _reading(self, layer: int, path: str) -> Reading | None:
         """How a module of the family's table is to be read in a block; None if the block has not
@@ -256,13 +269,14 @@ class _Unstacker:
         *,
         parameter: bool = False,
         embedding: bool = False,
-        everywhere: bool = False,
     ) -> Factors:
         experts = parameter and _SINGLE.fullmatch(path) is not None
+        own = f"{name}.weight" if path.endswith(".weight") else name
         return Factors(
             module=name.rpartition(".")[0] if experts else name,
-            name=f"{name}.weight" if path.endswith(".weight") else name,
+            name=own,
             path=path,
+            target=own,
             a=_contiguous(stack.a[0]),
             b=_contiguous(b[0]),
             kinds=stack.kinds,
@@ -270,7 +284,6 @@ class _Unstacker:
             scale=stack.scale,
             parameter=parameter,
             embedding=embedding,
-            everywhere=everywhere,
         )
 
     @staticmethod
@@ -298,6 +311,15 @@ class _Unstacker:
                 f"{'not there' if shape is None else list(shape)} in {self.base.label}; give the "
                 "base it was trained on"
             )
+
+
+def _listed(path: str) -> str:
+    """A path as the family's table has it."""
+    return re.sub(r"\bexperts\.\d+\.", "experts.", path.removesuffix(".weight"))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _tensors(places: Sequence[Place]) -> set[str]:

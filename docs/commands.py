@@ -16,6 +16,7 @@ _WIDTH: Final = 78  # what click leaves of a terminal's 80 columns
 _PAGES: Final = {
     "demo": "tutorial",
     "export": "convert",
+    "export-index": "convert",
     "inspect": "convert",
     "list": "pull",
     "merge": "convert",

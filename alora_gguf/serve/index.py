@@ -5,10 +5,10 @@ contracts, in a directory.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import alora_gguf as ag
+from alora_gguf.intrinsics import index
 
 from .service import Service
 
@@ -25,11 +25,12 @@ def write_index(service: Service, directory: Path) -> list[str]:
         except ag.AloraError as error:
             left.append(f"{name}: {error}")
             continue
-        config = f"io_configs/{name}/io.yaml"
-        entries.append({"adapter_name": name, "io_config": config, "technology": served.kind})
-        _write(directory / config, text)
-    index = {"model": service.name, "adapters": entries}
-    _write(directory / "adapter_index.json", json.dumps(index, indent=2) + "\n")
+        entries.append(index.Entry(name, served.kind, text))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        index.write_index(directory, service.name, entries)
+    except OSError as error:
+        raise ag.InputError(f"{directory}: cannot be written: {error.strerror or error}") from error
     return left
 
 
@@ -51,21 +52,10 @@ def _key(service: Service) -> str:
 def _text(model: ag.Model, name: str) -> str:
     """A contract's text, as mellea can read it. Raises ContractError."""
     contract, own = model.contract(name), model.adapter(name).io_yaml
-    if contract.choices:
-        raise ag.ContractError("its replies are bare words, which mellea cannot read")
-    if contract.free_text:
-        raise ag.ContractError("its contract is a name alone, which mellea refuses")
+    index.check_readable(contract)
     if own is not None and hashlib.sha256(own.encode()).hexdigest() == contract.digest:
         return own
     try:
         return Path(contract.source).read_text(encoding="utf-8")
     except OSError as error:
         raise ag.ContractError(f"{contract.source}: cannot be read: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ag.InputError(f"{path}: cannot be written: {error.strerror or error}") from error

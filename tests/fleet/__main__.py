@@ -1,4 +1,4 @@
-"""Installs vLLM for the CPU and asks it what we ask: `make test-fleet`."""
+"""Installs vLLM for the CPU, and Granite Switch, and asks them what we ask: `make test-fleet`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ BROKEN = ("torchvision", "torchaudio", "torchcodec")
 
 
 def main(arguments: list[str]) -> int:
-    python, failed = installed("fleet", without=BROKEN)
+    vllm, failed = installed("fleet", without=BROKEN)
+    switch, failed = (vllm, failed) if failed else installed("granite-switch")
     if failed:
         return failed
-    # vLLM wants other versions of what we need, so that it is asked in a process of its own
-    environment = {**os.environ, "ALORA_TEST_VLLM": str(python)}
+    # they want other versions of what we need, so that each is asked in a process of its own
+    environment = {
+        **os.environ,
+        "ALORA_TEST_VLLM": str(vllm),
+        "ALORA_TEST_GRANITE_SWITCH": str(switch),
+    }
     command = [sys.executable, "-m", "pytest", "tests/fleet", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
