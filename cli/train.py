@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,14 @@ from alora_gguf.train.scores import MIN_FITTED
     "invocations",
     metavar="[NAME=]TEXT",
     multiple=True,
-    help="The text that switches an adapter on; by default one of the base's control tokens. \\n "
-    "is a line break.",
+    help="The text that switches an adapter on; by default one of the base's control tokens, or, "
+    "with an instruction, its name in angle brackets. \\n is a line break.",
+)
+@click.option(
+    "--repeat",
+    is_flag=True,
+    help="Say the last message once more behind the invocation, where the adapter reads it itself: "
+    "for answers that depend on what stands before that message. Costs as many tokens.",
 )
 @click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Of the LoRA.")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="By default twice the rank.")
@@ -128,6 +135,7 @@ def command(
     more: tuple[Path, ...],
     contracts: tuple[str, ...],
     invocations: tuple[str, ...],
+    repeat: bool,
     also_lora: bool,
     peft_out: Path | None,
     start: Path | None,
@@ -162,9 +170,12 @@ def command(
         targets=targets if "," not in targets else [each.strip() for each in targets.split(",")],
         **chosen,
     )
-    tasks = _tasks(
-        [*([] if data is None else [data]), *more], out, contracts, invocations, peft_out, start
-    )
+    tasks = [
+        replace(each, repeat=repeat)
+        for each in _tasks(
+            [*([] if data is None else [data]), *more], out, contracts, invocations, peft_out, start
+        )
+    ]
     with _Shown(quiet=as_json) as watcher:
         reports = train(
             path,

@@ -18,17 +18,19 @@ _YES: Final = ("yes", "true", "1", "y", "positive", "good", "correct", "right", 
 _NOT: Final = ("un", "in", "im", "non-", "not ", "not_", "non", "dis", "ir")
 
 
-def made_contract(name: str, answers: Sequence[Any]) -> str:
+def made_contract(name: str, answers: Sequence[Any], instruction: str | None = None) -> str:
     """The text of an io.yaml for answers that are all texts, numbers, booleans or objects with the
     same fields.
 
     Two different answers, or few numbers, become a JSON Schema with one field of that `name` and a
-    `likelihood` rule; a few words become `choices`; other texts need no schema. Raises InputError
-    for answers of several kinds.
+    `likelihood` rule; a few words become `choices`; other texts need no schema. `instruction` is
+    its template. Raises InputError for answers of several kinds.
     """
     import yaml
 
     fields: dict[str, Any] = {"name": name, "model": None}
+    if instruction is not None:
+        fields["instruction"] = instruction
     if all(isinstance(each, dict) for each in answers):
         schema, rules = _object(answers)
     elif words := _enumeration(answers):

@@ -24,9 +24,9 @@ _MOST_UNUSED: Final = 100
 def choose_invocation(
     model: Model, name: str, template: str | None, taken: Sequence[tuple[int, ...]] = ()
 ) -> str:
-    """A text for an adapter of that `name`: the beginning of a turn of its own role, as the base's
-    chat `template` begins turns; else a token that the vocabulary has for purposes to come, other
-    than those `taken`; else the name in angle brackets, which is ordinary text.
+    """A text for an adapter of that `name`, to stand behind the conversation: the beginning of a
+    turn of its own role, as the base's chat `template` begins turns; else a token that the
+    vocabulary has for purposes to come, other than those `taken`; else what begins instructions.
     """
     for form in _TURNS:
         opening = form.split("{}")[0]
@@ -37,6 +37,13 @@ def choose_invocation(
             ids = ids_of(model, form.format(number))
             if len(ids) == 1 and ids not in taken:
                 return form.format(number)
+    return instruction_opening(name)
+
+
+def instruction_opening(name: str) -> str:
+    """The text of an adapter of that `name` that begins its instruction: ordinary text, as a user's
+    message can hold it.
+    """
     return f"<{name}>"
 
 

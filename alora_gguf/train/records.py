@@ -31,7 +31,11 @@ class Task:
     out         the GGUF to write
     name        the adapter's; by default that of `out`
     contract    an io.yaml, or what has one; None: one is made of the answers
-    invocation  a text; None: one is chosen of the base's control tokens
+    invocation  a text; None: one is chosen of the base's control tokens, or, where the contract has
+                an instruction, the name in angle brackets, which begins that
+    repeat      whether a contract that is made has an instruction, which says the last message once
+                more: the adapter reads that itself, with what stood before it, and not only its own
+                few tokens
     peft_out    a directory for the adapter in PEFT's format, with its contract
     start       a directory in PEFT's format, such as an earlier peft_out, whose weights training
                 begins with: of this base, and of the same rank, alpha and targets. A plain twin
@@ -45,6 +49,7 @@ class Task:
     name: str | None = None
     contract: PathLike | None = None
     invocation: str | None = None
+    repeat: bool = False
     peft_out: PathLike | None = None
     start: PathLike | None = None
     kind: Literal["alora", "lora"] = "alora"

@@ -20,6 +20,7 @@ from alora_gguf.errors import AdapterError, CancelledError, InputError, ModelErr
 from alora_gguf.files import write_whole
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.gguf.writer import write_temperature
+from alora_gguf.intrinsics import Contract
 from alora_gguf.model import Model
 from alora_gguf.verification import verify
 
@@ -27,7 +28,7 @@ from .adapter import CONTRACT, Adapter, shapes_of
 from .attention import attend
 from .fitting import Fit, Fitting, is_own
 from .hf_model import load_model, model_bytes
-from .invocation import choose_invocation, ids_of
+from .invocation import choose_invocation, ids_of, instruction_opening
 from .prefixes import Prefixes, SharedPrefixes
 from .records import Estimate, Prepared, TrainReport, Watcher
 from .rows import answered, rows_of
@@ -120,11 +121,14 @@ class Run:
             taken: list[tuple[int, ...]] = []
             for task in tasks:
                 if task.kind == "alora":
-                    task.text = task.task.invocation or choose_invocation(
-                        model, task.name, self.base.chat_template, taken
-                    )
+                    task.text = task.task.invocation or self._opening(model, task, taken)
                     task.invocation = ids_of(model, task.text)
                     taken.append(task.invocation)
+                    if task.task.repeat and not model.detokenize(task.invocation[:1]):
+                        raise InputError(
+                            f"the invocation {task.text!r} begins with a control token and stands "
+                            "behind what is repeated; give one of ordinary text, or none"
+                        )
         adapter = Adapter(self._model, self.base.architecture, self.settings)
         # one that changes nothing is refused
         shaped = {name: torch.full_like(each, _SHAPED) for name, each in adapter.weights.items()}
@@ -133,6 +137,12 @@ class Run:
                 adapter.start_from(task.start)
             self._write(task, adapter, shaped, self._initial(task))
         self._model = adapter.close()
+
+    def _opening(self, model: Model, task: Prepared, taken: Sequence[tuple[int, ...]]) -> str:
+        """An invocation that makes the adapter read its whole instruction, if it has one."""
+        if Contract.parse(task.contract).instruction is not None:
+            return instruction_opening(task.name)
+        return choose_invocation(model, task.name, self.base.chat_template, taken)
 
     def _tokenize(self, model: Model, task: Prepared) -> None:
         if task.task.contract is not None:  # errors name the file, not the copy of it

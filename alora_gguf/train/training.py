@@ -23,6 +23,7 @@ from alora_gguf.intrinsics.contract import file_in
 
 from .contract import check_words, made_contract
 from .data import Example, Examples, read_examples
+from .invocation import instruction_opening
 from .records import PathLike, Prepared, Task, TrainReport, Watcher, config_of
 from .settings import TrainSettings
 
@@ -158,7 +159,17 @@ def _contract(task: Task, name: str, examples: Examples) -> tuple[str, bool]:
     if task.contract is None:
         given = _all(examples)
         check_words(examples.path, sorted(given, key=lambda each: each.line))
-        return made_contract(name, [each.answer for each in given]), True
+        instruction = None
+        if task.repeat:
+            opening = instruction_opening(name) if task.invocation is None else task.invocation
+            escaped = opening.replace("{", "{{").replace("}", "}}")
+            instruction = f"{escaped} {{last_message}}"
+        return made_contract(name, [each.answer for each in given], instruction), True
+    if task.repeat:
+        raise InputError(
+            f"{name}: a contract is given, and repeat (--repeat) is for one that is made; give it "
+            "the instruction '{last_message}'"
+        )
     load_contract(task.contract)  # says what is wrong with it
     return file_in(Path(task.contract)).read_text(encoding="utf-8"), False
 

@@ -29,6 +29,14 @@ from .conftest import WriteLines, example
 pytestmark = pytest.mark.parity
 
 SETTINGS = TrainSettings(epochs=4, batch=8, rate=2e-2, threads=1, looks=2, patience=0)
+CONTRACT = """
+model: ~
+response_format: |
+  {"type": "object", "properties": {"x": {"type": "string", "enum": ["yes", "no"]}},
+   "required": ["x"], "additionalProperties": false}
+transformations: ~
+instruction: say x
+"""
 EXAMPLES = [example(i, split="held_out" if i % 5 == 4 else "train") for i in range(60)]
 
 
@@ -85,6 +93,50 @@ def test_an_adapter_comes_of_a_base_and_lines(
             no = chat.invoke("x")
         assert yes.value["x"] > no.value["x"]
         assert model.adapter("x").invocation == report.invocation
+
+
+def test_the_last_message_is_repeated_behind_the_invocation(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.gguf"
+    task = Task(data=lines(EXAMPLES), out=out, repeat=True)
+    (report,) = train(base, [task], settings=SETTINGS)
+    assert report.invocation_text == "<x>"
+    contract = ag.Contract.parse(report.contract)
+    assert contract.instruction == "<x> {last_message}"
+    assert report.scores is not None
+    adapter = report.scores.rows["adapter"]
+    assert adapter.figures["accuracy"].value == report.looks[-1]["right"]
+    with (
+        ag.Model(base, adapters={"x": out}) as model,
+        model.chat(documents=["the rain"], messages=["a xb ?"]) as chat,
+    ):
+        prompt = chat.supervise("x", {"x": "yes"}).prompt
+        n = len(report.invocation)
+        at = next(i for i in range(len(prompt)) if prompt[i : i + n] == report.invocation)
+        assert model.detokenize(prompt[at + n :]).startswith(" a xb ?")
+        assert chat.invoke("x").value["x"] > 0.5
+
+
+def test_what_repeats_in_vain(base: Path, lines: WriteLines, tmp_path: Path) -> None:
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", repeat=True)
+    (tmp_path / "io.yaml").write_text(CONTRACT)
+    with pytest.raises(ag.InputError, match=r"a contract is given, .*'\{last_message\}'"):
+        train(base, [replace(task, contract=tmp_path / "io.yaml")], settings=SETTINGS)
+    control = "<|user|>x"
+    with pytest.raises(ag.InputError, match="begins with a control token and stands behind"):
+        train(base, [replace(task, invocation=control)], settings=SETTINGS)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("x.gguf")]
+
+
+def test_an_instruction_begins_with_the_invocation(
+    base: Path, lines: WriteLines, tmp_path: Path
+) -> None:
+    """Also one that does not say it: what an adapter is told, it reads itself."""
+    (tmp_path / "io.yaml").write_text(CONTRACT)
+    task = Task(data=lines(EXAMPLES), out=tmp_path / "x.gguf", contract=tmp_path / "io.yaml")
+    (report,) = train(base, [task], settings=replace(SETTINGS, epochs=1))
+    assert report.invocation_text == "<x>"
 
 
 def test_an_adapter_is_trained_further(base: Path, lines: WriteLines, tmp_path: Path) -> None:
