@@ -24,7 +24,7 @@ from .library import Pick
 from .metadata import OUTTYPES, adapter_metadata
 from .peft.invocation import find_invocation
 from .plan import make_plan
-from .source import Source
+from .source import HEAD, Source
 
 _GROWTH: Final = 16  # times the weights; from f16 to f32, and with fused weights, up to 6
 _ALWAYS: Final = 256 << 20  # bytes of a file that may be more: adapters of few experts are small
@@ -154,6 +154,8 @@ def convert_adapter(
             f"{found.name} is a plain LoRA: asked about a conversation it reads all of it "
             "again, where an aLoRA would go on with what the base has read"
         )
+    if found.has_head:
+        remarks.append(f"{HEAD} beside it is left out: a head of Granite Switch's is no adapter")
     remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(

@@ -40,6 +40,7 @@ _CHECKPOINT: Final = re.compile(r"\d+_adapters\.safetensors")  # of mlx-lm, besi
 IO_YAML: Final = ("io.yaml", "io.yml")
 CONFIG: Final = "config.json"  # of a base
 README: Final = "README.md"
+HEAD: Final = "classifier_head.safetensors"  # of Granite Switch's: on a base's last state
 MAX_TEXT: Final = 1 << 20  # bytes of an io.yaml, and of a README that are looked at
 _MAX_LICENCE: Final = 200
 _FRONT_MATTER: Final = re.compile(r"---\s*?\n(.*?)^---\s*?\n", re.DOTALL | re.MULTILINE)
@@ -61,6 +62,7 @@ class Source:
     repo       "owner/repo" on the hub, if it is a copy of one
     revision   the commit's hash
     path       the adapter's directory in the repository; None for its root
+    has_head   whether a classifier's head lies beside it, which is no part of it
     """
 
     directory: Path
@@ -73,6 +75,7 @@ class Source:
     repo: str | None
     revision: str | None
     path: str | None
+    has_head: bool = False
 
 
 def find_in(
@@ -127,6 +130,7 @@ def describe(snapshot: Snapshot, path: str, wanted: Pick) -> Source:
         repo=snapshot.repo,
         revision=snapshot.revision,
         path=(path or None) if snapshot.repo else None,
+        has_head=snapshot.file(prefix + HEAD) is not None,
     )
 
 
@@ -232,6 +236,12 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
             f"{where}: holds GGUF files ({listing(ggufs)}), which need no conversion "
             f"(`alora-gguf pull --file` stores one), and no {FILE_NAME}; give the PEFT adapter's "
             "directory"
+        )
+    if HEAD in names:
+        return InputError(
+            f"{where}: holds a classifier's head ({HEAD}), which Granite Switch multiplies the "
+            "base's last state with, and no adapter; there is none of that here: train an aLoRA on "
+            "the same examples (`alora-gguf train`)"
         )
     unread = f" (not looked into: {listing(skipped)})" if skipped else ""
     return InputError(

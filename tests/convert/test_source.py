@@ -187,6 +187,10 @@ def test_directories_without_an_adapter(tmp_path: Path) -> None:
         InputError, match=r"holds no PEFT adapter: there is no adapter_config.json in it or below"
     ):
         find_source(tmp_path)
+    (tmp_path / "classifier_head.safetensors").touch()
+    with pytest.raises(InputError, match=r"holds a classifier's head .*, and no adapter;.*train"):
+        find_source(tmp_path)
+    (tmp_path / "classifier_head.safetensors").unlink()
     (tmp_path / "base.gguf").touch()
     with pytest.raises(InputError, match=r"holds GGUF files \(base.gguf\), which need no conv"):
         find_source(tmp_path)
@@ -201,6 +205,17 @@ def test_directories_without_an_adapter(tmp_path: Path) -> None:
         MissingFileError, match=r"/adapter_config\.json: there is no such file; an adapter's"
     ):
         find_source(tmp_path)
+
+
+def test_a_head_beside_it_is_left_out_and_said(tmp_path: Path) -> None:
+    case = sound_case(tmp_path)
+    case.write()
+    assert case.convert().warnings == ()
+    (case.source / "classifier_head.safetensors").touch()
+    assert case.convert(overwrite=True).warnings == (
+        "classifier_head.safetensors beside it is left out: a head of Granite Switch's is no "
+        "adapter",
+    )
 
 
 def test_weights_that_will_not_do(tmp_path: Path) -> None:
