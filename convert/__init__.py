@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from .conversion import ConversionReport, convert_adapter
 from .export import ExportReport, export_adapter
-from .export_index import ExportIndexReport, export_index
 from .find import find_source
 from .hub.fetch import Offer, RemoteModel, offers
 from .hub.reference import HubReference, is_reference, parse_reference
+from .index import ExportIndexReport, export_index
 from .library import Pick
 from .source import Source
 
