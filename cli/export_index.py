@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from alora_gguf.convert import ExportIndexReport
+
+# what vLLM's --max-lora-rank may be
+_VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @click.command("export-index")
@@ -77,6 +80,7 @@ def _ways_on(report: ExportIndexReport) -> Iterator[str]:
     if loras:
         modules = [f"{each.name}={each.out}" for each in loras]
         rank = max(rank for each in loras for rank in each.ranks)
+        rank = next((room for room in _VLLM_RANKS if room >= rank), rank)
         wanted = ("--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules)
         yield f"vLLM: vllm serve {report.model} {shlex.join(wanted)}"
     if any(each.architecture.startswith("granite") for each in report.adapters):

@@ -60,7 +60,7 @@ def test_a_library_and_its_index(
         "  second/tiny-1b/alora: 14 modules of rank 4",
         "  third/tiny-1b/alora: 14 modules of rank 4",
         "  first/tiny-1b/lora: 14 modules of rank 4",
-        "vLLM: vllm serve tiny-1b --enable-lora --max-lora-rank 4 --lora-modules "
+        "vLLM: vllm serve tiny-1b --enable-lora --max-lora-rank 8 --lora-modules "
         f"first={out}/first/tiny-1b/lora",
     ]
     assert said.err.splitlines() == [
