@@ -54,8 +54,8 @@ def headline(entry: Entry) -> str:
 
 
 _FINAL: Final = (
-    "The final look, at documents of other sources and in wordings of their own, which was taken "
-    "once, when all adapters were done:"
+    "The final look, at documents of other sources and in wordings of their own, which is taken "
+    "when adapters are done, and chooses nothing:"
 )
 
 

@@ -40,10 +40,25 @@ _MISSING: Final[dict[Split, dict[str, tuple[tuple[str, str], ...]]]] = {
     "train": {
         "when": (
             ("And when?", "when"), ("When was that?", "when"), ("In what year?", "in what year"),
+            ("Say when, please.", "when"), ("Tell me when.", "when"), ("Is it said when?", "when"),
+            ("I wonder when.", "when"), ("Oh, when?", "when"), ("When did you say?", "when"),
+            ("Really? In what year?", "in what year"), ("But when?", "when"),
         ),
-        "where": (("And where?", "where"), ("Where was that?", "where")),
-        "by": (("By whom?", "by whom"), ("And who did that?", "by whom")),
-        "how long": (("For how long?", "for how long"), ("And how long?", "for how long")),
+        "where": (
+            ("And where?", "where"), ("Where was that?", "where"), ("Tell me where.", "where"),
+            ("Is it said where?", "where"), ("Oh, where?", "where"), ("But where?", "where"),
+            ("Say where, please.", "where"), ("I wonder where.", "where"),
+        ),
+        "by": (
+            ("By whom?", "by whom"), ("And who did that?", "by whom"), ("And by whom?", "by whom"),
+            ("Tell me by whom.", "by whom"), ("Who was behind that?", "by whom"),
+            ("Is it said by whom?", "by whom"), ("Oh, by whom?", "by whom"),
+        ),
+        "how long": (
+            ("For how long?", "for how long"), ("And how long?", "for how long"),
+            ("Tell me for how long.", "for how long"), ("But for how long?", "for how long"),
+            ("I wonder for how long.", "for how long"), ("Say how long, please.", "for how long"),
+        ),
     },
     "eval": {
         "when": (("When exactly?", "when"), ("Since you mention it, when?", "when")),
@@ -60,10 +75,46 @@ _MISSING: Final[dict[Split, dict[str, tuple[tuple[str, str], ...]]]] = {
 }  # fmt: skip
 # How one asks the last question again of {it}.
 _SAME_OF: Final[dict[Split, tuple[str, ...]]] = {
-    "train": ("And {it}?", "What about {it}?", "The same for {it}, please.", "And for {it}?"),
+    "train": (
+        "And {it}?",
+        "What about {it}?",
+        "The same for {it}, please.",
+        "And for {it}?",
+        "{it}?",
+        "{it} too?",
+        "Same question for {it}.",
+        "{it}, please.",
+        "As for {it}?",
+        "I meant {it}.",
+        "Sorry, {it}.",
+        "Answer that for {it} as well.",
+        "With {it}, too?",
+        "And how is that with {it}?",
+        "Let us turn to {it}.",
+        "Next comes {it}.",
+        "But {it}?",
+        "Could you say that of {it}, too?",
+        "Do {it} as well.",
+        "I also want that for {it}.",
+    ),
     "eval": ("How about {it}?", "And in the case of {it}?", "Now {it}."),
     "final": ("Then what of {it}?", "Likewise for {it}?"),
 }
+# Questions to be rewritten are put in more ways than those that are answered.
+_FRAMES: Final[dict[Split, tuple[str, ...]]] = {
+    **wordings.FRAMES,
+    "train": (
+        *wordings.FRAMES["train"], "One more thing: {direct}?", "I need to know {indirect}.",
+        "Remind me {indirect}.", "Do we know {indirect}?", "Help me out here: {direct}?",
+        "I am not sure {indirect}.", "Perhaps you can say {indirect}.", "Then {direct}?",
+        "Is there anything on {indirect}?", "Sorry, {direct}?", "I keep asking myself {indirect}.",
+        "What does it say about {indirect}?", "Please say {indirect}.", "And {direct}?",
+        "From what you have there, {direct}?", "Honestly, {direct}?",
+        "It would help to know {indirect}.",
+        "Be so kind and tell me {indirect}.", "May I ask {indirect}?", "Next question: {direct}?",
+        "Also, {direct}?", "Who can say {indirect}?",
+    ),
+}  # fmt: skip
 # Requests that are about {it}.
 _ABOUT: Final[dict[Split, tuple[str, ...]]] = {
     "train": (
@@ -287,7 +338,7 @@ def _pronoun(
     word = pronoun(fact.clause)
     if fact.kind == "subject" or not word:
         return None
-    whole = wordings.question(fact, split, rng)
+    whole = wordings.question(fact, split, rng, frame=rng.choice(_FRAMES[split]))
     short = replace(fact, clause=replace(fact.clause, subject=word))
     asked = wordings.worded(short, whole.frame, whole.asked)
     said = _before(fact, others, split, rng)
@@ -333,7 +384,7 @@ def _same(
     swapped = swap_name(page, replace(fact, names=(it,)), pools, rng)
     if swapped is None or not swapped[0].clause.subject.startswith(swapped[1]):
         return None
-    first = wordings.question(fact, split, rng)
+    first = wordings.question(fact, split, rng, frame=rng.choice(_FRAMES[split]))
     rewritten = wordings.worded(swapped[0], first.frame, first.asked)
     template = rng.choice(_SAME_OF[split])
     said = [first.text, capitalised(fact.said) + "."]
@@ -350,7 +401,7 @@ def _whole(
 ) -> Made | None:
     """A question that leans on nothing, after a talk about something else."""
     del pools
-    asked = wordings.question(fact, split, rng)
+    asked = wordings.question(fact, split, rng, frame=rng.choice(_FRAMES[split]))
     if not fact.names:
         return None
     apart = [each for each in others if each.sentence != fact.sentence and each.clause.subject]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 from alora_gguf import smollm2
+from alora_gguf.errors import InputError
 from alora_gguf.train import Task, TrainReport, TrainSettings, Watcher, train
 from examples.demo_model import program
 from examples.demo_model.runtime import lora_name
@@ -50,6 +52,21 @@ class Said(Watcher):
             print(f"  {self._done:.0%} {note}", flush=True)
 
 
+def contract(task: str, kind: Kind) -> Path:
+    """An intrinsic's contract. A plain LoRA reads the whole conversation itself, and nothing is
+    said to it twice.
+    """
+    given = EXAMPLE / "intrinsics" / task / "io.yaml"
+    if kind == "alora":
+        return given
+    text, n = re.subn(r"^instruction: .*$", "instruction: ~", given.read_text(), flags=re.MULTILINE)
+    if n != 1:
+        raise InputError(f"{given}: has {n} lines with an instruction, expected one")
+    made = BUILD / f"{lora_name(task)}.io.yaml"
+    made.write_text(text)
+    return made
+
+
 def trained(
     task: str, kind: Kind, data: Path, threads: int | None, start: Path | None
 ) -> TrainReport:
@@ -65,7 +82,7 @@ def trained(
                 data=data / f"{task}.jsonl",
                 out=BUILD / f"{name}.gguf",
                 name=name,
-                contract=EXAMPLE / "intrinsics" / task / "io.yaml",
+                contract=contract(task, kind),
                 peft_out=BUILD / "peft" / name,
                 start=start,
                 kind=kind,
