@@ -59,11 +59,16 @@ def contract(task: str, kind: Kind) -> Path:
     given = EXAMPLE / "intrinsics" / task / "io.yaml"
     if kind == "alora":
         return given
-    text, n = re.subn(r"^instruction: .*$", "instruction: ~", given.read_text(), flags=re.MULTILINE)
+    text, n = re.subn(
+        r"^instruction: .*$",
+        "instruction: ~",
+        given.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
     if n != 1:
         raise InputError(f"{given}: has {n} lines with an instruction, expected one")
     made = BUILD / f"{lora_name(task)}.io.yaml"
-    made.write_text(text)
+    made.write_text(text, encoding="utf-8")
     return made
 
 

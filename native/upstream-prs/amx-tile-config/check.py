@@ -55,18 +55,20 @@ def found(source: str, compiler: str) -> list[int]:
         raise SystemExit(f"{FILE}: has no tile_config_t or ggml_tile_config_init() any more")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "a.cpp").write_text(f"{BEFORE}{config[0]}\n{function[0]}\n{BEHIND}")
-        (folder / "main.cpp").write_text(MAIN)
+        (folder / "a.cpp").write_text(
+            f"{BEFORE}{config[0]}\n{function[0]}\n{BEHIND}", encoding="utf-8"
+        )
+        (folder / "main.cpp").write_text(MAIN, encoding="utf-8")
         options = ["-O3", "-std=c++17", "-mamx-tile", "-fno-pic", "-S", "-o", folder / "a.s"]
         subprocess.run([compiler, *options, folder / "a.cpp"], check=True)
-        text = (folder / "a.s").read_text()
+        text = (folder / "a.s").read_text(encoding="utf-8")
         copied, n = re.subn(r"\tldtilecfg\t(-?\d*)\((%r\w+)\)", _copies, text)
         if n != 1:
             raise SystemExit(f"{compiler}: made {n} ldtilecfg of it, expected one")
-        (folder / "a.s").write_text(copied)
+        (folder / "a.s").write_text(copied, encoding="utf-8")
         files = [folder / "a.s", folder / "main.cpp"]
         subprocess.run([compiler, "-no-pie", "-o", folder / "a", *files], check=True)
-        run = subprocess.run([folder / "a"], check=True, capture_output=True, text=True)
+        run = subprocess.run([folder / "a"], check=True, capture_output=True, encoding="utf-8")
     return [int(each) for each in run.stdout.split()]
 
 
@@ -83,20 +85,22 @@ def patched(source: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, FILE)
         file.parent.mkdir(parents=True)
-        file.write_text(source)
+        file.write_text(source, encoding="utf-8")
         patch = ["git", "apply", str(HERE / "amx-tile-config.patch")]
         # or git would look for a repository around it, and skip the file
         environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(Path(temporary).parent)}
         subprocess.run(patch, cwd=temporary, env=environment, check=True)
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
     tree = Path(arguments[0]) if arguments else TREE
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
+    version = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, encoding="utf-8"
+    )
     print(version.stdout.splitlines()[0])
-    source = (tree / FILE).read_text()
+    source = (tree / FILE).read_text(encoding="utf-8")
     for name, text in (("without the patch", source), ("with the patch", patched(source))):
         wrong = sum(a != b for a, b in zip(found(text, compiler), WANTED, strict=True))
         print(f"{name}: {wrong} of 64 bytes are not what was written")
