@@ -91,6 +91,7 @@ class _Unstacker:
         for pair in file.pairs:
             self._check_shape(pair)
         self.left = set(self.stacks)
+        self._counted: dict[str, int] = {}  # blocks by path: experts have many of one
         experts, dense = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate", "ffn_up")
         layers = range(base.n_layers)
         self.one_by_one = any(self._share_a(layer, experts) is False for layer in layers)
@@ -118,10 +119,11 @@ class _Unstacker:
         for each in found:
             adapted.setdefault(each.path, set()).add(each.name)
         whole = {path for path, names in adapted.items() if len(names) == self._layers(path)}
+        alone = {path for path in whole if self._alone(path, whole)}
         for each in found:
             if each.path not in whole:
                 yield each
-            elif each.parameter or not self._alone(each.path, whole):
+            elif each.parameter or each.path not in alone:
                 yield replace(each, target=each.path)
             else:
                 yield replace(each, target=_last(each.path))
@@ -135,8 +137,11 @@ class _Unstacker:
 
     def _layers(self, path: str) -> int:
         """How many blocks of the base have a module or parameter."""
-        layers = range(self.base.n_layers)
-        return sum(self._reading(layer, _listed(path)) is not None for layer in layers)
+        listed, layers = _listed(path), range(self.base.n_layers)
+        if listed not in self._counted:
+            found = (self._reading(layer, listed) for layer in layers)
+            self._counted[listed] = sum(each is not None for each in found)
+        return self._counted[listed]
 
     def _reading(self, layer: int, path: str) -> Reading | None:
         """How a module of the family's table is to be read in a block; None if the block has not

@@ -30,7 +30,8 @@ def write_index(service: Service, directory: Path) -> list[str]:
         directory.mkdir(parents=True, exist_ok=True)
         index.write_index(directory, service.name, entries)
     except OSError as error:
-        raise ag.InputError(f"{directory}: cannot be written: {error.strerror or error}") from error
+        where, why = error.filename or directory, error.strerror or error
+        raise ag.InputError(f"{where}: cannot be written: {why}") from error
     return left
 
 

@@ -39,6 +39,22 @@ def test_a_piece_applies(piece: Path, tmp_path: Path) -> None:
     assert f"({piece.name}/README.md)" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("amx-tile-config", ["none"], "mmq.cpp: there is no such file; give llama.cpp's sources"),
+        ("lora-precision", [], "expected two files: a GLM 4 and a LoRA"),
+        ("lora-precision", ["no.gguf", "x"], "no.gguf: cannot be loaded, expected a model's GGUF"),
+    ],
+)
+def test_a_check_says_what_it_lacks(name: str, arguments: list[str], said: str) -> None:
+    command = [sys.executable, FOLDER / name / "check.py", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith(said) or said in run.stderr.splitlines()[0]
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not shutil.which("g++"),
     reason="AMX is x86-64's, and the check compiles with g++",

@@ -95,7 +95,14 @@ def patched(source: str) -> str:
 
 def main(arguments: list[str]) -> int:
     tree = Path(arguments[0]) if arguments else TREE
-    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
+    if not (tree / FILE).is_file():
+        raise SystemExit(
+            f"{tree / FILE}: there is no such file; give llama.cpp's sources (here `python "
+            "native/fetch_upstream.py --no-patch --dest build/upstream` fetches them)"
+        )
+    compiler = os.environ.get("CXX") or "g++"
+    if not shutil.which(compiler):
+        raise SystemExit(f"{compiler}: there is no such compiler; name GCC's or Clang's in CXX")
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, encoding="utf-8"
     )

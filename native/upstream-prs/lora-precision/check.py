@@ -50,16 +50,25 @@ def precisions(model: object, adapter: object | None) -> Counter[str]:
     return found
 
 
-def main(base: str, lora: str) -> None:
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise SystemExit("expected two files: a GLM 4 and a LoRA on its linear layers, as GGUFs")
+    base, lora = arguments
     quiet = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(quiet, None)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(base.encode(), llama.llama_model_default_params())
+    if not model:
+        raise SystemExit(f"{base}: cannot be loaded, expected a model's GGUF; check the path")
     adapter = llama.llama_adapter_lora_init(model, lora.encode())
+    if not adapter:
+        raise SystemExit(f"{lora}: cannot be loaded, expected a LoRA's GGUF for this model")
     for name, each in (("without", None), ("with", adapter)):
         found = precisions(model, each)
+        if not found:
+            raise SystemExit(f"{base}: has no {' and no '.join(WEIGHTS)}, expected a GLM 4")
         print(f"{name} the LoRA: {found['F32']} in F32, {found['default']} as the backend likes")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])
