@@ -79,11 +79,11 @@ class Runner:
         return Outcome(status, captured.out, captured.err)
 
 
-def start(*arguments: str | Path, **more: Any) -> subprocess.Popen[str]:
-    """The same as a process of its own."""
+def start(*arguments: str | Path, first: str = "", **more: Any) -> subprocess.Popen[str]:
+    """The same as a process of its own, which runs the line `first` before."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-c", MAIN, "run", "--threads", "1", *map(str, arguments)],
+        [sys.executable, "-c", f"{first}\n{MAIN}", "run", "--threads", "1", *map(str, arguments)],
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": ""},
         **pipes | more,
