@@ -8,6 +8,7 @@
 #   make fast    what CI tries first: linters, and tests that take neither long nor PyTorch
 #   make test-backends   the tests of results on other backends, without their hardware
 #   make test-sanitizers   the native tests with ASan and UBSan, and with TSan, in all of llama.cpp
+#   make test-lagging   the tests, on a machine where threads and processes begin and go on late
 #   make test-windows   the native tests, compiled for Windows and run under Wine
 #   make test-peers   libraries that use llama_cpp.Llama, on ours
 #   make test-ray   `alora-gguf run --ray` and a Ray Data pipeline, on a cluster of this machine
@@ -63,7 +64,7 @@ python_files := alora_gguf convert cli docs native release tests $(wildcard benc
 
 .PHONY: help setup setup-checks demo demo-model demo-eval demo-parity smollm2-train smollm2-eval \
 	smollm2-parity train-demo check fast test test-fast lint house \
-	test-native test-stock test-python test-backends test-sanitizers \
+	test-native test-stock test-python test-backends test-sanitizers test-lagging \
 	test-clients test-fleet test-page test-peers test-program test-ray test-windows \
 	test-wheel program wheel bench docs format clean
 help:
@@ -245,6 +246,13 @@ test-backends: test-stock
 	    $(BIN)/python -m tests.backends $$backend; \
 	    ALORA_TEST_BACKEND=$$backend $(PYTEST) tests/native \
 	        $(if $(CI),tests/parity/test_logits.py,tests/parity); \
+	done
+
+# Twice all that starts threads and processes, some ten minutes each.
+test-lagging: setup-checks
+	@set -e; for late in watchers workers; do \
+	    ALORA_TEST_LAG=$$late $(PYTEST) -p tests.support.lagging \
+	        $$(grep -rlE 'thread|concurrent|asyncio|Popen|serving' tests --include='test_*.py'); \
 	done
 
 # Two more builds of everything, too long for `make test`. What upstream has to mend is suppressed, with

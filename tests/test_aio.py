@@ -17,9 +17,10 @@ import alora_gguf as ag
 from alora_gguf import aio, demo
 from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.intrinsics import Contract
+from tests.support.batches import threads_of_batches
 from tests.support.chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
 from tests.support.files import EXACT, FOREVER, Files
-from tests.support.loops import until, watch_batches
+from tests.support.loops import until
 
 LONG = "the rain " * 180
 
@@ -232,8 +233,8 @@ def test_several_chats_share_batches_and_block_no_loop(
 
     alone = asyncio.run(one_by_one())
     monkeypatch.setattr(Scheduler, "_compose", spy)
-    threads = watch_batches(monkeypatch)
-    assert asyncio.run(together()) == alone
+    with threads_of_batches() as threads:
+        assert asyncio.run(together()) == alone
     assert max(sizes) > 1
     assert threading.main_thread() not in threads
 

@@ -13,9 +13,10 @@ import pytest
 import alora_gguf as ag
 from alora_gguf import aio
 from alora_gguf.intrinsics import Contract
+from tests.support.batches import slow_batches, threads_of_batches
 from tests.support.chats import PLAIN, YES_NO, assert_nothing_left, assert_sound, brief
 from tests.support.files import EXACT, Files
-from tests.support.loops import until, watch_batches
+from tests.support.loops import until
 
 LONG = "the rain " * 720
 ANYTHING = "model: ~\nresponse_format: ~\ntransformations: ~"
@@ -48,8 +49,9 @@ async def cancel_amid(work: Awaitable[Any], happened: Callable[[], bool]) -> Non
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    return watch_batches(monkeypatch)
+def batches() -> Iterator[list[threading.Thread]]:
+    with threads_of_batches() as threads:
+        yield threads
 
 
 def test_cancelling_amid_a_long_reading(
@@ -156,7 +158,8 @@ def test_a_timeout_is_a_cancellation(chat: ag.Chat, files: Files) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(aio.call(chat.say, "tell", brief(6000)), 0.05)
 
-    asyncio.run(main())
+    with slow_batches():
+        asyncio.run(main())
     chat.say("on", brief())
     assert_sound(chat, files)
 

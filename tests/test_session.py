@@ -6,7 +6,6 @@ import gc
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from alora_gguf.engine.context import Engine
 from alora_gguf.engine.scheduler import Scheduler
 from alora_gguf.engine.tokens import BASE, CachedTokens, Provenance, Spans
 from tests.support import inside, tiny_base
+from tests.support.batches import amid_batch
 from tests.support.files import EXACT, Files
 from tests.support.gguf_bytes import tensor_array
 
@@ -471,29 +471,24 @@ def generate_for_long(session: ag.Session) -> None:
 
 
 @pytest.fixture
-def ctrl_c() -> Iterator[Callable[[float], threading.Timer]]:
-    """Makes timers that send this process a Ctrl-C.
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Sends this process a Ctrl-C.
 
     A process that was started in the background ignores it, and Python then leaves it so.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda delay: threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send itself a Ctrl-C signal")
-def test_a_real_ctrl_c_while_generating(
-    files: Files, ctrl_c: Callable[[float], threading.Timer]
-) -> None:
+def test_a_real_ctrl_c_while_generating(files: Files, ctrl_c: Callable[[], None]) -> None:
     with files.model(n_ctx=4096) as model:
         session = model.session()
         session.append(TEXT)
-        for delay in (0.01, 0.02, 0.035):
-            timer = ctrl_c(delay)
-            timer.start()
-            with pytest.raises(KeyboardInterrupt):
+        for n in (3, 20, 47):
+            with pytest.raises(KeyboardInterrupt), amid_batch(n, ctrl_c):
                 generate_for_long(session)
-            timer.join()
             session.rewind(min(20, len(session.tokens)))
             sound(session)
         session.append("x")

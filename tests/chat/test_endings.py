@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import alora_gguf as ag
 from alora_gguf.generate.sampling import Sampler
 from alora_gguf.intrinsics import Contract
 from tests.support import tiny_base
+from tests.support.batches import amid_batch
 from tests.support.chats import (
     PLAIN,
     TRIMS,
@@ -155,10 +155,8 @@ def test_a_cancelled_reply_ends_where_it_is(chat: ag.Chat, files: Files) -> None
 
 def test_one_cancelled_from_elsewhere(chat: ag.Chat, files: Files) -> None:
     token = ag.CancelToken()
-    timer = threading.Timer(0.05, token.cancel)
-    timer.start()
-    reply = chat.say("tell", brief(900), cancel=token)
-    timer.join()
+    with amid_batch(20, token.cancel):
+        reply = chat.say("tell", brief(900), cancel=token)
     assert reply.finish_reason == "cancelled"
     assert 0 < len(reply.tokens) < 900
     assert chat.messages[-1] == ag.Message("assistant", reply.text)

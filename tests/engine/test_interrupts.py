@@ -126,12 +126,18 @@ def test_at_any_instruction(files: Files, seed: int) -> None:
 def test_a_call_that_waits_ends(files: Files) -> None:
     """For another thread's batch, say."""
     with files.model() as model, model.session() as session:
-        inside.engine(model).scheduler._leading = True  # as if it were computing
-        timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
-        timer.start()
+        scheduler = inside.engine(model).scheduler
+        scheduler._leading = True  # as if it were computing
+
+        def interrupt() -> None:
+            while not scheduler._requests:
+                time.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             session.append(PROMPT)
-        inside.engine(model).scheduler._leading = False
+        scheduler._leading = False
         session.append(PROMPT)
 
 

@@ -11,6 +11,7 @@ import pytest
 import alora_gguf as ag
 from alora_gguf.engine.scheduler import Barrier, BatchWindow, Scheduler
 from tests.support import inside
+from tests.support.batches import slow_batches
 from tests.support.files import FOREVER, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -80,7 +81,8 @@ def test_who_comes_later_joins_them(files: Files, batches: list[int]) -> None:
             assert begun.wait(FOREVER)
             reply(second, 20)
 
-        at_once(talk_on, join_in)
+        with slow_batches(0.005):
+            at_once(talk_on, join_in)
         assert batches.count(2) == 20
         assert batches.count(1) == 580
 

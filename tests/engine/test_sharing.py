@@ -15,6 +15,7 @@ import alora_gguf as ag
 from alora_gguf import demo
 from alora_gguf.engine.scheduler import Scheduler
 from tests.support import inside
+from tests.support.batches import slow_batches
 from tests.support.files import EXACT, Files
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -146,7 +147,7 @@ def test_threads_share_batches(files: Files, monkeypatch: pytest.MonkeyPatch) ->
             reply.read()
             return reply.tokens
 
-        with ThreadPoolExecutor(4) as pool:
+        with slow_batches(), ThreadPoolExecutor(4) as pool:
             together = list(pool.map(work, sessions))
         assert max(sizes) > 1
         for k, tokens in enumerate(together):
@@ -234,16 +235,18 @@ def test_python_goes_on_while_a_batch_is_computed(files: Files) -> None:
     """The interpreter's lock is free meanwhile: another thread keeps counting."""
     with files.model(n_ctx=4096) as model:
         session = model.session()
-        counted, stop = [0], threading.Event()
+        counted, begun, stop = [0], threading.Event(), threading.Event()
 
         def count() -> None:
             while not stop.is_set():
                 counted[0] += 1
+                begun.set()
                 time.sleep(0)
 
         thread = threading.Thread(target=count)
         thread.start()
         try:
+            assert begun.wait(60)
             before = counted[0]
             session.append([3] * 3000)
             assert counted[0] - before > 100

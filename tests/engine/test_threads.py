@@ -11,6 +11,7 @@ import pytest
 
 import alora_gguf as ag
 from tests.support import inside
+from tests.support.batches import slow_batches
 from tests.support.files import Files
 
 GREEDY = ag.Sampling(temperature=0.0)
@@ -114,7 +115,7 @@ def test_closing_while_others_work_is_a_clean_end_for_them(files: Files) -> None
 
 
 def test_closing_amid_a_long_reading_is_one_too(files: Files) -> None:
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, slow_batches(0.05):
         for _ in range(3):
             model = files.model(options=ag.ContextOptions(n_batch=32, n_ubatch=32))
             session, begun = model.session(), threading.Event()

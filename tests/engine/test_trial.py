@@ -216,7 +216,11 @@ def test_it_can_be_cancelled_and_interrupted(tmp_path: Path) -> None:
     since = time.monotonic()
     with pytest.raises(ag.CancelledError):
         ag.Model(path, n_ctx=64, cancel=cancel)
-    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
+        threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
         ag.Model(path, n_ctx=64)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - since < 20

@@ -20,9 +20,9 @@ from alora_gguf.engine.tokens import BASE, Provenance
 from alora_gguf.gguf.header import read_header
 from alora_gguf.verification.probe import open_probe
 from tests.support import inside, steered, tiny_base
+from tests.support.batches import slow_batches, threads_of_batches
 from tests.support.files import Files, write_hybrid_files
 from tests.support.gguf_bytes import tensor_array
-from tests.support.loops import watch_batches
 
 GREEDY = ag.Sampling(temperature=0.0)
 PROMPT = [(11 * i) % 250 for i in range(40)]
@@ -370,7 +370,7 @@ def test_where_the_memory_cannot_rewind(tmp_path: Path) -> None:
 # Threads -----------------------------------------------------------------------------------------
 
 
-N_REPLY = 60  # so long that threads that begin late still meet the others
+N_REPLY = 60
 
 
 @pytest.mark.usefixtures("patient")
@@ -406,8 +406,7 @@ def test_eight_threads_with_eight_vectors_share_batches(
         for session in sessions:
             session.rewind(30)
         before = model.stats().n_reserves
-        batches = watch_batches(monkeypatch)
-        with ThreadPoolExecutor(8) as pool:
+        with slow_batches(0.005), threads_of_batches() as batches, ThreadPoolExecutor(8) as pool:
             together = list(pool.map(reply, range(8)))
         assert together == alone
         assert len(batches) < 3 * N_REPLY  # and not 8 of them

@@ -18,11 +18,12 @@ import pytest
 from alora_gguf import demo
 from alora_gguf.serve import Server, guard, streams
 from alora_gguf.serve import server as process
+from tests.support.batches import slow_batches
 from tests.support.serving import serving
 
 QUESTION = {"role": "user", "content": "When does the ferry to Harwich leave?"}
 ASKED: dict[str, Any] = {"messages": [QUESTION], "temperature": 0, "max_tokens": 8}
-LONG: dict[str, Any] = {  # 0.5 s and more
+LONG: dict[str, Any] = {  # 400 batches and more
     "messages": [QUESTION],
     "max_tokens": 700,
     "stream": True,
@@ -164,7 +165,7 @@ def test_a_long_silence_is_broken(server: Server, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_line_that_is_full_says_so() -> None:
-    with serving(n_parallel=1, n_waiting=1) as server:
+    with serving(n_parallel=1, n_waiting=1) as server, slow_batches():
         with httpx.stream("POST", server.url + CHAT, json=LONG, timeout=60) as running:
             lines = running.iter_lines()  # which closes the stream when nobody has it
             next(lines)
@@ -186,7 +187,7 @@ def test_a_line_that_is_full_says_so() -> None:
 @pytest.mark.parametrize(("grace", "whole"), [(30.0, True), (0.05, False)])
 def test_it_ends_in_order(grace: float, whole: bool) -> None:
     ended: list[Any] = []
-    with serving(grace=grace) as server:
+    with serving(grace=grace) as server, slow_batches(0.0 if whole else 0.02):
         begun = threading.Event()
 
         def read() -> None:
@@ -263,11 +264,13 @@ def test_an_adapter_that_is_replaced_is_kept_for_who_uses_it(server: Server) -> 
         wanted = _text(client, asked)
         got: list[str] = []
         thread = threading.Thread(target=lambda: got.append(_text(client, asked)))
-        thread.start()
-        assert until(lambda: server.service.desk.running == 1)
-        again = client.post("/v1/load_lora_adapter", json=load).json()
-        assert again["alora"]["generation"] == 2
-        assert client.post("/v1/unload_lora_adapter", json={"lora_name": "mine"}).status_code == 200
+        with slow_batches():
+            thread.start()
+            assert until(lambda: server.service.desk.running == 1)
+            again = client.post("/v1/load_lora_adapter", json=load).json()
+            assert again["alora"]["generation"] == 2
+            unload = {"lora_name": "mine"}
+            assert client.post("/v1/unload_lora_adapter", json=unload).status_code == 200
         thread.join(60)
         assert got == [wanted]
         names = [each["id"] for each in client.get("/v1/models").json()["data"]]
