@@ -5,8 +5,8 @@
         print(chat.say("When does it open?", max_tokens=64))
         print(chat.invoke("answerability").value)
 
-Models:            Model, ContextOptions, CancelToken, AdapterFile, BaseFile, Stats, Embeddings,
-                   serve_rpc
+Models:            Model, ContextOptions, CancelToken, AdapterFile, ClassifierFile, BaseFile, Stats,
+                   Embeddings, serve_rpc
 Steering:          VectorFile, VectorOrigin, Directions, write_vector, read_adapter, Combination,
                    Loaded, AdapterLike
 Chats:             Chat, Message, Document, Tool, ToolCall, Reply, GenerateOptions, Sampling,
@@ -17,8 +17,8 @@ Typed decisions:   Predicate, Choice, Score, Decision, PredicateAnswer, ChoiceAn
 What calls tell:   Timings, TokenLogprob, TopLogprob, FinishReason, Progress
 Sessions:          Session, Generation, Invocation, Verdict, Provenance, is_saved_session
 The cache:         CacheReport, CacheHolder, CacheSpan
-Files:             inspect_gguf, AdapterSummary, VectorSummary, BaseSummary, ArraySummary,
-                   convert_adapter, ConversionReport, verify, Verification
+Files:             inspect_gguf, AdapterSummary, VectorSummary, ClassifierSummary, BaseSummary,
+                   ArraySummary, convert_adapter, ConversionReport, verify, Verification
 The store:         Store, StoreEntry, StoreContents, StoreAddition, StoredFile, Description
 Drop-in:           Llama, LlamaState, for programs written for llama_cpp
 Awaiting calls:    aio.call()
@@ -59,9 +59,11 @@ _HOMES = {
     "generate.invoke": "Verdict",
     "gguf.adapter": "AdapterFile",
     "gguf.base": "BaseFile",
+    "gguf.classifier": "ClassifierFile",
     "gguf.vector": "Directions VectorFile VectorOrigin read_adapter",
     "gguf.vector_writer": "write_vector",
-    "gguf.inspection": "AdapterSummary ArraySummary BaseSummary VectorSummary inspect_gguf",
+    "gguf.inspection": "AdapterSummary ArraySummary BaseSummary ClassifierSummary VectorSummary "
+    "inspect_gguf",
     "intrinsics": "Contract load_contract",
     "llama": "Llama LlamaState",
     "messages": "Document Message",
@@ -112,9 +114,11 @@ if TYPE_CHECKING:
     from .generate.invoke import Verdict as Verdict
     from .gguf.adapter import AdapterFile as AdapterFile
     from .gguf.base import BaseFile as BaseFile
+    from .gguf.classifier import ClassifierFile as ClassifierFile
     from .gguf.inspection import AdapterSummary as AdapterSummary
     from .gguf.inspection import ArraySummary as ArraySummary
     from .gguf.inspection import BaseSummary as BaseSummary
+    from .gguf.inspection import ClassifierSummary as ClassifierSummary
     from .gguf.inspection import VectorSummary as VectorSummary
     from .gguf.inspection import inspect_gguf as inspect_gguf
     from .gguf.vector import Directions as Directions

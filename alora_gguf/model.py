@@ -164,7 +164,9 @@ class Model:
 
     @property
     def adapters(self) -> Mapping[str, Loaded]:
-        """The loaded adapters by name, AdapterFile, VectorFile or Combination; read-only."""
+        """The loaded adapters by name: AdapterFile, VectorFile, ClassifierFile or Combination;
+        read-only.
+        """
         return MappingProxyType(self._runtime.bank.loaded())
 
     def adapter(self, name: str) -> Loaded:

@@ -28,6 +28,13 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
         raise click.BadParameter(f"'{value}' is not a list of token ids such as 27,91,3") from None
 
 
+def _labels(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> list[str] | None:
+    """Parses "safe,unsafe"."""
+    return None if value is None else [part.strip() for part in value.split(",")]
+
+
 @click.command("convert")
 @click.argument("source")
 @click.option(
@@ -62,6 +69,13 @@ def _ids(_context: click.Context, _option: click.Parameter, value: str | None) -
     metavar="IDS",
     callback=_ids,
     help="The same as token ids, such as 27,91,3.",
+)
+@click.option(
+    "--labels",
+    metavar="LABEL,LABEL",
+    callback=_labels,
+    help="SOURCE holds a classifier's head (classifier_head.safetensors), whose rows stand for "
+    "these, in their order.",
 )
 @options.contract
 @options.no_contract
@@ -121,13 +135,20 @@ def command(
 
 def _print(report: ConversionReport, *, without: bool) -> None:
     targets = ", ".join(f"{name} x{count}" for name, count in report.targets.items())
+    kinds = {"alora": "aLoRA", "lora": "LoRA"}
     rows = [
-        ("kind", "aLoRA" if report.kind == "alora" else "LoRA"),
+        ("kind", kinds.get(report.kind, report.kind)),
         ("architecture", report.architecture),
-        ("targets", targets),
-        ("rank", ", ".join(map(str, report.ranks))),
-        ("alpha", f"{report.alpha:g}" + (f" ({report.folded} folded)" if report.folded else "")),
     ]
+    if report.labels:
+        rows.append(("labels", ", ".join(map(printable, report.labels))))
+    else:
+        folded = f" ({report.folded} folded)" if report.folded else ""
+        rows += [
+            ("targets", targets),
+            ("rank", ", ".join(map(str, report.ranks))),
+            ("alpha", f"{report.alpha:g}{folded}"),
+        ]
     if report.invocation:
         ids = ", ".join(map(str, report.invocation))
         text = "" if report.invocation_text is None else f"{json.dumps(report.invocation_text)} = "

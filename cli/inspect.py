@@ -19,7 +19,7 @@ from .options import store_names
 from .render import aligned, plural, printable, shortened, size_text, wrapped
 
 if TYPE_CHECKING:
-    Summary = ag.AdapterSummary | ag.VectorSummary | ag.BaseSummary
+    Summary = ag.AdapterSummary | ag.VectorSummary | ag.ClassifierSummary | ag.BaseSummary
 
 CONTRACT = "alora.io_yaml"  # the key
 _WIDTH = 80
@@ -29,6 +29,7 @@ _KINDS = {
     "alora": "aLoRA adapter",
     "lora": "LoRA adapter",
     "vector": "steering vector",
+    "classifier": "classifier's head",
     "model": "base model",
     "vocabulary": "vocabulary without weights",
     "mmproj": "multimodal projector (mmproj)",
@@ -100,7 +101,7 @@ def contract_problems(summary: Summary) -> Iterator[str]:
 
 def _misfits(summary: Summary, base: str) -> Iterator[str]:
     """Why an adapter or vector cannot be used on a base, if it cannot."""
-    if not isinstance(summary, (ag.AdapterSummary, ag.VectorSummary)):
+    if isinstance(summary, ag.BaseSummary):
         raise ag.InputError(
             f"{summary.path}: is neither an adapter nor a steering vector, so there is nothing to "
             "fit to a base; leave --model out"
@@ -141,6 +142,8 @@ def _rows(summary: Summary) -> Iterator[tuple[str, str | None]]:
         yield from _adapter_rows(summary)
     elif isinstance(summary, ag.VectorSummary):
         yield from _vector_rows(summary)
+    elif isinstance(summary, ag.ClassifierSummary):
+        yield from _classifier_rows(summary)
     else:
         yield from _base_rows(summary)
     yield "file", f"GGUF version {summary.gguf_version}, {plural(summary.n_tensors, 'tensor')}"
@@ -167,6 +170,13 @@ def _adapter_rows(summary: ag.AdapterSummary) -> Iterator[tuple[str, str | None]
             scale = f"{scales[0][1]:g} (alpha/rank)"
         yield "rank", ", ".join(map(str, summary.ranks))
         yield "scale", scale
+
+
+def _classifier_rows(summary: ag.ClassifierSummary) -> Iterator[tuple[str, str | None]]:
+    yield "labels", ", ".join(summary.labels) or None
+    yield "reads", f"states of {summary.n_embd} values" if summary.n_embd else None
+    yield "invocation", None if summary.invocation_text is None else f"'{summary.invocation_text}'"
+    yield "tokens", ", ".join(map(str, summary.invocation[:_WIDTH])) or None
 
 
 def _vector_rows(summary: ag.VectorSummary) -> Iterator[tuple[str, str | None]]:

@@ -22,6 +22,8 @@ from .render import aligned, printable, size_text
 if TYPE_CHECKING:
     from alora_gguf.convert import ConversionReport, HubReference, RemoteModel, Source
 
+    from .inspect import Summary
+
 _LARGE: Final = 100 << 20  # bytes, of which one wants to know before they come
 
 
@@ -255,7 +257,7 @@ def _pull_gguf(
         return _Pulled(addition.commit(about), addition.changed, warnings)
 
 
-def _check(model: RemoteModel, path: Path) -> ag.AdapterSummary | ag.VectorSummary | ag.BaseSummary:
+def _check(model: RemoteModel, path: Path) -> Summary:
     """What a fetched file, or the first part of a split one, is. Raises InputError if it is neither
     a base nor an adapter nor a vector, FileFormatError for a malformed one.
     """

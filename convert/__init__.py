@@ -5,13 +5,14 @@ Needs the adapter and the base GGUF; neither torch nor transformers nor the nati
 
 from __future__ import annotations
 
-from .conversion import ConversionReport, convert_adapter
+from .conversion import convert_adapter
 from .export import ExportReport, export_adapter
 from .find import find_source
 from .hub.fetch import Offer, RemoteModel, offers
 from .hub.reference import HubReference, is_reference, parse_reference
 from .index import ExportIndexReport, export_index
 from .library import Pick
+from .report import ConversionReport
 from .source import Source
 
 __all__ = [

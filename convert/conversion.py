@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import ContractError, ConvertError, InputError, UnsupportedAdapterError
@@ -19,57 +19,18 @@ from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
 from .adapter import open_weights, read_adapter_config
 from .base.match import compare_base
+from .classifier import convert_classifier
 from .find import find_source, open_base
 from .library import Pick
 from .metadata import OUTTYPES, adapter_metadata
 from .peft.invocation import find_invocation
 from .plan import make_plan
+from .report import ConversionReport
 from .source import HEAD, Source
 
 _GROWTH: Final = 16  # times the weights; from f16 to f32, and with fused weights, up to 6
 _ALWAYS: Final = 256 << 20  # bytes of a file that may be more: adapters of few experts are small
 _THREADS: Final = 2  # that make values, beside the one that writes
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """The outcome of convert_adapter().
-
-    out, written  the file, and whether it was written: a dry run writes nothing
-    kind          "alora" or "lora"
-    invocation    token ids that switch an aLoRA on, empty for a LoRA; and their text, if known
-    targets       how many weights of each kind are changed, such as {"attn_q": 32}
-    ranks         the ranks that occur, ascending
-    alpha         adapter.lora.alpha; every other scale is folded into B
-    folded        for how many weights B was rescaled (rsLoRA, alpha_pattern)
-    nbytes        the size of the file
-    source_sha256 of the adapter's weights
-    warnings      what the user should know, one sentence each
-    contract      the io.yaml that is in it, None if it has none
-    """
-
-    out: Path
-    written: bool
-    name: str
-    kind: str
-    architecture: str
-    invocation: tuple[int, ...]
-    invocation_text: str | None
-    targets: dict[str, int]
-    ranks: tuple[int, ...]
-    alpha: float
-    folded: int
-    outtype: str
-    nbytes: int
-    seconds: float
-    source_sha256: str
-    warnings: tuple[str, ...]
-    contract: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        contract = None if self.contract is None else str(self.contract)
-        return {**asdict(self), "out": str(self.out), "contract": contract}
 
 
 @checked
@@ -82,6 +43,7 @@ def convert_adapter(
     outtype: str = "f16",
     name: str | None = None,
     invocation: str | Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
     contract: str | Path | bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -102,6 +64,9 @@ def convert_adapter(
     name        general.name; by default as the contract or a library's path names the intrinsic,
                 else the directory's
     invocation  an aLoRA's invocation, as text or as token ids, where its configuration lacks it
+    labels      of a classifier's head (Granite Switch's classifier_head.safetensors, which then is
+                what `source` holds), in the order of its rows; `outtype` and `pick` are an
+                adapter's
     contract    whether the io.yaml beside the adapter goes into it; or another one, or a directory
                 that has one
     overwrite   whether an existing `out` may be replaced
@@ -118,6 +83,18 @@ def convert_adapter(
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
         _check_out(Path(out), overwrite=overwrite)
+    if labels is not None:
+
+        def check(target: Path, inputs: Sequence[str | Path]) -> None:
+            if not dry_run:
+                _check_out(target, overwrite=overwrite)
+                _check_not_an_input(target, inputs)
+
+        return convert_classifier(
+            source, base, None if out is None else Path(out), labels, name=name,
+            invocation=invocation, contract=contract, overwrite=overwrite, dry_run=dry_run,
+            check=check, progress=progress,
+        )  # fmt: skip
     found = _with_contract(find_source(source, pick, base), contract)
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
     if not dry_run:
@@ -155,7 +132,9 @@ def convert_adapter(
             "again, where an aLoRA would go on with what the base has read"
         )
     if found.has_head:
-        remarks.append(f"{HEAD} beside it is left out: a head of Granite Switch's is no adapter")
+        remarks.append(
+            f"{HEAD} beside it is left out: it is a classifier of its own, converted with --labels"
+        )
     remarks += [another, *(how for _, how in model.departures), *trigger.warnings, *job.warnings]
     kinds = (re.sub(r"^blk\.\d+\.|\.weight$", "", pair.target) for pair in pairs)
     return ConversionReport(

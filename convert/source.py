@@ -239,9 +239,8 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
         )
     if HEAD in names:
         return InputError(
-            f"{where}: holds a classifier's head ({HEAD}), which Granite Switch multiplies the "
-            "base's last state with, and no adapter; there is none of that here: train an aLoRA on "
-            "the same examples (`alora-gguf train`)"
+            f"{where}: holds a classifier's head ({HEAD}) and no adapter; say what its rows stand "
+            "for, in their order (--labels LABEL,LABEL)"
         )
     unread = f" (not looked into: {listing(skipped)})" if skipped else ""
     return InputError(

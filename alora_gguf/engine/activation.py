@@ -3,7 +3,8 @@
 An adapter is a file of weights or of steering vectors. A plain LoRA begins at the first token, an
 activated one at its invocation, its last occurrence as in PEFT, whose first token it adapts too; a
 vector at the reply: at the token before the reply's first one, which is what that is chosen by. Of
-several each begins where it would alone.
+several each begins where it would alone. A classifier's head changes no token: it scores its labels
+by what the base computes at the last one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 
 from alora_gguf.errors import InputError, InvocationNotFoundError
 from alora_gguf.gguf.adapter import AdapterFile, Begins
+from alora_gguf.gguf.classifier import ClassifierFile
 from alora_gguf.gguf.vector import VectorFile
 from alora_gguf.options import MAX_SCALE, AdapterLike, FrozenDict, check_adapter
 
@@ -50,7 +52,9 @@ class Combination:
         """None: it is in no file."""
 
 
-Loaded = AdapterFile | VectorFile | Combination
+AdapterLikeFile = AdapterFile | VectorFile | ClassifierFile
+"""What a file of the bank's is."""
+Loaded = AdapterLikeFile | Combination
 """What has a name among a model's adapters."""
 Find = Callable[[str], Loaded]
 """What is loaded under a name, or UnknownAdapterError."""
@@ -64,7 +68,7 @@ class Part:
     """One file of those that act at once: the name it is loaded under, and its scale."""
 
     name: str
-    file: AdapterFile | VectorFile
+    file: AdapterLikeFile
     scale: float
 
 
@@ -83,6 +87,12 @@ def parts_of(adapter: AdapterLike | None, scale: float, find: Find) -> tuple[Par
                 f"the scale of '{part.name}' comes to {part.scale:g}, expected one in "
                 f"[{-MAX_SCALE}, {MAX_SCALE}]"
             )
+    heads = [part.name for part in found if isinstance(part.file, ClassifierFile)]
+    if heads and len(found) > 1:
+        raise InputError(
+            f"'{heads[0]}' is a classifier's head, which reads what the base computes; ask it "
+            "by itself"
+        )
     begun = {part.file.invocation: part for part in found if part.file.begins == "invocation"}
     if len(begun) > 1:
         first, second, *_ = begun.values()
@@ -155,7 +165,7 @@ def combined(name: str, adapters: Mapping[str, float], find: Find) -> Combinatio
     )
 
 
-def _contract_of(parts: Sequence[Part]) -> AdapterFile | VectorFile | None:
+def _contract_of(parts: Sequence[Part]) -> AdapterLikeFile | None:
     """Whose contract a combination has: the activated ones' first, and no one's if they differ."""
     there = [part.file for part in parts if part.file.io_yaml is not None]
     there = [file for file in there if file.begins == "invocation"] or there
@@ -259,13 +269,14 @@ class ActiveAdapter:
     """How tokens are to be computed: by what has a name and a scale, or by the base (`name` None).
 
     `stages` has what computes where those begin that are named by its key; `invocation` is what
-    some of them begin at.
+    some of them begin at. `classifier` is the head that scores its labels after it, if it is one.
     """
 
     name: AdapterLike | None = None
     stages: Mapping[frozenset[Begins], Stage] = field(default_factory=dict)
     invocation: tuple[int, ...] = ()
     plain_lora: bool = False
+    classifier: ClassifierFile | None = None
 
     @property
     def label(self) -> str:

@@ -23,12 +23,14 @@ from alora_gguf.errors import (
 )
 from alora_gguf.gguf.adapter import AdapterFile, Begins
 from alora_gguf.gguf.base import BaseFile
+from alora_gguf.gguf.classifier import ClassifierFile
 from alora_gguf.gguf.joined import joined
 from alora_gguf.gguf.vector import VectorFile, read_adapter
 from alora_gguf.options import MAX_SCALE, AdapterLike, check_adapter, check_number
 
 from .activation import (
     ActiveAdapter,
+    AdapterLikeFile,
     Combination,
     Loaded,
     Part,
@@ -44,7 +46,7 @@ from .tokens import Provenance, Vocabulary
 _BASE: Final = nullcontext(ActiveAdapter())
 
 
-def _check_vocabulary(file: AdapterFile | VectorFile, base: BaseFile, vocab: Vocabulary) -> None:
+def _check_vocabulary(file: AdapterLikeFile, base: BaseFile, vocab: Vocabulary) -> None:
     """Raises AdapterMismatchError if the invocation's ids read otherwise in this base than they did
     in the one that the adapter was converted for.
     """
@@ -63,8 +65,10 @@ def _check_vocabulary(file: AdapterFile | VectorFile, base: BaseFile, vocab: Voc
         )
 
 
-def _from_start(file: AdapterFile | VectorFile) -> AdapterFile | VectorFile:
-    """The same, on from the first token."""
+def _from_start(file: AdapterLikeFile) -> AdapterLikeFile:
+    """The same, on from the first token; a classifier's head as it is."""
+    if isinstance(file, ClassifierFile):
+        return file
     if isinstance(file, VectorFile):
         return replace(file, invocation=(), invocation_text=None, from_start=True)
     return replace(file, invocation=(), invocation_text=None)
@@ -136,12 +140,12 @@ class Bank:
 
     def load(
         self, paths: Mapping[str, str | os.PathLike[str]], *, from_start: bool = False
-    ) -> dict[str, AdapterFile | VectorFile]:
+    ) -> dict[str, AdapterLikeFile]:
         """Reads, checks and adds adapters, and returns them; all of them or, if one fails, none.
         With `from_start` they begin at the first token: an activated LoRA as a plain one, a vector
         as one that acts on all that is read.
         """
-        files: dict[str, AdapterFile | VectorFile] = {}
+        files: dict[str, AdapterLikeFile] = {}
         for name, path in paths.items():
             self._check_name(name)
             file = read_adapter(path)
@@ -176,7 +180,7 @@ class Bank:
                 raise
             files = {name: file.without_data() for name, file in files.items()}
             for name, file in files.items():
-                self._loaded[name] = (file, slots[name])
+                self._loaded[name] = (file, slots.get(name, 0))  # a head changes nothing
                 if isinstance(file, AdapterFile):
                     self._weights[slots[name]] = _Weights(file, file.path.absolute())
             return files
@@ -229,7 +233,8 @@ class Bank:
                     try:
                         for mixture in [each for each in self._joined if slot in dict(each)]:
                             self._free_joined(mixture)
-                        engine.native.adapter_remove(engine.ctx, slot, what)
+                        if slot:
+                            engine.native.adapter_remove(engine.ctx, slot, what)
                         self._weights.pop(slot, None)
                     except AdapterInUseError:
                         raise AdapterInUseError(
@@ -240,25 +245,37 @@ class Bank:
     # Using ---------------------------------------------------------------------------------------
 
     def using(
-        self, adapter: AdapterLike | None, scale: float
+        self, adapter: AdapterLike | None, scale: float, *, invoked: bool = False
     ) -> AbstractContextManager[ActiveAdapter]:
         """Resolves an adapter's name, or names and their scales (None: the base), and keeps them
-        loaded meanwhile. Raises UnknownAdapterError, InputError.
+        loaded meanwhile. Raises UnknownAdapterError, InputError; also for a classifier's head that
+        is not `invoked`: it neither reads nor writes.
         """
         check_number(scale, "scale", -MAX_SCALE, MAX_SCALE)
         chosen = check_adapter(adapter)
-        return _BASE if chosen is None else self._using(chosen, float(scale))
+        return _BASE if chosen is None else self._using(chosen, float(scale), invoked=invoked)
 
     @contextmanager
-    def _using(self, adapter: AdapterLike, scale: float) -> Iterator[ActiveAdapter]:
+    def _using(
+        self, adapter: AdapterLike, scale: float, *, invoked: bool
+    ) -> Iterator[ActiveAdapter]:
         engine = self._engine
         names = {adapter} if isinstance(adapter, str) else set(adapter)
         held: list[_Made] = []
         with engine.condition:
             parts = parts_of(adapter, scale, self.find)
+            head = parts[0].file if parts else None
+            if isinstance(head, ClassifierFile) and not invoked:
+                raise InputError(
+                    f"'{parts[0].name}' is a classifier's head, which neither reads a conversation "
+                    "nor replies: it is asked, with invoke()"
+                )
             used = [*names, *({part.name for part in parts} - names)]
             self._in_use.update(used)
         try:
+            if isinstance(head, ClassifierFile):
+                yield ActiveAdapter(adapter, invocation=head.invocation, classifier=head)
+                return
             mixtures = stages_of(parts)
             stages = {
                 begun: Stage(*self._slot(mixture, held), by)

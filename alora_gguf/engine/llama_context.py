@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alora_gguf.errors import AloraError, ClosedError, ModelError
+from alora_gguf.errors import AloraError, ClosedError, DecodeError, ModelError
 from alora_gguf.options import CancelToken, ContextOptions
 from alora_gguf.threads import FreeCores, default_threads
 
@@ -149,6 +149,7 @@ class LlamaContext:
         self.n_batch: int = llama.llama_n_batch(ctx)
         self.n_threads: int = llama.llama_n_threads(ctx)
         self._computing = self.n_threads
+        self._shows_states = False
         fixed = options.n_threads or options.attention == "upstream" or adopt
         self._cores = None if fixed else FreeCores(self.n_threads, default_threads())
         self.cells = CellAllocator(llama.llama_n_seq_max(ctx), llama.llama_n_ctx(ctx))
@@ -165,6 +166,7 @@ class LlamaContext:
         self.memory_kind = memory_of(llama, model)
         self.rewinds = self.memory_kind == "attention"
         self.window: int = llama.llama_model_n_swa(model)
+        self.n_embd: int = llama.llama_model_n_embd(model)
         self.n_ctx_train: int | None = llama.llama_model_n_ctx_train(model) or None
 
     def free(self) -> None:
@@ -231,6 +233,21 @@ class LlamaContext:
         if (n := self.n_threads_now) != self._computing:
             self.llama.llama_set_n_threads(self.ctx, n, n)
             self._computing = n
+
+    def show_states(self, wanted: bool) -> None:
+        """Before a batch: whether state_at() will be asked. The caller holds the lock."""
+        if wanted != self._shows_states:
+            self.llama.llama_set_embeddings(self.ctx, wanted)
+            self._shows_states = wanted
+
+    def state_at(self, index: int) -> NDArray[np.float32]:
+        """The state [n_embd] after the last norm, of a token of the last batch that has an output;
+        to be read before the next batch. The caller holds the lock.
+        """
+        state = self.llama.llama_get_embeddings_ith(self.ctx, index)
+        if not state:
+            raise DecodeError(f"{self.path}: llama.cpp gave no state for a token")
+        return np.ctypeslib.as_array(state, (self.n_embd,))
 
     # Sequences -----------------------------------------------------------------------------------
 
@@ -308,15 +325,36 @@ def _leave(llama: Any, vocab: Vocabulary, _ctx: int, _model: int, others: list[i
 # Batches -----------------------------------------------------------------------------------------
 
 
+_NEVER: Final = -1e9  # the logit of what cannot be sampled; infinite ones are taken for a fault
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """Scores a few tokens by a state of the last norm's: weight [n, n_embd] · h + bias [n]."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    tokens: tuple[int, ...]
+
+    def write(self, state: NDArray[np.float32], row: Logits) -> None:
+        """The logits [n_vocab] at a state: the scores, and of all other tokens that they are never
+        sampled.
+        """
+        row.fill(_NEVER)
+        row[list(self.tokens)] = self.weight @ state + self.bias
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Tokens to append to a sequence, and which of them to give logits for: of the last one as a
-    row, of all or of the last so many (at least 1) as a matrix.
+    row, of all or of the last so many (at least 1) as a matrix. With a `head` the last token has
+    that one's scores in place of logits.
     """
 
     seq: int
     tokens: Sequence[int]
     outputs: Literal["none", "last", "all"] | int = "last"
+    head: Head | None = None
 
     @property
     def first_output(self) -> int:
@@ -402,14 +440,14 @@ class Batch:
     logits.
 
     `pieces` is what it holds; `wanted` has, for each row of logits, the token's index in the batch,
-    whose it is, and where the row goes.
+    whose it is, where the row goes, and what makes it of the token's state, if something does.
     """
 
     def __init__(self, llama: Any, size: int, n_outputs: int | None = None) -> None:
         self._size, self._n_outputs = size, n_outputs or size
         self.n = 0
         self.pieces: list[Piece] = []
-        self.wanted: list[tuple[int, Request, Logits]] = []
+        self.wanted: list[tuple[int, Request, Logits, Head | None]] = []
         self.tokens = np.zeros(size, np.int32)
         self.positions = np.zeros(size, np.int32)
         self.logits = np.zeros(size, np.int8)
@@ -432,6 +470,11 @@ class Batch:
     def requests(self) -> list[Request]:
         """Whose pieces it holds."""
         return list({id(piece.request): piece.request for piece in self.pieces}.values())
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether states are wanted beside logits."""
+        return any(head is not None for *_, head in self.wanted)
 
     def add(self, tokens: Sequence[int], position: int, seq: int) -> int:
         """Appends tokens without logits; returns the index of the first."""
@@ -491,5 +534,6 @@ class Batch:
                 index = at + k - piece.begin
                 self.logits[index] = 1
                 row = out if out.ndim == 1 else out[k - run.first_output]
-                self.wanted.append((index, piece.request, row))
+                head = run.head if k == len(run.tokens) - 1 else None
+                self.wanted.append((index, piece.request, row, head))
         return len(self.wanted) < self._n_outputs

@@ -398,6 +398,7 @@ class Scheduler:
             started = time.monotonic()
             try:
                 context.choose_threads()
+                context.show_states(batch.has_heads)
                 status = context.llama.llama_decode(context.ctx, batch.struct())
                 with self._condition:
                     self._current = []
@@ -428,7 +429,10 @@ class Scheduler:
 
     def _deliver(self, batch: Batch) -> None:
         ctx, logits_of = self._context.ctx, self._context.llama.llama_get_logits_ith
-        for index, _, row in batch.wanted:
+        for index, _, row, head in batch.wanted:
+            if head is not None:
+                head.write(self._context.state_at(index), row)
+                continue
             source = logits_of(ctx, index)
             if not source:
                 raise DecodeError(f"{self._context.path}: llama.cpp gave no logits for a token")
@@ -453,7 +457,7 @@ class Scheduler:
         ranges = [(p.run.seq, p.length, p.length + p.end - p.begin) for p in batch.pieces]
         places = self._context.native.not_finite(self._context.ctx, ranges)
         found = {id(batch.pieces[i].request) for i in places}
-        found |= {id(r) for _, r, row in batch.wanted if not np.isfinite(row).all()}
+        found |= {id(r) for _, r, row, _ in batch.wanted if not np.isfinite(row).all()}
         return [request for request in batch.requests if id(request) in found]
 
     def _failed(self, batch: Batch, requests: list[Request], error: DecodeError) -> None:

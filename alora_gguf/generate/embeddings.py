@@ -14,7 +14,7 @@ from alora_gguf.engine.loading import Tuning, context_params
 from alora_gguf.engine.runtime import Runtime
 from alora_gguf.errors import AdapterFormatError, InputError
 from alora_gguf.gguf.adapter import AdapterFile
-from alora_gguf.gguf.vector import VectorFile, read_adapter
+from alora_gguf.gguf.vector import VectorFile
 from alora_gguf.options import CancelToken
 
 
@@ -117,7 +117,7 @@ class TextEmbedder:
         loaded = self._runtime.bank.find(self._runtime.names()[identity])
         if isinstance(loaded, VectorFile):
             return loaded
-        file = read_adapter(str(loaded.path))
+        file = AdapterFile.read(str(loaded.path))
         if file.identity != identity:
             raise AdapterFormatError(
                 f"{loaded.path}: was changed since it was loaded; unload it and load it again"

@@ -91,7 +91,7 @@ def run_invocations(
 
     with ExitStack() as kept_loaded:
         adapters = [
-            kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale))
+            kept_loaded.enter_context(runtime.bank.using(inv.adapter, inv.scale, invoked=True))
             for inv in invocations
         ]
         plans = [
@@ -337,7 +337,8 @@ class Runner:
                 tokens = [*(own if seq == fork.seq else rest), *path]
                 if tokens:
                     wanted = len(path) - len(plan.draft.forced) + 1
-                    runs.append(Run(seq, tokens, outputs=min(len(tokens), wanted)))
+                    n = min(len(tokens), wanted)
+                    runs.append(Run(seq, tokens, outputs=n, head=plan.head))
                     owners.append((fork, path))
         for (fork, path), rows in zip(owners, self._decode(forks, runs), strict=True):
             if rows is not None:

@@ -12,14 +12,14 @@ import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from alora_gguf.engine.activation import Activations, ActiveAdapter, not_found
 from alora_gguf.engine.context import Engine
-from alora_gguf.engine.llama_context import Logits, Run
+from alora_gguf.engine.llama_context import Head, Logits, Run
 from alora_gguf.engine.tokens import (
     BASE,
     CachedTokens,
@@ -30,7 +30,8 @@ from alora_gguf.engine.tokens import (
     find_last,
     spans_for,
 )
-from alora_gguf.errors import CacheFullError, InputError
+from alora_gguf.errors import AdapterMismatchError, CacheFullError, InputError
+from alora_gguf.gguf.classifier import ClassifierFile
 from alora_gguf.options import CancelToken, Form, Invocation
 
 from .constraint import compile_grammar
@@ -235,6 +236,7 @@ class InvocationPlan:
     extra: int = 0  # tokens of a shared prefix that are counted here
     note: str = ""
     draft: Draft = NO_DRAFT
+    head: Head | None = None
 
     @property
     def first(self) -> int | None:
@@ -256,6 +258,9 @@ def plan_invocation(
     started: float,
 ) -> InvocationPlan:
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
+    head = None
+    if active.classifier is not None:
+        head, invocation = _classifying(active.classifier, invocation, engine.vocab)
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
     reply = SampledReply(invocation, vocab, started)
@@ -266,7 +271,9 @@ def plan_invocation(
     if invocation.begun:
         begun = tuple(vocab.check(invocation.begun, "begun"))
         draft = Draft(begun, (begun,), draft.answers)
-    if invocation.stop or not engine.rewinds:
+    if head is not None:
+        draft = Draft(answers=draft.answers)
+    elif invocation.stop or not engine.rewinds:
         draft = Draft(draft.forced, (draft.forced,))
     activations = active.over(prompt, vocab)
     return InvocationPlan(
@@ -279,7 +286,38 @@ def plan_invocation(
         reply=reply,
         parent=parent,
         draft=draft,
+        head=head,
     )
+
+
+def _classifying(
+    file: ClassifierFile, invocation: Invocation, vocab: Vocabulary
+) -> tuple[Head, Invocation]:
+    """What scores a classifier's labels, each by its first token, and what it is asked then: to
+    answer with one of them. Raises AdapterMismatchError where two labels begin alike.
+    """
+    firsts = [(usual_tokens(label.encode(), vocab) or [-1])[0] for label in file.labels]
+    for i, (label, token) in enumerate(zip(file.labels, firsts, strict=True)):
+        if token < 0:
+            raise AdapterMismatchError(
+                f"{file.path}: this base's vocabulary has no tokens for the label {label!r}; "
+                "convert it with other labels (--labels)"
+            )
+        if token in firsts[:i]:
+            raise AdapterMismatchError(
+                f"{file.path}: the labels '{file.labels[firsts.index(token)]}' and '{label}' begin "
+                f"with the same token, {vocab.show([token])}; convert it with other labels "
+                "(--labels)"
+            )
+    if invocation.begun or invocation.drafts:
+        raise InputError(f"{file.path}: is a classifier's head, whose answer cannot be begun")
+    asked = invocation
+    if invocation.schema is None:
+        asked = replace(
+            invocation,
+            schema={"type": "string", "enum": list(file.labels), "x-alora": {"form": "text"}},
+        )
+    return Head(file.weight, file.bias, tuple(firsts)), asked
 
 
 def _prompt(
@@ -306,9 +344,18 @@ def _with_invocation(
     active: ActiveAdapter, prompt: list[int], n: int, invocation: Invocation
 ) -> list[int]:
     """`prompt`, and the adapter's invocation if it does not occur after the first `n` tokens. It
-    may begin in them, but one that ends there is an earlier turn's.
+    may begin in them, but one that ends there is an earlier turn's. Raises InputError where more
+    would follow that of a classifier, which is asked at the last token.
     """
     wanted = active.invocation
+    if active.classifier is not None:
+        ends = len(prompt) > n and tuple(prompt[-len(wanted) :]) == wanted
+        if not ends and not invocation.append_invocation:
+            raise InputError(
+                f"adapter {active.label} is a classifier's head, which is asked at its invocation: "
+                "the prompt has to end with that"
+            )
+        return prompt if ends else [*prompt, *wanted]
     if not wanted or not invocation.append_invocation:
         return prompt
     tail = prompt[max(0, n - len(wanted) + 1) :]
@@ -319,7 +366,8 @@ def _reusable(engine: Engine, plan: InvocationPlan, parent: Parent) -> int:
     """How many of the parent's cells a fork for this plan can share."""
     keep = parent.cached.common_prefix(plan.prompt, plan.spans)
     whole = keep == len(parent.cached)
-    if keep == len(plan.prompt) and not (whole and parent.logits is not None):
+    has_row = whole and parent.logits is not None and plan.head is None
+    if keep == len(plan.prompt) and not has_row:
         keep, whole = keep - 1, False  # a token must be decoded to have logits to sample from
     return keep if engine.rewinds or whole else 0
 

@@ -9,10 +9,10 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
@@ -139,7 +139,8 @@ class AdapterFile:
         MissingFileError.
         """
         file = Path(path)
-        data, header = _read(file)
+        what = "an adapter's GGUF file (`alora-gguf convert` makes one of a PEFT directory)"
+        data, header = read_sound(file, what, problems)
         pairs = tuple(sorted(pairs_in(header), key=lambda pair: pair.target))
         for pair in pairs:
             _check_finite(header, pair.a)
@@ -161,17 +162,7 @@ class AdapterFile:
 
     def check_base(self, base: BaseFile, n_vocab: int) -> None:
         """Raises AdapterMismatchError unless the adapter fits this base of `n_vocab` tokens."""
-        if self.architecture != base.architecture:
-            raise AdapterMismatchError(
-                f"{self.path}: was made for the architecture '{self.architecture}', but "
-                f"{base.path} is '{base.architecture}'; use the base it was trained on"
-            )
-        for token in self.invocation:
-            if token >= n_vocab:
-                raise AdapterMismatchError(
-                    f"{self.path}: invocation token {token} is outside the vocabulary of "
-                    f"{base.path} ({n_vocab} tokens); use the base it was trained on"
-                )
+        check_trained_on(self, base, n_vocab)
         for pair in self.pairs:
             self._check_target(pair, base)
 
@@ -209,6 +200,37 @@ class AdapterFile:
         return replace(self, data=b"")
 
 
+class Trained(Protocol):
+    """What was trained on a base, and switches on at an invocation if it has one."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+
+    @property
+    def architecture(self) -> str:
+        """The base's."""
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """Token ids."""
+
+
+def check_trained_on(file: Trained, base: BaseFile, n_vocab: int) -> None:
+    """Raises AdapterMismatchError for another architecture, and for a base without its tokens."""
+    if file.architecture != base.architecture:
+        raise AdapterMismatchError(
+            f"{file.path}: was made for the architecture '{file.architecture}', but "
+            f"{base.path} is '{base.architecture}'; use the base it was trained on"
+        )
+    for token in file.invocation:
+        if token >= n_vocab:
+            raise AdapterMismatchError(
+                f"{file.path}: invocation token {token} is outside the vocabulary of "
+                f"{base.path} ({n_vocab} tokens); use the base it was trained on"
+            )
+
+
 # What makes an adapter file sound -------------------------------------------------------------
 
 
@@ -223,7 +245,7 @@ def problems(header: GGUFHeader) -> Iterator[Problem]:
     """Everything that is wrong with an adapter, as far as its header and no base tell."""
     yield from _kind_problems(header)
     yield from _alpha_problems(header)
-    yield from _invocation_problems(header)
+    yield from invocation_problems(header)
     yield from _tensor_problems(header)
 
 
@@ -238,6 +260,12 @@ def _kind_problems(header: GGUFHeader) -> Iterator[Problem]:
         yield Problem(
             "is a steering vector, expected an adapter with weights",
             "name it where replies are steered (--steer, /steer, adapter=)",
+        )
+        return
+    if header.metadata.get("adapter.type") == "classifier":
+        yield Problem(
+            "is a classifier's head, expected an adapter with weights",
+            "it is asked like an intrinsic (invoke, --intrinsic)",
         )
         return
     ways_out = {"adapter": "this is not an adapter's file", "lora": "only LoRA is supported"}
@@ -264,7 +292,8 @@ def _alpha_problems(header: GGUFHeader) -> Iterator[Problem]:
             yield Problem(f"{ALPHA} is {value}, expected a finite number")
 
 
-def _invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
+def invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
+    """What is wrong with the invocation that a header has, if it has one."""
     if INVOCATION not in header.metadata:
         return
     ref = header.metadata[INVOCATION]
@@ -306,25 +335,27 @@ def _halves(header: GGUFHeader) -> dict[str, dict[str, TensorInfo]]:
     return halves
 
 
-def _read(path: Path) -> tuple[bytes, GGUFHeader]:
-    """A file's bytes and header; of a large one that is no adapter only its header is read."""
-    what = "an adapter's GGUF file (`alora-gguf convert` makes one of a PEFT directory)"
+def read_sound(
+    path: Path, what: str, wrong: Callable[[GGUFHeader], Iterator[Problem]]
+) -> tuple[bytes, GGUFHeader]:
+    """A file's bytes and header; of a large one that is not `what` it should be, in which something
+    is `wrong`, only its header is read. Raises AdapterFormatError, and MissingFileError.
+    """
+
+    def checked(header: GGUFHeader) -> int:
+        for problem in wrong(header):
+            raise AdapterFormatError(f"{header.name}: {problem.text}; {problem.fix}")
+        return max(info.offset + info.nbytes for info in header.tensors.values())
+
     with open_file(path, what, AdapterFormatError) as file:
         try:
-            size = _checked(read_header(path))
+            size = checked(read_header(path))
             data = file.read(size)
             header = read_header(data, name=str(path))  # of these very bytes
-            _checked(header)
+            checked(header)
         except FileFormatError as error:
             raise AdapterFormatError(str(error)) from error
     return data, header
-
-
-def _checked(header: GGUFHeader) -> int:
-    """Where an adapter's tensors end. Raises AdapterFormatError for what is not a sound adapter."""
-    for problem in problems(header):
-        raise AdapterFormatError(f"{header.name}: {problem.text}; {problem.fix}")
-    return max(info.offset + info.nbytes for info in header.tensors.values())
 
 
 def _check_finite(header: GGUFHeader, info: TensorInfo) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from alora_gguf._calls import checked
 
-from . import glp
+from . import classifier, glp
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
 from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
@@ -161,6 +161,18 @@ class VectorSummary(FileSummary):
 
 
 @dataclass(frozen=True)
+class ClassifierSummary(FileSummary):
+    """A classifier's head, which tells `labels` apart by states of `n_embd` values, as far as its
+    header says so readably. Its numbers are not looked at.
+    """
+
+    invocation_text: str | None
+    invocation: tuple[int, ...]
+    labels: tuple[str, ...]
+    n_embd: int | None
+
+
+@dataclass(frozen=True)
 class BaseSummary(FileSummary):
     """A base, or any other file that is not an adapter; None is what the file does not say.
 
@@ -200,7 +212,7 @@ def plain(value: Any) -> Any:
 @checked
 def inspect_gguf(
     path: str | os.PathLike[str],
-) -> AdapterSummary | VectorSummary | BaseSummary:
+) -> AdapterSummary | VectorSummary | ClassifierSummary | BaseSummary:
     """Reads a GGUF file's header and says what the file holds.
 
     A malformed adapter or vector is described too, with its `problems`. Raises FileFormatError if
@@ -210,6 +222,8 @@ def inspect_gguf(
     facts = _Facts(path, read_header(path))
     if glp.is_vector(facts.header):
         return _vector(facts)
+    if classifier.is_classifier(facts.header):
+        return _classifier(facts)
     # it says so, or looks like one that fails to
     is_adapter = (
         facts.declared == "adapter"
@@ -306,6 +320,19 @@ def _adapter(facts: _Facts) -> AdapterSummary:
         ranks=tuple(sorted({target.rank for target in targets})),
         targets=targets,
         **facts.common("alora" if INVOCATION in metadata else "lora"),
+    )
+
+
+def _classifier(facts: _Facts) -> ClassifierSummary:
+    header = facts.header
+    facts.problems += [problem.text for problem in classifier.problems(header)]
+    weight = header.tensors.get(classifier.WEIGHT)
+    return ClassifierSummary(
+        invocation_text=facts.text("alora.invocation_text"),
+        invocation=facts.integers(INVOCATION, header.metadata.get(INVOCATION)) or (),
+        labels=classifier.labels_in(header),
+        n_embd=weight.shape[0] if weight is not None and weight.shape else None,
+        **facts.common(classifier.KIND),
     )
 
 

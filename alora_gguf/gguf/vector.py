@@ -10,6 +10,7 @@ from alora_gguf._calls import checked
 from alora_gguf.errors import FileFormatError, MissingFileError
 
 from .adapter import AdapterFile
+from .classifier import ClassifierFile, is_classifier
 from .directions import Directions
 from .glp import HOOKS, OPERATIONS, Hook, Operation, is_vector
 from .header import read_header
@@ -29,12 +30,14 @@ __all__ = [
 
 
 @checked
-def read_adapter(path: str | os.PathLike[str]) -> AdapterFile | VectorFile:
-    """Reads a LoRA, an activated LoRA or a steering vector, whichever the file is. Raises
-    AdapterFormatError, and MissingFileError.
+def read_adapter(path: str | os.PathLike[str]) -> AdapterFile | VectorFile | ClassifierFile:
+    """Reads a LoRA, an activated LoRA, a steering vector or a classifier's head, whichever the file
+    is. Raises AdapterFormatError, and MissingFileError.
     """
     try:
-        vector = is_vector(read_header(path))
+        header = read_header(path)
     except (FileFormatError, MissingFileError):
-        vector = False  # what is wrong with it is told in the words for adapters
-    return VectorFile.read(path) if vector else AdapterFile.read(path)
+        return AdapterFile.read(path)  # what is wrong with it is told in the words for adapters
+    if is_vector(header):
+        return VectorFile.read(path)
+    return ClassifierFile.read(path) if is_classifier(header) else AdapterFile.read(path)

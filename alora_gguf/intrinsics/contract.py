@@ -18,6 +18,7 @@ from alora_gguf._calls import checked
 from alora_gguf.errors import ContractError, InputError, MissingFileError
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.classifier import ClassifierFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.messages import Document, Message
 from alora_gguf.options import ABOUT, FrozenDict, TokenLogprob
@@ -254,7 +255,9 @@ class Contract:
 
 
 @checked
-def load_contract(source: str | os.PathLike[str] | AdapterFile) -> Contract:
+def load_contract(
+    source: str | os.PathLike[str] | AdapterFile | ClassifierFile,
+) -> Contract:
     """The contract of an adapter: of its GGUF or AdapterFile, or an io.yaml or a directory with it.
 
     Raises ContractError if there is none or if it is malformed, FileFormatError for a damaged GGUF.

@@ -43,7 +43,11 @@ class Served:
 
     @property
     def kind(self) -> str:
-        """What it is: "alora", "lora", "vector" or, of several in one, "combination"."""
+        """What it is: "alora", "lora", "vector", "classifier" or, of several in one,
+        "combination".
+        """
+        if isinstance(self.file, ag.ClassifierFile):
+            return "classifier"
         if isinstance(self.file, ag.VectorFile):
             return "vector"
         if isinstance(self.file, ag.Combination):

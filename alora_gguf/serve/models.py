@@ -88,6 +88,8 @@ def about(service: Service, served: Served) -> dict[str, Any]:
     if isinstance(file, ag.VectorFile):
         part = file.parts[0]
         found |= {"operation": part.operation, "hook": part.hook, "layers": list(file.layers)}
+    if isinstance(file, ag.ClassifierFile):
+        found["labels"] = list(file.labels)
     try:
         contract = model.contract(served.loaded)
     except ag.AloraError as error:

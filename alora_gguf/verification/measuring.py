@@ -16,6 +16,7 @@ from alora_gguf._calls import checked
 from alora_gguf.errors import InputError, ModelError, NotFiniteError
 from alora_gguf.gguf.adapter import AdapterFile
 from alora_gguf.gguf.base import BaseFile, vocabulary_sha256
+from alora_gguf.gguf.classifier import ClassifierFile
 from alora_gguf.gguf.header import read_header
 from alora_gguf.gguf.inspection import AdapterSummary, inspect_gguf, type_totals
 from alora_gguf.gguf.parser import TensorInfo
@@ -78,6 +79,11 @@ def verify(
     if hf_base is not None and peft is None:
         raise InputError("hf_base is only used with peft, the adapter's PEFT directory; give both")
     base_file, file = BaseFile.read(base), read_adapter(adapter)
+    if isinstance(file, ClassifierFile):
+        raise InputError(
+            f"{file.path}: is a classifier's head, which changes nothing that could be measured; "
+            "`alora-gguf inspect -m BASE` says whether it fits a base"
+        )
     reference = None
     if peft is not None and isinstance(file, VectorFile):
         raise InputError(

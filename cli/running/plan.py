@@ -38,7 +38,7 @@ class Plan:
 
     base: Path
     adapters: Mapping[str, Path]
-    files: Mapping[str, ag.AdapterFile | ag.VectorFile]
+    files: Mapping[str, ag.AdapterFile | ag.VectorFile | ag.ClassifierFile]
     contracts: Mapping[str, ag.Contract]
     asks: Sequence[ag.IntrinsicCall]
     reply: ag.GenerateOptions | None
@@ -174,7 +174,7 @@ def _with(call: ag.IntrinsicCall, arguments: Mapping[str, str]) -> ag.IntrinsicC
     return replace(call, arguments={**call.arguments, **arguments})
 
 
-def _own(name: str, file: ag.AdapterFile | ag.VectorFile) -> ag.Contract:
+def _own(name: str, file: ag.AdapterFile | ag.VectorFile | ag.ClassifierFile) -> ag.Contract:
     if isinstance(file, ag.VectorFile):
         raise ag.ContractError(
             f"{file.path}: is a steering vector, which is not asked anything; --reply --steer "

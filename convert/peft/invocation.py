@@ -68,6 +68,13 @@ def find_invocation(
     return Invocation(ids, text, tuple(warnings))
 
 
+def given_invocation(given: str | Sequence[int], base: BaseModel) -> Invocation:
+    """The invocation that a caller gives. Raises InputError, and what a tokenizer does."""
+    ids = _ids(given, base) or ()
+    _check_range(ids, base)
+    return Invocation(ids, given if isinstance(given, str) else base.tokenizer.text_of(ids))
+
+
 def _ids(given: str | Sequence[int] | None, base: BaseModel) -> tuple[int, ...] | None:
     """The ids that were given, or those of the text that was."""
     if given is None:
