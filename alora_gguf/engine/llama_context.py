@@ -348,7 +348,7 @@ class Head:
 class Run:
     """Tokens to append to a sequence, and which of them to give logits for: of the last one as a
     row, of all or of the last so many (at least 1) as a matrix. With a `head` the last token has
-    that one's scores in place of logits.
+    that one's scores in place of logits, and only that token has any.
     """
 
     seq: int
@@ -418,6 +418,8 @@ class Request:
         for index, run in enumerate(self.runs):
             begin = self.read[index]
             end = min(len(run.tokens), begin + n)
+            if run.head is not None and begin < len(run.tokens) - 1:
+                end = min(end, len(run.tokens) - 1)  # what reads a state comes by itself
             if end > begin:
                 n -= end - begin
                 yield Piece(self, index, run, begin, end)
@@ -434,13 +436,19 @@ class Piece:
     end: int
     length: int = 0
 
+    @property
+    def scores(self) -> bool:
+        """Whether it is the token whose state a head reads."""
+        return self.run.head is not None and self.end == len(self.run.tokens)
+
 
 class Batch:
     """A llama_batch over arrays that are made once, for up to `size` tokens and `n_outputs` rows of
     logits.
 
     `pieces` is what it holds; `wanted` has, for each row of logits, the token's index in the batch,
-    whose it is, where the row goes, and what makes it of the token's state, if something does.
+    whose it is, where the row goes, and what makes it of the token's state, if something does. All
+    do or none: where llama.cpp shows states it puts out every token of a batch.
     """
 
     def __init__(self, llama: Any, size: int, n_outputs: int | None = None) -> None:
@@ -472,9 +480,9 @@ class Batch:
         return list({id(piece.request): piece.request for piece in self.pieces}.values())
 
     @property
-    def has_heads(self) -> bool:
-        """Whether states are wanted beside logits."""
-        return any(head is not None for *_, head in self.wanted)
+    def scores(self) -> bool:
+        """Whether it is tokens whose states are read."""
+        return bool(self.pieces) and self.pieces[0].scores
 
     def add(self, tokens: Sequence[int], position: int, seq: int) -> int:
         """Appends tokens without logits; returns the index of the first."""
@@ -517,7 +525,11 @@ class Batch:
             yield request, take + more
 
     def _add(self, piece: Piece, cells: CellAllocator) -> bool:
-        """Adds a piece, shortened to the rows of logits that are left; says if any are then."""
+        """Adds a piece, shortened to the rows of logits that are left, if it is of the kind here;
+        says if any rows are left then.
+        """
+        if self.pieces and piece.scores != self.scores:
+            return True
         run, rows = piece.run, self._n_outputs - len(self.wanted)
         first = max(run.first_output, piece.begin)
         piece.end = min(piece.end, first + rows)

@@ -398,7 +398,7 @@ class Scheduler:
             started = time.monotonic()
             try:
                 context.choose_threads()
-                context.show_states(batch.has_heads)
+                context.show_states(batch.scores)
                 status = context.llama.llama_decode(context.ctx, batch.struct())
                 with self._condition:
                     self._current = []

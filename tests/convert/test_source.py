@@ -188,7 +188,7 @@ def test_directories_without_an_adapter(tmp_path: Path) -> None:
     ):
         find_source(tmp_path)
     (tmp_path / "classifier_head.safetensors").touch()
-    with pytest.raises(InputError, match=r"holds a classifier's head .*, and no adapter;.*train"):
+    with pytest.raises(InputError, match=r"holds a classifier's head .* and no adapter;.*--labels"):
         find_source(tmp_path)
     (tmp_path / "classifier_head.safetensors").unlink()
     (tmp_path / "base.gguf").touch()
@@ -213,8 +213,8 @@ def test_a_head_beside_it_is_left_out_and_said(tmp_path: Path) -> None:
     assert case.convert().warnings == ()
     (case.source / "classifier_head.safetensors").touch()
     assert case.convert(overwrite=True).warnings == (
-        "classifier_head.safetensors beside it is left out: a head of Granite Switch's is no "
-        "adapter",
+        "classifier_head.safetensors beside it is left out: it is a classifier of its own, "
+        "converted with --labels",
     )
 
 
