@@ -232,6 +232,11 @@ class Session:
     ) -> _G:
         started = time.perf_counter()
         with self._sequence.lock, self._runtime.bank.using(how.adapter, how.scale) as use:
+            if use.classifier is not None:
+                raise InputError(
+                    f"adapter {use.label} is a classifier, which writes no replies: it is asked, "
+                    "with invoke()"
+                )
             self._begin()
             sequence, vocab = self._sequence, self._engine.vocab
             before = sequence.tokens

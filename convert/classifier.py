@@ -1,4 +1,6 @@
-"""A classifier's head of Granite Switch's, as a GGUF that is asked like an activated LoRA."""
+"""Classifiers' heads: Granite Switch's, which become GGUFs of their own, and those that PEFT trains
+with a LoRA.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,30 @@ from alora_gguf.errors import (
     ContractError,
     FileFormatError,
     InputError,
-    MissingFileError,
 )
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import INVOCATION
-from alora_gguf.gguf.classifier import BIAS, KIND, LABELS, WEIGHT, label_problem
+from alora_gguf.gguf.classifier import KIND
+from alora_gguf.gguf.head import BIAS, LABELS, WEIGHT, label_problem
 from alora_gguf.gguf.parser import ValueType
 from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
 from .base.model import BaseModel
 from .find import open_base
 from .hub.reference import is_reference
-from .metadata import OUTTYPES, Entry
+from .metadata import CONTRACT, OUTTYPES, Entry
+from .peft.config import FILE_NAME
 from .peft.invocation import given_invocation
 from .peft.weights import SafetensorsFile
+from .plan import SCORE
 from .report import ConversionReport
 from .source import HEAD, IO_YAML, MAX_TEXT
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 # What Granite Switch puts in the place of the control token at which a head reads: what opens a
 # turn, in the vocabularies of Granite 4.0 and 4.1, and of 4.2 and others with ChatML.
@@ -45,7 +51,7 @@ def convert_classifier(
     source: str | Path,
     base: str | Path,
     target: Path | None,
-    labels: Sequence[str],
+    labels: tuple[str, ...],
     *,
     name: str | None,
     invocation: str | Sequence[int] | None,
@@ -59,19 +65,17 @@ def convert_classifier(
     written, or is one of the inputs.
     """
     start = time.perf_counter()
-    labels = tuple(labels)
-    if problem := label_problem(labels):
-        raise InputError(f"labels: {problem}")
-    directory = _directory(source)
+    directory = Path(source)
     file, io_yaml = directory / HEAD, _contract_of(directory, contract)
-    text, said = _contract(io_yaml, labels, name or directory.name, wanted=contract is not False)
+    text, said = made_contract(io_yaml, labels, name or directory.name)
+    text = None if contract is False else text
     title = name or said
     out = target or Path(f"{title}.gguf")
     check(out, [file, base])
     model = open_base(base)
     n_embd = (model.shape("token_embd.weight") or (0,))[0]
-    weight, bias, sha256 = _head(file, labels, n_embd, model)
-    _check_apart(labels, model)
+    head, sha256 = _read(file, labels, n_embd, model)
+    check_labels(labels, model)
     tokens, marker = _marker(invocation, model)
     metadata: list[Entry] = [
         ("general.architecture", ValueType.STRING, model.architecture),
@@ -79,21 +83,17 @@ def convert_classifier(
         ("general.name", ValueType.STRING, title),
         ("general.file_type", ValueType.UINT32, OUTTYPES["f32"][1]),
         ("adapter.type", ValueType.STRING, KIND),
-        (LABELS.format(model.architecture), ValueType.ARRAY, labels),
+        labels_entry(labels, model),
         (INVOCATION, ValueType.ARRAY, tokens),
     ]
     for key, value in (
         ("alora.invocation_text", marker),
         ("alora.vocab.sha256", model.vocabulary_sha256),
         ("alora.source.sha256", sha256),
-        ("alora.io_yaml", text),
+        (CONTRACT, text),
     ):
         metadata += [(key, ValueType.STRING, value)] if value is not None else []
-    f32 = OUTTYPES["f32"][0]
-    tensors = [
-        OutTensor(WEIGHT, (n_embd, len(labels)), f32, weight.tobytes),
-        OutTensor(BIAS, (len(labels),), f32, bias.tobytes),
-    ]
+    tensors = head_tensors(*head)
     if dry_run:
         nbytes = measure_gguf(metadata, tensors, progress)
     else:
@@ -120,20 +120,75 @@ def convert_classifier(
     )
 
 
-def _directory(source: str | Path) -> Path:
+def holds_head(source: str | Path) -> bool:
+    """Whether it is a directory here with a classifier's head and no adapter."""
     if is_reference(source):
-        raise InputError(
-            f"{source}: a classifier's head is converted from a directory here; download that with "
-            f"{HEAD}, and its io.yaml"
-        )
+        return False
     directory = Path(source)
-    if not (directory / HEAD).is_file():
-        raise MissingFileError(
-            f"{directory / HEAD}: there is no such file; labels are those of a classifier's head: "
-            "give its directory, or leave them out for an adapter",
-            directory / HEAD,
+    return (directory / HEAD).is_file() and not (directory / FILE_NAME).exists()
+
+
+def check_labels(labels: Sequence[str], model: BaseModel | None = None) -> None:
+    """Raises InputError for labels that are none, and for those that begin with the same token of
+    the base: by that they are told apart.
+    """
+    if problem := label_problem(labels):
+        raise InputError(f"labels: {problem}")
+    if model is None:
+        return
+    seen: dict[int, str] = {}
+    for label in labels:
+        try:
+            first = model.tokenizer.tokenize(label)[0]
+        except (AloraError, IndexError):
+            return  # a vocabulary that is not read here; whoever asks it looks again
+        if first in seen:
+            raise InputError(
+                f"labels: '{seen[first]}' and '{label}' begin with the same token, by which they "
+                f"are to be told apart, in {model.label}; call one of them otherwise"
+            )
+        seen[first] = label
+
+
+def labels_entry(labels: tuple[str, ...], model: BaseModel) -> Entry:
+    """The metadata that says what a head's rows stand for."""
+    return LABELS.format(model.architecture), ValueType.ARRAY, labels
+
+
+def labelled(
+    metadata: Sequence[Entry], labels: tuple[str, ...], model: BaseModel, contract: str | None
+) -> list[Entry]:
+    """An adapter's metadata with what its head's rows stand for, and with another contract."""
+    kept = [entry for entry in metadata if entry[0] != CONTRACT]
+    said: list[Entry] = [] if contract is None else [(CONTRACT, ValueType.STRING, contract)]
+    return [*kept, labels_entry(labels, model), *said]
+
+
+def head_tensors(weight: Floats, bias: Floats) -> list[OutTensor]:
+    """A head [n_labels, n_embd] and its bias [n_labels] as they are stored."""
+    n_labels, n_embd = weight.shape
+    f32 = OUTTYPES["f32"][0]
+    return [
+        OutTensor(WEIGHT, (n_embd, n_labels), f32, weight.tobytes),
+        OutTensor(BIAS, (n_labels,), f32, bias.tobytes),
+    ]
+
+
+def peft_head(
+    weights: SafetensorsFile, labels: tuple[str, ...], model: BaseModel
+) -> list[OutTensor]:
+    """The head that PEFT trained with a LoRA. Raises InputError and FileFormatError."""
+    check_labels(labels, model)
+    import numpy as np
+
+    if SCORE not in weights.tensors:
+        raise FileFormatError(
+            f"{weights.path}: has no '{SCORE}', though {FILE_NAME} says that it classifies "
+            "(task_type SEQ_CLS); save it with PEFT's save_pretrained()"
         )
-    return directory
+    n_embd = (model.shape("token_embd.weight") or (0,))[0]
+    weight = _checked(weights, SCORE, (len(labels), n_embd), model)
+    return head_tensors(weight, np.zeros(len(labels), np.float32))
 
 
 def _contract_of(directory: Path, wanted: str | Path | bool) -> Path | None:
@@ -147,16 +202,14 @@ def _contract_of(directory: Path, wanted: str | Path | bool) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _contract(
-    io_yaml: Path | None, labels: tuple[str, ...], name: str, *, wanted: bool
+def made_contract(
+    io_yaml: Path | None, labels: tuple[str, ...], name: str
 ) -> tuple[str | None, str]:
-    """The contract's text, made where it is only a name as Granite Switch has it, and the name.
-    Raises ContractError for one that asks for other answers.
+    """The text of a classifier's contract, made where there is none or it is only a name, as with
+    Granite Switch; and the name. Raises ContractError for one that asks for other answers.
     """
     from alora_gguf.intrinsics.contract import Contract
 
-    if not wanted:
-        return None, name
     if io_yaml is not None:
         text = read_small(io_yaml, MAX_TEXT)
         said = Contract.parse(text, str(io_yaml))
@@ -182,56 +235,45 @@ def _contract(
     return yaml.safe_dump(made, sort_keys=False, allow_unicode=True), name
 
 
-def _head(
-    file: Path, labels: Sequence[str], n_embd: int, model: BaseModel
-) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-    import numpy as np
-
+def _read(
+    file: Path, labels: tuple[str, ...], n_embd: int, model: BaseModel
+) -> tuple[tuple[Floats, Floats], str]:
     with SafetensorsFile(file) as weights:
         if set(weights.tensors) != {"weight", "bias"}:
             raise FileFormatError(
                 f"{file}: holds {', '.join(sorted(weights.tensors)) or 'nothing'}, expected weight "
                 "and bias, as Granite Switch has a classifier's head"
             )
-        shapes = {name: info.shape for name, info in weights.tensors.items()}
-        for key, expected in (("weight", (len(labels), n_embd)), ("bias", (len(labels),))):
-            if shapes[key] == expected:
-                continue
-            found = f"{file}: {key} has the shape {list(shapes[key])}, expected {list(expected)}"
-            if shapes[key][:1] != expected[:1]:
-                raise InputError(
-                    f"{found}: {len(labels)} labels are given; give them all, in the order in "
-                    "which the head was trained"
-                )
-            raise AdapterMismatchError(
-                f"{found}, for {model.label} computes states of {n_embd} values; use the base it "
-                "was trained on"
-            )
-        weight, bias = (
-            np.ascontiguousarray(weights.read(name), np.float32) for name in ("weight", "bias")
-        )
-        sha256 = weights.sha256()
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise FileFormatError(
-            f"{file}: holds NaN or infinite values; its training has diverged, or it is damaged"
-        )
-    return weight, bias, sha256
+        weight = _checked(weights, "weight", (len(labels), n_embd), model)
+        bias = _checked(weights, "bias", (len(labels),), model)
+        return (weight, bias), weights.sha256()
 
 
-def _check_apart(labels: Sequence[str], model: BaseModel) -> None:
-    """Raises InputError for labels that begin with the same token: by that they are told apart."""
-    seen: dict[int, str] = {}
-    for label in labels:
-        try:
-            first = model.tokenizer.tokenize(label)[0]
-        except (AloraError, IndexError):
-            return  # a vocabulary that is not read here; whoever loads the file looks again
-        if first in seen:
+def _checked(
+    weights: SafetensorsFile, name: str, expected: tuple[int, ...], model: BaseModel
+) -> Floats:
+    """A tensor's values. Raises InputError, AdapterMismatchError, FileFormatError."""
+    import numpy as np
+
+    shape = weights.tensors[name].shape
+    if shape != expected:
+        found = f"{weights.path}: {name} has the shape {list(shape)}, expected {list(expected)}"
+        if shape[:1] != expected[:1]:
             raise InputError(
-                f"labels: '{seen[first]}' and '{label}' begin with the same token, by which they "
-                f"are to be told apart, in {model.label}; call one of them otherwise"
+                f"{found}: {expected[0]} labels are given; give them all, in the order in which "
+                "the head was trained"
             )
-        seen[first] = label
+        raise AdapterMismatchError(
+            f"{found}, for {model.label} computes states of {expected[-1]} values; use the base it "
+            "was trained on"
+        )
+    values = np.ascontiguousarray(weights.read(name), np.float32)
+    if not np.isfinite(values).all():
+        raise FileFormatError(
+            f"{weights.path}: {name} holds NaN or infinite values; its training has diverged, or "
+            "the file is damaged"
+        )
+    return values
 
 
 def _marker(

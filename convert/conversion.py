@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -19,10 +19,18 @@ from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
 from .adapter import open_weights, read_adapter_config
 from .base.match import compare_base
-from .classifier import convert_classifier
+from .classifier import (
+    check_labels,
+    convert_classifier,
+    holds_head,
+    labelled,
+    made_contract,
+    peft_head,
+)
 from .find import find_source, open_base
 from .library import Pick
 from .metadata import OUTTYPES, adapter_metadata
+from .peft.config import PeftConfig
 from .peft.invocation import find_invocation
 from .plan import make_plan
 from .report import ConversionReport
@@ -64,9 +72,9 @@ def convert_adapter(
     name        general.name; by default as the contract or a library's path names the intrinsic,
                 else the directory's
     invocation  an aLoRA's invocation, as text or as token ids, where its configuration lacks it
-    labels      of a classifier's head (Granite Switch's classifier_head.safetensors, which then is
-                what `source` holds), in the order of its rows; `outtype` and `pick` are an
-                adapter's
+    labels      what a classifier's head tells apart, in the order of its rows: of a LoRA that PEFT
+                trained as a sequence classifier, or of Granite Switch's
+                classifier_head.safetensors, which then is what `source` holds
     contract    whether the io.yaml beside the adapter goes into it; or another one, or a directory
                 that has one
     overwrite   whether an existing `out` may be replaced
@@ -83,24 +91,21 @@ def convert_adapter(
         raise InputError(f"outtype is '{outtype}', expected one of {', '.join(OUTTYPES)}")
     if out is not None and not dry_run:  # before anything is fetched
         _check_out(Path(out), overwrite=overwrite)
+    labels = None if labels is None else tuple(labels)
     if labels is not None:
-
-        def check(target: Path, inputs: Sequence[str | Path]) -> None:
-            if not dry_run:
-                _check_out(target, overwrite=overwrite)
-                _check_not_an_input(target, inputs)
-
-        return convert_classifier(
-            source, base, None if out is None else Path(out), labels, name=name,
-            invocation=invocation, contract=contract, overwrite=overwrite, dry_run=dry_run,
-            check=check, progress=progress,
-        )  # fmt: skip
+        check_labels(labels)
+        if holds_head(source):
+            return convert_classifier(
+                source, base, None if out is None else Path(out), labels, name=name,
+                invocation=invocation, contract=contract, overwrite=overwrite, dry_run=dry_run,
+                check=partial(_check_target, overwrite=overwrite, dry_run=dry_run),
+                progress=progress,
+            )  # fmt: skip
     found = _with_contract(find_source(source, pick, base), contract)
     target = Path(out) if out is not None else Path(f"{found.stem}.gguf")
-    if not dry_run:
-        _check_out(target, overwrite=overwrite)
-        _check_not_an_input(target, (found.weights, found.config, base))
+    _check_target(target, (found.weights, found.config, base), overwrite=overwrite, dry_run=dry_run)
     config = read_adapter_config(found.config)
+    _check_labelled(config, labels, invocation)
     opened = cache(lambda: open_base(base))
     with (
         open_weights(config, found.weights, opened) as weights,
@@ -116,12 +121,17 @@ def convert_adapter(
         trigger = find_invocation(config, invocation, model)
         job = Job(config, weights, pairs, outtype, pool)
         tensors = job.tensors()
+        if labels is not None:
+            tensors += peft_head(weights, labels, model)
         if config.tuner != "VERA":  # whose file holds once what all modules share
             _check_growth(tensors, found.weights)
         title, digest = name or found.name, sha256.result()
         metadata = adapter_metadata(
             title, outtype, job.alpha, model, config, trigger, found, digest
         )
+        if labels is not None:
+            text = None if contract is False else made_contract(found.io_yaml, labels, title)[0]
+            metadata = labelled(metadata, labels, model, text)
         if dry_run:
             nbytes = measure_gguf(metadata, tensors, progress)
         else:
@@ -155,7 +165,29 @@ def convert_adapter(
         source_sha256=digest,
         warnings=tuple(filter(None, remarks)),
         contract=found.io_yaml,
+        labels=labels or (),
     )
+
+
+def _check_labelled(config: PeftConfig, labels: Sequence[str] | None, invocation: object) -> None:
+    """Raises InputError where only one of adapter and caller knows of labels, or it has labels and
+    the caller an invocation.
+    """
+    if config.classifies and invocation is not None:
+        raise InputError(
+            f"{config.path}: is of a sequence classifier (task_type SEQ_CLS), a plain LoRA; leave "
+            "the invocation out"
+        )
+    if config.classifies and labels is None:
+        raise InputError(
+            f"{config.path}: is of a sequence classifier (task_type SEQ_CLS); say what the rows of "
+            "its head stand for, in their order (--labels LABEL,LABEL)"
+        )
+    if labels is not None and not config.classifies:
+        raise InputError(
+            f"{config.path}: is of no classifier (task_type SEQ_CLS), but labels are given; leave "
+            "them out"
+        )
 
 
 def _check_growth(tensors: Sequence[OutTensor], weights: Path) -> None:
@@ -188,6 +220,14 @@ def _with_contract(found: Source, wanted: str | Path | bool) -> Source:
             "(--no-contract)"
         ) from error
     return replace(found, io_yaml=path)
+
+
+def _check_target(
+    path: Path, inputs: Sequence[str | Path], *, overwrite: bool, dry_run: bool
+) -> None:
+    if not dry_run:
+        _check_out(path, overwrite=overwrite)
+        _check_not_an_input(path, inputs)
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

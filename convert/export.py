@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from alora_gguf._calls import checked
-from alora_gguf.errors import AdapterMismatchError, ConvertError
+from alora_gguf.errors import AdapterMismatchError, ConvertError, UnsupportedAdapterError
 from alora_gguf.files import check_directory, write_whole_directory
 from alora_gguf.gguf.adapter import AdapterFile
+from alora_gguf.gguf.head import LABELS
 from alora_gguf.gguf.header import read_header
 
 from .adapter import WEIGHTS
 from .find import open_base
 from .peft.config import FILE_NAME, writes_new_experts
+from .plan import SCORE
 from .source import IO_YAML, README
 
 if TYPE_CHECKING:
@@ -108,6 +110,11 @@ class Exported:
                 f"{model.label} is '{model.architecture}'; give the base it was trained on"
             )
         self.kind = "alora" if file.invocation else "lora"
+        if file.classifier and file.classifier.bias.any():
+            raise UnsupportedAdapterError(
+                f"{file.path}: its classifier's head has a bias, which the heads of PEFT's "
+                "sequence classifiers have not"
+            )
         self._found = unstack(file, model)
         self._metadata = read_header(file.data, name=str(file.path)).metadata
 
@@ -115,7 +122,7 @@ class Exported:
         """The files of its directory; returns the size of the weights'. Raises OSError."""
         from .peft.writer import write_safetensors
 
-        nbytes = write_safetensors(folder / WEIGHTS, _tensors(self._found))
+        nbytes = write_safetensors(folder / WEIGHTS, _tensors(self.file, self._found))
         config = _config(self.file, self._found, self._metadata)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / FILE_NAME).write_text(text, encoding="utf-8")
@@ -158,7 +165,8 @@ def _config(
     names = [metadata.get(f"general.base_model.0.{key}") for key in ("organization", "name")]
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if file.classifier else "CAUSAL_LM",
+        "modules_to_save": ["classifier", "score"] if file.classifier else None,
         "base_model_name_or_path": "/".join(str(name) for name in names if name) or None,
         "inference_mode": True,
         "bias": "none",
@@ -183,9 +191,11 @@ def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _tensors(found: Sequence[Factors]) -> dict[str, tuple[str, Any]]:
+def _tensors(file: AdapterFile, found: Sequence[Factors]) -> dict[str, tuple[str, Any]]:
     """The file's tensors by name, each with safetensors' type and its values' bits."""
-    out = {}
+    out: dict[str, tuple[str, Any]] = {}
+    if file.classifier:
+        out[SCORE] = "F32", file.classifier.weight
     for each in found:
         for side, kind, values in zip("AB", each.kinds, (each.a, each.b), strict=True):
             suffix = f"lora_embedding_{side}" if each.embedding else f"lora_{side}.weight"
@@ -196,9 +206,15 @@ def _tensors(found: Sequence[Factors]) -> dict[str, tuple[str, Any]]:
 def _warnings(
     file: AdapterFile, found: Sequence[Factors], metadata: Mapping[str, Any]
 ) -> Iterator[str]:
-    lost = [key for key in metadata if not key.startswith(_KEPT)]
+    kept = (*_KEPT, LABELS.format(file.architecture))
+    lost = [key for key in metadata if not key.startswith(kept)]
     if lost:
         yield f"PEFT's files have no place for {', '.join(sorted(lost))}; left out"
+    if file.labels:
+        yield (
+            f"PEFT's files do not say what labels are ({', '.join(file.labels)}); give them again "
+            "to convert it (--labels)"
+        )
     if file.invocation and any(each.parameter for each in found):
         yield (
             "PEFT refuses an aLoRA on experts' parameters, which this one has; it can be "

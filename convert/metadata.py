@@ -28,6 +28,7 @@ _QUANTIZATION: Final = 2  # of ggml's formats, which GGUF wants where a tensor i
 Q8_0_BLOCK: Final = 32  # values that share a scale
 
 Entry = tuple[str, ValueType, Value]
+CONTRACT: Final = "alora.io_yaml"
 
 # a name on the hub; a path on somebody's disk would tell nobody anything
 _HUB_NAME: Final = re.compile(r"([\w.-]+)/([\w.-]+)")
@@ -72,7 +73,7 @@ def adapter_metadata(
         ("alora.source.path", text, source.path),
         ("alora.source.peft_version", text, config.peft_version),
         ("alora.source.sha256", text, sha256),
-        ("alora.io_yaml", text, _contract(source.io_yaml)),
+        (CONTRACT, text, _contract(source.io_yaml)),
     ]
     return [(key, kind, value) for key, kind, value in entries if value is not None]
 

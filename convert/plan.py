@@ -22,6 +22,10 @@ from .peft.fields import INSTEAD
 from .peft.weights import SafetensorsFile, StoredTensor
 
 _PREFIX: Final = "base_model.model."
+SCORE: Final = "base_model.model.score.weight"
+"""The head of transformers' sequence classifiers, [labels, hidden size], which is no change of a
+weight.
+"""
 _SUFFIXES: Final = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -163,6 +167,8 @@ class _Planner:
         """The factors A and B of each module, as far as they are there."""
         halves: dict[str, dict[str, StoredTensor]] = {}
         for name, info in self.weights.tensors.items():
+            if name == SCORE and self.config.classifies:
+                continue
             suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
             if suffix is None or not name.startswith(_PREFIX):
                 self.refuse_stranger(name, info)

@@ -239,8 +239,8 @@ def no_adapter(where: str, names: Collection[str], skipped: Collection[str] = ()
         )
     if HEAD in names:
         return InputError(
-            f"{where}: holds a classifier's head ({HEAD}) and no adapter; say what its rows stand "
-            "for, in their order (--labels LABEL,LABEL)"
+            f"{where}: holds a classifier's head ({HEAD}) and no adapter; give its directory here, "
+            "and say what its rows stand for, in their order (--labels LABEL,LABEL)"
         )
     unread = f" (not looked into: {listing(skipped)})" if skipped else ""
     return InputError(

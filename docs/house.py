@@ -31,9 +31,9 @@ LIMITS: Final = {
     "import circles": 0,
     "rooms in alora_gguf/": 29,
     "floors": 11,
-    "modules reachable from chat": 73,
+    "modules reachable from chat": 74,
     "files from invoke to llama_decode": 26,
-    "product lines": 59_000,
+    "product lines": 59_200,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

@@ -81,6 +81,10 @@ def _check(file: AdapterFile, model: BaseFile, target: Path, *, overwrite: bool)
             "what stands before it too, which it was trained to find as the base computes it: use "
             "it as an adapter"
         )
+    if file.classifier:
+        raise UnsupportedAdapterError(
+            f"{file.path}: is a classifier, whose head would be lost; use it as an adapter"
+        )
     if len(model.files) > 1:
         raise InputError(
             f"{model.path}: is split into {len(model.files)} files; join them first with "

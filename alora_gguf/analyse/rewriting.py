@@ -43,7 +43,7 @@ def write_changed(
         if key != _ALIGNMENT
     ]
     # in the file's order
-    ordered = [tensors[name] for name in header.tensors]
+    ordered = [tensors.get(name) or _as_it_is(file, i) for name, i in header.tensors.items()]
     return write_gguf(target, metadata, ordered, overwrite=overwrite)
 
 

@@ -18,6 +18,7 @@ from typing import Final
 from alora_gguf.errors import InputError, InvocationNotFoundError
 from alora_gguf.gguf.adapter import AdapterFile, Begins
 from alora_gguf.gguf.classifier import ClassifierFile
+from alora_gguf.gguf.head import Classifier
 from alora_gguf.gguf.vector import VectorFile
 from alora_gguf.options import MAX_SCALE, AdapterLike, FrozenDict, check_adapter
 
@@ -87,11 +88,11 @@ def parts_of(adapter: AdapterLike | None, scale: float, find: Find) -> tuple[Par
                 f"the scale of '{part.name}' comes to {part.scale:g}, expected one in "
                 f"[{-MAX_SCALE}, {MAX_SCALE}]"
             )
-    heads = [part.name for part in found if isinstance(part.file, ClassifierFile)]
+    heads = [part.name for part in found if classifier_of(part) is not None]
     if heads and len(found) > 1:
         raise InputError(
-            f"'{heads[0]}' is a classifier's head, which reads what the base computes; ask it "
-            "by itself"
+            f"'{heads[0]}' is a classifier, whose head was trained on what it reads; ask it by "
+            "itself"
         )
     begun = {part.file.invocation: part for part in found if part.file.begins == "invocation"}
     if len(begun) > 1:
@@ -121,6 +122,11 @@ def _flat(adapter: AdapterLike, scale: float, find: Find) -> Iterator[Part]:
 def has_weights(part: Part) -> bool:
     """Whether it is a LoRA: no steering vector."""
     return isinstance(part.file, AdapterFile)
+
+
+def classifier_of(part: Part) -> Classifier | None:
+    """The head that scores labels, if it has one."""
+    return None if isinstance(part.file, VectorFile) else part.file.classifier
 
 
 def label_of(adapter: AdapterLike) -> str:
@@ -269,14 +275,14 @@ class ActiveAdapter:
     """How tokens are to be computed: by what has a name and a scale, or by the base (`name` None).
 
     `stages` has what computes where those begin that are named by its key; `invocation` is what
-    some of them begin at. `classifier` is the head that scores its labels after it, if it is one.
+    some of them begin at. `classifier` scores labels at the last token, if it has one.
     """
 
     name: AdapterLike | None = None
     stages: Mapping[frozenset[Begins], Stage] = field(default_factory=dict)
     invocation: tuple[int, ...] = ()
     plain_lora: bool = False
-    classifier: ClassifierFile | None = None
+    classifier: Classifier | None = None
 
     @property
     def label(self) -> str:

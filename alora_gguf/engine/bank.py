@@ -35,6 +35,7 @@ from .activation import (
     Loaded,
     Part,
     Stage,
+    classifier_of,
     combined,
     has_weights,
     parts_of,
@@ -169,7 +170,7 @@ class Bank:
             try:
                 # The largest comes first: the next ones fit then, and the context reserves once.
                 for name, file in sorted(weights.items(), key=lambda item: -item[1].rank):
-                    slots[name] = native.adapter_add(ctx, file.data, str(file.path))
+                    slots[name] = native.adapter_add(ctx, file.weights_alone, str(file.path))
                 for name, vector in sorted(vectors.items(), key=lambda item: -len(item[1].parts)):
                     slots[name] = native.vector_add(
                         ctx, vector.parts, vector.n_embd, str(vector.path)
@@ -273,8 +274,8 @@ class Bank:
             used = [*names, *({part.name for part in parts} - names)]
             self._in_use.update(used)
         try:
-            if isinstance(head, ClassifierFile):
-                yield ActiveAdapter(adapter, invocation=head.invocation, classifier=head)
+            if isinstance(head, ClassifierFile):  # the base computes all
+                yield ActiveAdapter(adapter, invocation=head.invocation, classifier=head.classifier)
                 return
             mixtures = stages_of(parts)
             stages = {
@@ -284,7 +285,8 @@ class Bank:
             begun = [part.file for part in parts if part.file.begins == "invocation"]
             plain = len(parts) == 1 and has_weights(parts[0]) and not begun
             invocation = begun[0].invocation if begun else ()
-            yield ActiveAdapter(adapter, stages, invocation, plain)
+            scored = classifier_of(parts[0]) if parts else None
+            yield ActiveAdapter(adapter, stages, invocation, plain, scored)
         finally:
             with engine.condition:
                 self._in_use.subtract(used)

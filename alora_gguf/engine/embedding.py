@@ -132,7 +132,7 @@ class Embedder:
                 slot = self._native.vector_add(self._ctx, file.parts, file.n_embd, str(file.path))
             else:
                 self._native.bank_reserve(self._ctx, len(self._slots) + 1, 1)
-                slot = self._native.adapter_add(self._ctx, file.data, str(file.path))
+                slot = self._native.adapter_add(self._ctx, file.weights_alone, str(file.path))
             self._slots[identity] = slot
         return self._slots[identity]
 

@@ -31,7 +31,7 @@ from alora_gguf.engine.tokens import (
     spans_for,
 )
 from alora_gguf.errors import AdapterMismatchError, CacheFullError, InputError
-from alora_gguf.gguf.classifier import ClassifierFile
+from alora_gguf.gguf.head import Classifier
 from alora_gguf.options import CancelToken, Form, Invocation
 
 from .constraint import compile_grammar
@@ -260,7 +260,7 @@ def plan_invocation(
     """Checks an invocation and works out what it needs. Raises what Session.invoke_many() does."""
     head = None
     if active.classifier is not None:
-        head, invocation = _classifying(active.classifier, invocation, engine.vocab)
+        head, invocation = _classifying(active, active.classifier, invocation, engine.vocab)
     vocab, schema = engine.vocab, invocation.schema
     prompt = _prompt(engine, parent, invocation, active)
     reply = SampledReply(invocation, vocab, started)
@@ -291,33 +291,34 @@ def plan_invocation(
 
 
 def _classifying(
-    file: ClassifierFile, invocation: Invocation, vocab: Vocabulary
+    active: ActiveAdapter, classifier: Classifier, invocation: Invocation, vocab: Vocabulary
 ) -> tuple[Head, Invocation]:
     """What scores a classifier's labels, each by its first token, and what it is asked then: to
     answer with one of them. Raises AdapterMismatchError where two labels begin alike.
     """
-    firsts = [(usual_tokens(label.encode(), vocab) or [-1])[0] for label in file.labels]
-    for i, (label, token) in enumerate(zip(file.labels, firsts, strict=True)):
+    labels = classifier.labels
+    firsts = [(usual_tokens(label.encode(), vocab) or [-1])[0] for label in labels]
+    for i, (label, token) in enumerate(zip(labels, firsts, strict=True)):
         if token < 0:
             raise AdapterMismatchError(
-                f"{file.path}: this base's vocabulary has no tokens for the label {label!r}; "
-                "convert it with other labels (--labels)"
+                f"adapter {active.label}: this base's vocabulary has no tokens for its label "
+                f"{label!r}; convert it with other labels (--labels)"
             )
         if token in firsts[:i]:
             raise AdapterMismatchError(
-                f"{file.path}: the labels '{file.labels[firsts.index(token)]}' and '{label}' begin "
-                f"with the same token, {vocab.show([token])}; convert it with other labels "
-                "(--labels)"
+                f"adapter {active.label}: its labels '{labels[firsts.index(token)]}' and "
+                f"'{label}' begin with the same token, {vocab.show([token])}; convert it with "
+                "other labels (--labels)"
             )
     if invocation.begun or invocation.drafts:
-        raise InputError(f"{file.path}: is a classifier's head, whose answer cannot be begun")
+        raise InputError(f"adapter {active.label} is a classifier, whose answer cannot be begun")
     asked = invocation
     if invocation.schema is None:
         asked = replace(
             invocation,
-            schema={"type": "string", "enum": list(file.labels), "x-alora": {"form": "text"}},
+            schema={"type": "string", "enum": list(labels), "x-alora": {"form": "text"}},
         )
-    return Head(file.weight, file.bias, tuple(firsts)), asked
+    return Head(classifier.weight, classifier.bias, tuple(firsts)), asked
 
 
 def _prompt(
@@ -349,11 +350,11 @@ def _with_invocation(
     """
     wanted = active.invocation
     if active.classifier is not None:
-        ends = len(prompt) > n and tuple(prompt[-len(wanted) :]) == wanted
+        ends = not wanted or (len(prompt) > n and tuple(prompt[-len(wanted) :]) == wanted)
         if not ends and not invocation.append_invocation:
             raise InputError(
-                f"adapter {active.label} is a classifier's head, which is asked at its invocation: "
-                "the prompt has to end with that"
+                f"adapter {active.label} is a classifier, which is asked at its invocation: the "
+                "prompt has to end with that"
             )
         return prompt if ends else [*prompt, *wanted]
     if not wanted or not invocation.append_invocation:

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
@@ -18,8 +19,10 @@ from alora_gguf._calls import checked
 from alora_gguf.errors import AdapterFormatError, AdapterMismatchError, FileFormatError
 from alora_gguf.files import open_file
 
+from . import head
 from .base import BaseFile
 from .decisions import decision_temperatures
+from .head import Classifier
 from .header import GGUFHeader, read_header
 from .parser import ArrayRef, TensorInfo, ValueType
 
@@ -97,7 +100,8 @@ class AdapterFile:
     the file says it reads as, None if it does not say. `rank` is the largest of its pairs; `alpha`
     is 0 if the file has none (then the scale is 1, as in llama.cpp). `io_yaml` is the text of its
     contract (intrinsics/), None if it has none. `temperatures` are those of typed decisions, by
-    question type.
+    question type. `classifier` is the head that was trained with it, which scores labels in place
+    of tokens; None if it has none.
     """
 
     path: Path
@@ -111,6 +115,35 @@ class AdapterFile:
     identity: str
     data: bytes = field(repr=False)
     temperatures: Mapping[str, float] = field(default_factory=dict, repr=False)
+    classifier: Classifier | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What its classifier tells apart."""
+        return self.classifier.labels if self.classifier else ()
+
+    @property
+    def weights_alone(self) -> bytes:
+        """Its data as llama.cpp reads it, which does not know of heads beside weights."""
+        if self.classifier is None:
+            return self.data
+        from .writer import OutTensor, gguf_bytes
+
+        text, number = ValueType.STRING, ValueType.FLOAT32
+        data = memoryview(self.data)
+        return gguf_bytes(
+            [
+                ("general.type", text, "adapter"),
+                ("adapter.type", text, "lora"),
+                ("general.architecture", text, self.architecture),
+                (ALPHA, number, self.alpha),
+            ],
+            [
+                OutTensor(i.name, i.shape, i.type, partial(bytes, data[i.offset :][: i.nbytes]))
+                for pair in self.pairs
+                for i in (pair.a, pair.b)
+            ],
+        )
 
     @property
     def rank(self) -> int:
@@ -146,6 +179,7 @@ class AdapterFile:
             _check_finite(header, pair.a)
             _check_finite(header, pair.b)
         alpha = cast(float, header.metadata.get(ALPHA, 0.0))
+        classifier = Classifier.of(header)
         return cls(
             path=file,
             name=_text(header, "general.name") or file.stem,
@@ -155,9 +189,10 @@ class AdapterFile:
             invocation_text=_text(header, "alora.invocation_text"),
             io_yaml=_text(header, "alora.io_yaml"),
             pairs=pairs,
-            identity=_identity(header, pairs, alpha),
+            identity=_identity(header, pairs, alpha, classifier),
             data=data,
             temperatures=decision_temperatures(header),
+            classifier=classifier,
         )
 
     def check_base(self, base: BaseFile, n_vocab: int) -> None:
@@ -165,6 +200,8 @@ class AdapterFile:
         check_trained_on(self, base, n_vocab)
         for pair in self.pairs:
             self._check_target(pair, base)
+        if self.classifier is not None:
+            check_head(self.classifier, self.path, base)
 
     def _check_target(self, pair: Pair, base: BaseFile) -> None:
         weight = base.tensors.get(pair.target)
@@ -229,6 +266,15 @@ def check_trained_on(file: Trained, base: BaseFile, n_vocab: int) -> None:
                 f"{file.path}: invocation token {token} is outside the vocabulary of "
                 f"{base.path} ({n_vocab} tokens); use the base it was trained on"
             )
+
+
+def check_head(classifier: Classifier, path: Path, base: BaseFile) -> None:
+    """Raises AdapterMismatchError unless a file's head reads states of this base."""
+    if base.n_embd != classifier.n_embd:
+        raise AdapterMismatchError(
+            f"{path}: its head reads states of {classifier.n_embd} values, but {base.path} "
+            f"computes {base.n_embd}; use the base it was trained on"
+        )
 
 
 # What makes an adapter file sound -------------------------------------------------------------
@@ -309,7 +355,9 @@ def invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
 
 
 def _tensor_problems(header: GGUFHeader) -> Iterator[Problem]:
-    for name in header.tensors:
+    if head.has_head(header):
+        yield from map(Problem, head.problems(header))
+    for name in header.tensors.keys() - {head.WEIGHT, head.BIAS}:
         if name.endswith("_norm.weight"):
             yield Problem(
                 f"'{name}' is a trained norm, which llama.cpp ignores",
@@ -380,8 +428,12 @@ def _check_finite(header: GGUFHeader, info: TensorInfo) -> None:
         )
 
 
-def _identity(header: GGUFHeader, pairs: Iterable[Pair], alpha: float) -> str:
-    """sha256 of alpha and, sorted by name, every tensor's name, type, shape and bytes."""
+def _identity(
+    header: GGUFHeader, pairs: Iterable[Pair], alpha: float, classifier: Classifier | None
+) -> str:
+    """sha256 of alpha and, sorted by name, every tensor's name, type, shape and bytes; and of its
+    head.
+    """
     digest = hashlib.sha256(struct.pack("<f", alpha))
     for info in sorted((i for p in pairs for i in (p.a, p.b)), key=lambda i: i.name):
         name = info.name.encode()
@@ -389,6 +441,8 @@ def _identity(header: GGUFHeader, pairs: Iterable[Pair], alpha: float) -> str:
         digest.update(name)
         digest.update(struct.pack(f"<{len(info.shape)}Q", *info.shape))
         digest.update(header.tensor_data(info.name))
+    for part in classifier.parts() if classifier else ():
+        digest.update(part)
     return digest.hexdigest()
 
 

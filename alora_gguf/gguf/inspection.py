@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from alora_gguf._calls import checked
 
-from . import classifier, glp
+from . import classifier, glp, head
 from .adapter import ALPHA, INVOCATION, Pair, pairs_in, problems
 from .header import GGUFHeader, read_header
 from .parser import VALUE_FORMATS, ArrayRef, Scalar, TensorInfo
@@ -129,7 +129,8 @@ class AdapterSummary(FileSummary):
 
     `invocation` is () for a plain LoRA; `invocation_text` is None where the file does not say.
     `alpha` is None if there is none. `targets` and `ranks` leave out tensors that are not pairs;
-    `problems` names those. The weights themselves are not looked at.
+    `problems` names those. `labels` are a classifier's, whose head is in it. The weights themselves
+    are not looked at.
     """
 
     invocation_text: str | None
@@ -137,6 +138,7 @@ class AdapterSummary(FileSummary):
     alpha: float | None
     ranks: tuple[int, ...]
     targets: tuple[Target, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,7 @@ def _adapter(facts: _Facts) -> AdapterSummary:
         alpha=alpha,
         ranks=tuple(sorted({target.rank for target in targets})),
         targets=targets,
+        labels=head.labels_in(facts.header) if head.has_head(facts.header) else (),
         **facts.common("alora" if INVOCATION in metadata else "lora"),
     )
 
@@ -326,11 +329,11 @@ def _adapter(facts: _Facts) -> AdapterSummary:
 def _classifier(facts: _Facts) -> ClassifierSummary:
     header = facts.header
     facts.problems += [problem.text for problem in classifier.problems(header)]
-    weight = header.tensors.get(classifier.WEIGHT)
+    weight = header.tensors.get(head.WEIGHT)
     return ClassifierSummary(
         invocation_text=facts.text("alora.invocation_text"),
         invocation=facts.integers(INVOCATION, header.metadata.get(INVOCATION)) or (),
-        labels=classifier.labels_in(header),
+        labels=head.labels_in(header),
         n_embd=weight.shape[0] if weight is not None and weight.shape else None,
         **facts.common(classifier.KIND),
     )

@@ -32,6 +32,10 @@ _UNKNOWN_TUNER: Final = (
 Check = Callable[[Any], bool]
 T = TypeVar("T")
 
+_CLASSIFIER: Final = "SEQ_CLS"  # task_type
+# modules_to_save: what PEFT saves of every classifier, whatever its head is called, or just that
+_HEADS: Final = (["classifier", "score"], ["score"])
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -42,6 +46,7 @@ class PeftConfig:
     of the kinds of adapter that have one. `tuner` is PEFT's peft_type. `invocation` is None for a
     plain LoRA.
     `parameters` are the target_parameters, such as "mlp.experts.gate_up_proj" or "mlp.gate.weight".
+    It `classifies` where a head on the last state was trained with it (task_type SEQ_CLS).
     `targets`, `layers` (layers_to_transform) and `layers_pattern` are lists of what PEFT adapts; ()
     where the file has none or something else, such as an expression.
     """
@@ -60,6 +65,7 @@ class PeftConfig:
     peft_version: str | None = None
     ties_weights: bool = False
     parameters: tuple[str, ...] = ()
+    classifies: bool = False
     targets: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
@@ -184,6 +190,7 @@ def read_config(path: Path) -> PeftConfig:
         base_model=fields.text("base_model_name_or_path"),
         peft_version=fields.text("peft_version"),
         ties_weights=bool(fields.values.get("ensure_weight_tying")),
+        classifies=fields.classifies,
         parameters=tuple(
             fields.get("target_parameters", (), _all(_is_a(str), list), "a list of parameter names")
         ),
@@ -263,6 +270,12 @@ class _Fields:
         """PEFT's peft_type."""
         return str(self.values.get("peft_type"))
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a plain LoRA with a classifier's head."""
+        is_plain = self.tuner == "LORA" and not self.values.get("alora_invocation_tokens")
+        return is_plain and self.values.get("task_type") == _CLASSIFIER
+
     def text(self, name: str) -> str | None:
         """A field on which nothing depends; None if it is not text."""
         value = self.values.get(name)
@@ -285,13 +298,16 @@ class _Fields:
         if kind not in READ_AS_LORA:
             why = REFUSED_TUNERS.get(kind) if isinstance(kind, str) else None
             self.refuse("peft_type", *(why or _UNKNOWN_TUNER))
-        if self.values.get("task_type") not in (None, "CAUSAL_LM"):
+        if self.values.get("task_type") not in (None, "CAUSAL_LM") and not self.classifies:
             reason = "trains more than a language model computes"
-            self.refuse("task_type", reason, 'only "CAUSAL_LM" can be converted')
+            way_out = f'only "CAUSAL_LM", and "{_CLASSIFIER}" of a plain LoRA, can be converted'
+            self.refuse("task_type", reason, way_out)
         refused = TUNER_REFUSED.get(self.tuner, REFUSED)
         known = TUNER_HONOURED.get(self.tuner, HONOURED) | TUNER_HARMLESS.get(self.tuner, HARMLESS)
         for name, value in self.values.items():
             if not value or (name, value) == ("bias", "none"):
+                continue
+            if name == "modules_to_save" and self.classifies and value in _HEADS:
                 continue
             if name in refused:
                 self.refuse(name, *refused[name])

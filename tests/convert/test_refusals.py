@@ -32,7 +32,12 @@ from tests.support.peft_files import BLOCK, N_EMBD, N_FF, N_VOCAB, PREFIX, RANK,
 CONFIG: list[tuple[str, Any, type[AloraError], str]] = [
     ("peft_type", "IA3", UnsupportedAdapterError, r'peft_type = "IA3" scales what the base'),
     ("peft_type", None, UnsupportedAdapterError, "peft_type = null is not a LoRA"),
-    ("task_type", "SEQ_CLS", UnsupportedAdapterError, 'only "CAUSAL_LM" can be converted'),
+    (
+        "task_type",
+        "SEQ_CLS",
+        UnsupportedAdapterError,
+        'only "CAUSAL_LM", and "SEQ_CLS" of a plain LoRA',
+    ),
     ("use_dora", True, UnsupportedAdapterError, "use_dora = true is DoRA.*train without it"),
     ("lora_bias", True, UnsupportedAdapterError, "lora_bias = true adds biases"),
     ("bias", "all", UnsupportedAdapterError, 'bias = "all" trained the base\'s biases too'),

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alora_gguf.convert import convert_adapter, export_adapter
 
 import alora_gguf as ag
 from alora_gguf import demo
+from alora_gguf.analyse import merge, truncate
 from alora_gguf.engine.llama_context import Head, Run
 from tests.support import inside, tiny_base
 from tests.support.batches import threads_of_batches
+from tests.support.chats import PLAIN
 from tests.support.classifiers import LABELS, convert_head, write_head
-from tests.support.files import EXACT
+from tests.support.files import EXACT, Files
+from tests.support.make_gguf import rewritten
 
 TALK = [
     ag.Message("user", "When does the ferry to Harwich leave?"),
@@ -61,7 +65,9 @@ def probabilities(model: ag.Model, name: str, tokens: list[int]) -> dict[str, fl
     places = tuple(range(len(file.labels)))
     seq = engine.allocate()
     try:
-        (row,) = engine.decode([Run(seq, tokens, head=Head(file.weight, file.bias, places))])
+        (row,) = engine.decode(
+            [Run(seq, tokens, head=Head(file.classifier.weight, file.classifier.bias, places))]
+        )
     finally:
         engine.drop(seq)
     assert row is not None
@@ -193,3 +199,98 @@ def test_loading(model: ag.Model, folder: Path, tmp_path: Path) -> None:
         ag.AdapterFile.read(folder / "safety.gguf")
     with pytest.raises(ag.InputError, match="changes nothing that could be measured"):
         ag.verify(demo.base_path(), folder / "safety.gguf")
+
+
+# A LoRA with a head -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tone(files: Files, tmp_path: Path) -> Path:
+    """The tiny base's LoRA with a random head."""
+    rng = np.random.default_rng(4)
+    return rewritten(
+        files.lora,
+        tmp_path / "tone.gguf",
+        {
+            "llama.classifier.output_labels": ["good", "bad"],
+            "alora.io_yaml": "name: tone\nmodel: ~\nchoices: [good, bad]\nresponse_format: ~\n"
+            "transformations: ~\nparameters: {extra_body: {add_generation_prompt: false}}\n",
+        },
+        {
+            "cls.output.weight": rng.normal(size=(2, tiny_base.N_EMBD)).astype(np.float32),
+            "cls.output.bias": np.zeros(2, np.float32),
+        },
+    )
+
+
+def test_a_lora_with_a_head(files: Files, tone: Path) -> None:
+    with files.model(adapters={"tone": tone, "lora": files.lora, "sure": files.alora}) as model:
+        file = model.adapters["tone"]
+        assert isinstance(file, ag.AdapterFile)
+        assert file.labels == ("good", "bad")
+        assert file.identity != model.adapters["lora"].identity
+        with model.chat(messages=TALK, template=PLAIN) as chat:
+            answer = chat.decide({"tone": ag.IntrinsicCall("tone")}).answers["tone"]
+            assert isinstance(answer, ag.ChoiceAnswer)
+            tokens = list(chat.tokens)
+            together = chat.invoke_many(["tone", "tone"])
+            assert [each.value for each in together] == [answer.choice] * 2
+            with pytest.raises(ag.InputError, match="is a classifier, which writes no replies"):
+                chat.say("x", adapter="tone")
+            with pytest.raises(ag.InputError, match="ask it by itself"):
+                model.combine("x", {"tone": 1, "sure": 1})
+        engine = inside.engine(model)
+        assert file.classifier is not None
+        head = Head(file.classifier.weight, file.classifier.bias, (0, 1))
+        rows = []
+        for name in ("tone", "lora", None):
+            with inside.runtime(model).bank.using(name, 1.0) as use:
+                seq = engine.allocate()
+                if name is not None:
+                    engine.activate(seq, 0, use.slot, use.scale)
+                rows += engine.decode([Run(seq, tokens, head=head)])
+                engine.drop(seq)
+        tone_row, lora_row, base_row = (row[:2] for row in rows if row is not None)
+        # it computes as the LoRA does that it was made of, and not as the base
+        np.testing.assert_allclose(tone_row, lora_row, rtol=1e-5)
+        assert np.abs(tone_row - base_row).max() > 1e-3
+        scores = np.exp(tone_row.astype(np.float64))
+        expected = dict(zip(file.labels, scores / scores.sum(), strict=True))
+        assert answer.probabilities == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_becomes_of_its_file(files: Files, tone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ag.UnsupportedAdapterError, match="whose head would be lost"):
+        merge(files.base, tone, tmp_path / "merged.gguf")
+    cut = truncate(tone, tmp_path / "cut.gguf", rank=2).path
+    file, whole = ag.AdapterFile.read(cut), ag.AdapterFile.read(tone)
+    assert file.classifier is not None
+    assert whole.classifier is not None
+    np.testing.assert_array_equal(file.classifier.weight, whole.classifier.weight)
+    report = export_adapter(tone, files.base, tmp_path / "peft")
+    assert any("(good, bad); give them again" in each for each in report.warnings)
+    assert not any("output_labels" in each for each in report.warnings)
+    labels = ["good", "bad"]
+    again = convert_adapter(
+        tmp_path / "peft", files.base, tmp_path / "again.gguf", labels=labels, outtype="f32"
+    )
+    made = ag.AdapterFile.read(again.out)
+    assert made.identity == whole.identity
+    assert made.io_yaml == whole.io_yaml
+    with pytest.raises(ag.InputError, match=r"\(task_type SEQ_CLS\); say what the rows"):
+        convert_adapter(tmp_path / "peft", files.base, tmp_path / "x.gguf")
+    export_adapter(files.lora, files.base, tmp_path / "plain")
+    with pytest.raises(ag.InputError, match="is of no classifier"):
+        convert_adapter(tmp_path / "plain", files.base, tmp_path / "x.gguf", labels=labels)
+    with pytest.raises(ag.InputError, match="a plain LoRA; leave the invocation out"):
+        convert_adapter(
+            tmp_path / "peft", files.base, tmp_path / "x.gguf", labels=labels, invocation=[5]
+        )
+    with pytest.raises(ag.InputError, match="labels must be a list or None"):
+        convert_adapter(tmp_path / "peft", files.base, tmp_path / "x.gguf", labels="good,bad")
+    (tmp_path / "peft" / "io.yaml").unlink()
+    bare = convert_adapter(tmp_path / "peft", files.base, tmp_path / "bare.gguf", labels=labels)
+    assert ag.load_contract(bare.out).choices == ("good", "bad")
+    summary = ag.inspect_gguf(bare.out)
+    assert isinstance(summary, ag.AdapterSummary)
+    assert (summary.kind, summary.labels, summary.problems) == ("lora", ("good", "bad"), ())

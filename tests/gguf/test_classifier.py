@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import alora_gguf as ag
-from alora_gguf.gguf.classifier import BIAS, LABELS, WEIGHT
+from alora_gguf.gguf.head import BIAS, LABELS, WEIGHT
 from tests.support.make_gguf import make_gguf
 
 KEYS: dict[str, Any] = {

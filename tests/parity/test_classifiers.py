@@ -4,15 +4,21 @@ with others' logits.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from alora_gguf.convert import convert_adapter
 
+import alora_gguf as ag
 from alora_gguf.engine.llama_context import Head, Logits, Run
 from tests.support import inside
 from tests.support.tiny_families import HIDDEN
+from tests.support.tiny_models import tiny_model
 
 from .checks import TOLERANCE
-from .sides import ALORA, Sides, words
+from .sides import ALORA, EXACT, Sides, words
 
 pytestmark = pytest.mark.parity
 
@@ -36,6 +42,11 @@ def theirs(sides: Sides) -> Logits:
     return HEAD.weight @ state + HEAD.bias
 
 
+def _error(row: Logits | None, expected: Logits) -> float:
+    assert row is not None
+    return float(np.abs(row[list(LABELS)] - expected).max() / np.abs(expected).max())
+
+
 def test_scores(sides: Sides) -> None:
     engine, others = inside.engine(sides.model), [*words(5, 1), *sides.invocation(ALORA)]
     seqs = [engine.allocate() for _ in range(2)]
@@ -49,9 +60,7 @@ def test_scores(sides: Sides) -> None:
     scored, beside = rows
     assert scored is not None
     assert beside is not None
-    expected = theirs(sides)
-    error = np.abs(scored[list(LABELS)] - expected).max() / np.abs(expected).max()
-    assert error < TOLERANCE
+    assert _error(scored, theirs(sides)) < TOLERANCE
     assert np.delete(scored, LABELS).max() < -1e8  # nothing else is ever sampled
     # states are no longer asked for, and who shares the batch notices nothing
     np.testing.assert_array_equal(beside, sides.ours(others, ALORA))
@@ -64,7 +73,60 @@ def test_the_token_before_is_clearly_another(sides: Sides) -> None:
         (row,) = engine.decode([Run(seq, TEXT[:-1], head=HEAD)])
     finally:
         engine.drop(seq)
-    assert row is not None
-    expected = theirs(sides)
-    error = np.abs(row[list(LABELS)] - expected).max() / np.abs(expected).max()
-    assert error > 20 * TOLERANCE
+    assert _error(row, theirs(sides)) > 20 * TOLERANCE
+
+
+# PEFT's sequence classifiers: a LoRA with a head -------------------------------------------------
+
+FAMILIES = ("llama", "qwen3", "gemma2", "mistral", "gpt2")
+NAMES = ("good", "bad", "neutral")
+
+
+def trained(family: str, folder: Path) -> tuple[Any, Path]:
+    """A sequence classifier of PEFT's with random weights, and where it is saved."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(1)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model(family).directory, num_labels=len(NAMES), attn_implementation="eager",
+        dtype=torch.float32,
+    )  # fmt: skip
+    base.config.pad_token_id = None
+    config = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules="all-linear")
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.5 if "score" in name else 0.1)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sequence_classifier(family: str, tmp_path: Path) -> None:
+    import torch
+
+    pytest.importorskip("peft")
+    model, folder = trained(family, tmp_path / "peft")
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([TEXT])).logits[0].numpy()
+    base, out = tiny_model(family).gguf, tmp_path / "tone.gguf"
+    report = convert_adapter(folder, base, out, labels=NAMES, outtype="f32")
+    assert (report.kind, report.labels) == ("lora", NAMES)
+    with ag.Model(base, adapters={"tone": out}, options=EXACT) as opened:
+        engine, file = inside.engine(opened), opened.adapters["tone"]
+        assert isinstance(file, ag.AdapterFile)
+        assert file.classifier is not None
+        head = Head(file.classifier.weight, file.classifier.bias, LABELS)
+        rows = []
+        for scale in (1.0, 0.0):
+            seq = engine.allocate()
+            with inside.runtime(opened).bank.using("tone", scale) as use:
+                engine.activate(seq, 0, use.slot, use.scale)
+                rows += engine.decode([Run(seq, TEXT, head=head)])
+            engine.drop(seq)
+    with_lora, without = (_error(row, expected) for row in rows)
+    assert with_lora < TOLERANCE
+    assert without > 20 * TOLERANCE
