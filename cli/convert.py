@@ -154,7 +154,8 @@ def _print(report: ConversionReport, *, without: bool) -> None:
         text = "" if report.invocation_text is None else f"{json.dumps(report.invocation_text)} = "
         rows.insert(1, ("invocation", text + ids))
     held = report.contract
-    told = "none (there is no io.yaml)" if held is None else printable(str(held))
+    none = "made of the labels" if report.labels else "none (there is no io.yaml)"
+    told = none if held is None else printable(str(held))
     told = "none (--no-contract)" if without else told
     rows.append(("contract", told))
     size = f"{report.nbytes / 1e6:.2f} MB {report.outtype} in {report.seconds:.2f} s"

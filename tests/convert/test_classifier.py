@@ -138,3 +138,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "labels        safe, unsafe, neutral" in done.output
     assert ClassifierFile.read(tmp_path / "s.gguf").labels == LABELS
+    (tmp_path / "head" / "io.yaml").unlink()
+    made = CliRunner().invoke(
+        command, [*given, *out, "--labels", "safe, unsafe,neutral", "--force"]
+    )
+    assert "contract      made of the labels" in made.output
