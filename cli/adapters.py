@@ -1,5 +1,5 @@
-"""An adapter's file by what people name: a GGUF, a name in the store, or a PEFT directory, which is
-converted for the base at hand.
+"""Adapters as people name them: what kinds there are, and the file that a GGUF's path, a name in
+the store, or a PEFT directory, which is converted for the base at hand, stands for.
 """
 
 from __future__ import annotations
@@ -7,12 +7,21 @@ from __future__ import annotations
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import click
 from alora_gguf.cli.progress import Progress
 from alora_gguf.cli.render import printable
 
 import alora_gguf as ag
+
+KINDS: Final = {
+    "alora": "aLoRA",
+    "lora": "LoRA",
+    "vector": "vector",
+    "classifier": "classifier",
+    "combination": "combination",
+}
 
 
 def adapter_file(text: str, base: Path) -> Path:

@@ -12,10 +12,10 @@ import click
 import alora_gguf as ag
 from alora_gguf.smollm2 import NAME, PACKAGE
 
+from .adapters import KINDS
 from .bases import own_adapters, packaged
 from .render import aligned, printable, printable_lines, size_text
 
-_KINDS: Final = {"alora": "aLoRA", "lora": "LoRA", "vector": "vector"}
 _HEAD: Final = ("NAME", "KIND", "SIZE", "BASE", "FROM")
 
 
@@ -68,7 +68,7 @@ def _path(store: ag.Store, entry: ag.StoreEntry) -> tuple[str | None, str | None
 
 def kind_of(entry: ag.StoreEntry) -> str:
     """What an entry is: aLoRA, LoRA, vector or base."""
-    return _KINDS.get(entry.about.technology or "", entry.about.kind)
+    return KINDS.get(entry.about.technology or "", entry.about.kind)
 
 
 def table(
@@ -85,5 +85,5 @@ def table(
     for name, path in packages.items():
         rows.append((name, "base", size_text(path.stat().st_size), "-", PACKAGE))
     for name, path in own.items():
-        rows.append((name, _KINDS["alora"], size_text(path.stat().st_size), NAME, "alora-gguf"))
+        rows.append((name, KINDS["alora"], size_text(path.stat().st_size), NAME, "alora-gguf"))
     return aligned(rows, "<<><<")

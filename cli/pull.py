@@ -263,7 +263,7 @@ def _check(model: RemoteModel, path: Path) -> Summary:
     """
     summary = ag.inspect_gguf(path)
     where = f"{model.reference.text}: '{model.names[0]}'"
-    if summary.kind not in ("alora", "lora", "vector", "model"):
+    if summary.kind not in ("alora", "lora", "vector", "classifier", "model"):
         raise ag.InputError(
             f"{where}: is a GGUF of the kind '{summary.kind}', expected a base model, an adapter "
             "or a steering vector; choose another --file"

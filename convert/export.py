@@ -109,7 +109,7 @@ class Exported:
                 f"{file.path}: was made for the architecture '{file.architecture}', but "
                 f"{model.label} is '{model.architecture}'; give the base it was trained on"
             )
-        self.kind = "alora" if file.invocation else "lora"
+        self.kind = file.kind
         if file.classifier and file.classifier.bias.any():
             raise UnsupportedAdapterError(
                 f"{file.path}: its classifier's head has a bias, which the heads of PEFT's "

@@ -51,7 +51,7 @@ def measure(
     found = AdapterWeights(
         path=file.path,
         label=label,
-        kind="alora" if file.invocation else "lora",
+        kind=file.kind,
         architecture=file.architecture,
         rank=file.rank,
         alpha=file.alpha,

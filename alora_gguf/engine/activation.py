@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 from alora_gguf.errors import InputError, InvocationNotFoundError
 from alora_gguf.gguf.adapter import AdapterFile, Begins
@@ -47,6 +47,11 @@ class Combination:
     rank: int = 0
     targets: tuple[str, ...] = field(default=(), repr=False)
     begins: Begins = "reply"
+
+    @property
+    def kind(self) -> Literal["combination"]:
+        """What it is."""
+        return "combination"
 
     @property
     def path(self) -> None:

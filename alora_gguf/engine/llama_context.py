@@ -281,6 +281,11 @@ class LlamaContext:
         """
         self._abandoned.append(seq)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether there is something to collect()."""
+        return bool(self._abandoned)
+
     def collect(self) -> bool:
         """Gives abandoned sequences' activations, cells and ids back; says if there were any."""
         if not self._abandoned:

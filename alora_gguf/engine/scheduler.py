@@ -150,7 +150,8 @@ class AdmissionQueue:
                         raise full()
                     holders = self._cells.holders
                     holds = not waits or me in holders.values()
-                    first = holds or not self._line or self._line[0] is place
+                    ahead = self._ahead_of(place)
+                    first = holds or ahead == 0
                     if first and fits():
                         return
                     seen = self._cells.version
@@ -161,7 +162,7 @@ class AdmissionQueue:
                 with self._condition:
                     if first and (holds or not holders) and seen == self._cells.version:
                         raise full()
-                    self._wait(place, seen, cancel)
+                    self._wait(place, seen, ahead, cancel)
                 if cancel is not None:
                     cancel.check()
         finally:
@@ -170,15 +171,22 @@ class AdmissionQueue:
                     self._line.remove(place)
                     self._condition.notify_all()
 
-    def _wait(self, place: object, seen: int, cancel: CancelToken | None) -> None:
-        """Stands in line until something is given back, or the line has moved."""
+    def _ahead_of(self, place: object) -> int:
+        """How many stand in line before it, or would if it came now."""
+        return self._line.index(place) if place in self._line else len(self._line)
+
+    def _wait(self, place: object, seen: int, ahead: int, cancel: CancelToken | None) -> None:
+        """Stands in line until something is given back since `seen`, or the line has moved since so
+        many stood `ahead`: also before this call, when the caller had let go of the condition.
+        """
         if place not in self._line:
             self._line.append(place)
         if cancel is not None:
             cancel._watch(self._wake)
         try:
-            ahead = self._line.index(place)
-            while seen == self._cells.version and ahead == self._line.index(place):
+            while seen == self._cells.version and ahead == self._ahead_of(place):
+                if ahead == 0 and self._context.abandoned:
+                    return
                 if self._context.closed or (cancel is not None and cancel.cancelled):
                     return
                 self._condition.wait(_GLANCE)

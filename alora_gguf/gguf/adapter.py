@@ -156,6 +156,11 @@ class AdapterFile:
         return tuple(pair.target for pair in self.pairs)
 
     @property
+    def kind(self) -> Literal["alora", "lora"]:
+        """What it is."""
+        return "alora" if self.invocation else "lora"
+
+    @property
     def begins(self) -> Begins:
         """Where it is on from: an activated LoRA at its invocation, a plain one at the start."""
         return "invocation" if self.invocation else "start"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from alora_gguf._calls import checked
 
@@ -25,7 +25,7 @@ from .base import BaseFile
 from .head import Classifier
 from .header import GGUFHeader
 
-KIND: Final = "classifier"  # adapter.type
+KIND: Final[Literal["classifier"]] = "classifier"  # adapter.type
 
 
 @checked
@@ -50,6 +50,11 @@ class ClassifierFile:
     temperatures: Mapping[str, float] = field(default_factory=dict, repr=False)
     rank: int = 0
     targets: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Literal["classifier"]:
+        """What it is."""
+        return KIND
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from alora_gguf._calls import checked
 from alora_gguf.errors import (
@@ -95,6 +95,11 @@ class VectorFile:
     io_yaml: str | None = field(default=None, repr=False)
     temperatures: Mapping[str, float] = field(default_factory=dict, repr=False)
     from_start: bool = False
+
+    @property
+    def kind(self) -> Literal["vector"]:
+        """What it is."""
+        return "vector"
 
     @property
     def rank(self) -> int:

@@ -46,13 +46,7 @@ class Served:
         """What it is: "alora", "lora", "vector", "classifier" or, of several in one,
         "combination".
         """
-        if isinstance(self.file, ag.ClassifierFile):
-            return "classifier"
-        if isinstance(self.file, ag.VectorFile):
-            return "vector"
-        if isinstance(self.file, ag.Combination):
-            return "combination"
-        return "alora" if self.file.invocation else "lora"
+        return self.file.kind
 
     @property
     def file_name(self) -> str:

@@ -88,7 +88,7 @@ def about(service: Service, served: Served) -> dict[str, Any]:
     if isinstance(file, ag.VectorFile):
         part = file.parts[0]
         found |= {"operation": part.operation, "hook": part.hook, "layers": list(file.layers)}
-    if isinstance(file, ag.ClassifierFile):
+    elif not isinstance(file, ag.Combination) and file.labels:
         found["labels"] = list(file.labels)
     try:
         contract = model.contract(served.loaded)

@@ -221,7 +221,7 @@ def _adapter_facts(file: AdapterFile | VectorFile) -> AdapterFacts:
     return AdapterFacts(
         path=file.path,
         name=file.name,
-        kind="alora" if file.invocation else "lora",
+        kind=file.kind,
         nbytes=summary.nbytes,
         rank=file.rank,
         alpha=file.alpha,

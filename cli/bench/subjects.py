@@ -93,7 +93,7 @@ def choose(
         while name in [each["name"] for each in given]:
             n += 1
             name = f"{own} ({n})"
-        kind, n_invocation = "alora" if file.invocation else "lora", len(file.invocation)
+        kind, n_invocation = file.kind, len(file.invocation)
         each = {"name": name, "path": str(file.path), "kind": kind, "rank": file.rank}
         given.append({**each, "n_invocation": n_invocation})
     aloras = [each for each in given if each["kind"] == "alora"]

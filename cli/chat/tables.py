@@ -9,6 +9,7 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
+from alora_gguf.cli.adapters import KINDS
 from alora_gguf.cli.calls import usage
 from alora_gguf.cli.render import duration, plural, printable, shortened, visible
 
@@ -126,9 +127,7 @@ def adapters(model: ag.Model, width: int) -> Shown:
 
 def kind_of(file: ag.Loaded) -> str:
     """What an adapter is, in a word."""
-    if is_vector(file):
-        return "vector"
-    return "aLoRA" if file.invocation else "LoRA"
+    return KINDS[file.kind]
 
 
 def documents(given: Sequence[ag.Document]) -> Shown:

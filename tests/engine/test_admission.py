@@ -175,3 +175,58 @@ def test_a_thread_that_holds_something_goes_before_the_line() -> None:
     house.context.drop(held)
     waiting.join(FOREVER)
     assert not waiting.is_alive()
+
+
+def admitted(house: House, seq: int, n: int) -> threading.Thread:
+    """A thread that wants `n` cells for `seq`."""
+    thread = threading.Thread(target=house.admit, args=(seq, n), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_who_is_next_while_it_looks_at_the_line_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look at the line and its sleep it lets go of the condition: who left the line
+    then does not wake it any more.
+    """
+    house = House()
+    elsewhere = house.context.sequence(50)
+    house.cells.promise(elsewhere, 0, holder=ELSEWHERE)
+    token = ag.CancelToken()
+
+    def give_up() -> None:
+        with pytest.raises(ag.CancelledError):
+            house.admit(house.context.sequence(0), 80, token)
+
+    ahead = threading.Thread(target=give_up)
+    ahead.start()
+    house.wait_until_in_line(1)
+    wait = AdmissionQueue._wait
+
+    def late(self: AdmissionQueue, *where: Any) -> None:
+        if not token.cancelled:
+            # as if it had not had the condition until now
+            state = house.context.condition._release_save()  # type: ignore[attr-defined]
+            token.cancel()
+            ahead.join(FOREVER)
+            house.context.condition._acquire_restore(state)  # type: ignore[attr-defined]
+        wait(self, *where)
+
+    monkeypatch.setattr(AdmissionQueue, "_wait", late)
+    behind = admitted(house, house.context.sequence(0), 10)  # for which there has always been room
+    behind.join(FOREVER)
+    assert not behind.is_alive()
+    assert house.cells.free() == 40
+
+
+def test_what_nobody_gave_back_is_collected_while_others_wait() -> None:
+    """Garbage collection may abandon a sequence at any moment, and tells nobody."""
+    house = House()
+    lost = house.context.sequence(70)
+    elsewhere = house.context.sequence(0)
+    house.cells.promise(elsewhere, 0, holder=ELSEWHERE)
+    waiting = admitted(house, house.context.sequence(0), 60)
+    house.wait_until_in_line(1)
+    house.context.abandon(lost)
+    waiting.join(FOREVER)
+    assert not waiting.is_alive()
+    assert house.context.dropped == [lost]

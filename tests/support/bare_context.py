@@ -19,6 +19,7 @@ class BareContext:
     ctx: int = 1
     condition: threading.Condition = field(default_factory=threading.Condition)
     dropped: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
 
     def sequence(self, n: int) -> int:
         """A new sequence of so many cells."""
@@ -33,5 +34,17 @@ class BareContext:
             self.cells.release(seq)
             self.condition.notify_all()
 
+    def abandon(self, seq: int) -> None:
+        """As garbage collection does: nobody is told."""
+        self.left.append(seq)
+
+    @property
+    def abandoned(self) -> bool:
+        return bool(self.left)
+
     def collect(self) -> bool:
-        return False
+        left = self.left.copy()
+        self.left.clear()
+        for seq in left:
+            self.drop(seq)
+        return bool(left)
