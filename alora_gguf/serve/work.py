@@ -139,7 +139,7 @@ class Desk:
         TooLongError where it is full of this job's alone.
         """
         while True:
-            others = self._others()
+            others, ended = self._others(), self._ended
             try:
                 work()
                 return
@@ -148,7 +148,7 @@ class Desk:
                     raise
                 if others == self._others() == (0, self._begun):
                     raise TooLongError(str(error)) from error
-            self._wait_for_others(job)
+            self._wait_for_others(job, ended)
             job.cancel.check()
 
     def _others(self) -> tuple[int, int]:
@@ -156,12 +156,11 @@ class Desk:
         with self._lock:
             return self._running - len(self._stuck) - 1, self._begun
 
-    def _wait_for_others(self, job: Job) -> None:
-        """Until a job has ended. If all found the cache full, they take turns."""
+    def _wait_for_others(self, job: Job, ended: int) -> None:
+        """Until more than `ended` jobs have. If all found the cache full, they take turns."""
         with self._lock:
             self._stuck.append(job)
             self._changed.notify_all()
-            ended = self._ended
             while not (
                 job.cancel.cancelled
                 or ended != self._ended
