@@ -67,7 +67,7 @@ def convert_classifier(
     start = time.perf_counter()
     directory = Path(source)
     file, io_yaml = directory / HEAD, _contract_of(directory, contract)
-    text, said = made_contract(io_yaml, labels, name or directory.name)
+    text, said = made_contract(io_yaml, labels, name or directory.name, is_asked=True)
     text = None if contract is False else text
     title = name or said
     out = target or Path(f"{title}.gguf")
@@ -203,10 +203,11 @@ def _contract_of(directory: Path, wanted: str | Path | bool) -> Path | None:
 
 
 def made_contract(
-    io_yaml: Path | None, labels: tuple[str, ...], name: str
+    io_yaml: Path | None, labels: tuple[str, ...], name: str, *, is_asked: bool = False
 ) -> tuple[str | None, str]:
     """The text of a classifier's contract, made where there is none or it is only a name, as with
-    Granite Switch; and the name. Raises ContractError for one that asks for other answers.
+    Granite Switch; and the name. Raises ContractError for one that asks for other answers, or, of a
+    head that `is_asked` at the beginning of a turn, elsewhere.
     """
     from alora_gguf.intrinsics.contract import Contract
 
@@ -219,6 +220,11 @@ def made_contract(
                 raise ContractError(
                     f"{io_yaml}: choices are {list(said.choices)}, expected the labels, "
                     f"{list(labels)}; correct it, or convert without it (--no-contract)"
+                )
+            if is_asked and said.parameter("add_generation_prompt") is not False:
+                raise ContractError(
+                    f"{io_yaml}: has a generation prompt, before which its head reads; add "
+                    "extra_body: {add_generation_prompt: false} to parameters"
                 )
             return text.decode(), name
     import yaml

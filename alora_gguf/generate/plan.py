@@ -349,18 +349,19 @@ def _with_invocation(
     would follow that of a classifier, which is asked at the last token.
     """
     wanted = active.invocation
+    if not wanted:
+        return prompt
+    start = max(0, n - len(wanted) + 1)
+    at = find_last(prompt[start:], wanted)
     if active.classifier is not None:
-        ends = not wanted or (len(prompt) > n and tuple(prompt[-len(wanted) :]) == wanted)
-        if not ends and not invocation.append_invocation:
+        ends = at is not None and start + at + len(wanted) == len(prompt)
+        if not ends and (at is not None or not invocation.append_invocation):
             raise InputError(
                 f"adapter {active.label} is a classifier, which is asked at its invocation: the "
-                "prompt has to end with that"
+                "prompt has to end with that (in a contract's parameters, extra_body: "
+                "{add_generation_prompt: false})"
             )
-        return prompt if ends else [*prompt, *wanted]
-    if not wanted or not invocation.append_invocation:
-        return prompt
-    tail = prompt[max(0, n - len(wanted) + 1) :]
-    return prompt if find_last(tail, wanted) is not None else [*prompt, *wanted]
+    return [*prompt, *wanted] if at is None and invocation.append_invocation else prompt
 
 
 def _reusable(engine: Engine, plan: InvocationPlan, parent: Parent) -> int:

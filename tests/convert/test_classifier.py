@@ -59,12 +59,16 @@ def test_what_can_be_chosen(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "name: mine\nmodel: ~\nchoices: [safe, unsafe, neutral]\nresponse_format: ~\n"
-        "transformations: ~\ninstruction: Is it safe?\n",
+        "transformations: ~\nparameters: {extra_body: {add_generation_prompt: false}}\n",
         encoding="utf-8",
     )
     convert_head(tmp_path / "head", out, contract=own, overwrite=True)
     assert ClassifierFile.read(out).io_yaml == own.read_text(encoding="utf-8")
-    own.write_text(own.read_text(encoding="utf-8").replace("unsafe, neutral", "neutral"))
+    text = own.read_text(encoding="utf-8")
+    own.write_text(text.replace(": false", ": true"), encoding="utf-8")
+    with pytest.raises(AloraError, match=r"own\.yaml: has a generation prompt, before which"):
+        convert_head(tmp_path / "head", out, contract=own, overwrite=True)
+    own.write_text(text.replace("unsafe, neutral", "neutral"), encoding="utf-8")
     with pytest.raises(AloraError, match=r"own\.yaml: choices are \['safe', 'neutral'\], expected"):
         convert_head(tmp_path / "head", out, contract=own, overwrite=True)
 

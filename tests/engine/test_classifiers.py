@@ -144,6 +144,9 @@ def test_a_session_is_asked_without_a_contract(model: ag.Model) -> None:
         assert np.exp(more.logprobs[0].logprob) == pytest.approx(expected[more.text], abs=1e-4)
         with pytest.raises(ag.InputError, match="the prompt has to end with that"):
             session.invoke(ag.Invocation("safety", append_invocation=False))
+        marker = [*model.adapters["safety"].invocation]
+        with pytest.raises(ag.InputError, match="the prompt has to end with that"):
+            session.invoke("safety", [*marker, 300])
         with pytest.raises(ag.InputError, match="whose answer cannot be begun"):
             session.invoke(ag.Invocation("safety", begun=[5]))
 
