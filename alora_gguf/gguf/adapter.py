@@ -362,7 +362,9 @@ def invocation_problems(header: GGUFHeader) -> Iterator[Problem]:
 def _tensor_problems(header: GGUFHeader) -> Iterator[Problem]:
     if head.has_head(header):
         yield from map(Problem, head.problems(header))
-    for name in header.tensors.keys() - {head.WEIGHT, head.BIAS}:
+    for name in header.tensors:
+        if name in (head.WEIGHT, head.BIAS):
+            continue
         if name.endswith("_norm.weight"):
             yield Problem(
                 f"'{name}' is a trained norm, which llama.cpp ignores",

@@ -115,5 +115,6 @@ def problems(header: GGUFHeader) -> Iterator[Problem]:
         yield Problem(f"{INVOCATION} is missing: the token at which its head reads")
     yield from invocation_problems(header)
     yield from map(Problem, head.problems(header))
-    for name in header.tensors.keys() - {head.WEIGHT, head.BIAS}:
-        yield Problem(f"tensor '{name}' is no part of a classifier's head")
+    for name in header.tensors:
+        if name not in (head.WEIGHT, head.BIAS):
+            yield Problem(f"tensor '{name}' is no part of a classifier's head")
