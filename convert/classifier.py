@@ -20,8 +20,7 @@ from alora_gguf.errors import (
 )
 from alora_gguf.files import read_small
 from alora_gguf.gguf.adapter import INVOCATION
-from alora_gguf.gguf.classifier import KIND
-from alora_gguf.gguf.head import BIAS, LABELS, WEIGHT, label_problem
+from alora_gguf.gguf.head import BIAS, KIND, LABELS, WEIGHT, label_problem
 from alora_gguf.gguf.parser import ValueType
 from alora_gguf.gguf.writer import OutTensor, measure_gguf, write_gguf
 
@@ -73,8 +72,7 @@ def convert_classifier(
     out = target or Path(f"{title}.gguf")
     check(out, [file, base])
     model = open_base(base)
-    n_embd = (model.shape("token_embd.weight") or (0,))[0]
-    head, sha256 = _read(file, labels, n_embd, model)
+    head, sha256 = _read(file, labels, model)
     check_labels(labels, model)
     tokens, marker = _marker(invocation, model)
     metadata: list[Entry] = [
@@ -136,12 +134,12 @@ def check_labels(labels: Sequence[str], model: BaseModel | None = None) -> None:
         raise InputError(f"labels: {problem}")
     if model is None:
         return
+    try:
+        firsts = [tokens[0] for tokens in model.tokenizer.tokenize_all(labels)]
+    except (AloraError, IndexError):
+        return  # a vocabulary that is not read here; whoever asks it looks again
     seen: dict[int, str] = {}
-    for label in labels:
-        try:
-            first = model.tokenizer.tokenize(label)[0]
-        except (AloraError, IndexError):
-            return  # a vocabulary that is not read here; whoever asks it looks again
+    for label, first in zip(labels, firsts, strict=True):
         if first in seen:
             raise InputError(
                 f"labels: '{seen[first]}' and '{label}' begin with the same token, by which they "
@@ -186,8 +184,7 @@ def peft_head(
             f"{weights.path}: has no '{SCORE}', though {FILE_NAME} says that it classifies "
             "(task_type SEQ_CLS); save it with PEFT's save_pretrained()"
         )
-    n_embd = (model.shape("token_embd.weight") or (0,))[0]
-    weight = _checked(weights, SCORE, (len(labels), n_embd), model)
+    weight = _checked(weights, SCORE, (len(labels), _n_embd(model)), model)
     return head_tensors(weight, np.zeros(len(labels), np.float32))
 
 
@@ -242,7 +239,7 @@ def made_contract(
 
 
 def _read(
-    file: Path, labels: tuple[str, ...], n_embd: int, model: BaseModel
+    file: Path, labels: tuple[str, ...], model: BaseModel
 ) -> tuple[tuple[Floats, Floats], str]:
     with SafetensorsFile(file) as weights:
         if set(weights.tensors) != {"weight", "bias"}:
@@ -250,9 +247,13 @@ def _read(
                 f"{file}: holds {', '.join(sorted(weights.tensors)) or 'nothing'}, expected weight "
                 "and bias, as Granite Switch has a classifier's head"
             )
-        weight = _checked(weights, "weight", (len(labels), n_embd), model)
+        weight = _checked(weights, "weight", (len(labels), _n_embd(model)), model)
         bias = _checked(weights, "bias", (len(labels),), model)
         return (weight, bias), weights.sha256()
+
+
+def _n_embd(model: BaseModel) -> int:
+    return (model.shape("token_embd.weight") or (0,))[0]
 
 
 def _checked(
@@ -289,11 +290,10 @@ def _marker(
     if given is not None:
         found = given_invocation(given, model)
         return found.tokens, found.text
-    for text in MARKERS:
-        with suppress(AloraError):
-            tokens = tuple(model.tokenizer.tokenize(text))
+    with suppress(AloraError):
+        for text, tokens in zip(MARKERS, model.tokenizer.tokenize_all(MARKERS), strict=True):
             if len(tokens) == 1:
-                return tokens, text
+                return tuple(tokens), text
     raise InputError(
         f"{model.label}: has none of the tokens at which Granite Switch's heads read "
         f"({json.dumps(MARKERS)[1:-1]}); say after which text this one was trained to "

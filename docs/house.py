@@ -33,7 +33,7 @@ LIMITS: Final = {
     "floors": 11,
     "modules reachable from chat": 74,
     "files from invoke to llama_decode": 26,
-    "product lines": 59_200,
+    "product lines": 59_250,
     "public names that say they are not": 0,
 }
 # contracts that are not kept yet

@@ -271,6 +271,11 @@ class Bank:
                     f"'{parts[0].name}' is a classifier's head, which neither reads a conversation "
                     "nor replies: it is asked, with invoke()"
                 )
+            if isinstance(head, ClassifierFile) and parts[0].scale != 1:
+                raise InputError(
+                    f"'{parts[0].name}' is a classifier's head, which has no scale: found "
+                    f"{parts[0].scale:g}, expected 1; leave it out"
+                )
             used = [*names, *({part.name for part in parts} - names)]
             self._in_use.update(used)
         try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from alora_gguf._calls import allowed, check_interrupts, pending
+from alora_gguf._calls import allowed, check_interrupts, pending, uninterrupted
 from alora_gguf.errors import AloraError, CancelledError, ModelError
 from alora_gguf.gguf.base import BaseFile
 from alora_gguf.options import (
@@ -281,6 +281,7 @@ def context_params(llama: Any, model: int, options: ContextOptions, tuning: Tuni
     return params
 
 
+@uninterrupted
 class BareVocabulary:
     """A base's vocabulary, without its weights; `vocab` is usable until close(). `rewinds` says
     whether the model's memory can be cut at any token.

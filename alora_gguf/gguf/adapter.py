@@ -313,7 +313,7 @@ def _kind_problems(header: GGUFHeader) -> Iterator[Problem]:
             "name it where replies are steered (--steer, /steer, adapter=)",
         )
         return
-    if header.metadata.get("adapter.type") == "classifier":
+    if header.metadata.get("adapter.type") == head.KIND:
         yield Problem(
             "is a classifier's head, expected an adapter with weights",
             "it is asked like an intrinsic (invoke, --intrinsic)",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from alora_gguf._calls import checked
 
@@ -24,8 +24,6 @@ from .adapter import (
 from .base import BaseFile
 from .head import Classifier
 from .header import GGUFHeader
-
-KIND: Final[Literal["classifier"]] = "classifier"  # adapter.type
 
 
 @checked
@@ -54,7 +52,7 @@ class ClassifierFile:
     @property
     def kind(self) -> Literal["classifier"]:
         """What it is."""
-        return KIND
+        return head.KIND
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -106,7 +104,7 @@ class ClassifierFile:
 
 def is_classifier(header: GGUFHeader) -> bool:
     """Whether a header says that its file is a classifier's head."""
-    return header.metadata.get("adapter.type") == KIND
+    return header.metadata.get("adapter.type") == head.KIND
 
 
 def problems(header: GGUFHeader) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from alora_gguf.errors import AdapterFormatError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+KIND: Final[Literal["classifier"]] = "classifier"
+"""The adapter.type of a file with nothing else."""
 WEIGHT: Final = "cls.output.weight"
 BIAS: Final = "cls.output.bias"
 LABELS: Final = "{}.classifier.output_labels"
@@ -82,7 +84,7 @@ def labels_in(header: GGUFHeader) -> tuple[str, ...]:
 def label_problem(labels: Sequence[Any]) -> str | None:
     """Why these cannot be a classifier's labels, if they cannot."""
     if not 2 <= len(labels) <= MAX_LABELS:
-        return f"has {len(labels)} labels, expected 2 to {MAX_LABELS}"
+        return f"has {len(labels)} label{'s' * (len(labels) != 1)}, expected 2 to {MAX_LABELS}"
     if odd := [each for each in labels if not isinstance(each, str) or not each.strip()]:
         return f"has the label {odd[0]!r}, expected a word"
     if len(set(labels)) < len(labels):

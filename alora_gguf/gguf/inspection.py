@@ -335,7 +335,7 @@ def _classifier(facts: _Facts) -> ClassifierSummary:
         invocation=facts.integers(INVOCATION, header.metadata.get(INVOCATION)) or (),
         labels=head.labels_in(header),
         n_embd=weight.shape[0] if weight is not None and weight.shape else None,
-        **facts.common(classifier.KIND),
+        **facts.common(head.KIND),
     )
 
 

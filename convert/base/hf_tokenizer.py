@@ -28,7 +28,7 @@ class HFTokenizer(Tokenizer):
     def __init__(self, directory: Path) -> None:
         self.path = directory / _NAME
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
         """As Tokenizer, by the library `tokenizers`."""
         if not self.path.is_file():
             raise ConvertError(
@@ -51,7 +51,7 @@ class HFTokenizer(Tokenizer):
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
 
     @property
     def n_listed(self) -> int | None:

@@ -49,8 +49,14 @@ class Tokenizer(ABC):
     space_prefix: bool
 
     @abstractmethod
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, in which special tokens are written out; nothing is added.
+        The vocabulary is read once.
+        """
+
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, in which special tokens are written out; nothing is added."""
+        """Those of one text."""
+        return self.tokenize_all([text])[0]
 
     @abstractmethod
     def find(self, tokens: Sequence[int]) -> list[Token] | None:
@@ -130,9 +136,10 @@ class GGUFTokenizer(Tokenizer):
         if isinstance(tokens, ArrayRef) and tokens.type is ValueType.STRING:
             self._count = tokens.count
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
         """As Tokenizer; llama.cpp reads the vocabulary from a temporary file."""
-        self._check_usable(text)
+        for text in texts:
+            self._check_usable(text)
         import tempfile
 
         from alora_gguf.engine.loading import BareVocabulary
@@ -149,7 +156,10 @@ class GGUFTokenizer(Tokenizer):
                 log = str(error).partition("cannot load this model")[2]
                 raise self._unusable(f"cannot be read by llama.cpp{log}") from error
         try:
-            return vocabulary.vocab.tokenize(text, add_special=False, parse_special=True)
+            return [
+                vocabulary.vocab.tokenize(text, add_special=False, parse_special=True)
+                for text in texts
+            ]
         finally:
             vocabulary.close()
 

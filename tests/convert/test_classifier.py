@@ -76,7 +76,7 @@ def test_what_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"labels": ["safe"]}, r"labels: has 1 labels, expected 2 to 64"),
+        ({"labels": ["safe"]}, r"labels: has 1 label, expected 2 to 64"),
         ({"labels": ["safe", "unsafe", "safe"]}, r"labels: has the label 'safe' twice"),
         ({"labels": ["safe", " ", "x"]}, r"labels: has the label ' ', expected a word"),
         ({"labels": ["a", "b"]}, r"weight has the shape \[3, 256\], expected \[2, 256\]: 2 labels"),

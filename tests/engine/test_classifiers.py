@@ -144,6 +144,8 @@ def test_a_session_is_asked_without_a_contract(model: ag.Model) -> None:
         assert np.exp(more.logprobs[0].logprob) == pytest.approx(expected[more.text], abs=1e-4)
         with pytest.raises(ag.InputError, match="the prompt has to end with that"):
             session.invoke(ag.Invocation("safety", append_invocation=False))
+        with pytest.raises(ag.InputError, match=r"has no scale: found 0\.5, expected 1"):
+            session.invoke(ag.Invocation("safety", scale=0.5))
         marker = [*model.adapters["safety"].invocation]
         with pytest.raises(ag.InputError, match="the prompt has to end with that"):
             session.invoke("safety", [*marker, 300])

@@ -24,6 +24,10 @@ from tests.support.files import Files
 PROMPT = [(3 * i) % 200 for i in range(40)]
 
 
+# a vocabulary alone, as `convert` reads it
+BARE = "engine.loading.BareVocabulary(pathlib.Path(sys.argv[1]), 'base')"
+
+
 class HandledError(Exception):
     """Raised by the test's own handler."""
 
@@ -204,11 +208,12 @@ def test_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         hangs()
 
 
+@pytest.mark.parametrize("load", ["Model(sys.argv[1], n_ctx=256)", BARE])
 @pytest.mark.parametrize(("handler", "said"), [("raises", "ended"), ("returns", "loaded")])
-def test_loading_ends(files: Files, handler: str, said: str) -> None:
+def test_loading_ends(files: Files, load: str, handler: str, said: str) -> None:
     """Without a traceback from inside a callback of llama.cpp's; not where the handler returns."""
     program = (
-        "import signal, sys, alora_gguf\n"
+        "import pathlib, signal, sys, alora_gguf, alora_gguf.engine.loading\n"
         "from alora_gguf.engine import native\n"
         "if sys.argv[2] == 'returns': signal.signal(signal.SIGINT, lambda *_: None)\n"
         "log, sent = native.Log.write, []\n"
@@ -218,7 +223,8 @@ def test_loading_ends(files: Files, handler: str, said: str) -> None:
         "    log(*given)\n"
         "native.Log.write = write\n"
         "try:\n"
-        "    with alora_gguf.Model(sys.argv[1], n_ctx=256): print('loaded')\n"
+        f"    alora_gguf.{load}\n"
+        "    print('loaded')\n"
         "except KeyboardInterrupt: print('ended')\n"
     )
     done = subprocess.run(

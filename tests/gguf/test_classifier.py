@@ -47,7 +47,7 @@ def test_a_sound_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "tensors", "said"),
     [
-        ({LABELS.format("llama"): ["safe"]}, {}, "has 1 labels, expected 2 to 64"),
+        ({LABELS.format("llama"): ["safe"]}, {}, "has 1 label, expected 2 to 64"),
         ({LABELS.format("llama"): None}, {}, "has 0 labels"),
         ({LABELS.format("llama"): "safe"}, {}, "has 0 labels"),
         ({LABELS.format("llama"): ["safe", "safe"]}, {}, "has the label 'safe' twice"),
